@@ -1,0 +1,26 @@
+"""Blocks: sequence mixers, channel mixers, and the algorithms they share.
+
+Mixers are re-exported by class name and loaded when first used:
+
+    >>> from archloop.blocks import GQA
+    >>> GQA.Config(head_dim=64).build(d_model=256)  # doctest: +SKIP
+"""
+
+from typing import Any
+
+from archloop import registry
+
+
+def __getattr__(name: str) -> Any:
+    for kind in ("mixers", "channel_mixers"):
+        for plugin in registry.names(kind):
+            if plugin.replace("_", "") == name.lower():
+                return registry.get(kind, plugin)
+    raise AttributeError(f"module 'archloop.blocks' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    kinds = ("mixers", "channel_mixers")
+    return sorted(
+        registry.get(kind, name).__name__ for kind in kinds for name in registry.names(kind)
+    )

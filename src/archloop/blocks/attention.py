@@ -1,0 +1,137 @@
+"""Softmax attention with grouped queries, QK-norm and RoPE: what `gqa` and `swa` share.
+
+Projections, their costs and the KV features live here; a subclass says which keys a query may see.
+
+Shape suffixes: B batch, T new tokens, S keys, D model width, N query heads, M KV heads,
+G = N/M queries per KV head, H head width.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import Gene, MixerConfig, SequenceMixer
+from archloop.blocks.linear import Linear
+from archloop.blocks.norms import RMSNorm
+from archloop.blocks.rope import rotate
+
+
+class AttentionConfig(MixerConfig):
+    """Heads follow from the width: ``num_heads = d_model / head_dim`` unless given."""
+
+    head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=2, multiple_of=2)
+    queries_per_kv: Annotated[int, Gene((1, 2, 4, 8), scale="ratio")] = Field(2, ge=1)
+    num_heads: int | None = Field(None, ge=1)
+    qk_norm: bool = True
+    norm_eps: float = Field(1e-5, gt=0)
+    rope_theta: float | None = Field(1e6, gt=1)
+    scale: float | None = Field(None, gt=0)
+    """Factor on q.k; default head_dim^-1/2."""
+
+    def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        if self.num_heads is None and d_model % self.head_dim:
+            raise ValueError(
+                f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
+            )
+        num_heads = self.num_heads or d_model // self.head_dim
+        if num_heads % self.queries_per_kv:
+            allowed = [q for q in range(1, num_heads + 1) if num_heads % q == 0]
+            raise ValueError(
+                f"queries_per_kv={self.queries_per_kv} does not divide num_heads={num_heads}; "
+                f"allowed: {allowed}"
+            )
+        num_kv_heads = num_heads // self.queries_per_kv
+        return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": self.head_dim}
+
+    def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        q, kv = self._widths(d_model)
+        norms = (1 if consumer else 2) * self.head_dim if self.qk_norm else 0
+        return 2 * d_model * q + (0 if consumer else 2 * d_model * kv) + norms
+
+    def _widths(self, d_model: int) -> tuple[int, int]:
+        sizes = self.sizes(d_model)
+        return sizes["num_heads"] * self.head_dim, sizes["num_kv_heads"] * self.head_dim
+
+    def _flops(self, d_model: int, num_tokens: int, num_pairs: int, consumer: bool) -> int:
+        """Projections of `num_tokens` and `num_pairs` query-key pairs."""
+        q, kv = self._widths(d_model)
+        return num_tokens * 2 * d_model * (2 * q + (0 if consumer else 2 * kv)) + 4 * num_pairs * q
+
+
+class Attention(SequenceMixer):
+    """Projections and features of attention. A consumer has queries and output only."""
+
+    shareable = True
+    packs = True
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        d_model: int,
+        block_index: int,
+        num_blocks: int,
+        consumer: bool,
+    ) -> None:
+        super().__init__()
+        sizes = config.sizes(d_model)
+        self.num_heads, self.num_kv_heads = sizes["num_heads"], sizes["num_kv_heads"]
+        self.head_dim = config.head_dim
+        self.rope_theta = config.rope_theta
+        self.scale = config.scale or config.head_dim**-0.5
+        num_out = self.num_heads + (0 if consumer else 2 * self.num_kv_heads)
+        self.qkv_proj = Linear(d_model, num_out * self.head_dim)
+        self.out_proj = Linear(self.num_heads * self.head_dim, d_model)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module | None = None
+        if not consumer:
+            make_norm = config.qk_norm
+            self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if make_norm else nn.Identity()
+
+    def queries(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
+        """Queries after norm and RoPE, (B, N, T, H)."""
+        width = self.num_heads * self.head_dim
+        q_BNTH = self._heads(F.linear(x_BTD, self.qkv_proj.weight[:width]))
+        q_BNTH = self.q_norm(q_BNTH)
+        return q_BNTH if self.rope_theta is None else rotate(q_BNTH, positions_BT, self.rope_theta)
+
+    def keys_values(self, x_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys after norm and RoPE, and values, each (B, M, T, H)."""
+        assert self.k_norm is not None, "a consumer has no keys of its own"
+        width = self.num_heads * self.head_dim
+        kv = F.linear(x_BTD, self.qkv_proj.weight[width:])
+        k_BMTH, v_BMTH = (self._heads(part) for part in kv.chunk(2, -1))
+        k_BMTH = self.k_norm(k_BMTH)
+        if self.rope_theta is not None:
+            k_BMTH = rotate(k_BMTH, positions_BT, self.rope_theta)
+        return k_BMTH, v_BMTH
+
+    def attend(self, q_BNTH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask: Tensor | None) -> Tensor:
+        """Output of each query; `mask` (B or 1, 1, T, S) is True where allowed, None for causal."""
+        batch, _, time, _ = q_BNTH.shape
+        y_BNTH = F.scaled_dot_product_attention(
+            q_BNTH,
+            k_BMSH,
+            v_BMSH,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )
+        return self.out_proj(y_BNTH.transpose(1, 2).reshape(batch, time, -1))
+
+    def attend_step(
+        self, q_BN1H: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask_BS: Tensor
+    ) -> Tensor:
+        """As `attend` for one token: the queries of a group read their KV head once."""
+        batch = q_BN1H.shape[0]
+        q_BMGH = q_BN1H.view(batch, self.num_kv_heads, -1, self.head_dim)
+        y_BMGH = F.scaled_dot_product_attention(
+            q_BMGH, k_BMSH, v_BMSH, attn_mask=mask_BS[:, None, None], scale=self.scale
+        )
+        return self.out_proj(y_BMGH.reshape(batch, -1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

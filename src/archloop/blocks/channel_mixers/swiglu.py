@@ -1,0 +1,52 @@
+"""SwiGLU feed-forward (arXiv 2002.05202): ``W_down(silu(W_gate x) * W_up x)``."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
+from archloop.blocks.linear import Linear
+
+WIDTH_MULTIPLE = 8
+"""Hidden widths are multiples of this, which vector units like and every LFM2 size already is."""
+
+
+class SwiGLU(ChannelMixer):
+    """Gated feed-forward; 3 d d_ff parameters. Gate and up projection are one matrix."""
+
+    class Config(ChannelConfig):
+        """The hidden width is `expansion` times the model width, rounded to a multiple of 8."""
+
+        expansion: Annotated[float, Gene((2.0, 2.5, 3.0, 3.5, 4.0), scale="ratio")] = Field(
+            4.0, gt=0, le=64
+        )
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            return {"d_ff": hidden_width(self.expansion, d_model)}
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            return 3 * d_model * hidden_width(self.expansion, d_model)
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            return num_tokens * 6 * d_model * hidden_width(self.expansion, d_model)
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__()
+        d_ff = hidden_width(config.expansion, d_model)
+        self.gate_up_proj = Linear(d_model, 2 * d_ff)
+        self.down_proj = Linear(d_ff, d_model)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:  # noqa: D102
+        gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, -1)
+        return self.down_proj(F.silu(gate_BTF) * up_BTF)
+
+
+def hidden_width(expansion: float, d_model: int) -> int:
+    """``expansion * d_model`` to the nearest positive multiple of 8."""
+    return max(1, round(expansion * d_model / WIDTH_MULTIPLE)) * WIDTH_MULTIPLE

@@ -1,0 +1,101 @@
+"""Grouped-query attention over the whole context, with QK-norm and RoPE.
+
+GQA: arXiv 2305.13245; QK-norm: arXiv 2302.05442. A token's KV slot is its position, so every slot
+up to a query's own position is filled and nothing else needs to be remembered.
+
+Shape suffixes: as in `blocks.attention`.
+"""
+
+import torch
+from torch import Tensor
+
+from archloop.blocks.attention import Attention, AttentionConfig
+from archloop.blocks.base import Features, Span, State
+
+
+class GQA(Attention):
+    """Full attention; the state is the KV cache, 2 M H values per token."""
+
+    is_global = True
+
+    class Config(AttentionConfig):
+        """As `AttentionConfig`."""
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            return 2 * self._widths(d_model)[1] * context * dtype.itemsize
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            pairs = num_tokens * context + num_tokens * (num_tokens + 1) // 2
+            return self._flops(d_model, num_tokens, pairs, consumer)
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like = self.out_proj.weight
+        shape = (batch_size, self.num_kv_heads, max_context, self.head_dim)
+        k, v = (
+            torch.zeros(shape, dtype=dtype or like.dtype, device=device or like.device)
+            for _ in range(2)
+        )
+        return State(max_context, k=k, v=v)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        k_BMTH, v_BMTH = self.keys_values(x_BTD, span.positions_BT)
+        if state is None:
+            return {"k": k_BMTH, "v": v_BMTH}
+        for name, new_BMTH in (("k", k_BMTH), ("v", v_BMTH)):
+            _write(state[name], new_BMTH, span)
+        return _filled(state, x_BTD.shape[1], x_BTD.dtype)
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        q_BNTH = self.queries(x_BTD, span.positions_BT)
+        k_BMSH, v_BMSH = shared["k"], shared["v"]
+        time, num_keys = x_BTD.shape[1], k_BMSH.shape[2]
+        mask = None
+        if span.segments_BT is not None:
+            same = span.segments_BT[:, :, None] == span.segments_BT[:, None, :]
+            mask = same.tril()[:, None]
+        elif num_keys != time:
+            # As many keys as new tokens means an empty state, where plain causal order holds.
+            slots_S = torch.arange(num_keys, device=x_BTD.device)
+            mask = (slots_S <= span.positions_BT[..., None])[:, None]
+        return self.attend(q_BNTH, k_BMSH, v_BMSH, mask)
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        k_BM1H, v_BM1H = self.keys_values(x_BD[:, None], positions_B[:, None])
+        rows_B = torch.arange(x_BD.shape[0], device=x_BD.device)
+        state["k"][rows_B, :, positions_B] = k_BM1H[:, :, 0].to(state["k"].dtype)
+        state["v"][rows_B, :, positions_B] = v_BM1H[:, :, 0].to(state["v"].dtype)
+        return _filled(state, 1, x_BD.dtype)
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
+        slots_S = torch.arange(shared["k"].shape[2], device=x_BD.device)
+        mask_BS = slots_S <= positions_B[:, None]
+        return self.attend_step(q_BN1H, shared["k"], shared["v"], mask_BS)
+
+
+def _filled(state: State, num_new: int, dtype: torch.dtype) -> Features:
+    """The part of the cache that may hold tokens, as a view where the dtypes agree."""
+    reach = state.reach(num_new)
+    return {name: state[name][:, :, :reach].to(dtype) for name in ("k", "v")}
+
+
+def _write(cache_BMCH: Tensor, new_BMTH: Tensor, span: Span) -> None:
+    """Put each token into the slot of its position; padding leaves its slot as it was."""
+    new_BTMH = new_BMTH.transpose(1, 2).to(cache_BMCH.dtype)
+    rows_B1 = torch.arange(cache_BMCH.shape[0], device=cache_BMCH.device)[:, None]
+    slots_BT = span.positions_BT
+    valid_BT = span.valid_BT
+    if valid_BT is not None:
+        # Padding may point past the end: wrapped, its slot is still no real token's of this call.
+        slots_BT = slots_BT % cache_BMCH.shape[2]
+        old_BTMH = cache_BMCH[rows_B1, :, slots_BT]
+        new_BTMH = torch.where(valid_BT[..., None, None], new_BTMH, old_BTMH)
+    cache_BMCH[rows_B1, :, slots_BT] = new_BTMH

@@ -1,0 +1,92 @@
+"""Gated short convolution, the cheap mixer of LFM2 (arXiv 2511.23404, section 2.2).
+
+``(b, c, u) = W_in x``; ``y = W_out(c * conv_K(b * u))`` with a depthwise causal convolution and no
+activation. The state holds the last K-1 gated inputs ``b * u``.
+
+Shape suffixes: B batch, T time, D model width, K kernel, L = K-1.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
+
+
+class ShortConv(SequenceMixer):
+    """Gated short convolution; 4 d^2 + K d parameters, (K-1) d values of state."""
+
+    packs = True
+
+    class Config(MixerConfig):
+        """LFM2 uses kernel 3, LFM3 kernel 7."""
+
+        kernel: Annotated[int, Gene((3, 5, 7))] = Field(3, ge=1, le=64)
+        bias: bool = False
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            return {"kernel": self.kernel}
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            return 4 * d_model**2 + self.kernel * d_model + (5 * d_model if self.bias else 0)
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            return (self.kernel - 1) * d_model * dtype.itemsize
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            return num_tokens * (8 * d_model**2 + 2 * self.kernel * d_model + 2 * d_model)
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__()
+        self.kernel = config.kernel
+        self.in_proj = Linear(d_model, 3 * d_model, config.bias)
+        self.conv = nn.Parameter(torch.empty(d_model, config.kernel))
+        self.conv_bias = nn.Parameter(torch.zeros(d_model)) if config.bias else None
+        self.out_proj = Linear(d_model, d_model, config.bias)
+        nn.init.uniform_(self.conv, -(config.kernel**-0.5), config.kernel**-0.5)
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like = self.conv
+        past_BLD = torch.zeros(
+            batch_size,
+            self.kernel - 1,
+            like.shape[0],
+            dtype=dtype or like.dtype,
+            device=device or like.device,
+        )
+        return State(max_context, conv=past_BLD)
+
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+        b_BTD, c_BTD, u_BTD = self.in_proj(x_BTD).chunk(3, -1)
+        z_BTD = b_BTD * u_BTD
+        past_BLD = None if state is None else state["conv"]
+        y_BTD = causal_conv(z_BTD, self.conv, past_BLD, span.segments_BT)
+        if past_BLD is not None:
+            advance_past(past_BLD, z_BTD, span.lengths_B)
+        return self._out(c_BTD, y_BTD)
+
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+        b_BD, c_BD, u_BD = self.in_proj(x_BD).chunk(3, -1)
+        z_BD = b_BD * u_BD
+        y_BD = causal_conv_step(z_BD, self.conv, state["conv"])
+        advance_past(state["conv"], z_BD[:, None])
+        return self._out(c_BD, y_BD)
+
+    def _out(self, c: Tensor, y: Tensor) -> Tensor:
+        if self.conv_bias is not None:
+            y = y + self.conv_bias
+        return self.out_proj(c * y)

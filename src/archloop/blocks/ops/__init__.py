@@ -1,0 +1,1 @@
+"""Algorithms that mixers share, each a plain reference beside its fast form."""

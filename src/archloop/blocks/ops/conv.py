@@ -1,0 +1,57 @@
+"""Causal depthwise convolution over time: a window of K inputs, of which K-1 are state.
+
+Shape suffixes: B batch, T time, D channels, K kernel, L = K-1 past inputs.
+"""
+
+import torch
+from torch import Tensor
+
+
+def causal_conv(
+    x_BTD: Tensor,
+    weight_DK: Tensor,
+    past_BLD: Tensor | None = None,
+    segments_BT: Tensor | None = None,
+) -> Tensor:
+    """``y_t = sum_j weight[:, K-1-j] * x_{t-j}`` with zeros, or `past_BLD`, before the start.
+
+    Inputs of another packed sequence count as zeros. Written as K shifted products, which on a
+    CPU beats a grouped convolution at the kernel sizes that blocks use.
+    """
+    kernel = weight_DK.shape[1]
+    time = x_BTD.shape[1]
+    padded_BSD = prepend_past(x_BTD, past_BLD, kernel - 1)
+    y_BTD = x_BTD * weight_DK[:, -1]
+    for back in range(1, kernel):
+        start = kernel - 1 - back
+        term_BTD = padded_BSD[:, start : start + time] * weight_DK[:, kernel - 1 - back]
+        if segments_BT is not None:
+            same_BT = torch.zeros_like(segments_BT, dtype=torch.bool)
+            same_BT[:, back:] = segments_BT[:, back:] == segments_BT[:, : max(time - back, 0)]
+            term_BTD = term_BTD * same_BT[..., None]
+        y_BTD = y_BTD + term_BTD
+    return y_BTD
+
+
+def causal_conv_step(x_BD: Tensor, weight_DK: Tensor, past_BLD: Tensor) -> Tensor:
+    """One token of `causal_conv`; does not touch `past_BLD`."""
+    window_BKD = torch.cat([past_BLD.to(x_BD.dtype), x_BD[:, None]], 1)
+    return (window_BKD * weight_DK.T).sum(1)
+
+
+def prepend_past(x_BTD: Tensor, past_BLD: Tensor | None, num_past: int) -> Tensor:
+    """The inputs with the `num_past` inputs before them (zeros without a state)."""
+    if past_BLD is None:
+        past_BLD = x_BTD.new_zeros(x_BTD.shape[0], num_past, x_BTD.shape[2])
+    return torch.cat([past_BLD.to(x_BTD.dtype), x_BTD], 1)
+
+
+def advance_past(past_BLD: Tensor, x_BTD: Tensor, lengths_B: Tensor | None = None) -> None:
+    """Move the window of past inputs, in place, to after each row's last real token."""
+    num_past = past_BLD.shape[1]
+    window_BSD = torch.cat([past_BLD, x_BTD.to(past_BLD.dtype)], 1)
+    if lengths_B is None:
+        past_BLD.copy_(window_BSD[:, window_BSD.shape[1] - num_past :])
+        return
+    at_BL = lengths_B[:, None] + torch.arange(num_past, device=x_BTD.device)
+    past_BLD.copy_(window_BSD.gather(1, at_BL[..., None].expand(-1, -1, x_BTD.shape[2])))

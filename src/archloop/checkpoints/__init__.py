@@ -1,0 +1,1 @@
+"""Hugging Face checkpoint layouts, in and out."""

@@ -1,0 +1,1 @@
+"""Evaluations: the runner, and one file per task in tasks/."""

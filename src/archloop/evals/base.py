@@ -1,0 +1,92 @@
+"""What an evaluation is: a task makes examples, a model predicts, the task scores each example.
+
+A task is one file in `evals/tasks/`. Its examples are token ids below its own `vocab_size`, with
+targets only where an answer is asked, so that any decoder can train on it and be scored by it.
+
+Shape suffixes: N examples, T time.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+IGNORE = -100
+"""Target value where no answer is asked; PyTorch's cross-entropy skips it."""
+
+Split = Literal["train", "test"]
+
+
+class Examples(NamedTuple):
+    """Token ids and, at each position, the token that should be predicted there or `IGNORE`."""
+
+    ids_NT: NDArray[np.int64]
+    targets_NT: NDArray[np.int64]
+
+
+class Score(BaseModel):
+    """A task's result: a mean over examples, with what is needed to judge it.
+
+    Attributes:
+        value: the score, larger is better unless `lower_is_better`.
+        standard_error: of the value, over examples.
+        chance: what guessing scores.
+        perfect: what the best possible model scores.
+        num_examples: examples scored.
+        category: such as text, recall, memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    standard_error: float
+    chance: float
+    perfect: float
+    num_examples: int
+    category: str
+
+    @property
+    def normalized(self) -> float:
+        """0 at chance, 1 at perfect, larger is better for every task."""
+        return (self.value - self.chance) / (self.perfect - self.chance)
+
+    @property
+    def signal(self) -> float:
+        """Distance above chance in standard errors."""
+        better = self.normalized * abs(self.perfect - self.chance)
+        return better / self.standard_error if self.standard_error > 0 else np.inf * np.sign(better)
+
+
+class Task(ABC):
+    """A family of examples with right answers.
+
+    Attributes:
+        name: the plug-in's name, set by the registry.
+        category: what it tests.
+    """
+
+    name: ClassVar[str] = ""
+    category: ClassVar[str] = ""
+    Config: ClassVar[Any]
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Token ids run from 0 to this, exclusive."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """Score of guessing."""
+
+    @abstractmethod
+    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
+        """Examples of a split, a pure function of the arguments; train and test do not overlap."""
+
+    @abstractmethod
+    def score(
+        self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Score of each example from the predicted token at every position, (N,)."""

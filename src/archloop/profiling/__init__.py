@@ -1,0 +1,1 @@
+"""Measuring on devices: protocol, statistics."""

@@ -1,0 +1,76 @@
+"""What a measurement is: figures with intervals, and the identity without which none compares.
+
+Measured values have these types and no others; formulas (`stack.cost`) never produce them.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(_Record):
+    """An estimate with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Identity(_Record):
+    """What must be equal for two measurements to be compared."""
+
+    device: str
+    runtime: str
+    runtime_version: str
+    quant: str
+    precision: str
+    threads: int
+    contexts: tuple[int, ...]
+
+
+class Figures(_Record):
+    """Gross values at one context, batch 1: estimates over fresh processes.
+
+    Attributes:
+        context: prompt tokens, and the depth at which decode steps are timed.
+        ttft_ms: from the request to the first sampled token.
+        prefill_tok_per_s: context over prefill time.
+        decode_p50_ms: median decode step.
+        decode_p95_ms: 95th percentile.
+        peak_memory_bytes: VmHWM of the process that ran it.
+        baseline_memory_bytes: the same engine, loaded with nothing.
+    """
+
+    context: int
+    ttft_ms: Interval
+    prefill_tok_per_s: Interval
+    decode_p50_ms: Interval
+    decode_p95_ms: Interval
+    peak_memory_bytes: Interval
+    baseline_memory_bytes: Interval
+
+
+class Profile(_Record):
+    """All that was measured of one spec on one device.
+
+    Attributes:
+        figures: by context, ascending.
+        latency: request latency (TTFT + 256 decode steps) over the reference's, geometric mean
+            over contexts; None without a reference.
+        memory: peak less baseline over the reference's, largest over contexts; None likewise.
+        ratios: per-context ratios to the reference by figure name, `{"1024": {"ttft_ms": ...}}`.
+        flags: readings that make one doubt a figure (load, clock, temperature), plain words.
+        num_processes: fresh processes behind each estimate.
+        seconds: wall time that measuring took.
+    """
+
+    identity: Identity
+    figures: tuple[Figures, ...]
+    latency: Interval | None = None
+    memory: Interval | None = None
+    ratios: dict[str, dict[str, Interval]] = {}
+    flags: tuple[str, ...] = ()
+    num_processes: int
+    seconds: float

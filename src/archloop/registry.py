@@ -1,0 +1,139 @@
+"""Plug-ins, found by file name and imported only when asked for.
+
+A plug-in is one Python file in the folder of its kind; the file's name is the plug-in's name and
+the file defines exactly one concrete subclass of the kind's base. Besides the files shipped here,
+plug-ins come from entry points (group ``archloop.<kind>``) and from folders given to `add_folder`.
+
+    >>> from archloop import registry
+    >>> "short_conv" in registry.names("mixers")
+    True
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """Where the plug-ins of one kind live and what they must subclass."""
+
+    package: str
+    base: str
+
+
+KINDS = {
+    "mixers": Kind("archloop.blocks.mixers", "archloop.blocks.base:SequenceMixer"),
+    "channel_mixers": Kind("archloop.blocks.channel_mixers", "archloop.blocks.base:ChannelMixer"),
+    "runtimes": Kind("archloop.runtimes", "archloop.runtimes.base:Runtime"),
+    "devices": Kind("archloop.devices", "archloop.devices.base:Device"),
+    "tasks": Kind("archloop.evals.tasks", "archloop.evals.base:Task"),
+    "strategies": Kind("archloop.search.strategies", "archloop.search.base:Strategy"),
+}
+
+_folders: dict[Path, None] = {}
+
+
+def names(kind: str) -> list[str]:
+    """Sorted names of the plug-ins of a kind, without importing any of them."""
+    return sorted(_locations(kind))
+
+
+def get(kind: str, name: str) -> Any:
+    """The class that plug-in `name` of `kind` defines.
+
+    Raises:
+        ValueError: the kind or name is unknown (near matches are named), or its file does not
+            define exactly one subclass of the kind's base.
+    """
+    locations = _locations(kind)
+    if name not in locations:
+        raise ValueError(f"unknown {kind} {name!r}; {suggest(name, sorted(locations))}")
+    return _load(kind, name, locations[name])
+
+
+def suggest(wrong: str, known: list[str]) -> str:
+    """A did-you-mean clause for an error message."""
+    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "known: " + ", ".join(known)
+
+
+def add_folder(folder: Path) -> None:
+    """Also look for plug-ins in ``folder/<kind>/<name>.py``.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise ValueError(f"plugins folder {folder} does not exist")
+    _folders[folder] = None
+
+
+def _kind(kind: str) -> Kind:
+    if kind not in KINDS:
+        raise ValueError(f"unknown plug-in kind {kind!r}; {suggest(kind, sorted(KINDS))}")
+    return KINDS[kind]
+
+
+def _locations(kind: str) -> dict[str, str | Path]:
+    """Plug-in name -> "module:attribute-less module path" or file; nothing is imported."""
+    package = _kind(kind).package
+    found: dict[str, str | Path] = {}
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, package
+    for module in pkgutil.iter_modules(spec.submodule_search_locations):
+        if module.name != "base" and not module.name.startswith("_") and not module.ispkg:
+            found[module.name] = f"{package}.{module.name}"
+    for point in metadata.entry_points(group=f"archloop.{kind}"):
+        found[point.name] = point.module
+    for folder in _folders:
+        for file in sorted((folder / kind).glob("[!_]*.py")):
+            found[file.stem] = file
+    return found
+
+
+@cache
+def _load(kind: str, name: str, location: str | Path) -> Any:
+    module = _import_file(kind, location) if isinstance(location, Path) else _import(location)
+    base_module, base_name = _kind(kind).base.split(":")
+    base = getattr(importlib.import_module(base_module), base_name)
+    defined = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, base)
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
+    ]
+    if len(defined) != 1:
+        raise ValueError(
+            f"{kind} file {module.__file__} must define exactly one {base_name}, "
+            f"found {[c.__name__ for c in defined]}"
+        )
+    defined[0].name = name
+    return defined[0]
+
+
+def _import(module: str) -> ModuleType:
+    return importlib.import_module(module)
+
+
+def _import_file(kind: str, file: Path) -> ModuleType:
+    name = f"archloop_plugins.{kind}.{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,1 @@
+"""Architecture search: the study, its objectives, and strategies."""

@@ -1,0 +1,410 @@
+"""The decoder: a stack spec built as one PyTorch module, with prefill and decode over a state.
+
+Training calls the decoder on token ids. Inference makes a state once, then alternates `prefill`
+(any number of tokens at once, in chunks, ragged rows) and `step` (one token per row).
+
+Shape suffixes: B batch, T time, D model width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import (
+    Features,
+    SequenceMixer,
+    Span,
+    State,
+    align_right_padding,
+    segment_positions,
+)
+from archloop.blocks.linear import Linear
+from archloop.blocks.norms import RMSNorm
+from archloop.stack.cost import channel_config, mixer_config, mixers
+from archloop.stack.spec import BlockSpec, StackSpec
+
+MixerKey = tuple[int, int]
+"""Block index and slot of a mixer."""
+
+
+class DecoderState:
+    """The states of all mixers that keep one, and how many tokens each row holds.
+
+    Attributes:
+        lengths_B: tokens in each row so far, int64.
+        mixers: state by block index and slot; consumers of another block's state have none.
+    """
+
+    def __init__(self, lengths_B: Tensor, mixers: dict[MixerKey, State], max_context: int) -> None:
+        self.lengths_B = lengths_B
+        self.mixers = mixers
+        self.max_context = max_context
+        self.num_tokens = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states."""
+        return sum(state.nbytes for state in self.mixers.values())
+
+    def snapshot(self) -> "DecoderState":
+        """An independent copy, to go back to or to continue from twice."""
+        mixers = {key: state.snapshot() for key, state in self.mixers.items()}
+        copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
+        copy.num_tokens = self.num_tokens
+        return copy
+
+    def restore(self, snapshot: "DecoderState") -> None:
+        """Go back to a snapshot, in place."""
+        self.lengths_B.copy_(snapshot.lengths_B)
+        self.num_tokens = snapshot.num_tokens
+        for key, state in self.mixers.items():
+            state.restore(snapshot.mixers[key])
+
+    def reset(self) -> None:
+        """Forget all tokens, in place."""
+        self.lengths_B.zero_()
+        self.num_tokens = 0
+        for state in self.mixers.values():
+            state.reset()
+
+
+class Block(nn.Module):
+    """Norm, mixers, residual; norm, channel mixer, residual (see `BlockSpec`)."""
+
+    def __init__(self, spec: BlockSpec, stack: StackSpec, index: int) -> None:
+        super().__init__()
+        width, eps = stack.d_model, stack.norm_eps
+        self.multiplier = spec.residual_multiplier
+        self.mixers = nn.ModuleList(
+            mixer_config(mixer).build(
+                width, index, stack.num_blocks, consumer=mixer.state_from is not None
+            )
+            for mixer in spec.mixers
+        )
+        self.mixer_norm = RMSNorm(width, eps) if spec.mixers else None
+        self.mixer_post_norm = RMSNorm(width, eps) if spec.mixers and spec.post_norms else None
+        channel = spec.channel_mixer
+        self.channel_mixer = None
+        if channel is not None:
+            self.channel_mixer = channel_config(channel).build(width, index, stack.num_blocks)
+        self.channel_norm = RMSNorm(width, eps) if channel else None
+        self.channel_post_norm = RMSNorm(width, eps) if channel and spec.post_norms else None
+
+    def add_mixed(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the mixers' summed output to the residual stream."""
+        return self._add(x, y, self.mixer_post_norm)
+
+    def channel(self, x: Tensor) -> Tensor:
+        """The channel mixer's half of the block."""
+        if self.channel_mixer is None or self.channel_norm is None:
+            return x
+        return self._add(x, self.channel_mixer(self.channel_norm(x)), self.channel_post_norm)
+
+    def _add(self, x: Tensor, y: Tensor, post_norm: nn.Module | None) -> Tensor:
+        y = y if post_norm is None else post_norm(y)
+        return x + (y if self.multiplier == 1.0 else self.multiplier * y)
+
+
+class Decoder(nn.Module):
+    """The built model. `spec` says everything about it.
+
+    Raises:
+        ValueError: the spec names an unknown mixer or a setting that cannot be built.
+    """
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.blocks = nn.ModuleList(
+            Block(block, spec, index) for index, block in enumerate(spec.blocks)
+        )
+        self.norm = RMSNorm(spec.d_model, spec.norm_eps)
+        self.head = None if spec.tie_embeddings else Linear(spec.d_model, spec.vocab_size)
+        self._share_weights()
+        self._sources = frozenset(
+            (mixer.state_from, slot)
+            for _, slot, mixer in mixers(spec)
+            if mixer.state_from is not None
+        )
+        """Mixers whose features other blocks read."""
+
+    def _share_weights(self) -> None:
+        for index, slot, mixer in mixers(self.spec):
+            if mixer.weights_from is not None:
+                source = self.blocks[mixer.weights_from].mixers[slot]
+                self.blocks[index].mixers[slot] = source
+
+    # --- training and scoring -----------------------------------------------------------------
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        state: DecoderState | None = None,
+        *,
+        segments_BT: Tensor | None = None,
+        mask_BT: Tensor | None = None,
+        logits: Literal["all", "last"] = "all",
+    ) -> Tensor:
+        """Logits, (B, T, V) or with ``logits="last"`` (B, V) of each row's last real token.
+
+        Args:
+            ids_BT: token ids.
+            state: None in training; otherwise the tokens continue it and it is advanced in place.
+            segments_BT: which sequence each token of a packed training row belongs to.
+            mask_BT: True at real tokens; logits at padding mean nothing.
+            logits: of every token, or of the last.
+
+        Raises:
+            ValueError: the state has no room for the tokens.
+        """
+        x_BTD = self.hidden(ids_BT, state, segments_BT=segments_BT, mask_BT=mask_BT)
+        if logits == "last":
+            last_B = _last_index(ids_BT, mask_BT)
+            x_BTD = x_BTD[torch.arange(ids_BT.shape[0], device=ids_BT.device), last_B]
+        return self.logits(x_BTD)
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        state: DecoderState | None = None,
+        *,
+        segments_BT: Tensor | None = None,
+        mask_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states after the last norm, (B, T, D). Arguments as `forward`."""
+        order_BT, span, held = self._span(ids_BT, state, segments_BT, mask_BT)
+        if order_BT is not None:
+            ids_BT = ids_BT.gather(1, order_BT)
+        x_BTD = self.embed(ids_BT)
+        shared: dict[MixerKey, Features] = {}
+        for index, block in enumerate(self._blocks()):
+            x_BTD = block.channel(self._mix(x_BTD, index, block, state, span, shared))
+        if state is not None:
+            counts = ids_BT.shape[1] if span.lengths_B is None else span.lengths_B
+            state.lengths_B += counts
+            state.num_tokens = held
+        if order_BT is not None:
+            index_BTD = order_BT[..., None].expand_as(x_BTD)
+            x_BTD = torch.zeros_like(x_BTD).scatter(1, index_BTD, x_BTD)
+        return self.norm(x_BTD)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of token ids, any shape."""
+        x = self.embedding(ids)
+        multiplier = self.spec.embedding_multiplier
+        return x if multiplier == 1.0 else x * multiplier
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of final hidden states (..., D)."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        logits = F.linear(hidden, weight)
+        divisor = self.spec.logits_divisor
+        return logits if divisor == 1.0 else logits / divisor
+
+    # --- inference ----------------------------------------------------------------------------
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> DecoderState:
+        """An empty state with room for `max_context` tokens per row; defaults as the weights'."""
+        device = device or self.embedding.weight.device
+        states = {
+            (index, slot): self._mixer(index, slot).init_state(
+                batch_size, max_context, dtype, device
+            )
+            for index, slot, mixer in mixers(self.spec)
+            if mixer.state_from is None
+        }
+        lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        return DecoderState(lengths_B, states, max_context)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        ids_BT: Tensor,
+        state: DecoderState,
+        *,
+        mask_BT: Tensor | None = None,
+        chunk_size: int | None = None,
+    ) -> Tensor:
+        """Take in a prompt, or more of one; logits (B, V) after each row's last real token.
+
+        Args:
+            ids_BT: token ids.
+            state: continued in place; rows may hold different numbers of tokens.
+            mask_BT: True at real tokens; each row needs at least one.
+            chunk_size: tokens per pass, which bounds activation memory; None takes all at once.
+        """
+        size = chunk_size or ids_BT.shape[1]
+        last_BD: Tensor | None = None
+        for start in range(0, ids_BT.shape[1], size):
+            ids, mask = ids_BT[:, start : start + size], None
+            if mask_BT is not None:
+                mask = mask_BT[:, start : start + size]
+            hidden_BTD = self.hidden(ids, state, mask_BT=mask)
+            rows_B = torch.arange(ids.shape[0], device=ids.device)
+            new_BD = hidden_BTD[rows_B, _last_index(ids, mask)]
+            if mask is not None and last_BD is not None:
+                # A row whose prompt ended in an earlier chunk keeps that chunk's last token.
+                new_BD = torch.where(mask.any(1)[:, None], new_BD, last_BD)
+            last_BD = new_BD
+        if last_BD is None:
+            raise ValueError("prefill needs at least one token")
+        return self.logits(last_BD)
+
+    @torch.no_grad()
+    def step(self, ids_B: Tensor, state: DecoderState) -> Tensor:
+        """One token per row; logits (B, V) for the next.
+
+        Raises:
+            ValueError: the state is full.
+        """
+        if state.num_tokens >= state.max_context:
+            raise _full(state, 1)
+        logits_BV = self.step_unchecked(ids_B, state)
+        state.num_tokens += 1
+        return logits_BV
+
+    def step_unchecked(self, ids_B: Tensor, state: DecoderState) -> Tensor:
+        """As `step`, without host-side bookkeeping: what runtimes capture, compile or export."""
+        positions_B = state.lengths_B
+        x_BD = self.embed(ids_B)
+        shared: dict[MixerKey, Features] = {}
+        for index, block in enumerate(self._blocks()):
+            x_BD = self._mix_step(x_BD, index, block, state, positions_B, shared)
+            x_BD = block.channel(x_BD)
+        state.lengths_B += 1
+        return self.logits(self.norm(x_BD))
+
+    # --- blocks -------------------------------------------------------------------------------
+
+    def _mix(
+        self,
+        x_BTD: Tensor,
+        index: int,
+        block: Block,
+        state: DecoderState | None,
+        span: Span,
+        shared: dict[MixerKey, Features],
+    ) -> Tensor:
+        if block.mixer_norm is None:
+            return x_BTD
+        h_BTD, y_BTD = block.mixer_norm(x_BTD), None
+        for slot, spec in enumerate(self.spec.blocks[index].mixers):
+            mixer, key = self._mixer(index, slot), (index, slot)
+            own = None if state is None else state.mixers.get(key)
+            features = None
+            if spec.state_from is not None:
+                features = shared[spec.state_from, slot]
+            elif key in self._sources:
+                features = shared[key] = mixer.share(h_BTD, own, span)
+            out_BTD = mixer.run(h_BTD, own, span, features)
+            y_BTD = out_BTD if y_BTD is None else y_BTD + out_BTD
+        assert y_BTD is not None
+        return block.add_mixed(x_BTD, y_BTD)
+
+    def _mix_step(
+        self,
+        x_BD: Tensor,
+        index: int,
+        block: Block,
+        state: DecoderState,
+        positions_B: Tensor,
+        shared: dict[MixerKey, Features],
+    ) -> Tensor:
+        if block.mixer_norm is None:
+            return x_BD
+        h_BD, y_BD = block.mixer_norm(x_BD), None
+        for slot, spec in enumerate(self.spec.blocks[index].mixers):
+            mixer, key = self._mixer(index, slot), (index, slot)
+            features = None
+            if spec.state_from is not None:
+                features = shared[spec.state_from, slot]
+                out_BD = mixer.step_read(h_BD, features, positions_B)
+            else:
+                own = state.mixers[key]
+                if key in self._sources:
+                    features = shared[key] = mixer.share_step(h_BD, own, positions_B)
+                out_BD, _ = mixer.step(h_BD, own, positions_B=positions_B, shared=features)
+            y_BD = out_BD if y_BD is None else y_BD + out_BD
+        assert y_BD is not None
+        return block.add_mixed(x_BD, y_BD)
+
+    def _mixer(self, index: int, slot: int) -> SequenceMixer:
+        mixer = self.blocks[index].mixers[slot]
+        assert isinstance(mixer, SequenceMixer)
+        return mixer
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    def _span(
+        self,
+        ids_BT: Tensor,
+        state: DecoderState | None,
+        segments_BT: Tensor | None,
+        mask_BT: Tensor | None,
+    ) -> tuple[Tensor | None, Span, int]:
+        """Order that right-aligns padding (None: as it is), the span, tokens held afterwards."""
+        batch, time = ids_BT.shape
+        if state is not None and segments_BT is not None:
+            raise ValueError("segments_BT marks packed training sequences; it takes no state")
+        if segments_BT is not None:
+            positions_BT = segment_positions(segments_BT)
+        else:
+            steps_T = torch.arange(time, device=ids_BT.device)
+            positions_BT = steps_T.expand(batch, time)
+            if state is not None:
+                positions_BT = state.lengths_B[:, None] + steps_T
+        order_BT, span, num_new = None, Span(positions_BT, segments_BT), time
+        if mask_BT is not None:
+            order_BT, span = align_right_padding(mask_BT, positions_BT, segments_BT)
+            if segments_BT is None:
+                span = replace(span, positions_BT=positions_BT)
+        held = 0
+        if state is not None:
+            held = state.num_tokens + num_new
+            if span.lengths_B is not None:
+                held = int((state.lengths_B + span.lengths_B).max())
+            if held > state.max_context:
+                raise _full(state, num_new)
+        return order_BT, span, held
+
+    if TYPE_CHECKING:
+
+        def __call__(  # noqa: D102
+            self,
+            ids_BT: Tensor,
+            state: DecoderState | None = None,
+            *,
+            segments_BT: Tensor | None = None,
+            mask_BT: Tensor | None = None,
+            logits: Literal["all", "last"] = "all",
+        ) -> Tensor: ...
+
+
+def _last_index(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Column of each row's last real token."""
+    batch, time = ids_BT.shape
+    if mask_BT is None:
+        return torch.full((batch,), time - 1, device=ids_BT.device)
+    return (mask_BT * torch.arange(time, device=ids_BT.device)).argmax(1)
+
+
+def _full(state: DecoderState, num_new: int) -> ValueError:
+    return ValueError(
+        f"the state has room for max_context={state.max_context} tokens, holds "
+        f"{state.num_tokens} and was given {num_new} more; make a larger one with init_state"
+    )

@@ -1,0 +1,144 @@
+"""The stack spec: a complete, hashable, buildable description of a decoder, as plain data.
+
+Nothing here imports torch: a spec can be read, compared and stored on a machine that never builds
+it. What a mixer's settings may be is checked where the mixer is known, in `stack.cost` and
+`stack.decoder`; what holds between blocks is checked here.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scalar = bool | int | float | str | None
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MixerSpec(_Plain):
+    """One sequence mixer of a block: a plug-in's name, its settings and what it shares.
+
+    Attributes:
+        weights_from: index of an earlier block whose mixer in the same slot lends its weights.
+        state_from: index of an earlier block whose mixer in the same slot lends its features and
+            state (K and V, or k, v and gates); this one keeps queries and output of its own.
+    """
+
+    name: str
+    config: dict[str, Scalar] = {}
+    weights_from: int | None = None
+    state_from: int | None = None
+
+
+class ChannelMixerSpec(_Plain):
+    """The channel mixer of a block: a plug-in's name and its settings."""
+
+    name: str
+    config: dict[str, Scalar] = {}
+
+
+class BlockSpec(_Plain):
+    """One block: ``x += m * mixers(norm x)``, then ``x += m * channel_mixer(norm x)``.
+
+    Attributes:
+        mixers: none, one, or several in parallel on the same normed input, their outputs summed.
+        channel_mixer: may be absent.
+        post_norms: also normalise each branch's output before it is added.
+        residual_multiplier: m above.
+    """
+
+    mixers: tuple[MixerSpec, ...] = ()
+    channel_mixer: ChannelMixerSpec | None = None
+    post_norms: bool = False
+    residual_multiplier: float = 1.0
+
+
+class StackSpec(_Plain):
+    """A decoder: embedding, blocks, final norm, head.
+
+    Attributes:
+        version: of this format.
+        embedding_multiplier: factor on embeddings.
+        logits_divisor: divides the logits.
+        max_context: longest context the model is meant for; None when not stated.
+    """
+
+    version: Literal[1] = 1
+    d_model: Annotated[int, Field(ge=1)]
+    vocab_size: Annotated[int, Field(ge=1)]
+    blocks: tuple[BlockSpec, ...]
+    tie_embeddings: bool = True
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    embedding_multiplier: float = 1.0
+    logits_divisor: float = 1.0
+    max_context: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check_sharing(self) -> "StackSpec":
+        for index, block in enumerate(self.blocks):
+            for slot, mixer in enumerate(block.mixers):
+                for field in ("weights_from", "state_from"):
+                    self._check_source(index, slot, mixer, field)
+                if mixer.weights_from is not None and mixer.state_from is not None:
+                    raise ValueError(
+                        f"blocks[{index}].mixers[{slot}]: weights_from and state_from exclude "
+                        "each other; a consumer of state has no such weights to take"
+                    )
+        return self
+
+    def _check_source(self, index: int, slot: int, mixer: MixerSpec, field: str) -> None:
+        source_index = getattr(mixer, field)
+        if source_index is None:
+            return
+        where = f"blocks[{index}].mixers[{slot}].{field}={source_index}"
+        if not 0 <= source_index < index:
+            raise ValueError(f"{where}: must be an earlier block, 0 to {index - 1}")
+        slots = self.blocks[source_index].mixers
+        if slot >= len(slots):
+            raise ValueError(f"{where}: block {source_index} has no mixer in slot {slot}")
+        source = slots[slot]
+        if (source.name, source.config) != (mixer.name, mixer.config):
+            raise ValueError(
+                f"{where}: the source is {source.name} {source.config}, "
+                f"this is {mixer.name} {mixer.config}; they must be equal"
+            )
+        if source.weights_from is not None or source.state_from is not None:
+            raise ValueError(f"{where}: the source itself shares; name the block it shares from")
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def layout(self) -> list[str]:
+        """Mixer names by block; parallel mixers are joined with ``+``, no mixer is ``-``."""
+        return ["+".join(m.name for m in block.mixers) or "-" for block in self.blocks]
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal specs give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "StackSpec":
+        """Parse and validate.
+
+        Raises:
+            ValueError: not a valid spec; names the field.
+        """
+        return cls.model_validate_json(text)
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the canonical JSON, an identity for files and caches."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def replace(self, **changes: Any) -> "StackSpec":
+        """A validated copy with other field values."""
+        return StackSpec.model_validate({**self.model_dump(), **changes})

@@ -1,0 +1,1 @@
+"""Training of decoders: optimiser, schedule, loop."""

@@ -120,8 +120,9 @@ def _load(kind: str, name: str, location: str | Path) -> Any:
             f"{kind} file {module.__file__} must define exactly one {base_name}, "
             f"found {[c.__name__ for c in defined]}"
         )
-    defined[0].name = name
-    return defined[0]
+    plugin: Any = defined[0]
+    plugin.name = name
+    return plugin
 
 
 def _import(module: str) -> ModuleType:

@@ -6,9 +6,9 @@ Shape suffixes: B batch, T new tokens, S keys, D model width, N query heads, M K
 G = N/M queries per KV head, H head width.
 """
 
+import math
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +23,8 @@ class AttentionConfig(MixerConfig):
     """Heads follow from the width: ``num_heads = d_model / head_dim`` unless given."""
 
     head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=2, multiple_of=2)
-    queries_per_kv: Annotated[int, Gene((1, 2, 4, 8), scale="ratio")] = Field(2, ge=1)
+    queries_per_kv: Annotated[int | None, Gene((1, 2, 4, 8), scale="ratio")] = Field(None, ge=1)
+    """Default: 4, or as many up to it as divide the heads of a narrow model."""
     num_heads: int | None = Field(None, ge=1)
     qk_norm: bool = True
     norm_eps: float = Field(1e-5, gt=0)
@@ -37,13 +38,14 @@ class AttentionConfig(MixerConfig):
                 f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
             )
         num_heads = self.num_heads or d_model // self.head_dim
-        if num_heads % self.queries_per_kv:
+        queries_per_kv = self.queries_per_kv or math.gcd(num_heads, 4)
+        if num_heads % queries_per_kv:
             allowed = [q for q in range(1, num_heads + 1) if num_heads % q == 0]
             raise ValueError(
-                f"queries_per_kv={self.queries_per_kv} does not divide num_heads={num_heads}; "
+                f"queries_per_kv={queries_per_kv} does not divide num_heads={num_heads}; "
                 f"allowed: {allowed}"
             )
-        num_kv_heads = num_heads // self.queries_per_kv
+        num_kv_heads = num_heads // queries_per_kv
         return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": self.head_dim}
 
     def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
@@ -134,4 +136,4 @@ class Attention(SequenceMixer):
         return self.out_proj(y_BMGH.reshape(batch, -1))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)

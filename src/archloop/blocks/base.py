@@ -269,7 +269,8 @@ class SequenceMixer(nn.Module):
             x_BTD: inputs.
             state: None in training (starts from zero, keeps none). Otherwise it is advanced in
                 place, without autograd, to after each row's last real token, and returned.
-            positions_BT: default: contiguous, from the state's `num_tokens` or 0.
+            positions_BT: default: each row's real tokens counted from the state's `num_tokens`, or
+                from 0; give them where rows of the state hold different numbers of tokens.
             segments_BT: packed sequences, training only.
             mask_BT: True at real tokens; padding may stand left or right, its output is 0.
             shared: features of this or an earlier block; then `state` is left alone.
@@ -280,7 +281,7 @@ class SequenceMixer(nn.Module):
         if segments_BT is not None and state is not None:
             raise ValueError("segments_BT marks packed training sequences; it takes no state")
         if positions_BT is None:
-            positions_BT = default_positions(x_BTD, state, segments_BT)
+            positions_BT = default_positions(x_BTD, state, segments_BT, mask_BT)
         if mask_BT is None:
             return self.run(x_BTD, state, Span(positions_BT, segments_BT), shared), state
         order_BT, span = align_right_padding(mask_BT, positions_BT, segments_BT)
@@ -389,13 +390,17 @@ class ChannelConfig(Config):
         return self.num_params(d_model)
 
 
-def default_positions(x_BTD: Tensor, state: State | None, segments_BT: Tensor | None) -> Tensor:
+def default_positions(
+    x_BTD: Tensor, state: State | None, segments_BT: Tensor | None, mask_BT: Tensor | None
+) -> Tensor:
     """Contiguous positions, from the tokens in the state, restarting at each packed sequence."""
     batch, time = x_BTD.shape[:2]
     steps_T = torch.arange(time, device=x_BTD.device)
     if segments_BT is not None:
         return segment_positions(segments_BT)
     start = 0 if state is None else state.num_tokens
+    if mask_BT is not None:
+        return start + (mask_BT.cumsum(1) - 1).clamp(min=0)
     return (start + steps_T).expand(batch, time)
 
 

@@ -22,12 +22,16 @@ def mixer_config(spec: MixerSpec) -> MixerConfig:
     Raises:
         ValueError: unknown mixer or field, or a value that is not allowed.
     """
-    return _config("mixers", spec.name, tuple(sorted(spec.config.items())))
+    config = _config("mixers", spec.name, tuple(sorted(spec.config.items())))
+    assert isinstance(config, MixerConfig)
+    return config
 
 
 def channel_config(spec: ChannelMixerSpec) -> ChannelConfig:
     """The validated config of a channel mixer. Raises as `mixer_config`."""
-    return _config("channel_mixers", spec.name, tuple(sorted(spec.config.items())))
+    config = _config("channel_mixers", spec.name, tuple(sorted(spec.config.items())))
+    assert isinstance(config, ChannelConfig)
+    return config
 
 
 def num_params(spec: StackSpec) -> int:

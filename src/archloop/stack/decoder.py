@@ -137,8 +137,8 @@ class Decoder(nn.Module):
     def _share_weights(self) -> None:
         for index, slot, mixer in mixers(self.spec):
             if mixer.weights_from is not None:
-                source = self.blocks[mixer.weights_from].mixers[slot]
-                self.blocks[index].mixers[slot] = source
+                source = self._block(mixer.weights_from).mixers[slot]
+                self._block(index).mixers[slot] = source
 
     # --- training and scoring -----------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of token ids, any shape."""
-        x = self.embedding(ids)
+        x = F.embedding(ids, self.embedding.weight)
         multiplier = self.spec.embedding_multiplier
         return x if multiplier == 1.0 else x * multiplier
 
@@ -341,14 +341,17 @@ class Decoder(nn.Module):
         return block.add_mixed(x_BD, y_BD)
 
     def _mixer(self, index: int, slot: int) -> SequenceMixer:
-        mixer = self.blocks[index].mixers[slot]
+        mixer = self._block(index).mixers[slot]
         assert isinstance(mixer, SequenceMixer)
         return mixer
 
+    def _block(self, index: int) -> Block:
+        block = self.blocks[index]
+        assert isinstance(block, Block)
+        return block
+
     def _blocks(self) -> Iterator[Block]:
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            yield block
+        return (self._block(index) for index in range(len(self.blocks)))
 
     def _span(
         self,

@@ -1,0 +1,298 @@
+"""What must hold for every sequence mixer, whatever its family (the table of contracts in
+`blocks.base`). Runs over the registry: a new file in blocks/mixers/ is tested with no edit here.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from contracts import mixers as kit
+
+from archloop import registry
+from archloop.blocks.base import SequenceMixer, State
+
+Case = tuple[str, dict[str, Any]]
+
+EXACT = 1e-9
+every_case = pytest.mark.parametrize("case", kit.cases(), ids=kit.case_id)
+
+
+def init_state(mixer: SequenceMixer, max_context: int, batch: int = kit.BATCH) -> State:
+    return mixer.init_state(batch, max_context, torch.float64)
+
+
+@every_case
+@pytest.mark.parametrize("sizes", [[1, 6, 13, 1], [70, 61]], ids=str)
+def test_forward_equals_chunks_and_steps(case: Case, sizes: list[int]) -> None:
+    mixer = kit.make(case)
+    time = sum(sizes)
+    x_BTD = kit.inputs(time)
+    with torch.no_grad():
+        full_BTD, _ = mixer(x_BTD)
+    chunked, stepped = init_state(mixer, time + 3), init_state(mixer, time + 3)
+    assert kit.error(kit.chunks(mixer, x_BTD, chunked, sizes), full_BTD) < EXACT
+    num_steps = min(time, 40)
+    assert (
+        kit.error(kit.steps(mixer, x_BTD[:, :num_steps], stepped), full_BTD[:, :num_steps]) < EXACT
+    )
+    mixer(x_BTD[:, num_steps:], stepped) if num_steps < time else None
+    assert kit.state_error(stepped, chunked) < EXACT
+
+
+@every_case
+def test_continues_from_any_state_by_steps(case: Case) -> None:
+    mixer = kit.make(case)
+    x_BTD = kit.inputs(29)
+    with torch.no_grad():
+        full_BTD, _ = mixer(x_BTD)
+    state = init_state(mixer, 29)
+    mixer(x_BTD[:, :17], state)
+    assert kit.error(kit.steps(mixer, x_BTD[:, 17:], state, start=17), full_BTD[:, 17:]) < EXACT
+
+
+@every_case
+def test_is_causal(case: Case) -> None:
+    mixer = kit.make(case)
+    x_BTD = kit.inputs(21)
+    changed = x_BTD.clone()
+    changed[:, 11:] += 3.0
+    with torch.no_grad():
+        assert kit.error(mixer(changed)[0][:, :11], mixer(x_BTD)[0][:, :11]) < EXACT
+        assert (mixer(changed)[0][:, 11] - mixer(x_BTD)[0][:, 11]).abs().max() > 1e-6
+
+
+@every_case
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_padding_changes_nothing_for_real_tokens(case: Case, warm: bool) -> None:
+    mixer = kit.make(case)
+    real, held = [7, 12], 5 if warm else 0
+    x_BTD, past_BTD = kit.inputs(16), kit.inputs(held, seed=7)
+    padded_BTD = 50 * kit.inputs(16, seed=3)
+    mask_BT = torch.zeros(2, 16, dtype=torch.bool)
+    mask_BT[0, 16 - real[0] :] = True  # left padding
+    mask_BT[1, : real[1]] = True  # right padding
+    padded_BTD[mask_BT] = x_BTD[mask_BT]
+    state = init_state(mixer, 20)
+    if warm:
+        mixer(past_BTD, state)
+    y_BTD, _ = mixer(padded_BTD, state, mask_BT=mask_BT)
+    stateless_BTD, _ = mixer(padded_BTD, mask_BT=mask_BT)
+    for row in range(2):
+        alone = init_state(mixer, 20, batch=1)
+        if warm:
+            mixer(past_BTD[row : row + 1], alone)
+        own_1TD = x_BTD[row][mask_BT[row]][None]
+        want_1TD, _ = mixer(own_1TD, alone)
+        assert kit.error(y_BTD[row][mask_BT[row]][None], want_1TD) < EXACT
+        if not warm:
+            assert kit.error(stateless_BTD[row][mask_BT[row]][None], want_1TD) < EXACT
+        row_state = State(20, **{k: v[row : row + 1] for k, v in state.tensors.items()})
+        assert kit.state_error(row_state, alone) < EXACT
+    assert not y_BTD[~mask_BT].any()
+
+
+@every_case
+def test_packed_sequences_do_not_leak(case: Case) -> None:
+    mixer = kit.make(case)
+    x_BTD = kit.inputs(23)
+    segments_BT = torch.tensor([[0] * 9 + [1] * 14, [4] * 1 + [2] * 15 + [9] * 7])
+    with torch.no_grad():
+        y_BTD, _ = mixer(x_BTD, segments_BT=segments_BT)
+        for row, start, stop in ((0, 0, 9), (0, 9, 23), (1, 0, 1), (1, 1, 16), (1, 16, 23)):
+            alone, _ = mixer(x_BTD[row : row + 1, start:stop])
+            assert kit.error(y_BTD[row : row + 1, start:stop], alone) < EXACT
+
+
+@every_case
+def test_packing_takes_no_state(case: Case) -> None:
+    mixer = kit.make(case)
+    segments_BT = torch.zeros(kit.BATCH, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="segments_BT"):
+        mixer(kit.inputs(4), init_state(mixer, 4), segments_BT=segments_BT)
+
+
+@every_case
+def test_rows_are_independent(case: Case) -> None:
+    mixer = kit.make(case)
+    x_BTD = kit.inputs(19, batch=3)
+    other = x_BTD.clone()
+    other[1:] = 9.0
+    with torch.no_grad():
+        assert kit.error(mixer(other)[0][:1], mixer(x_BTD)[0][:1]) < EXACT
+
+
+@every_case
+def test_state_is_written_in_place_and_snapshots_restore(case: Case) -> None:
+    mixer = kit.make(case)
+    x_BTD = kit.inputs(11)
+    state = init_state(mixer, 16)
+    addresses = {name: tensor.data_ptr() for name, tensor in state.tensors.items()}
+    mixer(x_BTD[:, :6], state)
+    saved = state.snapshot()
+    first = kit.steps(mixer, x_BTD[:, 6:], state, start=6)
+    state.restore(saved)
+    again = kit.steps(mixer, x_BTD[:, 6:], state, start=6)
+    assert torch.equal(first, again)
+    assert {name: tensor.data_ptr() for name, tensor in state.tensors.items()} == addresses
+
+
+@every_case
+def test_gradients_match_finite_differences(case: Case) -> None:
+    mixer = kit.make(case).train()
+    x_BTD = kit.inputs(9).requires_grad_()
+    weights_BTD = kit.inputs(9, seed=5)
+    leaves = [x_BTD, *mixer.parameters()]
+
+    def loss() -> torch.Tensor:
+        return (mixer(x_BTD)[0] * weights_BTD).sum()
+
+    gradients = torch.autograd.grad(loss(), leaves, allow_unused=True)
+    generator = torch.Generator().manual_seed(0)
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        direction = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+        step = 1e-5
+        with torch.no_grad():
+            leaf += step * direction
+            above = loss()
+            leaf -= 2 * step * direction
+            below = loss()
+            leaf += step * direction
+        numeric = float((above - below) / (2 * step))
+        analytic = 0.0 if gradient is None else float((gradient * direction).sum())
+        assert analytic == pytest.approx(numeric, rel=1e-5, abs=1e-5)
+
+
+@every_case
+def test_low_precision_stays_near_float64(case: Case) -> None:
+    x_BTD = kit.inputs(50)
+    with torch.no_grad():
+        want_BTD, _ = kit.make(case)(x_BTD)
+        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 6e-2)):
+            mixer = kit.make(case, dtype=dtype)
+            state = mixer.init_state(kit.BATCH, 50)
+            y_BTD, _ = mixer(x_BTD.to(dtype), state)
+            assert y_BTD.dtype == dtype
+            assert kit.error(y_BTD.double(), want_BTD) < tolerance
+            assert kit.error(mixer(x_BTD.to(dtype))[0].double(), want_BTD) < tolerance
+
+
+@every_case
+def test_strong_inputs_stay_finite_and_exact(case: Case) -> None:
+    mixer = kit.make(case)
+    x_BTD = 30 * kit.inputs(40)
+    with torch.no_grad():
+        full_BTD, _ = mixer(x_BTD)
+    stepped = kit.steps(mixer, x_BTD, init_state(mixer, 40))
+    assert kit.error(stepped, full_BTD) < EXACT
+
+
+@every_case
+def test_stays_stable_after_large_parameter_changes(case: Case) -> None:
+    torch.manual_seed(3)
+    mixer = kit.make(case)
+    kit.perturb(mixer, 2.0)
+    state = init_state(mixer, 4_000)
+    x_BTD = kit.inputs(1_000)
+    largest = [float(mixer(x_BTD, state)[0].abs().max()) for _ in range(4)]
+    assert largest[3] < 10 * largest[0] + 10, "output grows with time"
+
+
+@every_case
+def test_parameters_and_state_are_counted_exactly(case: Case) -> None:
+    name, config = case
+    cls = registry.get("mixers", name)
+    for width in (64, 192):
+        settings = cls.Config(**config)
+        for consumer in (False, True) if cls.shareable else (False,):
+            module = settings.build(width, consumer=consumer)
+            counted = settings.num_params(width, consumer=consumer)
+            assert sum(p.numel() for p in module.parameters()) == counted
+        module = settings.build(width)
+        for context in (1, 100, 1_000):
+            for dtype in (torch.bfloat16, torch.float32):
+                nbytes = settings.state_bytes(width, context, dtype)
+                assert module.init_state(1, context, dtype).nbytes == nbytes
+                assert module.init_state(3, context, dtype).nbytes == 3 * nbytes
+
+
+@every_case
+def test_declared_flops_lie_between_matmuls_and_all_work(case: Case) -> None:
+    name, config = case
+    settings = registry.get("mixers", name).Config(**config)
+    width = 256
+    mixer = settings.build(width).eval()
+    state = mixer.init_state(1, 128)
+    mixer(torch.randn(1, 100, width), state)
+    with kit.WorkCounter() as work:
+        mixer.step(torch.randn(1, width), state, positions_B=torch.tensor([100]))
+    declared = settings.decode_flops(width, 100)
+    assert work.matmul_flops * 0.98 <= declared <= 1.02 * (work.matmul_flops + work.elementwise)
+    with kit.WorkCounter() as work:
+        mixer(torch.randn(1, 128, width))
+    # Half: kernels count the masked half of causal attention, the declaration does not.
+    declared = settings.prefill_flops(width, 128, 0)
+    assert work.matmul_flops * 0.3 <= declared <= 1.02 * (work.matmul_flops + work.elementwise)
+
+
+@every_case
+def test_step_exports_without_complex_numbers_or_fft(case: Case) -> None:
+    mixer = kit.make(case, dtype=torch.float32)
+    state = mixer.init_state(1, 16)
+    mixer(kit.inputs(5, dtype=torch.float32, batch=1), state)
+    names = list(state.tensors)
+
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = mixer
+
+        def forward(
+            self, x_BD: torch.Tensor, positions_B: torch.Tensor, *tensors: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:
+            held = State(16, **{n: t.clone() for n, t in zip(names, tensors, strict=True)})
+            held.static = True
+            y_BD, _ = self.mixer.step(x_BD, held, positions_B=positions_B)
+            return (y_BD, *held.tensors.values())
+
+    x_BD = kit.inputs(1, seed=9, dtype=torch.float32, batch=1)[:, 0]
+    arguments = (x_BD, torch.tensor([5]), *[t.clone() for t in state.tensors.values()])
+    program = torch.export.export(Step(), arguments)
+    for node in program.graph.nodes:
+        assert "fft" not in str(node.target)
+        value = node.meta.get("val")
+        assert not (isinstance(value, torch.Tensor) and value.is_complex()), node
+    got = program.module()(*arguments)
+    want, _ = mixer.step(x_BD, state, positions_B=torch.tensor([5]))
+    assert kit.error(got[0], want) < 1e-5
+    for tensor, name in zip(got[1:], names, strict=True):
+        assert kit.error(tensor, state[name]) < 1e-5
+
+
+@pytest.mark.parametrize("name", registry.names("mixers"))
+def test_default_config_builds_at_every_multiple_of_64(name: str) -> None:
+    for width in range(64, 705, 64):
+        registry.get("mixers", name).Config().sizes(width)
+
+
+@pytest.mark.parametrize("name", registry.names("mixers"))
+def test_declared_parameter_rules_name_real_parameters(name: str) -> None:
+    cls = registry.get("mixers", name)
+    real = {n for n, _ in cls.Config().build(64).named_parameters()}
+    assert cls.no_decay <= real
+    assert set(cls.lr_scale) <= real
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", kit.cases() + kit.gene_cases(), ids=kit.case_id)
+@pytest.mark.parametrize("time", [1, 2, 63, 64, 65, 127, 257, 1_000, 4_097])
+def test_any_length_in_any_chunks(case: Case, time: int) -> None:
+    mixer = kit.make(case)
+    x_BTD = kit.inputs(time)
+    with torch.no_grad():
+        full_BTD, _ = mixer(x_BTD)
+    generator = torch.Generator().manual_seed(time)
+    sizes: list[int] = []
+    while sum(sizes) < time:
+        size = int(torch.randint(1, max(2, time // 2), (1,), generator=generator))
+        sizes.append(min(size, time - sum(sizes)))
+    assert kit.error(kit.chunks(mixer, x_BTD, init_state(mixer, time), sizes), full_BTD) < EXACT

@@ -1,0 +1,179 @@
+"""Sliding-window attention: each query sees the last `window` tokens, itself among them.
+
+Mistral (arXiv 2310.06825). The state is a ring of ``min(window, max_context)`` slots: a token's
+slot is its position modulo the ring, and keys keep their absolute RoPE, so the order of slots means
+nothing. The parallel form cuts time into chunks no shorter than the window; a chunk of queries
+reads the chunk before it and its own, which is exact and linear in T.
+
+Shape suffixes: as in `blocks.attention`, and C chunk, n chunks, L past keys, R ring slots.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from archloop.blocks.attention import Attention, AttentionConfig
+from archloop.blocks.base import Features, Gene, Span, State
+
+MIN_CHUNK = 64
+"""Chunks shorter than this spend more on dispatch than on arithmetic."""
+
+
+class SWA(Attention):
+    """Attention over a window; the state is 2 M H values for each token of the window."""
+
+    class Config(AttentionConfig):
+        """As `AttentionConfig`; LFM3 uses a window of 256 and a RoPE base of 10,000."""
+
+        window: Annotated[int, Gene((256, 512, 1024, 2048))] = Field(512, ge=1)
+        rope_theta: float | None = Field(1e4, gt=1)
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            return super().sizes(d_model) | {"window": self.window}
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            return 2 * self._widths(d_model)[1] * min(self.window, context) * dtype.itemsize
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            # Token t sees min(window, context + t + 1) keys: a ramp, then a plateau.
+            ramp = min(max(self.window - context, 0), num_tokens)
+            pairs = ramp * context + ramp * (ramp + 1) // 2 + (num_tokens - ramp) * self.window
+            return self._flops(d_model, num_tokens, pairs, consumer)
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__(config, d_model, block_index, num_blocks, consumer)
+        self.window = config.window
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like = self.out_proj.weight
+        shape = (batch_size, self.num_kv_heads, min(self.window, max_context), self.head_dim)
+        k, v = (
+            torch.zeros(shape, dtype=dtype or like.dtype, device=device or like.device)
+            for _ in range(2)
+        )
+        return State(max_context, k=k, v=v)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        k_BMTH, v_BMTH = self.keys_values(x_BTD, span.positions_BT)
+        if state is None:
+            return {"k": k_BMTH, "v": v_BMTH}
+        found = {}
+        num_past = min(self.window - 1, state["k"].shape[2], state.reach(0))
+        for name, new_BMTH in (("k", k_BMTH), ("v", v_BMTH)):
+            kept_BMTH = new_BMTH.to(state[name].dtype)
+            past_BMLH = _past(state[name], span, num_past)
+            found[name] = torch.cat([past_BMLH, kept_BMTH], 2).to(x_BTD.dtype)
+            _write(state[name], kept_BMTH, span)
+        return found
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        q_BNTH = self.queries(x_BTD, span.positions_BT)
+        k_BMSH, v_BMSH = shared["k"], shared["v"]
+        time, num_keys = x_BTD.shape[1], k_BMSH.shape[2]
+        if num_keys == time <= self.window and span.segments_BT is None:
+            return self.attend(q_BNTH, k_BMSH, v_BMSH, None)
+        chunk = max(self.window, min(MIN_CHUNK, time))
+        num_chunks = -(-time // chunk)
+        tail = num_chunks * chunk - time
+        front = chunk + time - num_keys
+        q_XNCH = _chunks(F.pad(q_BNTH, (0, 0, 0, tail)), chunk)
+        k_XMcH, v_XMcH = (
+            _pairs_of_chunks(F.pad(kv, (0, 0, front, tail)), chunk) for kv in (k_BMSH, v_BMSH)
+        )
+        mask_X1Cc = self._allowed(span, chunk, num_chunks, num_keys - time)
+        y_XNCH = F.scaled_dot_product_attention(
+            q_XNCH,
+            k_XMcH,
+            v_XMcH,
+            attn_mask=mask_X1Cc,
+            scale=self.scale,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )
+        y_BTNH = y_XNCH.transpose(1, 2).reshape(x_BTD.shape[0], num_chunks * chunk, -1)[:, :time]
+        return self.out_proj(y_BTNH)
+
+    def _allowed(self, span: Span, chunk: int, num_chunks: int, num_past: int) -> Tensor:
+        """Mask (B n, 1, C, 2C): window, existence and sequence of each pair of a chunk."""
+        positions_BT, device = span.positions_BT, span.positions_BT.device
+        batch, time = positions_BT.shape
+        query_C1 = torch.arange(chunk, device=device)[:, None]
+        key_c = torch.arange(2 * chunk, device=device) - chunk
+        band_Cc = (key_c <= query_C1) & (key_c > query_C1 - self.window)
+        # Of the keys before the call, those down to position 0 exist.
+        slots_S = torch.arange((num_chunks + 1) * chunk, device=device) - chunk
+        exists_BS = slots_S + positions_BT[:, :1].clamp(max=num_past) >= 0
+        mask_BnCc = band_Cc & _windows(exists_BS, chunk)[:, :, None]
+        if span.segments_BT is not None:
+            tail = num_chunks * chunk - time
+            segments_BS = F.pad(span.segments_BT, (chunk, tail), value=-2)
+            own_BnC1 = segments_BS[:, chunk:].unflatten(1, (num_chunks, chunk))[..., None]
+            mask_BnCc = mask_BnCc & (own_BnC1 == _windows(segments_BS, chunk)[:, :, None])
+        return mask_BnCc.reshape(batch * num_chunks, 1, chunk, 2 * chunk)
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        k_BM1H, v_BM1H = self.keys_values(x_BD[:, None], positions_B[:, None])
+        rows_B = torch.arange(x_BD.shape[0], device=x_BD.device)
+        num_slots = state["k"].shape[2]
+        slots_B = positions_B % num_slots
+        filled = min(num_slots, state.reach(1))
+        found = {}
+        for name, new_BM1H in (("k", k_BM1H), ("v", v_BM1H)):
+            state[name][rows_B, :, slots_B] = new_BM1H[:, :, 0].to(state[name].dtype)
+            found[name] = state[name][:, :, :filled].to(x_BD.dtype)
+        return found
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
+        slots_R = torch.arange(shared["k"].shape[2], device=x_BD.device)
+        return self.attend_step(q_BN1H, shared["k"], shared["v"], slots_R <= positions_B[:, None])
+
+
+def _past(ring_BMRH: Tensor, span: Span, num_past: int) -> Tensor:
+    """The `num_past` keys before the call in order of position (whatever is there, where none)."""
+    back_L = torch.arange(-num_past, 0, device=ring_BMRH.device)
+    slots_BL = (span.positions_BT[:, :1] + back_L) % ring_BMRH.shape[2]
+    index_BMLH = slots_BL[:, None, :, None].expand(-1, ring_BMRH.shape[1], -1, ring_BMRH.shape[3])
+    return ring_BMRH.gather(2, index_BMLH)
+
+
+def _write(ring_BMRH: Tensor, new_BMTH: Tensor, span: Span) -> None:
+    """Each slot takes the last real token that belongs to it, if this call has one."""
+    num_slots, time = ring_BMRH.shape[2], new_BMTH.shape[2]
+    first_B1 = span.positions_BT[:, :1]
+    count_B1 = time if span.lengths_B is None else span.lengths_B[:, None]
+    last_B1 = first_B1 + count_B1 - 1
+    slots_R = torch.arange(num_slots, device=ring_BMRH.device)
+    at_BR = last_B1 - (last_B1 - slots_R) % num_slots - first_B1
+    index_BMRH = at_BR.clamp(0, time - 1)[:, None, :, None].expand_as(ring_BMRH)
+    new_BMRH = new_BMTH.gather(2, index_BMRH)
+    ring_BMRH.copy_(torch.where((at_BR >= 0)[:, None, :, None], new_BMRH, ring_BMRH))
+
+
+def _chunks(x_BNSH: Tensor, chunk: int) -> Tensor:
+    """(B n, N, C, H): chunks become rows of the batch."""
+    return x_BNSH.unflatten(2, (-1, chunk)).transpose(1, 2).flatten(0, 1)
+
+
+def _pairs_of_chunks(x_BMSH: Tensor, chunk: int) -> Tensor:
+    """(B n, M, 2C, H): each chunk behind the one before it."""
+    x_BnMCH = x_BMSH.unflatten(2, (-1, chunk)).transpose(1, 2)
+    return torch.cat([x_BnMCH[:, :-1], x_BnMCH[:, 1:]], 3).flatten(0, 1)
+
+
+def _windows(x_BS: Tensor, chunk: int) -> Tensor:
+    """(B, n, 2C): as `_pairs_of_chunks` for one value per key."""
+    x_BnC = x_BS.unflatten(1, (-1, chunk))
+    return torch.cat([x_BnC[:, :-1], x_BnC[:, 1:]], 2)

@@ -1,3 +1,41 @@
-"""archloop finds the best hybrid language-model decoder for the device it will ship on."""
+"""archloop finds the best hybrid language-model decoder for the device it will ship on.
+
+The Python API mirrors the commands; each name is loaded when first used, so that importing the
+package costs nothing:
+
+    >>> import archloop
+    >>> spec = archloop.load_preset("lfm2-350m")
+    >>> decoder = archloop.build(spec)  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "StackSpec": "archloop.stack.spec:StackSpec",
+    "Study": "archloop.search.study:Study",
+    "build": "archloop.stack.decoder:Decoder",
+    "load_preset": "archloop.stack.presets:load",
+    "load_recipe": "archloop.search.recipe:load",
+    "profile": "archloop.profiling.protocol:profile",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder as build
+    from archloop.stack.presets import load as load_preset
+    from archloop.stack.spec import StackSpec
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'archloop' has no attribute {name!r}")
+    module, attribute = _HOMES[name].split(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

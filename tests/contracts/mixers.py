@@ -16,12 +16,12 @@ D_MODEL = 64
 BATCH = 2
 
 
-def cases() -> list[tuple[str, dict[str, Any]]]:
-    """Every mixer with its default config, and with each value of its closed choices."""
+def cases(kind: str = "mixers") -> list[tuple[str, dict[str, Any]]]:
+    """Every plug-in of a kind with its default config, and each value of its closed choices."""
     found: list[tuple[str, dict[str, Any]]] = []
-    for name in registry.names("mixers"):
+    for name in registry.names(kind):
         found.append((name, {}))
-        for field, info in registry.get("mixers", name).Config.model_fields.items():
+        for field, info in registry.get(kind, name).Config.model_fields.items():
             for value in _choices(info.annotation):
                 if value != info.default:
                     found.append((name, {field: value}))
@@ -54,14 +54,15 @@ def make(
     case: tuple[str, dict[str, Any]],
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    kind: str = "mixers",
     **build: Any,
-) -> SequenceMixer:
-    """A mixer whose parameters have moved from their initial values, as training moves them."""
+) -> Any:
+    """A module whose parameters have moved from their initial values, as training moves them."""
     name, config = case
     torch.manual_seed(seed)
-    mixer = registry.get("mixers", name).Config(**config).build(D_MODEL, **build)
-    perturb(mixer, 0.3)
-    return mixer.to(dtype).eval()
+    module = registry.get(kind, name).Config(**config).build(D_MODEL, **build)
+    perturb(module, 0.3)
+    return module.to(dtype).eval()
 
 
 def perturb(module: torch.nn.Module, scale: float) -> None:
@@ -106,7 +107,7 @@ def error(a: Tensor, b: Tensor) -> float:
     if not a.numel():
         return 0.0
     assert torch.isfinite(a).all()
-    return float((a - b).abs().max() / b.abs().max().clamp(min=1.0))
+    return float(((a - b).abs().max() / b.abs().max().clamp(min=1.0)).detach())
 
 
 def state_error(a: State, b: State) -> float:

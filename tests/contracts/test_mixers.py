@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import mixers as kit
 
 from archloop import registry
 from archloop.blocks.base import SequenceMixer, State
+from contracts import mixers as kit
 
 Case = tuple[str, dict[str, Any]]
 

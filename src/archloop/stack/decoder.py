@@ -178,6 +178,9 @@ class Decoder(nn.Module):
         mask_BT: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states after the last norm, (B, T, D). Arguments as `forward`."""
+        if state is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.hidden(ids_BT, state, segments_BT=segments_BT, mask_BT=mask_BT)
         order_BT, span, held = self._span(ids_BT, state, segments_BT, mask_BT)
         if order_BT is not None:
             ids_BT = ids_BT.gather(1, order_BT)

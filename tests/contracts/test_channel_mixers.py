@@ -1,0 +1,54 @@
+"""What must hold for every channel mixer: it acts on tokens alone and is counted exactly."""
+
+from typing import Any
+
+import pytest
+import torch
+from contracts import mixers as kit
+
+from archloop import registry
+
+Case = tuple[str, dict[str, Any]]
+every_case = pytest.mark.parametrize("case", kit.cases("channel_mixers"), ids=kit.case_id)
+
+
+@every_case
+def test_each_token_is_on_its_own(case: Case) -> None:
+    mixer = kit.make(case, kind="channel_mixers")
+    x_BTD = kit.inputs(24, batch=3)
+    with torch.no_grad():
+        whole = mixer(x_BTD)
+        one_by_one = torch.stack([mixer(x_BTD[:, t]) for t in range(24)], 1)
+        alone = mixer(x_BTD[1, 5:6])
+    assert whole.shape == x_BTD.shape
+    assert kit.error(one_by_one, whole) < 1e-9
+    assert kit.error(alone, whole[1, 5:6]) < 1e-9
+
+
+@every_case
+@pytest.mark.parametrize("width", [64, 192])
+def test_parameters_are_counted_exactly(case: Case, width: int) -> None:
+    name, config = case
+    settings = registry.get("channel_mixers", name).Config(**config)
+    module = settings.build(width)
+    assert sum(p.numel() for p in module.parameters()) == settings.num_params(width)
+    assert settings.num_active_params(width) <= settings.num_params(width)
+
+
+@every_case
+def test_declared_flops_lie_between_matmuls_and_all_work(case: Case) -> None:
+    name, config = case
+    settings = registry.get("channel_mixers", name).Config(**config)
+    mixer = settings.build(256).eval()
+    with kit.WorkCounter() as work, torch.no_grad():
+        mixer(torch.randn(8, 256))
+    declared = settings.prefill_flops(256, 8, 0)
+    assert 0.98 * work.matmul_flops <= declared <= 1.02 * (work.matmul_flops + work.elementwise)
+
+
+@every_case
+def test_compiled_form_agrees(case: Case) -> None:
+    mixer = kit.make(case, kind="channel_mixers")
+    x_XD = kit.inputs(5)[0]
+    program = torch.export.export(mixer, (x_XD,))
+    assert kit.error(program.module()(x_XD), mixer(x_XD)) < 1e-9

@@ -1,0 +1,202 @@
+"""The built decoder: prefill and steps agree with one pass, whatever the stack shares or lacks."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from archloop import registry
+from archloop.stack import cost
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+VOCAB = 50
+SHAREABLE = [n for n in registry.names("mixers") if registry.get("mixers", n).shareable]
+
+
+def mixer(name: str, **sharing: int) -> MixerSpec:
+    return MixerSpec(name=name, **sharing)
+
+
+def block(*mixers: MixerSpec, channel: str | None = "swiglu", **more: Any) -> BlockSpec:
+    channel_mixer = None if channel is None else ChannelMixerSpec(name=channel)
+    return BlockSpec(mixers=mixers, channel_mixer=channel_mixer, **more)
+
+
+def stack(*blocks: BlockSpec, **more: Any) -> StackSpec:
+    return StackSpec(d_model=64, vocab_size=VOCAB, blocks=blocks, **more)
+
+
+STACKS = {
+    "lfm2": stack(block(mixer("short_conv")), block(mixer("gqa")), block(mixer("short_conv"))),
+    "moe": stack(block(mixer("short_conv")), block(mixer("gqa"), channel="moe")),
+    "parallel": stack(block(mixer("short_conv"), mixer("gqa"), post_norms=True)),
+    "mixer-only": stack(block(mixer("gqa"), channel=None), block(), block(mixer("gqa"))),
+    "multipliers": stack(
+        block(mixer("gqa"), residual_multiplier=0.5),
+        embedding_multiplier=3.0,
+        logits_divisor=2.0,
+        tie_embeddings=False,
+    ),
+    "shared-state-parallel": stack(
+        block(mixer("short_conv"), mixer("gqa")),
+        block(mixer("short_conv"), mixer("gqa", state_from=0)),
+    ),
+    **{
+        f"shared-weights-{name}": stack(
+            block(mixer(name)), block(mixer("short_conv")), block(mixer(name, weights_from=0))
+        )
+        for name in registry.names("mixers")
+    },
+    **{
+        f"shared-state-{name}": stack(
+            block(mixer(name)),
+            block(mixer(name, state_from=0)),
+            block(mixer(name)),
+            block(mixer(name, state_from=0)),
+        )
+        for name in SHAREABLE
+    },
+}
+
+every_stack = pytest.mark.parametrize("spec", STACKS.values(), ids=STACKS)
+
+
+def build(spec: StackSpec, seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(spec).double().eval()
+
+
+def tokens(batch: int, time: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCAB, (batch, time), generator=torch.Generator().manual_seed(seed))
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() < 1e-9)
+
+
+@every_stack
+@torch.no_grad()
+def test_prefill_in_chunks_and_steps_equal_one_pass(spec: StackSpec) -> None:
+    decoder, ids_BT = build(spec), tokens(2, 24)
+    full_BTV = decoder(ids_BT)
+    state = decoder.init_state(2, 24)
+    assert close(decoder.prefill(ids_BT[:, :17], state, chunk_size=5), full_BTV[:, 16])
+    for t in range(17, 24):
+        assert close(decoder.step(ids_BT[:, t], state), full_BTV[:, t])
+    assert state.lengths_B.tolist() == [24, 24]
+
+
+@every_stack
+@torch.no_grad()
+def test_ragged_rows_answer_as_if_alone(spec: StackSpec) -> None:
+    decoder, ids_BT = build(spec), tokens(3, 12)
+    mask_BT = torch.ones(3, 12, dtype=torch.bool)
+    mask_BT[0, :8] = False
+    mask_BT[1, 5:] = False
+    state = decoder.init_state(3, 40)
+    first_BV = decoder.prefill(ids_BT, state, mask_BT=mask_BT, chunk_size=7)
+    second_ids = tokens(3, 6, seed=1)
+    second_mask = torch.ones(3, 6, dtype=torch.bool)
+    second_mask[2, :3] = False
+    second_BV = decoder.prefill(second_ids, state, mask_BT=second_mask)
+    next_BV = decoder.step(torch.tensor([3, 4, 5]), state)
+    for row in range(3):
+        whole = torch.cat([ids_BT[row][mask_BT[row]], second_ids[row][second_mask[row]]])
+        num_first = int(mask_BT[row].sum())
+        alone_TV = decoder(torch.cat([whole, torch.tensor([3 + row])])[None])[0]
+        assert close(first_BV[row], alone_TV[num_first - 1])
+        assert close(second_BV[row], alone_TV[-2])
+        assert close(next_BV[row], alone_TV[-1])
+
+
+@every_stack
+@torch.no_grad()
+def test_packed_sequences_score_as_if_alone(spec: StackSpec) -> None:
+    decoder, ids_BT = build(spec), tokens(1, 20)
+    packed = decoder(ids_BT, segments_BT=torch.tensor([[0] * 8 + [1] * 12]))
+    assert close(packed[:, :8], decoder(ids_BT[:, :8]))
+    assert close(packed[:, 8:], decoder(ids_BT[:, 8:]))
+
+
+@every_stack
+def test_costs_equal_the_built_decoder(spec: StackSpec) -> None:
+    decoder = Decoder(spec)
+    assert sum(p.numel() for p in decoder.parameters()) == cost.num_params(spec)
+    for context in (10, 100):
+        state = decoder.init_state(1, context, torch.bfloat16)
+        assert state.nbytes == cost.state_bytes(spec, context, torch.bfloat16)
+
+
+@torch.no_grad()
+def test_snapshot_restores_a_conversation() -> None:
+    decoder, ids_BT = build(STACKS["lfm2"]), tokens(1, 10)
+    state = decoder.init_state(1, 20)
+    decoder.prefill(ids_BT, state)
+    saved = state.snapshot()
+    first = decoder.step(torch.tensor([1]), state)
+    decoder.step(torch.tensor([2]), state)
+    state.restore(saved)
+    assert torch.equal(decoder.step(torch.tensor([1]), state), first)
+    state.reset()
+    assert close(decoder.prefill(ids_BT, state), decoder(ids_BT)[:, -1])
+
+
+def test_a_full_state_is_refused_before_anything_is_written() -> None:
+    decoder = build(STACKS["lfm2"])
+    state = decoder.init_state(1, 4)
+    decoder.prefill(tokens(1, 4), state)
+    with pytest.raises(ValueError, match="max_context=4"):
+        decoder.step(torch.tensor([1]), state)
+    with pytest.raises(ValueError, match="max_context=4"):
+        decoder.prefill(tokens(1, 1), state)
+    assert state.lengths_B.tolist() == [4]
+
+
+def test_gradients_reach_every_parameter() -> None:
+    decoder = Decoder(STACKS["moe"]).train()
+    decoder(tokens(2, 16)).logsumexp(-1).sum().backward()
+    assert all(p.grad is not None for p in decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ((block(mixer("gqa", state_from=0)),), "earlier block"),
+        ((block(mixer("gqa")), block(mixer("gqa", state_from=2))), "earlier block"),
+        ((block(mixer("gqa")), block(mixer("short_conv", weights_from=0))), "must be equal"),
+        (
+            (
+                block(mixer("gqa")),
+                block(mixer("gqa", state_from=0)),
+                block(mixer("gqa", state_from=1)),
+            ),
+            "itself shares",
+        ),
+        ((block(mixer("gqa")), block(mixer("gqa", state_from=0, weights_from=0))), "exclude"),
+    ],
+)
+def test_impossible_sharing_is_refused(blocks: tuple[BlockSpec, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stack(*blocks)
+
+
+def test_a_mixer_without_features_has_no_consumers() -> None:
+    spec = stack(block(mixer("short_conv")), block(mixer("short_conv", state_from=0)))
+    with pytest.raises(ValueError, match="state_from"):
+        Decoder(spec)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"head_dim": 48}, "head_dim=48 does not divide d_model=64"),
+        ({"head_dim": 16, "queries_per_kv": 3}, "queries_per_kv=3.*allowed"),
+        ({"head_dims": 16}, "head_dim"),
+        ({"head_dim": "many"}, "head_dim"),
+    ],
+)
+def test_bad_settings_name_field_value_and_remedy(config: dict[str, Any], message: str) -> None:
+    spec = stack(BlockSpec(mixers=(MixerSpec(name="gqa", config=config),)))
+    with pytest.raises(ValueError, match=message):
+        Decoder(spec)

@@ -119,7 +119,7 @@ class SWA(Attention):
         if span.segments_BT is not None:
             tail = num_chunks * chunk - time
             segments_BS = F.pad(span.segments_BT, (chunk, tail), value=-2)
-            own_BnC1 = segments_BS[:, chunk:].unflatten(1, (num_chunks, chunk))[..., None]
+            own_BnC1 = segments_BS[:, chunk:].reshape(batch, num_chunks, chunk, 1)
             mask_BnCc = mask_BnCc & (own_BnC1 == _windows(segments_BS, chunk)[:, :, None])
         return mask_BnCc.reshape(batch * num_chunks, 1, chunk, 2 * chunk)
 
@@ -164,16 +164,19 @@ def _write(ring_BMRH: Tensor, new_BMTH: Tensor, span: Span) -> None:
 
 def _chunks(x_BNSH: Tensor, chunk: int) -> Tensor:
     """(B n, N, C, H): chunks become rows of the batch."""
-    return x_BNSH.unflatten(2, (-1, chunk)).transpose(1, 2).flatten(0, 1)
+    batch, heads, time, width = x_BNSH.shape
+    x_BNnCH = x_BNSH.reshape(batch, heads, time // chunk, chunk, width)
+    return x_BNnCH.transpose(1, 2).flatten(0, 1)
 
 
 def _pairs_of_chunks(x_BMSH: Tensor, chunk: int) -> Tensor:
     """(B n, M, 2C, H): each chunk behind the one before it."""
-    x_BnMCH = x_BMSH.unflatten(2, (-1, chunk)).transpose(1, 2)
+    batch, heads, time, width = x_BMSH.shape
+    x_BnMCH = x_BMSH.reshape(batch, heads, time // chunk, chunk, width).transpose(1, 2)
     return torch.cat([x_BnMCH[:, :-1], x_BnMCH[:, 1:]], 3).flatten(0, 1)
 
 
 def _windows(x_BS: Tensor, chunk: int) -> Tensor:
     """(B, n, 2C): as `_pairs_of_chunks` for one value per key."""
-    x_BnC = x_BS.unflatten(1, (-1, chunk))
+    x_BnC = x_BS.reshape(x_BS.shape[0], -1, chunk)
     return torch.cat([x_BnC[:, :-1], x_BnC[:, 1:]], 2)

@@ -1,0 +1,31 @@
+"""Reshapes and rules that mixers with heads and a recurrent state share.
+
+Shape suffixes: B batch, T time, N heads, H head width.
+"""
+
+import torch
+from torch import Tensor
+
+from archloop.blocks.base import Span
+
+
+def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What log-decays, cumulative sums and recurrent state are kept in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def split_heads(x_BTd: Tensor, num_heads: int) -> Tensor:
+    """(B, T, N H) as (B, N, T, H)."""
+    batch, time, width = x_BTd.shape
+    return x_BTd.reshape(batch, time, num_heads, width // num_heads).transpose(1, 2)
+
+
+def join_heads(x_BNTH: Tensor) -> Tensor:
+    """(B, N, T, H) as (B, T, N H)."""
+    return x_BNTH.transpose(1, 2).flatten(2)
+
+
+def only_real(x_BNTH: Tensor, span: Span) -> Tensor:
+    """Zero at padding: a zero key or log-decay there leaves the state as it is."""
+    valid_BT = span.valid_BT
+    return x_BNTH if valid_BT is None else x_BNTH.where(valid_BT[:, None, :, None], 0)

@@ -65,11 +65,20 @@ class Task(ABC):
     Attributes:
         name: the plug-in's name, set by the registry.
         category: what it tests.
+        mixable: can be trained in a mixture with text, by next-token prediction.
+        shares_examples: train and test come from the same few examples, by design.
+        Config: frozen settings; the task is made from one, or from None for the defaults.
     """
 
     name: ClassVar[str] = ""
     category: ClassVar[str] = ""
+    mixable: ClassVar[bool] = True
+    shares_examples: ClassVar[bool] = False
     Config: ClassVar[Any]
+
+    @abstractmethod
+    def __init__(self, config: Any = None) -> None:
+        """Make the task from its config."""
 
     @property
     @abstractmethod
@@ -83,7 +92,11 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
-        """Examples of a split, a pure function of the arguments; train and test do not overlap."""
+        """Examples of a split, a pure function of the arguments; train and test do not overlap.
+
+        Raises:
+            ValueError: there are too few different examples for the settings.
+        """
 
     @abstractmethod
     def score(

@@ -1,0 +1,61 @@
+"""Compression: the last position must hold the whole sequence, decoded by a head of its own.
+
+MAD's protocol (arXiv 2403.17844): random tokens, then a compression token. The decoder's output at
+that token, plus a position, goes through a small network that predicts each token of the sequence,
+so the task cannot be mixed with next-token training. Its targets stand at the tokens themselves;
+the last, the compression token, is always the same.
+
+Shape suffixes: N examples, T time.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from archloop.evals.base import Examples, Split, Task
+from archloop.evals.generation import draw_split, mean_correct
+
+
+class Compression(Task):
+    """Capacity of the state at one position."""
+
+    category = "compression"
+    mixable: ClassVar[bool] = False
+
+    class Config(BaseModel):
+        """MAD's baseline."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+        vocab_size: int = Field(default=16, ge=3)
+        seq_len: int = Field(default=32, ge=2)
+        num_train: int = Field(default=12_800, ge=1)
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or self.Config()
+
+    @property
+    def vocab_size(self) -> int:  # noqa: D102
+        return self.config.vocab_size
+
+    @property
+    def chance(self) -> float:
+        """The compression token always, the others by guessing."""
+        guessed = (self.config.seq_len - 1) / (self.config.vocab_size - 1)
+        return (guessed + 1) / self.config.seq_len
+
+    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
+        return draw_split(self._draw, split, seed, num_examples)
+
+    def score(  # noqa: D102
+        self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        return mean_correct(predictions_NT, targets_NT)
+
+    def _draw(self, rng: np.random.Generator, num: int) -> Examples:
+        last = self.config.vocab_size - 1
+        ids_NT = rng.integers(last, size=(num, self.config.seq_len))
+        ids_NT[:, -1] = last
+        return Examples(ids_NT, ids_NT.copy())

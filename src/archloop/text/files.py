@@ -1,0 +1,69 @@
+"""Files that are whole or absent: atomic writes, and a checksum that tells when bytes have rotted.
+
+A reader never sees half a file: data go to a temporary file in the same folder, are flushed to the
+disk, and are renamed into place.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+_MAGIC = b"archloop-1\n"
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/archloop``, or ``~/.cache/archloop``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    # The base directory specification says that a relative path counts as unset.
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "archloop"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or absent; parent folders are made.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """As `write_atomic`, with a checksum in front for `read_checked`."""
+    write_atomic(path, _MAGIC + hashlib.sha256(content).digest() + content)
+
+
+def read_checked(path: Path) -> bytes | None:
+    """Content written by `write_checked`; None when the file is absent or damaged."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    digest, content = raw[len(_MAGIC) : start], raw[start:]
+    if not raw.startswith(_MAGIC) or hashlib.sha256(content).digest() != digest:
+        return None
+    return content
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, on systems where folders can be opened."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

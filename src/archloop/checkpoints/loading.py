@@ -1,0 +1,247 @@
+"""Loading: a decoder is built without memory, given it once, and filled tensor by tensor.
+
+Weight files are memory-mapped, so what is read is page cache that the system can drop, not
+memory of ours: the peak is the model and at most one tensor on its way to another dtype or device.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from archloop.checkpoints import files, hub, lfm2, names
+from archloop.checkpoints.names import Piece
+from archloop.stack.cost import mixer_config
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import StackSpec
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+"""Stored dtypes that are read; anything else is quantised or no weight at all."""
+
+_FIXED_DTYPE = ("expert_bias",)
+"""Tensors that stay float32 in a model of any dtype, so a checkpoint may store them so."""
+
+
+def load(
+    path_or_hub_id: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    revision: str | None = None,
+) -> Decoder:
+    """A decoder from an LFM2 or LFM2-MoE checkpoint in Hugging Face layout, or from our own.
+
+    Args:
+        path_or_hub_id: a folder, or a name such as ``LiquidAI/LFM2-350M``.
+        dtype: of the decoder; default: as stored.
+        device: where the decoder is built.
+        revision: branch, tag or commit on the hub.
+
+    Returns:
+        The decoder in evaluation mode.
+
+    Raises:
+        ValueError: whatever is wrong with the checkpoint, by name: a file that is missing,
+            truncated, pickled or outside the folder; a tensor that is missing, unexpected or of
+            a wrong shape or dtype; a configuration that is not understood; the hub unreachable.
+    """
+    folder = hub.resolve(path_or_hub_id, revision)
+    spec_text = files.read_text(folder, files.SPEC)
+    if spec_text is not None:
+        return _fill(folder, StackSpec.from_json(spec_text), None, dtype, device)
+    config = files.read_json(folder, files.CONFIG)
+    if config is None:
+        raise ValueError(f"{folder} has neither {files.CONFIG} nor {files.SPEC}: no checkpoint")
+    try:
+        spec = lfm2.to_spec(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / files.CONFIG}: {error}") from error
+    return _fill(folder, spec, config, dtype, device)
+
+
+def _fill(
+    folder: Path,
+    spec: StackSpec,
+    config: dict[str, Any] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+) -> Decoder:
+    with ExitStack() as stack:
+        stored = StoredTensors(folder, stack)
+        with torch.device("meta"):
+            decoder = Decoder(spec)
+        if config is None:
+            pieces = names.own(decoder)
+        else:
+            fused = any(name.endswith("experts.gate_up_proj") for name in stored.shapes)
+            pieces = list(names.lfm2(spec, "fused" if fused else "separate"))
+        tied = config is not None and spec.tie_embeddings and "lm_head.weight" in stored.shapes
+        _check_names(stored, pieces, {"lm_head.weight"} if tied else set())
+        if tied:
+            _check_tied_head(stored)
+        if config is None and dtype is None:
+            _take_dtypes(decoder, stored)
+        else:
+            decoder.to(dtype or _dtype(stored, config or {}))
+        _materialise(decoder, device)
+        targets = names.stored(decoder)
+        with torch.no_grad():
+            for piece in pieces:
+                piece.view(targets[piece.target]).copy_(stored.tensor(piece.name))
+    return decoder.eval()
+
+
+class StoredTensors:
+    """The tensors of a folder's weight files, by name, memory-mapped.
+
+    Attributes:
+        shapes: by tensor name.
+        dtypes: stored dtype codes, such as ``BF16``, by tensor name.
+
+    Raises:
+        ValueError: a file is missing, truncated, malformed or disagrees with the index.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._files: dict[str, Any] = {}
+        for name, promised in files.shards(folder).items():
+            try:
+                file = stack.enter_context(safe_open(folder / name, framework="pt"))
+                held = set(file.keys())
+            except (SafetensorError, OSError) as error:
+                raise ValueError(
+                    f"{folder / name} is truncated or no safetensors file: {error}"
+                ) from error
+            if promised is not None and held != promised:
+                odd = sorted(held ^ promised)[0]
+                where = (
+                    "index but not in the shard"
+                    if odd in promised
+                    else "shard but not in the index"
+                )
+                raise ValueError(f"{folder / name}: tensor {odd!r} is in the {where}")
+            for tensor in held:
+                part = file.get_slice(tensor)
+                self.shapes[tensor] = tuple(part.get_shape())
+                self.dtypes[tensor] = part.get_dtype()
+                self._files[tensor] = file
+
+    def tensor(self, name: str) -> Tensor:
+        """A view of the mapped file."""
+        tensor = self._files[name].get_tensor(name)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+
+def _check_names(stored: StoredTensors, pieces: Iterable[Piece], extra: set[str]) -> None:
+    wanted = {piece.name: piece.shape for piece in pieces}
+    if missing := sorted(wanted.keys() - stored.shapes.keys()):
+        raise ValueError(f"{stored.folder}: tensor {missing[0]!r} is missing{_more(missing)}")
+    if unexpected := sorted(stored.shapes.keys() - wanted.keys() - extra):
+        raise ValueError(
+            f"{stored.folder}: tensor {unexpected[0]!r} is not part of the model that the "
+            f"configuration describes{_more(unexpected)}"
+        )
+    for name, shape in wanted.items():
+        if stored.shapes[name] != shape:
+            raise ValueError(
+                f"{stored.folder}: tensor {name!r} has shape {list(stored.shapes[name])}; the "
+                f"configuration asks for {list(shape)}"
+            )
+        if stored.dtypes[name] not in DTYPES:
+            raise ValueError(
+                f"{stored.folder}: tensor {name!r} has dtype {stored.dtypes[name]}; "
+                f"readable: {', '.join(DTYPES)}"
+            )
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _check_tied_head(stored: StoredTensors) -> None:
+    """A head stored beside a tied embedding must be that embedding."""
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    same = (
+        stored.shapes[head] == stored.shapes[embedding]
+        and stored.dtypes[head] == stored.dtypes[embedding]
+        and torch.equal(stored.tensor(head), stored.tensor(embedding))
+    )
+    if not same:
+        raise ValueError(
+            f"{stored.folder}: {head!r} differs from {embedding!r}, but the configuration says "
+            "that they are tied (tie_word_embeddings)"
+        )
+
+
+def _dtype(stored: StoredTensors, config: dict[str, Any]) -> torch.dtype:
+    """The one dtype of all weights, which the configuration may state but not contradict."""
+    codes = {code for name, code in stored.dtypes.items() if not name.endswith(_FIXED_DTYPE)}
+    said = config.get("dtype") or config.get("torch_dtype")
+    found = sorted(str(DTYPES[code]).removeprefix("torch.") for code in codes)
+    if len(found) != 1 or said not in (None, found[0]):
+        raise ValueError(
+            f"{stored.folder}: weights are stored as {' and '.join(found)}, the configuration "
+            f"says {said}; choose with dtype="
+        )
+    (code,) = codes
+    return DTYPES[code]
+
+
+def _take_dtypes(decoder: Decoder, stored: StoredTensors) -> None:
+    """Give each meta tensor the dtype that our own layout stored it in."""
+    for module, leaf, name, tensor in _leaves(decoder):
+        if name in stored.dtypes and DTYPES[stored.dtypes[name]] != tensor.dtype:
+            cast = torch.empty_like(tensor, dtype=DTYPES[stored.dtypes[name]])
+            if isinstance(tensor, nn.Parameter):
+                setattr(module, leaf, nn.Parameter(cast, tensor.requires_grad))
+            else:
+                setattr(module, leaf, cast)
+
+
+def _leaves(decoder: Decoder) -> Iterator[tuple[nn.Module, str, str, Tensor]]:
+    for prefix, module in decoder.named_modules():
+        for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                yield module, leaf, f"{prefix}.{leaf}".lstrip("."), tensor
+
+
+def _materialise(decoder: Decoder, device: torch.device | str) -> None:
+    """Allocate a decoder built on the meta device, once, and set what no checkpoint holds.
+
+    Buffers that are not saved are constants of a sequence mixer, recomputed by building that mixer
+    alone, or running counts of a channel mixer, which start at zero.
+    """
+    decoder.to_empty(device=device)
+    with torch.no_grad():
+        for index, block in enumerate(decoder.spec.blocks):
+            built: Any = decoder.blocks[index]
+            for slot, mixer in enumerate(block.mixers):
+                if mixer.weights_from is None and _unsaved(built.mixers[slot]):
+                    consumer = mixer.state_from is not None
+                    fresh = mixer_config(mixer).build(
+                        decoder.spec.d_model, index, decoder.spec.num_blocks, consumer=consumer
+                    )
+                    values = _unsaved(fresh)
+                    for name, buffer in _unsaved(built.mixers[slot]).items():
+                        buffer.copy_(values[name])
+            if built.channel_mixer is not None:
+                for buffer in _unsaved(built.channel_mixer).values():
+                    buffer.zero_()
+
+
+def _unsaved(module: nn.Module) -> dict[str, Tensor]:
+    saved = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}

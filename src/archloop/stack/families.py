@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal
 
 from archloop import registry
@@ -63,7 +63,8 @@ class Family:
     @cached_property
     def window(self) -> int:
         """The largest window of the family, 0 if it has none."""
-        return max(getattr(self.config(genes), "window", None) or 0 for genes in self.combinations())
+        configs = (self.config(genes) for genes in self.combinations())
+        return max(getattr(config, "window", None) or 0 for config in configs)
 
 
 def resolve(config: SpaceConfig) -> dict[str, Family]:
@@ -207,15 +208,8 @@ def _words(values: Any) -> str:
 
 
 def _config(kind: Kind, name: str, values: Genes) -> Any:
-    return _cached_config(kind, name, tuple(sorted(values.items())), tuple(map(type, values.values())))
-
-
-@lru_cache(maxsize=4096)
-def _cached_config(
-    kind: Kind, name: str, items: tuple[tuple[str, Scalar], ...], _types: tuple[type, ...]
-) -> Any:
     from archloop.stack import cost  # imports torch, which reading a space must not
 
     if kind == "mixers":
-        return cost.mixer_config(MixerSpec(name=name, config=dict(items)))
-    return cost.channel_config(ChannelMixerSpec(name=name, config=dict(items)))
+        return cost.mixer_config(MixerSpec(name=name, config=values))
+    return cost.channel_config(ChannelMixerSpec(name=name, config=values))

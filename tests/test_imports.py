@@ -1,4 +1,4 @@
-"""Names that must load without torch do, in a fresh process; plug-ins are found without importing."""
+"""What must load without torch does, in a fresh process; plug-ins are found without importing."""
 
 import subprocess
 import sys

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import mixers as kit
 
 from archloop import registry
+from contracts import mixers as kit
 
 Case = tuple[str, dict[str, Any]]
 every_case = pytest.mark.parametrize("case", kit.cases("channel_mixers"), ids=kit.case_id)

@@ -1,0 +1,123 @@
+"""A study boiled down to what is shown: one plain dictionary, for programs and for the report.
+
+Everything is recomputed from the records; nothing is looked up anywhere else.
+"""
+
+from typing import Any
+
+from archloop.search.front import hypervolume, nondominated
+from archloop.search.record import Objectives, Rung, StudyRecord, TrialRecord
+
+
+def summarize(study: StudyRecord) -> dict[str, Any]:
+    """What ``archloop report --json`` prints.
+
+    Returns:
+        trials, rejected, failed, front (trial numbers by rung), hypervolume with its reference
+        point and its curve, tasks, seconds_by_stage, overhead, environment.
+    """
+    fronts = {rung: front_numbers(study, rung) for rung in rungs(study)}
+    curve = hypervolume_curve(study)
+    return {
+        "name": study.name,
+        "trials": [_trial(trial) for trial in study.trials],
+        "rejected": [
+            {
+                "number": t.number,
+                "layout": t.spec.layout,
+                "broken": [b.model_dump() for b in t.broken],
+            }
+            for t in study.trials
+            if t.state == "rejected"
+        ],
+        "failed": [
+            {"number": t.number, "layout": t.spec.layout, "error": t.error}
+            for t in study.trials
+            if t.state == "failed"
+        ],
+        "front": fronts.get(0, []),
+        "front_by_rung": {str(rung): numbers for rung, numbers in fronts.items()},
+        "hypervolume": {
+            "value": curve[-1][1] if curve else 0.0,
+            "reference_point": _point(study.reference_point),
+            "curve": curve,
+        },
+        "reference": None if study.reference is None else _trial(study.reference),
+        "tasks": {"admitted": list(study.admitted), "dropped": study.dropped},
+        "noise": study.noise,
+        "seconds_by_stage": study.seconds_by_stage,
+        "overhead": study.overhead,
+        "environment": study.environment,
+    }
+
+
+def rungs(study: StudyRecord) -> list[int]:
+    """Indices of the rungs that any trial reached."""
+    return sorted({rung.index for trial in study.trials for rung in trial.rungs})
+
+
+def at_rung(study: StudyRecord, index: int) -> list[tuple[TrialRecord, Rung, Objectives]]:
+    """Trials with objectives at a rung."""
+    return [
+        (trial, rung, rung.objectives)
+        for trial in study.trials
+        for rung in trial.rungs
+        if rung.index == index and rung.objectives is not None
+    ]
+
+
+def front_numbers(study: StudyRecord, index: int = 0) -> list[int]:
+    """Trial numbers on the front of a rung, fastest first."""
+    entries = at_rung(study, index)
+    if not entries:
+        return []
+    mask = nondominated([minimised(objectives) for _, _, objectives in entries])
+    chosen = [entry for entry, keep in zip(entries, mask, strict=True) if keep]
+    return [trial.number for trial, _, _ in sorted(chosen, key=lambda entry: entry[2].latency)]
+
+
+def hypervolume_curve(study: StudyRecord) -> list[tuple[int, float]]:
+    """Hypervolume of rung 0's front after each finished trial, as (trial number, value)."""
+    if study.reference_point is None:
+        return []
+    reference = minimised(study.reference_point)
+    curve, points = [], []
+    for trial in study.trials:
+        if trial.state == "running":
+            continue
+        if trial.objectives is not None:
+            points.append(minimised(trial.objectives))
+        curve.append((trial.number, hypervolume(points, reference) if points else 0.0))
+    return curve
+
+
+def minimised(objectives: Objectives) -> tuple[float, float, float]:
+    """Objectives as a point to minimise: -quality, latency, memory."""
+    return (-objectives.quality, objectives.latency, objectives.memory)
+
+
+def _trial(trial: TrialRecord) -> dict[str, Any]:
+    objectives = trial.objectives
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "origin": trial.origin,
+        "parents": list(trial.parents),
+        "layout": trial.spec.layout,
+        "spec": trial.spec.model_dump(mode="json"),
+        "values": None if objectives is None else objectives.model_dump(),
+        "scores": {r.index: {k: s.model_dump() for k, s in r.scores.items()} for r in trial.rungs},
+        "costs": trial.costs.model_dump(),
+        "profiles": {device: p.model_dump(mode="json") for device, p in trial.profiles.items()},
+        "straddles": list(trial.straddles),
+        "hypervolume_gain": trial.hypervolume_gain,
+        "error": trial.error,
+        "seconds": trial.seconds,
+    }
+
+
+def _point(objectives: Objectives | None) -> dict[str, float] | None:
+    if objectives is None:
+        return None
+    fields = ("quality", "latency", "memory")
+    return {field: getattr(objectives, field) for field in fields}

@@ -1,0 +1,88 @@
+"""What a report says: right numbers, everything on one page, nothing fetched from outside."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from archloop.report import html, layout, summary
+from archloop.report.outcome import print_outcome
+from report import studies
+
+
+def test_summary_is_json_with_known_front_and_hypervolume() -> None:
+    facts = json.loads(json.dumps(summary.summarize(studies.study()), allow_nan=False))
+    assert facts["front"] == [1, 5, 0]
+    assert facts["front_by_rung"] == {"0": [1, 5, 0], "1": [0]}
+    assert [r["number"] for r in facts["rejected"]] == [2]
+    assert [f["number"] for f in facts["failed"]] == [4]
+    # One point: quality 0.55 x (1.5 - 0.95) x (1.5 - 0.9).
+    assert facts["hypervolume"]["curve"][0] == [0, pytest.approx(0.55 * 0.55 * 0.6)]
+    values = [value for _, value in facts["hypervolume"]["curve"]]
+    assert values == sorted(values)
+    assert facts["hypervolume"]["value"] == values[-1]
+
+
+def test_dominated_trial_adds_no_hypervolume() -> None:
+    curve = dict(summary.hypervolume_curve(studies.study()))
+    assert curve[3] == curve[2] == curve[1]
+    assert curve[5] > curve[3]
+
+
+def test_page_is_self_contained_and_complete() -> None:
+    page = html.render(studies.study())
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', outside)
+    for text in ("in_context_recall", "decode_p50_ms at 1024 on host", "load average", "0.40%"):
+        assert text in page
+    assert "out of memory while training &lt;killed&gt;" in page
+    assert page.count('<svg class="stack"') == 5  # four trained, one rejected
+
+
+def test_study_without_trials_still_renders() -> None:
+    empty = studies.study().model_copy(
+        update={"trials": (), "reference": None, "reference_point": None, "overhead": None}
+    )
+    assert "None was trained yet" in html.render(empty)
+
+
+def test_write_replaces_the_old_page_whole(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("old")
+    html.write(studies.study(), page)
+    assert page.read_text().startswith("<!doctype html>")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_terminal_outcome_names_front_rejections_and_report(tmp_path: Path) -> None:
+    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
+    print_outcome(studies.study(), Path("runs/example/report.html"), console)
+    text = console.export_text()
+    assert "rejected 2 A A A A: decode_p50_ms at 1024: 1.5 > 1.3 x reference" in text
+    assert "failed 4" in text
+    assert "report: runs/example/report.html" in text
+
+
+def test_drawing_describes_runs_and_sharing() -> None:
+    assert layout.describe(studies.spec("CCAC")) == "2 x short_conv, gqa, short_conv"
+    spec = studies.spec("CASC")
+    drawing = layout.svg(spec)
+    assert drawing.count("<g>") == 4
+    assert "arc state" in drawing
+    assert "state from 1" in drawing
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.25, "4.2 s"), (185, "3 min 05 s"), (3_720, "1 h 02 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert html.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(354_483_968, "354.5M"), (23.8e9, "23.8B"), (12, "12")]
+)
+def test_count(value: float, text: str) -> None:
+    assert html.count(value) == text

@@ -85,11 +85,13 @@ def _points(
         y=[o.quality for _, o in entries],
         error_x=bars(cost),
         error_y=bars("quality"),
-        mode="markers",
+        mode="markers+text" if name == "front" else "markers",
+        textposition="top center",
         marker={"size": size, "color": color, "line": {"color": "white", "width": 1}},
         name=name,
-        text=[_hover(trial, o) for trial, o in entries],
-        hovertemplate="%{text}<extra></extra>",
+        text=[str(trial.number) for trial, _ in entries],
+        hovertext=[_hover(trial, o) for trial, o in entries],
+        hovertemplate="%{hovertext}<extra></extra>",
     )
 
 

@@ -51,6 +51,8 @@ def carry(
 ) -> tuple[Tensor, Tensor]:
     """State before each chunk, (B, N, n, K, V), and the state after the last.
 
+    Decay and input may have any trailing dimensions that broadcast.
+
     Args:
         decay_BNnK1: factor of each chunk on the state, between 0 and 1.
         input_BNnKV: what each chunk adds.
@@ -63,9 +65,9 @@ def carry(
         return _carry_loop(decay_BNnK1, input_BNnKV, initial_BNKV)
     group = 1 << math.ceil(math.log2(num_chunks) / 2)
     missing = padded_time(num_chunks, group) - num_chunks
-    decay = F.pad(decay_BNnK1, (0, 0, 0, 0, 0, missing), value=1.0)
-    decay = decay.unflatten(2, (-1, group)).transpose(2, 3)
-    added = F.pad(input_BNnKV, (0, 0, 0, 0, 0, missing)).unflatten(2, (-1, group)).transpose(2, 3)
+    padding = (0, 0) * (input_BNnKV.dim() - 3) + (0, missing)
+    decay = F.pad(decay_BNnK1, padding, value=1.0).unflatten(2, (-1, group)).transpose(2, 3)
+    added = F.pad(input_BNnKV, padding).unflatten(2, (-1, group)).transpose(2, 3)
     # All groups at once from zero; then the groups one after another; then their starts spread.
     local, total = _carry_loop(decay, added, torch.zeros_like(added[:, :, 0]))
     reach = decay.cumprod(2)

@@ -1,0 +1,242 @@
+"""Mamba-2 (arXiv 2405.21060): a matrix state per head that decays by one input-dependent scalar.
+
+``x, B, C = silu(conv_4(W u))``; ``dt = softplus(W_dt u + b)``; ``S_t = exp(-e^A dt) S_{t-1} +
+B_t (dt x_t)^T``; ``y_t = S_t^T C_t + D x_t``; out ``W_out RMSNorm(y * silu(z))``, gate before norm.
+
+A block that shares this one's state runs its own C (without convolution, which would need a state),
+z and D. ``core="conv"`` keeps everything but the recurrence: ``y_t = x_t``.
+
+Shape suffixes: B batch, T time, D model width, I inner width, N heads, G groups, K state (key)
+width, V head width, L past inputs of the convolution.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops import linear_attention, ssd
+from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
+from archloop.blocks.ops.heads import join_heads, recurrent_dtype, split_heads
+
+
+class Mamba2(SequenceMixer):
+    """State-space duality; N K V values of state in at least float32, and the convolution's."""
+
+    shareable = True
+
+    class Config(MixerConfig):
+        """Inner width ``expansion * d_model``; the paper has head_dim 64 and state_dim 128."""
+
+        head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)
+        state_dim: Annotated[int, Gene((32, 64, 128, 256))] = Field(128, ge=1)
+        expansion: Annotated[float, Gene((1.0, 2.0), scale="ratio")] = Field(2.0, gt=0, le=8)
+        num_groups: int = Field(1, ge=1)
+        kernel: int = Field(4, ge=1, le=64)
+        core: Literal["recurrent", "conv"] = "recurrent"
+        norm_eps: float = Field(1e-5, gt=0)
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            inner = round(self.expansion * d_model)
+            if inner != self.expansion * d_model or inner % self.head_dim:
+                raise ValueError(
+                    f"head_dim={self.head_dim} does not divide expansion={self.expansion} times "
+                    f"d_model={d_model}; choose a divisor of {self.expansion * d_model:g}"
+                )
+            heads = inner // self.head_dim
+            if heads % self.num_groups:
+                allowed = [g for g in range(1, heads + 1) if heads % g == 0]
+                raise ValueError(
+                    f"num_groups={self.num_groups} does not divide num_heads={heads}; "
+                    f"allowed: {allowed}"
+                )
+            shared = {"d_inner": inner, "num_groups": self.num_groups, "kernel": self.kernel}
+            if self.core == "conv":
+                return shared
+            own = {"num_heads": heads, "head_dim": self.head_dim, "state_dim": self.state_dim}
+            return shared | own
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            inner, keys, heads = self._widths(d_model)
+            own = d_model * (2 * inner + consumer * keys) + inner + heads
+            if consumer:
+                return own
+            convolved = inner + 2 * keys
+            return own + d_model * (convolved + heads) + convolved * (self.kernel + 1) + 2 * heads
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            inner, keys, heads = self._widths(d_model)
+            conv = (self.kernel - 1) * (inner + 2 * keys) * dtype.itemsize
+            kv = heads * self.head_dim * self.state_dim * recurrent_dtype(dtype).itemsize
+            return conv + kv
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            total = num_tokens * self._token_flops(d_model, consumer)
+            _, keys, heads = self._widths(d_model)
+            if heads:
+                groups, widths = keys // self.state_dim, (self.state_dim, self.head_dim)
+                total += groups * ssd.read_flops(num_tokens, *widths, heads // groups)
+                if not consumer:
+                    total += heads * ssd.states_flops(num_tokens, *widths)
+            return total
+
+        def decode_flops(  # noqa: D102
+            self, d_model: int, context: int, *, consumer: bool = False
+        ) -> int:
+            _, _, heads = self._widths(d_model)
+            widths = self.state_dim, self.head_dim
+            mixing = heads * linear_attention.step_flops(*widths, consumer=consumer)
+            return self._token_flops(d_model, consumer) + mixing
+
+        def _widths(self, d_model: int) -> tuple[int, int, int]:
+            """Inner width; width of B and of C, and heads with a state (none in the conv core)."""
+            sizes = self.sizes(d_model)
+            if self.core == "conv":
+                return sizes["d_inner"], 0, 0
+            return sizes["d_inner"], self.num_groups * self.state_dim, sizes["num_heads"]
+
+        def _token_flops(self, d_model: int, consumer: bool) -> int:
+            """Projections and convolution of one token."""
+            inner, keys, heads = self._widths(d_model)
+            own = 2 * d_model * (2 * inner + consumer * keys)
+            if consumer:
+                return own
+            convolved = inner + 2 * keys
+            return own + 2 * d_model * (convolved + heads) + 2 * self.kernel * convolved
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__()
+        sizes = config.sizes(d_model)
+        inner, self.head_dim = sizes["d_inner"], config.head_dim
+        self.num_heads = inner // config.head_dim
+        self.state_dim, self.num_groups, self.kernel = (
+            config.state_dim,
+            config.num_groups,
+            config.kernel,
+        )
+        self.recurrent = config.core == "recurrent"
+        self.consumer, self.norm_eps = consumer, config.norm_eps
+        keys = config.num_groups * config.state_dim if self.recurrent else 0
+        self.query_widths = [inner, keys if consumer else 0]
+        self.query_proj = Linear(d_model, sum(self.query_widths))
+        self.norm = nn.Parameter(torch.ones(inner))
+        self.out_proj = Linear(inner, d_model)
+        if self.recurrent:
+            self.skip = nn.Parameter(torch.ones(self.num_heads))
+        if not consumer:
+            self.conv_widths = [inner, keys, keys]
+            convolved = sum(self.conv_widths)
+            self.feature_widths = [convolved, self.num_heads if self.recurrent else 0]
+            self.feature_proj = Linear(d_model, sum(self.feature_widths))
+            bound = config.kernel**-0.5
+            self.conv = nn.Parameter(torch.empty(convolved, config.kernel).uniform_(-bound, bound))
+            self.conv_bias = nn.Parameter(torch.zeros(convolved))
+            if self.recurrent:
+                self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
+                self.dt_bias = nn.Parameter(initial_dt_bias(self.num_heads))
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        dtype, device = dtype or self.norm.dtype, device or self.norm.device
+        channels = self.conv.shape[0]
+        tensors = {
+            "conv": torch.zeros(batch_size, self.kernel - 1, channels, dtype=dtype, device=device)
+        }
+        if self.recurrent:
+            shape = (batch_size, self.num_heads, self.state_dim, self.head_dim)
+            tensors["kv"] = torch.zeros(shape, dtype=recurrent_dtype(dtype), device=device)
+        return State(max_context, **tensors)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        into_conv_BTd, dt_BTN = self.feature_proj(x_BTD).split(self.feature_widths, -1)
+        past_BLd = None if state is None else state["conv"]
+        convolved_BTd = causal_conv(into_conv_BTd, self.conv, past_BLd)
+        if past_BLd is not None:
+            advance_past(past_BLd, into_conv_BTd, span.lengths_B)
+        x, k, q = self._activate(convolved_BTd)
+        if not self.recurrent:
+            return {"x": x}
+        dt_BTN = self._dt(dt_BTN)
+        valid_BT = span.valid_BT
+        if valid_BT is not None:
+            dt_BTN = dt_BTN.where(valid_BT[..., None], 0)
+        dt_BNT = dt_BTN.transpose(1, 2)
+        x_BNTV, k_BGTK = split_heads(x, self.num_heads), split_heads(k, self.num_groups)
+        v_BNTV = x_BNTV * dt_BNT[..., None]
+        g_BNT = dt_BNT * self._rate()[:, None]
+        initial = None if state is None else state["kv"]
+        states, final_BNKV = ssd.states(k_BGTK, v_BNTV, g_BNT, initial)
+        if state is not None:
+            state["kv"].copy_(final_BNKV)
+        q_BGTK = split_heads(q, self.num_groups)
+        return {"x": x, "q": q_BGTK, "k": k_BGTK, "v": v_BNTV, "g": g_BNT, "states": states}
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        z_BTI, own_q = self.query_proj(x_BTD).split(self.query_widths, -1)
+        if not self.recurrent:
+            return self._out(shared["x"], z_BTI)
+        q_BGTK = split_heads(F.silu(own_q), self.num_groups) if self.consumer else shared["q"]
+        y_BNTV = ssd.read(q_BGTK, shared["k"], shared["v"], shared["g"], shared["states"])
+        return self._out(join_heads(y_BNTV) + self._skipped(shared["x"]), z_BTI)
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        into_conv_Bd, dt_BN = self.feature_proj(x_BD).split(self.feature_widths, -1)
+        x, k, q = self._activate(causal_conv_step(into_conv_Bd, self.conv, state["conv"]))
+        advance_past(state["conv"], into_conv_Bd[:, None])
+        if not self.recurrent:
+            return {"x": x}
+        dt_BN = self._dt(dt_BN)
+        v_BNV = x.unflatten(-1, (self.num_heads, -1)) * dt_BN[..., None]
+        g_BN1 = (dt_BN * self._rate())[..., None]
+        state["kv"].copy_(linear_attention.advance(state["kv"], self._to_heads(k), v_BNV, g_BN1))
+        return {"x": x, "q": q, "kv": state["kv"]}
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        z_BI, own_q = self.query_proj(x_BD).split(self.query_widths, -1)
+        if not self.recurrent:
+            return self._out(shared["x"], z_BI)
+        q_Bd = F.silu(own_q) if self.consumer else shared["q"]
+        y_BNV = linear_attention.query(shared["kv"], self._to_heads(q_Bd))
+        return self._out(y_BNV.flatten(1) + self._skipped(shared["x"]), z_BI)
+
+    def _activate(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, k, q = F.silu(convolved + self.conv_bias).split(self.conv_widths, -1)
+        return x, k, q
+
+    def _dt(self, raw: Tensor) -> Tensor:
+        dtype = recurrent_dtype(raw.dtype)
+        return F.softplus(raw.to(dtype) + self.dt_bias.to(dtype))
+
+    def _rate(self) -> Tensor:
+        return -self.log_rate.to(recurrent_dtype(self.log_rate.dtype)).exp()
+
+    def _skipped(self, x: Tensor) -> Tensor:
+        return x * self.skip.repeat_interleave(self.head_dim)
+
+    def _to_heads(self, x_Bd: Tensor) -> Tensor:
+        return ssd.to_heads(x_Bd.reshape(-1, self.num_groups, self.state_dim), self.num_heads)
+
+    def _out(self, y: Tensor, z: Tensor) -> Tensor:
+        gated = (y.to(z.dtype) * F.silu(z)).unflatten(-1, (self.num_groups, -1))
+        normed = F.rms_norm(gated, gated.shape[-1:], None, self.norm_eps)
+        return self.out_proj(normed.flatten(-2) * self.norm)
+
+
+def initial_dt_bias(num: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
+    """Inverse softplus of steps drawn log-uniformly between `low` and `high`."""
+    dt = torch.empty(num).uniform_(math.log(low), math.log(high)).exp()
+    return dt + torch.log(-torch.expm1(-dt))

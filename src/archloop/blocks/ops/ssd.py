@@ -1,0 +1,95 @@
+"""Linear attention with one decay per head: Mamba-2's SSD (arXiv 2405.21060), Gated DeltaNet.
+
+``S_t = exp(g_t) S_{t-1} + k_t v_t^T``; ``o_t = S_t^T q_t``, with log-decays g <= 0. Heads of a
+group share queries and keys. Because the decay is a scalar, a chunk is plain attention whose scores
+are multiplied by ``exp(b_i - b_j)`` (b the cumulative log-decay; masked with -inf before exp). As
+in `ops.linear_attention`, the parallel form has two halves, `states` and `read`.
+
+Everything is computed in the dtype of g: at least float32.
+
+Shape suffixes: as in `ops.chunks`; G groups, N = G R heads.
+"""
+
+import torch
+from torch import Tensor
+
+from archloop.blocks.ops import linear_attention
+from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
+
+CHUNK = 64
+
+
+def recurrent(
+    q_BGTK: Tensor, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The plain reference: outputs (B, N, T, V) and the final state, token by token."""
+    heads = v_BNTV.shape[1]
+    q_BNTK, k_BNTK = (to_heads(x, heads) for x in (q_BGTK, k_BGTK))
+    return linear_attention.recurrent(q_BNTK, k_BNTK, v_BNTV, g_BNT[..., None], initial_BNKV)
+
+
+def states(
+    k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """State before each chunk, (B, G, n, K, R, V), and after the last token, (B, N, K, V)."""
+    groups, heads = k_BGTK.shape[1], v_BNTV.shape[1]
+    chunk = chunk_size(k_BGTK.shape[2], CHUNK)
+    k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (k_BGTK, v_BNTV, g_BNT))
+    b = g.cumsum(3)
+    v = v * (b[..., -1:] - b).exp()[..., None]
+    # The heads of a group stand side by side in one product with the keys that they share.
+    v_BGnCRV = v.unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2, 5)
+    added = k.transpose(3, 4) @ v_BGnCRV.flatten(4)
+    added_BGnKRV = added.unflatten(4, v_BGnCRV.shape[4:])
+    decay_BGn1R1 = b[..., -1].exp().unflatten(1, (groups, -1)).transpose(2, 3)[..., None, :, None]
+    initial = None
+    if initial_BNKV is not None:
+        initial = initial_BNKV.unflatten(1, (groups, -1)).transpose(2, 3)
+    before_BGnKRV, final_BGKRV = carry(decay_BGn1R1, added_BGnKRV, initial)
+    final_BNKV = final_BGKRV.transpose(2, 3).reshape(-1, heads, *added_BGnKRV.shape[3::2])
+    return before_BGnKRV, final_BNKV
+
+
+def read(
+    q_BGTK: Tensor, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, states_BGnKRV: Tensor
+) -> Tensor:
+    """Outputs (B, N, T, V), given the state before each chunk."""
+    groups, time = q_BGTK.shape[1:3]
+    chunk = chunk_size(time, CHUNK)
+    q, k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (q_BGTK, k_BGTK, v_BNTV, g_BNT))
+    b = g.cumsum(3)
+    from_state = (q @ states_BGnKRV.flatten(4)).unflatten(4, states_BGnKRV.shape[4:])
+    from_state = from_state.permute(0, 1, 4, 2, 3, 5).flatten(1, 2) * b.exp()[..., None]
+    scores_BG1nCC = (q @ k.transpose(3, 4))[:, :, None]
+    scores = (scores_BG1nCC * decay_ratios(b).unflatten(1, (groups, -1))).flatten(1, 2)
+    return join(from_state + scores @ v, time)
+
+
+def decay_ratios(b_XC: Tensor, diagonal: int = 0) -> Tensor:
+    """``exp(b_i - b_j)`` for j up to a diagonal, 0 above it, (..., C, C)."""
+    chunk = b_XC.shape[-1]
+    allowed = torch.ones(chunk, chunk, dtype=torch.bool, device=b_XC.device).tril(diagonal)
+    return (b_XC[..., :, None] - b_XC[..., None, :]).masked_fill(~allowed, -torch.inf).exp()
+
+
+def to_heads(x_BGTK: Tensor, num_heads: int) -> Tensor:
+    """Each group's vectors for each of its heads (a view where a group is a head)."""
+    groups = x_BGTK.shape[1]
+    if groups == num_heads:
+        return x_BGTK
+    return x_BGTK.repeat_interleave(num_heads // groups, 1)
+
+
+def states_flops(time: int, key_width: int, value_width: int) -> int:
+    """FLOPs of `states` for one head."""
+    chunk = chunk_size(time, CHUNK)
+    padded = padded_time(time, chunk)
+    return (2 * padded + 2 * padded // chunk) * key_width * value_width
+
+
+def read_flops(time: int, key_width: int, value_width: int, heads_per_group: int = 1) -> int:
+    """FLOPs of `read` for one group: its heads share the scores."""
+    chunk = chunk_size(time, CHUNK)
+    padded = padded_time(time, chunk)
+    head = 2 * padded * key_width * value_width + padded * chunk * (1 + 2 * value_width)
+    return 2 * padded * chunk * key_width + heads_per_group * head

@@ -42,7 +42,7 @@ class Family:
 
     def config(self, values: Genes) -> Any:
         """The plug-in's config for a value of each gene."""
-        return _config(self.kind, self.name, {**self.fixed, **values})
+        return plugin_config(self.kind, self.name, {**self.fixed, **values})
 
     def scoped(self, scope: Scope) -> list[str]:
         """Names of the genes that vary at a scope."""
@@ -157,7 +157,7 @@ def _family(kind: Kind, name: str, given: FamilyGenes, config: SpaceConfig) -> F
 def _checked(kind: Kind, name: str, field: str, value: Scalar, key: str) -> Scalar:
     """The value as the config holds it (2 becomes 2.0 in a float field)."""
     try:
-        config = _config(kind, name, {field: value})
+        config = plugin_config(kind, name, {field: value})
     except ValueError as error:
         allowed = _allowed(registry.get(kind, name), field)
         raise ValueError(f"{key}={value!r} is not allowed: {error}; {allowed}") from error
@@ -207,7 +207,12 @@ def _words(values: Any) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
-def _config(kind: Kind, name: str, values: Genes) -> Any:
+def plugin_config(kind: Kind, name: str, values: Genes) -> Any:
+    """The validated config of a mixer or channel mixer.
+
+    Raises:
+        ValueError: as `cost.mixer_config`.
+    """
     from archloop.stack import cost  # imports torch, which reading a space must not
 
     if kind == "mixers":

@@ -100,16 +100,15 @@ def on_budget(space: "Space", genome: Genome) -> Genome:
     """
     from archloop.stack import cost  # imports torch, which reading a space must not
 
-    budget = space.config.budget
-    if budget is None or space.free_gene is None:
+    budget, grid = space.config.budget, space.free_grid
+    if budget is None:
         return genome
-    family = space.free_gene[0]
+    family = space.free_gene[0] if space.free_gene else None
     indices = [i for i, block in enumerate(genome.blocks) if block.channel_mixer == family]
-    grid = space.free_grid
     genome = _with_free(space, genome, dict.fromkeys(indices, 0))
     base = cost.num_params(space.to_spec(genome, "ship"))
     step, num_up = 0, 0
-    if indices and len(grid) > 1:
+    if indices:
         sizes = [_free_size(space, genome, indices, value) for value in range(len(grid))]
         step, num_up = _nearest(sizes, len(indices), budget.num_params - base)
         base += len(indices) * (sizes[step] - sizes[0])

@@ -12,25 +12,22 @@ proxy width (trained). Whatever leaves a `Space` keeps all its rules; `stack.rep
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from archloop import registry
+from archloop.stack import encoding, variation
 from archloop.stack import repair as rules
-from archloop.stack import variation
 from archloop.stack.families import Kind, check_widths, resolve
 from archloop.stack.genome import BlockGenes, Genes, Genome
 from archloop.stack.repair import OutOfReachError
 from archloop.stack.space_config import MAX_GRID, SpaceConfig
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
-T = TypeVar("T")
 Scale = Literal["ship", "proxy"]
 NUM_TRIES = 400
 """Random layouts tried before a parameter budget counts as out of reach."""
-SHARING_CHANCE = 0.15
-"""That a block of a random genome shares, where it can."""
 WINDOWS_PER_SEQUENCE = 4
 """A proxy sequence must be so many windows long for a window to differ from full attention."""
 
@@ -76,7 +73,7 @@ class Space:
         error: OutOfReachError | None = None
         for _ in range(NUM_TRIES):
             try:
-                return self.repair(self._draw(rng))
+                return self.repair(variation.drawn(self, rng))
             except OutOfReachError as reason:
                 error = reason
         assert error is not None
@@ -119,9 +116,9 @@ class Space:
                 f"period={genome.period}; the space is {config.interleaving.rule}"
                 f"{'' if genome.period is None else f' with periods {shortest} to {longest}'}"
             )
-        self._check_genes("global_genes", genome.global_genes, self._global_genes)
-        for name in sorted(set(genome.family_genes) | set(self._family_genes)):
-            given, allowed = genome.family_genes.get(name, {}), self._family_genes.get(name, {})
+        self._check_genes("global_genes", genome.global_genes, self.global_genes)
+        for name in sorted(set(genome.family_genes) | set(self.family_genes)):
+            given, allowed = genome.family_genes.get(name, {}), self.family_genes.get(name, {})
             self._check_genes(f"family_genes.{name}", given, allowed)
         for index, block in enumerate(genome.blocks):
             self._check_block(f"blocks[{index}]", block)
@@ -163,7 +160,7 @@ class Space:
             ValueError: the layout or a setting is not in this space (says which), or the parameter
                 budget is out of its reach.
         """
-        return variation.encoded(self, spec)
+        return encoding.from_spec(self, spec)
 
     def from_layout(self, layout: Sequence[str]) -> Genome:
         """The genome with these mixers by block and the first listed value of every gene.
@@ -171,39 +168,27 @@ class Space:
         Raises:
             ValueError: as `from_spec`.
         """
-        channel = self.channel_mixers[0]
-        blocks = []
-        for index, name in enumerate(layout):
-            if name not in self.mixers:
-                near = registry.suggest(name, self.mixers)
-                raise ValueError(f"layout[{index}]={name!r} is not in space.mixers; {near}")
-            blocks.append(self.first_block(name, channel))
-        return self.placed(blocks)
-
-    def placed(self, blocks: Sequence[BlockGenes], family_genes: Genes | None = None) -> Genome:
-        """A repaired genome of given blocks; under the periodic rule they must repeat.
-
-        Args:
-            blocks: the layout.
-            family_genes: values of global genes by ``gene`` and of family genes by
-                ``family.gene``; the first listed value for the rest.
-
-        Raises:
-            ValueError: no allowed period fits the blocks, or as `repair`.
-        """
-        given = family_genes or {}
-        genome = Genome(
-            global_genes={g: given.get(g, v[0]) for g, v in self._global_genes.items()},
-            family_genes={
-                name: {gene: given.get(f"{name}.{gene}", v[0]) for gene, v in genes.items()}
-                for name, genes in self._family_genes.items()
-            },
-            blocks=tuple(blocks),
-            period=self._period_of(blocks),
-        )
-        return self.repair(genome)
+        return encoding.from_layout(self, layout)
 
     # --- what a genome means ------------------------------------------------------------------
+
+    @cached_property
+    def global_genes(self) -> dict[str, tuple[Scalar, ...]]:
+        """Values of the global genes."""
+        return {
+            gene: family.genes[gene]
+            for family in self.families.values()
+            for gene in family.scoped("global")
+        }
+
+    @cached_property
+    def family_genes(self) -> dict[str, dict[str, tuple[Scalar, ...]]]:
+        """Values of the family genes, by family."""
+        found = {}
+        for family in self.families.values():
+            if family.scoped("family"):
+                found[family.name] = {g: family.genes[g] for g in family.scoped("family")}
+        return found
 
     def values(self, genome: Genome, name: str, block_genes: Genes) -> Genes:
         """The value of every searched gene of a family in a block."""
@@ -220,20 +205,6 @@ class Space:
         """The first listed value of each block-scoped gene of a family."""
         family = self.families[name]
         return {gene: family.genes[gene][0] for gene in family.scoped("block")}
-
-    def first_block(self, mixer: str, channel_mixer: str) -> BlockGenes:
-        """A block with the first listed values."""
-        return BlockGenes(
-            mixer=mixer,
-            genes=self.first_genes(mixer),
-            channel_mixer=channel_mixer,
-            channel_genes=self.first_genes(channel_mixer),
-        )
-
-    def random_genes(self, name: str, rng: np.random.Generator) -> Genes:
-        """A random value of each block-scoped gene of a family."""
-        family = self.families[name]
-        return {gene: pick(family.genes[gene], rng) for gene in family.scoped("block")}
 
     def may_share(self, mixer: str, field: str) -> bool:
         """Whether blocks of a mixer may use `weights_from` or `state_from`."""
@@ -265,8 +236,8 @@ class Space:
     @cached_property
     def size(self) -> int:
         """How many genomes differ, sharing and the free gene aside: an upper bound on the specs."""
-        once: int = math.prod(len(values) for values in self._global_genes.values())
-        for genes in self._family_genes.values():
+        once: int = math.prod(len(values) for values in self.global_genes.values())
+        for genes in self.family_genes.values():
             once *= math.prod(len(values) for values in genes.values())
         block: int = math.prod(
             sum(self._block_choices(name) for name in names)
@@ -307,64 +278,10 @@ class Space:
 
     # --- inside -------------------------------------------------------------------------------
 
-    @cached_property
-    def _global_genes(self) -> dict[str, tuple[Scalar, ...]]:
-        return {
-            gene: family.genes[gene]
-            for family in self.families.values()
-            for gene in family.scoped("global")
-        }
-
-    @cached_property
-    def _family_genes(self) -> dict[str, dict[str, tuple[Scalar, ...]]]:
-        found = {}
-        for family in self.families.values():
-            if family.scoped("family"):
-                found[family.name] = {g: family.genes[g] for g in family.scoped("family")}
-        return found
-
     def _block_choices(self, name: str) -> int:
         family = self.families[name]
         searched = [g for g in family.scoped("block") if not self.is_free(name, g)]
         return math.prod(len(family.genes[gene]) for gene in searched)
-
-    def _draw(self, rng: np.random.Generator) -> Genome:
-        """A random genome before repair."""
-        rules_ = self.config.interleaving
-        depth = pick(self.config.num_blocks, rng)
-        period = None
-        if rules_.rule == "periodic":
-            period = int(rng.integers(rules_.period[0], min(rules_.period[1], depth) + 1))
-        shares = rng.dirichlet(np.ones(len(self.mixers)))
-        channel_shares = rng.dirichlet(np.ones(len(self.channel_mixers)))
-        blocks = []
-        for _ in range(depth):
-            mixer = self.mixers[int(rng.choice(len(self.mixers), p=shares))]
-            channel = self.channel_mixers[
-                int(rng.choice(len(self.channel_mixers), p=channel_shares))
-            ]
-            blocks.append(
-                BlockGenes(
-                    mixer=mixer,
-                    genes=self.random_genes(mixer, rng),
-                    channel_mixer=channel,
-                    channel_genes=self.random_genes(channel, rng),
-                )
-            )
-        genome = Genome(
-            global_genes={g: pick(v, rng) for g, v in self._global_genes.items()},
-            family_genes={
-                name: {gene: pick(v, rng) for gene, v in genes.items()}
-                for name, genes in self._family_genes.items()
-            },
-            blocks=tuple(blocks),
-            period=period,
-        )
-        genome = rules.enough_global(self, rules.periodic(self, genome))
-        for index in range(depth):
-            if rng.random() < SHARING_CHANCE:
-                genome = variation.with_sharing(self, genome, index, rng)
-        return genome
 
     def _block_spec(self, genome: Genome, block: BlockGenes) -> BlockSpec:
         mixer, channel = self.families[block.mixer], self.families[block.channel_mixer]
@@ -384,19 +301,6 @@ class Space:
                     **self.values(genome, channel.name, block.channel_genes),
                 },
             ),
-        )
-
-    def _period_of(self, blocks: Sequence[BlockGenes]) -> int | None:
-        """The shortest allowed period that the blocks repeat with; None under the free rule."""
-        rules_ = self.config.interleaving
-        if rules_.rule == "free":
-            return None
-        for period in range(rules_.period[0], min(rules_.period[1], len(blocks)) + 1):
-            if all(block.mixer == blocks[i % period].mixer for i, block in enumerate(blocks)):
-                return period
-        raise ValueError(
-            f"{'-'.join(block.mixer for block in blocks)} repeats with no period from "
-            f"{rules_.period[0]} to {rules_.period[1]} blocks"
         )
 
     def _check_block(self, where: str, block: BlockGenes) -> None:
@@ -471,11 +375,6 @@ class Space:
                 f"({NUM_TRIES} layouts tried; {error}); change the number, the widths or the "
                 f"values of {self.config.budget.free}"
             ) from error
-
-
-def pick(values: Sequence[T], rng: np.random.Generator) -> T:
-    """One of the values, as itself rather than as a NumPy scalar."""
-    return values[int(rng.integers(len(values)))]
 
 
 __all__ = ["OutOfReachError", "Space", "SpaceConfig"]

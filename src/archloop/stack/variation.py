@@ -1,24 +1,63 @@
-"""Mutation and crossover of genomes, aware of blocks, and reading a genome off a spec.
+"""Random genomes, mutation and crossover, aware of blocks and of what they share.
 
 Every operator returns a genome that keeps the rules of its space, or gives way to another one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from archloop.stack import repair
 from archloop.stack.genome import BlockGenes, Genes, Genome
 from archloop.stack.repair import OutOfReachError, sources
-from archloop.stack.spec import Scalar, StackSpec
 
 if TYPE_CHECKING:
     from archloop.stack.space import Space
 
 T = TypeVar("T")
 Operator = Callable[["Space", Genome, np.random.Generator], Genome | None]
+SHARING_CHANCE = 0.15
+"""That a block of a random genome shares, where it can."""
 NUM_TRIES = 30
 """Changes tried before mutation gives up on a parent and draws a random genome."""
+
+
+def drawn(space: "Space", rng: np.random.Generator) -> Genome:
+    """A random genome before repair."""
+    limits = space.config.interleaving
+    depth = _pick(space.config.num_blocks, rng)
+    period = None
+    if limits.rule == "periodic":
+        period = int(rng.integers(limits.period[0], min(limits.period[1], depth) + 1))
+    shares = rng.dirichlet(np.ones(len(space.mixers)))
+    channel_shares = rng.dirichlet(np.ones(len(space.channel_mixers)))
+    blocks = []
+    for _ in range(depth):
+        mixer = space.mixers[int(rng.choice(len(space.mixers), p=shares))]
+        channel = space.channel_mixers[int(rng.choice(len(space.channel_mixers), p=channel_shares))]
+        blocks.append(
+            BlockGenes(
+                mixer=mixer,
+                genes=_random_genes(space, mixer, rng),
+                channel_mixer=channel,
+                channel_genes=_random_genes(space, channel, rng),
+            )
+        )
+    genome = Genome(
+        global_genes={g: _pick(v, rng) for g, v in space.global_genes.items()},
+        family_genes={
+            name: {gene: _pick(v, rng) for gene, v in genes.items()}
+            for name, genes in space.family_genes.items()
+        },
+        blocks=tuple(blocks),
+        period=period,
+    )
+    genome = repair.enough_global(space, repair.periodic(space, genome))
+    for index in range(depth):
+        if rng.random() < SHARING_CHANCE:
+            genome = with_sharing(space, genome, index, rng)
+    return genome
 
 
 def mutated(space: "Space", genome: Genome, rng: np.random.Generator) -> Genome:
@@ -62,30 +101,6 @@ def crossed(space: "Space", a: Genome, b: Genome, rng: np.random.Generator) -> G
     return a
 
 
-def encoded(space: "Space", spec: StackSpec) -> Genome:
-    """See `Space.from_spec`."""
-    found: dict[str, tuple[Scalar, str]] = {}
-    blocks = []
-    for index, block in enumerate(spec.blocks):
-        where = f"blocks[{index}]"
-        if len(block.mixers) != 1 or block.channel_mixer is None:
-            raise ValueError(f"{where}: a genome has one mixer and one channel mixer a block")
-        if block.post_norms or block.residual_multiplier != 1.0:
-            raise ValueError(f"{where}: post_norms and residual_multiplier are not in any space")
-        mixer, channel = block.mixers[0], block.channel_mixer
-        blocks.append(
-            BlockGenes(
-                mixer=mixer.name,
-                genes=_read(space, mixer.name, mixer.config, where, found),
-                channel_mixer=channel.name,
-                channel_genes=_read(space, channel.name, channel.config, where, found),
-                weights_from=mixer.weights_from,
-                state_from=mixer.state_from,
-            )
-        )
-    return space.placed(blocks, {key: value for key, (value, _) in found.items()})
-
-
 def with_sharing(space: "Space", genome: Genome, index: int, rng: np.random.Generator) -> Genome:
     """The genome with a block that shares from a random earlier one, if there is any that fits."""
     block = genome.blocks[index].unshared()
@@ -108,7 +123,7 @@ def change_mixer(space: "Space", genome: Genome, rng: np.random.Generator) -> Ge
     name = _other(space.mixers, block.mixer, rng)
     if name is None:
         return None
-    changes = {"mixer": name, "genes": space.random_genes(name, rng)}
+    changes = {"mixer": name, "genes": _random_genes(space, name, rng)}
     return _with_block(genome, index, block.unshared().model_copy(update=changes))
 
 
@@ -119,7 +134,7 @@ def change_channel_mixer(space: "Space", genome: Genome, rng: np.random.Generato
     name = _other(space.channel_mixers, block.channel_mixer, rng)
     if name is None:
         return None
-    changes = {"channel_mixer": name, "channel_genes": space.random_genes(name, rng)}
+    changes = {"channel_mixer": name, "channel_genes": _random_genes(space, name, rng)}
     return _with_block(genome, index, block.model_copy(update=changes))
 
 
@@ -249,41 +264,12 @@ def _reordered(genome: Genome, order: list[int]) -> Genome:
     return genome.replace(blocks=tuple(blocks))
 
 
-def _read(
-    space: "Space", name: str, given: Genes, where: str, found: dict[str, tuple[Scalar, str]]
-) -> Genes:
-    """Block-scoped genes of a mixer's settings; the wider ones go to `found`."""
-    own: Genes = {}
-    for gene, scope, value in _settings(space, name, given, where):
-        if scope == "block":
-            own[gene] = value
-            continue
-        key = gene if scope == "global" else f"{name}.{gene}"
-        first, first_where = found.setdefault(key, (value, where))
-        if first != value:
-            raise ValueError(
-                f"{where}: {name}.{gene}={value!r} but {first!r} in {first_where}; "
-                f"the gene's scope is {scope}"
-            )
-    return own
+def _pick(values: Sequence[T], rng: np.random.Generator) -> T:
+    """One of the values, as itself rather than as a NumPy scalar."""
+    return values[int(rng.integers(len(values)))]
 
 
-def _settings(
-    space: "Space", name: str, given: Genes, where: str
-) -> Iterator[tuple[str, str, Scalar]]:
-    """Searched genes with scope and value; refuses any other setting that differs from ours."""
-    family = space.families.get(name)
-    if family is None:
-        raise ValueError(f"{where}: {name!r} is not in the space")
-    first = space.families[name].config({g: v[0] for g, v in family.genes.items()})
-    theirs = type(first)(**given)
-    for field in type(first).model_fields:
-        value = getattr(theirs, field)
-        if field in family.genes:
-            if space.is_free(name, field):
-                value = space.free_grid[0]
-            yield field, family.scopes[field], value
-        elif value != getattr(first, field):
-            raise ValueError(
-                f"{where}: {name}.{field}={value!r}; in the space it is {getattr(first, field)!r}"
-            )
+def _random_genes(space: "Space", name: str, rng: np.random.Generator) -> Genes:
+    """A random value of each block-scoped gene of a family."""
+    family = space.families[name]
+    return {gene: _pick(family.genes[gene], rng) for gene in family.scoped("block")}

@@ -1,6 +1,6 @@
 """Scoring a decoder on a task: its best token at each asked position.
 
-Shape suffixes: N examples, T time.
+Shape suffixes: N examples, T time, X targets, C classes.
 """
 
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from archloop.evals.base import Examples, Score, Task
+from archloop.evals.base import IGNORE, Examples, Score, Task
 from archloop.stack.decoder import Decoder
 
 
@@ -23,6 +23,27 @@ def predict(decoder: Decoder, ids_NT: NDArray[np.int64], batch_size: int) -> NDA
     ]
     predictions_NT: NDArray[np.int64] = torch.cat(rows).numpy()
     return predictions_NT
+
+
+def macro_accuracy(predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]) -> float:
+    """Mean over classes of the share of each class's targets that were predicted.
+
+    As torchmetrics' ``MulticlassAccuracy`` by default: a class that was predicted but is no target
+    counts as 0, one that is neither does not count.
+    """
+    asked_NT = targets_NT != IGNORE
+    targets_X, predictions_X = targets_NT[asked_NT], predictions_NT[asked_NT]
+    right_X = targets_X[targets_X == predictions_X]
+    classes = np.union1d(targets_X, predictions_X)
+    num_C = np.array([(targets_X == c).sum() for c in classes])
+    right_C = np.array([(right_X == c).sum() for c in classes])
+    return float((right_C / np.maximum(1, num_C)).mean())
+
+
+def micro_accuracy(predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]) -> float:
+    """Share of all targets that were predicted."""
+    asked_NT = targets_NT != IGNORE
+    return float((predictions_NT[asked_NT] == targets_NT[asked_NT]).mean())
 
 
 def measure(

@@ -25,7 +25,7 @@ from archloop.text import corpora, tokenizers
 from archloop.text.corpora import CorpusConfig
 from archloop.text.files import default_cache_dir, read_checked, write_checked
 from archloop.training import checkpoint as checkpoints
-from archloop.training.loop import Batch, TrainingConfig, train
+from archloop.training.loop import Batch, OnStep, TrainingConfig, train
 
 TEXT = "bits_per_byte"
 """Name of the text's score among those of the tasks."""
@@ -234,6 +234,7 @@ def train_and_score(
     *,
     resume_from: Path | None = None,
     checkpoint_to: Path | None = None,
+    on_step: OnStep | None = None,
 ) -> ProxyResult:
     """Train a proxy and score it: what a trial costs at a rung.
 
@@ -247,6 +248,7 @@ def train_and_score(
         resume_from: checkpoint of the rung before (wsd); cosine trains from the start and
             ignores it.
         checkpoint_to: where to leave a checkpoint for the next rung (wsd).
+        on_step: called after each step.
 
     Raises:
         ValueError: the spec cannot be built, or the checkpoint is of another one.
@@ -264,7 +266,12 @@ def train_and_score(
     if resume_from is not None and training.checkpoint_step is not None:
         start = checkpoints.read(resume_from)
     result = train(
-        decoder, lambda step: batches_of_step(config, data, seed, step), training, seed, start=start
+        decoder,
+        lambda step: batches_of_step(config, data, seed, step),
+        training,
+        seed,
+        on_step,
+        start=start,
     )
     if checkpoint_to is not None and result.checkpoint is not None:
         checkpoints.write(result.checkpoint, checkpoint_to)

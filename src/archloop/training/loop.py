@@ -97,6 +97,10 @@ Loss = Callable[[Any, Batch], Tensor]
 """Mean loss of a model on a batch."""
 
 
+OnStep = Callable[[int, float], bool | None]
+"""Called with the number and loss of each finished step; True ends the training there."""
+
+
 class TrainingResult(NamedTuple):
     """What a training did.
 
@@ -128,7 +132,7 @@ def train(
     batches: Batches,
     config: TrainingConfig,
     seed: int,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: OnStep | None = None,
     *,
     start: Checkpoint | None = None,
     loss: Loss = next_token_loss,
@@ -141,7 +145,7 @@ def train(
         batches: the data.
         config: how.
         seed: for whatever the model draws at random while it trains.
-        on_step: called with the step's number and loss; may raise to stop.
+        on_step: called after each step.
         start: continue from here.
         loss: of the model on a batch.
         d_model: the model's width; default: that of its spec.
@@ -175,8 +179,8 @@ def train(
             if not torch.isfinite(torch.tensor(value)):
                 diverged = True
                 break
-            if on_step is not None:
-                on_step(step, value)
+            if on_step is not None and on_step(step, value):
+                break
     model.eval()
     seconds = time.monotonic() - began
     return TrainingResult(tuple(losses), num_tokens, seconds, diverged, kept)

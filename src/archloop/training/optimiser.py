@@ -107,12 +107,9 @@ def _declared(model: nn.Module) -> tuple[set[str], dict[str, float]]:
     lr_scale: dict[str, float] = {}
     for prefix, mixer in _mixers(model):
         known = {name for name, _ in mixer.named_parameters()}
-        declared = set(mixer.no_decay) | set(mixer.lr_scale)
         dot = f"{prefix}." if prefix else ""
         no_decay |= {dot + name for name in mixer.no_decay & known}
-        lr_scale |= {
-            dot + name: mixer.lr_scale[name] for name in declared & known & set(mixer.lr_scale)
-        }
+        lr_scale |= {dot + n: scale for n, scale in mixer.lr_scale.items() if n in known}
     return no_decay, lr_scale
 
 

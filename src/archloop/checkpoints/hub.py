@@ -51,5 +51,5 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it cannot be reached"
         raise ValueError(
             f"offline: {name!r} is no local folder and not in the local cache, and the hub was not "
-            f"asked or did not answer ({offline}). Go online, or give the folder of a downloaded copy"
+            f"asked or did not answer ({offline}). Go online, or give a local folder"
         ) from error

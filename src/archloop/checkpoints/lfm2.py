@@ -2,8 +2,9 @@
 
 Two generations of `config.json` exist: the first (transformers 4.54 to 4.57) writes
 ``full_attn_idxs``, ``block_ff_dim`` and ``rope_theta``, the second ``layer_types``,
-``intermediate_size`` and ``rope_parameters``. Both are read with the meaning that transformers gives
-them; the second is written. A key outside the two lists below is refused: it could change results.
+``intermediate_size`` and ``rope_parameters``. Both are read with
+the meaning that transformers gives them; the second is written. A key outside the lists below is
+refused: it could change results.
 
     >>> from archloop.stack import presets
     >>> config = from_spec(presets.load("lfm2-350m"))
@@ -17,31 +18,34 @@ from typing import Any
 from archloop.stack.cost import channel_config, mixer_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
+
+def _keys(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 ARCHITECTURES = {"lfm2": "Lfm2ForCausalLM", "lfm2_moe": "Lfm2MoeForCausalLM"}
 
-UNDERSTOOD = frozenset(
+UNDERSTOOD = _keys(
     "model_type architectures vocab_size hidden_size intermediate_size block_ff_dim "
     "num_hidden_layers num_attention_heads num_key_value_heads head_dim norm_eps "
     "max_position_embeddings tie_word_embeddings tie_embedding conv_bias conv_L_cache "
     "layer_types full_attn_idxs rope_theta theta rope_scaling rope_parameters "
-    "partial_rotary_factor dtype torch_dtype".split()
+    "partial_rotary_factor dtype torch_dtype"
 )
-DENSE_ONLY = frozenset(
-    "block_multiple_of block_ffn_dim_multiplier block_auto_adjust_ff_dim".split()
-)
-MOE_ONLY = frozenset(
+DENSE_ONLY = _keys("block_multiple_of block_ffn_dim_multiplier block_auto_adjust_ff_dim")
+MOE_ONLY = _keys(
     "moe_intermediate_size num_dense_layers num_experts num_experts_per_tok use_expert_bias "
-    "norm_topk_prob routed_scaling_factor".split()
+    "norm_topk_prob routed_scaling_factor"
 )
-INERT = frozenset(
-    # Bookkeeping, training and generation: nothing that a forward pass reads.
+# Bookkeeping, training and generation, and first-generation keys that no released LFM2
+# implementation reads: nothing that a forward pass depends on.
+INERT = _keys(
     "bos_token_id eos_token_id pad_token_id use_cache initializer_range transformers_version "
     "_name_or_path output_hidden_states output_attentions output_router_logits return_dict "
     "chunk_size_feed_forward id2label label2id problem_type num_labels router_aux_loss_coef "
     "unsloth_version unsloth_fixed "
-    # First-generation keys that no released LFM2 implementation reads.
     "block_dim conv_dim conv_dim_out num_heads block_norm_eps block_use_xavier_init "
-    "conv_use_xavier_init block_mlp_init_scale block_out_init_scale".split()
+    "conv_use_xavier_init block_mlp_init_scale block_out_init_scale"
 )
 FIXED: Mapping[str, Any] = {
     "is_encoder_decoder": False,

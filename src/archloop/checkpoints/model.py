@@ -1,0 +1,219 @@
+"""A checkpoint as its user meets it: decoder, tokenizer, chat template and generation defaults."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from archloop.checkpoints import files, hub
+from archloop.checkpoints.loading import load
+from archloop.stack.decoder import Decoder
+from archloop.stack.generation import Generation, Transcript
+from archloop.stack.sampling import Sampling
+from archloop.text.chat import ChatTemplate, Message
+from archloop.text.streaming import TextStream
+
+_MAX_TOKENIZER_BYTES = 256 << 20
+_MAX_TEMPLATE_BYTES = 1 << 20
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `load_model` found.
+
+    Attributes:
+        decoder: in evaluation mode.
+        tokenizer: None when the checkpoint has no ``tokenizer.json``.
+        chat_template: None when it has none.
+        sampling: the checkpoint's own defaults; greedy when it states none.
+        stop_ids: its end-of-sequence tokens.
+    """
+
+    decoder: Decoder
+    tokenizer: Tokenizer | None = None
+    chat_template: ChatTemplate | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: tuple[int, ...] = ()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with the tokens that the tokenizer puts around it.
+
+        Raises:
+            ValueError: the checkpoint has no tokenizer.
+        """
+        return list(self._tokenizer().encode(text).ids)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn.
+
+        Raises:
+            ValueError: the checkpoint has no tokenizer or no chat template.
+        """
+        if self.chat_template is None:
+            raise ValueError("this checkpoint has no chat template; give plain text instead")
+        text = self.chat_template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt
+        )
+        # The template has written the special tokens itself.
+        return list(self._tokenizer().encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens.
+
+        Raises:
+            ValueError: the checkpoint has no tokenizer.
+        """
+        return str(self._tokenizer().decode(list(ids)))
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError("this checkpoint has no tokenizer.json; work with token ids")
+        return self.tokenizer
+
+
+def load_model(
+    path_or_hub_id: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    revision: str | None = None,
+) -> Model:
+    """A decoder with what its checkpoint says about text. Arguments and errors as `load`."""
+    folder = hub.resolve(path_or_hub_id, revision)
+    decoder = load(folder, dtype, device)
+    defaults = files.read_json(folder, "generation_config.json") or {}
+    config = files.read_json(folder, files.CONFIG) or {}
+    end = defaults.get("eos_token_id", config.get("eos_token_id"))
+    return Model(
+        decoder,
+        _load_tokenizer(folder),
+        _load_template(folder),
+        _default_sampling(folder, defaults),
+        _token_ids(folder, end),
+    )
+
+
+def stream(
+    model: Model,
+    prompt: str | Sequence[Message] | Sequence[int],
+    sampling: Sampling | None = None,
+    *,
+    max_new_tokens: int = 256,
+    stop_strings: Sequence[str] = (),
+    chunk_size: int | None = None,
+    transcript: Transcript | None = None,
+) -> Iterator[str]:
+    """The reply to a prompt, in pieces of whole characters as they come.
+
+    Args:
+        model: with a tokenizer.
+        prompt: plain text, chat messages, or token ids.
+        sampling: default: the checkpoint's own.
+        max_new_tokens: the reply ends here at the latest.
+        stop_strings: the reply ends before the first of these.
+        chunk_size: tokens per prefill pass.
+        transcript: a conversation so far, of one row. Chat messages are the whole conversation,
+            of which only what is new is read; text and ids are what is new.
+
+    Raises:
+        ValueError: no tokenizer, no chat template, or not enough room in the transcript.
+    """
+    ids, whole = _prompt_ids(model, prompt)
+    if transcript is None:
+        transcript = Transcript(model.decoder, len(ids) + max_new_tokens)
+    if whole:
+        transcript.replace([ids])
+    else:
+        transcript.extend([ids])
+    text = TextStream(model.decode, stop_strings)
+    run = Generation(
+        transcript,
+        max_new_tokens,
+        model.sampling if sampling is None else sampling,
+        stop_ids=model.stop_ids,
+        chunk_size=chunk_size,
+    )
+    for (token,) in run:
+        if token is not None and run.ended[0] != "stop_id":
+            if piece := text.push([token]):
+                yield piece
+            if text.stopped:
+                run.end(0)
+    if rest := text.flush():
+        yield rest
+
+
+def _prompt_ids(
+    model: Model, prompt: str | Sequence[Message] | Sequence[int]
+) -> tuple[list[int], bool]:
+    """Token ids, and whether they are the whole conversation."""
+    if isinstance(prompt, str):
+        return model.encode(prompt), False
+    given: list[Any] = list(prompt)
+    if given and isinstance(given[0], int):
+        return given, False
+    return model.encode_chat(given), True
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer | None:
+    text = files.read_text(folder, "tokenizer.json", _MAX_TOKENIZER_BYTES)
+    if text is None:
+        return None
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # The library raises plain Exception.
+        raise ValueError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
+
+
+def _load_template(folder: Path) -> ChatTemplate | None:
+    """From ``chat_template.jinja``, else from ``tokenizer_config.json``, as transformers does."""
+    settings = files.read_json(folder, "tokenizer_config.json") or {}
+    source: Any = files.read_text(folder, "chat_template.jinja", _MAX_TEMPLATE_BYTES)
+    if source is None:
+        source = settings.get("chat_template")
+    if isinstance(source, list):
+        named = {entry.get("name"): entry.get("template") for entry in source}
+        source = named.get("default")
+    if source is None:
+        return None
+    if not isinstance(source, str) or len(source) > _MAX_TEMPLATE_BYTES:
+        raise ValueError(f"{folder}: the chat template must be text of at most 1 MiB")
+    special = {}
+    for name in _SPECIAL:
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            special[name] = token
+    return ChatTemplate(source, special)
+
+
+def _default_sampling(folder: Path, defaults: dict[str, Any]) -> Sampling:
+    """The checkpoint's generation settings; without ``do_sample`` it is greedy."""
+    drawn = defaults.get("do_sample", False)
+    try:
+        return Sampling(
+            repetition_penalty=float(defaults.get("repetition_penalty") or 1.0),
+            temperature=float(defaults.get("temperature") or 1.0) if drawn else 0.0,
+            top_k=(defaults.get("top_k") or None) if drawn else None,
+            top_p=float(defaults.get("top_p") or 1.0) if drawn else 1.0,
+            min_p=float(defaults.get("min_p") or 0.0) if drawn else 0.0,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'generation_config.json'}: {error}") from error
+
+
+def _token_ids(folder: Path, value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(token, int) for token in ids):
+        raise ValueError(f"{folder}: eos_token_id={value!r} must be a token id or a list of them")
+    return tuple(ids)

@@ -1,0 +1,116 @@
+"""Chat templates: Jinja text from a checkpoint, run in a sandbox on plain data only.
+
+A template comes from whoever made the checkpoint, so it gets no Python objects (messages pass
+through JSON), no attribute tricks (jinja2's immutable sandbox) and no files.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "..."}``, and whatever else the template reads."""
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+        source: Jinja text.
+        special_tokens: variables such as ``bos_token``.
+
+    Raises:
+        ValueError: the text is no valid template.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        self.source = source
+        self.special_tokens = dict(special_tokens or {})
+        try:
+            self._template = _environment().from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"the chat template is not valid Jinja: {error}") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: in order.
+            tools: JSON schemas of functions that the model may call.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            variables: whatever else the template reads.
+
+        Raises:
+            ValueError: the template refuses the messages, fails on them or breaks out of its
+                sandbox; or they are no plain data.
+        """
+        try:
+            given = json.dumps({"messages": list(messages), "tools": tools, **variables})
+        except TypeError as error:
+            raise ValueError(f"messages and tools must be plain JSON data: {error}") from error
+        try:
+            return self._template.render(
+                {**self.special_tokens, **json.loads(given)},
+                add_generation_prompt=add_generation_prompt,
+            )
+        except SecurityError as error:
+            raise ValueError(f"the chat template tried to leave its sandbox: {error}") from error
+        except (TemplateError, TypeError, KeyError, OverflowError) as error:
+            raise ValueError(f"the chat template failed on these messages: {error}") from error
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks words to train on; here it only passes them on."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """With the settings, filters and functions that chat templates are written for."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = _now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes for HTML, which no model is trained on.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)

@@ -1,0 +1,100 @@
+"""Linearised closed-form continuous-time cell: our own variant of CfC that a scan can run.
+
+CfC (arXiv 2106.13898, eq. 10) blends two heads, ``h = f (1-s) + g s``, each a function of input and
+old state, which makes it sequential. Here the heads see the input alone and g is the old state:
+``h_t = s_t h_{t-1} + (1 - s_t) f_t`` with ``z = lecun_tanh(W x)``, ``f = tanh(W_f z)``,
+``s = sigmoid(W_s z + b)``. No published model; |h| <= 1 by construction.
+
+Shape suffixes: B batch, T time, D model width, U backbone width.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops.precision import precise, precise_dtype
+from archloop.blocks.ops.scan import scan
+
+
+def lecun_tanh(x: Tensor) -> Tensor:
+    """``1.7159 tanh(0.666 x)``, the backbone's activation in CfC."""
+    return 1.7159 * torch.tanh(0.666 * x)
+
+
+class LinearCfC(SequenceMixer):
+    """Gated leaky integrator with a shared backbone; d float32 values of state."""
+
+    class Config(MixerConfig):
+        """`backbone`: width of the hidden layer over d_model."""
+
+        backbone: Annotated[float, Gene((0.5, 1.0, 2.0), scale="ratio")] = Field(1.0, gt=0)
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            return {"d_backbone": max(1, round(self.backbone * d_model))}
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            return 3 * d_model * self.sizes(d_model)["d_backbone"] + d_model + d_model**2
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            return d_model * precise_dtype(dtype).itemsize
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            width = self.sizes(d_model)["d_backbone"]
+            return num_tokens * (6 * d_model * width + 2 * d_model**2 + 2 * d_model)
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__()
+        width = config.sizes(d_model)["d_backbone"]
+        self.backbone = Linear(d_model, width)
+        self.heads = Linear(width, 2 * d_model)
+        # Time constants from 10 to 1,000 tokens, as state space models start.
+        leak_D = torch.empty(d_model).uniform_(-6.9, -2.3).exp()
+        self.gate_bias = nn.Parameter(torch.logit(1 - leak_D))
+        self.out_proj = Linear(d_model, d_model)
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like = self.gate_bias
+        h_BD = torch.zeros(
+            batch_size,
+            like.shape[0],
+            dtype=precise_dtype(dtype or like.dtype),
+            device=device or like.device,
+        )
+        return State(max_context, h=h_BD)
+
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+        a_BTD, b_BTD = self._recurrence(x_BTD)
+        valid_BT = span.valid_BT
+        if valid_BT is not None:
+            a_BTD = torch.where(valid_BT[..., None], a_BTD, 1.0)
+            b_BTD = torch.where(valid_BT[..., None], b_BTD, 0.0)
+        h_BTD = scan(a_BTD, b_BTD, None if state is None else state["h"].to(b_BTD.dtype))
+        if state is not None:
+            state["h"].copy_(h_BTD[:, -1])
+        return self.out_proj(h_BTD.to(x_BTD.dtype))
+
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+        a_BD, b_BD = self._recurrence(x_BD)
+        h_BD = a_BD * state["h"] + b_BD
+        state["h"].copy_(h_BD)
+        return self.out_proj(h_BD.to(x_BD.dtype))
+
+    def _recurrence(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Decay s and input (1-s) f of each token."""
+        f, gate = self.heads(lecun_tanh(self.backbone(x))).chunk(2, -1)
+        gate = precise(gate) + precise(self.gate_bias)
+        return gate.sigmoid(), (-gate).sigmoid() * precise(f).tanh()

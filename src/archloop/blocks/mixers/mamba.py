@@ -1,0 +1,227 @@
+"""Mamba: a state space whose time step, input and output weights depend on the token (S6).
+
+arXiv 2312.00752, section 3. ``(x, z) = W_in u``; ``x = silu(conv(x))``; ``(r, B, C) = W_x x``;
+``dt = softplus(W_dt r + b)``; ``h = exp(dt A) h + dt x B``; ``y = C h + D x``;
+``out = W_out(y * silu(z))``. A is negative by parametrisation, so every decay is below 1.
+
+With ``core="conv"`` the convolution alone mixes tokens, so that what the state adds can be told.
+A consumer reads the producer's x, dt, A and B with a C, D and gate of its own.
+
+Shape suffixes: B batch, T time, D model width, I inner width, N states per inner channel,
+R rank of dt, K kernel, L = K-1.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
+from archloop.blocks.ops.precision import precise, precise_dtype
+from archloop.blocks.ops.selective_scan import selective_scan, selective_step
+from archloop.blocks.ops.zoh import log_uniform
+
+
+class Mamba(SequenceMixer):
+    """Selective scan; I N float32 values of state and (K-1) I of the convolution's."""
+
+    shareable = True
+    no_decay = frozenset({"a_log"})
+    lr_scale = {"a_log": 0.25, "dt_bias": 0.25}  # noqa: RUF012
+
+    class Config(MixerConfig):
+        """The paper's: expansion 2, 16 states a channel, kernel 4, dt of rank d_model/16."""
+
+        expansion: Annotated[float, Gene((1.0, 1.5, 2.0), scale="ratio")] = Field(2.0, gt=0)
+        state_dim: Annotated[int, Gene((8, 16, 32))] = Field(16, ge=1)
+        kernel: Annotated[int, Gene((2, 4))] = Field(4, ge=1, le=64)
+        core: Literal["ssm", "conv"] = "ssm"
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            inner = self.expansion * d_model
+            if inner != int(inner):
+                raise ValueError(
+                    f"expansion={self.expansion} gives {inner} inner channels at "
+                    f"d_model={d_model}; choose one whose product with it is whole"
+                )
+            sizes = {"d_inner": int(inner), "kernel": self.kernel}
+            if self.core == "ssm":
+                sizes |= {"state_dim": self.state_dim, "dt_rank": math.ceil(d_model / 16)}
+            return sizes
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            inner, states, rank = self._widths(d_model)
+            own = 2 * d_model * inner + (d_model * states + inner if states else 0)
+            if consumer:
+                return own
+            total = 3 * d_model * inner + (self.kernel + 1) * inner
+            if states:
+                total += inner * (rank + 2 * states) + rank * inner + inner
+                total += inner * states + inner
+            return total
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            inner, states, _ = self._widths(d_model)
+            held = inner * states * precise_dtype(dtype).itemsize
+            return held + (self.kernel - 1) * inner * dtype.itemsize
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            inner, states, rank = self._widths(d_model)
+            token = 2 * d_model * inner * (2 if consumer else 3) + 2 * inner
+            if not consumer:
+                token += 2 * self.kernel * inner + 2 * inner * (2 * rank + (2 * states or 0))
+            if states:
+                token += 7 * inner * states + (2 * d_model * states if consumer else 0)
+            return num_tokens * token
+
+        def _widths(self, d_model: int) -> tuple[int, int, int]:
+            sizes = self.sizes(d_model)
+            return sizes["d_inner"], sizes.get("state_dim", 0), sizes.get("dt_rank", 0)
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__()
+        sizes = config.sizes(d_model)
+        self.config, self.inner = config, sizes["d_inner"]
+        self.has_state = config.core == "ssm"
+        self.z_proj = Linear(d_model, self.inner)
+        self.out_proj = Linear(self.inner, d_model)
+        if self.has_state:
+            self.skip = nn.Parameter(torch.ones(self.inner))
+        if consumer:
+            if self.has_state:
+                self.c_proj = Linear(d_model, config.state_dim)
+            return
+        self.x_proj = Linear(d_model, self.inner)
+        self.conv = nn.Parameter(torch.empty(self.inner, config.kernel))
+        self.conv_bias = nn.Parameter(torch.zeros(self.inner))
+        nn.init.uniform_(self.conv, -(config.kernel**-0.5), config.kernel**-0.5)
+        if self.has_state:
+            self._add_state_space(sizes["dt_rank"], config.state_dim)
+
+    def _add_state_space(self, rank: int, states: int) -> None:
+        self.split = (rank, states, states)
+        self.select = Linear(self.inner, sum(self.split))
+        self.dt_proj = Linear(rank, self.inner)
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        # Steps start between 1e-3 and 1e-1; the bias is their inverse softplus.
+        dt_I = log_uniform(self.inner, 1e-3, 1e-1).exp().clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt_I + torch.log(-torch.expm1(-dt_I)))
+        poles_N = torch.arange(1, states + 1, dtype=torch.float32)
+        self.a_log = nn.Parameter(poles_N.log().repeat(self.inner, 1))
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        dtype, device = dtype or self.conv.dtype, device or self.conv.device
+        past = (batch_size, self.config.kernel - 1, self.inner)
+        tensors = {"conv": torch.zeros(past, dtype=dtype, device=device)}
+        if self.has_state:
+            held = (batch_size, self.inner, self.config.state_dim)
+            tensors["ssm"] = torch.zeros(held, dtype=precise_dtype(dtype), device=device)
+        return State(max_context, **tensors)
+
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+        x_BTI = self._convolve(x_BTD, state, span)
+        if not self.has_state:
+            return self._out(x_BTD, x_BTI)
+        dt_BTI, b_BTN, c_BTN = self._select(x_BTI, span.valid_BT)
+        start = None if state is None else state["ssm"].to(dt_BTI.dtype)
+        y_BTI, last_BIN = selective_scan(x_BTI, dt_BTI, self._poles(), b_BTN, c_BTN, start)
+        if state is not None:
+            state["ssm"].copy_(last_BIN)
+        return self._out(x_BTD, y_BTI + self.skip * x_BTI)
+
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+        x_BI = self._convolve_step(x_BD, state)
+        if not self.has_state:
+            return self._out(x_BD, x_BI)
+        dt_BI, b_BN, c_BN = self._select(x_BI, None)
+        y_BI = self._advance(x_BI, dt_BI, b_BN, c_BN, state).to(x_BI.dtype)
+        return self._out(x_BD, y_BI + self.skip * x_BI)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        x_BTI = self._convolve(x_BTD, state, span)
+        if not self.has_state:
+            return {"x": x_BTI}
+        dt_BTI, b_BTN, c_BTN = self._select(x_BTI, span.valid_BT)
+        shared = {"x": x_BTI, "dt": dt_BTI, "a": self._poles(), "b": b_BTN, "c": c_BTN}
+        if state is not None:
+            start_BIN = state["ssm"].to(dt_BTI.dtype, copy=True)
+            _, last_BIN = selective_scan(x_BTI, dt_BTI, shared["a"], b_BTN, c_BTN, start_BIN)
+            state["ssm"].copy_(last_BIN)
+            shared["start"] = start_BIN
+        return shared
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        x_BTI = shared["x"]
+        if not self.has_state:
+            return self._out(x_BTD, x_BTI)
+        c_BTN = self.c_proj(x_BTD) if self._is_consumer() else shared["c"]
+        start = shared.get("start")
+        y_BTI, _ = selective_scan(x_BTI, shared["dt"], shared["a"], shared["b"], c_BTN, start)
+        return self._out(x_BTD, y_BTI + self.skip * x_BTI)
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        x_BI = self._convolve_step(x_BD, state)
+        if not self.has_state:
+            return {"x": x_BI}
+        dt_BI, b_BN, c_BN = self._select(x_BI, None)
+        self._advance(x_BI, dt_BI, b_BN, c_BN, state)
+        return {"x": x_BI, "h": state["ssm"], "c": c_BN}
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        x_BI = shared["x"]
+        if not self.has_state:
+            return self._out(x_BD, x_BI)
+        c_BN = self.c_proj(x_BD) if self._is_consumer() else shared["c"]
+        y_BI = (shared["h"] * c_BN[:, None]).sum(-1).to(x_BI.dtype)
+        return self._out(x_BD, y_BI + self.skip * x_BI)
+
+    def _is_consumer(self) -> bool:
+        return hasattr(self, "c_proj")
+
+    def _poles(self) -> Tensor:
+        return -precise(self.a_log).exp()
+
+    def _convolve(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
+        u_BTI = self.x_proj(x_BTD)
+        past_BLI = None if state is None else state["conv"]
+        x_BTI = causal_conv(u_BTI, self.conv, past_BLI)
+        if past_BLI is not None:
+            advance_past(past_BLI, u_BTI, span.lengths_B)
+        return F.silu(x_BTI + self.conv_bias)
+
+    def _convolve_step(self, x_BD: Tensor, state: State) -> Tensor:
+        u_BI = self.x_proj(x_BD)
+        x_BI = causal_conv_step(u_BI, self.conv, state["conv"])
+        advance_past(state["conv"], u_BI[:, None])
+        return F.silu(x_BI + self.conv_bias)
+
+    def _select(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Time step, input and output weights of each token; padding takes no time."""
+        rank, b, c = self.select(x).split(self.split, -1)
+        dt = F.softplus(precise(self.dt_proj(rank)) + precise(self.dt_bias))
+        return dt if valid is None else dt * valid[..., None], b, c
+
+    def _advance(
+        self, x_BI: Tensor, dt_BI: Tensor, b_BN: Tensor, c_BN: Tensor, state: State
+    ) -> Tensor:
+        h_BIN, y_BI = selective_step(x_BI, dt_BI, self._poles(), b_BN, c_BN, state["ssm"])
+        state["ssm"].copy_(h_BIN)
+        return y_BI
+
+    def _out(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.out_proj(y * F.silu(self.z_proj(x)))

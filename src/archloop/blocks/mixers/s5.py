@@ -1,0 +1,143 @@
+"""S5: one state space with many inputs and outputs, diagonal (arXiv 2208.04933).
+
+``x_k = Lbar x_{k-1} + Bbar u_k``, ``y = Re(C x) + D u``, P complex modes for the whole width,
+discretised by zero-order hold: ``Lbar = exp(L dt)``, ``Bbar = (Lbar - 1)/L B``. Then the paper's
+gate, ``GELU(y) * sigmoid(W GELU(y))``. Conjugate modes are not stored: C holds their factor of 2.
+Real parts of L are negative by parametrisation, so |Lbar| < 1 always.
+
+A consumer reads the producer's states with a C, D and gate of its own.
+
+Shape suffixes: B batch, T time, D model width, P modes.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops.hippo import dplr
+from archloop.blocks.ops.precision import precise, precise_dtype
+from archloop.blocks.ops.scan import Pair, scan_pair
+from archloop.blocks.ops.zoh import log_uniform, zoh
+
+
+class S5(SequenceMixer):
+    """Diagonal MIMO state space; 2 P float32 values of state for the layer."""
+
+    shareable = True
+    no_decay = frozenset({"b.weight"})
+    lr_scale = {"b.weight": 0.25, "log_decay": 0.25, "frequency": 0.25, "log_dt": 0.25}  # noqa: RUF012
+
+    class Config(MixerConfig):
+        """`modes`: complex modes over d_model (0.5: as many real states as channels)."""
+
+        modes: Annotated[float, Gene((0.25, 0.5, 1.0), scale="ratio")] = Field(0.5, gt=0)
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            return {"num_modes": max(1, round(self.modes * d_model))}
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            modes = self.sizes(d_model)["num_modes"]
+            own = 2 * modes * d_model + d_model + d_model**2
+            return own if consumer else own + 2 * modes * d_model + 3 * modes
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            return 2 * self.sizes(d_model)["num_modes"] * precise_dtype(dtype).itemsize
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            modes = self.sizes(d_model)["num_modes"]
+            own = 4 * modes * d_model + 2 * d_model**2 + 2 * d_model
+            return num_tokens * (own if consumer else own + 4 * modes * d_model + 14 * modes)
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__()
+        modes = config.sizes(d_model)["num_modes"]
+        self.c = Linear(2 * modes, d_model)
+        self.d = nn.Parameter(torch.randn(d_model))
+        self.gate = Linear(d_model, d_model)
+        if consumer:
+            return
+        self.b = Linear(d_model, 2 * modes)
+        self.log_decay = nn.Parameter(torch.empty(modes))
+        self.frequency = nn.Parameter(torch.empty(modes))
+        self.log_dt = nn.Parameter(log_uniform(modes, 1e-3, 1e-1))
+        self._start_from_hippo(modes, d_model)
+
+    @torch.no_grad()
+    def _start_from_hippo(self, modes: int, d_model: int) -> None:
+        """Equal blocks of HiPPO-N of up to 64 states, with B and C drawn in its real basis."""
+        block = next(size for size in range(min(32, modes), 0, -1) if modes % size == 0)
+        hippo = dplr(2 * block)
+        repeat = modes // block
+        self.log_decay.copy_(torch.log(-hippo.poles_M.real).repeat(repeat))
+        self.frequency.copy_(hippo.poles_M.imag.repeat(repeat))
+        basis_NM = hippo.basis_NM.to(torch.complex64)
+        b0_RND = torch.randn(repeat, 2 * block, d_model) * d_model**-0.5
+        c0_RDN = torch.randn(repeat, d_model, 2 * block) * (2 * modes) ** -0.5
+        b_PD = (basis_NM.conj().T @ b0_RND.to(basis_NM.dtype)).reshape(modes, d_model)
+        c_RDM = 2 * c0_RDN.to(basis_NM.dtype) @ basis_NM
+        c_DP = c_RDM.permute(1, 0, 2).reshape(d_model, modes)
+        self.b.weight.copy_(torch.cat([b_PD.real, b_PD.imag]))
+        self.c.weight.copy_(torch.cat([c_DP.real, -c_DP.imag], 1))
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like = self.d
+        shape = (batch_size, self.log_dt.shape[0])
+        kind = precise_dtype(dtype or like.dtype)
+        re, im = (torch.zeros(shape, dtype=kind, device=device or like.device) for _ in range(2))
+        return State(max_context, re=re, im=im)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        (ar, ai), (br, bi) = self._recurrence(x_BTD)
+        valid_BT = span.valid_BT
+        if valid_BT is not None:
+            real_BT1 = valid_BT[..., None]
+            ar, ai = torch.where(real_BT1, ar, 1.0), torch.where(real_BT1, ai, 0.0)
+            br, bi = torch.where(real_BT1, br, 0.0), torch.where(real_BT1, bi, 0.0)
+        start = None
+        if state is not None:
+            start = (state["re"].to(br.dtype), state["im"].to(br.dtype))
+        re_BTP, im_BTP = scan_pair((ar, ai), (br, bi), start)
+        if state is not None:
+            state["re"].copy_(re_BTP[:, -1])
+            state["im"].copy_(im_BTP[:, -1])
+        return {"x": torch.cat([re_BTP, im_BTP], -1).to(x_BTD.dtype)}
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        return self._read(x_BTD, shared)
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        (ar, ai), (br, bi) = self._recurrence(x_BD)
+        re, im = state["re"], state["im"]
+        re_BP, im_BP = ar * re - ai * im + br, ar * im + ai * re + bi
+        re.copy_(re_BP)
+        im.copy_(im_BP)
+        return {"x": torch.cat([re_BP, im_BP], -1).to(x_BD.dtype)}
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        return self._read(x_BD, shared)
+
+    def _read(self, x: Tensor, shared: Features) -> Tensor:
+        y = F.gelu(self.c(shared["x"]) + self.d * x)
+        return y * self.gate(y).sigmoid()
+
+    def _recurrence(self, x: Tensor) -> tuple[Pair, Pair]:
+        """Decay, one a mode, and input of each token."""
+        decay = -precise(self.log_decay).exp()
+        a, (fr, fi) = zoh(decay, precise(self.frequency), precise(self.log_dt).exp())
+        ur, ui = precise(self.b(x)).chunk(2, -1)
+        return a, (fr * ur - fi * ui, fr * ui + fi * ur)

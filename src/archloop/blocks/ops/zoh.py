@@ -1,0 +1,31 @@
+"""Discretisation of diagonal state spaces in real arithmetic, and where time steps start."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from archloop.blocks.ops.scan import Pair
+
+
+def zoh(real: Tensor, imag: Tensor, dt: Tensor) -> tuple[Pair, Pair]:
+    """Zero-order hold of ``x' = l x + b u`` for poles l, elementwise and without cancellation.
+
+    Returns:
+        ``exp(l dt)`` and ``(exp(l dt) - 1) / l``, as pairs.
+    """
+    grow, angle = real * dt, imag * dt
+    a = (grow.exp() * angle.cos(), grow.exp() * angle.sin())
+    # Re(exp(z) - 1) as sums of small terms: exp(z).real - 1 would lose them for small dt.
+    num_r, num_i = torch.expm1(grow) * angle.cos() - 2 * (angle / 2).sin().square(), a[1]
+    square = real.square() + imag.square()
+    factor = (
+        (num_r * real + num_i * imag) / square,
+        (num_i * real - num_r * imag) / square,
+    )
+    return a, factor
+
+
+def log_uniform(size: int, low: float, high: float) -> Tensor:
+    """Logarithms drawn uniformly between those of `low` and `high`."""
+    return torch.empty(size).uniform_(math.log(low), math.log(high))

@@ -15,7 +15,8 @@ def rotate(x_BNTH: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
     half = x_BNTH.shape[-1] // 2
     dtype = torch.promote_types(x_BNTH.dtype, torch.float32)
     exponents = torch.arange(half, device=x_BNTH.device, dtype=dtype) / half
-    angles_BTh = positions_BT[..., None].to(dtype) * theta**-exponents
+    # Reciprocal of the power, not power of the negative: the rounding that checkpoints expect.
+    angles_BTh = positions_BT[..., None].to(dtype) * (1.0 / theta**exponents)
     cos_B1Th = angles_BTh.cos().to(x_BNTH.dtype)[:, None]
     sin_B1Th = angles_BTh.sin().to(x_BNTH.dtype)[:, None]
     a_BNTh, b_BNTh = x_BNTH.chunk(2, -1)

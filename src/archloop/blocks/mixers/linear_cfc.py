@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
-from archloop.blocks.ops.precision import precise, precise_dtype
+from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
 from archloop.blocks.ops.scan import scan
 
 
@@ -25,8 +25,10 @@ def lecun_tanh(x: Tensor) -> Tensor:
     return 1.7159 * torch.tanh(0.666 * x)
 
 
-class LinearCfC(SequenceMixer):
+class LinearCfC(KeepsFloat32, SequenceMixer):
     """Gated leaky integrator with a shared backbone; d float32 values of state."""
+
+    float32_params = frozenset({"gate_bias"})
 
     class Config(MixerConfig):
         """`backbone`: width of the hidden layer over d_model."""
@@ -67,7 +69,7 @@ class LinearCfC(SequenceMixer):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> State:
-        like = self.gate_bias
+        like = self.out_proj.weight
         h_BD = torch.zeros(
             batch_size,
             like.shape[0],

@@ -22,15 +22,16 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
-from archloop.blocks.ops.precision import precise, precise_dtype
+from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
 from archloop.blocks.ops.selective_scan import selective_scan, selective_step
 from archloop.blocks.ops.zoh import log_uniform
 
 
-class Mamba(SequenceMixer):
+class Mamba(KeepsFloat32, SequenceMixer):
     """Selective scan; I N float32 values of state and (K-1) I of the convolution's."""
 
     shareable = True
+    float32_params = frozenset({"a_log", "dt_bias"})
     no_decay = frozenset({"a_log"})
     lr_scale = {"a_log": 0.25, "dt_bias": 0.25}  # noqa: RUF012
 

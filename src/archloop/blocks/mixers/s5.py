@@ -20,15 +20,16 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.hippo import dplr
-from archloop.blocks.ops.precision import precise, precise_dtype
+from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
 from archloop.blocks.ops.scan import Pair, scan_pair
 from archloop.blocks.ops.zoh import log_uniform, zoh
 
 
-class S5(SequenceMixer):
+class S5(KeepsFloat32, SequenceMixer):
     """Diagonal MIMO state space; 2 P float32 values of state for the layer."""
 
     shareable = True
+    float32_params = frozenset({"log_dt", "log_decay", "frequency"})
     no_decay = frozenset({"b.weight"})
     lr_scale = {"b.weight": 0.25, "log_decay": 0.25, "frequency": 0.25, "log_dt": 0.25}  # noqa: RUF012
 

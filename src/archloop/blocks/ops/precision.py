@@ -1,7 +1,10 @@
 """Where recurrences compute: at least float32, and float64 when the model is float64."""
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -12,3 +15,30 @@ def precise_dtype(dtype: torch.dtype) -> torch.dtype:
 def precise(x: Tensor) -> Tensor:
     """`x` in that dtype."""
     return x.to(precise_dtype(x.dtype))
+
+
+class KeepsFloat32(nn.Module):
+    """A module some of whose own parameters stay float32 when it is cast below.
+
+    Poles and time steps act as powers: half a percent of a bf16 logarithm is a wrong phase a few
+    dozen tokens on.
+
+    Attributes:
+        float32_params: their names; those that a configuration lacks are passed over.
+    """
+
+    float32_params: ClassVar[frozenset[str]] = frozenset()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept = {
+            n: p.data
+            for n, p in self._parameters.items()
+            if n in self.float32_params and p is not None
+        }
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = self._parameters[name]
+            assert after is not None
+            if after.dtype != precise_dtype(after.dtype) and not before.is_meta:
+                after.data = precise(before).to(after.device)
+        return self

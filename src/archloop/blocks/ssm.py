@@ -1,0 +1,127 @@
+"""State spaces that act on each channel alone, and the block that mixes channels after them.
+
+What `s4`, `s4d`, `liquid_s4` and `rtf` share: ``y = GELU(core(u) + D u)``, then a gated linear
+layer, as in the authors' code of S4 (arXiv 2111.00396). A subclass says what the core is.
+
+Shape suffixes: B batch, T time, D model width.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops.long_conv import System, chunk_size, state_space
+from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
+
+
+class ChannelSSMConfig(MixerConfig):
+    """Costs around the core. `num_states` of a subclass is the real states of one channel."""
+
+    @property
+    @abstractmethod
+    def num_states(self) -> int:
+        """Real values of state per channel."""
+
+    @abstractmethod
+    def core_params(self, d_model: int) -> int:
+        """Parameters of the core without D."""
+
+    @abstractmethod
+    def core_flops(self, d_model: int, num_tokens: int) -> int:
+        """FLOPs of the core in parallel form, without D."""
+
+    @abstractmethod
+    def core_step_flops(self, d_model: int) -> int:
+        """FLOPs of the core's step, without D."""
+
+    def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        return {"num_states": self.num_states}
+
+    def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        return 2 * d_model**2 + d_model + self.core_params(d_model)
+
+    def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+        return d_model * self.num_states * precise_dtype(dtype).itemsize
+
+    def prefill_flops(  # noqa: D102
+        self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+    ) -> int:
+        around = num_tokens * (4 * d_model**2 + 2 * d_model)
+        return around + self.core_flops(d_model, num_tokens)
+
+    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:  # noqa: D102
+        return 4 * d_model**2 + 2 * d_model + self.core_step_flops(d_model)
+
+
+class ChannelSSM(KeepsFloat32, SequenceMixer):
+    """Per-channel state space, D skip, GELU, gated linear layer."""
+
+    def __init__(self, config: ChannelSSMConfig, d_model: int) -> None:
+        super().__init__()
+        self.num_states = config.num_states
+        self.skip = nn.Parameter(torch.randn(d_model))
+        self.out_proj = Linear(d_model, 2 * d_model)
+
+    @abstractmethod
+    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:
+        """The state spaces in parallel form; inputs and outputs in at least float32."""
+
+    @abstractmethod
+    def core_step(self, u_BD: Tensor, state: State) -> Tensor:
+        """One token of the state spaces."""
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like = self.skip
+        x_BDS = torch.zeros(
+            batch_size,
+            like.shape[0],
+            self.num_states,
+            dtype=precise_dtype(dtype or like.dtype),
+            device=device or like.device,
+        )
+        return State(max_context, x=x_BDS)
+
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+        y_BTD = self.core(precise(x_BTD), state, span)
+        return self._out(x_BTD, y_BTD.to(x_BTD.dtype))
+
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+        y_BD = self.core_step(precise(x_BD), state)
+        return self._out(x_BD, y_BD.to(x_BD.dtype))
+
+    def _out(self, x: Tensor, y: Tensor) -> Tensor:
+        value, gate = self.out_proj(F.gelu(y + self.skip * x)).chunk(2, -1)
+        return value * gate.sigmoid()
+
+
+def run_system(system: System, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:
+    """`state_space` on a mixer's state, advancing it in place."""
+    start = None if state is None else state["x"].to(u_BTD.dtype)
+    y_BTD, last_BDS = state_space(system, u_BTD, start, span.lengths_B)
+    if state is not None and last_BDS is not None:
+        state["x"].copy_(last_BDS)
+    return y_BTD
+
+
+def chunked_flops(num_tokens: int, num_states: int) -> int:
+    """Matrix products of one channel's chunks, without making their matrices."""
+    size = chunk_size(num_tokens)
+    padded = -(-num_tokens // size) * size
+    return 2 * padded * (size + 2 * num_states)
+
+
+def dense_chunk_flops(num_tokens: int, num_states: int) -> int:
+    """Matrix products that make one channel's chunk matrices from a dense A."""
+    size = chunk_size(num_tokens)
+    squarings = 2 * num_states**3 * (size.bit_length() - 1)
+    return squarings + 4 * num_states**2 * size + 2 * num_states * size

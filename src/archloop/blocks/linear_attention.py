@@ -1,0 +1,120 @@
+"""Mixers whose state is a matrix per head with a decay per key channel: what `gla`, `hgrn2` share.
+
+A subclass says how keys, values, log-decays and queries come from the input, and what happens to
+the output; state, padding, both forms and sharing are settled here (`ops.linear_attention`).
+
+Shape suffixes: B batch, T time, D model width, N heads, K key width, V value width, n chunks.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from archloop.blocks.base import Features, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops import linear_attention
+from archloop.blocks.ops.heads import join_heads, only_real, recurrent_dtype, split_heads
+
+
+class LinearAttentionConfig(MixerConfig):
+    """A config whose `sizes` name num_heads, key_dim and head_dim (of values)."""
+
+    def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+        heads, keys, values = self._heads(d_model)
+        return heads * keys * values * recurrent_dtype(dtype).itemsize
+
+    def prefill_flops(  # noqa: D102
+        self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+    ) -> int:
+        heads, *widths = self._heads(d_model)
+        mixing = linear_attention.read_flops(num_tokens, *widths)
+        if not consumer:
+            mixing += linear_attention.states_flops(num_tokens, *widths)
+        return num_tokens * 2 * self._weights(d_model, consumer) + heads * mixing
+
+    def decode_flops(  # noqa: D102
+        self, d_model: int, context: int, *, consumer: bool = False
+    ) -> int:
+        heads, *widths = self._heads(d_model)
+        mixing = heads * linear_attention.step_flops(*widths, consumer=consumer)
+        return 2 * self._weights(d_model, consumer) + mixing
+
+    @abstractmethod
+    def _weights(self, d_model: int, consumer: bool) -> int:
+        """Elements of the projection matrices."""
+
+    def _heads(self, d_model: int) -> tuple[int, int, int]:
+        sizes = self.sizes(d_model)
+        return sizes["num_heads"], sizes["key_dim"], sizes["head_dim"]
+
+
+class LinearAttention(SequenceMixer):
+    """Gated linear attention between a subclass's projections; N K V values of state."""
+
+    shareable = True
+    out_proj: Linear
+
+    def __init__(self, config: LinearAttentionConfig, d_model: int) -> None:
+        super().__init__()
+        sizes = config.sizes(d_model)
+        self.num_heads, self.key_dim = sizes["num_heads"], sizes["key_dim"]
+        self.head_dim = sizes["head_dim"]
+
+    @abstractmethod
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and log-decays (at least float32), each (..., heads side by side)."""
+
+    @abstractmethod
+    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scaled queries, heads side by side, and the gate on the output, if any."""
+
+    @abstractmethod
+    def output(self, o: Tensor, gate: Tensor | None) -> Tensor:
+        """What becomes of the heads' outputs, (..., N V)."""
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like = self.out_proj.weight
+        kv_BNKV = torch.zeros(
+            (batch_size, self.num_heads, self.key_dim, self.head_dim),
+            dtype=recurrent_dtype(dtype or like.dtype),
+            device=device or like.device,
+        )
+        return State(max_context, kv=kv_BNKV)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        k, v, g = (split_heads(part, self.num_heads) for part in self.keys(x_BTD))
+        k, g = only_real(k, span), only_real(g, span)
+        initial = None if state is None else state["kv"]
+        states_BNnKV, final_BNKV = linear_attention.states(k, v, g, initial)
+        if state is not None:
+            state["kv"].copy_(final_BNKV)
+        return {"k": k, "v": v, "g": g, "states": states_BNnKV}
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        q_BTd, gate = self.queries(x_BTD)
+        o_BNTV = linear_attention.read(
+            split_heads(q_BTd, self.num_heads),
+            shared["k"],
+            shared["v"],
+            shared["g"],
+            shared["states"],
+        )
+        return self.output(join_heads(o_BNTV).to(q_BTd.dtype), gate)
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        k, v, g = (part.unflatten(-1, (self.num_heads, -1)) for part in self.keys(x_BD))
+        state["kv"].copy_(linear_attention.advance(state["kv"], k, v, g))
+        return {"kv": state["kv"]}
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        q_Bd, gate = self.queries(x_BD)
+        q_BNK = q_Bd.unflatten(-1, (self.num_heads, -1))
+        o_BNV = linear_attention.query(shared["kv"], q_BNK)
+        return self.output(o_BNV.flatten(1).to(q_Bd.dtype), gate)

@@ -1,0 +1,80 @@
+"""HGRN2 (arXiv 2404.07904): gated linear attention whose key is what the gate lets go of.
+
+``f_t = b + (1 - b) sigmoid(W_f x_t)``; ``S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T``;
+``o_t = dk^-1/2 S_t^T silu(W_q x_t)``; ``y_t = W_o RMSNorm(o_t)``, the norm over the full width, and
+no output gate. The lower bound b rises with depth, so that upper blocks remember longer.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from archloop.blocks.base import Gene
+from archloop.blocks.linear import Linear
+from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
+from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.heads import recurrent_dtype
+
+
+class HGRN2(LinearAttention):
+    """Hierarchically gated linear RNN; ``head_dim * d_model`` values of state."""
+
+    class Config(LinearAttentionConfig):
+        """The paper's state expansion is 128 (head_dim); keys and values are equally wide.
+
+        `lower_bound` None takes block_index / num_blocks, where the paper's cumulative softmax over
+        blocks starts; a number sets it for this block.
+        """
+
+        head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)
+        lower_bound: float | None = Field(None, ge=0, lt=1)
+        norm_eps: float = Field(1e-5, gt=0)
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            if d_model % self.head_dim:
+                raise ValueError(
+                    f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
+                )
+            heads = d_model // self.head_dim
+            return {"num_heads": heads, "head_dim": self.head_dim, "key_dim": self.head_dim}
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            return self._weights(d_model, consumer) + d_model
+
+        def _weights(self, d_model: int, consumer: bool) -> int:
+            return (2 if consumer else 4) * d_model**2
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__(config, d_model)
+        self.lower_bound = config.lower_bound
+        if self.lower_bound is None:
+            self.lower_bound = block_index / num_blocks
+        self.query_proj = Linear(d_model, d_model)
+        self.norm = RMSNorm(d_model, config.norm_eps)
+        self.out_proj = Linear(d_model, d_model)
+        if not consumer:
+            self.feature_proj = Linear(d_model, 2 * d_model)
+
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        f, v = self.feature_proj(x).chunk(2, -1)
+        f = f.to(recurrent_dtype(f.dtype))
+        bound = self.lower_bound
+        assert bound is not None
+        # 1 - f without cancellation where the gate is nearly open.
+        k = (1 - bound) * torch.sigmoid(-f)
+        g = F.logsigmoid(f)
+        if bound > 0:
+            g = torch.logaddexp(g + math.log1p(-bound), torch.full_like(g, math.log(bound)))
+        return k, v, g
+
+    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+        return F.silu(self.query_proj(x)) * self.key_dim**-0.5, None
+
+    def output(self, o: Tensor, gate: Tensor | None) -> Tensor:  # noqa: D102
+        return self.out_proj(self.norm(o))

@@ -58,7 +58,6 @@ def model(settings: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.fl
                 tensor.copy_(noise * tensor.shape[-1] ** -0.5)
             else:
                 tensor.copy_((0.0 if name.endswith("bias") else 1.0) + 0.2 * noise)
-        peer.model.embed_tokens.weight.mul_(peer.config.hidden_size**0.5)
     peer.generation_config.eos_token_id = None
     return peer.to(dtype).eval()
 

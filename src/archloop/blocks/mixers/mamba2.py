@@ -10,7 +10,6 @@ Shape suffixes: B batch, T time, D model width, I inner width, N heads, G groups
 width, V head width, L past inputs of the convolution.
 """
 
-import math
 from typing import Annotated, Literal
 
 import torch
@@ -22,7 +21,7 @@ from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Spa
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
-from archloop.blocks.ops.heads import join_heads, recurrent_dtype, split_heads
+from archloop.blocks.ops.heads import initial_dt_bias, join_heads, recurrent_dtype, split_heads
 
 
 class Mamba2(SequenceMixer):
@@ -234,9 +233,3 @@ class Mamba2(SequenceMixer):
         gated = (y.to(z.dtype) * F.silu(z)).unflatten(-1, (self.num_groups, -1))
         normed = F.rms_norm(gated, gated.shape[-1:], None, self.norm_eps)
         return self.out_proj(normed.flatten(-2) * self.norm)
-
-
-def initial_dt_bias(num: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
-    """Inverse softplus of steps drawn log-uniformly between `low` and `high`."""
-    dt = torch.empty(num).uniform_(math.log(low), math.log(high)).exp()
-    return dt + torch.log(-torch.expm1(-dt))

@@ -1,7 +1,9 @@
-"""Reshapes and rules that mixers with heads and a recurrent state share.
+"""Reshapes, rules and initial values that mixers with heads and a recurrent state share.
 
 Shape suffixes: B batch, T time, N heads, H head width.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -29,3 +31,9 @@ def only_real(x_BNTH: Tensor, span: Span) -> Tensor:
     """Zero at padding: a zero key or log-decay there leaves the state as it is."""
     valid_BT = span.valid_BT
     return x_BNTH if valid_BT is None else x_BNTH.where(valid_BT[:, None, :, None], 0)
+
+
+def initial_dt_bias(num: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
+    """Inverse softplus of steps drawn log-uniformly between `low` and `high`."""
+    dt = torch.empty(num).uniform_(math.log(low), math.log(high)).exp()
+    return dt + torch.log(-torch.expm1(-dt))

@@ -1,0 +1,258 @@
+"""Mixers that write by the gated delta rule: what `gated_deltanet` and `kda` share.
+
+``q, k, v = silu(conv_4(W x))``, q and k normalised to length 1; state and outputs as in
+`ops.delta_rule`; then a norm per head, a gate and the output projection. A subclass says how
+decays, write strengths and the output gate come from the input.
+
+A block that shares this one's state runs its own q (without convolution, which would need a state)
+and gate. ``core="conv"`` keeps everything but the recurrence: the heads' outputs are v.
+
+Shape suffixes: B batch, T time, D model width, N value heads, K key width, V value width, L past
+inputs of the convolution.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops import delta_rule, linear_attention, ssd
+from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
+from archloop.blocks.ops.heads import join_heads, only_real, recurrent_dtype, split_heads
+
+LENGTH_EPS = 1e-6
+"""Under the root when queries and keys are normalised, as in both papers' code."""
+
+
+class DeltaConfig(MixerConfig):
+    """``d_model / head_dim`` key heads, each serving `values_per_key` value heads."""
+
+    head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=2)
+    kernel: int = Field(4, ge=1, le=64)
+    core: Literal["recurrent", "conv"] = "recurrent"
+    negative_eigenvalues: bool = False
+    """Write strengths up to 2, so that a state can be reflected as well as erased."""
+    norm_eps: float = Field(1e-6, gt=0)
+
+    def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        if d_model % self.head_dim:
+            raise ValueError(
+                f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
+            )
+        heads = d_model // self.head_dim * self._values_per_key()
+        sizes = {"num_heads": heads, "head_dim": self.head_dim, "kernel": self.kernel}
+        return sizes | ({"conv_core": 1} if self.core == "conv" else {})
+
+    def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        total = self._weights(d_model, consumer) + self.head_dim
+        if consumer:
+            return total
+        own = 0 if self.core == "conv" else self._gate_vectors(d_model)
+        return total + self.kernel * self._convolved(d_model) + own
+
+    def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+        conv = (self.kernel - 1) * self._convolved(d_model) * dtype.itemsize
+        if self.core == "conv":
+            return conv
+        values = self._widths(d_model)[1]
+        return conv + values * self.head_dim * recurrent_dtype(dtype).itemsize
+
+    def prefill_flops(  # noqa: D102
+        self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+    ) -> int:
+        total = num_tokens * self._token_flops(d_model, consumer)
+        if self.core == "conv":
+            return total
+        widths = self.head_dim, self.head_dim
+        read_flops = linear_attention.read_flops if self._vector() else ssd.read_flops
+        mixing = read_flops(num_tokens, *widths)
+        if not consumer:
+            mixing += delta_rule.corrected_flops(num_tokens, *widths, vector=self._vector())
+        return total + self.sizes(d_model)["num_heads"] * mixing
+
+    def decode_flops(  # noqa: D102
+        self, d_model: int, context: int, *, consumer: bool = False
+    ) -> int:
+        total = self._token_flops(d_model, consumer)
+        if self.core == "conv":
+            return total
+        widths = self.head_dim, self.head_dim
+        mixing = linear_attention.step_flops(*widths, consumer=True)
+        if not consumer:
+            mixing += delta_rule.advance_flops(*widths)
+        return total + self.sizes(d_model)["num_heads"] * mixing
+
+    @abstractmethod
+    def _values_per_key(self) -> int: ...
+
+    @abstractmethod
+    def _vector(self) -> bool:
+        """Whether each key channel has a decay of its own."""
+
+    @abstractmethod
+    def _gate_weights(self, d_model: int) -> int:
+        """Elements of the matrices behind decays and write strengths."""
+
+    @abstractmethod
+    def _gate_vectors(self, d_model: int) -> int:
+        """Parameters of the decays besides matrices."""
+
+    @abstractmethod
+    def _output_gate_weights(self, d_model: int) -> int: ...
+
+    def _widths(self, d_model: int) -> tuple[int, int]:
+        """Keys and values of all heads."""
+        values = self.sizes(d_model)["num_heads"] * self.head_dim
+        return values // self._values_per_key(), values
+
+    def _convolved(self, d_model: int) -> int:
+        keys, values = self._widths(d_model)
+        return values if self.core == "conv" else 2 * keys + values
+
+    def _weights(self, d_model: int, consumer: bool) -> int:
+        """Elements of the projection matrices."""
+        keys, values = self._widths(d_model)
+        own = values * d_model + self._output_gate_weights(d_model)
+        if consumer:
+            return own + (0 if self.core == "conv" else d_model * keys)
+        gates = 0 if self.core == "conv" else self._gate_weights(d_model)
+        return own + d_model * self._convolved(d_model) + gates
+
+    def _token_flops(self, d_model: int, consumer: bool) -> int:
+        conv = 0 if consumer else 2 * self.kernel * self._convolved(d_model)
+        return 2 * self._weights(d_model, consumer) + conv
+
+
+class DeltaMixer(SequenceMixer):
+    """Gated delta rule between a subclass's gates; N K V values of state, and the convolution's."""
+
+    shareable = True
+    query_proj: Linear | None = None
+    """A consumer's own; queries of a block with a state pass through its convolution."""
+
+    def __init__(self, config: DeltaConfig, d_model: int, consumer: bool) -> None:
+        super().__init__()
+        sizes = config.sizes(d_model)
+        self.head_dim, self.num_heads, self.kernel = (
+            config.head_dim,
+            sizes["num_heads"],
+            config.kernel,
+        )
+        self.num_key_heads = d_model // config.head_dim
+        self.recurrent, self.consumer = config.core == "recurrent", consumer
+        self.max_beta = 2.0 if config.negative_eigenvalues else 1.0
+        keys, values = d_model, self.num_heads * config.head_dim
+        self.norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.out_proj = Linear(values, d_model)
+        if consumer:
+            self.query_proj = Linear(d_model, keys) if self.recurrent else None
+            return
+        self.conv_widths = [keys, keys, values] if self.recurrent else [0, 0, values]
+        self.conv_proj = Linear(d_model, sum(self.conv_widths))
+        bound = config.kernel**-0.5
+        weight_dK = torch.empty(sum(self.conv_widths), config.kernel).uniform_(-bound, bound)
+        self.conv = nn.Parameter(weight_dK)
+
+    @abstractmethod
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-decays (..., N K or N), at least float32, and write strengths (..., N) before 2x."""
+
+    @abstractmethod
+    def gate_output(self, x: Tensor, o: Tensor) -> Tensor:
+        """Normed outputs (..., N V) times the gate that comes from x."""
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        dtype, device = dtype or self.conv.dtype, device or self.conv.device
+        channels = self.conv.shape[0]
+        tensors = {
+            "conv": torch.zeros(batch_size, self.kernel - 1, channels, dtype=dtype, device=device)
+        }
+        if self.recurrent:
+            shape = (batch_size, self.num_heads, self.head_dim, self.head_dim)
+            tensors["kv"] = torch.zeros(shape, dtype=recurrent_dtype(dtype), device=device)
+        return State(max_context, **tensors)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        into_conv_BTd = self.conv_proj(x_BTD)
+        past_BLd = None if state is None else state["conv"]
+        convolved_BTd = F.silu(causal_conv(into_conv_BTd, self.conv, past_BLd))
+        if past_BLd is not None:
+            advance_past(past_BLd, into_conv_BTd, span.lengths_B)
+        q, k, v = convolved_BTd.split(self.conv_widths, -1)
+        if not self.recurrent:
+            return {"v": v}
+        g, beta = (split_heads(gate, self.num_heads) for gate in self.gates(x_BTD))
+        g, beta_BNT = only_real(g, span), only_real(self.max_beta * beta, span)[..., 0]
+        k_BNTK, v_BNTV = (
+            self._unit(split_heads(k, self.num_key_heads)),
+            split_heads(v, self.num_heads),
+        )
+        initial = None if state is None else state["kv"]
+        v_BNTV, states_BNnKV, final_BNKV = delta_rule.corrected(
+            k_BNTK, v_BNTV, beta_BNT, g, initial
+        )
+        if state is not None:
+            state["kv"].copy_(final_BNKV)
+        q_BNTK = self._unit(split_heads(q, self.num_key_heads))
+        return {"q": q_BNTK, "k": k_BNTK, "v": v_BNTV, "g": g, "states": states_BNnKV}
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        if not self.recurrent:
+            return self._out(x_BTD, shared["v"])
+        q = shared["q"]
+        if self.query_proj is not None:
+            q = self._unit(split_heads(F.silu(self.query_proj(x_BTD)), self.num_key_heads))
+        q_BNTK, g = q * self.head_dim**-0.5, shared["g"]
+        k_BNTK, v_BNTV, states_BNnKV = shared["k"], shared["v"], shared["states"]
+        if g.shape[-1] > 1:
+            o_BNTV = linear_attention.read(q_BNTK, k_BNTK, v_BNTV, g, states_BNnKV)
+        else:
+            states_BNnK1V = states_BNnKV.unsqueeze(4)
+            o_BNTV = ssd.read(q_BNTK, k_BNTK, v_BNTV, g[..., 0], states_BNnK1V)
+        return self._out(x_BTD, join_heads(o_BNTV))
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        into_conv_Bd = self.conv_proj(x_BD)
+        convolved_Bd = F.silu(causal_conv_step(into_conv_Bd, self.conv, state["conv"]))
+        advance_past(state["conv"], into_conv_Bd[:, None])
+        q, k, v = convolved_Bd.split(self.conv_widths, -1)
+        if not self.recurrent:
+            return {"v": v}
+        g, beta_BN = self.gates(x_BD)
+        g_BNK, v_BNV = (part.unflatten(-1, (self.num_heads, -1)) for part in (g, v))
+        k_BNK, q_BNK = (self._unit(part.unflatten(-1, (self.num_key_heads, -1))) for part in (k, q))
+        beta_BN = self.max_beta * beta_BN
+        state["kv"].copy_(delta_rule.advance(state["kv"], k_BNK, v_BNV, beta_BN, g_BNK))
+        return {"kv": state["kv"], "q": q_BNK}
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        if not self.recurrent:
+            return self._out(x_BD, shared["v"])
+        q = shared["q"]
+        if self.query_proj is not None:
+            q_Bd = F.silu(self.query_proj(x_BD))
+            q = self._unit(q_Bd.unflatten(-1, (self.num_key_heads, -1)))
+        o_BNV = linear_attention.query(shared["kv"], q * self.head_dim**-0.5)
+        return self._out(x_BD, o_BNV.flatten(1))
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """Vectors of each key head scaled to length 1, for each value head (dimension 1)."""
+        x = x.to(recurrent_dtype(x.dtype))
+        x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + LENGTH_EPS)
+        return ssd.to_heads(x, self.num_heads)
+
+    def _out(self, x: Tensor, o: Tensor) -> Tensor:
+        heads = o.to(x.dtype).unflatten(-1, (self.num_heads, -1))
+        return self.out_proj(self.gate_output(x, self.norm(heads).flatten(-2)))

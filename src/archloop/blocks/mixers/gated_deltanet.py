@@ -1,0 +1,60 @@
+"""Gated DeltaNet (arXiv 2412.06464), as in Qwen3-Next: a delta rule with one decay per head.
+
+``g = -exp(A) softplus(W_a x + b)`` and ``beta = sigmoid(W_b x)`` per value head; the output is
+``W_o(RMSNorm(o) * silu(W_z x))``, norm before gate. See `blocks.delta`.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import Gene
+from archloop.blocks.delta import DeltaConfig, DeltaMixer
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops.heads import recurrent_dtype
+
+
+class GatedDeltaNet(DeltaMixer):
+    """Gated delta rule; ``values_per_key * head_dim * d_model`` values of state."""
+
+    class Config(DeltaConfig):
+        """Qwen3-Next: head_dim 128, two value heads to a key head."""
+
+        values_per_key: Annotated[int, Gene((1, 2), scale="ratio")] = Field(2, ge=1, le=16)
+
+        def _values_per_key(self) -> int:
+            return self.values_per_key
+
+        def _vector(self) -> bool:
+            return False
+
+        def _gate_weights(self, d_model: int) -> int:
+            return 2 * d_model * self.sizes(d_model)["num_heads"]
+
+        def _gate_vectors(self, d_model: int) -> int:
+            return 2 * self.sizes(d_model)["num_heads"]
+
+        def _output_gate_weights(self, d_model: int) -> int:
+            return d_model * self._widths(d_model)[1]
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__(config, d_model, consumer)
+        self.gate_proj = Linear(d_model, self.num_heads * self.head_dim)
+        if self.recurrent and not consumer:
+            self.decay_proj = Linear(d_model, 2 * self.num_heads)
+            self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(0.01, 16).log())
+            self.dt_bias = nn.Parameter(torch.ones(self.num_heads))
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        a, b = self.decay_proj(x).chunk(2, -1)
+        dtype = recurrent_dtype(a.dtype)
+        dt = F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
+        return -self.log_rate.to(dtype).exp() * dt, torch.sigmoid(b.to(dtype))
+
+    def gate_output(self, x: Tensor, o: Tensor) -> Tensor:  # noqa: D102
+        return o * F.silu(self.gate_proj(x))

@@ -1,0 +1,58 @@
+"""Kimi Delta Attention (arXiv 2510.26692): a delta rule with a decay per key channel.
+
+``g = -exp(A_head) softplus(W_2 W_1 x + b)`` per channel, of rank head_dim;
+``beta = sigmoid(W_b x)``; the output is ``W_o(RMSNorm(o) * sigmoid(V_2 V_1 x))``, norm before gate.
+See `blocks.delta`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.delta import DeltaConfig, DeltaMixer
+from archloop.blocks.linear import Linear
+from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype
+
+
+class KDA(DeltaMixer):
+    """Delta rule with fine-grained decay; ``head_dim * d_model`` values of state."""
+
+    class Config(DeltaConfig):
+        """Kimi Linear: head_dim 128."""
+
+        def _values_per_key(self) -> int:
+            return 1
+
+        def _vector(self) -> bool:
+            return True
+
+        def _gate_weights(self, d_model: int) -> int:
+            return d_model * self.sizes(d_model)["num_heads"] + self._output_gate_weights(d_model)
+
+        def _gate_vectors(self, d_model: int) -> int:
+            return self.sizes(d_model)["num_heads"] + d_model
+
+        def _output_gate_weights(self, d_model: int) -> int:
+            return 2 * d_model * self.head_dim
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__(config, d_model, consumer)
+        rank = self.head_dim
+        self.gate_down, self.gate_up = Linear(d_model, rank), Linear(rank, d_model)
+        if self.recurrent and not consumer:
+            self.decay_down, self.decay_up = Linear(d_model, rank), Linear(rank, d_model)
+            self.beta_proj = Linear(d_model, self.num_heads)
+            self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
+            self.dt_bias = nn.Parameter(initial_dt_bias(d_model))
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        raw = self.decay_up(self.decay_down(x))
+        dtype = recurrent_dtype(raw.dtype)
+        dt = F.softplus(raw.to(dtype) + self.dt_bias.to(dtype))
+        rate = self.log_rate.to(dtype).exp().repeat_interleave(self.head_dim)
+        return -rate * dt, torch.sigmoid(self.beta_proj(x).to(dtype))
+
+    def gate_output(self, x: Tensor, o: Tensor) -> Tensor:  # noqa: D102
+        return o * torch.sigmoid(self.gate_up(self.gate_down(x)))

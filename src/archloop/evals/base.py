@@ -6,6 +6,7 @@ targets only where an answer is asked, so that any decoder can train on it and b
 Shape suffixes: N examples, T time.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -56,7 +57,9 @@ class Score(BaseModel):
     def signal(self) -> float:
         """Distance above chance in standard errors."""
         better = self.normalized * abs(self.perfect - self.chance)
-        return better / self.standard_error if self.standard_error > 0 else np.inf * np.sign(better)
+        if self.standard_error > 0:
+            return better / self.standard_error
+        return math.copysign(math.inf, better) if better else 0.0
 
 
 class Task(ABC):

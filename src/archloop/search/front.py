@@ -71,13 +71,18 @@ def hypervolume(points_NM: ArrayLike, reference_M: ArrayLike) -> float:
 
 
 def contributions(points_NM: ArrayLike, reference_M: ArrayLike) -> Floats:
-    """The volume that only this point dominates, for each point, (N,)."""
+    """The volume that no other point of the front dominates, for each point, (N,).
+
+    A dominated point has none, and takes none from the point that dominates it.
+    """
     points_NM = _points(points_NM)
     reference = np.asarray(reference_M, np.float64)
     inside_N = (points_NM < reference).all(1)
     volumes_N = np.zeros(len(points_NM))
     if inside_N.any():
-        volumes_N[inside_N] = moocore.hv_contributions(points_NM[inside_N], ref=reference)
+        volumes_N[inside_N] = moocore.hv_contributions(
+            points_NM[inside_N], ref=reference, ignore_dominated=True
+        )
     return volumes_N
 
 
@@ -129,7 +134,7 @@ def expected_contributions(
     seed: int,
     num_samples: int = 256,
 ) -> Floats:
-    """Mean volume that only this point dominates when all points are noisy, for each, (N,).
+    """Mean of the `contributions` when all points are known up to Gaussian noise, (N,).
 
     What ranks trials for the next rung: a point that noise alone puts on the front gets the credit
     it deserves, and one just behind the front some of it. Arguments as

@@ -72,16 +72,28 @@ def _placed(space: "Space", blocks: Sequence[BlockGenes], wide: Genes) -> Genome
 
 
 def _period_of(space: "Space", blocks: Sequence[BlockGenes]) -> int | None:
-    """The shortest allowed period that the layout repeats with; None under the free rule."""
+    """The shortest allowed period that the blocks repeat with; None under the free rule."""
     rules = space.config.interleaving
     if rules.rule == "free":
         return None
-    names = [block.mixer for block in blocks]
-    for period in range(rules.period[0], min(rules.period[1], len(names)) + 1):
-        if all(name == names[i % period] for i, name in enumerate(names)):
+    kinds = [
+        (
+            block.mixer,
+            block.genes,
+            block.channel_mixer,
+            {
+                gene: value
+                for gene, value in block.channel_genes.items()
+                if not space.is_free(block.channel_mixer, gene)
+            },
+        )
+        for block in blocks
+    ]
+    for period in range(rules.period[0], min(rules.period[1], len(kinds)) + 1):
+        if all(kind == kinds[i % period] for i, kind in enumerate(kinds)):
             return period
     raise ValueError(
-        f"{'-'.join(names)} repeats with no period from {rules.period[0]} to {rules.period[1]}"
+        f"{'-'.join(block.mixer for block in blocks)} repeats with no period from {rules.period[0]} to {rules.period[1]}"
     )
 
 
@@ -107,7 +119,11 @@ def _read(
 def _settings(
     space: "Space", name: str, given: Genes, where: str
 ) -> Iterator[tuple[str, str, Scalar]]:
-    """Searched genes with scope and value; refuses any other setting that differs from ours."""
+    """Searched genes with scope and value; refuses any other setting that differs from ours.
+
+    A gene that the spec leaves to a default outside the listed values takes the first of them, and
+    so does the free gene, which repair will set.
+    """
     family = space.families.get(name)
     if family is None:
         raise ValueError(f"{where}: {name!r} is not in the space")
@@ -116,8 +132,9 @@ def _settings(
     for field in type(first).model_fields:
         value = getattr(theirs, field)
         if field in family.genes:
-            if space.is_free(name, field):
-                value = space.free_grid[0]
+            left_out = field not in given and value not in family.genes[field]
+            if left_out or space.is_free(name, field):
+                value = family.genes[field][0]
             yield field, family.scopes[field], value
         elif value != getattr(first, field):
             raise ValueError(

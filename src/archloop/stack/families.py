@@ -178,15 +178,17 @@ def _scope(config: SpaceConfig, family: str, gene: str) -> Scope:
 
 
 def _check_scopes(config: SpaceConfig, families: dict[str, Family]) -> None:
-    """Every scope names a searched gene, and a global gene has the same values everywhere."""
-    known = sorted(
-        {gene for family in families.values() for gene in family.genes}
-        | {f"{family.name}.{gene}" for family in families.values() for gene in family.genes}
-    )
+    """Every scope names a gene, and a global gene has the same values everywhere."""
+    genes = {
+        (family.name, gene)
+        for family in families.values()
+        for gene in registry.get(family.kind, family.name).Config.genes()
+    }
+    known = sorted({gene for _, gene in genes} | {f"{name}.{gene}" for name, gene in genes})
     for key, scope in config.scope.items():
         if key not in known:
-            near = registry.suggest(key, known) if known else "no gene has several values"
-            raise ValueError(f"space.scope.{key}: not a searched gene; {near}")
+            near = registry.suggest(key, known)
+            raise ValueError(f"space.scope.{key}: no family here has this gene; {near}")
         if config.budget and key == config.budget.free and scope != "block":
             raise ValueError(
                 f"space.scope.{key}={scope}: the budget moves this gene block by block; "

@@ -159,6 +159,8 @@ def _free_size(space: "Space", genome: Genome, indices: list[int], value: int) -
 
 def _with_free(space: "Space", genome: Genome, grid_index: dict[int, int]) -> Genome:
     """The genome with the free gene of some blocks set, by index into the grid."""
+    if not grid_index:
+        return genome
     assert space.free_gene is not None
     gene = space.free_gene[1]
     blocks = list(genome.blocks)

@@ -7,6 +7,7 @@ that ``--help`` answers at once.
 
 import json
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Column, Table
 
 import archloop
@@ -51,8 +53,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             stderr.print("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
-        except (RuntimeError, OSError) as error:
-            if type(error) is RuntimeError:
+        except Exception as error:
+            if not isinstance(error, _expected_failures()):
                 raise
             _fail(error, 1)
 
@@ -62,6 +64,15 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 def _fail(error: Exception, status: int) -> None:
     stderr.print(f"archloop: {error}", markup=False, soft_wrap=True)
     raise typer.Exit(status) from None
+
+
+def _expected_failures() -> tuple[type[Exception], ...]:
+    """Errors that are results, not bugs: a message is enough. Loaded only once one happened."""
+    from archloop.evals.worker import TrainingError
+    from archloop.profiling import MeasurementError
+    from archloop.search.errors import StudyError
+
+    return (StudyError, MeasurementError, TrainingError, OSError)
 
 
 def _print_json(value: Any) -> None:
@@ -153,9 +164,8 @@ def search(
 
     study = Study(load(recipe), runs)
     with display(stderr) as progress:
-        study.run(progress)
-    record = study.read()
-    page = html.write(record, study.directory / "report.html")
+        record = study.run(progress)
+    page = html.write(record, study.folder / "report.html")
     print_outcome(record, page, Console(highlight=False))
 
 
@@ -175,3 +185,149 @@ def report(
         _print_json(summarize(record))
         return
     print_outcome(record, html.write(record, study / "report.html"), Console(highlight=False))
+
+
+@_command
+def profile(
+    model: Annotated[str, typer.Argument(help="A preset's name or a spec's .json file.")],
+    contexts: Annotated[str, typer.Option(help="Prompt lengths, by commas.")] = "4096,32768",
+    reference: Annotated[str | None, typer.Option(help="Measured alongside, for ratios.")] = None,
+    device: Annotated[str, typer.Option(help="Device plug-in.")] = "host",
+    runtime: Annotated[str, typer.Option(help="Runtime plug-in.")] = "torch_eager",
+    quant: Annotated[str, typer.Option(help="One of the runtime's quantisations.")] = "fp32",
+    threads: Annotated[int | None, typer.Option(help="Default: one per core.")] = None,
+    processes: Annotated[int, typer.Option(help="Fresh processes, each one sample.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Keep raw samples in this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model with random weights: TTFT, prefill, decode, peak memory."""
+    from archloop.profiling import ProfileConfig, table
+    from archloop.profiling import profile as measure
+
+    config = ProfileConfig(
+        device=device,
+        runtime=runtime,
+        quant=quant,
+        threads=threads,
+        contexts=_numbers("contexts", contexts),
+        processes=processes,
+    )
+    other = None if reference is None else load_spec(reference)
+    with tempfile.TemporaryDirectory() as scratch, Progress(console=stderr, transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        measured = measure(
+            load_spec(model),
+            config,
+            reference=other,
+            directory=output or Path(scratch),
+            progress=lambda share, what: bar.update(task, completed=share, description=what),
+        )
+    if as_json:
+        _print_json(measured.model_dump(mode="json"))
+    else:
+        Console().print(table(measured))
+
+
+@_command
+def eval(  # noqa: A001
+    model: Annotated[str, typer.Argument(help="A preset's name or a spec's .json file.")],
+    suite: Annotated[str, typer.Option(help="Only 'mad' so far.")] = "mad",
+    tasks: Annotated[str | None, typer.Option(help="Some of the suite, by commas.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Baselines only, short training.")] = False,
+    output: Annotated[Path, typer.Option(help="Finished trainings are kept here.")] = Path(
+        "runs/mad"
+    ),
+    device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Train and test a layout on MAD's tasks by their own protocol, one training a setting."""
+    from archloop.evals.mad import CHANGES, MadConfig, RunResult, run_mad
+
+    if suite != "mad":
+        raise ValueError(f"unknown suite {suite!r}; {registry.suggest(suite, ['mad'])}")
+    chosen = tuple(tasks.split(",")) if tasks else tuple(CHANGES)
+    config = MadConfig.quick(chosen) if quick else MadConfig(tasks=chosen)
+
+    def tell(done: int, total: int, result: RunResult) -> None:
+        stderr.print(f"{done}/{total} {result.task}: accuracy {result.macro:.3f}", markup=False)
+
+    found = run_mad(_at_mad_width(load_spec(model)), config, output, device=device, on_run=tell)
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+        return
+    table = Table("task", "accuracy by class", "accuracy by token", box=None)
+    for name, score in found.tasks.items():
+        table.add_row(name, f"{score.macro:.3f}", f"{score.micro:.3f}")
+    table.add_row("mean", f"{found.macro:.3f}", f"{found.micro:.3f}")
+    Console().print(table)
+
+
+def _at_mad_width(spec: "StackSpec") -> "StackSpec":
+    from archloop.evals.mad import D_MODEL
+
+    return spec if spec.d_model <= D_MODEL else spec.replace(d_model=D_MODEL)
+
+
+@_command
+def generate(
+    model: Annotated[str, typer.Argument(help="A checkpoint's folder or hub id.")],
+    prompt: Annotated[str, typer.Option(help="What to continue, or with --chat to answer.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option()] = 256,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    min_p: Annotated[float | None, typer.Option()] = None,
+    repetition_penalty: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Such as bfloat16; default as stored.")] = None,
+    device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
+) -> None:
+    """Stream a checkpoint's continuation of a prompt; its own sampling defaults apply."""
+    from dataclasses import replace
+
+    import torch
+
+    from archloop.checkpoints.model import load_model, stream
+
+    loaded = load_model(model, None if dtype is None else _dtype(dtype), device)
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    sampling = replace(loaded.sampling, **chosen)
+    with torch.inference_mode():
+        for piece in stream(
+            loaded,
+            [{"role": "user", "content": prompt}] if chat else prompt,
+            sampling,
+            max_new_tokens=max_new_tokens,
+            stop_strings=stop or (),
+        ):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    known = ["bfloat16", "float16", "float32", "float64"]
+    if name not in known:
+        raise ValueError(f"unknown dtype {name!r}; {registry.suggest(name, known)}")
+    return getattr(torch, name)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--{option} {text!r} is not a list of whole numbers like 1024,4096"
+        ) from None

@@ -1,4 +1,4 @@
-"""Random-weight LFM2 models of transformers at reduced width, the peer that ours must agree with."""
+"""Random-weight LFM2 models of transformers at reduced width, the peer of ours."""
 
 import logging
 from pathlib import Path

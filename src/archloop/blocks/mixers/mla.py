@@ -1,0 +1,183 @@
+"""Multi-head latent attention without positions, as in Kimi Linear (arXiv 2510.26692).
+
+A token is kept as one latent, ``c = RMSNorm(W_c x)``, and one key part that all heads share,
+``s = W_s x``; each head reads ``k = [W_k c, s]`` and ``v = W_v c``. So the cache holds R + P values
+per token for all heads together. Latent attention is DeepSeek-V2's (arXiv 2405.04434); there s is
+rotated, here it is not (NoPE), the recurrent mixers between such blocks telling order.
+
+The parallel form expands latents to keys and values. A decode step never does: W_k moves into the
+query and W_v behind the sum, and attention runs on the latents themselves.
+
+Shape suffixes: B batch, T new tokens, S keys, D model width, N heads, H head width, R latent width,
+P shared key width, L = R + P.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.norms import RMSNorm
+
+
+class MLA(SequenceMixer):
+    """Latent attention; a consumer keeps its own way of reading the latents (W_k, W_v)."""
+
+    is_global = True
+    shareable = True
+    packs = True
+
+    class Config(MixerConfig):
+        """Kimi Linear: latent 512, shared key part 64, head_dim 128."""
+
+        head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)
+        latent_dim: Annotated[int, Gene((64, 128, 256, 512))] = Field(128, ge=1)
+        shared_key_dim: int = Field(32, ge=1)
+        norm_eps: float = Field(1e-6, gt=0)
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            if d_model % self.head_dim:
+                raise ValueError(
+                    f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
+                )
+            return {
+                "num_heads": d_model // self.head_dim,
+                "head_dim": self.head_dim,
+                "latent_dim": self.latent_dim,
+                "shared_key_dim": self.shared_key_dim,
+            }
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            norm = 0 if consumer else self.latent_dim
+            up = 2 * d_model * self.latent_dim
+            return self._token_weights(d_model, consumer) + up + norm
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            return context * (self.latent_dim + self.shared_key_dim) * dtype.itemsize
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            heads = self.sizes(d_model)["num_heads"]
+            pairs = num_tokens * context + num_tokens * (num_tokens + 1) // 2
+            expanded = 4 * (context + num_tokens) * self.latent_dim * d_model
+            attended = 2 * pairs * heads * (2 * self.head_dim + self.shared_key_dim)
+            return num_tokens * 2 * self._token_weights(d_model, consumer) + expanded + attended
+
+        def decode_flops(  # noqa: D102
+            self, d_model: int, context: int, *, consumer: bool = False
+        ) -> int:
+            heads = self.sizes(d_model)["num_heads"]
+            absorbed = 4 * self.latent_dim * d_model
+            pair = 2 * heads * (2 * self.latent_dim + self.shared_key_dim)
+            return 2 * self._token_weights(d_model, consumer) + absorbed + (context + 1) * pair
+
+        def _token_weights(self, d_model: int, consumer: bool) -> int:
+            """Elements of the projections that act on a token once."""
+            heads = self.sizes(d_model)["num_heads"]
+            own = d_model * (2 * d_model + heads * self.shared_key_dim)
+            return own + (0 if consumer else d_model * (self.latent_dim + self.shared_key_dim))
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__()
+        self.num_heads = config.sizes(d_model)["num_heads"]
+        self.head_dim, self.latent_dim = config.head_dim, config.latent_dim
+        self.shared_key_dim = config.shared_key_dim
+        self.key_dim = config.head_dim + config.shared_key_dim
+        self.query_proj = Linear(d_model, self.num_heads * self.key_dim)
+        self.up_proj = Linear(self.latent_dim, 2 * d_model)
+        self.out_proj = Linear(d_model, d_model)
+        if not consumer:
+            self.latent_proj = Linear(d_model, self.latent_dim + self.shared_key_dim)
+            self.latent_norm = RMSNorm(self.latent_dim, config.norm_eps)
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like = self.out_proj.weight
+        latent_BSL = torch.zeros(
+            (batch_size, max_context, self.latent_dim + self.shared_key_dim),
+            dtype=dtype or like.dtype,
+            device=device or like.device,
+        )
+        return State(max_context, latent=latent_BSL)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        latent_BTL = self._latents(x_BTD)
+        if state is None:
+            return {"latent": latent_BTL}
+        cache_BSL = state["latent"]
+        latent_BTL = latent_BTL.to(cache_BSL.dtype)
+        rows_B1 = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None]
+        slots_BT, valid_BT = span.positions_BT, span.valid_BT
+        if valid_BT is not None:
+            # Padding may point past the end: wrapped, its slot is no real token's of this call.
+            slots_BT = slots_BT % cache_BSL.shape[1]
+            latent_BTL = latent_BTL.where(valid_BT[..., None], cache_BSL[rows_B1, slots_BT])
+        cache_BSL[rows_B1, slots_BT] = latent_BTL
+        return {"latent": cache_BSL[:, : state.reach(x_BTD.shape[1])].to(x_BTD.dtype)}
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        q_BNTK = self._heads(self.query_proj(x_BTD))
+        latent_BSL = shared["latent"]
+        c_BSR, s_BSP = latent_BSL.split([self.latent_dim, self.shared_key_dim], -1)
+        k_BNSH, v_BNSH = (self._heads(part) for part in self.up_proj(c_BSR).chunk(2, -1))
+        k_BNSK = torch.cat([k_BNSH, s_BSP[:, None].expand(-1, self.num_heads, -1, -1)], -1)
+        time, num_keys = x_BTD.shape[1], latent_BSL.shape[1]
+        mask = None
+        if span.segments_BT is not None:
+            same = span.segments_BT[:, :, None] == span.segments_BT[:, None, :]
+            mask = same.tril()[:, None]
+        elif num_keys != time:
+            # As many keys as new tokens means an empty state, where plain causal order holds.
+            slots_S = torch.arange(num_keys, device=x_BTD.device)
+            mask = (slots_S <= span.positions_BT[..., None])[:, None]
+        y_BNTH = F.scaled_dot_product_attention(
+            q_BNTK,
+            k_BNSK,
+            v_BNSH,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.key_dim**-0.5,
+        )
+        return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        cache_BSL = state["latent"]
+        rows_B = torch.arange(x_BD.shape[0], device=x_BD.device)
+        cache_BSL[rows_B, positions_B] = self._latents(x_BD).to(cache_BSL.dtype)
+        return {"latent": cache_BSL[:, : state.reach(1)].to(x_BD.dtype)}
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        q_BNK = self.query_proj(x_BD).reshape(-1, self.num_heads, self.key_dim)
+        q_BNH, q_BNP = q_BNK.split([self.head_dim, self.shared_key_dim], -1)
+        up_NHR = self.up_proj.weight.reshape(2, self.num_heads, self.head_dim, self.latent_dim)
+        q_BNR = torch.einsum("bnh,nhr->bnr", q_BNH, up_NHR[0])
+        latent_B1SL = shared["latent"][:, None]
+        slots_S = torch.arange(latent_B1SL.shape[2], device=x_BD.device)
+        y_B1NR = F.scaled_dot_product_attention(
+            torch.cat([q_BNR, q_BNP], -1)[:, None],
+            latent_B1SL,
+            latent_B1SL[..., : self.latent_dim],
+            attn_mask=(slots_S <= positions_B[:, None])[:, None, None],
+            scale=self.key_dim**-0.5,
+        )
+        y_BNH = torch.einsum("bnr,nhr->bnh", y_B1NR[:, 0], up_NHR[1])
+        return self.out_proj(y_BNH.flatten(1))
+
+    def _latents(self, x: Tensor) -> Tensor:
+        c, s = self.latent_proj(x).split([self.latent_dim, self.shared_key_dim], -1)
+        return torch.cat([self.latent_norm(c), s], -1)
+
+    def _heads(self, x_BTd: Tensor) -> Tensor:
+        return x_BTd.reshape(*x_BTd.shape[:2], self.num_heads, -1).transpose(1, 2)

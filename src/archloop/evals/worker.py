@@ -95,7 +95,7 @@ def run_isolated(
         return ProxyResult.model_validate_json(result_file.read_bytes())
     result_file.unlink(missing_ok=True)
     write_atomic(job_file, text.encode())
-    command = [sys.executable, "-m", "archloop.evals.worker", str(job_file)]
+    command = [sys.executable, "-m", "archloop.evals.worker", str(job_file), str(os.getpid())]
     environment = os.environ | {
         name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     }
@@ -119,8 +119,13 @@ def run_isolated(
     raise _failure(process.returncode, log_file)
 
 
-def main(job_file: Path) -> int:
-    """The process: do the job, write ``result.json`` beside it; returns the exit status."""
+def main(job_file: Path, parent: int | None = None) -> int:
+    """The process: do the job and write ``result.json`` beside it; returns the exit status.
+
+    Args:
+        job_file: a `Job`.
+        parent: process whose end ends this one.
+    """
     job = Job.model_validate_json(job_file.read_bytes())
     import torch
 
@@ -136,7 +141,7 @@ def main(job_file: Path) -> int:
             job.learning_rate,
             resume_from=job.resume_from,
             checkpoint_to=job.checkpoint_to,
-            on_step=_leave_orphaned(os.getppid()),
+            on_step=_leave_orphaned(parent),
         )
     except (MemoryError, RuntimeError) as error:
         words = str(error).lower()
@@ -148,12 +153,12 @@ def main(job_file: Path) -> int:
     return 0
 
 
-def _leave_orphaned(parent: int) -> Callable[[int, float], None]:
+def _leave_orphaned(parent: int | None) -> Callable[[int, float], None]:
     """A step hook that ends the process once the one that started it is gone (``kill -9``)."""
 
     def on_step(step: int, loss: float) -> None:
         del step, loss
-        if os.getppid() != parent:
+        if parent is not None and os.getppid() != parent:
             sys.exit("the process that started this training is gone")
 
     return on_step
@@ -212,4 +217,4 @@ def _failure(status: int, log_file: Path) -> TrainingError:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:3])))

@@ -1,0 +1,113 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from archloop.evals import accuracy, bits_per_byte
+from archloop.evals.base import IGNORE, Score
+from archloop.evals.tasks.memorization import Memorization
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+SPEC = StackSpec(
+    d_model=16,
+    vocab_size=12,
+    blocks=(
+        BlockSpec(
+            mixers=(MixerSpec(name="short_conv"),), channel_mixer=ChannelMixerSpec(name="swiglu")
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    return Decoder(SPEC).eval()
+
+
+class TestBitsPerByte:
+    def test_equals_a_hand_computation(self, decoder):
+        windows_NT = np.random.default_rng(0).integers(12, size=(5, 8))
+        num_bytes_V = np.arange(12) % 4
+        bits = num_bytes = 0.0
+        for row in windows_NT.tolist():
+            for place in range(1, 8):
+                logits = decoder(torch.tensor([row[:place]]))[0, -1]
+                bits -= math.log2(logits.softmax(0)[row[place]].item())
+                num_bytes += num_bytes_V[row[place]]
+        score = bits_per_byte.measure(decoder, windows_NT, num_bytes_V, batch_size=2)
+        assert score.value == pytest.approx(bits / num_bytes, rel=1e-5)
+        assert score.num_examples == 5
+
+    def test_guessing_bytes_costs_eight_bits(self):
+        score = bits_per_byte.score(np.full(10, 8.0 * 30), np.full(10, 30))
+        assert score.value == score.chance == 8.0
+        assert score.normalized == 0.0
+
+    def test_better_is_less(self):
+        good = bits_per_byte.score(np.array([30.0, 31.0]), np.array([20, 21]))
+        bad = bits_per_byte.score(np.array([60.0, 61.0]), np.array([20, 21]))
+        assert good.normalized > bad.normalized > 0
+        assert good.signal > 3
+
+    def test_standard_error_by_bootstrap(self):
+        rng = np.random.default_rng(0)
+        bytes_N = rng.integers(100, 300, 400)
+        bits_N = bytes_N * 2.0 + rng.normal(0, 30, 400)
+        score = bits_per_byte.score(bits_N, bytes_N)
+        draws = rng.integers(400, size=(4000, 400))
+        means = bits_N[draws].sum(1) / bytes_N[draws].sum(1)
+        assert score.standard_error == pytest.approx(means.std(), rel=0.1)
+
+    def test_windows_spread_over_the_text_without_overlap(self):
+        windows_NT = bits_per_byte.windows(np.arange(1000), 7, 20)
+        assert windows_NT.shape == (7, 21)
+        assert (np.diff(windows_NT, axis=1) == 1).all()
+        assert windows_NT[0, 0] == 0
+        assert windows_NT[-1, -1] == 999
+        assert len(np.unique(windows_NT)) == windows_NT.size
+
+    def test_short_text(self):
+        assert bits_per_byte.windows(np.arange(50), 100, 9).shape == (5, 10)
+        with pytest.raises(ValueError, match="more text"):
+            bits_per_byte.windows(np.arange(9), 100, 9)
+
+
+class TestAccuracy:
+    def test_macro_and_micro_by_hand(self):
+        targets = np.array([[0, 0, 0, 1, IGNORE], [2, 2, IGNORE, IGNORE, IGNORE]])
+        predictions = np.array([[0, 0, 3, 1, 9], [2, 0, 5, 5, 5]])
+        # Class 0: 2 of 3; 1: 1 of 1; 2: 1 of 2; 3: predicted, never a target, so 0.
+        assert accuracy.macro_accuracy(predictions, targets) == pytest.approx(
+            (2 / 3 + 1 + 1 / 2 + 0) / 4
+        )
+        assert accuracy.micro_accuracy(predictions, targets) == pytest.approx(4 / 6)
+
+    def test_first_id_shifts_a_task_into_its_own_vocabulary(self, decoder):
+        task = Memorization(Memorization.Config(vocab_size=5, seq_len=4))
+        examples = task.examples("test", 0, 20)
+        with torch.no_grad():
+            # The decoder now predicts token 7 + v whatever it sees.
+            decoder.norm.weight.fill_(0.0)
+            decoder.head = torch.nn.Linear(16, 12)
+            decoder.head.bias.fill_(0.0)
+        value = int(task.value_of_key[0])
+        predictions_NT = accuracy.predict(decoder, examples.ids_NT + 7, 6)
+        assert predictions_NT.shape == examples.ids_NT.shape
+        score = accuracy.score(task, task.score(np.full((20, 4), value), examples.targets_NT))
+        expected = (examples.targets_NT[:, 1::2] == value).mean()
+        assert score.value == pytest.approx(expected)
+
+    def test_equal_scores_leave_some_error(self):
+        task = Memorization()
+        assert accuracy.score(task, np.ones(100)).standard_error == pytest.approx(1 / 200)
+
+
+def test_score_says_how_far_above_chance():
+    score = Score(
+        value=0.3, standard_error=0.05, chance=0.1, perfect=1.0, num_examples=9, category="recall"
+    )
+    assert score.signal == pytest.approx(4.0)
+    assert score.normalized == pytest.approx(0.2 / 0.9)

@@ -79,6 +79,11 @@ def add_folder(folder: Path) -> None:
     _folders[folder] = None
 
 
+def folders() -> list[Path]:
+    """The folders given to `add_folder`, for a process that must see the same plug-ins."""
+    return list(_folders)
+
+
 def _kind(kind: str) -> Kind:
     if kind not in KINDS:
         raise ValueError(f"unknown plug-in kind {kind!r}; {suggest(kind, sorted(KINDS))}")

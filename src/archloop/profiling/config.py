@@ -1,0 +1,69 @@
+"""What to measure, where and how often."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class ProfileConfig(BaseModel):
+    """The measuring protocol's settings; the defaults are those of `docs/methodology.md`.
+
+    Attributes:
+        device: plug-in name of the device.
+        runtime: plug-in name of the engine.
+        quant: one of the runtime's quantisations.
+        threads: of the engine; None takes one per core of the device.
+        contexts: prompt lengths, and depths at which decode steps are timed; kept ascending.
+        processes: fresh processes, each one sample; at least 2, or there is no interval.
+        warmup_steps: untimed decode steps at each context.
+        timed_steps: timed decode steps at each context.
+        block_steps: steps in a row before the reference's process has its turn.
+        settle_steps: untimed steps at the start of each block, while caches still hold the
+            other process's data (one such step in twenty would be the 95th percentile).
+        prefill_repeats: timed prefills of each process and context.
+        full_prefill_tokens: a longer prompt is not prefilled whole: its time is composed from
+            chunks timed at several depths, and flagged so.
+        decode_tokens: tokens of one request, for the latency objective.
+        time_limit_s: that a process may take for the work asked of it.
+        memory_limit_bytes: of private memory of a process; None leaves it to the system.
+        ready_timeout_s: how long to wait for a quiet device before measuring all the same.
+        seed: of weights, prompts and filled states.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = "host"
+    runtime: str = "torch_eager"
+    quant: str = "fp32"
+    threads: Count | None = None
+    contexts: tuple[Count, ...] = Field((4096, 32768), min_length=1)
+    processes: int = Field(5, ge=2)
+    warmup_steps: int = Field(20, ge=0)
+    timed_steps: Count = 100
+    block_steps: Count = 20
+    settle_steps: int = Field(2, ge=0)
+    prefill_repeats: Count = 2
+    full_prefill_tokens: Count = 4096
+    decode_tokens: Count = 256
+    time_limit_s: float = Field(900.0, gt=0)
+    memory_limit_bytes: Count | None = None
+    ready_timeout_s: float = Field(5.0, ge=0)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("contexts")
+    @classmethod
+    def _ascending(cls, contexts: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(contexts)))
+
+    @property
+    def blocks(self) -> list[int]:
+        """Timed steps of each block."""
+        whole, rest = divmod(self.timed_steps, self.block_steps)
+        return [self.block_steps] * whole + ([rest] if rest else [])
+
+    @property
+    def room(self) -> int:
+        """Tokens that decode steps add to a context."""
+        return self.warmup_steps + self.timed_steps + self.settle_steps * len(self.blocks)

@@ -1,0 +1,282 @@
+"""The measuring protocol: fresh processes, the reference beside the candidate, every sample kept.
+
+    >>> from archloop import load_preset, profile
+    >>> from archloop.profiling import ProfileConfig
+    >>> config = ProfileConfig(contexts=(1024,))
+    >>> profile(load_preset("lfm2-350m"), config, directory=Path("out"))  # doctest: +SKIP
+
+How each number comes about is told in `docs/methodology.md`.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from archloop import registry
+from archloop.devices.base import Device
+from archloop.profiling.client import MeasurementError, Role, WorkerProcess
+from archloop.profiling.config import ProfileConfig
+from archloop.profiling.record import Identity, Profile
+from archloop.profiling.samples import PairSamples, Samples, read_samples
+from archloop.profiling.summary import profile_from_samples
+from archloop.profiling.turns import Subject, measure_context, start, wait_started
+from archloop.runtimes.base import Manifest, Runtime, read_manifest
+from archloop.stack.spec import StackSpec
+
+MAX_LOOKS = 2
+"""Looking again until the answer pleases would make the intervals lie."""
+
+Progress = Callable[[float, str], None]
+"""Called with the share done, 0 to 1, and what is being done."""
+
+
+def profile(
+    spec: StackSpec,
+    config: ProfileConfig,
+    *,
+    reference: StackSpec | None = None,
+    directory: Path,
+    artifacts: Path | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measure a spec with random weights on a device, beside a reference if one is given.
+
+    Args:
+        spec: the candidate; equal to `reference` in an A/A run.
+        config: what to measure.
+        reference: measured in the same run, for ratios.
+        directory: gets `samples.json`, and logs of processes that had something to say.
+        artifacts: keeps the reference's artifact for later runs; by default nothing is kept.
+        progress: called as work is done.
+
+    Raises:
+        ValueError: the config names an unknown device, runtime or quantisation, or one that lacks
+            something on this machine; the message says what to install.
+        MeasurementError: the runtime cannot run a spec, or a process crashed, hung or ran out of
+            memory; it says which one and how.
+    """
+    run = _Run(spec, config, reference, directory, artifacts, progress)
+    samples = run.measure(first_pair=0, num_pairs=config.processes)
+    samples.write(directory)
+    return profile_from_samples(samples)
+
+
+def extend(
+    directory: Path,
+    processes: int | None = None,
+    *,
+    artifacts: Path | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """The second look: add fresh processes to a measurement whose interval straddles a budget.
+
+    Args:
+        directory: of `profile`.
+        processes: how many more; by default as many as there are.
+        artifacts: as `profile`.
+        progress: as `profile`.
+
+    Raises:
+        ValueError: there are no samples, they were extended before, or the device or engine is no
+            longer the same.
+        MeasurementError: as `profile`.
+    """
+    old = read_samples(directory)
+    if old.looks >= MAX_LOOKS:
+        raise ValueError(
+            f"{directory} was looked at {old.looks} times already; measure it afresh instead"
+        )
+    run = _Run(old.spec, old.config, old.reference, directory, artifacts, progress)
+    new = run.measure(first_pair=len(old.pairs), num_pairs=processes or len(old.pairs))
+    if new.identity != old.identity:
+        raise ValueError(
+            f"{directory} was measured as {old.identity}, now it would be {new.identity}; "
+            "measure it afresh instead"
+        )
+    changes = {
+        "pairs": old.pairs + new.pairs,
+        "looks": old.looks + 1,
+        "seconds": old.seconds + new.seconds,
+    }
+    samples = old.model_copy(update=changes)
+    samples.write(directory)
+    return profile_from_samples(samples)
+
+
+def noise_floor(
+    spec: StackSpec,
+    config: ProfileConfig,
+    *,
+    directory: Path,
+    progress: Progress | None = None,
+) -> Profile:
+    """An A/A run: the spec beside itself. Its ratios would all be 1 without noise.
+
+    Differences no larger than the distance of these intervals' ends from 1 mean nothing on this
+    device. Arguments and errors as `profile`.
+    """
+    return profile(spec, config, reference=spec, directory=directory, progress=progress)
+
+
+class _Run:
+    """One call of `profile` or `extend`: device, runtime, artifacts, then pair after pair."""
+
+    def __init__(
+        self,
+        spec: StackSpec,
+        config: ProfileConfig,
+        reference: StackSpec | None,
+        directory: Path,
+        artifacts: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self.started_s = time.monotonic()
+        self.specs: dict[Role, StackSpec] = {"candidate": spec}
+        if reference is not None:
+            self.specs["reference"] = reference
+        self.config = config
+        self.directory = directory
+        self.artifacts = artifacts
+        self.progress = progress or (lambda share, doing: None)
+        self.device: Device = registry.get("devices", config.device)()
+        self.runtime: Runtime = registry.get("runtimes", config.runtime)()
+        self.about = self.device.describe()
+        self.threads = config.threads or int(self.about["num_cores"] or 1)
+        self._check()
+
+    def measure(self, first_pair: int, num_pairs: int) -> Samples:
+        """Export what is not there yet, then measure the pairs."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._artifact_folder() as folder:
+            pairs = [
+                self._pair(first_pair + index, index / num_pairs, 1 / num_pairs, folder)
+                for index in range(num_pairs)
+            ]
+            manifest = read_manifest(self._home("candidate", folder))
+        return Samples(
+            spec=self.specs["candidate"],
+            reference=self.specs.get("reference"),
+            config=self.config,
+            identity=self._identity(manifest),
+            device=self.about,
+            pairs=tuple(pairs),
+            looks=1,
+            seconds=time.monotonic() - self.started_s,
+        )
+
+    def _check(self) -> None:
+        for role, spec in self.specs.items():
+            if reason := self.runtime.unsupported(spec):
+                raise MeasurementError("unsupported", reason, role)
+            self.runtime.check(spec, self.config.quant)
+
+    def _pair(self, index: int, done: float, share: float, folder: Path) -> PairSamples:
+        """Start a process for each spec, measure all contexts in turns, end the processes."""
+        config, contexts = self.config, self.config.contexts
+        was_ready = self.device.wait_until_ready(config.ready_timeout_s)
+        with self._subjects(index) as subjects:
+            start(list(subjects.values()), config, self.threads, self._plugins())
+            for role, subject in subjects.items():
+                self.progress(done, f"exporting the {role}")
+                self._export(role, folder)
+                subject.artifact = self.device.push(self._home(role, folder))
+            wait_started(list(subjects.values()))
+            before, parent_s = self.device.readings(), time.process_time()
+            for number, context in enumerate(contexts):
+                doing = f"process {index + 1}, context {context}"
+                self.progress(done + share * number / len(contexts), doing)
+                measure_context(list(subjects.values()), context, config, index)
+            after, parent_s = self.device.readings(), time.process_time() - parent_s
+            samples = {role: subject.samples() for role, subject in subjects.items()}
+            own_cpu_s = parent_s + sum(subject.cpu_s for subject in subjects.values())
+        self.progress(done + share, f"process {index + 1} done")
+        return PairSamples(
+            candidate=samples["candidate"],
+            reference=samples.get("reference"),
+            before=before,
+            after=after,
+            own_cpu_s=own_cpu_s,
+            was_ready=was_ready,
+        )
+
+    @contextmanager
+    def _subjects(self, index: int) -> Iterator[dict[Role, Subject]]:
+        subjects: dict[Role, Subject] = {}
+        try:
+            for role, spec in self.specs.items():
+                worker = self._worker(self.device, role, f"{role}-{index}")
+                subjects[role] = Subject(worker, spec.vocab_size, self.config.seed)
+            yield subjects
+        finally:
+            for subject in subjects.values():
+                subject.worker.kill()
+
+    def _worker(self, device: Device, role: Role, name: str) -> WorkerProcess:
+        log = self.directory / "logs" / f"{name}.log"
+        limit_s = self.config.time_limit_s
+        return WorkerProcess(device, role, log, threads=self.threads, time_limit_s=limit_s)
+
+    def _export(self, role: Role, folder: Path) -> None:
+        """Export into the folder, in a process of its own on this machine, unless it is there."""
+        home = self._home(role, folder)
+        if (home / "manifest.json").exists():
+            return
+        host: Device = registry.get("devices", "host")()
+        worker = self._worker(host, role, f"export-{role}")
+        try:
+            worker.ask(
+                "start",
+                runtime=self.config.runtime,
+                threads=os.cpu_count() or 1,
+                plugins=[str(path) for path in registry.folders()],
+                memory_limit_bytes=None,
+                time_limit_s=self.config.time_limit_s,
+            )
+            worker.ask(
+                "export",
+                spec=self.specs[role].model_dump(mode="json"),
+                seed=self.config.seed,
+                quant=self.config.quant,
+                directory=str(home),
+            )
+        finally:
+            worker.kill()
+
+    @contextmanager
+    def _artifact_folder(self) -> Iterator[Path]:
+        """Where artifacts lie; those nobody asked to keep are removed."""
+        if self.artifacts is None:
+            with tempfile.TemporaryDirectory(dir=self.directory, prefix="artifacts-") as folder:
+                yield Path(folder)
+            return
+        try:
+            yield self.artifacts
+        finally:
+            candidate = self._home("candidate", self.artifacts)
+            if "reference" not in self.specs or candidate != self._home(
+                "reference", self.artifacts
+            ):
+                shutil.rmtree(candidate, ignore_errors=True)
+
+    def _home(self, role: Role, folder: Path) -> Path:
+        config = self.config
+        engine = f"{config.runtime}-{self.runtime.version()}-{config.quant}"
+        return folder / f"{self.specs[role].digest}-{engine}-{config.seed}"
+
+    def _plugins(self) -> list[str]:
+        return [self.device.push(folder) for folder in registry.folders()]
+
+    def _identity(self, manifest: Manifest) -> Identity:
+        return Identity(
+            device=self.device.label,
+            runtime=manifest.runtime,
+            runtime_version=manifest.version,
+            quant=manifest.quant,
+            precision=manifest.precision,
+            threads=self.threads,
+            contexts=self.config.contexts,
+        )

@@ -1,0 +1,140 @@
+"""Raw samples: every reading of every process, as `samples.json` keeps them.
+
+The file is the measurement; a `Profile` is a summary that can be computed from it again.
+"""
+
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archloop.devices.base import Readings
+from archloop.profiling.config import ProfileConfig
+from archloop.profiling.record import Identity
+from archloop.profiling.statistics import percentile
+from archloop.stack.spec import StackSpec
+from archloop.text.files import write_atomic
+
+SAMPLES = "samples.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Memory(_Record):
+    """Memory of a process at one moment (see `profiling.memory`)."""
+
+    peak_bytes: int
+    resident_bytes: int
+    anonymous_bytes: int
+    file_bytes: int
+    swapped_bytes: int
+
+
+class ContextSamples(_Record):
+    """One process at one context.
+
+    Attributes:
+        open_s: loading the artifact.
+        state_bytes: of the state opened for the context and the decode steps.
+        ttft_ms: each timed prefill of the whole prompt, with sampling.
+        chunk_ms: where the prompt is too long for that, each timed chunk as (depth, ms).
+        chunk_tokens: tokens of such a chunk.
+        decode_ms: each timed step, by block.
+        finite: all logits were finite.
+    """
+
+    context: int
+    open_s: float
+    state_bytes: int
+    ttft_ms: tuple[float, ...]
+    chunk_ms: tuple[tuple[int, float], ...]
+    chunk_tokens: int
+    decode_ms: tuple[tuple[float, ...], ...]
+    memory: Memory
+    finite: bool
+
+    @property
+    def prefill_ms(self) -> float:
+        """Time to the first token: the median prefill, or composed from chunks.
+
+        A chunk's cost is close to affine in its depth, so the trapezoid rule over evenly spaced
+        depths integrates it well; a run against full prefills is in `docs/methodology.md`.
+        """
+        if self.ttft_ms:
+            return median(self.ttft_ms)
+        depths = sorted({depth for depth, _ in self.chunk_ms})
+        cost = [median(ms for at, ms in self.chunk_ms if at == depth) for depth in depths]
+        area = sum(
+            (cost[i] + cost[i + 1]) / 2 * (depths[i + 1] - depths[i])
+            for i in range(len(depths) - 1)
+        )
+        mean = area / (depths[-1] - depths[0])
+        return mean * self.context / self.chunk_tokens
+
+    def decode_quantile_ms(self, share: float) -> float:
+        """Quantile of all timed decode steps."""
+        return percentile([ms for block in self.decode_ms for ms in block], share)
+
+
+class ProcessSamples(_Record):
+    """One process of the candidate or of the reference."""
+
+    baseline: Memory
+    can_reset_peak: bool
+    contexts: tuple[ContextSamples, ...]
+
+    def net_bytes(self, context: ContextSamples) -> int:
+        """Peak at a context less the engine's empty baseline."""
+        return max(context.memory.peak_bytes - self.baseline.peak_bytes, 1)
+
+
+class PairSamples(_Record):
+    """A process of the candidate and the reference's process that was measured beside it.
+
+    Attributes:
+        own_cpu_s: processor time of the two and of the parent between the readings.
+        was_ready: the device came to rest before the pair started.
+    """
+
+    candidate: ProcessSamples
+    reference: ProcessSamples | None
+    before: Readings
+    after: Readings
+    own_cpu_s: float
+    was_ready: bool
+
+
+class Samples(_Record):
+    """A whole measurement; `looks` counts how often processes were added."""
+
+    version: Literal[1] = 1
+    spec: StackSpec
+    reference: StackSpec | None
+    config: ProfileConfig
+    identity: Identity
+    device: dict[str, str | int | float | None]
+    pairs: tuple[PairSamples, ...]
+    looks: int
+    seconds: float
+
+    def write(self, directory: Path) -> None:
+        """Write `samples.json`, whole or not at all."""
+        write_atomic(directory / SAMPLES, self.model_dump_json().encode())
+
+
+def read_samples(directory: Path) -> Samples:
+    """The samples of a measurement.
+
+    Raises:
+        ValueError: there are none, or the file is damaged.
+    """
+    path = directory / SAMPLES
+    try:
+        return Samples.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{directory} holds no {SAMPLES}; measure it first") from None
+    except ValidationError as error:
+        raise ValueError(f"{path} is damaged: {error.errors()[0]['msg']}") from error

@@ -1,0 +1,139 @@
+"""From raw samples to a profile: figures with intervals, ratios to the reference, flags."""
+
+from collections.abc import Callable, Iterator
+
+from archloop.profiling.record import Figures, Interval, Profile
+from archloop.profiling.samples import ContextSamples, PairSamples, ProcessSamples, Samples
+from archloop.profiling.statistics import geometric_mean, interval, ratio_interval
+
+_BUSY_CORES = 0.15
+_STOLEN_SHARE = 0.02
+_CLOCK_SHARE = 0.05
+_HOT_C = 85.0
+
+Reading = Callable[[ProcessSamples, ContextSamples], float]
+
+FIGURES: dict[str, Reading] = {
+    "ttft_ms": lambda _, at: at.prefill_ms,
+    "prefill_tok_per_s": lambda _, at: at.context / at.prefill_ms * 1000,
+    "decode_p50_ms": lambda _, at: at.decode_quantile_ms(0.5),
+    "decode_p95_ms": lambda _, at: at.decode_quantile_ms(0.95),
+    "peak_memory_bytes": lambda _, at: at.memory.peak_bytes,
+    "baseline_memory_bytes": lambda process, _: process.baseline.peak_bytes,
+}
+
+
+def profile_from_samples(samples: Samples) -> Profile:
+    """The profile that the samples amount to; nothing else enters."""
+    candidates = [pair.candidate for pair in samples.pairs]
+    references = [pair.reference for pair in samples.pairs if pair.reference is not None]
+    contexts = samples.config.contexts
+    figures = tuple(
+        Figures(context=context, **_intervals(candidates, index))
+        for index, context in enumerate(contexts)
+    )
+    profile = Profile(
+        identity=samples.identity,
+        figures=figures,
+        flags=tuple(_flags(samples)),
+        num_processes=len(candidates),
+        seconds=samples.seconds,
+    )
+    if not references:
+        return profile
+    ratios = {
+        str(context): _ratios(candidates, references, index)
+        for index, context in enumerate(contexts)
+    }
+    tokens = samples.config.decode_tokens
+    latency = ratio_interval(
+        [_latency_ms(process, tokens) for process in candidates],
+        [_latency_ms(process, tokens) for process in references],
+    )
+    memory = interval([_memory(a, b) for a, b in zip(candidates, references, strict=True)])
+    return profile.model_copy(update={"ratios": ratios, "latency": latency, "memory": memory})
+
+
+def _values(processes: list[ProcessSamples], index: int, reading: Reading) -> list[float]:
+    return [reading(process, process.contexts[index]) for process in processes]
+
+
+def _intervals(processes: list[ProcessSamples], index: int) -> dict[str, Interval]:
+    return {name: interval(_values(processes, index, reading)) for name, reading in FIGURES.items()}
+
+
+def _ratios(
+    candidates: list[ProcessSamples], references: list[ProcessSamples], index: int
+) -> dict[str, Interval]:
+    return {
+        name: ratio_interval(
+            _values(candidates, index, reading), _values(references, index, reading)
+        )
+        for name, reading in FIGURES.items()
+    }
+
+
+def _latency_ms(process: ProcessSamples, decode_tokens: int) -> float:
+    """Request latency of one process, geometric mean over contexts."""
+    return geometric_mean(
+        [at.prefill_ms + decode_tokens * at.decode_quantile_ms(0.5) for at in process.contexts]
+    )
+
+
+def _memory(candidate: ProcessSamples, reference: ProcessSamples) -> float:
+    """Net memory over the reference's, largest over contexts."""
+    return max(
+        candidate.net_bytes(ours) / reference.net_bytes(theirs)
+        for ours, theirs in zip(candidate.contexts, reference.contexts, strict=True)
+    )
+
+
+def _flags(samples: Samples) -> Iterator[str]:
+    """What makes one doubt a figure, in plain words."""
+    pairs = samples.pairs
+    processes = [p for pair in pairs for p in (pair.candidate, pair.reference) if p is not None]
+    at_contexts = [at for process in processes for at in process.contexts]
+    composed = sorted({at.context for at in at_contexts if not at.ttft_ms})
+    for context in composed:
+        yield f"TTFT at {context} is composed from prefill chunks, not from whole prefills"
+    if any(not at.finite for at in at_contexts):
+        yield "some logits were not finite"
+    if any(at.memory.swapped_bytes for at in at_contexts):
+        yield "a process was partly swapped out"
+    if not all(process.can_reset_peak for process in processes):
+        yield "the peak could not be reset between contexts: it is that of all contexts so far"
+    yield from _load_flags(pairs)
+
+
+def _load_flags(pairs: tuple[PairSamples, ...]) -> Iterator[str]:
+    noisy = sum(not pair.was_ready for pair in pairs)
+    if noisy:
+        yield f"the device was not at rest before {noisy} of {len(pairs)} processes"
+    busy, stolen = max(map(_other_cores, pairs)), max(map(_stolen_share, pairs))
+    if busy > _BUSY_CORES:
+        yield f"other programs used up to {busy:.2f} cores during a process"
+    if stolen > _STOLEN_SHARE:
+        yield f"the hypervisor withheld up to {stolen:.0%} of a core during a process"
+    readings = [reading for pair in pairs for reading in (pair.before, pair.after)]
+    clocks = [r.clock_mhz for r in readings if r.clock_mhz is not None]
+    if clocks and min(clocks) < (1 - _CLOCK_SHARE) * max(clocks):
+        yield f"the clock varied between {min(clocks):.0f} and {max(clocks):.0f} MHz"
+    hottest = max((r.temperature_c for r in readings if r.temperature_c is not None), default=0.0)
+    if hottest > _HOT_C:
+        yield f"the device reached {hottest:.0f} degrees Celsius"
+
+
+def _other_cores(pair: PairSamples) -> float:
+    """Cores that programs other than the measured ones kept busy."""
+    before, after = pair.before, pair.after
+    if before.busy_s is None or after.busy_s is None:
+        return 0.0
+    others_s = after.busy_s - before.busy_s - pair.own_cpu_s
+    return others_s / (after.time_s - before.time_s)
+
+
+def _stolen_share(pair: PairSamples) -> float:
+    before, after = pair.before, pair.after
+    if before.steal_s is None or after.steal_s is None:
+        return 0.0
+    return (after.steal_s - before.steal_s) / (after.time_s - before.time_s)

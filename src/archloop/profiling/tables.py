@@ -1,0 +1,59 @@
+"""A profile as a table for people."""
+
+from rich.table import Table
+
+from archloop.profiling.record import Figures, Interval, Profile
+
+_COLUMNS: dict[str, tuple[str, float, str]] = {
+    "ttft_ms": ("TTFT ms", 1, ".1f"),
+    "prefill_tok_per_s": ("prefill tok/s", 1, ".0f"),
+    "decode_p50_ms": ("decode p50 ms", 1, ".2f"),
+    "decode_p95_ms": ("decode p95 ms", 1, ".2f"),
+    "peak_memory_bytes": ("peak MB", 1e6, ".0f"),
+    "baseline_memory_bytes": ("baseline MB", 1e6, ".0f"),
+}
+"""By figure: heading, divisor, format."""
+
+
+def rows(profile: Profile) -> list[list[str]]:
+    """One row per context: the context, then each figure with its interval and ratio."""
+    return [
+        [str(at.context), *(_cell(profile, at, name) for name in _COLUMNS)]
+        for at in profile.figures
+    ]
+
+
+def table(profile: Profile) -> Table:
+    """The measured figures, with what they were measured on as title and doubts as caption."""
+    identity = profile.identity
+    title = (
+        f"{identity.device}, {identity.threads} threads; {identity.runtime} "
+        f"{identity.runtime_version}, {identity.quant}; {profile.num_processes} processes"
+    )
+    notes = [f"flag: {flag}" for flag in profile.flags]
+    for name, value in (("latency", profile.latency), ("memory", profile.memory)):
+        if value is not None:
+            notes.append(f"{name} over the reference's: {_ratio(value)}")
+    found = Table(title=title, caption="\n".join(notes) or None)
+    found.add_column("context", justify="right")
+    for heading, _, _ in _COLUMNS.values():
+        found.add_column(heading, justify="right")
+    for row in rows(profile):
+        found.add_row(*row)
+    return found
+
+
+def _cell(profile: Profile, at: Figures, name: str) -> str:
+    _, divisor, form = _COLUMNS[name]
+    value: Interval = getattr(at, name)
+    text = f"{value.value / divisor:{form}}"
+    spread = f"{value.low / divisor:{form}} to {value.high / divisor:{form}}"
+    lines = [text, spread] if value.low < value.high else [text]
+    ratio = profile.ratios.get(str(at.context), {}).get(name)
+    if ratio is not None and name != "baseline_memory_bytes":
+        lines.append(f"x {_ratio(ratio)}")
+    return "\n".join(lines)
+
+
+def _ratio(value: Interval) -> str:
+    return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"

@@ -1,0 +1,295 @@
+"""What an inference engine must offer: export a decoder, open the artifact, prefill, decode.
+
+A runtime is one file in `runtimes/` with one subclass of `Runtime` and a `Session` of its own. It
+writes `write` and `load`; naming, checksums and the comparison with eager PyTorch are settled here
+for every engine. The file must import quickly: engines are imported inside methods, so that listing
+runtimes, or asking what one supports, needs none of them.
+
+Shape suffixes: V vocabulary.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archloop.registry import suggest
+from archloop.stack.spec import StackSpec
+from archloop.text.files import write_atomic
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder
+
+Logits = NDArray[np.float32]
+
+MANIFEST = "manifest.json"
+_PARITY_PROMPT = 40
+_PARITY_STEPS = 6
+
+
+class Manifest(BaseModel):
+    """What an artifact is; written last, so that a folder with a manifest is whole.
+
+    Attributes:
+        version: of the engine that wrote it.
+        precision: dtype of activations and state.
+        weight_bytes: bytes of weights by precision, such as ``{"int4": ..., "float32": ...}``:
+            how much of the model the quantisation covers.
+        files: SHA-256 of each file, by name.
+        parity_error: largest difference from eager PyTorch's logits, in standard deviations of
+            them; None where the check was not made.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: StackSpec
+    runtime: str
+    version: str
+    quant: str
+    precision: str
+    weight_bytes: dict[str, int]
+    files: dict[str, str]
+    parity_error: float | None = None
+
+
+class Session(ABC):
+    """A loaded model with the state of one sequence, which the engine holds where it can.
+
+    Attributes:
+        max_context: tokens that the state has room for.
+    """
+
+    max_context: int
+
+    @abstractmethod
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        """Take in tokens after those already held; logits (V,) after the last one.
+
+        Raises:
+            ValueError: no tokens, or more than there is room for.
+        """
+
+    @abstractmethod
+    def decode_step(self, token: int) -> Logits:
+        """Take in one token; logits (V,) for the next.
+
+        Raises:
+            ValueError: the state is full.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all tokens, keeping the memory of the state."""
+
+    @abstractmethod
+    def fill(self, num_tokens: int, seed: int) -> None:
+        """Stand as if `num_tokens` had been taken in, cheaply where the engine allows it.
+
+        Every page of every cache, up to `max_context`, is written with random finite values:
+        pages that nobody wrote read fast and count for nothing. An engine whose state cannot be
+        reached prefills random tokens instead.
+        """
+
+    @property
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes that the state occupies."""
+
+    def close(self) -> None:  # noqa: B027  (an engine may have nothing to free)
+        """Free weights and state."""
+
+
+class Runtime(ABC):
+    """An inference engine at the version that is installed.
+
+    Attributes:
+        name: the plug-in's name, set by the registry.
+        quants: quantisations it can export, the most exact first.
+        parity_tolerance: by quantisation, how far logits may be from those of eager PyTorch (at
+            `reference_dtype`), in standard deviations of the logits.
+    """
+
+    name: ClassVar[str] = ""
+    quants: ClassVar[tuple[str, ...]] = ()
+    parity_tolerance: ClassVar[Mapping[str, float]] = {}
+
+    # --- what a subclass writes -------------------------------------------------------------
+
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the engine, without importing it where that is possible."""
+
+    @abstractmethod
+    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
+        """Write the artifact's files; returns weight bytes by precision."""
+
+    @abstractmethod
+    def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
+        """Open an artifact whose files are verified."""
+
+    @abstractmethod
+    def start(self, threads: int) -> None:
+        """Load the engine and its threads and nothing else: the baseline of memory figures.
+
+        Called once in a measuring process, before `load`; sets what holds for the whole process,
+        such as flushing denormals.
+        """
+
+    def missing(self) -> str | None:
+        """What this machine lacks to run the engine, with the remedy; None when it is complete."""
+        return None
+
+    def unsupported(self, spec: StackSpec) -> str | None:
+        """Why the engine cannot run a stack, or None; search treats a reason as a constraint."""
+        del spec
+        return None
+
+    def precision(self, quant: str) -> str:
+        """Dtype of activations and state under a quantisation."""
+        return {"bf16": "bfloat16", "fp16": "float16"}.get(quant, "float32")
+
+    def reference_dtype(self, quant: str) -> str:
+        """Dtype in which eager PyTorch computes the logits to compare with."""
+        return self.precision(quant)
+
+    # --- what callers use -------------------------------------------------------------------
+
+    def check(self, spec: StackSpec, quant: str) -> None:
+        """Refuse what cannot be exported or run here.
+
+        Raises:
+            ValueError: the engine is incomplete, or knows neither the quantisation nor the stack.
+        """
+        if quant not in self.quants:
+            raise ValueError(
+                f"runtime {self.name} has no quant {quant!r}; {suggest(quant, list(self.quants))}"
+            )
+        if missing := self.missing():
+            raise ValueError(f"runtime {self.name}: {missing}")
+        if reason := self.unsupported(spec):
+            raise ValueError(f"runtime {self.name} cannot run this stack: {reason}")
+
+    def export(
+        self, decoder: "Decoder", directory: Path, quant: str, *, parity: bool = True
+    ) -> Manifest:
+        """Write an artifact and compare its logits with eager PyTorch's.
+
+        Args:
+            decoder: weights in float32 or whatever they were trained in.
+            directory: made if absent; a previous artifact there is replaced.
+            quant: one of `quants`.
+            parity: open the artifact and compare; costs one load.
+
+        Raises:
+            ValueError: as `check`, or the logits differ by more than `parity_tolerance`; then no
+                manifest is left, so that nobody opens the artifact.
+        """
+        self.check(decoder.spec, quant)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / MANIFEST).unlink(missing_ok=True)
+        weight_bytes = self.write(decoder, directory, quant)
+        manifest = Manifest(
+            spec=decoder.spec,
+            runtime=self.name,
+            version=self.version(),
+            quant=quant,
+            precision=self.precision(quant),
+            weight_bytes=weight_bytes,
+            files=_checksums(directory),
+        )
+        if parity:
+            error = self._parity_error(decoder, directory, manifest)
+            manifest = manifest.model_copy(update={"parity_error": error})
+        write_atomic(directory / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        return manifest
+
+    def open(self, directory: Path, threads: int, max_context: int) -> Session:
+        """Load a verified artifact, with an empty state for `max_context` tokens.
+
+        Raises:
+            ValueError: the artifact is not whole, was changed, or belongs to another runtime.
+        """
+        if missing := self.missing():
+            raise ValueError(f"runtime {self.name}: {missing}")
+        manifest = read_manifest(directory)
+        if manifest.runtime != self.name:
+            raise ValueError(f"{directory} was exported for {manifest.runtime}, not {self.name}")
+        return self.load(directory, manifest, threads, max_context)
+
+    def _parity_error(self, decoder: "Decoder", directory: Path, manifest: Manifest) -> float:
+        import torch
+
+        from archloop.runtimes._parity import eager_logits, session_logits
+
+        ids = np.random.default_rng(0).integers(
+            decoder.spec.vocab_size, size=_PARITY_PROMPT + _PARITY_STEPS
+        )
+        prompt, more = ids[:_PARITY_PROMPT].tolist(), ids[_PARITY_PROMPT:].tolist()
+        expected = eager_logits(decoder, prompt, more, self.reference_dtype(manifest.quant))
+        session = self.load(directory, manifest, torch.get_num_threads(), len(ids))
+        found = session_logits(session, prompt, more)
+        session.close()
+        error = float(np.abs(found - expected).max() / max(float(expected.std()), 1e-30))
+        tolerance = self.parity_tolerance[manifest.quant]
+        if not error <= tolerance:
+            raise ValueError(
+                f"runtime {self.name} ({manifest.quant}): logits differ from eager PyTorch's by "
+                f"{error:.3g} standard deviations, more than {tolerance:g}; the export is wrong "
+                "for this stack, so choose another runtime or quantisation"
+            )
+        return error
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of an artifact whose files are all there and unchanged.
+
+    Raises:
+        ValueError: it is absent or damaged, or a file does not match its checksum.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{directory} holds no whole artifact; export it again") from None
+    except ValidationError as error:
+        raise ValueError(f"{path} is damaged; export the artifact again") from error
+    found = _checksums(directory)
+    for name, expected in manifest.files.items():
+        if found.get(name) != expected:
+            state = "changed" if name in found else "missing"
+            raise ValueError(f"{directory / name} is {state}; export the artifact again")
+    return manifest
+
+
+def build_random(spec: StackSpec, seed: int) -> "Decoder":
+    """A decoder in evaluation mode with the random weights of a seed, which profiling needs.
+
+    The global random state is left as it was.
+
+    Raises:
+        ValueError: the spec cannot be built.
+    """
+    import torch
+
+    from archloop.stack.decoder import Decoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = Decoder(spec)
+    return decoder.eval().requires_grad_(False)
+
+
+def _checksums(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file of an artifact but the manifest, by relative name."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != MANIFEST and not path.name.startswith("."):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(directory).as_posix()] = digest
+    return found

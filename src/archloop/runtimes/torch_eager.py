@@ -1,0 +1,148 @@
+"""PyTorch on the CPU without compiling: runs every stack; other engines must agree with it.
+
+Weights and state are in one dtype, float32 or bfloat16 (recurrent state stays in float32).
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from archloop.runtimes.base import Logits, Manifest, Runtime, Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from archloop.stack.decoder import Decoder
+
+PREFILL_CHUNK = 512
+"""Tokens per pass in prefill: bounds the memory of activations."""
+
+
+class TorchEager(Runtime):
+    """Eager PyTorch; the artifact is spec and safetensors."""
+
+    quants = ("fp32", "bf16")
+    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "bf16": 0.1}
+
+    def version(self) -> str:  # noqa: D102
+        return metadata.version("torch")
+
+    def start(self, threads: int) -> None:
+        """Set up threads; denormals are flushed before any worker thread inherits the setting."""
+        import torch
+
+        torch.set_flush_denormal(True)
+        torch.set_num_threads(threads)
+        x = torch.ones(256, 256)
+        torch.nn.functional.softmax(x @ x, -1)
+
+    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:  # noqa: D102
+        import copy
+
+        import torch
+
+        from archloop.runtimes import _torch_weights
+
+        wanted = getattr(torch, self.precision(quant))
+        if decoder.embedding.weight.dtype != wanted:
+            decoder = copy.deepcopy(decoder).to(wanted)
+        return _torch_weights.save(decoder, directory)
+
+    def load(  # noqa: D102
+        self, directory: Path, manifest: Manifest, threads: int, max_context: int
+    ) -> Session:
+        import torch
+
+        from archloop.runtimes import _torch_weights
+
+        torch.set_num_threads(threads)
+        decoder = _torch_weights.load(directory, getattr(torch, manifest.precision))
+        return TorchSession(decoder, max_context)
+
+
+class TorchSession(Session):
+    """A decoder and its state; compiled runtimes replace `take_chunk` and `take_one`.
+
+    Shape suffixes: B batch (1), T time, V vocabulary.
+    """
+
+    def __init__(self, decoder: "Decoder", max_context: int) -> None:
+        import torch
+
+        self.torch = torch
+        self.decoder = decoder
+        self.max_context = max_context
+        self.chunk = PREFILL_CHUNK
+        self.num_tokens = 0
+        self._filled_with: int | None = None
+        with torch.inference_mode():
+            self.state = decoder.init_state(1, max_context)
+
+    def prefill(self, ids: Sequence[int]) -> Logits:  # noqa: D102
+        if not ids:
+            raise ValueError("prefill needs at least one token")
+        self._make_room(len(ids))
+        ids_BT = self.torch.tensor([list(ids)])
+        with self.torch.inference_mode():
+            for start in range(0, len(ids), self.chunk):
+                logits_BV = self.take_chunk(ids_BT[:, start : start + self.chunk])
+        self.num_tokens += len(ids)
+        return _to_numpy(logits_BV)
+
+    def decode_step(self, token: int) -> Logits:  # noqa: D102
+        self._make_room(1)
+        with self.torch.inference_mode():
+            logits_BV = self.take_one(self.torch.tensor([token]))
+        self.num_tokens += 1
+        return _to_numpy(logits_BV)
+
+    def take_chunk(self, ids_BT: "Tensor") -> "Tensor":
+        """Logits (B, V) after at most `chunk` tokens."""
+        return self.decoder.prefill(ids_BT, self.state)
+
+    def take_one(self, ids_B: "Tensor") -> "Tensor":
+        """Logits (B, V) after one token."""
+        return self.decoder.step(ids_B, self.state)
+
+    def reset(self) -> None:  # noqa: D102
+        self.num_tokens = 0
+        self._filled_with = None
+        with self.torch.inference_mode():
+            self.state.reset()
+
+    def fill(self, num_tokens: int, seed: int) -> None:  # noqa: D102
+        self.num_tokens = 0
+        self._make_room(num_tokens)
+        if self._filled_with != seed:
+            self._write_random(seed)
+        with self.torch.inference_mode():
+            self.state.lengths_B.fill_(num_tokens)
+        for state in self.state.mixers.values():
+            state.num_tokens = num_tokens
+        self.state.num_tokens = self.num_tokens = num_tokens
+
+    def _write_random(self, seed: int) -> None:
+        generator = self.torch.Generator().manual_seed(seed)
+        with self.torch.inference_mode():
+            for state in self.state.mixers.values():
+                for tensor in state.tensors.values():
+                    if tensor.is_floating_point():
+                        tensor.normal_(generator=generator)
+        self._filled_with = seed
+
+    @property
+    def state_bytes(self) -> int:  # noqa: D102
+        return self.state.nbytes
+
+    def _make_room(self, num_new: int) -> None:
+        if self.num_tokens + num_new > self.max_context:
+            raise ValueError(
+                f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
+                f"was given {num_new} more; open it with a larger max_context"
+            )
+
+
+def _to_numpy(logits_BV: "Tensor") -> Logits:
+    logits_V: Logits = logits_BV[0].float().numpy()
+    return logits_V

@@ -1,15 +1,21 @@
-"""Sparse mixture of SwiGLU experts with the LFM2-MoE router: dropless, balanced without a loss.
+"""Sparse mixture of experts with the routers of LFM2, Kimi Linear and Granite: dropless.
 
-Scores ``s = sigmoid(W_r x)``; the k experts with the largest ``s + bias`` act, weighted by their
-unbiased scores. After each optimiser step the bias moves against each expert's load
-(arXiv 2408.15664), so no auxiliary loss bends the model. Routing is per token: no capacity, so
-batch, chunking and padding change nothing.
+lfm2: scores ``s = sigmoid(W_r x)``; the k experts with the largest ``s + bias`` act, weighted by
+their unbiased scores over ``sum + 1e-6``. After each optimiser step the bias moves against each
+expert's load (arXiv 2408.15664), so no auxiliary loss bends the model.
+kimi (also DeepSeek-V3, arXiv 2412.19437, and Nemotron-H): as lfm2, with float32 logits and
+``sum + 1e-20``, and only experts of the best groups, those whose two largest ``s + bias`` sum
+highest, are eligible.
+granite: the k largest logits, weighted by their softmax (as Mixtral, arXiv 2401.04088); no bias.
+
+A shared expert, if any, acts on every token. Routing is per token: no capacity, so batch, chunking
+and padding change nothing.
 
 Shape suffixes: X flattened tokens, D model width, E experts, K experts per token, F expert width.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +23,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
-from archloop.blocks.channel_mixers.swiglu import hidden_width
+from archloop.blocks.channel_mixers.relu2 import ReLU2
+from archloop.blocks.channel_mixers.swiglu import SwiGLU, hidden_width
 from archloop.blocks.linear import Linear
 
 
@@ -34,6 +41,12 @@ class MoE(ChannelMixer):
         normalize: bool = True
         routed_scale: float = Field(1.0, gt=0)
         bias_update_rate: float = Field(1e-3, ge=0)
+        router: Literal["lfm2", "kimi", "granite"] = "lfm2"
+        num_groups: int = Field(1, ge=1)
+        top_groups: int = Field(1, ge=1)
+        shared_expansion: float = Field(0.0, ge=0)
+        """Width of the shared expert over d_model; 0 for none."""
+        activation: Literal["swiglu", "relu2"] = "swiglu"
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
             if self.top_k > self.num_experts:
@@ -41,21 +54,51 @@ class MoE(ChannelMixer):
                     f"top_k={self.top_k} exceeds num_experts={self.num_experts}; "
                     f"allowed: 1 to {self.num_experts}"
                 )
+            self._check_groups()
             d_expert = hidden_width(self.expansion, d_model)
-            return {"num_experts": self.num_experts, "top_k": self.top_k, "d_expert": d_expert}
+            sizes = {"num_experts": self.num_experts, "top_k": self.top_k, "d_expert": d_expert}
+            if self.shared_expansion:
+                sizes["d_shared"] = hidden_width(self.shared_expansion, d_model)
+            return sizes
+
+        def _check_groups(self) -> None:
+            if self.num_groups == self.top_groups == 1:
+                return
+            if self.router != "kimi":
+                raise ValueError(
+                    f"num_groups={self.num_groups}, top_groups={self.top_groups} need "
+                    f"router='kimi', not {self.router!r}; allowed here: 1"
+                )
+            if self.num_experts % self.num_groups:
+                raise ValueError(
+                    f"num_groups={self.num_groups} does not divide num_experts={self.num_experts}; "
+                    "choose a divisor"
+                )
+            per_group = self.num_experts // self.num_groups
+            fewest = -(-self.top_k // per_group)
+            if not fewest <= self.top_groups <= self.num_groups:
+                raise ValueError(
+                    f"top_groups={self.top_groups} must hold top_k={self.top_k} experts, "
+                    f"{per_group} a group; allowed: {fewest} to {self.num_groups}"
+                )
 
         def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
-            d_expert = hidden_width(self.expansion, d_model)
-            return self.num_experts * (3 * d_model * d_expert + d_model)
+            return self._count(d_model, self.num_experts)
 
         def num_active_params(self, d_model: int) -> int:  # noqa: D102
-            d_expert = hidden_width(self.expansion, d_model)
-            return self.top_k * 3 * d_model * d_expert + self.num_experts * d_model
+            return self._count(d_model, self.top_k)
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             return num_tokens * 2 * self.num_active_params(d_model)
+
+        def _count(self, d_model: int, num_experts: int) -> int:
+            widths = num_experts * hidden_width(self.expansion, d_model)
+            if self.shared_expansion:
+                widths += hidden_width(self.shared_expansion, d_model)
+            matrices = 3 if self.activation == "swiglu" else 2
+            return matrices * d_model * widths + self.num_experts * d_model
 
     expert_bias: Tensor
     loads: Tensor
@@ -67,7 +110,9 @@ class MoE(ChannelMixer):
         self.config = config
         num_experts, d_expert = config.num_experts, hidden_width(config.expansion, d_model)
         self.router = Linear(d_model, num_experts)
-        self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * d_expert, d_model))
+        # With relu2 there is no gate, and this is the up projection alone.
+        into = 2 * d_expert if config.activation == "swiglu" else d_expert
+        self.gate_up = nn.Parameter(torch.empty(num_experts, into, d_model))
         self.down = nn.Parameter(torch.empty(num_experts, d_model, d_expert))
         self.register_buffer("expert_bias", torch.zeros(num_experts, dtype=torch.float32))
         self.register_buffer(
@@ -75,8 +120,17 @@ class MoE(ChannelMixer):
         )
         nn.init.normal_(self.gate_up, std=d_model**-0.5)
         nn.init.normal_(self.down, std=d_expert**-0.5)
+        self.shared: ChannelMixer | None = None
+        if config.shared_expansion:
+            kind = SwiGLU if config.activation == "swiglu" else ReLU2
+            self.shared = kind.Config(expansion=config.shared_expansion).build(d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:  # noqa: D102
+        y_BTD = self.routed(x_BTD)
+        return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
+
+    def routed(self, x_BTD: Tensor) -> Tensor:
+        """The routed experts' part of the output."""
         x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
         weights_XK, experts_XK = self.route(x_XD)
         if self.training:
@@ -89,13 +143,38 @@ class MoE(ChannelMixer):
 
     def route(self, x_XD: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and indices of the experts that act on each token, both (X, K)."""
-        scores_XE = self.router(x_XD).sigmoid()
-        ranked_XE = scores_XE + self.expert_bias if self.config.use_bias else scores_XE
-        experts_XK = ranked_XE.topk(self.config.top_k, dim=-1).indices
+        config = self.config
+        if config.router == "granite":
+            logits_XE = self.router(x_XD)
+            logits_XE = logits_XE.to(torch.promote_types(logits_XE.dtype, torch.float32))
+            top_XK, experts_XK = logits_XE.topk(config.top_k, dim=-1)
+            return top_XK.softmax(-1) * config.routed_scale, experts_XK
+        scores_XE, eps = self._scores(x_XD)
+        ranked_XE = scores_XE + self.expert_bias if config.use_bias else scores_XE
+        if config.top_groups < config.num_groups:
+            ranked_XE = self._in_best_groups(ranked_XE)
+        experts_XK = ranked_XE.topk(config.top_k, dim=-1).indices
         weights_XK = scores_XE.gather(-1, experts_XK)
-        if self.config.normalize:
-            weights_XK = weights_XK / (weights_XK.sum(-1, keepdim=True) + 1e-6)
-        return weights_XK * self.config.routed_scale, experts_XK
+        if config.normalize:
+            weights_XK = weights_XK / (weights_XK.sum(-1, keepdim=True) + eps)
+        return weights_XK * config.routed_scale, experts_XK
+
+    def _scores(self, x_XD: Tensor) -> tuple[Tensor, float]:
+        """Sigmoid scores, and what keeps their normalisation from dividing by zero."""
+        if self.config.router == "lfm2":
+            return self.router(x_XD).sigmoid(), 1e-6
+        dtype = torch.promote_types(x_XD.dtype, torch.float32)
+        logits_XE = F.linear(x_XD.to(dtype), self.router.weight.to(dtype))
+        return logits_XE.sigmoid(), 1e-20
+
+    def _in_best_groups(self, ranked_XE: Tensor) -> Tensor:
+        """-inf outside the groups whose two best experts rank highest together."""
+        num_groups = self.config.num_groups
+        groups_XGe = ranked_XE.reshape(ranked_XE.shape[0], num_groups, -1)
+        best_XG = groups_XGe.topk(min(2, groups_XGe.shape[-1]), dim=-1).values.sum(-1)
+        chosen = best_XG.topk(self.config.top_groups, dim=-1).indices
+        allowed_XG = torch.zeros_like(best_XG, dtype=torch.bool).scatter(-1, chosen, True)
+        return groups_XGe.masked_fill(~allowed_XG[..., None], -torch.inf).flatten(-2)
 
     @torch.no_grad()
     def after_optimizer_step(self) -> None:
@@ -129,8 +208,8 @@ def dense_experts(
     """The plain reference: every expert on every token, weighted by 0 where it does not act."""
     mixed_XE = torch.zeros(x_XD.shape[0], gate_up.shape[0], dtype=x_XD.dtype, device=x_XD.device)
     mixed_XE = mixed_XE.scatter(1, experts_XK, weights_XK.to(x_XD.dtype))
-    gate_XEF, up_XEF = torch.einsum("xd,efd->xef", x_XD, gate_up).chunk(2, -1)
-    y_XED = torch.einsum("xef,edf->xed", F.silu(gate_XEF) * up_XEF, down)
+    hidden_XEF = _activate(torch.einsum("xd,efd->xef", x_XD, gate_up), down)
+    y_XED = torch.einsum("xef,edf->xed", hidden_XEF, down)
     return torch.einsum("xed,xe->xd", y_XED, mixed_XE)
 
 
@@ -138,8 +217,8 @@ def gathered_experts(
     x_XD: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
     """Reads each token's experts by index: static shapes, so it compiles and exports."""
-    gate_XKF, up_XKF = torch.einsum("xd,xkfd->xkf", x_XD, gate_up[experts_XK]).chunk(2, -1)
-    y_XKD = torch.einsum("xkf,xkdf->xkd", F.silu(gate_XKF) * up_XKF, down[experts_XK])
+    hidden_XKF = _activate(torch.einsum("xd,xkfd->xkf", x_XD, gate_up[experts_XK]), down)
+    y_XKD = torch.einsum("xkf,xkdf->xkd", hidden_XKF, down[experts_XK])
     return torch.einsum("xkd,xk->xd", y_XKD, weights_XK.to(x_XD.dtype))
 
 
@@ -155,7 +234,15 @@ def sorted_experts(
     outputs = []
     for expert, group_XD in enumerate(groups):
         if group_XD.shape[0]:
-            gate_XF, up_XF = F.linear(group_XD, gate_up[expert]).chunk(2, -1)
-            outputs.append(F.linear(F.silu(gate_XF) * up_XF, down[expert]))
+            hidden_XF = _activate(F.linear(group_XD, gate_up[expert]), down)
+            outputs.append(F.linear(hidden_XF, down[expert]))
     weighted = torch.cat(outputs) * weights_XK.flatten()[order, None].to(x_XD.dtype)
     return torch.zeros_like(x_XD).index_add(0, token, weighted)
+
+
+def _activate(hidden: Tensor, down: Tensor) -> Tensor:
+    """SwiGLU where there are twice as many hidden values as `down` takes, else squared ReLU."""
+    if hidden.shape[-1] == down.shape[-1]:
+        return F.relu(hidden).square()
+    gate, up = hidden.chunk(2, -1)
+    return F.silu(gate) * up

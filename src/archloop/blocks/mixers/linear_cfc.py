@@ -16,13 +16,9 @@ from torch import Tensor, nn
 
 from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
+from archloop.blocks.ops.cell_scan import lecun_tanh
 from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
 from archloop.blocks.ops.scan import scan
-
-
-def lecun_tanh(x: Tensor) -> Tensor:
-    """``1.7159 tanh(0.666 x)``, the backbone's activation in CfC."""
-    return 1.7159 * torch.tanh(0.666 * x)
 
 
 class LinearCfC(KeepsFloat32, SequenceMixer):

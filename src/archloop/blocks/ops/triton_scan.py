@@ -39,7 +39,7 @@ def compose_pair(ar1, ai1, br1, bi1, ar2, ai2, br2, bi2):  # type: ignore[no-unt
 
 
 @jit
-def _last(x, BLOCK_T: tl.constexpr):  # type: ignore[no-untyped-def]
+def last_row(x, BLOCK_T: tl.constexpr):  # type: ignore[no-untyped-def]
     """The last row of a tile."""
     return tl.sum(tl.where(tl.arange(0, BLOCK_T)[:, None] == BLOCK_T - 1, x, 0.0), 0)
 
@@ -81,12 +81,12 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
             h = hr + pr * carry[None, :] - pi * carryi[None, :]
             hi = hi + pr * carryi[None, :] + pi * carry[None, :]
             tl.store(hi_ptr + h_off, hi, mask=mask)
-            carryi = _last(hi, BLOCK_T)
+            carryi = last_row(hi, BLOCK_T)
         else:
             p, h = tl.associative_scan((a, b), 0, compose)
             h = h + p * carry[None, :]
         tl.store(h_ptr + h_off, h, mask=mask)
-        carry = _last(h, BLOCK_T)
+        carry = last_row(h, BLOCK_T)
 
 
 def launch(

@@ -191,7 +191,9 @@ DENSE = ChannelMixerSpec(name="swiglu", config={"expansion": 4.5})
             "block 3.*kernel",
         ),
         (
-            BlockSpec(mixers=(ATTENTION.model_copy(update={"state_from": 2}),), channel_mixer=DENSE),
+            BlockSpec(
+                mixers=(ATTENTION.model_copy(update={"state_from": 2}),), channel_mixer=DENSE
+            ),
             "block 3.*state_from",
         ),
     ],

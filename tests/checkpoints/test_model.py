@@ -1,0 +1,167 @@
+"""A checkpoint with tokenizer and chat template: defaults, streaming, turns, the hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from archloop import checkpoints
+from archloop.checkpoints import files, hub
+from archloop.stack.generation import Transcript, generate
+from archloop.stack.sampling import Sampling
+from checkpoints import folders
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|startoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def tokenizer() -> Tokenizer:
+    """Byte-level without merges: a token per byte, so characters span tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    built = Tokenizer(BPE({token: i for i, token in enumerate(SPECIAL + letters)}, []))
+    built.add_special_tokens(SPECIAL)
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    built.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A", special_tokens=[("<|startoftext|>", 1)]
+    )
+    return built
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model"
+    decoder = folders.decoder(folders.spec(vocab_size=260)).double()
+    checkpoints.save(decoder, path, tokens={"eos_token_id": 3})
+    tokenizer().save(str(path / "tokenizer.json"))
+    settings = {"bos_token": {"content": "<|startoftext|>"}, "chat_template": TEMPLATE}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> checkpoints.Model:
+    return checkpoints.load_model(folder)
+
+
+def test_text_and_chat_become_ids(model: checkpoints.Model) -> None:
+    assert model.decode(model.encode("aé")) == "aé"
+    assert model.encode("a")[0] == 1
+    ids = model.encode_chat([{"role": "user", "content": "é"}])
+    assert ids[:2] == [1, 2]
+    assert ids.count(1) == 1
+    text = model.tokenizer.decode(ids, skip_special_tokens=False) if model.tokenizer else ""
+    assert text == "<|startoftext|><|im_start|>user\né<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_streamed_pieces_are_the_reply(model: checkpoints.Model) -> None:
+    pieces = list(checkpoints.stream(model, "Hello", max_new_tokens=40))
+    (reply,) = generate(
+        model.decoder, model.encode("Hello"), 40, stop_ids=model.stop_ids, decode=model.decode
+    )
+    assert "".join(pieces) == reply.text
+    assert all(pieces)
+
+
+def test_streaming_ends_at_stop_string_and_stop_id(model: checkpoints.Model) -> None:
+    whole = "".join(checkpoints.stream(model, "Hello", max_new_tokens=40))
+    stop = whole[4:6]
+    cut = "".join(checkpoints.stream(model, "Hello", max_new_tokens=40, stop_strings=[stop]))
+    assert cut == whole[: whole.index(stop)]
+    (reply,) = generate(model.decoder, model.encode("Hello"), 40)
+    ended = checkpoints.Model(model.decoder, model.tokenizer, stop_ids=(reply.ids[5],))
+    first = reply.ids.index(reply.ids[5])
+    text = "".join(checkpoints.stream(ended, "Hello", max_new_tokens=40))
+    assert reply.text is None
+    assert model.decode(reply.ids[:first]).startswith(text)
+
+
+def test_a_chat_reads_only_its_new_turn(
+    model: checkpoints.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole conversation is rendered each time, and only what is new is computed."""
+    user = {"role": "user", "content": "Hi"}
+    transcript = Transcript(model.decoder, 256)
+    transcript.replace(model.encode_chat([user]) + model.encode("ok")[1:])
+    transcript.read()
+    known = transcript.num_read[0]
+    messages = [user, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "And?"}]
+    fresh = "".join(checkpoints.stream(model, messages, max_new_tokens=6))
+    counts: list[int] = []
+    embed = model.decoder.embed
+    monkeypatch.setattr(
+        model.decoder, "embed", lambda ids: (counts.append(ids.numel()), embed(ids))[1]
+    )
+    warm = "".join(checkpoints.stream(model, messages, max_new_tokens=6, transcript=transcript))
+    assert counts[0] == len(model.encode_chat(messages)) - known
+    assert warm == fresh
+
+
+def test_defaults_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    assert checkpoints.load_model(folder).sampling == Sampling()
+    assert checkpoints.load_model(folder).stop_ids == (3,)
+    settings = {"temperature": 0.3, "min_p": 0.15, "repetition_penalty": 1.05}
+    path = folder / "generation_config.json"
+    try:
+        path.write_text(json.dumps({"do_sample": True, "eos_token_id": [3, 0], **settings}))
+        model = checkpoints.load_model(folder)
+        assert model.sampling == Sampling(**settings)
+        assert model.stop_ids == (3, 0)
+        path.write_text(json.dumps({"do_sample": False, **settings}))
+        assert checkpoints.load_model(folder).sampling == Sampling(repetition_penalty=1.05)
+        path.write_text(json.dumps({"do_sample": True, "temperature": -1}))
+        with pytest.raises(ValueError, match=r"generation_config\.json.*temperature"):
+            checkpoints.load_model(folder)
+    finally:
+        path.unlink()
+
+
+def test_the_template_file_comes_first(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    try:
+        path.write_text("{{ bos_token }}!")
+        template = checkpoints.load_model(folder).chat_template
+        assert template is not None
+        assert template.render([]) == "<|startoftext|>!"
+    finally:
+        path.unlink()
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    bare = checkpoints.load_model(folders.whole(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        next(checkpoints.stream(bare, "Hello"))
+    with pytest.raises(ValueError, match="no chat template"):
+        bare.encode_chat([])
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
+        checkpoints.load_model(tmp_path / "model")
+
+
+def test_a_hub_id_downloads_no_code_and_no_pickles(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert checkpoints.load("LiquidAI/LFM2-350M", revision="main").spec.vocab_size == 260
+    assert asked["name"] == "LiquidAI/LFM2-350M"
+    assert asked["revision"] == "main"
+    assert {files.CONFIG, files.INDEX, "tokenizer.json"} <= set(asked["allow_patterns"])
+    assert not any(p.endswith((".py", ".bin", "*")) for p in asked["allow_patterns"])
+
+
+def test_devices_and_dtypes_of_load_model(folder: Path) -> None:
+    model = checkpoints.load_model(folder, torch.bfloat16, "cpu")
+    assert model.decoder.embedding.weight.dtype == torch.bfloat16

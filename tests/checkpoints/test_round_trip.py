@@ -1,0 +1,204 @@
+"""What is saved is what is loaded: layouts, dtypes, shards, replacement, memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from archloop import checkpoints
+from archloop.checkpoints import files, names
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from checkpoints import folders
+
+
+def assert_same(ours: Decoder, theirs: Decoder) -> None:
+    wanted, found = names.stored(theirs), names.stored(ours)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_shard_bytes": 10_000},
+        {"experts": "fused"},
+        {"layout": "archloop"},
+        {"layout": "archloop", "max_shard_bytes": 10_000},
+    ],
+    ids=str,
+)
+def test_round_trip(options: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
+    decoder = folders.decoder(dtype=dtype)
+    checkpoints.save(decoder, tmp_path / "model", **options)
+    again = checkpoints.load(tmp_path / "model")
+    assert not again.training
+    assert_same(again, decoder)
+
+
+def test_untied_head_and_large_vocabulary(tmp_path: Path) -> None:
+    decoder = folders.decoder(folders.spec(vocab_size=128_000, tie_embeddings=False))
+    checkpoints.save(decoder, tmp_path / "model")
+    again = checkpoints.load(tmp_path / "model")
+    assert_same(again, decoder)
+    assert again(torch.tensor([[127_999]])).shape == (1, 1, 128_000)
+
+
+def test_a_copy_of_the_tied_head_is_accepted(tmp_path: Path) -> None:
+    folder = folders.whole(tmp_path / "model")
+    folders.edit_tensors(
+        folder / files.WEIGHTS,
+        lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}),
+    )
+    assert_same(checkpoints.load(folder), folders.decoder())
+
+
+def test_dtype_can_be_chosen(tmp_path: Path) -> None:
+    folder = folders.whole(tmp_path / "model")
+    half = checkpoints.load(folder, torch.bfloat16)
+    assert_same(half, folders.decoder().to(torch.bfloat16))
+    moe: Any = half.blocks[1]
+    assert moe.channel_mixer.expert_bias.dtype == torch.float32
+
+
+def test_a_bias_stored_in_half_precision_becomes_float32(tmp_path: Path) -> None:
+    """transformers casts the bias with the model; its values are taken as they are."""
+    folder = tmp_path / "model"
+    checkpoints.save(folders.decoder(dtype=torch.bfloat16), folder)
+    name = "model.layers.1.feed_forward.expert_bias"
+    folders.edit_tensors(folder / files.WEIGHTS, lambda t: t.update({name: t[name].bfloat16()}))
+    moe: Any = checkpoints.load(folder).blocks[1]
+    assert moe.channel_mixer.expert_bias.dtype == torch.float32
+    assert torch.all(moe.channel_mixer.loads == 0)
+
+
+def test_configuration_may_not_contradict_the_stored_dtype(tmp_path: Path) -> None:
+    folder = folders.whole(tmp_path / "model")
+    folders.edit_json(folder / files.CONFIG, lambda c: c.update(dtype="bfloat16"))
+    with pytest.raises(ValueError, match=r"stored as float32.*says bfloat16.*dtype="):
+        checkpoints.load(folder)
+    checkpoints.load(folder, torch.float32)
+
+
+def test_our_layout_takes_any_stack(tmp_path: Path) -> None:
+    """Shared weights are stored once; shared features, parallel mixers and no mixer build again."""
+    gqa = {"name": "gqa", "config": {"head_dim": 16}}
+    conv, dense = MixerSpec(name="short_conv"), ChannelMixerSpec(name="swiglu")
+    blocks = (
+        BlockSpec(mixers=(MixerSpec(**gqa), conv), channel_mixer=dense, post_norms=True),
+        BlockSpec(mixers=(MixerSpec(**gqa, state_from=0),), residual_multiplier=0.5),
+        BlockSpec(mixers=(MixerSpec(**gqa, weights_from=0),), channel_mixer=dense),
+        BlockSpec(channel_mixer=dense),
+    )
+    spec = StackSpec(d_model=32, vocab_size=50, blocks=blocks, logits_divisor=3.0)
+    decoder = folders.decoder(spec)
+    checkpoints.save(decoder, tmp_path / "model", layout="archloop")
+    with safe_open(tmp_path / "model" / files.WEIGHTS, "pt") as file:
+        assert not any(name.startswith("blocks.2.mixers.0") for name in file.keys())  # noqa: SIM118
+    again = checkpoints.load(tmp_path / "model")
+    assert again.spec == spec
+    assert_same(again, decoder)
+    ids_BT = torch.arange(9)[None]
+    assert torch.equal(again(ids_BT), decoder(ids_BT))
+    again.to(torch.bfloat16)
+    checkpoints.save(again, tmp_path / "half", layout="archloop")
+    assert_same(checkpoints.load(tmp_path / "half"), again)
+
+
+def test_shards_hold_at_most_their_bytes(tmp_path: Path) -> None:
+    folder = folders.sharded(tmp_path / "model")
+    index = json.loads((folder / files.INDEX).read_text())
+    sizes = [path.stat().st_size for path in sorted(folder.glob("model-*"))]
+    assert max(sizes) < 20_000 + 4_000
+    assert set(index["weight_map"].values()) == {p.name for p in folder.glob("model-*")}
+
+
+def test_saving_again_leaves_no_old_shard_and_keeps_the_tokenizer(tmp_path: Path) -> None:
+    folder = folders.sharded(tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}")
+    checkpoints.save(folders.decoder(), folder)
+    assert {p.name for p in folder.iterdir()} == {"config.json", files.WEIGHTS, "tokenizer.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folders.whole(tmp_path / "model")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("archloop.checkpoints.saving.save_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.save(folders.decoder(), folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="not a checkpoint; save to a new folder"):
+        checkpoints.save(folders.decoder(), tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+MEMORY = """
+import sys, threading, time
+import torch
+from archloop import checkpoints
+
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
+
+dtype = None if sys.argv[2] == "none" else getattr(torch, sys.argv[2])
+checkpoints.load(sys.argv[3])  # Imports and pools, on a tiny model.
+base, peak, done = anonymous(), 0, False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.0002)
+
+thread = threading.Thread(target=watch)
+thread.start()
+decoder = checkpoints.load(sys.argv[1], dtype)
+done = True
+thread.join()
+sizes = [t.nbytes for t in [*decoder.parameters(), *decoder.buffers()]]
+print(peak - base, sum(sizes), max(sizes))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "dtype, shard_bytes", [("none", 20 << 20), ("bfloat16", 1 << 30)], ids=["shards", "cast"]
+)
+def test_peak_memory_is_the_model_and_one_tensor(
+    dtype: str, shard_bytes: int, tmp_path: Path
+) -> None:
+    """Anonymous memory while loading, watched from within a fresh process."""
+    moe = ChannelMixerSpec(name="moe", config={"num_experts": 16, "top_k": 2})
+    blocks = tuple(
+        BlockSpec(mixers=(MixerSpec(name="short_conv"),), channel_mixer=moe) for _ in range(3)
+    )
+    spec = StackSpec(d_model=256, vocab_size=16_000, blocks=blocks)
+    checkpoints.save(Decoder(spec), tmp_path / "model", max_shard_bytes=shard_bytes)
+    tiny = folders.whole(tmp_path / "tiny")
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "model"), dtype, str(tiny)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    peak, model, largest = map(int, out.split())
+    assert model > (25 << 20)
+    assert model * 0.9 < peak <= model + largest

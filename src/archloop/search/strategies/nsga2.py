@@ -33,7 +33,7 @@ class NSGA2(Strategy):
 
         population: Annotated[int, Field(ge=2)] = 16
         crossover: Annotated[float, Field(ge=0, le=1)] = 0.7
-        mutation: Annotated[float, Field(ge=0, le=1)] = 0.5
+        mutation: Annotated[float, Field(ge=0, le=1)] = 0.9
 
     def __init__(
         self,

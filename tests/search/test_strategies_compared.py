@@ -1,0 +1,150 @@
+"""What sets the strategies apart: NSGA-II ranks by the book, and beats random search."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from archloop import registry
+from archloop.search import front
+from archloop.search.base import SpaceExhausted, Strategy, Told, minimised
+from archloop.search.strategies.nsga2 import NSGA2, constrained_order
+from archloop.stack.genome import Genome
+from archloop.stack.space import Space, SpaceConfig
+from stack.spaces import SMALL, changed, named
+
+REFERENCE = (0.0, 1.5, 1.5)
+
+
+def open_space() -> Space:
+    """Twelve blocks of three mixers without a parameter budget: about 10^8 layouts."""
+    return Space(changed(num_blocks=12, budget=None, interleaving={}, sharing={}, channel_mixers={
+        "swiglu": {"expansion": 2},
+    }, scope={"short_conv.kernel": "block"}))  # fmt: skip
+
+
+def evaluate(genome: Genome) -> tuple[float, float, float]:
+    """Quality, latency and memory of a made-up device on which every term is known.
+
+    Global mixers help most when spread out and early convolutions wide; both have their price.
+    """
+    layout, num = genome.layout, len(genome.blocks)
+    places = [i for i, name in enumerate(layout) if name == "gqa"]
+    gaps = np.diff([-1, *places, num])
+    recall = len(places) / (len(places) + 2) * (1 - gaps.max() / (num + 1)) if places else 0.0
+    kernels = [float(str(block.genes.get("kernel", 0))) for block in genome.blocks]
+    text = sum(kernel / 7 * (num - i) for i, kernel in enumerate(kernels)) / (num * (num + 1) / 2)
+    windows = layout.count("swa")
+    latency = 0.4 + 0.06 * len(places) + 0.04 * windows + 0.004 * sum(kernels)
+    memory = 0.3 + 0.1 * len(places) + 0.02 * windows
+    return (recall + text) / 2, latency, memory
+
+
+def search(strategy: Strategy, seed: int, num_trials: int) -> list[Told]:
+    """A study with `evaluate` for a device and a memory budget of 1.2."""
+    history: list[Told] = []
+    for number in range(num_trials):
+        genome = strategy.ask(number, seed, history).genome
+        values = evaluate(genome)
+        if values[2] > 1.2:
+            history.append(Told(number, genome, "rejected", None, values[2] / 1.2 - 1))
+        else:
+            history.append(Told(number, genome, "complete", values))
+    return history
+
+
+def volume(history: list[Told]) -> float:
+    points = [minimised(told.values) for told in history if told.values is not None]
+    return front.hypervolume(points, REFERENCE)
+
+
+def test_nsga2_beats_random_search() -> None:
+    # Steps are small and random proportions a strong start: evolution needs some 100 trials to pay.
+    space, config = open_space(), NSGA2.Config(population=8)
+    volumes = {
+        name: [
+            volume(search(registry.get("strategies", name)(space, settings), seed, 200))
+            for seed in range(8)
+        ]
+        for name, settings in (("nsga2", config), ("random", None))
+    }
+    gains = np.array(volumes["nsga2"]) - np.array(volumes["random"])
+    assert gains.mean() > 3 * gains.std(ddof=1) / np.sqrt(len(gains))
+
+
+def test_evolution_leaves_the_rejected_region() -> None:
+    space = open_space()
+    heavy = [space.from_layout(["gqa"] * 12), space.from_layout(["gqa"] * 11 + ["swa"])]
+    strategy = NSGA2(space, NSGA2.Config(population=2), heavy)
+    history = search(strategy, 0, 40)
+    assert [told.state for told in history[:2]] == ["rejected", "rejected"]
+    assert any(told.state == "complete" for told in history)
+    late = [told.state for told in history[20:]]
+    assert late.count("complete") >= 15
+
+
+# --- the order of parents -----------------------------------------------------------------------
+
+
+def test_feasible_points_come_first_and_broken_ones_by_their_excess() -> None:
+    nan = float("nan")
+    points = np.array([[nan] * 2, [3.0, 3.0], [1.0, 2.0], [nan] * 2, [2.0, 1.0], [9.0, 9.0]])
+    excess = np.array([0.5, 0, 0, 0.1, 0, 0.3])
+    assert constrained_order(points, excess, 6).tolist() == [2, 4, 1, 3, 5, 0]
+    assert constrained_order(points, excess, 2).tolist() == [2, 4]
+    assert constrained_order(points[:0], excess[:0], 4).tolist() == []
+
+
+def test_ends_of_the_front_survive() -> None:
+    points = np.stack([np.linspace(0, 1, 50), np.linspace(1, 0, 50)], 1)
+    kept = constrained_order(points, np.zeros(50), 4).tolist()
+    assert {0, 49} <= set(kept)
+
+
+@pytest.mark.parametrize(
+    "useless",
+    [
+        Told(90, named("small").from_layout(["gqa"]), "failed"),
+        Told(90, named("small").from_layout(["gqa"]), "failed", (1.0, 0.0, 0.0)),
+        Told(90, named("small").from_layout(["gqa"]), "complete", None),
+        Told(90, named("small").from_layout(["gqa"]), "complete", (float("nan"), 0.1, 0.1)),
+        Told(90, named("small").from_layout(["gqa"]), "rejected", None, float("inf")),
+    ],
+)
+def test_what_cannot_be_ranked_has_no_children(useless: Told) -> None:
+    space = Space(SpaceConfig(**(SMALL | {"num_blocks": [5, 6, 7]})))
+    useless = useless._replace(genome=space.from_layout(["gqa"] * 5))
+    rng = np.random.default_rng(0)
+    history = [Told(n, space.sample(rng), "complete", (0.5, 1.0 + n, 1.0 - n)) for n in range(3)]
+    strategy = NSGA2(space, NSGA2.Config(population=4))
+    for number in range(91, 111):
+        proposal = strategy.ask(number, 0, [*history, useless])
+        assert 90 not in proposal.parents
+        assert proposal.parents
+
+
+def test_every_kind_of_origin_occurs_and_parents_are_named() -> None:
+    history = search(NSGA2(open_space(), NSGA2.Config(population=4)), 3, 4)
+    strategy = NSGA2(open_space(), NSGA2.Config(population=4))
+    proposals = [strategy.ask(number, 3, history) for number in range(4, 60)]
+    assert {p.origin for p in proposals} == {"mutation", "crossover", "crossover+mutation"}
+    for proposal in proposals:
+        assert len(proposal.parents) == (1 if proposal.origin == "mutation" else 2)
+        assert set(proposal.parents) <= set(range(4))
+
+
+@pytest.mark.parametrize("bad", [{"population": 1}, {"crossover": 1.1}, {"populaton": 4}])
+def test_wrong_settings_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        NSGA2.Config(**bad)
+
+
+def test_an_exhausted_space_says_so_after_its_last_genome() -> None:
+    space = named("small")
+    strategy = registry.get("strategies", "random")(space)
+    history: list[Told] = []
+    for number in range(space.size):
+        genome = strategy.ask(number, 0, history).genome
+        history.append(Told(number, genome, "complete", (0.1, 1.0, 1.0)))
+    with pytest.raises(SpaceExhausted, match="12 different specs were tried"):
+        strategy.ask(space.size, 0, history)

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -135,6 +136,24 @@ def test_memory_limit(root, tmp_path):
     error = failure(job(root, num_steps=100_000), tmp_path, memory_limit_bytes=64 * 2**20)
     assert error.kind == "memory"
     assert "64 MiB" in error.detail
+
+
+def test_a_full_disk_is_not_the_trials_fault(root, tmp_path, monkeypatch):
+    file = tmp_path / "job.json"
+    file.write_text(job(root).model_dump_json())
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "write_atomic", full)
+    assert worker.main(file) == 4
+    monkeypatch.undo()
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexit 4\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(OSError, match="No space left"):
+        run_isolated(job(root), tmp_path / "job", 60, 1)
 
 
 def test_torch_out_of_memory_is_told_apart(root, tmp_path, monkeypatch):

@@ -63,6 +63,7 @@ class ProxyConfig(BaseModel):
         num_text_windows: held-out windows of `training.seq_len` tokens.
         tasks: by plug-in name.
         rungs: optimiser steps of each rung, rising.
+        device: where proxies are trained, in PyTorch's words.
         training: `num_steps` there is replaced by the rung's.
     """
 
@@ -75,6 +76,7 @@ class ProxyConfig(BaseModel):
     tasks: dict[str, TaskShare] = {}
     rungs: tuple[int, ...] = Field(default=(200,), min_length=1)
     training: TrainingConfig = TrainingConfig()
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
 
     @model_validator(mode="after")
     def _check(self) -> "ProxyConfig":
@@ -261,7 +263,7 @@ def train_and_score(
     training = config.training_of(rung, learning_rate)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        decoder = Decoder(spec)
+        decoder = Decoder(spec).to(config.device)
     start = None
     if resume_from is not None and training.checkpoint_step is not None:
         start = checkpoints.read(resume_from)

@@ -5,6 +5,7 @@ what callers use; the module run as a program is the process it starts. The resu
 written whole or not at all.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from archloop.evals.proxy import ProxyConfig, ProxyResult, prepare, train_and_score
@@ -24,6 +26,7 @@ POLL_SECONDS = 0.1
 KEPT_STDERR_CHARS = 4000
 
 _EXIT_MEMORY = 3
+_EXIT_DISK_FULL = 4
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 FailureKind = Literal["crash", "timeout", "memory"]
@@ -86,7 +89,7 @@ def run_isolated(
 
     Raises:
         TrainingError: the process crashed, hung or took too much memory.
-        OSError: the directory cannot be written.
+        OSError: the directory cannot be written, or the disk is full, which is no fault of the job.
     """
     directory.mkdir(parents=True, exist_ok=True)
     job_file, result_file = directory / "job.json", directory / "result.json"
@@ -97,7 +100,10 @@ def run_isolated(
     write_atomic(job_file, text.encode())
     command = [sys.executable, "-m", "archloop.evals.worker", str(job_file), str(os.getpid())]
     environment = os.environ | {
-        name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # Without it cuBLAS may add up in another order the next time.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
     log_file = directory / "stderr.txt"
     with log_file.open("wb") as log:
@@ -116,6 +122,8 @@ def run_isolated(
             _kill_group(process)
     if process.returncode == 0 and result_file.exists():
         return ProxyResult.model_validate_json(result_file.read_bytes())
+    if process.returncode == _EXIT_DISK_FULL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     raise _failure(process.returncode, log_file)
 
 
@@ -127,30 +135,36 @@ def main(job_file: Path, parent: int | None = None) -> int:
         parent: process whose end ends this one.
     """
     job = Job.model_validate_json(job_file.read_bytes())
-    import torch
-
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
-        data = prepare(job.config, job.cache_dir, job.root)
-        result = train_and_score(
-            job.spec,
-            data,
-            job.config,
-            job.rung,
-            job.seed,
-            job.learning_rate,
-            resume_from=job.resume_from,
-            checkpoint_to=job.checkpoint_to,
-            on_step=_leave_orphaned(parent),
-        )
+        result = _run(job, parent)
+        write_atomic(job_file.with_name("result.json"), result.model_dump_json().encode())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _EXIT_DISK_FULL
     except (MemoryError, RuntimeError) as error:
         words = str(error).lower()
-        if isinstance(error, MemoryError) or any(w in words for w in _MEMORY_WORDS):
-            sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
-            return _EXIT_MEMORY
-        raise
-    write_atomic(job_file.with_name("result.json"), result.model_dump_json().encode())
+        if not isinstance(error, MemoryError) and not any(w in words for w in _MEMORY_WORDS):
+            raise
+        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        return _EXIT_MEMORY
     return 0
+
+
+def _run(job: Job, parent: int | None) -> ProxyResult:
+    data = prepare(job.config, job.cache_dir, job.root)
+    return train_and_score(
+        job.spec,
+        data,
+        job.config,
+        job.rung,
+        job.seed,
+        job.learning_rate,
+        resume_from=job.resume_from,
+        checkpoint_to=job.checkpoint_to,
+        on_step=_leave_orphaned(parent),
+    )
 
 
 def _leave_orphaned(parent: int | None) -> Callable[[int, float], None]:

@@ -234,14 +234,15 @@ def eval(  # noqa: A001
     suite: Annotated[str, typer.Option(help="Only 'mad' so far.")] = "mad",
     tasks: Annotated[str | None, typer.Option(help="Some of the suite, by commas.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Baselines only, short training.")] = False,
-    output: Annotated[Path, typer.Option(help="Finished trainings are kept here.")] = Path(
-        "runs/mad"
-    ),
+    output: Annotated[Path, typer.Option(help="Keeps finished trainings.")] = Path("runs/mad"),
     device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Train and test a layout on MAD's tasks by their own protocol, one training a setting."""
-    from archloop.evals.mad import CHANGES, MadConfig, RunResult, run_mad
+    """Train and test a layout on MAD's tasks by their own protocol, one training a setting.
+
+    A spec file is taken as it is; of a preset, the order of mixers, at MAD's width of 128.
+    """
+    from archloop.evals.mad import CHANGES, MadConfig, RunResult, mad_spec, run_mad
 
     if suite != "mad":
         raise ValueError(f"unknown suite {suite!r}; {registry.suggest(suite, ['mad'])}")
@@ -251,7 +252,10 @@ def eval(  # noqa: A001
     def tell(done: int, total: int, result: RunResult) -> None:
         stderr.print(f"{done}/{total} {result.task}: accuracy {result.macro:.3f}", markup=False)
 
-    found = run_mad(_at_mad_width(load_spec(model)), config, output, device=device, on_run=tell)
+    spec = load_spec(model)
+    if not model.endswith(".json"):
+        spec = mad_spec(spec.layout)
+    found = run_mad(spec, config, output, device=device, on_run=tell)
     if as_json:
         _print_json(found.model_dump(mode="json"))
         return
@@ -260,12 +264,6 @@ def eval(  # noqa: A001
         table.add_row(name, f"{score.macro:.3f}", f"{score.micro:.3f}")
     table.add_row("mean", f"{found.macro:.3f}", f"{found.micro:.3f}")
     Console().print(table)
-
-
-def _at_mad_width(spec: "StackSpec") -> "StackSpec":
-    from archloop.evals.mad import D_MODEL
-
-    return spec if spec.d_model <= D_MODEL else spec.replace(d_model=D_MODEL)
 
 
 @_command
@@ -292,7 +290,7 @@ def generate(
     from archloop.checkpoints.model import load_model, stream
 
     loaded = load_model(model, None if dtype is None else _dtype(dtype), device)
-    given = {
+    given: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -328,6 +326,4 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(
-            f"--{option} {text!r} is not a list of whole numbers like 1024,4096"
-        ) from None
+        raise ValueError(f"--{option} {text!r} is no list of numbers like 1024,4096") from None

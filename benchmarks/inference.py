@@ -1,0 +1,295 @@
+"""LFM2-1.2B and 24B-A2B on one GPU in bf16: ours, transformers, and the floors of the card.
+
+    python benchmarks/inference.py [--models lfm2-1.2b lfm2-24b-a2b] [--no-peer] [--no-serving]
+
+Random weights; decode at depth 512. Every fast path is compared with the plain one on fresh random
+inputs first, and its speed is printed only if it passed. Prints a table and one JSON line. Floors
+take the two ceilings measured first: bytes that a step must read at the read bandwidth, or FLOPs at
+the matrix rate, attention counted at that same rate.
+"""
+
+import argparse
+import json
+import time
+
+import torch
+
+from archloop.stack import cost
+from archloop.stack.fused import FusedDecoder
+from gpu_models import balance, peer_of, random_decoder, random_ids
+from parity import (
+    compare_prefill_blocks,
+    compare_step_blocks,
+    compare_with_peer,
+    rms,
+    summary,
+    worst,
+)
+
+DEPTH = 512
+BLOCK_LIMIT = 2e-2
+"""Largest difference that a block's fast form may show, over the block's largest value."""
+
+REQUIRED = {
+    ("lfm2-1.2b", "decode b1 ms"): (1.2, 1.05),
+    ("lfm2-1.2b", "prefill 4096 ms"): (17, 15),
+    ("lfm2-1.2b", "prefill 32768 ms"): (195, 175),
+    ("lfm2-24b-a2b", "decode b1 ms"): (2.6, 2.2),
+    ("lfm2-24b-a2b", "decode b64 ms"): (21, 19),
+    ("lfm2-24b-a2b", "prefill 4096 ms"): (55, 45),
+    ("lfm2-24b-a2b", "prefill 32768 ms"): (430, 370),
+    ("lfm2-24b-a2b", "serve decode tok/s"): (30000, 36000),
+    ("lfm2-24b-a2b", "serve end to end tok/s"): (18000, 22000),
+}
+
+
+def median_ms(run, repeats, warm=1):
+    for _ in range(warm):
+        run()
+    times = []
+    for _ in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop))
+    return sorted(times)[repeats // 2]
+
+
+def ceilings():
+    """Read bandwidth in bytes/s and bf16 matrix rate in FLOP/s of this card, on random data."""
+    x = torch.randn(1 << 30, dtype=torch.bfloat16, device="cuda")
+    read = 2 * x.numel() / median_ms(x.sum, 10, 3) * 1e3
+    del x
+    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    return read, 2 * 8192**3 / median_ms(lambda: a @ b, 20, 3) * 1e3
+
+
+def floors(spec, read, matmul, distinct):
+    """Least time of each figure, from the bytes and FLOPs that it cannot avoid."""
+
+    def weights_read(batch):
+        total = cost.num_active_params(spec) if batch == 1 else cost.num_params(spec)
+        if batch > 1 and distinct:
+            moes = [b for b in spec.blocks if b.channel_mixer.name == "moe"]
+            config = moes[0].channel_mixer.config
+            width = int(config["expansion"] * spec.d_model)
+            unused = config["num_experts"] - distinct
+            total -= len(moes) * unused * 3 * spec.d_model * width
+        return 2 * total + batch * cost.state_bytes(spec, DEPTH, torch.bfloat16)
+
+    found = {f"decode b{b} ms": weights_read(b) / read * 1e3 for b in (1, 64)}
+    for num_tokens in (4096, 32768):
+        compute = cost.prefill_flops(spec, num_tokens) / matmul
+        found[f"prefill {num_tokens} ms"] = 1e3 * max(compute, weights_read(64) / read)
+    steps = range(512, 768)
+    decode = sum(
+        (2 * cost.num_params(spec) + 1024 * cost.state_bytes(spec, depth, torch.bfloat16)) / read
+        for depth in steps
+    )
+    found["serve decode tok/s"] = 1024 * len(steps) / decode
+    prompts = 1024 * cost.prefill_flops(spec, 512) / matmul
+    found["serve end to end tok/s"] = 1024 * len(steps) / (decode + prompts)
+    return found
+
+
+def check(fused, report):
+    """Compare prefill and both kinds of step with the plain path; raise if a block is off."""
+    decoder, ids = fused.decoder, random_ids(fused.decoder, 2, 600)
+    report["prefill blocks"] = summary(compare_prefill_blocks(fused, ids))
+    plain, mine = decoder.init_state(2, 640), fused.init_state(2, 640)
+    ref, out = decoder.prefill(ids, plain), fused.prefill(ids, mine)
+    report["prefill logits"] = {"rms": rms(out, ref), "max": worst(out, ref)}
+    for batch in (1, 64):
+        ids = random_ids(decoder, batch, DEPTH)
+        state = fused.init_state(batch, DEPTH + 8)
+        fused.prefill(ids, state)
+        blocks = compare_step_blocks(fused, ids[:, 0], state)
+        report[f"step b{batch} blocks"] = summary(blocks)
+        graph, plain = fused.capture(state), state.snapshot()
+        errors = []
+        for t in range(4):
+            ref = decoder.step(ids[:, t], plain)
+            out = graph.step(ids[:, t])
+            errors.append({"rms": rms(out, ref), "max": worst(out, ref)})
+        report[f"step b{batch} logits"] = errors
+        del graph, state, plain
+    for where, found in report.items():
+        if where.endswith("blocks"):
+            for kind, error in found.items():
+                assert error["max"] <= BLOCK_LIMIT, f"{where}, {kind}: {error}"
+
+
+def measure_ours(fused, serving):
+    """Medians of the fused paths, by name."""
+    found = {}
+    for num_tokens in (4096, 32768):
+        ids = random_ids(fused.decoder, 1, num_tokens)
+        state = fused.init_state(1, num_tokens)
+
+        def prefill(ids=ids, state=state):
+            state.reset()
+            return fused.prefill(ids, state)
+
+        found[f"prefill {num_tokens} ms"] = median_ms(prefill, 5, 2)
+    for batch in (1, 64):
+        state = fused.init_state(batch, 1024)
+        fused.prefill(random_ids(fused.decoder, batch, DEPTH), state)
+        graph = fused.capture(state)
+        ids = random_ids(fused.decoder, batch, 100)
+        distinct, times = [], []
+        for t in range(60):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            graph.ids_B.copy_(ids[:, t])
+            start.record()
+            graph.step()
+            stop.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(stop))
+            if batch > 1 and fused.moes:
+                distinct.append(float((fused.counts_LE > 0).sum(1).float().mean()))
+        times = sorted(times[10:])
+        found[f"decode b{batch} ms"] = times[len(times) // 2]
+        found[f"decode b{batch} p95 ms"] = times[int(len(times) * 0.95)]
+        if distinct:
+            found[f"distinct experts b{batch}"] = sum(distinct) / len(distinct)
+        del graph, state
+    if serving:
+        found |= serve(fused)
+    return found
+
+
+def serve(fused, batch=1024, prompt=512, new=256):
+    """Prompts in, greedy tokens out, as a server at a steady batch would."""
+    state = fused.init_state(batch, prompt + new)
+    ids = random_ids(fused.decoder, batch, prompt)
+    graph = fused.capture(state)
+    fused.prefill(ids[:64], fused.init_state(64, prompt))
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    logits = fused.prefill(ids, state)
+    graph.ids_B.copy_(logits.argmax(-1))
+    torch.cuda.synchronize()
+    middle = time.perf_counter()
+    # The prompt's logits gave the first new token; each step gives one more.
+    for _ in range(new - 1):
+        graph.step()
+    torch.cuda.synchronize()
+    end = time.perf_counter()
+    distinct = float((fused.counts_LE > 0).sum(1).float().mean())
+    return {
+        "serve prefill s": middle - begin,
+        "serve decode tok/s": batch * (new - 1) / (end - middle),
+        "serve end to end tok/s": batch * new / (end - begin),
+        "serve distinct experts": distinct,
+        "serve peak GiB": torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+def measure_peer(peer, decoder, batches=(1, 64)):
+    """The peer as its users run it: eager kernels, dynamic cache, SDPA."""
+    found = {}
+    with torch.inference_mode():
+        for num_tokens in (4096, 32768):
+            ids = random_ids(decoder, 1, num_tokens)
+            ms = median_ms(lambda ids=ids: peer(ids, use_cache=True, logits_to_keep=1), 3)
+            found[f"prefill {num_tokens} ms"] = ms
+        for batch in batches:
+            ids = random_ids(decoder, batch, DEPTH)
+            out = peer(ids, use_cache=True, logits_to_keep=1)
+            token, times = out.logits[:, -1:].argmax(-1), []
+            for _ in range(25):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                out = peer(token, past_key_values=out.past_key_values, use_cache=True)
+                token = out.logits[:, -1:].argmax(-1)
+                torch.cuda.synchronize()
+                times.append((time.perf_counter() - begin) * 1e3)
+            found[f"decode b{batch} ms"] = sorted(times[5:])[10]
+    return found
+
+
+def kernel_choices(sparse):
+    """The peer's own kernel sets: its default, then others."""
+
+    def default(peer):
+        peer.set_attn_implementation("sdpa")
+        if sparse:
+            peer.set_experts_implementation("grouped_mm")
+
+    def eager_attention(peer):
+        default(peer)
+        peer.set_attn_implementation("eager")
+
+    def eager_experts(peer):
+        default(peer)
+        peer.set_experts_implementation("eager")
+
+    return [default, eager_attention] + ([eager_experts] if sparse else [])
+
+
+def show(name, ours, peer, floor):
+    print(f"\n{name:38} {'ours':>10} {'peer':>10} {'floor':>10} {'required':>10} {'stretch':>10}")
+    for key, value in ours.items():
+        required, stretch = REQUIRED.get((name, key), (None, None))
+        cells = [value, peer.get(key), floor.get(key), required, stretch]
+        texts = ["-" if c is None else f"{c:.4g}" for c in cells]
+        notes = []
+        if key in floor:
+            rate = key.endswith("tok/s")
+            notes.append(f"{value / floor[key] if rate else floor[key] / value:.0%} of the floor")
+        if peer.get(key):
+            notes.append(f"{peer[key] / value:.1f}x the peer")
+        print(f"  {key:36} " + " ".join(f"{t:>10}" for t in texts) + "  " + ", ".join(notes))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["lfm2-1.2b", "lfm2-24b-a2b"])
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--no-serving", action="store_true")
+    args = parser.parse_args()
+    read, matmul = ceilings()
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "read_tb_per_s": read / 1e12,
+        "matmul_tflop_per_s": matmul / 1e12,
+        "models": {},
+    }
+    print(f"{result['device']}, torch {torch.__version__}: "
+          f"{read / 1e12:.2f} TB/s read, {matmul / 1e12:.0f} TFLOP/s bf16")  # fmt: skip
+    for name in args.models:
+        torch.cuda.reset_peak_memory_stats()
+        began = time.time()
+        decoder = random_decoder(name)
+        fused = FusedDecoder(decoder)
+        entry = result["models"][name] = {"balance": balance(fused), "checks": {}}
+        print(f"\n== {name}, load skew before and after balancing: {entry['balance']}", flush=True)
+        check(fused, entry["checks"])
+        for where, found in entry["checks"].items():
+            print(f"  check {where}: {found}", flush=True)
+        serving = not args.no_serving and bool(fused.moes)
+        entry["ours"] = measure_ours(fused, serving)
+        print(f"  ours after {time.time() - began:.0f} s: {entry['ours']}", flush=True)
+        entry["peer"] = {}
+        if not args.no_peer:
+            torch.cuda.empty_cache()
+            peer = peer_of(decoder, name)
+            ids = random_ids(decoder, 2, 256)
+            entry["parity"] = compare_with_peer(fused, peer, ids, kernel_choices(bool(fused.moes)))
+            print(f"  parity: {json.dumps(entry['parity'])}", flush=True)
+            entry["peer"] = measure_peer(peer, decoder)
+            del peer
+        distinct = entry["ours"].get("distinct experts b64")
+        entry["floors"] = floors(decoder.spec, read, matmul, distinct)
+        show(name, entry["ours"], entry["peer"], entry["floors"])
+        print(f"  {name} took {time.time() - began:.0f} s", flush=True)
+        del decoder, fused
+        torch.cuda.empty_cache()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

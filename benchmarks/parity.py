@@ -1,0 +1,237 @@
+"""Fast paths against plain ones, and our model against transformers, block by block.
+
+Errors are relative to the largest reference value of the same block (`max`) and norm over norm
+(`rms`). In a MoE block a token whose choice of experts hangs on a near tie of two bf16 scores may
+fall either way under any change of kernels; such tokens are counted and left out, unless the choice
+is forced.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from archloop.blocks.base import Span
+from archloop.blocks.channel_mixers.moe import sorted_experts
+
+NEAR_TIE = 0.012
+"""Three steps of bf16 between 0.5 and 1: scores this close may swap under other kernels."""
+
+
+def rms(out, ref):
+    """Norm of the difference over the norm of the reference; NaN passes nothing."""
+    out, ref = out.float(), ref.float()
+    return float((out - ref).norm() / ref.norm())
+
+
+def worst(out, ref):
+    """Largest difference over the largest reference value."""
+    out, ref = out.float(), ref.float()
+    return float((out - ref).abs().max() / ref.abs().max())
+
+
+def decided(block, x_XD):
+    """Tokens whose expert choice is clear, (X,); all of them in a dense block."""
+    moe = block.channel_mixer
+    if not hasattr(moe, "router"):
+        return torch.ones(x_XD.shape[0], dtype=torch.bool, device=x_XD.device)
+    ranked = moe.router(block.channel_norm(x_XD)).sigmoid() + moe.expert_bias
+    top = ranked.topk(moe.config.top_k + 1, dim=-1).values
+    return (top[:, -2] - top[:, -1]) > NEAR_TIE
+
+
+def summary(errors):
+    """Of (kind, rms, max, share of tokens compared) per half block: the worst by kind."""
+    kinds = sorted({kind for kind, *_ in errors})
+    return {
+        kind: {
+            "rms": max(e[1] for e in errors if e[0] == kind),
+            "max": max(e[2] for e in errors if e[0] == kind),
+            "compared": min(e[3] for e in errors if e[0] == kind),
+        }
+        for kind in kinds
+    }
+
+
+@torch.no_grad()
+def compare_prefill_blocks(fused, ids_BT):
+    """Every half block on the plain path's own input, (kind, rms, max, share compared)."""
+    decoder, errors = fused.decoder, []
+    batch, time = ids_BT.shape
+    plain, mine = decoder.init_state(batch, time), fused.init_state(batch, time)
+    positions = torch.arange(time, device=ids_BT.device).expand(batch, time)
+    fused.counts_LE.zero_()
+    x_BTD = decoder.embed(ids_BT)
+    for index, block in enumerate(fused.blocks):
+        kind = decoder.spec.layout[index]
+        ref = decoder._mix(x_BTD, index, block, plain, Span(positions), {})
+        out = x_BTD.flatten(0, 1).clone()
+        fused._mix(index, out, block.mixer_norm(x_BTD), mine, slice(0, batch), 0)
+        errors.append((kind, rms(out, ref.flatten(0, 1)), worst(out, ref.flatten(0, 1)), 1.0))
+        for name, tensor in mine.mixers[index, 0].tensors.items():
+            held = plain.mixers[index, 0][name]
+            errors.append((f"{kind} state", rms(tensor, held), worst(tensor, held), 1.0))
+        x_XD, x_BTD = ref.flatten(0, 1), block.channel(ref)
+        errors.append(_compare_channel(fused._channel, index, block, x_XD, x_BTD.flatten(0, 1)))
+    return errors
+
+
+@torch.no_grad()
+def compare_step_blocks(fused, ids_B, state):
+    """As `compare_prefill_blocks` for one decode step from `state`, which is left as it was."""
+    decoder, errors = fused.decoder, []
+    one = ids_B.shape[0] == 1
+    x_BD = decoder.embed(ids_B)
+    fused.counts_LE.zero_()
+    for index, block in enumerate(fused.blocks):
+        kind, own = decoder.spec.layout[index], state.mixers[index, 0]
+        before = own.snapshot()
+        ref = decoder._mix_step(x_BD, index, block, state, state.lengths_B, {})
+        after = own.snapshot()
+        own.restore(before)
+        out = x_BD.clone()
+        if one:
+            fused._mix_one(index, out[0], state)
+        else:
+            fused._mix_step(index, out, block.mixer_norm(x_BD), state)
+        errors.append((kind, rms(out, ref), worst(out, ref), 1.0))
+        for name, tensor in own.tensors.items():
+            errors.append(
+                (f"{kind} state", rms(tensor, after[name]), worst(tensor, after[name]), 1)
+            )
+        own.restore(before)
+        del before, after
+        x_BD = block.channel(ref)
+        run = (lambda i, x: fused._channel_one(i, x[0])) if one else fused._channel
+        errors.append(_compare_channel(run, index, block, ref, x_BD))
+    return errors
+
+
+def _compare_channel(run, index, block, x_XD, ref_XD):
+    out, keep = x_XD.clone(), decided(block, x_XD)
+    run(index, out)
+    kind = "moe" if hasattr(block.channel_mixer, "router") else "swiglu"
+    if not keep.any():
+        return kind, 0.0, 0.0, 0.0
+    return (
+        kind,
+        rms(out[keep], ref_XD[keep]),
+        worst(out[keep], ref_XD[keep]),
+        float(keep.float().mean()),
+    )
+
+
+# --- against transformers -----------------------------------------------------------------------
+
+
+def _record(peer, ids_BT):
+    """Logits, and per layer its input, its output and the experts that it chose."""
+    inputs, outputs, chosen, handles = {}, {}, {}, []
+    for index, layer in enumerate(peer.model.layers):
+
+        def save(module, args, kwargs, output, i=index):
+            inputs[i] = (args[0] if args else kwargs["hidden_states"]).clone()
+            outputs[i] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        handles.append(layer.register_forward_hook(save, with_kwargs=True))
+        if hasattr(layer.feed_forward, "gate"):
+
+            def choose(module, args, output, i=index):
+                chosen[i] = output[-1].clone()
+
+            handles.append(layer.feed_forward.gate.register_forward_hook(choose))
+    logits = peer(ids_BT, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    return logits, inputs, outputs, chosen
+
+
+def _forced_channel(fused, index, x_XD, experts_XK, fast):
+    """The channel half of a block with the experts of each token given."""
+    block = fused.blocks[index]
+    moe, h_XD = block.channel_mixer, block.channel_norm(x_XD)
+    if not hasattr(moe, "router"):
+        return block.channel(x_XD)
+    scores = moe.router(h_XD).sigmoid().gather(-1, experts_XK)
+    weights_XK = scores / (scores.sum(-1, keepdim=True) + 1e-6) * moe.config.routed_scale
+    if not fast:
+        return x_XD + sorted_experts(h_XD, weights_XK, experts_XK, moe.gate_up, moe.down)
+    num_experts, pairs = moe.gate_up.shape[0], experts_XK.flatten()
+    order = pairs.argsort(stable=True)
+    counts = pairs.bincount(minlength=num_experts)
+    place = (
+        torch.arange(len(pairs), device=pairs.device) - (counts.cumsum(0) - counts)[pairs[order]]
+    )
+    bins = torch.zeros(num_experts, x_XD.shape[0], dtype=torch.int32, device=pairs.device)
+    bins[pairs[order], place] = order.to(torch.int32)
+    y_XKD = fused._experts.experts(
+        h_XD, weights_XK.float().flatten(), bins, counts.to(torch.int32), moe.gate_up, moe.down
+    )
+    return x_XD + y_XKD.float().sum(1).to(x_XD.dtype)
+
+
+@torch.no_grad()
+def compare_with_peer(fused, peer, ids_BT, kernel_choices):
+    """Each block on the peer's inputs and choices, then both models running free.
+
+    Args:
+        fused: ours.
+        peer: transformers, over the same weights.
+        ids_BT: prompt.
+        kernel_choices: functions that switch the peer to another of its own kernel sets; the
+            first is its default.
+    """
+    decoder, (batch, time) = fused.decoder, ids_BT.shape
+    kernel_choices[0](peer)
+    ref_logits, inputs, outputs, chosen = _record(peer, ids_BT)
+    positions = torch.arange(time, device=ids_BT.device).expand(batch, time)
+    blocks = {"plain": [], "fused": []}
+    for index, block in enumerate(fused.blocks):
+        x_BTD, ref = inputs[index], outputs[index]
+        mine = fused.init_state(batch, time)
+        mixed = decoder._mix(x_BTD, index, block, None, Span(positions), {}).flatten(0, 1)
+        fast = x_BTD.flatten(0, 1).clone()
+        fused._mix(index, fast, block.mixer_norm(x_BTD), mine, slice(0, batch), 0)
+        experts_XK = chosen.get(index)
+        plain = _forced_channel(fused, index, mixed, experts_XK, fast=False).view_as(ref)
+        fast = _forced_channel(fused, index, fast, experts_XK, fast=True).view_as(ref)
+        for name, out in (("plain", plain), ("fused", fast)):
+            blocks[name].append({"max": worst(out, ref), "rms": rms(out, ref)})
+    del inputs, outputs
+    free = {
+        "plain": decoder(ids_BT),
+        "fused": _fused_logits(fused, ids_BT),
+    }
+    for number, choose in enumerate(kernel_choices[1:]):
+        choose(peer)
+        free[f"peer_other_{number}"] = peer(ids_BT, use_cache=False).logits
+    kernel_choices[0](peer)
+    return {
+        "blocks": {
+            name: {
+                "worst_max": max(b["max"] for b in each),
+                "worst_rms": max(b["rms"] for b in each),
+            }
+            for name, each in blocks.items()
+        },
+        "free": {
+            name: {
+                "rms": rms(logits, ref_logits),
+                "argmax_disagrees": float(
+                    (logits.argmax(-1) != ref_logits.argmax(-1)).float().mean()
+                ),
+            }
+            for name, logits in free.items()
+        },
+    }
+
+
+def _fused_logits(fused, ids_BT):
+    """Logits of every token through the fused prefill."""
+    batch, time = ids_BT.shape
+    state = fused.init_state(batch, time)
+    x_XD = F.embedding(ids_BT.flatten(), fused.decoder.embedding.weight)
+    fused.counts_LE.zero_()
+    h_XD = fused._rows.norm(x_XD, fused.blocks[0].mixer_norm.weight, fused.decoder.spec.norm_eps)
+    for index in range(len(fused.blocks)):
+        fused._mix(index, x_XD, h_XD.view(batch, time, -1), state, slice(0, batch), 0)
+        h_XD = fused._channel(index, x_XD)
+    return F.linear(h_XD, fused._head()).view(batch, time, -1)

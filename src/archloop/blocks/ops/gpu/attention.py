@@ -1,0 +1,275 @@
+"""Attention over a KV cache: QK-norm, RoPE and the cache write fused into their neighbours.
+
+Decoding one token reads the cache once. A program serves one KV head of one row, so the G query
+heads of a group share what it reads, and with few rows the context is split between programs whose
+partial results are joined afterwards (flash-decoding, arXiv 2311.01282). Nothing beyond a row's
+length is read, whatever the cache's size.
+
+Shape suffixes: B batch, T time, X flattened tokens, N query heads, M KV heads, H head width,
+C cache slots, P parts of the context.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def normed_rotated(low, high, weight, cos, sin, eps, H: tl.constexpr):
+    """QK-norm and rotate-half RoPE of heads given as halves (heads, H/2)."""
+    half = tl.arange(0, H // 2)
+    scale = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / H + eps)[:, None]
+    low *= scale * tl.load(weight + half).to(tl.float32)[None, :]
+    high *= scale * tl.load(weight + H // 2 + half).to(tl.float32)[None, :]
+    return low * cos - high * sin, high * cos + low * sin
+
+
+@triton.jit
+def store_kernel(
+    qkv,
+    q_weight,
+    k_weight,
+    cos,
+    sin,
+    k_cache,
+    v_cache,
+    lengths,
+    T,
+    C,
+    eps,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    H: tl.constexpr,
+    N_PAD: tl.constexpr,
+    M_PAD: tl.constexpr,
+):
+    """One token: queries normed and rotated in place, keys and values into the cache."""
+    token = tl.program_id(0).to(tl.int64)
+    batch = token // T
+    position = tl.load(lengths + batch) + token % T
+    half = tl.arange(0, H // 2)[None, :]
+    cos_h = tl.load(cos + position * (H // 2) + half)
+    sin_h = tl.load(sin + position * (H // 2) + half)
+    row = qkv + token * ((N + 2 * M) * H)
+    n, m = tl.arange(0, N_PAD)[:, None], tl.arange(0, M_PAD)[:, None]
+    low = tl.load(row + n * H + half, mask=n < N, other=0.0).to(tl.float32)
+    high = tl.load(row + n * H + H // 2 + half, mask=n < N, other=0.0).to(tl.float32)
+    low, high = normed_rotated(low, high, q_weight, cos_h, sin_h, eps, H)
+    tl.store(row + n * H + half, low.to(qkv.dtype.element_ty), mask=n < N)
+    tl.store(row + n * H + H // 2 + half, high.to(qkv.dtype.element_ty), mask=n < N)
+    keys = row + N * H
+    low = tl.load(keys + m * H + half, mask=m < M, other=0.0).to(tl.float32)
+    high = tl.load(keys + m * H + H // 2 + half, mask=m < M, other=0.0).to(tl.float32)
+    low, high = normed_rotated(low, high, k_weight, cos_h, sin_h, eps, H)
+    slot = ((batch * M + m) * C + position) * H + half
+    tl.store(k_cache + slot, low.to(k_cache.dtype.element_ty), mask=m < M)
+    tl.store(k_cache + slot + H // 2, high.to(k_cache.dtype.element_ty), mask=m < M)
+    low = tl.load(keys + (M + m) * H + half, mask=m < M, other=0.0)
+    high = tl.load(keys + (M + m) * H + H // 2 + half, mask=m < M, other=0.0)
+    tl.store(v_cache + slot, low.to(v_cache.dtype.element_ty), mask=m < M)
+    tl.store(v_cache + slot + H // 2, high.to(v_cache.dtype.element_ty), mask=m < M)
+
+
+@triton.jit
+def step_kernel(
+    qkv,
+    q_weight,
+    k_weight,
+    cos,
+    sin,
+    k_cache,
+    v_cache,
+    lengths,
+    out,
+    part_max,
+    part_sum,
+    part_out,
+    C,
+    eps,
+    scale,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    H: tl.constexpr,
+    G_PAD: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One new token of one row and KV head, against part of its context."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    G: tl.constexpr = N // M
+    batch, head = (tl.program_id(0) // M).to(tl.int64), tl.program_id(0) % M
+    part = tl.program_id(1)
+    length = tl.load(lengths + batch)
+    half, full = tl.arange(0, H // 2)[None, :], tl.arange(0, H)[None, :]
+    cos_h = tl.load(cos + length * (H // 2) + half)
+    sin_h = tl.load(sin + length * (H // 2) + half)
+    g = tl.arange(0, G_PAD)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    row = qkv + batch * ((N + 2 * M) * H)
+    dtype = qkv.dtype.element_ty
+    heads = row + (head * G + g)[:, None] * H
+    low = tl.load(heads + half, mask=(g < G)[:, None], other=0.0).to(tl.float32)
+    high = tl.load(heads + H // 2 + half, mask=(g < G)[:, None], other=0.0).to(tl.float32)
+    low, high = normed_rotated(low, high, q_weight, cos_h, sin_h, eps, H)
+    q_low, q_high = low.to(dtype), high.to(dtype)
+    keys = row + (N + head) * H
+    low = tl.load(keys + half).to(tl.float32)
+    high = tl.load(keys + H // 2 + half).to(tl.float32)
+    low, high = normed_rotated(low, high, k_weight, cos_h, sin_h, eps, H)
+    k_low, k_high = low.to(dtype), high.to(dtype)
+    v_new = tl.load(row + (N + M + head) * H + full)
+    cache = (batch * M + head) * C * H
+    # The first part also takes the new token itself; its cache slot is read by later steps only.
+    own = tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32), 1)
+    own = (own + tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32), 1)) * (
+        scale * 1.4426950408889634
+    )
+    first = part == 0
+    top = tl.where(first, own, -1e30)
+    total = tl.where(first, tl.full((G_PAD,), 1.0, tl.float32), 0.0)
+    acc = tl.zeros((G_PAD, H), tl.float32) + tl.where(first, v_new.to(tl.float32), 0.0)
+    if first:
+        slot = cache + length * H
+        tl.store(k_cache + slot + half, k_low)
+        tl.store(k_cache + slot + H // 2 + half, k_high)
+        tl.store(v_cache + slot + full, v_new)
+    blocks = tl.cdiv(tl.cdiv(length, BLOCK), PARTS)
+    start = part * blocks * BLOCK
+    stop = tl.minimum(start + blocks * BLOCK, length)
+    for at in range(start, stop, BLOCK):
+        s = at + tl.arange(0, BLOCK)
+        inside = (s < stop)[:, None]
+        rows = cache + s[:, None] * H
+        k_a = tl.load(k_cache + rows + half, mask=inside, other=0.0)
+        k_b = tl.load(k_cache + rows + H // 2 + half, mask=inside, other=0.0)
+        v = tl.load(v_cache + rows + full, mask=inside, other=0.0)
+        score = tl.dot(q_low, tl.trans(k_a)) + tl.dot(q_high, tl.trans(k_b))
+        score = tl.where((s < stop)[None, :], score * (scale * 1.4426950408889634), -1e30)
+        new_top = tl.maximum(top, tl.max(score, 1))
+        fade = tl.exp2(top - new_top)
+        weight = tl.exp2(score - new_top[:, None])
+        total = total * fade + tl.sum(weight, 1)
+        acc = acc * fade[:, None] + tl.dot(weight.to(dtype), v)
+        top = new_top
+    head_row = batch * N + head * G + g
+    if PARTS == 1:
+        y = (acc / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + head_row[:, None] * H + full, y, mask=(g < G)[:, None])
+    else:
+        place = head_row * PARTS + part
+        tl.store(part_max + place, top, mask=g < G)
+        tl.store(part_sum + place, total, mask=g < G)
+        tl.store(part_out + place[:, None] * H + full, acc, mask=(g < G)[:, None])
+
+
+@triton.jit
+def join_kernel(
+    part_max, part_sum, part_out, out, H: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr
+):
+    """Join the parts of one row and query head."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    head = tl.program_id(0).to(tl.int64)
+    part, h = tl.arange(0, PARTS), tl.arange(0, H)
+    top = tl.load(part_max + head * PARTS + part)
+    weight = tl.exp2(top - tl.max(top, 0))
+    total = tl.sum(weight * tl.load(part_sum + head * PARTS + part), 0)
+    value = tl.load(part_out + (head * PARTS + part[:, None]) * H + h[None, :])
+    y = tl.sum(value * weight[:, None], 0) / total
+    tl.store(out + head * H + h, y.to(out.dtype.element_ty))
+
+
+# --- launching --------------------------------------------------------------------------------
+
+
+def rope_tables(
+    max_context: int, head_dim: int, theta: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position and frequency, float32 (C, H/2), as `blocks.rope`."""
+    half = head_dim // 2
+    exponents = torch.arange(half, device=device, dtype=torch.float32) / half
+    angles = torch.arange(max_context, device=device, dtype=torch.float32)[:, None]
+    angles = angles * theta**-exponents
+    return angles.cos(), angles.sin()
+
+
+def store(
+    qkv_BTH: Tensor,
+    norms: tuple[Tensor, Tensor, float],
+    tables: tuple[Tensor, Tensor],
+    k_BMCH: Tensor,
+    v_BMCH: Tensor,
+    lengths_B: Tensor,
+) -> None:
+    """QK-norm and RoPE on projected tokens; queries stay in place, keys and values are cached.
+
+    Args:
+        qkv_BTH: contiguous projections, last dimension (N + 2M) H.
+        norms: weights of the query and key norm, and their epsilon.
+        tables: from `rope_tables`.
+        k_BMCH: key cache; token t of row b goes to slot ``lengths_B[b] + t``.
+        v_BMCH: value cache, likewise.
+        lengths_B: tokens already held.
+    """
+    batch, time, width = qkv_BTH.shape
+    _, num_kv, slots, head_dim = k_BMCH.shape
+    num_heads = width // head_dim - 2 * num_kv
+    store_kernel[(batch * time,)](
+        qkv_BTH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B, time, slots, norms[2],
+        num_heads, num_kv, head_dim, triton.next_power_of_2(num_heads),
+        triton.next_power_of_2(num_kv), num_warps=4,
+    )  # fmt: skip
+
+
+def num_parts(batch: int, num_kv: int) -> int:
+    """Into how many parts to split each context so that the programs fill a GPU."""
+    parts = 1
+    while batch * num_kv * parts < 256 and parts < 32:
+        parts *= 2
+    return parts
+
+
+def step(
+    qkv_BH: Tensor,
+    norms: tuple[Tensor, Tensor, float],
+    tables: tuple[Tensor, Tensor],
+    k_BMCH: Tensor,
+    v_BMCH: Tensor,
+    lengths_B: Tensor,
+    scale: float,
+    *,
+    block: int = 64,
+    warps: int = 4,
+    stages: int = 3,
+    parts: int | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """Attention of one new token per row, whose key and value are added to the cache.
+
+    Arguments as `store`, for projections (B, (N + 2M) H). Returns (B, N H).
+    """
+    batch, width = qkv_BH.shape
+    _, num_kv, slots, head_dim = k_BMCH.shape
+    num_heads = width // head_dim - 2 * num_kv
+    parts = parts or num_parts(batch, num_kv)
+    out_BNH = qkv_BH.new_empty(batch, num_heads * head_dim)
+    shape = (batch * num_heads, parts) if parts > 1 else (1, 1)
+    part_max, part_sum = (qkv_BH.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    part_out = qkv_BH.new_empty(*shape, head_dim, dtype=torch.float32)
+    step_kernel[(batch * num_kv, parts)](
+        qkv_BH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B, out_BNH,
+        part_max, part_sum, part_out, slots, norms[2], scale, num_heads, num_kv, head_dim,
+        max(16, triton.next_power_of_2(num_heads // num_kv)), parts, block, pdl,
+        num_warps=warps, num_stages=stages, launch_pdl=pdl,
+    )  # fmt: skip
+    if parts > 1:
+        join_kernel[(batch * num_heads,)](
+            part_max, part_sum, part_out, out_BNH, head_dim, parts, pdl,
+            num_warps=4, launch_pdl=pdl,
+        )  # fmt: skip
+    return out_BNH

@@ -118,6 +118,21 @@ class TrialRecord(_Record):
         return self.rungs[0].objectives if self.rungs else None
 
 
+class FamilyRate(_Record):
+    """The tuned learning rate of a mixer.
+
+    Attributes:
+        value: the best of those tried, on a stack of this mixer alone.
+        losses: what each rate reached (held-out bits per byte), less is better; infinite if it
+            diverged.
+        at_edge: the best is the smallest or largest tried, so a better one may lie outside.
+    """
+
+    value: float
+    losses: dict[str, float]
+    at_edge: bool
+
+
 class StudyRecord(_Record):
     """A whole study.
 
@@ -127,6 +142,9 @@ class StudyRecord(_Record):
         reference_point: worst quality, latency and memory that count, fixed before trial 0.
         admitted: tasks in the aggregate; `dropped` maps each other task to the reason.
         noise: quality standard error over seeds of the reference preset, by rung.
+        learning_rates: by mixer; empty when they were not tuned, and then no claim about a family
+            of mixers holds.
+        ended: why the study stopped before its last trial; None otherwise.
         seconds_by_stage: wall time: setup, profile, train, evaluate, search, ...
         overhead: share of wall time spent in the main process outside the stages.
     """
@@ -139,6 +157,8 @@ class StudyRecord(_Record):
     admitted: tuple[str, ...]
     dropped: dict[str, str]
     noise: dict[str, float]
+    learning_rates: dict[str, FamilyRate] = {}
+    ended: str | None = None
     trials: tuple[TrialRecord, ...]
     seconds_by_stage: dict[str, float]
     overhead: float | None

@@ -1,0 +1,12 @@
+"""How a study ends other than well."""
+
+
+class StudyError(RuntimeError):
+    """The study cannot go on; the message is one line, and what is finished stays finished."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class NoFeasibleTrial(StudyError):  # noqa: N818
+    """Every trial broke a budget or failed; the message names the nearest."""

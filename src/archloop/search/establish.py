@@ -1,0 +1,118 @@
+"""Before trial 0: learning rates, the reference preset, its noise, and the reference point.
+
+The reference preset is measured beside itself (an A/A run, whose intervals are the noise floor) and
+trained with several seeds. Its scores decide which tasks carry signal. All of it is fixed before
+the first trial and never changes.
+"""
+
+import math
+import statistics
+from pathlib import Path
+
+from archloop.search import objectives
+from archloop.search.baseline import FOLDER, Baseline, averaged, mean_rate
+from archloop.search.errors import StudyError
+from archloop.search.evaluator import CandidateFailed, TrainJob
+from archloop.search.plan import Plan, training_seed
+from archloop.search.record import Rung
+from archloop.search.stages import Proposed, Stage, StageFiles
+from archloop.search.tuning import tune
+from archloop.search.workshop import Workshop, checkpoint
+
+_SEED_STREAM = 2**32
+"""Added to a seed's index: training seeds of the reference preset are no trial's."""
+
+
+def establish(plan: Plan, workshop: Workshop, folder: Path, key: str) -> Baseline:
+    """Tune, profile and train the reference preset, as far as that is not on disk already.
+
+    Raises:
+        StudyError: the reference preset cannot be measured or trained, or no task carries signal.
+    """
+    try:
+        return _establish(plan, workshop, folder, key)
+    except CandidateFailed as error:
+        raise StudyError(
+            f"the reference preset failed, so nothing can be compared with it: {error}"
+        ) from error
+
+
+def _establish(plan: Plan, workshop: Workshop, folder: Path, key: str) -> Baseline:
+    recipe = plan.recipe
+    rates, seconds_tuning = tune(plan, workshop, folder / "tuning", key)
+    files = StageFiles(folder / FOLDER, f"{key}:{plan.reference.digest}")
+    proposed = Proposed(
+        spec=plan.reference, proxy_spec=plan.reference_proxy, costs=plan.costs(plan.reference)
+    )
+    if files.load("spec", Proposed) is None:
+        files.save("spec", proposed, 0.0)
+    measured = workshop.profile(plan.reference, plan.reference, 1, files)
+    rate = mean_rate(rates, plan.reference.layout)
+    trained = [
+        _train(plan, workshop, files, rung=0, seed_index=index, rate=rate)
+        for index in range(recipe.reference_seeds)
+    ]
+    stages = list(trained)
+    for rung in range(1, len(recipe.proxy.rungs)):
+        stages.append(_train(plan, workshop, files, rung=rung, seed_index=0, rate=rate))
+    if any(stage.value.diverged for stage in stages):
+        raise StudyError(
+            "the training of the reference preset diverged; lower proxy.training.learning_rate"
+        )
+    scores = averaged([stage.value.scores for stage in trained])
+    admitted, dropped = objectives.admitted(scores)
+    if not admitted:
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in dropped.items())
+        raise StudyError(f"no task carries signal ({reasons}); train longer or name easier tasks")
+    qualities = [objectives.quality(stage.value.scores, admitted)[0] for stage in trained]
+    seed_sd = statistics.stdev(qualities)
+    profiles = measured.value.profiles
+    by_rung = [
+        objectives.objectives(profiles, scores, admitted, seed_sd / math.sqrt(len(trained))),
+        *(
+            objectives.objectives(profiles, stage.value.scores, admitted, seed_sd)
+            for stage in stages[len(trained) :]
+        ),
+    ]
+    seconds_eval = math.fsum(stage.value.seconds_eval for stage in stages)
+    return Baseline(
+        worst=objectives.reference_point(profiles, recipe.budgets),
+        objectives=tuple(by_rung),
+        scores=scores,
+        identities={device: profile.identity for device, profile in profiles.items()},
+        admitted=admitted,
+        dropped=dropped,
+        seed_sd=seed_sd,
+        learning_rates=rates,
+        files=dict(files.checksums),
+        seconds={
+            "profile": measured.seconds,
+            "train": math.fsum(stage.seconds for stage in stages) - seconds_eval,
+            "evaluate": seconds_eval,
+            "tune": seconds_tuning,
+        },
+    )
+
+
+def _train(
+    plan: Plan,
+    workshop: Workshop,
+    files: StageFiles,
+    *,
+    rung: int,
+    seed_index: int,
+    rate: float | None,
+) -> Stage[Rung]:
+    recipe = plan.recipe
+    # Only the first seed climbs, so only it leaves a checkpoint and continues one.
+    before = checkpoint(files.folder, rung - 1)
+    job = TrainJob(
+        spec=plan.reference_proxy,
+        rung=rung,
+        num_steps=recipe.proxy.rungs[rung],
+        seed=training_seed(recipe.seed, _SEED_STREAM + seed_index),
+        learning_rate=rate,
+        resume_from=before if before.exists() else None,
+        checkpoint_to=checkpoint(files.folder, rung) if seed_index == 0 else None,
+    )
+    return workshop.train(job, files, f"rung-{rung}-seed-{seed_index}")

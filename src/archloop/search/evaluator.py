@@ -1,0 +1,85 @@
+"""What a study asks of the world: measure a spec on the devices, train a proxy and score it.
+
+The study itself is a bookkeeper; whoever implements `Evaluator` does the work, in processes of
+their own. Tests put a deterministic stand-in here.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from archloop.profiling.record import Profile
+from archloop.search.record import Rung
+from archloop.stack.spec import StackSpec
+
+
+class CandidateFailed(RuntimeError):  # noqa: N818
+    """A worker crashed, hung or ran out of memory; the message is one line for the trial."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class Unsupported(CandidateFailed):
+    """The runtime cannot run the spec: a constraint that it breaks, not a failure."""
+
+
+class TrainJob(NamedTuple):
+    """One proxy training.
+
+    Attributes:
+        spec: at proxy width.
+        rung: index into the recipe's rungs.
+        num_steps: of the rung, or of a tuning run.
+        seed: of initial weights and the order of the data.
+        learning_rate: peak; None takes the recipe's.
+        resume_from: checkpoint of the rung before, if it left one.
+        checkpoint_to: where a checkpoint for the next rung may be left.
+    """
+
+    spec: StackSpec
+    rung: int
+    num_steps: int
+    seed: int
+    learning_rate: float | None = None
+    resume_from: Path | None = None
+    checkpoint_to: Path | None = None
+
+
+class Evaluator(Protocol):
+    """Measures and trains."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Corpus, tokenizer and devices made ready.
+
+        Returns:
+            What identifies them: versions, device, corpus hash.
+
+        Raises:
+            ValueError: the corpus cannot be read; names file and remedy.
+        """
+
+    def profile(
+        self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
+    ) -> dict[str, Profile]:
+        """Measure a spec against the reference on each device.
+
+        Args:
+            spec: at ship width.
+            reference: the reference preset, measured in the same run.
+            look: 1, or 2 to add to the samples of look 1.
+            directory: for raw samples; whole samples already there are not taken again.
+
+        Raises:
+            Unsupported: the runtime cannot run the spec.
+            CandidateFailed: the candidate crashed, hung or ran out of memory.
+        """
+
+    def train(self, job: TrainJob, directory: Path) -> Rung:
+        """Train and score a proxy; the rung's `objectives` are left None.
+
+        Raises:
+            CandidateFailed: as `profile`.
+        """
+
+    def close(self) -> None:
+        """End workers that still run."""

@@ -1,0 +1,131 @@
+"""The evaluator of real studies: devices are measured, proxies trained, each in its own process."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from archloop import __version__, registry
+from archloop.evals import proxy
+from archloop.evals.worker import Job, TrainingError, run_isolated
+from archloop.profiling import MeasurementError, extend, profile, profile_from_samples, read_samples
+from archloop.profiling.config import ProfileConfig
+from archloop.profiling.record import Profile
+from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
+from archloop.search.recipe import Recipe
+from archloop.search.record import Rung
+from archloop.stack.spec import StackSpec
+
+_PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
+
+
+class HardwareEvaluator:
+    """Measures and trains as a recipe says.
+
+    Args:
+        recipe: of the study.
+        artifacts: folder for exports that are used again, such as the reference preset's.
+    """
+
+    def __init__(self, recipe: Recipe, artifacts: Path) -> None:
+        self._recipe = recipe
+        self._artifacts = artifacts
+        self._threads = recipe.threads or os.cpu_count() or 1
+
+    def prepare(self) -> dict[str, Any]:
+        """As `Evaluator.prepare`."""
+        data = proxy.prepare(self._recipe.proxy, None, self._recipe.root)
+        devices = {
+            config.device: registry.get("devices", config.device)().describe()
+            for config in self._recipe.profile
+        }
+        return {
+            "archloop": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+            "devices": devices,
+            "corpus": data.digest,
+            "vocab_size": data.vocab_size,
+            "training_threads": self._threads,
+            "seed": self._recipe.seed,
+        }
+
+    def profile(
+        self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
+    ) -> dict[str, Profile]:
+        """As `Evaluator.profile`."""
+        return {
+            config.device: self._profile(config, spec, reference, look, directory / config.device)
+            for config in self._recipe.profile
+        }
+
+    def train(self, job: TrainJob, directory: Path) -> Rung:
+        """As `Evaluator.train`."""
+        config = self._recipe.proxy
+        if job.num_steps != config.rungs[job.rung]:
+            config = config.model_copy(update={"rungs": (job.num_steps,)})
+        work = Job(
+            spec=job.spec,
+            config=config,
+            root=self._recipe.root,
+            rung=job.rung,
+            seed=job.seed,
+            learning_rate=job.learning_rate,
+            resume_from=job.resume_from,
+            checkpoint_to=job.checkpoint_to,
+        )
+        limit_s = self._recipe.time_limits.train_s
+        try:
+            result = run_isolated(work, directory, limit_s, self._threads)
+        except TrainingError as error:
+            raise CandidateFailed(f"training: {error}") from error
+        return Rung(
+            index=job.rung,
+            num_steps=job.num_steps,
+            num_tokens=result.num_tokens,
+            scores=result.scores,
+            objectives=None,
+            learning_rate=result.learning_rate,
+            losses=result.losses,
+            diverged=result.diverged,
+            seconds_train=result.seconds_train,
+            seconds_eval=result.seconds_eval,
+        )
+
+    def close(self) -> None:
+        """As `Evaluator.close`: every call has ended its own processes."""
+
+    def _profile(
+        self,
+        config: ProfileConfig,
+        spec: StackSpec,
+        reference: StackSpec,
+        look: int,
+        directory: Path,
+    ) -> Profile:
+        try:
+            samples = read_samples(directory)
+        except ValueError:
+            samples = None
+        if samples is not None and (samples.spec, samples.reference, samples.config) == (
+            spec,
+            reference,
+            config,
+        ):
+            if samples.looks >= look:
+                return profile_from_samples(samples)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+            look = 1
+        try:
+            if look > 1:
+                return extend(directory, artifacts=self._artifacts)
+            return profile(
+                spec, config, reference=reference, directory=directory, artifacts=self._artifacts
+            )
+        except MeasurementError as error:
+            if error.kind == "unsupported" and error.role == "candidate":
+                raise Unsupported(f"{config.runtime} on {config.device}: {error.detail}") from error
+            raise CandidateFailed(f"profiling: {error}") from error

@@ -1,0 +1,180 @@
+"""A recipe resolved: the space, the reference preset's specs, the strategy, ready to run.
+
+Everything that a recipe can be wrong about without measuring comes to light here.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from archloop import registry
+from archloop.evals import proxy
+from archloop.search.base import Strategy
+from archloop.search.objectives import check_budgets
+from archloop.search.recipe import Recipe
+from archloop.search.recipe_errors import RecipeError, describe
+from archloop.search.record import Costs
+from archloop.stack import cost, presets
+from archloop.stack.genome import Genome
+from archloop.stack.space import Space
+from archloop.stack.spec import StackSpec
+from archloop.text import corpora
+
+
+class Plan(NamedTuple):
+    """What a study runs.
+
+    Attributes:
+        contexts: profiled on any device, ascending.
+        reference: ship spec of the reference preset; `reference_proxy` is what is trained.
+        reference_genome: of the reference preset, empty when it is not of this space.
+        vocab_size: of proxies: text and task tokens.
+    """
+
+    recipe: Recipe
+    space: Space
+    strategy: Strategy
+    contexts: tuple[int, ...]
+    reference: StackSpec
+    reference_proxy: StackSpec
+    reference_genome: dict[str, Any]
+    vocab_size: int
+
+    def specs(self, genome: Genome) -> tuple[StackSpec, StackSpec]:
+        """Ship and proxy specs of a genome."""
+        return (
+            self.space.to_spec(genome, "ship"),
+            self.space.to_spec(genome, "proxy", self.vocab_size),
+        )
+
+    def costs(self, spec: StackSpec) -> Costs:
+        """What formulas say of a ship spec."""
+        return Costs(
+            num_params=cost.num_params(spec),
+            num_active_params=cost.num_active_params(spec),
+            state_bytes={str(c): cost.state_bytes(spec, c, torch.bfloat16) for c in self.contexts},
+            decode_flops={str(c): cost.decode_flops(spec, c) for c in self.contexts},
+        )
+
+
+def resolve(recipe: Recipe) -> Plan:
+    """Resolve a recipe.
+
+    Raises:
+        RecipeError: a name, value or combination that cannot work; one line with key and remedy.
+    """
+    try:
+        return _resolve(recipe)
+    except RecipeError:
+        raise
+    except ValueError as error:
+        raise recipe.error(str(error)) from error
+
+
+def _resolve(recipe: Recipe) -> Plan:
+    if recipe.plugins is not None:
+        _add_plugins(recipe)
+    for index, profile in enumerate(recipe.profile):
+        where = f"profile[{index}]" if len(recipe.profile) > 1 else "profile"
+        _known(f"{where}.device", "devices", profile.device)
+        _known(f"{where}.runtime", "runtimes", profile.runtime)
+        quants = registry.get("runtimes", profile.runtime).quants
+        if profile.quant not in quants:
+            near = registry.suggest(profile.quant, list(quants))
+            raise ValueError(f"{where}.quant: {profile.runtime} has no {profile.quant!r}; {near}")
+    contexts = tuple(sorted({c for profile in recipe.profile for c in profile.contexts}))
+    check_budgets(recipe.budgets, [p.device for p in recipe.profile], contexts, True)
+    for path in recipe.proxy.corpus.paths:
+        _prefixed("proxy.corpus.paths", corpora.resolve, path, recipe.root)
+    space = Space(recipe.space)
+    _prefixed("proxy.training.seq_len", space.check_sequence_length, recipe.proxy.training.seq_len)
+    vocab_size = _prefixed("proxy.tasks", proxy.vocab_size, recipe.proxy)
+    given = recipe.space.proxy.vocab_size
+    if given not in (None, vocab_size):
+        raise ValueError(
+            f"space.proxy.vocab_size={given}: text and tasks need {vocab_size}; leave it out"
+        )
+    reference, genome = _prefixed("reference", _reference, recipe, space)
+    proxy_width = recipe.space.proxy.d_model
+    reference_proxy = reference.replace(d_model=proxy_width, vocab_size=vocab_size)
+    for spec in (reference, reference_proxy):
+        _prefixed("reference", cost.num_params, spec)
+    return Plan(
+        recipe,
+        space,
+        _strategy(recipe, space),
+        contexts,
+        reference,
+        reference_proxy,
+        genome,
+        vocab_size,
+    )
+
+
+def _prefixed(key: str, function: Any, *arguments: Any) -> Any:
+    """Call; a ValueError's message then starts with the recipe's key."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(key) else f"{key}: {text}") from error
+
+
+def _add_plugins(recipe: Recipe) -> None:
+    assert recipe.plugins is not None
+    folder = (recipe.root / recipe.plugins).resolve()
+    if Path(recipe.plugins).is_absolute() or not folder.is_relative_to(recipe.root.resolve()):
+        raise ValueError(
+            f"plugins={recipe.plugins!r} leads outside the recipe's folder; plug-ins are programs, "
+            "so keep them beside the recipe that runs them"
+        )
+    _prefixed("plugins", registry.add_folder, folder)
+
+
+def _known(key: str, kind: str, name: str) -> None:
+    names = registry.names(kind)
+    if name not in names:
+        raise ValueError(f"{key}={name!r}: unknown; {registry.suggest(name, names)}")
+
+
+def _reference(recipe: Recipe, space: Space) -> tuple[StackSpec, dict[str, Any]]:
+    section = recipe.reference
+    if section.layout is not None:
+        genome = space.from_layout(section.layout)
+        return space.to_spec(genome, "ship"), genome.model_dump(mode="json")
+    if section.spec is not None:
+        return section.spec, {}
+    assert section.preset is not None
+    return presets.load(section.preset), {}
+
+
+def _initial(recipe: Recipe, space: Space) -> list[Genome]:
+    genomes = []
+    for index, layout in enumerate(recipe.initial):
+        key = f"initial[{index}]"
+        if isinstance(layout, str):
+            genomes.append(_prefixed(key, space.from_spec, _prefixed(key, presets.load, layout)))
+        else:
+            genomes.append(_prefixed(key, space.from_layout, layout))
+    return genomes
+
+
+def _strategy(recipe: Recipe, space: Space) -> Strategy:
+    section = recipe.strategy
+    _known("strategy.name", "strategies", section.name)
+    kind = registry.get("strategies", section.name)
+    try:
+        config = kind.Config(**section.settings)
+    except ValidationError as error:
+        what = describe(error, kind.Config, section.settings)
+        raise ValueError(f"strategy.settings.{what}") from error
+    strategy: Strategy = kind(space, config, _initial(recipe, space))
+    return strategy
+
+
+def training_seed(study_seed: int, number: int) -> int:
+    """Seed of a trial's training, from the study's seed and the trial's number alone."""
+    return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])

@@ -1,0 +1,46 @@
+"""What a study says while it runs; a display draws it, and a test can listen."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Stage = Literal["setup", "tune", "reference", "propose", "profile", "train", "told", "finished"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        stage: what begins now; told and finished report an end instead.
+        trial: number of the trial at hand; None outside trials, -1 for the reference preset.
+        num_told: trials finished so far.
+        num_trials: trials that the recipe asks for.
+        front_size: trials on the front of rung 0.
+        hypervolume: of that front.
+        seconds_left: estimate from the trials told so far; None before the first.
+        detail: a few plain words, such as a layout or the budget that was broken.
+        state: of a trial that was told.
+        rung: of a training.
+    """
+
+    stage: Stage
+    trial: int | None = None
+    num_told: int = 0
+    num_trials: int = 0
+    front_size: int = 0
+    hypervolume: float = 0.0
+    seconds_left: float | None = None
+    detail: str = ""
+    state: str | None = None
+    rung: int | None = None
+
+
+class Progress(Protocol):
+    """Whoever wants to know: called in the main process with each event, and should be quick."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take note of an event."""
+
+
+def ignore(event: Event, /) -> None:
+    """A listener that does nothing."""

@@ -1,0 +1,358 @@
+"""The study: ask, measure, reject or train, tell, until the recipe's number of trials is reached.
+
+    >>> study = Study(recipe.load("recipes/quickstart.yaml"), Path("runs"))
+    >>> record = study.run(print)  # doctest: +SKIP
+
+It may be killed at any moment. A trial is one row of the database and a folder of stage files;
+whatever was finished is found there by the next run, and all that is random comes from the recipe's
+seed and the trial's number.
+"""
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from archloop.search import front, plan, recipe, store, trial
+from archloop.search.base import SpaceExhausted, Told
+from archloop.search.baseline import Baseline
+from archloop.search.database import FORMAT, Database, Result, Stored, open_database
+from archloop.search.errors import NoFeasibleTrial, StudyError
+from archloop.search.establish import establish
+from archloop.search.evaluator import Evaluator
+from archloop.search.lock import exclusive
+from archloop.search.meter import Clock, Meter
+from archloop.search.objectives import as_point
+from archloop.search.plan import Plan
+from archloop.search.progress import Event, Progress, Stage, ignore
+from archloop.search.recipe import Recipe
+from archloop.search.record import Objectives, StudyRecord
+from archloop.search.workshop import Workshop
+from archloop.stack.genome import Genome
+from archloop.text.files import write_atomic
+
+
+class Study:
+    """A study in ``<runs>/<recipe name>/``.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        runs: folder of studies; made if missing.
+        evaluator: who measures and trains; by default what the recipe says, on real devices.
+        clock: for the time by stage.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+    """
+
+    def __init__(
+        self,
+        recipe_: Recipe | str | Path,
+        runs: str | Path = "runs",
+        *,
+        evaluator: Evaluator | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.recipe = recipe_ if isinstance(recipe_, Recipe) else recipe.load(recipe_)
+        self.folder = Path(runs) / self.recipe.name
+        self._evaluator = evaluator
+        self._clock = clock
+
+    def run(self, progress: Progress | None = None) -> StudyRecord:
+        """Create or resume the study and run what is left of it.
+
+        Args:
+            progress: called with each `Event`.
+
+        Raises:
+            RecipeError: the recipe is wrong, or is not the one that this study began with.
+            StudyBusyError: another process runs it.
+            NoFeasibleTrial: all trials are told and none kept the budgets.
+            StudyError: it cannot go on; after the cause is gone the same call does.
+            KeyboardInterrupt: it was stopped; the same call goes on.
+        """
+        meter = Meter(self._clock)
+        with _full_disk_in_one_line(self.folder):
+            resolved = plan.resolve(self.recipe)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.folder):
+                self._write_recipe()
+                database = open_database(self.folder, self.recipe.storage, self.recipe.name)
+                evaluator = self._evaluator or self._hardware()
+                with closing(database), closing(evaluator):
+                    _Run(self, resolved, database, evaluator, meter, progress or ignore).run()
+        return self.read()
+
+    def read(self) -> StudyRecord:
+        """What the study has so far, from its store alone."""
+        return store.read(self.folder)
+
+    def _hardware(self) -> Evaluator:
+        from archloop.search.hardware import HardwareEvaluator
+
+        return HardwareEvaluator(self.recipe, self.folder / "artifacts")
+
+    def _write_recipe(self) -> None:
+        """Keep the recipe, or refuse one that is not the study's.
+
+        Written before the database is made, so that a study always says what it is a study of.
+        """
+        kept = store.read_recipe(self.folder)
+        if kept is None:
+            write_atomic(self.folder / store.RECIPE_COPY, self.recipe.source)
+            store.write_recipe(self.folder, self.recipe.plain(), self.recipe.digest)
+            return
+        settings, digest = kept
+        if digest != self.recipe.digest:
+            what = _difference(settings, self.recipe.plain()) or "a plug-in's source has changed"
+            raise self.recipe.error(
+                f"{what}, unlike the study in {self.folder}; give the recipe another name, or "
+                f"restore it (a copy is {self.folder / store.RECIPE_COPY})"
+            )
+
+
+class _Run:
+    """One process's work on a study, from opening the store to the last trial."""
+
+    def __init__(
+        self,
+        study: Study,
+        plan_: Plan,
+        database: Database,
+        evaluator: Evaluator,
+        meter: Meter,
+        progress: Progress,
+    ) -> None:
+        self.recipe, self.folder, self.plan = study.recipe, study.folder, plan_
+        self.database, self.evaluator = database, evaluator
+        self.meter, self.progress = meter, progress
+        self.key = study.recipe.digest[:16]
+        self.history: list[Told] = []
+        self.results: list[Result] = []
+        self.at_rung: list[list[Objectives]] = [[] for _ in study.recipe.proxy.rungs]
+        self.front = np.empty((0, 3))
+        self.hypervolume = 0.0
+
+    def run(self) -> None:
+        """All that is left to do."""
+        if self.database.attribute("format") is None:
+            self.database.name_objectives()
+            self.database.set_attribute("format", FORMAT)
+        self._say("setup")
+        with self.meter.stage():
+            self._prepare()
+        setup_s = self.meter.last
+        baseline = self._baseline(setup_s)
+        running = []
+        for stored in self.database.trials():
+            if stored.result is None:
+                running.append(stored)
+            else:
+                self._remember(stored, stored.result, baseline)
+        number = len(self.results) + len(running)
+        for stored in running:
+            self._finish(stored, baseline)
+        ended = None
+        while number < self.recipe.num_trials:
+            try:
+                stored = self._ask(number)
+            except SpaceExhausted as error:
+                ended = str(error)
+                break
+            self._finish(stored, baseline)
+            number += 1
+        if ended != self.database.attribute("ended"):
+            self.database.set_attribute("ended", ended)
+        self._say("finished", detail=ended or "")
+        self._require_feasible()
+
+    # --- before trial 0 -----------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        try:
+            environment = self.evaluator.prepare()
+        except ValueError as error:
+            raise self.recipe.error(f"proxy.corpus: {error}") from error
+        kept = self.database.attribute("environment")
+        if kept is None:
+            self.database.set_attribute("environment", environment)
+        elif kept.get("corpus") != environment.get("corpus"):
+            raise self.recipe.error(
+                f"proxy.corpus: the text is not what the study in {self.folder} began with, so "
+                "scores would not compare; restore it, or give the recipe another name"
+            )
+
+    def _baseline(self, setup_s: float) -> Baseline:
+        kept = self.database.attribute("baseline")
+        if kept is not None:
+            return Baseline.model_validate(kept)
+        self._say("reference", trial_number=-1)
+        workshop = Workshop(self.evaluator, self.meter)
+        baseline = establish(self.plan, workshop, self.folder, self.key)
+        seconds = {**baseline.seconds, "setup": setup_s, "search": self.meter.lap()}
+        baseline = baseline.model_copy(update={"seconds": seconds})
+        self.database.set_attribute("baseline", baseline.model_dump(mode="json"))
+        return baseline
+
+    # --- trials -------------------------------------------------------------------------------
+
+    def _ask(self, number: int) -> Stored:
+        self._say("propose", trial_number=number)
+        proposal = self.plan.strategy.ask(number, self.recipe.seed, self.history)
+        genome = proposal.genome
+        stored = Stored(
+            number=number,
+            genome=genome.model_dump(mode="json"),
+            origin=proposal.origin,
+            parents=proposal.parents,
+            digest=self.plan.space.to_spec(genome, "ship").digest,
+        )
+        most = max(self.recipe.space.num_blocks)
+        summary = {k: (v, most) for k, v in self.plan.space.summary(genome).items()}
+        self.database.create(stored, summary)
+        return stored
+
+    def _finish(self, stored: Stored, baseline: Baseline) -> None:
+        def announce(stage: Stage, rung: int | None) -> None:
+            layout = Genome.model_validate(stored.genome).layout
+            self._say(stage, stored.number, rung=rung, detail=" ".join(layout))
+
+        context = trial.Context(
+            self.plan,
+            baseline,
+            Workshop(self.evaluator, self.meter),
+            self.folder,
+            self.key,
+            self.at_rung,
+            announce,
+        )
+        result = trial.run(context, stored)
+        gain = self._gain(result, baseline)
+        seconds = {**result.seconds, "search": self.meter.lap()}
+        result = result.model_copy(update={"hypervolume_gain": gain, "seconds": seconds})
+        self.database.tell(stored.number, result)
+        self._remember(stored, result, baseline)
+        self._say("told", stored.number, state=result.state, detail=_outcome(result))
+
+    def _gain(self, result: Result, baseline: Baseline) -> float | None:
+        if result.state != "complete":
+            return None
+        points = np.vstack([self.front, as_point(result.objectives[0])])
+        volume = front.hypervolume(points, as_point(baseline.worst))
+        return max(0.0, volume - self.hypervolume)
+
+    def _remember(self, stored: Stored, result: Result, baseline: Baseline) -> None:
+        """Take a told trial into memory: history, rungs, front."""
+        self.results.append(result)
+        genome = Genome.model_validate(stored.genome)
+        values = None
+        if result.state == "complete":
+            first = result.objectives[0]
+            values = (first.quality, first.latency, first.memory)
+            points = np.vstack([self.front, as_point(first)])
+            self.front = points[front.nondominated(points)]
+            self.hypervolume += result.hypervolume_gain or 0.0
+        for rung, objectives in enumerate(result.objectives):
+            self.at_rung[rung].append(objectives)
+        assert result.state != "running"
+        told = Told(stored.number, genome, result.state, values, result.excess)
+        self.history.append(told)
+        self.plan.strategy.tell(told)
+
+    def _require_feasible(self) -> None:
+        if any(result.state == "complete" for result in self.results):
+            return
+        rejected = [t for t in zip(self.history, self.results, strict=True) if t[1].excess > 0]
+        if not rejected:
+            error = self.results[0].error if self.results else "no trial was run"
+            raise NoFeasibleTrial(f"no feasible trial; every trial failed, the first with: {error}")
+        told, result = min(rejected, key=lambda pair: (pair[1].excess, pair[0].number))
+        raise NoFeasibleTrial(
+            f"no feasible trial; nearest was trial {told.number} "
+            f"({' '.join(told.genome.layout)}): {_outcome(result)}"
+        )
+
+    def _say(
+        self,
+        stage: Stage,
+        trial_number: int | None = None,
+        *,
+        rung: int | None = None,
+        state: Any = None,
+        detail: str = "",
+    ) -> None:
+        num_told = len(self.results)
+        remaining = max(0, self.recipe.num_trials - num_told)
+        self.progress(
+            Event(
+                stage=stage,
+                trial=trial_number,
+                num_told=num_told,
+                num_trials=self.recipe.num_trials,
+                front_size=len(self.front),
+                hypervolume=self.hypervolume,
+                seconds_left=trial.seconds_left(self.results, remaining),
+                detail=detail,
+                state=state,
+                rung=rung,
+            )
+        )
+
+
+def _outcome(result: Result) -> str:
+    """How a trial ended, in a few words."""
+    if result.broken:
+        worst = max(result.broken, key=lambda budget: budget.value / budget.limit)
+        unit = " x reference" if worst.relative else ""
+        return (
+            f"{worst.metric} at {worst.context} on {worst.device} {worst.value:.3g}{unit}, "
+            f"budget {worst.limit:g}{unit}"
+        )
+    if result.error is not None and not result.objectives:
+        return result.error
+    first = result.objectives[0]
+    return f"quality {first.quality:.3f}, latency {first.latency:.2f}, memory {first.memory:.2f}"
+
+
+def _difference(kept: Any, given: Any, path: str = "") -> str:
+    """The first setting in which two recipes differ, in words; empty if there is none."""
+    if isinstance(kept, dict) and isinstance(given, dict):
+        for key in dict.fromkeys([*kept, *given]):
+            inner = f"{path}.{key}" if path else str(key)
+            found = _difference(kept.get(key), given.get(key), inner)
+            if found:
+                return found
+        return ""
+    if kept == given:
+        return ""
+    return f"{path} is {str(given)[:60]} and was {str(kept)[:60]}"
+
+
+@contextmanager
+def _full_disk_in_one_line(folder: Path) -> Iterator[None]:
+    """A disk that fills ends the run with what to do, and nothing finished is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _disk_full(folder) from error
+        if error.errno is None:
+            raise
+        where = error.filename or folder
+        raise StudyError(f"{where}: {error.strerror}; mend it and run the same command") from error
+    except Exception as error:
+        text = str(error).lower()
+        if "database or disk is full" in text or "disk i/o error" in text:
+            raise _disk_full(folder) from error
+        raise
+
+
+def _disk_full(folder: Path) -> StudyError:
+    return StudyError(
+        f"{folder}: no space left on device; free some and run the same command: it goes on where "
+        "it stopped"
+    )

@@ -1,0 +1,185 @@
+"""One trial: specs, profile, budgets, rungs. What is on disk already is not done again.
+
+A trial fails only by its own workers; it is rejected by a measured budget, before any training.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from archloop.profiling.record import Profile
+from archloop.search import gate, objectives, store
+from archloop.search.baseline import Baseline
+from archloop.search.database import Result, Stored
+from archloop.search.errors import StudyError
+from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
+from archloop.search.plan import Plan, training_seed
+from archloop.search.record import Objectives, Rung
+from archloop.search.rungs import promoted
+from archloop.search.stages import Proposed, Stage, StageFiles
+from archloop.search.workshop import Workshop, checkpoint
+from archloop.stack.genome import Genome
+
+UNSUPPORTED_EXCESS = 1e6
+"""Constraint excess of a spec that the runtime cannot run: behind any that a budget rejected."""
+
+Announce = Callable[[Literal["profile", "train"], int | None], None]
+"""Called as a stage begins: profile or train, and the rung."""
+
+
+class Context(NamedTuple):
+    """What every trial of a study shares.
+
+    Attributes:
+        key: of the study, part of each stage file's key.
+        at_rung: objectives of the told trials at each rung.
+    """
+
+    plan: Plan
+    baseline: Baseline
+    workshop: Workshop
+    folder: Path
+    key: str
+    at_rung: Sequence[Sequence[Objectives]]
+    announce: Announce
+
+
+def run(context: Context, trial: Stored) -> Result:
+    """Run a trial to its end, or take up where it was left; the result lacks the study's part.
+
+    Raises:
+        StudyError: what it was measured on is not what the reference preset was measured on.
+        OSError: the disk is full, or not writable.
+    """
+    files = StageFiles(
+        store.trial_folder(context.folder, trial.number),
+        f"{context.key}:{trial.number}:{trial.digest}",
+    )
+    proposed = _proposed(context, trial, files)
+    seconds = {"profile": 0.0, "train": 0.0, "evaluate": 0.0}
+    try:
+        result = _run(context, trial, proposed, files, seconds)
+    except Unsupported as error:
+        result = Result(state="rejected", error=str(error), excess=UNSUPPORTED_EXCESS)
+    except CandidateFailed as error:
+        result = Result(state="failed", error=str(error))
+    for rung in range(len(context.plan.recipe.proxy.rungs)):
+        checkpoint(files.folder, rung).unlink(missing_ok=True)
+    return result.model_copy(update={"files": dict(files.checksums), "seconds": seconds})
+
+
+def _proposed(context: Context, trial: Stored, files: StageFiles) -> Proposed:
+    done = files.load("spec", Proposed)
+    if done is not None:
+        return done.value
+    shutil.rmtree(files.folder, ignore_errors=True)
+    spec, proxy_spec = context.plan.specs(Genome.model_validate(trial.genome))
+    costs = context.plan.costs(spec)
+    proposed = Proposed(spec=spec, proxy_spec=proxy_spec, costs=costs)
+    return files.save("spec", proposed, 0.0).value
+
+
+def _run(
+    context: Context,
+    trial: Stored,
+    proposed: Proposed,
+    files: StageFiles,
+    seconds: dict[str, float],
+) -> Result:
+    plan, workshop = context.plan, context.workshop
+
+    def measure(look: int) -> dict[str, Profile]:
+        context.announce("profile", None)
+        stage = workshop.profile(proposed.spec, plan.reference, look, files)
+        seconds["profile"] += stage.seconds
+        _check_identity(context.baseline, stage.value.profiles)
+        return stage.value.profiles
+
+    verdict = gate.judge(measure, plan.recipe.budgets)
+    if verdict.broken:
+        return Result(
+            state="rejected",
+            broken=verdict.broken,
+            straddles=verdict.straddles,
+            excess=verdict.excess,
+        )
+    reached: list[Objectives] = []
+    error = None
+    for rung in range(len(plan.recipe.proxy.rungs)):
+        try:
+            stage = _train(context, trial, proposed, files, rung)
+        except CandidateFailed as failure:
+            if rung == 0:
+                raise
+            # What rung 0 gave stands; only the longer training is lost.
+            error = f"rung {rung}: {failure}"
+            break
+        seconds["train"] += stage.seconds - stage.value.seconds_eval
+        seconds["evaluate"] += stage.value.seconds_eval
+        values = _objectives(context.baseline, verdict.profiles, stage.value)
+        others = context.at_rung[rung]
+        reached.append(values)
+        if rung + 1 == len(plan.recipe.proxy.rungs) or stage.value.diverged:
+            break
+        worst, share = context.baseline.worst, plan.recipe.promote_share
+        if not promoted(values, others, worst, share, [plan.recipe.seed, trial.number, rung]):
+            break
+    return Result(
+        state="complete", objectives=tuple(reached), straddles=verdict.straddles, error=error
+    )
+
+
+def _train(
+    context: Context, trial: Stored, proposed: Proposed, files: StageFiles, rung: int
+) -> Stage[Rung]:
+    recipe = context.plan.recipe
+    context.announce("train", rung)
+    before = checkpoint(files.folder, rung - 1)
+    last = rung + 1 == len(recipe.proxy.rungs)
+    job = TrainJob(
+        spec=proposed.proxy_spec,
+        rung=rung,
+        num_steps=recipe.proxy.rungs[rung],
+        seed=training_seed(recipe.seed, trial.number),
+        learning_rate=context.baseline.learning_rate(proposed.spec.layout),
+        resume_from=before if before.exists() else None,
+        checkpoint_to=None if last else checkpoint(files.folder, rung),
+    )
+    return context.workshop.train(job, files, f"rung-{rung}")
+
+
+def _objectives(baseline: Baseline, profiles: Mapping[str, Profile], rung: Rung) -> Objectives:
+    """Of a rung; a training that diverged is worth no more than guessing."""
+    if not rung.diverged:
+        return objectives.objectives(profiles, rung.scores, baseline.admitted, baseline.seed_sd)
+    chance = {
+        task: score.model_copy(update={"value": score.chance, "standard_error": 0.0})
+        for task, score in baseline.scores.items()
+    }
+    return objectives.objectives(profiles, chance, baseline.admitted, 0.0)
+
+
+def _check_identity(baseline: Baseline, profiles: dict[str, Profile]) -> None:
+    """Measurements compare only where device, runtime, precision and the rest match."""
+    for device, profile in profiles.items():
+        expected = baseline.identities[device]
+        if profile.identity != expected:
+            fields = [
+                f"{name} was {getattr(expected, name)!r}, is {value!r}"
+                for name, value in profile.identity
+                if getattr(expected, name) != value
+            ]
+            raise StudyError(
+                f"measurements on {device} would not compare with the reference preset's: "
+                f"{'; '.join(fields)}; go back to what it was, or start a study of another name"
+            )
+
+
+def seconds_left(told: Sequence[Result], remaining: int) -> float | None:
+    """Estimate from the mean trial; None before the first."""
+    if not told:
+        return None
+    total = math.fsum(math.fsum(result.seconds.values()) for result in told)
+    return remaining * total / len(told)

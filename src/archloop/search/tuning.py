@@ -1,0 +1,81 @@
+"""Learning rates, tuned for each mixer on a stack of that mixer alone, at proxy width.
+
+Without this a comparison of families would compare how well one rate happens to suit each.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from archloop.search import objectives
+from archloop.search.errors import StudyError
+from archloop.search.evaluator import TrainJob
+from archloop.search.plan import Plan, training_seed
+from archloop.search.record import FamilyRate, Rung
+from archloop.search.stages import StageFiles
+from archloop.search.workshop import Workshop
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+TEXT = "bits_per_byte"
+_SEED_STREAM = 2**33
+
+
+def tune(
+    plan: Plan, workshop: Workshop, folder: Path, key: str
+) -> tuple[dict[str, FamilyRate], float]:
+    """The best learning rate of each mixer of the space, on a stack of that mixer alone."""
+    tuning = plan.recipe.tuning
+    if tuning is None:
+        return {}, 0.0
+    rates, seconds = {}, 0.0
+    for mixer in plan.space.mixers:
+        spec = homogeneous(plan, mixer)
+        files = StageFiles(folder / mixer, f"{key}:{spec.digest}")
+        losses: dict[str, float] = {}
+        for index, rate in enumerate(tuning.learning_rates):
+            seed = training_seed(plan.recipe.seed, _SEED_STREAM)
+            job = TrainJob(spec, 0, tuning.num_steps, seed, rate)
+            stage = workshop.train(job, files, f"rate-{index}")
+            seconds += stage.seconds
+            losses[f"{rate:g}"] = _loss(stage.value)
+        best = min(losses, key=lambda rate: losses[rate])
+        if math.isinf(losses[best]):
+            raise StudyError(
+                f"every learning rate diverged for {mixer}; add smaller tuning.learning_rates"
+            )
+        tried = list(losses)
+        rates[mixer] = FamilyRate(
+            value=float(best), losses=losses, at_edge=best in (tried[0], tried[-1])
+        )
+    return rates, seconds
+
+
+def _loss(rung: Rung) -> float:
+    """What tuning minimises: held-out bits per byte, or without text the distance from perfect."""
+    if rung.diverged:
+        return math.inf
+    if TEXT in rung.scores:
+        return rung.scores[TEXT].value
+    return 1 - objectives.quality(rung.scores, list(rung.scores))[0]
+
+
+def homogeneous(plan: Plan, mixer: str) -> StackSpec:
+    """A stack of one mixer at proxy width and the space's smallest depth."""
+    space = plan.space
+    config = space.config
+
+    def settings(name: str) -> dict[str, Any]:
+        family = space.families[name]
+        return {**family.fixed, **{gene: values[0] for gene, values in family.genes.items()}}
+
+    channel = space.channel_mixers[0]
+    block = BlockSpec(
+        mixers=(MixerSpec(name=mixer, config=settings(mixer)),),
+        channel_mixer=ChannelMixerSpec(name=channel, config=settings(channel)),
+    )
+    return StackSpec(
+        d_model=config.proxy.d_model,
+        vocab_size=plan.vocab_size,
+        tie_embeddings=config.ship.tie_embeddings,
+        blocks=(block,) * config.num_blocks[0],
+    )

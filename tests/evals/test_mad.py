@@ -43,6 +43,13 @@ def test_every_setting_can_be_made():
         assert task.examples("test", 0, 2).ids_NT.shape[0] == 2
 
 
+def test_the_quick_form_is_one_training_a_task():
+    runs = plan(MadConfig.quick())
+    assert [run.task for run in runs] == list(mad.CHANGES)
+    for run in runs:
+        assert mad.make_task(run.task, run.settings).examples("test", 0, 4).ids_NT.shape[1] <= 32
+
+
 def test_unknown_task():
     with pytest.raises(ValueError, match="did you mean 'memorization'"):
         plan(MadConfig(tasks=("memorisation",)))

@@ -194,7 +194,7 @@ def rope_tables(
     half = head_dim // 2
     exponents = torch.arange(half, device=device, dtype=torch.float32) / half
     angles = torch.arange(max_context, device=device, dtype=torch.float32)[:, None]
-    angles = angles * theta**-exponents
+    angles = angles * (1.0 / theta**exponents)
     return angles.cos(), angles.sin()
 
 

@@ -96,6 +96,22 @@ def test_a_budget_without_room_to_move_is_still_checked() -> None:
         assert abs(cost.num_params(met.to_spec(genome, "ship")) - total) <= 0.01 * total
 
 
+def test_a_budget_that_few_layouts_meet_is_found_and_met() -> None:
+    # Attention and SwiGLU in all twelve blocks: one random layout in a thousand.
+    config = {
+        "num_blocks": 12, "scope": {}, "sharing": {}, "proxy": {"d_model": 256},
+        "mixers": {"short_conv": {}, "swa": {"queries_per_kv": 1}, "gqa": {"queries_per_kv": 4}},
+        "channel_mixers": {"swiglu": {"expansion": [2, 2.25]}, "moe": {"num_experts": 4}},
+    }  # fmt: skip
+    roomy = Space(changed(**config, budget=None))
+    target = cost.num_params(roomy.to_spec(roomy.from_layout(["gqa"] * 12), "ship"))
+    space = Space(changed(**config, budget={"num_params": target, "tolerance": 0.002}))
+    for seed in range(5):
+        genome = space.sample(np.random.default_rng(seed))
+        assert set(genome.layout) == {"gqa"}
+        assert abs(cost.num_params(space.to_spec(genome, "ship")) - target) <= 0.002 * target
+
+
 # --- sharing ------------------------------------------------------------------------------------
 
 

@@ -96,8 +96,9 @@ def check_widths(family: Family, config: SpaceConfig) -> None:
                 sizes = family.config(genes).sizes(width)
             except ValueError as error:
                 raise ValueError(
-                    f"space.{family.kind}.{family.name}: {_words(genes) or 'as given'} cannot be "
-                    f"built at {where}.d_model={width}: {error}"
+                    f"space.{family.kind}.{family.name}: "
+                    f"{_words({**family.fixed, **genes}) or 'its default'} cannot be built at "
+                    f"{where}.d_model={width}: {error}"
                 ) from error
             # Settings that are no sizes (a name, a switch) make a difference of their own.
             other = tuple((k, v) for k, v in genes.items() if isinstance(v, (bool, str)))

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
 
 class OutOfReachError(ValueError):
-    """No setting of the free gene brings a genome to the parameter budget."""
+    """No setting of the free gene brings a genome to the parameter budget.
+
+    Attributes:
+        genome: with every other rule kept.
+        distance: from the budget at the nearest, in parameters.
+    """
+
+    def __init__(self, message: str, genome: Genome, distance: int) -> None:
+        super().__init__(message)
+        self.genome, self.distance = genome, distance
 
 
 def repaired(space: "Space", genome: Genome) -> Genome:
@@ -116,7 +125,9 @@ def on_budget(space: "Space", genome: Genome) -> Genome:
     if abs(base - budget.num_params) > budget.tolerance * budget.num_params:
         raise OutOfReachError(
             f"{'-'.join(genome.layout)} comes to {base:,} parameters at the nearest, "
-            f"the budget is {budget.num_params:,} within {budget.tolerance:.1%}"
+            f"the budget is {budget.num_params:,} within {budget.tolerance:.1%}",
+            genome,
+            abs(base - budget.num_params),
         )
     return _with_free(space, genome, _spread(indices, step, num_up))
 

@@ -26,8 +26,6 @@ from archloop.stack.space_config import MAX_GRID, SpaceConfig
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 Scale = Literal["ship", "proxy"]
-NUM_TRIES = 400
-"""Random layouts tried before a parameter budget counts as out of reach."""
 WINDOWS_PER_SEQUENCE = 4
 """A proxy sequence must be so many windows long for a window to differ from full attention."""
 
@@ -69,18 +67,17 @@ class Space:
         """A random genome.
 
         The proportions of the mixers are drawn first, so that pure and mixed stacks both occur.
+
+        Raises:
+            OutOfReachError: no genome near the parameter budget was found.
         """
-        error: OutOfReachError | None = None
-        for _ in range(NUM_TRIES):
-            try:
-                return self.repair(variation.drawn(self, rng))
-            except OutOfReachError as reason:
-                error = reason
-        assert error is not None
-        raise error
+        return variation.sampled(self, rng)
 
     def mutate(self, genome: Genome, rng: np.random.Generator) -> Genome:
-        """A different genome, one structural change away (see `stack.variation.mutated`)."""
+        """A different genome, one structural change away (see `stack.variation.OPERATORS`).
+
+        Where no change of this one keeps the rules, a random genome.
+        """
         return variation.mutated(self, genome, rng)
 
     def crossover(self, a: Genome, b: Genome, rng: np.random.Generator) -> Genome:
@@ -372,8 +369,8 @@ class Space:
             assert self.config.budget is not None
             raise ValueError(
                 f"space.budget.num_params={self.config.budget.num_params:,}: no spec meets it "
-                f"({NUM_TRIES} layouts tried; {error}); change the number, the widths or the "
-                f"values of {self.config.budget.free}"
+                f"({error}); change the number, the widths or the values of "
+                f"{self.config.budget.free}"
             ) from error
 
 

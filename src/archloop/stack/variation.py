@@ -19,8 +19,34 @@ T = TypeVar("T")
 Operator = Callable[["Space", Genome, np.random.Generator], Genome | None]
 SHARING_CHANCE = 0.15
 """That a block of a random genome shares, where it can."""
+NUM_DRAWS = 100
+"""Random genomes tried against the parameter budget before one is led towards it."""
+NUM_STEPS = 2000
+"""Changes tried on the way, after which the budget counts as out of reach."""
 NUM_TRIES = 30
 """Changes tried before mutation gives up on a parent and draws a random genome."""
+
+
+def sampled(space: "Space", rng: np.random.Generator) -> Genome:
+    """A random genome that meets the parameter budget.
+
+    Where hardly any layout does, the nearest of many is changed step by step towards it.
+    """
+    nearest: OutOfReachError | None = None
+    for attempt in range(NUM_DRAWS + NUM_STEPS):
+        if nearest is None or attempt < NUM_DRAWS:
+            candidate: Genome | None = drawn(space, rng)
+        else:
+            candidate = _operator(rng, RESIZING)(space, nearest.genome, rng)
+        if candidate is None:
+            continue
+        try:
+            return space.repair(candidate)
+        except OutOfReachError as error:
+            if nearest is None or error.distance <= nearest.distance:
+                nearest = error
+    assert nearest is not None
+    raise nearest
 
 
 def drawn(space: "Space", rng: np.random.Generator) -> Genome:
@@ -63,7 +89,7 @@ def drawn(space: "Space", rng: np.random.Generator) -> Genome:
 def mutated(space: "Space", genome: Genome, rng: np.random.Generator) -> Genome:
     """A genome that differs by one change: one of `OPERATORS`, drawn uniformly."""
     for _ in range(NUM_TRIES):
-        child = OPERATORS[int(rng.integers(len(OPERATORS)))](space, genome, rng)
+        child = _operator(rng, OPERATORS)(space, genome, rng)
         if child is None:
             continue
         try:
@@ -222,9 +248,15 @@ OPERATORS: tuple[Operator, ...] = (
     toggle_sharing,
     change_period,
 )
+RESIZING = tuple(operator for operator in OPERATORS if operator is not swap_blocks)
+"""Operators that may change the number of parameters."""
 
 
 # --- inside -------------------------------------------------------------------------------------
+
+
+def _operator(rng: np.random.Generator, operators: tuple[Operator, ...]) -> Operator:
+    return operators[int(rng.integers(len(operators)))]
 
 
 def _cell(genome: Genome, rng: np.random.Generator) -> int:

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from archloop.blocks.base import MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
+from archloop.blocks.ops.heads import recurrent_dtype
 from archloop.blocks.ops.long_conv import System, chunk_size, state_space
-from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
+from archloop.blocks.ops.precision import KeepsFloat32, precise
 
 
 class ChannelSSMConfig(MixerConfig):
@@ -45,7 +46,7 @@ class ChannelSSMConfig(MixerConfig):
         return 2 * d_model**2 + d_model + self.core_params(d_model)
 
     def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-        return d_model * self.num_states * precise_dtype(dtype).itemsize
+        return d_model * self.num_states * recurrent_dtype(dtype).itemsize
 
     def prefill_flops(  # noqa: D102
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -86,7 +87,7 @@ class ChannelSSM(KeepsFloat32, SequenceMixer):
             batch_size,
             like.shape[0],
             self.num_states,
-            dtype=precise_dtype(dtype or like.dtype),
+            dtype=recurrent_dtype(dtype or like.dtype),
             device=device or like.device,
         )
         return State(max_context, x=x_BDS)

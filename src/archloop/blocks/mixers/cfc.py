@@ -1,7 +1,7 @@
 """CfC: the closed-form continuous-time cell, a Liquid Time-Constant network solved in closed form.
 
 arXiv 2106.13898, equation 10 and the authors' code. ``z = lecun_tanh(W [x_t, h_{t-1}])``, then
-heads f, g and a gate: ``h_t = tanh(f) (1 - s) + tanh(g) s`` with ``s = sigmoid(t_a elapsed + t_b)``.
+heads f, g and a gate: ``h_t = tanh(f) (1 - s) + tanh(g) s``, ``s = sigmoid(t_a elapsed + t_b)``.
 Tokens are one unit of time apart, so t_a + t_b is one layer here. ``mode="no_gate"`` is
 ``tanh(f) + s tanh(g)``; ``"pure"`` is the solution itself, ``A - A exp(-(|w| + |f|)) f``. All are
 bounded by construction or by their parameters. The cell is not linear: training is sequential.
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.cell_scan import Head, cell_scan, cell_step
-from archloop.blocks.ops.precision import precise, precise_dtype
+from archloop.blocks.ops.heads import recurrent_dtype
+from archloop.blocks.ops.precision import precise
 
 
 class CfC(SequenceMixer):
@@ -44,7 +45,7 @@ class CfC(SequenceMixer):
             return width * d_model * (2 + self.num_heads) + biases + d_model**2
 
         def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return d_model * precise_dtype(dtype).itemsize
+            return d_model * recurrent_dtype(dtype).itemsize
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -84,7 +85,7 @@ class CfC(SequenceMixer):
         h_BD = torch.zeros(
             batch_size,
             like.shape[0],
-            dtype=precise_dtype(dtype or like.dtype),
+            dtype=recurrent_dtype(dtype or like.dtype),
             device=device or like.device,
         )
         return State(max_context, h=h_BD)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.cell_scan import lecun_tanh
-from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
+from archloop.blocks.ops.heads import recurrent_dtype
+from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import scan
 
 
@@ -38,7 +39,7 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
             return 3 * d_model * self.sizes(d_model)["d_backbone"] + d_model + d_model**2
 
         def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return d_model * precise_dtype(dtype).itemsize
+            return d_model * recurrent_dtype(dtype).itemsize
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -69,7 +70,7 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
         h_BD = torch.zeros(
             batch_size,
             like.shape[0],
-            dtype=precise_dtype(dtype or like.dtype),
+            dtype=recurrent_dtype(dtype or like.dtype),
             device=device or like.device,
         )
         return State(max_context, h=h_BD)

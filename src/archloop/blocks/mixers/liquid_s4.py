@@ -1,8 +1,9 @@
 """Liquid-S4: S4D whose transition moves with its input, by the exact recurrence.
 
 ``x_k = (Abar + Bbar v_k) x_{k-1} + Bbar v_k``, ``y = 2 Re(C x) + D u`` per channel
-(arXiv 2209.12951, eq. 8, diagonal A). The authors' code trains a convolution plus a correction that reads future
-inputs, and decodes with plain S4; this is the equation itself. It is stable by parametrisation:
+(arXiv 2209.12951, eq. 8, diagonal A). The authors' code trains a convolution plus a correction that
+reads future inputs, and decodes with plain S4; this is the equation itself. It is stable by
+parametrisation:
 ``v = tanh(u)`` and ``Bbar = (1 - |Abar|) beta / sqrt(1 + |beta|^2)`` give ``|Abar + Bbar v| < 1``.
 
 Shape suffixes: B batch, T time, D model width, M = N/2 modes.

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
-from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
+from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype
+from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.selective_scan import selective_scan, selective_step
-from archloop.blocks.ops.zoh import log_uniform
 
 
 class Mamba(KeepsFloat32, SequenceMixer):
@@ -41,7 +41,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         expansion: Annotated[float, Gene((1.0, 1.5, 2.0), scale="ratio")] = Field(2.0, gt=0)
         state_dim: Annotated[int, Gene((8, 16, 32))] = Field(16, ge=1)
         kernel: Annotated[int, Gene((2, 4))] = Field(4, ge=1, le=64)
-        core: Literal["ssm", "conv"] = "ssm"
+        core: Literal["recurrent", "conv"] = "recurrent"
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
             inner = self.expansion * d_model
@@ -51,7 +51,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
                     f"d_model={d_model}; choose one whose product with it is whole"
                 )
             sizes = {"d_inner": int(inner), "kernel": self.kernel}
-            if self.core == "ssm":
+            if self.core == "recurrent":
                 sizes |= {"state_dim": self.state_dim, "dt_rank": math.ceil(d_model / 16)}
             return sizes
 
@@ -68,7 +68,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
 
         def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
             inner, states, _ = self._widths(d_model)
-            held = inner * states * precise_dtype(dtype).itemsize
+            held = inner * states * recurrent_dtype(dtype).itemsize
             return held + (self.kernel - 1) * inner * dtype.itemsize
 
         def prefill_flops(  # noqa: D102
@@ -92,7 +92,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         super().__init__()
         sizes = config.sizes(d_model)
         self.config, self.inner = config, sizes["d_inner"]
-        self.has_state = config.core == "ssm"
+        self.has_state = config.core == "recurrent"
         self.z_proj = Linear(d_model, self.inner)
         self.out_proj = Linear(self.inner, d_model)
         if self.has_state:
@@ -113,9 +113,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         self.select = Linear(self.inner, sum(self.split))
         self.dt_proj = Linear(rank, self.inner)
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        # Steps start between 1e-3 and 1e-1; the bias is their inverse softplus.
-        dt_I = log_uniform(self.inner, 1e-3, 1e-1).exp().clamp(min=1e-4)
-        self.dt_bias = nn.Parameter(dt_I + torch.log(-torch.expm1(-dt_I)))
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.inner))
         poles_N = torch.arange(1, states + 1, dtype=torch.float32)
         self.a_log = nn.Parameter(poles_N.log().repeat(self.inner, 1))
 
@@ -131,7 +129,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         tensors = {"conv": torch.zeros(past, dtype=dtype, device=device)}
         if self.has_state:
             held = (batch_size, self.inner, self.config.state_dim)
-            tensors["ssm"] = torch.zeros(held, dtype=precise_dtype(dtype), device=device)
+            tensors["ssm"] = torch.zeros(held, dtype=recurrent_dtype(dtype), device=device)
         return State(max_context, **tensors)
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
+from archloop.blocks.ops.heads import recurrent_dtype
 from archloop.blocks.ops.hippo import dplr
-from archloop.blocks.ops.precision import KeepsFloat32, precise, precise_dtype
+from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import Pair, scan_pair
 from archloop.blocks.ops.zoh import log_uniform, zoh
 
@@ -47,7 +48,7 @@ class S5(KeepsFloat32, SequenceMixer):
             return own if consumer else own + 2 * modes * d_model + 3 * modes
 
         def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return 2 * self.sizes(d_model)["num_modes"] * precise_dtype(dtype).itemsize
+            return 2 * self.sizes(d_model)["num_modes"] * recurrent_dtype(dtype).itemsize
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -98,7 +99,7 @@ class S5(KeepsFloat32, SequenceMixer):
     ) -> State:
         like = self.d
         shape = (batch_size, self.log_dt.shape[0])
-        kind = precise_dtype(dtype or like.dtype)
+        kind = recurrent_dtype(dtype or like.dtype)
         re, im = (torch.zeros(shape, dtype=kind, device=device or like.device) for _ in range(2))
         return State(max_context, re=re, im=im)
 

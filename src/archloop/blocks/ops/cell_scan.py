@@ -1,9 +1,9 @@
 """A nonlinear recurrent cell with one hidden layer, run over time; exact and sequential.
 
 ``z_t = act(p_t + W_r h_{t-1})``, ``o_t = W_o z_t + b``, ``h_t = head(o_t)`` with an elementwise
-head that combines k outputs per unit. The recurrence is not linear, so no parallel form is exact; what
-the fast form saves is everything that need not be in the loop: slopes of the nonlinearities are
-computed for all tokens at once, and each weight's gradient is one product over all tokens.
+head that combines k outputs per unit. The recurrence is not linear, so no parallel form is exact;
+what the fast form saves is everything that need not be in the loop: slopes of the nonlinearities
+are computed for all tokens at once, and each weight's gradient is one product over all tokens.
 
 Shape suffixes: B batch, T time, U hidden width, H units, O = k H outputs.
 """

@@ -3,18 +3,14 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-
-def precise_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of log-decays, cumulative sums and recurrent state for a model of `dtype`."""
-    return torch.promote_types(dtype, torch.float32)
+from archloop.blocks.ops.heads import recurrent_dtype
 
 
 def precise(x: Tensor) -> Tensor:
-    """`x` in that dtype."""
-    return x.to(precise_dtype(x.dtype))
+    """`x` in the dtype of log-decays, cumulative sums and recurrent state."""
+    return x.to(recurrent_dtype(x.dtype))
 
 
 class KeepsFloat32(nn.Module):
@@ -39,6 +35,6 @@ class KeepsFloat32(nn.Module):
         for name, before in kept.items():
             after = self._parameters[name]
             assert after is not None
-            if after.dtype != precise_dtype(after.dtype) and not before.is_meta:
+            if after.dtype != recurrent_dtype(after.dtype) and not before.is_meta:
                 after.data = precise(before).to(after.device)
         return self

@@ -1,0 +1,288 @@
+"""Mamba-3 (arXiv 2603.15569): trapezoidal steps, rotating states, one or several ranks.
+
+``S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t K_{t-1} V_{t-1}^T + l_t dt_t K_t V_t^T``, ``a = exp(A dt)``,
+l a gate: the trapezoid rule where Mamba-2 has Euler's. Complex states are pairs of real ones: keys
+B and queries C turn by an angle that grows with time, ``phi_t = phi_{t-1} + pi dt tanh(w)``.
+B and C are normalised, then take a bias per head; there is no short convolution. With rank R > 1
+(MIMO) a token has R keys and queries, values ``x * mimo_x``, and outputs that ``mimo_o`` combines.
+
+The parallel form is that of a plain decaying state: with its share of the next step,
+``n_t = dt_{t+1} (1 - l_{t+1})``, a token adds ``K_t (l_t dt_t + n_t) V_t^T``, of which its own reading
+leaves out n_t. Rotated pairs are (i, i + S) here; B, C, norms and biases are symmetric in that
+order. A consumer brings a C, D, gate and output of its own.
+
+Shape suffixes: B batch, T time, D model width, I inner width, N heads, R ranks, K state width,
+V head width, S angles.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
+from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops import ranked_ssd
+from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype
+from archloop.blocks.ops.precision import KeepsFloat32, precise
+
+
+class Mamba3(KeepsFloat32, SequenceMixer):
+    """Matrix state of K by V per head in at least float32, the last key and value, the angles."""
+
+    shareable = True
+    float32_params = frozenset({"dt_bias"})
+    no_decay = frozenset({"b_bias", "c_bias"})
+
+    class Config(MixerConfig):
+        """Inner width ``expansion * d_model``; `rank` 1 is SISO, above it MIMO."""
+
+        head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)
+        state_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=4, multiple_of=4)
+        expansion: Annotated[float, Gene((1.0, 2.0), scale="ratio")] = Field(2.0, gt=0, le=8)
+        rank: Annotated[Literal[1, 2, 4], Gene((1, 2, 4))] = 1
+        rope_fraction: float = Field(0.5, gt=0, le=1)
+        """Share of the state that rotates."""
+        norm_eps: float = Field(1e-5, gt=0)
+        decay_floor: float = Field(1e-4, gt=0)
+
+        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+            inner = round(self.expansion * d_model)
+            if inner != self.expansion * d_model or inner % self.head_dim:
+                raise ValueError(
+                    f"head_dim={self.head_dim} does not divide expansion={self.expansion} times "
+                    f"d_model={d_model}; choose a divisor of {self.expansion * d_model:g}"
+                )
+            angles = int(self.state_dim * self.rope_fraction) // 2
+            if not angles:
+                raise ValueError(
+                    f"rope_fraction={self.rope_fraction} rotates nothing of "
+                    f"state_dim={self.state_dim}; allowed: at least {2 / self.state_dim:g}"
+                )
+            return {
+                "num_heads": inner // self.head_dim,
+                "head_dim": self.head_dim,
+                "state_dim": self.state_dim,
+                "rank": self.rank,
+                "num_angles": angles,
+            }
+
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+            sizes = self.sizes(d_model)
+            heads, angles = sizes["num_heads"], sizes["num_angles"]
+            inner, keys = heads * self.head_dim, self.rank * self.state_dim
+            ranked = inner * self.rank if self.rank > 1 else 0
+            own = d_model * (2 * inner + keys) + self.state_dim + heads * keys + heads + 2 * ranked
+            if consumer:
+                return own
+            made = d_model * (inner + keys + 3 * heads + angles)
+            return own + made + self.state_dim + heads * keys + heads + ranked
+
+        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+            sizes = self.sizes(d_model)
+            head = (self.state_dim + 1) * self.head_dim + sizes["num_angles"]
+            head += self.rank * self.state_dim
+            return sizes["num_heads"] * head * recurrent_dtype(dtype).itemsize
+
+        def prefill_flops(  # noqa: D102
+            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+        ) -> int:
+            heads, widths = self.sizes(d_model)["num_heads"], (self.state_dim, self.head_dim)
+            mixing = ranked_ssd.read_flops(num_tokens, self.rank, *widths)
+            # A token's own share of the next step, taken back out of what it reads.
+            mixing += num_tokens * 2 * self.rank**2 * sum(widths)
+            if not consumer:
+                mixing += ranked_ssd.states_flops(num_tokens, self.rank, *widths)
+            return num_tokens * self._projections(d_model, consumer) + heads * mixing
+
+        def decode_flops(  # noqa: D102
+            self, d_model: int, context: int, *, consumer: bool = False
+        ) -> int:
+            cells = self.sizes(d_model)["num_heads"] * self.state_dim * self.head_dim
+            per_cell = 2 * self.rank if consumer else 6 * self.rank + 3
+            return self._projections(d_model, consumer) + cells * per_cell
+
+        def _projections(self, d_model: int, consumer: bool) -> int:
+            sizes = self.sizes(d_model)
+            heads = sizes["num_heads"]
+            inner, keys = heads * self.head_dim, self.rank * self.state_dim
+            own = 2 * d_model * (2 * inner + keys)
+            made = 2 * d_model * (inner + keys + 3 * heads + sizes["num_angles"])
+            return own if consumer else own + made
+
+    def __init__(
+        self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
+    ) -> None:
+        super().__init__()
+        sizes = config.sizes(d_model)
+        self.config, self.num_heads = config, sizes["num_heads"]
+        self.num_angles, rank, width = sizes["num_angles"], config.rank, config.state_dim
+        inner = self.num_heads * config.head_dim
+        self.query_widths = [inner, rank * width]
+        self.query_proj = Linear(d_model, sum(self.query_widths))
+        self.c_norm = RMSNorm(width, config.norm_eps)
+        self.c_bias = nn.Parameter(torch.ones(self.num_heads, rank, width))
+        self.skip = nn.Parameter(torch.ones(self.num_heads))
+        self.out_proj = Linear(inner, d_model)
+        shape = (self.num_heads, rank, config.head_dim)
+        if rank > 1:
+            self.mimo_z = nn.Parameter(torch.ones(shape))
+            self.mimo_o = nn.Parameter(torch.full(shape, 1 / rank))
+        if consumer:
+            return
+        heads = self.num_heads
+        self.feature_widths = [inner, rank * width, heads, heads, heads, self.num_angles]
+        self.feature_proj = Linear(d_model, sum(self.feature_widths))
+        self.b_norm = RMSNorm(width, config.norm_eps)
+        self.b_bias = nn.Parameter(torch.ones(heads, rank, width))
+        self.dt_bias = nn.Parameter(initial_dt_bias(heads))
+        if rank > 1:
+            self.mimo_x = nn.Parameter(torch.full(shape, 1 / rank))
+
+    def init_state(  # noqa: D102
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        like, heads, config = self.out_proj.weight, self.num_heads, self.config
+        kind, place = recurrent_dtype(dtype or like.dtype), device or like.device
+        shapes = {
+            "kv": (heads, config.state_dim, config.head_dim),
+            "angle": (heads, self.num_angles),
+            "k": (heads, config.rank, config.state_dim),
+            "v": (heads, config.head_dim),
+        }
+        tensors = {
+            name: torch.zeros(batch_size, *shape, dtype=kind, device=place)
+            for name, shape in shapes.items()
+        }
+        return State(max_context, **tensors)
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+        x, b, dt, g, trap, turn = self._features(x_BTD, span.valid_BT)
+        angle = turn.cumsum(2, dtype=torch.float64)
+        if state is not None:
+            angle = angle + state["angle"][:, :, None]
+        angle = angle.remainder(2 * math.pi).to(dt.dtype)
+        k_BNTRK = rotate(b, angle)
+        v_BNTRV = self._ranked(x)
+        share = dt * (1 - trap)
+        next_share = F.pad(share[:, :, 1:], (0, 1))
+        scaled = v_BNTRV * (dt * trap + next_share)[..., None, None]
+        initial = None
+        if state is not None:
+            past = state["k"].transpose(-1, -2) @ self._ranked(state["v"][:, :, None])[:, :, 0]
+            initial = state["kv"] + share[:, :, 0, None, None] * past
+        states, final = ranked_ssd.states(k_BNTRK, scaled, g, initial)
+        if state is not None:
+            self._keep(state, span, angle, k_BNTRK, x)
+            state["kv"].copy_(final)
+        return {
+            "angle": angle,
+            "k": k_BNTRK,
+            "v": v_BNTRV,
+            "scaled": scaled,
+            "next": next_share,
+            "g": g,
+            "states": states,
+        }
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+        z, c = self._queries(x_BTD)
+        q_BNTRK = rotate(c, shared["angle"])
+        y = ranked_ssd.read(q_BNTRK, shared["k"], shared["scaled"], shared["g"], shared["states"])
+        v = shared["v"]
+        if self.config.rank == 1:
+            own = (q_BNTRK * shared["k"]).sum(-1, keepdim=True) * v
+        else:
+            own = (q_BNTRK @ shared["k"].transpose(-1, -2)) @ v
+        y = y - shared["next"][..., None, None] * own
+        return self._out(x_BTD, y + precise(self.skip)[:, None, None, None] * v, z)
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+        x, b, dt, g, trap, turn = (part[:, :, 0] for part in self._features(x_BD[:, None], None))
+        angle = (state["angle"] + turn).remainder(2 * math.pi)
+        k_BNRK, v_BNRV = rotate(b, angle), self._ranked(x[:, :, None])[:, :, 0]
+        past = state["k"].transpose(-1, -2) @ self._ranked(state["v"][:, :, None])[:, :, 0]
+        share = (dt * (1 - trap))[..., None, None]
+        kv = g.exp()[..., None, None] * (state["kv"] + share * past)
+        kv = kv + (dt * trap)[..., None, None] * (k_BNRK.transpose(-1, -2) @ v_BNRV)
+        for name, value in (("kv", kv), ("angle", angle), ("k", k_BNRK), ("v", x)):
+            state[name].copy_(value)
+        return {"angle": angle, "v": v_BNRV, "kv": state["kv"]}
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+        z, c = self._queries(x_BD[:, None])
+        q_BNRK = rotate(c[:, :, 0], shared["angle"])
+        y = q_BNRK @ shared["kv"] + precise(self.skip)[:, None, None] * shared["v"]
+        return self._out(x_BD[:, None], y[:, :, None], z)[:, 0]
+
+    def _features(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, ...]:
+        """Values (B, N, T, V), keys before rotation (B, N, T, R, K), and per head and token:
+        dt, log-decay, trapezoid gate (B, N, T) and turn (B, N, T, S).
+        """
+        parts = self.feature_proj(x_BTD).split(self.feature_widths, -1)
+        x, b, dt, rate, trap, turn = (precise(part) for part in parts)
+        dt_BTN = F.softplus(dt + precise(self.dt_bias))
+        if valid_BT is not None:
+            dt_BTN = dt_BTN * valid_BT[..., None]
+        dt_BNT = dt_BTN.transpose(1, 2)
+        # 1 + x above 0 and 1/(1 - x) below: positive, and slow to reach 0.
+        speed_BTN = torch.where(rate >= 0, 1 + rate, 1 / (1 - rate.clamp(max=0)))
+        speed_BNT = speed_BTN.clamp(min=self.config.decay_floor).transpose(1, 2)
+        turn_BNTS = math.pi * turn.tanh()[:, None] * dt_BNT[..., None]
+        x_BNTV = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        keys = self._with_bias(b, self.b_norm, self.b_bias)
+        gate_BNT = trap.sigmoid().transpose(1, 2)
+        return x_BNTV, keys, dt_BNT, -speed_BNT * dt_BNT, gate_BNT, turn_BNTS
+
+    def _queries(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Output gate (B, T, I) and queries before rotation (B, N, T, R, K)."""
+        z, c = self.query_proj(x_BTD).split(self.query_widths, -1)
+        return z, self._with_bias(precise(c), self.c_norm, self.c_bias)
+
+    def _with_bias(self, x_BTd: Tensor, norm: RMSNorm, bias_NRK: Tensor) -> Tensor:
+        x_BTRK = x_BTd.unflatten(-1, (self.config.rank, -1))
+        weight = precise(norm.weight)
+        normed = F.rms_norm(x_BTRK, weight.shape, weight, norm.eps)
+        return normed[:, None] + precise(bias_NRK)[:, None]
+
+    def _ranked(self, x_BNTV: Tensor) -> Tensor:
+        """One value per rank, (B, N, T, R, V)."""
+        x_BNT1V = x_BNTV[..., None, :]
+        return x_BNT1V if self.config.rank == 1 else x_BNT1V * precise(self.mimo_x)[:, None]
+
+    def _keep(self, state: State, span: Span, angle: Tensor, k: Tensor, x: Tensor) -> None:
+        """Remember the angle, key and value of each row's last real token."""
+        last: list[tuple[str, Tensor]] = [("angle", angle), ("k", k), ("v", x)]
+        for name, values in last:
+            if span.lengths_B is None:
+                state[name].copy_(values[:, :, -1])
+                continue
+            held = torch.cat([state[name][:, :, None], values.to(state[name].dtype)], 2)
+            rows_B = torch.arange(held.shape[0], device=held.device)
+            state[name].copy_(held[rows_B, :, span.lengths_B])
+
+    def _out(self, x_BTD: Tensor, y_BNTRV: Tensor, z_BTI: Tensor) -> Tensor:
+        z_BTNV = z_BTI.unflatten(-1, (self.num_heads, -1))
+        y_BTNRV = y_BNTRV.transpose(1, 2).to(x_BTD.dtype)
+        if self.config.rank == 1:
+            gated = y_BTNRV[..., 0, :] * F.silu(z_BTNV)
+        else:
+            gates = F.silu(z_BTNV[..., None, :] * self.mimo_z)
+            gated = (y_BTNRV * gates * self.mimo_o).sum(-2)
+        return self.out_proj(gated.flatten(-2))
+
+
+def rotate(x_RK: Tensor, angle_S: Tensor) -> Tensor:
+    """Turns the pairs (i, i + S), i < S, of each rank (..., R, K) by the angles (..., S)."""
+    num = angle_S.shape[-1]
+    cos, sin = angle_S.cos()[..., None, :], angle_S.sin()[..., None, :]
+    first, second, rest = x_RK.split([num, num, x_RK.shape[-1] - 2 * num], -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], -1)

@@ -1,0 +1,81 @@
+"""Linear attention with one decay per head and several keys, values and queries per token.
+
+``S_t = exp(g_t) S_{t-1} + sum_r k_{t,r} v_{t,r}^T``, ``o_{t,r} = S_t^T q_{t,r}``: Mamba-3's MIMO
+form (arXiv 2603.15569), with rank 1 as the usual one. A chunk's tokens and ranks are the rows of one
+product, so ranks add arithmetic to the same number of passes over memory. As in `ops.ssd`, the
+parallel form has two halves, `states` and `read`, and computes in the dtype of g.
+
+Shape suffixes: B batch, N heads, T time, R ranks, K key width, V value width, n chunks, C tokens in
+a chunk.
+"""
+
+import torch
+from torch import Tensor
+
+from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
+from archloop.blocks.ops.ssd import decay_ratios
+
+CHUNK_ROWS = 64
+
+
+def recurrent(
+    q_BNTRK: Tensor, k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The plain reference: outputs (B, N, T, R, V) and the final state, token by token."""
+    state_BNKV, outputs = initial_BNKV, []
+    tokens = zip(*(x.unbind(2) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT)), strict=True)
+    for q, k, v, g in tokens:
+        state_BNKV = g.exp()[..., None, None] * state_BNKV + k.transpose(-1, -2) @ v
+        outputs.append(q @ state_BNKV)
+    return torch.stack(outputs, 2), state_BNKV
+
+
+def states(
+    k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """State before each chunk, (B, N, n, K, V), and after the last token."""
+    chunk = tokens_per_chunk(*k_BNTRK.shape[2:4])
+    k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (k_BNTRK, v_BNTRV, g_BNT))
+    b = g.cumsum(3)
+    last = b[..., -1:]
+    v = v * (last - b).exp()[..., None, None]
+    added_BNnKV = k.flatten(3, 4).transpose(3, 4) @ v.flatten(3, 4)
+    return carry(last.exp()[..., None], added_BNnKV, initial_BNKV)
+
+
+def read(
+    q_BNTRK: Tensor, k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor, states_BNnKV: Tensor
+) -> Tensor:
+    """Outputs (B, N, T, R, V), given the state before each chunk."""
+    time, ranks = q_BNTRK.shape[2:4]
+    chunk = tokens_per_chunk(time, ranks)
+    q, k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT))
+    b = g.cumsum(3)
+    q, k, v = (x.flatten(3, 4) for x in (q, k, v))
+    ratios = decay_ratios(b)
+    decay = b.exp()[..., None]
+    if ranks > 1:
+        ratios = ratios.repeat_interleave(ranks, -1).repeat_interleave(ranks, -2)
+        decay = decay.repeat_interleave(ranks, -2)
+    y = (q @ states_BNnKV) * decay + ((q @ k.transpose(3, 4)) * ratios) @ v
+    return join(y.unflatten(3, (chunk, ranks)), time)
+
+
+def tokens_per_chunk(time: int, ranks: int) -> int:
+    """A power of two whose rows are about `CHUNK_ROWS`."""
+    return chunk_size(time, 1 << max(CHUNK_ROWS // ranks, 1).bit_length() - 1)
+
+
+def states_flops(time: int, ranks: int, key_width: int, value_width: int) -> int:
+    """FLOPs of `states` for one head."""
+    chunk = tokens_per_chunk(time, ranks)
+    padded = padded_time(time, chunk)
+    return (2 * padded * ranks + 2 * padded // chunk) * key_width * value_width
+
+
+def read_flops(time: int, ranks: int, key_width: int, value_width: int) -> int:
+    """FLOPs of `read` for one head."""
+    chunk = tokens_per_chunk(time, ranks)
+    rows = padded_time(time, chunk) * ranks
+    within = 2 * rows * chunk * ranks * (key_width + value_width)
+    return 2 * rows * key_width * value_width + within

@@ -51,16 +51,14 @@ def crowding(points_NM: ArrayLike) -> Floats:
 def selected(points_NM: ArrayLike, count: int) -> NDArray[np.int64]:
     """Indices of the best `count` by rank, then crowding distance; ties keep the given order."""
     points_NM = _points(points_NM)
-    rank_N = ranks(points_NM)
+    left = np.arange(len(points_NM))
     chosen: list[NDArray[np.int64]] = []
-    num_chosen = 0
-    for rank in range(int(rank_N.max(initial=-1)) + 1):
-        if num_chosen >= count:
-            break
-        members = np.flatnonzero(rank_N == rank)
-        order = np.argsort(-crowding(points_NM[members]), kind="stable")
-        chosen.append(members[order])
-        num_chosen += len(members)
+    # One front after another: of ten thousand points, few fronts are needed.
+    while len(left) and sum(map(len, chosen)) < count:
+        best = nondominated(points_NM[left])
+        members = left[best]
+        chosen.append(members[np.argsort(-crowding(points_NM[members]), kind="stable")])
+        left = left[~best]
     return np.concatenate([np.zeros(0, np.int64), *chosen])[:count]
 
 

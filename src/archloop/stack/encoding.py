@@ -93,7 +93,8 @@ def _period_of(space: "Space", blocks: Sequence[BlockGenes]) -> int | None:
         if all(kind == kinds[i % period] for i, kind in enumerate(kinds)):
             return period
     raise ValueError(
-        f"{'-'.join(block.mixer for block in blocks)} repeats with no period from {rules.period[0]} to {rules.period[1]}"
+        f"{'-'.join(block.mixer for block in blocks)} repeats with no period from "
+        f"{rules.period[0]} to {rules.period[1]}"
     )
 
 

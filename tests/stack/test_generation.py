@@ -112,6 +112,29 @@ def test_packed_sequences_do_not_leak(decoder: Decoder) -> None:
     torch.testing.assert_close(packed[:, 5:], alone)
 
 
+def test_going_back_copies_no_cache(decoder: Decoder) -> None:
+    """A mark leaves out what later tokens do not overwrite, and restores to the same logits."""
+    state = decoder.init_state(1, 32)
+    decoder.prefill(torch.tensor([[3, 1, 4, 1, 5]]), state)
+    mark, snapshot = state.mark(), state.snapshot()
+    assert mark.nbytes == sum(s.nbytes for s in state.mixers.values() if "conv" in s.tensors)
+    decoder.prefill(torch.tensor([[9, 2, 6]]), state)
+    state.restore(mark)
+    assert state.num_tokens == 5
+    logits = decoder.step(torch.tensor([7]), state)
+    state.restore(snapshot)
+    assert torch.equal(decoder.step(torch.tensor([7]), state), logits)
+
+
+def test_another_step_may_run_a_transcript(decoder: Decoder) -> None:
+    transcript = Transcript(decoder, 32)
+    calls: list[int] = []
+    transcript.step = lambda ids, state: (calls.append(1), decoder.step(ids, state))[1]
+    (reply,) = generate(decoder, [3, 1, 4], 6, transcript=transcript)
+    assert len(calls) == 5
+    assert reply.ids == plain(decoder, [3, 1, 4], 6)
+
+
 def test_fork_continues_one_prefix_in_two_ways(decoder: Decoder) -> None:
     transcript = Transcript(decoder, 64)
     transcript.extend([3, 1, 4, 1, 5])

@@ -8,7 +8,7 @@ Shape suffixes: B batch, T time, D model width.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -111,6 +111,9 @@ class State:
         max_context: tokens per row that the state has room for.
         num_tokens: host-side upper bound on the tokens that any row holds.
         static: set by runtimes that capture or compile a step: `reach` is then constant.
+        by_position: names of the tensors (batch, ..., slot, ...) where each token has the slot of
+            its position for good and slots past a row's length are never read, so that going back
+            over tokens needs no copy of them.
     """
 
     def __init__(self, max_context: int, **tensors: Tensor) -> None:
@@ -118,6 +121,7 @@ class State:
         self.max_context = max_context
         self.num_tokens = 0
         self.static = False
+        self.by_position: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -135,15 +139,26 @@ class State:
 
     def snapshot(self) -> "State":
         """An independent copy."""
-        copy = State(self.max_context, **{k: v.clone() for k, v in self.tensors.items()})
-        copy.num_tokens, copy.static = self.num_tokens, self.static
-        return copy
+        return self._copy(self.tensors.keys())
+
+    def mark(self) -> "State":
+        """As `snapshot`, without the tensors in `by_position`.
+
+        Enough to go back over tokens taken in since, no good once earlier tokens were replaced.
+        """
+        return self._copy(self.tensors.keys() - self.by_position)
 
     def restore(self, snapshot: "State") -> None:
-        """Go back to a snapshot, in place."""
-        for name, tensor in self.tensors.items():
-            tensor.copy_(snapshot.tensors[name])
+        """Go back to a snapshot or mark, in place."""
+        for name, tensor in snapshot.tensors.items():
+            self.tensors[name].copy_(tensor)
         self.num_tokens = snapshot.num_tokens
+
+    def _copy(self, names: Iterable[str]) -> "State":
+        copy = State(self.max_context, **{name: self.tensors[name].clone() for name in names})
+        copy.num_tokens, copy.static = self.num_tokens, self.static
+        copy.by_position = self.by_position
+        return copy
 
     def reset(self) -> None:
         """Forget everything, in place."""

@@ -52,17 +52,23 @@ class DecoderState:
 
     def snapshot(self) -> "DecoderState":
         """An independent copy, to go back to or to continue from twice."""
-        mixers = {key: state.snapshot() for key, state in self.mixers.items()}
-        copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
-        copy.num_tokens = self.num_tokens
-        return copy
+        return self._copy({key: state.snapshot() for key, state in self.mixers.items()})
+
+    def mark(self) -> "DecoderState":
+        """A light copy to `restore`, good for going back over tokens taken in since (`State`)."""
+        return self._copy({key: state.mark() for key, state in self.mixers.items()})
 
     def restore(self, snapshot: "DecoderState") -> None:
-        """Go back to a snapshot, in place."""
+        """Go back to a snapshot or mark, in place."""
         self.lengths_B.copy_(snapshot.lengths_B)
         self.num_tokens = snapshot.num_tokens
         for key, state in self.mixers.items():
             state.restore(snapshot.mixers[key])
+
+    def _copy(self, mixers: dict[MixerKey, State]) -> "DecoderState":
+        copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
+        copy.num_tokens = self.num_tokens
+        return copy
 
     def reset(self) -> None:
         """Forget all tokens, in place."""

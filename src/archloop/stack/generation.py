@@ -7,7 +7,7 @@ one to its end. Rows may differ in length and end at different times; none depen
 Shape suffixes: B batch, T time, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,10 @@ Prompts = Sequence[int] | Sequence[Sequence[int]] | Tensor
 """Token ids of one row, or of several of any lengths."""
 
 
+Step = Callable[[Tensor, DecoderState], Tensor]
+"""As `Decoder.step`."""
+
+
 class Transcript:
     """The tokens of each row and the state that has read them.
 
@@ -33,18 +37,21 @@ class Transcript:
         ids: tokens of each row, prompts and replies.
         num_read: how many of them are in the state.
         state: the decoder's state.
+        step: takes one token per row into the state and gives logits (B, V); the decoder's own,
+            or a faster one over this very state, such as a captured graph.
     """
 
     def __init__(self, decoder: Decoder, max_context: int, batch_size: int = 1) -> None:
         self.decoder = decoder
+        self.step: Step = decoder.step
         self.state = decoder.init_state(batch_size, max_context)
         self.ids: list[list[int]] = [[] for _ in range(batch_size)]
         self.num_read = [0] * batch_size
 
     def fork(self) -> "Transcript":
-        """An independent copy: continue one prefix in several ways."""
+        """An independent copy, stepped by the decoder: continue one prefix in several ways."""
         copy = object.__new__(Transcript)
-        copy.decoder, copy.state = self.decoder, self.state.snapshot()
+        copy.decoder, copy.step, copy.state = self.decoder, self.decoder.step, self.state.snapshot()
         copy.ids, copy.num_read = [list(row) for row in self.ids], list(self.num_read)
         return copy
 
@@ -182,7 +189,7 @@ class Generation:
                 self.transcript.num_read[row] += 1
             elif row not in self._frozen:
                 self._frozen[row] = _take_row(state, row)
-        self._logits_BV = self.transcript.decoder.step(chosen_B, state)
+        self._logits_BV = self.transcript.step(chosen_B, state)
 
     def _note(self, tokens: list[int]) -> list[int | None]:
         """Append the tokens of running rows and see which rows end."""
@@ -312,7 +319,7 @@ def verify(
     unread = [ids[n:] for ids, n in zip(transcript.ids, transcript.num_read, strict=True)]
     if not all(unread):
         raise ValueError("every row needs an unread token before its draft")
-    before = state.snapshot()
+    before = state.mark()
     both = [old + new for old, new in zip(unread, rows, strict=True)]
     ids_BT, mask_BT = pad_right(both, device)
     logits_BTV = transcript.decoder(ids_BT, state, mask_BT=mask_BT)
@@ -408,12 +415,12 @@ def _check_room(transcript: Transcript, max_new_tokens: int) -> None:
 
 
 def _take_row(state: DecoderState, row: int) -> DecoderState:
-    """A copy of one row of a state."""
-    return _row_view(state, row).snapshot()
+    """What it takes to bring one row of a state back from later steps."""
+    return _row_view(state, row).mark()
 
 
 def _put_row(state: DecoderState, row: int, kept: DecoderState) -> None:
-    """Write such a copy back."""
+    """Bring it back."""
     _row_view(state, row).restore(kept)
 
 
@@ -422,5 +429,7 @@ def _row_view(state: DecoderState, row: int) -> DecoderState:
     rows = slice(row, row + 1)
     views = {}
     for key, whole in state.mixers.items():
-        views[key] = State(whole.max_context, **{k: t[rows] for k, t in whole.tensors.items()})
+        view = State(whole.max_context, **{k: t[rows] for k, t in whole.tensors.items()})
+        view.by_position = whole.by_position
+        views[key] = view
     return DecoderState(state.lengths_B[rows], views, state.max_context)

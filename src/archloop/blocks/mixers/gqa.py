@@ -43,7 +43,9 @@ class GQA(Attention):
             torch.zeros(shape, dtype=dtype or like.dtype, device=device or like.device)
             for _ in range(2)
         )
-        return State(max_context, k=k, v=v)
+        state = State(max_context, k=k, v=v)
+        state.by_position = frozenset(state.tensors)
+        return state
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         k_BMTH, v_BMTH = self.keys_values(x_BTD, span.positions_BT)

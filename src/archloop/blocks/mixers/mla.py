@@ -110,7 +110,9 @@ class MLA(SequenceMixer):
             dtype=dtype or like.dtype,
             device=device or like.device,
         )
-        return State(max_context, latent=latent_BSL)
+        state = State(max_context, latent=latent_BSL)
+        state.by_position = frozenset(state.tensors)
+        return state
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         latent_BTL = self._latents(x_BTD)

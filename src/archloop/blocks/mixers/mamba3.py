@@ -1,15 +1,15 @@
 """Mamba-3 (arXiv 2603.15569): trapezoidal steps, rotating states, one or several ranks.
 
-``S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t K_{t-1} V_{t-1}^T + l_t dt_t K_t V_t^T``, ``a = exp(A dt)``,
-l a gate: the trapezoid rule where Mamba-2 has Euler's. Complex states are pairs of real ones: keys
-B and queries C turn by an angle that grows with time, ``phi_t = phi_{t-1} + pi dt tanh(w)``.
+``S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t K_{t-1} V_{t-1}^T + l_t dt_t K_t V_t^T``,
+``a = exp(A dt)``, l a gate: the trapezoid rule, where Mamba-2 has Euler's. Complex states are pairs
+of real ones: keys B and queries C turn by a growing angle, ``phi_t = phi_{t-1} + pi dt tanh(w)``.
 B and C are normalised, then take a bias per head; there is no short convolution. With rank R > 1
 (MIMO) a token has R keys and queries, values ``x * mimo_x``, and outputs that ``mimo_o`` combines.
 
 The parallel form is that of a plain decaying state: with its share of the next step,
-``n_t = dt_{t+1} (1 - l_{t+1})``, a token adds ``K_t (l_t dt_t + n_t) V_t^T``, of which its own reading
-leaves out n_t. Rotated pairs are (i, i + S) here; B, C, norms and biases are symmetric in that
-order. A consumer brings a C, D, gate and output of its own.
+``n_t = dt_{t+1} (1 - l_{t+1})``, a token adds ``(l_t dt_t + n_t) K_t V_t^T``, of which its own
+reading leaves out n_t. Rotated pairs are (i, i + S) here; B, C, norms and biases are symmetric in
+that order. A consumer brings a C, D, gate and output of its own.
 
 Shape suffixes: B batch, T time, D model width, I inner width, N heads, R ranks, K state width,
 V head width, S angles.

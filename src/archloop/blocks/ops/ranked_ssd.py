@@ -1,8 +1,8 @@
 """Linear attention with one decay per head and several keys, values and queries per token.
 
 ``S_t = exp(g_t) S_{t-1} + sum_r k_{t,r} v_{t,r}^T``, ``o_{t,r} = S_t^T q_{t,r}``: Mamba-3's MIMO
-form (arXiv 2603.15569), with rank 1 as the usual one. A chunk's tokens and ranks are the rows of one
-product, so ranks add arithmetic to the same number of passes over memory. As in `ops.ssd`, the
+form (arXiv 2603.15569), with rank 1 as the usual one. A chunk's tokens and ranks are the rows of
+one product, so ranks add arithmetic to the same number of passes over memory. As in `ops.ssd`, the
 parallel form has two halves, `states` and `read`, and computes in the dtype of g.
 
 Shape suffixes: B batch, N heads, T time, R ranks, K key width, V value width, n chunks, C tokens in

@@ -141,6 +141,7 @@ def test_neither_layer_list_means_attention_everywhere() -> None:
         ({"layer_types": ["mamba"] * 16, "full_attn_idxs": None}, "'mamba'"),
         ({"conv_bias": "no"}, "'conv_bias'"),
         ({"conv_L_cache": 0}, "'conv_L_cache'"),
+        ({"num_hidden_layers": 10**12}, "'num_hidden_layers' is 10+; at most"),
     ],
     ids=str,
 )
@@ -203,6 +204,17 @@ def test_a_stack_of_another_family_is_refused(block: BlockSpec, named: str) -> N
     blocks = (*spec.blocks[:3], block, *spec.blocks[4:])
     with pytest.raises(ValueError, match=rf"(?s){named}.*layout='archloop'"):
         lfm2.from_spec(spec.replace(blocks=[b.model_dump() for b in blocks]))
+
+
+@pytest.mark.parametrize(
+    "change", [{"router": "granite"}, {"shared_expansion": 1.0}, {"activation": "relu2"}], ids=str
+)
+def test_experts_of_another_family_are_refused(change: dict[str, Any]) -> None:
+    spec = presets.load("lfm2-8b-a1b")
+    blocks = [block.model_dump() for block in spec.blocks]
+    blocks[5]["channel_mixer"]["config"] |= change
+    with pytest.raises(ValueError, match="block 5"):
+        lfm2.from_spec(spec.replace(blocks=blocks))
 
 
 def test_multipliers_are_refused() -> None:

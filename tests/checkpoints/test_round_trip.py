@@ -114,6 +114,22 @@ def test_our_layout_takes_any_stack(tmp_path: Path) -> None:
     assert_same(checkpoints.load(tmp_path / "half"), again)
 
 
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda s: s.update(d_model=-1), r"spec\.json.*d_model"),
+        (lambda s: s.update(surprise=1), r"spec\.json.*surprise"),
+        (lambda s: s["blocks"][0]["mixers"][0].update(name="gqaa"), "did you mean 'gqa'"),
+        (lambda s: s.update(vocab_size=41), "embedding.weight.*shape"),
+    ],
+)
+def test_a_damaged_spec_is_refused(change: Any, named: str, tmp_path: Path) -> None:
+    checkpoints.save(folders.decoder(), tmp_path / "model", layout="archloop")
+    folders.edit_json(tmp_path / "model" / files.SPEC, change)
+    with pytest.raises(ValueError, match=f"(?s){named}"):
+        checkpoints.load(tmp_path / "model")
+
+
 def test_shards_hold_at_most_their_bytes(tmp_path: Path) -> None:
     folder = folders.sharded(tmp_path / "model")
     index = json.loads((folder / files.INDEX).read_text())

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from archloop import registry
 from archloop.stack.decoder import Decoder
 from archloop.stack.generation import Generation, Transcript, generate, verify
 from archloop.stack.sampling import Sampling
@@ -124,6 +125,22 @@ def test_going_back_copies_no_cache(decoder: Decoder) -> None:
     logits = decoder.step(torch.tensor([7]), state)
     state.restore(snapshot)
     assert torch.equal(decoder.step(torch.tensor([7]), state), logits)
+
+
+@pytest.mark.parametrize("mixer", registry.names("mixers"))
+def test_going_back_is_exact_for_every_mixer(mixer: str) -> None:
+    blocks = (BlockSpec(mixers=(MixerSpec(name=mixer),)),) * 2
+    torch.manual_seed(0)
+    decoder = Decoder(StackSpec(d_model=64, vocab_size=VOCAB, blocks=blocks)).double().eval()
+    state = decoder.init_state(2, 16)
+    ids_BT = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    decoder.prefill(ids_BT, state)
+    mark, snapshot = state.mark(), state.snapshot()
+    decoder.prefill(ids_BT.flip(1), state)
+    state.restore(mark)
+    logits = decoder.step(torch.tensor([7, 8]), state)
+    state.restore(snapshot)
+    assert torch.equal(decoder.step(torch.tensor([7, 8]), state), logits)
 
 
 def test_another_step_may_run_a_transcript(decoder: Decoder) -> None:

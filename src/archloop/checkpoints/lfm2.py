@@ -54,6 +54,8 @@ FIXED: Mapping[str, Any] = {
 }
 """Keys with one value under which this architecture is what we build."""
 
+_MOST = {"num_hidden_layers": 4096, "num_experts": 4096}
+"""Bounds on what a file can make us list before its tensors are looked at."""
 _DEFAULT_THETA = 1e6
 _DEFAULT_EPS = 1e-5
 
@@ -136,6 +138,8 @@ def _number(config: Mapping[str, Any], key: str, default: int | None = None) -> 
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"config key {key!r} must be a positive whole number, not {value!r}")
+    if value > _MOST.get(key, 1 << 30):
+        raise ValueError(f"config key {key!r} is {value}; at most {_MOST.get(key, 1 << 30)}")
     return value
 
 

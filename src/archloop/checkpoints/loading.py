@@ -57,7 +57,11 @@ def load(
     folder = hub.resolve(path_or_hub_id, revision)
     spec_text = files.read_text(folder, files.SPEC)
     if spec_text is not None:
-        return _fill(folder, StackSpec.from_json(spec_text), None, dtype, device)
+        try:
+            spec = StackSpec.from_json(spec_text)
+        except ValueError as error:
+            raise ValueError(f"{folder / files.SPEC}: {error}") from error
+        return _fill(folder, spec, None, dtype, device)
     config = files.read_json(folder, files.CONFIG)
     if config is None:
         raise ValueError(f"{folder} has neither {files.CONFIG} nor {files.SPEC}: no checkpoint")

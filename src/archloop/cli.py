@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
@@ -62,8 +63,16 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(error: Exception, status: int) -> None:
-    stderr.print(f"archloop: {error}", markup=False, soft_wrap=True)
+    stderr.print(f"archloop: {_one_line(error)}", markup=False, soft_wrap=True)
     raise typer.Exit(status) from None
+
+
+def _one_line(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in (error.title, *first["loc"]))
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _expected_failures() -> tuple[type[Exception], ...]:
@@ -212,11 +221,16 @@ def profile(
         contexts=_numbers("contexts", contexts),
         processes=processes,
     )
+    spec = load_spec(model)
     other = None if reference is None else load_spec(reference)
-    with tempfile.TemporaryDirectory() as scratch, Progress(console=stderr, transient=True) as bar:
+    hidden = not stderr.is_terminal
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Progress(console=stderr, transient=True, disable=hidden) as bar,
+    ):
         task = bar.add_task("starting", total=1.0)
         measured = measure(
-            load_spec(model),
+            spec,
             config,
             reference=other,
             directory=output or Path(scratch),

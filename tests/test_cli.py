@@ -1,0 +1,81 @@
+"""The command line: JSON alone on stdout, one clear line and the right exit status on bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from archloop.cli import app
+from archloop.stack import presets
+
+COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugins"}
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_commands_are_these_and_no_others() -> None:
+    assert {c.callback.__name__ for c in app.registered_commands if c.callback} == COMMANDS
+
+
+def test_presets_as_json() -> None:
+    status, out, err = run("presets", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert (status, err) == (0, "")
+    assert set(rows) == set(presets.names())
+    row = rows["lfm2-350m"]
+    assert row["num_params"] == row["num_active_params"] == 354_483_968
+    assert row["layout"].count("gqa") == 6
+    assert row["state_bytes"]["32768"] - row["state_bytes"]["4096"] == 12_288 * (32_768 - 4_096)
+
+
+def test_presets_as_table_names_every_preset() -> None:
+    status, out, _ = run("presets")
+    assert status == 0
+    assert all(name in out for name in presets.names())
+
+
+def test_plugins_as_json() -> None:
+    status, out, _ = run("plugins", "mixers", "--json")
+    assert status == 0
+    assert "gqa" in json.loads(out)["mixers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plugins", "mixer"], "did you mean 'mixers'"),
+        (["profile", "lfm2-350"], "did you mean 'lfm2-350m'"),
+        (["profile", "lfm2-350m", "--contexts", "1k"], "1k"),
+        (["profile", "lfm2-350m", "--device", "hosts"], "did you mean 'host'"),
+        (["profile", "lfm2-350m", "--runtime", "torch"], "torch_eager"),
+        (["profile", "lfm2-350m", "--processes", "1"], "processes"),
+        (["profile", "absent.json"], "absent.json does not exist"),
+        (["search", "absent.yaml"], "absent.yaml"),
+        (["report", "absent"], "absent"),
+        (["eval", "lfm2-350m", "--suite", "mmlu"], "unknown suite 'mmlu'"),
+        (["eval", "lfm2-350m", "--tasks", "recall"], "not a task of MAD"),
+        (["generate", "./absent", "--prompt", "x"], "absent"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1, err
+
+
+def test_a_broken_spec_file_names_the_field(tmp_path: Path) -> None:
+    spec = json.loads(presets.load("lfm2-350m").to_json())
+    spec["blocks"][3]["mixers"][0]["state_from"] = 9
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(spec))
+    status, _, err = run("profile", str(file))
+    assert status == 2
+    assert "state_from=9" in err
+    assert err.count("\n") == 1, err

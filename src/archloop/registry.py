@@ -23,19 +23,22 @@ from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
-    """Where the plug-ins of one kind live and what they must subclass."""
+    """What one plug-in of a kind is called, where they live and what they must subclass."""
 
+    noun: str
     package: str
     base: str
 
 
 KINDS = {
-    "mixers": Kind("archloop.blocks.mixers", "archloop.blocks.base:SequenceMixer"),
-    "channel_mixers": Kind("archloop.blocks.channel_mixers", "archloop.blocks.base:ChannelMixer"),
-    "runtimes": Kind("archloop.runtimes", "archloop.runtimes.base:Runtime"),
-    "devices": Kind("archloop.devices", "archloop.devices.base:Device"),
-    "tasks": Kind("archloop.evals.tasks", "archloop.evals.base:Task"),
-    "strategies": Kind("archloop.search.strategies", "archloop.search.base:Strategy"),
+    "mixers": Kind("mixer", "archloop.blocks.mixers", "archloop.blocks.base:SequenceMixer"),
+    "channel_mixers": Kind(
+        "channel mixer", "archloop.blocks.channel_mixers", "archloop.blocks.base:ChannelMixer"
+    ),
+    "runtimes": Kind("runtime", "archloop.runtimes", "archloop.runtimes.base:Runtime"),
+    "devices": Kind("device", "archloop.devices", "archloop.devices.base:Device"),
+    "tasks": Kind("task", "archloop.evals.tasks", "archloop.evals.base:Task"),
+    "strategies": Kind("strategy", "archloop.search.strategies", "archloop.search.base:Strategy"),
 }
 
 _folders: dict[Path, None] = {}
@@ -55,7 +58,7 @@ def get(kind: str, name: str) -> Any:
     """
     locations = _locations(kind)
     if name not in locations:
-        raise ValueError(f"unknown {kind} {name!r}; {suggest(name, sorted(locations))}")
+        raise ValueError(f"unknown {_kind(kind).noun} {name!r}; {suggest(name, sorted(locations))}")
     return _load(kind, name, locations[name])
 
 

@@ -1,0 +1,272 @@
+"""Every sequence mixer's speed, beside SDPA attention and flash-linear-attention's GLA layer.
+
+    python benchmarks/mixers.py [--mixers mamba s5] [--lengths 1024 8192] [--tokens 65536]
+
+For each mixer and length, at d_model 512: the first call (compilation and tuning), forward,
+forward and backward, prefill and decode at batch 1, peak memory of training; the time at the
+longest length times four over that at the longest, same batch; and the largest error of outputs
+and gradients against the same module in float64, which takes the plain PyTorch forms. On a CPU it
+also times the parallel algorithms against their loops. Prints a table and one JSON line.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archloop import registry
+from archloop.blocks.ops import linear_attention, selective_scan, ssd
+from archloop.blocks.ops.scan import scan, scan_reference
+
+D_MODEL = 512
+COLUMNS = (
+    "first_call_s",
+    "forward_ms",
+    "forward_backward_ms",
+    "prefill_tok_per_s",
+    "decode_tok_per_s",
+    "peak_memory_gib",
+)
+
+
+def main() -> None:
+    options = _options()
+    on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    tokens = options.tokens or (65_536 if on_gpu else 4_096)
+    lengths = options.lengths or ([1_024, 8_192] if on_gpu else [1_024])
+    names = options.mixers or registry.names("mixers")
+    results: dict[str, Any] = {"device": _device_name(), "tokens": tokens, "mixers": {}}
+    print(f"{results['device']}, {dtype}, d_model {D_MODEL}, {tokens} tokens a pass")
+    print(f"{'mixer':22}{'T':>7}" + "".join(f"{c:>21}" for c in COLUMNS), flush=True)
+    for name in [*names, *(["fla_gla"] if on_gpu and not options.mixers else [])]:
+        results["mixers"][name] = rows = {}
+        for length in lengths:
+            try:
+                rows[length] = measure(name, length, max(1, tokens // length), device, dtype)
+            except (RuntimeError, ImportError, ValueError) as error:
+                rows[length] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            _print_row(name, length, rows[length])
+        if on_gpu and name != "fla_gla":
+            rows.update(_guarded(check, name, device))
+            rows.update(_guarded(growth, name, max(lengths), device, dtype))
+            print(f"{'':22}{ ({k: v for k, v in rows.items() if isinstance(k, str)}) }", flush=True)
+    if not on_gpu:
+        results["algorithms"] = algorithms()
+    print(json.dumps(results))
+
+
+def measure(
+    name: str, length: int, batch: int, device: str, dtype: torch.dtype
+) -> dict[str, float]:
+    torch.manual_seed(0)
+    layer = make(name).to(device, dtype)
+    x_BTD = torch.randn(batch, length, D_MODEL, device=device, dtype=dtype, requires_grad=True)
+    grad_BTD = torch.randn_like(x_BTD)
+
+    def train() -> None:
+        output(layer, x_BTD).backward(grad_BTD)
+
+    def forward() -> None:
+        with torch.no_grad():
+            output(layer, x_BTD)
+
+    row = {"first_call_s": seconds(train)}
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    row["forward_backward_ms"] = 1e3 * median_seconds(train)
+    if device == "cuda":
+        row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    row["forward_ms"] = 1e3 * median_seconds(forward)
+    return row if name == "fla_gla" else row | inference(layer, x_BTD[:1].detach())
+
+
+def inference(layer: nn.Module, x_1TD: Tensor) -> dict[str, float]:
+    """Tokens per second at batch 1: all at once, then one by one."""
+    length = x_1TD.shape[1]
+    state = layer.init_state(1, 2 * length)
+
+    def prefill() -> None:
+        state.reset()
+        layer(x_1TD, state)
+
+    prefill_s = median_seconds(prefill)
+    prefill()
+    position_B = torch.full((1,), length, device=x_1TD.device)
+
+    def decode() -> None:
+        for t in range(16):
+            layer.step(x_1TD[:, t], state, positions_B=position_B + t)
+
+    decode_s = seconds(decode) if length < 64 else median_seconds(decode, repeats=3)
+    return {"prefill_tok_per_s": length / prefill_s, "decode_tok_per_s": 16 / decode_s}
+
+
+def check(name: str, device: str) -> dict[str, float]:
+    """Largest error, relative to the largest value, of float32 against float64."""
+    torch.manual_seed(1)
+    layer = make(name).to(device)
+    x_BTD = torch.randn(2, 300, D_MODEL, device=device)
+    grad_BTD = torch.randn_like(x_BTD)
+    fast, plain = (
+        _outputs_and_gradients(module, x_BTD.to(dtype), grad_BTD.to(dtype))
+        for module, dtype in (
+            (copy.deepcopy(layer), torch.float32),
+            (copy.deepcopy(layer).double(), torch.float64),
+        )
+    )
+    errors = [
+        float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-9))
+        for a, b in zip(fast, plain, strict=True)
+    ]
+    return {"output_error": errors[0], "gradient_error": max(errors[1:])}
+
+
+def growth(name: str, length: int, device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Training time at four times the length, over that at the length; the same batch."""
+    layer = make(name).to(device, dtype)
+    times = []
+    for steps in (length, 4 * length):
+        x_BTD = torch.randn(4, steps, D_MODEL, device=device, dtype=dtype, requires_grad=True)
+
+        def train(x_BTD: Tensor = x_BTD) -> None:
+            y_BTD = output(layer, x_BTD)
+            y_BTD.backward(torch.ones_like(y_BTD))
+
+        train()
+        times.append(median_seconds(train, repeats=3))
+    return {"growth_4x": times[1] / times[0]}
+
+
+def algorithms() -> dict[str, dict[str, float]]:
+    """Parallel forms against their sequential loops, forward and forward with backward."""
+    torch.manual_seed(0)
+    flat = {"a": torch.rand(2, 1024, 2048), "b": torch.randn(2, 1024, 2048)}
+    heads = [torch.randn(2, 4, 1024, 64) for _ in range(3)]
+    per_key = -torch.nn.functional.softplus(torch.randn(2, 4, 1024, 64)) / 16
+    x, dt = torch.randn(2, 1024, 256), torch.rand(2, 1024, 256)
+    select = [x, dt, -torch.rand(256, 16), torch.randn(2, 1024, 16), torch.randn(2, 1024, 16)]
+
+    def chunked(module: Any, gate: Tensor) -> Callable[[], Tensor]:
+        q, k, v = heads
+        return lambda: module.read(q, k, v, gate, module.states(k, v, gate, None)[0])
+
+    pairs: dict[str, tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "diagonal scan": (
+            list(flat.values()),
+            lambda: scan(**{f"{k}_BTF": v for k, v in flat.items()}),
+            lambda: scan_reference(*flat.values()),
+        ),
+        "selective scan": (
+            select,
+            lambda: selective_scan.selective_scan(*select)[0],
+            lambda: selective_scan.selective_scan_reference(*select)[0],
+        ),
+        "SSD": (
+            [*heads, per_key],
+            chunked(ssd, per_key[..., 0]),
+            lambda: ssd.recurrent(*heads, per_key[..., 0], None)[0],
+        ),
+        "GLA": (
+            [*heads, per_key],
+            chunked(linear_attention, per_key),
+            lambda: linear_attention.recurrent(*heads, per_key, None)[0],
+        ),
+    }
+    found = {}
+    for name, (leaves, fast, loop) in pairs.items():
+        row = {}
+        for label, run in (("fast", fast), ("loop", loop)):
+            with torch.no_grad():
+                row[f"{label}_forward_ms"] = 1e3 * median_seconds(run, repeats=3)
+            row[f"{label}_training_ms"] = 1e3 * median_seconds(_training(run, leaves), repeats=3)
+        found[name] = row
+        print(f"{name:22}" + "".join(f"{k:>24}{v:9.1f}" for k, v in row.items()), flush=True)
+    return found
+
+
+def make(name: str) -> nn.Module:
+    if name == "fla_gla":
+        from fla.layers import GatedLinearAttention
+
+        return GatedLinearAttention(hidden_size=D_MODEL, num_heads=4)
+    return registry.get("mixers", name).Config().build(D_MODEL)
+
+
+def output(layer: nn.Module, x_BTD: Tensor) -> Tensor:
+    return layer(x_BTD)[0]
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    run()
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def median_seconds(run: Callable[[], Any], repeats: int = 7) -> float:
+    """After one warm-up; a run of more than a second is timed once."""
+    first = seconds(run)
+    if first > 1.0:
+        return first
+    return sorted(seconds(run) for _ in range(repeats))[repeats // 2]
+
+
+def _training(run: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], None]:
+    def train() -> None:
+        for leaf in leaves:
+            leaf.requires_grad_().grad = None
+        run().sum().backward()
+
+    return train
+
+
+def _outputs_and_gradients(layer: nn.Module, x_BTD: Tensor, grad_BTD: Tensor) -> list[Tensor]:
+    x_BTD = x_BTD.detach().requires_grad_()
+    y_BTD = output(layer, x_BTD)
+    leaves = [x_BTD, *layer.parameters()]
+    gradients = torch.autograd.grad(y_BTD, leaves, grad_BTD, allow_unused=True)
+    return [y_BTD.detach(), *(g for g in gradients if g is not None)]
+
+
+def _guarded(run: Callable[..., dict[str, float]], *args: Any) -> dict[str, Any]:
+    try:
+        return run(*args)
+    except RuntimeError as error:
+        return {f"{run.__name__}_error": str(error)[:300]}
+
+
+def _print_row(name: str, length: int, row: dict[str, Any]) -> None:
+    if "error" in row:
+        print(f"{name:22}{length:>7}  {row['error']}", flush=True)
+        return
+    cells = "".join(f"{row[c]:>21,.3g}" if c in row else f"{'-':>21}" for c in COLUMNS)
+    print(f"{name:22}{length:>7}{cells}", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mixers", nargs="*", help="default: all")
+    parser.add_argument("--lengths", nargs="*", type=int)
+    parser.add_argument("--tokens", type=int, help="tokens a training pass")
+    return parser.parse_args()
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

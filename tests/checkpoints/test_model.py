@@ -1,6 +1,7 @@
 """A checkpoint with tokenizer and chat template: defaults, streaming, turns, the hub."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from archloop import checkpoints
 from archloop.checkpoints import files, hub
 from archloop.stack.generation import Transcript, generate
 from archloop.stack.sampling import Sampling
+from archloop.text.chat import ChatTemplate
 from checkpoints import folders
 
 TEMPLATE = (
@@ -23,9 +25,10 @@ SPECIAL = ["<|pad|>", "<|startoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def tokenizer() -> Tokenizer:
-    """Byte-level without merges: a token per byte, so characters span tokens."""
+    """Byte-level with one merge: nearly a token per byte, so characters span tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    built = Tokenizer(BPE({token: i for i, token in enumerate(SPECIAL + letters)}, []))
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters, "ok"])}
+    built = Tokenizer(BPE(vocabulary, [("o", "k")]))
     built.add_special_tokens(SPECIAL)
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()
@@ -38,7 +41,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model"
-    decoder = folders.decoder(folders.spec(vocab_size=260)).double()
+    decoder = folders.decoder(folders.spec(vocab_size=261)).double()
     checkpoints.save(decoder, path, tokens={"eos_token_id": 3})
     tokenizer().save(str(path / "tokenizer.json"))
     settings = {"bos_token": {"content": "<|startoftext|>"}, "chat_template": TEMPLATE}
@@ -89,19 +92,41 @@ def test_a_chat_reads_only_its_new_turn(
     """The whole conversation is rendered each time, and only what is new is computed."""
     user = {"role": "user", "content": "Hi"}
     transcript = Transcript(model.decoder, 256)
-    transcript.replace(model.encode_chat([user]) + model.encode("ok")[1:])
+    reply = model.encode("o")[1:] + model.encode("k")[1:]
+    assert model.encode("ok")[1:] != reply
+    transcript.replace(model.encode_chat([user]) + reply)
     transcript.read()
     known = transcript.num_read[0]
     messages = [user, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "And?"}]
-    fresh = "".join(checkpoints.stream(model, messages, max_new_tokens=6))
+    ids = model.encode_chat(messages, after=transcript.ids[0])
+    fresh = "".join(checkpoints.stream(model, ids, max_new_tokens=6))
     counts: list[int] = []
     embed = model.decoder.embed
     monkeypatch.setattr(
         model.decoder, "embed", lambda ids: (counts.append(ids.numel()), embed(ids))[1]
     )
     warm = "".join(checkpoints.stream(model, messages, max_new_tokens=6, transcript=transcript))
-    assert counts[0] == len(model.encode_chat(messages)) - known
+    assert counts[0] == len(ids) - known
     assert warm == fresh
+    assert model.decode(ids) == model.decode(model.encode_chat(messages))
+
+
+def test_a_changed_conversation_is_read_anew(model: checkpoints.Model) -> None:
+    transcript = Transcript(model.decoder, 256)
+    first = [{"role": "user", "content": "Hi"}]
+    list(checkpoints.stream(model, first, max_new_tokens=4, transcript=transcript))
+    other = [{"role": "user", "content": "Bye"}]
+    again = "".join(checkpoints.stream(model, other, max_new_tokens=4, transcript=transcript))
+    assert again == "".join(checkpoints.stream(model, other, max_new_tokens=4))
+
+
+def test_special_tokens_and_tools_on_request(model: checkpoints.Model) -> None:
+    assert model.decode([1, 2, 3]) == ""
+    assert model.decode([1, 2], special_tokens=True) == "<|startoftext|><|im_start|>"
+    template = ChatTemplate("{{ tools | tojson }}")
+    listing = replace(model, chat_template=template)
+    ids = listing.encode_chat([], tools=[{"name": "é"}])
+    assert model.decode(ids) == '[{"name": "é"}]'
 
 
 def test_defaults_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None:
@@ -155,7 +180,7 @@ def test_a_hub_id_downloads_no_code_and_no_pickles(
         return str(folder)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert checkpoints.load("LiquidAI/LFM2-350M", revision="main").spec.vocab_size == 260
+    assert checkpoints.load("LiquidAI/LFM2-350M", revision="main").spec.vocab_size == 261
     assert asked["name"] == "LiquidAI/LFM2-350M"
     assert asked["revision"] == "main"
     assert {files.CONFIG, files.INDEX, "tokenizer.json"} <= set(asked["allow_patterns"])

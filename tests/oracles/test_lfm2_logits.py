@@ -133,12 +133,21 @@ def test_every_setting_that_matters(change: dict[str, Any], tmp_path: Path) -> N
 
 
 @torch.no_grad()
-def test_both_expert_layouts_of_transformers_load(tmp_path: Path) -> None:
-    peer = lfm2_peer.model(lfm2_peer.config("lfm2-24b-a2b"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_that_transformers_writes_loads(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Experts apart and fused, in one file and in shards."""
+    peer = lfm2_peer.model(lfm2_peer.config("lfm2-24b-a2b"), dtype=dtype)
     separate = lfm2_peer.saved(peer, tmp_path / "a", save_original_format=True)
     fused = lfm2_peer.saved(peer, tmp_path / "b", save_original_format=False)
+    shards = lfm2_peer.saved(peer, tmp_path / "c", max_shard_size="200KB")
+    assert len(list(shards.glob("*.safetensors"))) > 2
     ids_BT = ids_of((1, 9))
-    assert torch.equal(checkpoints.load(separate)(ids_BT), checkpoints.load(fused)(ids_BT))
+    first, *others = (checkpoints.load(folder) for folder in (separate, fused, shards))
+    assert first.embedding.weight.dtype == dtype
+    for other in others:
+        assert torch.equal(first(ids_BT), other(ids_BT))
+    checkpoints.save(first, tmp_path / "ours")
+    assert_same_weights(type(peer).from_pretrained(tmp_path / "ours", dtype=dtype), peer)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,16 @@ class Model:
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        after: Sequence[int] = (),
     ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn.
+
+        Args:
+            messages: in order.
+            tools: JSON schemas of functions that the model may call.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            after: tokens of this conversation so far. Where its text begins with theirs, they are
+                kept as they are: a reply may be cut into other tokens than its text would be.
 
         Raises:
             ValueError: the checkpoint has no tokenizer or no chat template.
@@ -64,16 +73,19 @@ class Model:
         text = self.chat_template.render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt
         )
+        known = self.decode(after, special_tokens=True)
+        kept = list(after) if text.startswith(known) else []
         # The template has written the special tokens itself.
-        return list(self._tokenizer().encode(text, add_special_tokens=False).ids)
+        rest = text[len(known) :] if kept else text
+        return kept + list(self._tokenizer().encode(rest, add_special_tokens=False).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens.
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """Text of token ids, with or without special tokens.
 
         Raises:
             ValueError: the checkpoint has no tokenizer.
         """
-        return str(self._tokenizer().decode(list(ids)))
+        return str(self._tokenizer().decode(list(ids), skip_special_tokens=not special_tokens))
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -112,6 +124,8 @@ def stream(
     stop_strings: Sequence[str] = (),
     chunk_size: int | None = None,
     transcript: Transcript | None = None,
+    tools: Sequence[dict[str, Any]] | None = None,
+    special_tokens: bool = False,
 ) -> Iterator[str]:
     """The reply to a prompt, in pieces of whole characters as they come.
 
@@ -124,18 +138,21 @@ def stream(
         chunk_size: tokens per prefill pass.
         transcript: a conversation so far, of one row. Chat messages are the whole conversation,
             of which only what is new is read; text and ids are what is new.
+        tools: with chat messages, JSON schemas of functions that the model may call.
+        special_tokens: also emit special tokens, such as those around LFM2's tool calls.
 
     Raises:
         ValueError: no tokenizer, no chat template, or not enough room in the transcript.
     """
-    ids, whole = _prompt_ids(model, prompt)
+    before = transcript.ids[0] if transcript is not None else []
+    ids, whole = _prompt_ids(model, prompt, tools, before)
     if transcript is None:
         transcript = Transcript(model.decoder, len(ids) + max_new_tokens)
     if whole:
         transcript.replace([ids])
     else:
         transcript.extend([ids])
-    text = TextStream(model.decode, stop_strings)
+    text = TextStream(partial(model.decode, special_tokens=special_tokens), stop_strings)
     run = Generation(
         transcript,
         max_new_tokens,
@@ -154,7 +171,10 @@ def stream(
 
 
 def _prompt_ids(
-    model: Model, prompt: str | Sequence[Message] | Sequence[int]
+    model: Model,
+    prompt: str | Sequence[Message] | Sequence[int],
+    tools: Sequence[dict[str, Any]] | None,
+    before: list[int],
 ) -> tuple[list[int], bool]:
     """Token ids, and whether they are the whole conversation."""
     if isinstance(prompt, str):
@@ -162,7 +182,7 @@ def _prompt_ids(
     given: list[Any] = list(prompt)
     if given and isinstance(given[0], int):
         return given, False
-    return model.encode_chat(given), True
+    return model.encode_chat(given, tools=tools, after=before), True
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer | None:

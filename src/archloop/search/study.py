@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.exceptions import StorageInternalError
 
 from archloop.search import front, plan, recipe, store, trial
 from archloop.search.base import SpaceExhausted, Told
@@ -344,11 +345,12 @@ def _full_disk_in_one_line(folder: Path) -> Iterator[None]:
             raise
         where = error.filename or folder
         raise StudyError(f"{where}: {error.strerror}; mend it and run the same command") from error
-    except Exception as error:
-        text = str(error).lower()
-        if "database or disk is full" in text or "disk i/o error" in text:
+    except StorageInternalError as error:
+        # Optuna's own words only say that something went wrong; the cause is SQLite's.
+        cause = " ".join(str(error.__cause__ or error).split())
+        if "disk is full" in cause:
             raise _disk_full(folder) from error
-        raise
+        raise StudyError(f"{folder}: the database failed: {cause[:200]}") from error
 
 
 def _disk_full(folder: Path) -> StudyError:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from archloop.profiling.record import Profile
 from archloop.search import gate, objectives, store
+from archloop.search.baseline import FOLDER as REFERENCE
 from archloop.search.baseline import Baseline
 from archloop.search.database import Result, Stored
 from archloop.search.errors import StudyError
@@ -18,7 +19,7 @@ from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.plan import Plan, training_seed
 from archloop.search.record import Objectives, Rung
 from archloop.search.rungs import promoted
-from archloop.search.stages import Proposed, Stage, StageFiles
+from archloop.search.stages import Profiled, Proposed, Stage, StageFiles
 from archloop.search.workshop import Workshop, checkpoint
 from archloop.stack.genome import Genome
 
@@ -92,6 +93,8 @@ def _run(
 
     def measure(look: int) -> dict[str, Profile]:
         context.announce("profile", None)
+        if look == 1 and proposed.spec == plan.reference:
+            _adopt_reference(context.folder, f"{context.key}:{proposed.spec.digest}", files)
         stage = workshop.profile(proposed.spec, plan.reference, look, files)
         seconds["profile"] += stage.seconds
         _check_identity(context.baseline, stage.value.profiles)
@@ -129,6 +132,13 @@ def _run(
     return Result(
         state="complete", objectives=tuple(reached), straddles=verdict.straddles, error=error
     )
+
+
+def _adopt_reference(study: Path, key: str, files: StageFiles) -> None:
+    """The reference preset itself as a trial: it has been measured beside itself already."""
+    measured = StageFiles(study / REFERENCE, key).load("profile", Profiled)
+    if measured is not None and files.load("profile", Profiled) is None:
+        files.save("profile", measured.value, 0.0)
 
 
 def _train(

@@ -1,0 +1,162 @@
+"""Whatever is wrong with a recipe is one line that names file, key and remedy."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from archloop.search import plan
+from archloop.search.plain_yaml import MAX_BYTES
+from archloop.search.recipe import RecipeError, load
+from search.stand_in import recipe, settings
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    """The one line with which a recipe is refused."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        plan.resolve(load(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(path.parent))
+    assert "bad.yaml" in message
+    return message.split("bad.yaml", 1)[1]
+
+
+def changed(path: str, value: Any) -> str:
+    """The test recipe with one key set, by its dotted path."""
+    data = settings()
+    *parents, last = path.split(".")
+    place = data
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return yaml.safe_dump(data)
+
+
+VALUES = [
+    ("num_trails", 3, r": num_trails: unknown key; did you mean 'num_trials'\?"),
+    ("proxy.trainin", {}, r": proxy.trainin: unknown key; did you mean 'training'\?"),
+    ("profile.context", [1], r": profile.context: unknown key; did you mean 'contexts'\?"),
+    ("num_trials", "many", r": num_trials: 'many' must be a valid integer"),
+    ("num_trials", 0, r": num_trials: 0 must be greater than or equal to 1"),
+    ("seed", -1, r": seed: -1 must be"),
+    ("space.ship.d_model", "wide", r": space.ship.d_model: 'wide' must be a valid integer"),
+    ("space.mixers.sort_conv", {}, r": space.mixers: unknown .*'sort_conv'.*'short_conv'"),
+    ("space.mixers.gqa.head_dims", 32, r": space.mixers.gqa.head_dims: .*'head_dim'"),
+    ("space.mixers.short_conv.kernel", [3, 0], r": space.mixers.short_conv.kernel=0 is not"),
+    (
+        "space.budget",
+        {"num_params": 10**9, "free": "swiglu.expansion"},
+        r": space.budget.num_params=1,000,000,000: no spec meets it .*; change the number",
+    ),
+    ("proxy.corpus", {"source": "files", "paths": ["no.txt"]}, r": proxy.corpus.paths: .*no.txt"),
+    ("proxy.corpus", {"source": "files", "paths": ["../../etc/passwd"]}, r": .*leads outside"),
+    ("proxy.tasks", {"in_context_recal": {}}, r": proxy: .*did you mean 'in_context_recall'"),
+    ("proxy.rungs", [20, 10], r": proxy: .*must be rising"),
+    ("name", "../escape", r": name: '../escape': a name is a folder's name"),
+    ("name", "/tmp/absolute", r": name: '/tmp/absolute': a name is a folder's name"),
+    ("name", ".hidden", r": name: '.hidden': a name is a folder's name"),
+    ("name", "a/b", r": name: 'a/b': a name is a folder's name"),
+    ("name", "", r": name: '': a name is a folder's name"),
+    ("reference", "lfm2-350", r": reference: unknown preset 'lfm2-350'; did you mean 'lfm2-350m'"),
+    ("reference", {}, r": reference: give one of preset, layout and spec"),
+    ("reference.layout", ["gqa"], r": reference: 1 blocks; the space allows \[4\]"),
+    ("initial", [["gqa", "gla", "gqa", "gqa"]], r": initial\[0\]: .*'gla' is not in space.mixers"),
+    ("strategy.name", "nsga3", r": strategy.name='nsga3': unknown; did you mean 'nsga2'"),
+    ("strategy.settings.populatoin", 4, r": strategy.settings.populatoin: unknown key; did you"),
+    ("profile.runtime", "torch_eeger", r": profile.runtime='torch_eeger': unknown; did you mean"),
+    ("profile.device", "phone", r": profile.device='phone': unknown; known: .*host"),
+    ("profile.quant", "int3", r": profile.quant: torch_eager has no 'int3'; known: "),
+    ("budgets", [{"metric": "decode_p50", "limit": 1}], r": budgets\[0\].metric: 'decode_p50' mu"),
+    ("budgets", [{"metric": "ttft_ms", "limit": 1, "context": 7}], r": budgets\[0\].context=7; pr"),
+    ("tuning", {"learning_rates": [1e-3, 1e-2], "num_steps": 5}, r": tuning.learning_rates: .* 3"),
+    ("plugins", "../elsewhere", r": plugins='../elsewhere' leads outside the recipe's folder"),
+    ("plugins", "nowhere", r": plugins folder .*nowhere does not exist"),
+    ("promote_share", 1.5, r": promote_share: 1.5 must be less than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"), VALUES, ids=[f"{v[0]}-{i}" for i, v in enumerate(VALUES)]
+)
+def test_wrong_value(tmp_path, path, value, expected):
+    assert re.match(expected, refusal(tmp_path, changed(path, value)))
+
+
+def test_missing_key(tmp_path):
+    data = settings()
+    del data["space"]
+    assert refusal(tmp_path, yaml.safe_dump(data)) == ": space: missing; add it"
+
+
+YAML = {
+    "tag": ("a: !!python/object/apply:os.system ['true']\n", r":1: the tag .* is not allowed"),
+    "own-tag": ("a: !thing 1\n", r":1: the tag '!thing' is not allowed; remove it"),
+    "anchor": ("a: &x [1, 2]\nb: *x\n", r":1: anchors and aliases are not allowed \('x'\)"),
+    "bomb": (
+        "a: &a [x, x]\n"
+        + "".join(
+            f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
+        ),
+        r":1: anchors and aliases are not allowed",
+    ),
+    "merge": ("a:\n  <<: {b: 1}\n", r":2: merge keys .* are not allowed"),
+    "twice": ("name: a\nseed: 1\nname: b\n", r":3: key 'name' is given twice; remove one"),
+    "twice-deep": ("a:\n  b: {c: 1, c: 2}\n", r":2: key 'c' is given twice; remove one"),
+    "deep": ("a: " + "[" * 500 + "]" * 500, r":1: nested deeper than 20 levels"),
+    "large": ("a: " + "x" * MAX_BYTES, r": larger than 262144 bytes"),
+    "two-documents": ("a: 1\n---\nb: 1\n", r":2: a second document; keep one in a file"),
+    "syntax": ("a: [1, 2\nb: 3\n", r":\d: not valid YAML: .*; check the indentation"),
+    "tab": ("a:\n\tb: 1\n", r":2: not valid YAML"),
+    "control": ("a: \x01\n", r": not valid YAML: .*; correct the file"),
+    "nan": ("a: .nan\n", r": a is nan; give a finite number"),
+    "date": ("a: 2024-99-99\n", r": not valid YAML: month must be"),
+    "empty": ("", r": empty; a recipe needs"),
+    "list": ("- 1\n", r": a recipe is a mapping of keys"),
+    "complex-key": ("? [1]\n: 2\n", r": not valid YAML: line 1: a key must be a plain word"),
+}
+
+
+@pytest.mark.parametrize("case", YAML)
+def test_not_plain_yaml(tmp_path, case):
+    text, expected = YAML[case]
+    assert re.match(expected, refusal(tmp_path, text))
+
+
+def test_unreadable_file(tmp_path):
+    with pytest.raises(RecipeError, match=r"none.yaml: does not exist; give the path"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="is not a regular file"):
+        load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
+    with pytest.raises(RecipeError, match="not UTF-8 text"):
+        load(tmp_path / "latin.yaml")
+
+
+def test_digest_is_of_settings(tmp_path):
+    text = yaml.safe_dump(settings())
+    for name, content in {"a": text, "b": "# a comment\n" + text}.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    first, second = load(tmp_path / "a.yaml"), load(tmp_path / "b.yaml")
+    assert first.digest == second.digest == recipe().digest
+    assert recipe(seed=4).digest != first.digest
+
+
+def test_digest_is_of_plugins_too(tmp_path):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings(plugins="own")))
+    (tmp_path / "own").mkdir()
+    before = load(tmp_path / "a.yaml").digest
+    (tmp_path / "own" / "x.py").write_text("X = 1\n")
+    assert load(tmp_path / "a.yaml").digest != before
+
+
+def test_shipped_recipes_resolve():
+    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        resolved = plan.resolve(load(path))
+        assert resolved.recipe.name == path.stem

@@ -1,0 +1,242 @@
+"""Killed at any moment and run again, a study loses, repeats and re-measures nothing.
+
+A stand-in for the work and a clock that stands still make records comparable: the killed and
+resumed study must equal the uninterrupted one, trial by trial.
+"""
+
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from archloop.search import database, stages, store
+from archloop.search.errors import StudyError
+from archloop.search.record import StudyRecord
+from archloop.search.study import Study
+from search.stand_in import StandIn, no_time, recipe
+
+SHORT = recipe(num_trials=7)
+fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
+    folder = tmp_path_factory.mktemp("runs")
+    return Study(SHORT, folder, evaluator=StandIn(), clock=no_time).run()
+
+
+def run_study(runs: Path, log: Path, pause: float = 0.0) -> None:
+    Study(SHORT, runs, evaluator=StandIn(log, pause), clock=no_time).run()
+
+
+def check(runs: Path, log: Path, expected: StudyRecord, num_kills: int) -> None:
+    """Equal, and no call was made for a stage whose file was there."""
+    assert store.read(runs / "test") == expected
+    calls = log.read_text().splitlines()
+    assert not [call for call in calls if "AGAIN" in call]
+    repeated = sum(count - 1 for count in Counter(calls).values())
+    assert repeated <= num_kills
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_moments(tmp_path, uninterrupted, seed):
+    rng = random.Random(seed)
+    log, num_kills = tmp_path / "log", 0
+    while True:
+        process = fork.Process(target=run_study, args=(tmp_path, log, 0.01))
+        process.start()
+        process.join(rng.uniform(0.1, 0.6 + 0.1 * num_kills))
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        num_kills += 1
+    assert process.exitcode == 0
+    assert num_kills >= 3
+    check(tmp_path, log, uninterrupted, num_kills)
+
+
+def run_and_die(runs: Path, log: Path, at: int, when: str) -> None:
+    """Run until the `at`-th durable write, and die just before or after it."""
+    count = 0
+
+    def wrap(function):
+        def wrapped(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == at and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **kwargs)
+            if count == at and when == "after":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    stages.write_atomic = wrap(stages.write_atomic)
+    store.write_atomic = wrap(store.write_atomic)
+    storage = database.RDBStorage
+    for name in (
+        "_create_new_trial",
+        "set_trial_user_attr",
+        "set_trial_system_attr",
+        "set_trial_state_values",
+        "set_study_user_attr",
+    ):
+        setattr(storage, name, wrap(getattr(storage, name)))
+    run_study(runs, log)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_around_every_kind_of_write(tmp_path, uninterrupted, when):
+    log, kills, at = tmp_path / "log", 0, 1
+    while True:
+        process = fork.Process(target=run_and_die, args=(tmp_path, log, at, when))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        # The next run dies a little further in, so that all writes of a trial get their turn.
+        at = 1 + kills % 12
+        if kills > 20:
+            at = 10**9
+    assert kills >= 10
+    check(tmp_path, log, uninterrupted, kills)
+
+
+def test_interrupt_goes_on_where_it_stopped(tmp_path, uninterrupted):
+    class Interrupted(StandIn):
+        def _called(self, what, stage_file):
+            super()._called(what, stage_file)
+            if len(self.calls) == 9:
+                raise KeyboardInterrupt
+
+    log = tmp_path / "log"
+    with pytest.raises(KeyboardInterrupt):
+        Study(SHORT, tmp_path, evaluator=Interrupted(log), clock=no_time).run()
+    run_study(tmp_path, log)
+    check(tmp_path, log, uninterrupted, 1)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -1])
+def test_half_written_stage_is_done_again(tmp_path, keep):
+    short = recipe(num_trials=2)
+    study = Study(short, tmp_path, evaluator=StandIn(), clock=no_time)
+    expected = study.run()
+    kept = study.folder.rename(tmp_path / "kept")
+    # A study killed in trial 0, whose profile was then cut short by other means.
+    with pytest.raises(KeyboardInterrupt):
+        Study(short, tmp_path, evaluator=_StopAtTraining(), clock=no_time).run()
+    path = study.folder / "trials/000000/profile.json"
+    content = path.read_bytes()
+    assert content == (kept / "trials/000000/profile.json").read_bytes()
+    path.write_bytes(content[:keep])
+    assert Study(short, tmp_path, evaluator=StandIn(), clock=no_time).run() == expected
+
+
+class _StopAtTraining(StandIn):
+    def _called(self, what, stage_file):
+        if "000000" in str(stage_file) and what.startswith("rung-0"):
+            raise KeyboardInterrupt
+        super()._called(what, stage_file)
+
+
+def run_on_full_disk(runs: Path, after: int, result) -> None:
+    """A disk that is full once `after` files were written; writes then fail half-way."""
+    count = 0
+
+    def full(function):
+        def wrapped(path, content):
+            nonlocal count
+            count += 1
+            if count > after:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (path.parent / f".{path.name}.half").write_bytes(content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            return function(path, content)
+
+        return wrapped
+
+    stages.write_atomic = full(stages.write_atomic)
+    store.write_atomic = full(store.write_atomic)
+    try:
+        run_study(runs, runs / "log")
+        result.put("finished")
+    except StudyError as error:
+        result.put(str(error))
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 20])
+def test_full_disk_is_one_line_and_goes_on(tmp_path, uninterrupted, after):
+    results = fork.Queue()
+    process = fork.Process(target=run_on_full_disk, args=(tmp_path, after, results))
+    process.start()
+    message = results.get(timeout=60)
+    process.join()
+    assert "no space left on device; free some and run the same command" in message
+    assert "\n" not in message
+    run_study(tmp_path, tmp_path / "log")
+    check(tmp_path, tmp_path / "log", uninterrupted, 1)
+
+
+def run_with_full_database(runs: Path, pages: int, result) -> None:
+    """SQLite's own limit on pages makes it say that the disk is full."""
+    connect = database.sqlite3.connect
+
+    def limited(*args, **kwargs):
+        connection = connect(*args, **kwargs)
+        connection.execute(f"PRAGMA max_page_count={pages}")
+        return connection
+
+    database.sqlite3.connect = limited
+    try:
+        run_study(runs, runs / "log")
+        result.put("finished")
+    except StudyError as error:
+        result.put(str(error))
+
+
+def test_full_database_is_one_line_and_goes_on(tmp_path, uninterrupted):
+    results = fork.Queue()
+    process = fork.Process(target=run_with_full_database, args=(tmp_path, 30, results))
+    process.start()
+    message = results.get(timeout=60)
+    process.join()
+    assert "no space left on device" in message
+    run_study(tmp_path, tmp_path / "log")
+    check(tmp_path, tmp_path / "log", uninterrupted, 1)
+
+
+def test_worker_ended_by_a_full_disk_is_not_the_trials_fault(tmp_path, uninterrupted):
+    class Full(StandIn):
+        def _called(self, what, stage_file):
+            if len(self.calls) == 8:
+                self.fails = what
+            try:
+                super()._called(what, stage_file)
+            except Exception as error:
+                raise type(error)("OSError: [Errno 28] No space left on device") from error
+
+    with pytest.raises(StudyError, match="no space left"):
+        Study(SHORT, tmp_path, evaluator=Full(), clock=no_time).run()
+    assert Study(SHORT, tmp_path, evaluator=StandIn(), clock=no_time).run() == uninterrupted
+
+
+def test_lock_ends_with_its_process(tmp_path):
+    process = fork.Process(target=run_study, args=(tmp_path, tmp_path / "log", 0.2))
+    process.start()
+    while not (tmp_path / "test" / "study.db").exists():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match=f"process {process.pid} is running this study"):
+        run_study(tmp_path, tmp_path / "log")
+    process.kill()
+    process.join()
+    run_study(tmp_path, tmp_path / "log")

@@ -1,0 +1,268 @@
+"""The loop with a stand-in for devices and trainings: budgets, rungs, failures, ends."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+
+from archloop.profiling.record import Profile
+from archloop.search import front, store
+from archloop.search.errors import NoFeasibleTrial, StudyError
+from archloop.search.lock import StudyBusyError, exclusive
+from archloop.search.objectives import as_point
+from archloop.search.progress import Event
+from archloop.search.recipe import RecipeError
+from archloop.search.record import StudyRecord
+from archloop.search.study import Study
+from search.stand_in import StandIn, no_time, recipe, settings
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRecord, StandIn, Path]:
+    evaluator = StandIn()
+    study = Study(recipe(), tmp_path_factory.mktemp("runs"), evaluator=evaluator, clock=no_time)
+    return study.run(), evaluator, study.folder
+
+
+def test_runs_every_trial_and_rejects_some(finished):
+    record, _, _ = finished
+    assert [trial.number for trial in record.trials] == list(range(14))
+    states = {trial.state for trial in record.trials}
+    assert states == {"complete", "rejected"}
+
+
+def test_rejected_trials_are_never_trained(finished):
+    record, evaluator, _ = finished
+    rejected = [trial for trial in record.trials if trial.state == "rejected"]
+    assert rejected
+    for trial in rejected:
+        assert trial.broken[0].low > trial.broken[0].limit
+        assert not trial.rungs
+        assert not any(
+            call.startswith("rung") and trial.proxy_spec.digest in call for call in evaluator.calls
+        )
+
+
+def test_no_spec_is_measured_twice(finished):
+    record, evaluator, _ = finished
+    digests = [trial.spec.digest for trial in record.trials]
+    assert len(set(digests)) == len(digests)
+    assert not any("AGAIN" in call for call in evaluator.calls)
+
+
+def test_straddling_budget_gets_one_more_look(finished):
+    record, evaluator, _ = finished
+    twice = {call.split()[1] for call in evaluator.calls if call.startswith("profile-2")}
+    assert twice
+    for trial in record.trials:
+        looked = trial.profiles["host"].num_processes // 2
+        assert looked == (2 if trial.spec.digest in twice else 1)
+        if trial.straddles:
+            assert looked == 2
+            assert trial.state == "complete"
+
+
+def test_rungs_promote_the_top_share(finished):
+    record, _, _ = finished
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    heights = [len(trial.rungs) for trial in complete]
+    assert set(heights) >= {1, 2}
+    at_first = sum(height >= 2 for height in heights)
+    assert 1 <= at_first < len(complete)
+    for trial in complete:
+        assert [rung.num_steps for rung in trial.rungs] == [10, 20, 40][: len(trial.rungs)]
+        assert trial.objectives == trial.rungs[0].objectives
+
+
+def test_reference_is_fixed_first(finished):
+    record, evaluator, _ = finished
+    assert evaluator.calls[0].startswith("profile")
+    assert record.admitted == ("recall", "text")
+    assert list(record.dropped) == ["noise"]
+    assert record.noise["0"] > 0
+    assert record.reference is not None
+    assert record.reference.objectives is not None
+    assert record.reference.objectives.latency == pytest.approx(1.0)
+    assert record.reference_point is not None
+    assert record.reference_point.quality == 0.0
+
+
+def test_hypervolume_adds_up(finished):
+    record, _, _ = finished
+    curve = store.hypervolume_curve(record)
+    points = [as_point(t.objectives) for t in record.trials if t.state == "complete"]
+    total = front.hypervolume(points, as_point(record.reference_point))
+    gains = sum(trial.hypervolume_gain or 0.0 for trial in record.trials)
+    assert curve[-1] == (13, pytest.approx(total))
+    assert gains == pytest.approx(total)
+    assert [volume for _, volume in curve] == sorted(volume for _, volume in curve)
+    assert store.front_numbers(record)
+
+
+def test_optuna_reads_the_study(finished):
+    record, _, folder = finished
+    study = optuna.load_study(study_name="test", storage=f"sqlite:///{folder / 'study.db'}")
+    assert study.metric_names == ["quality", "latency", "memory"]
+    for trial, ours in zip(study.trials, record.trials, strict=True):
+        assert trial.user_attrs["genome"] == ours.genome
+        infeasible = any(value > 0 for value in trial.constraints.values())
+        assert infeasible == (ours.state == "rejected")
+        assert trial.params["num_gqa"] == ours.spec.layout.count("gqa")
+    complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert complete[0].values is not None
+    assert optuna.importance.get_param_importances(study, target=lambda t: t.values[0])
+
+
+def test_finished_study_only_reads(finished, tmp_path):
+    record, _, folder = finished
+    evaluator = StandIn()
+    again = Study(recipe(), folder.parent, evaluator=evaluator, clock=no_time).run()
+    assert again == record
+    assert evaluator.calls == ["close"]
+
+
+def test_crash_marks_that_trial_alone(tmp_path):
+    whole = Study(recipe(), tmp_path / "a", evaluator=StandIn(), clock=no_time).run()
+    victim = whole.trials[2].spec.digest
+    record = Study(recipe(), tmp_path / "b", evaluator=StandIn(fails=victim), clock=no_time).run()
+    assert record.trials[2].state == "failed"
+    assert record.trials[2].error == "worker: exit status 1: the engine crashed"
+    assert len(record.trials) == 14
+    assert [t.state for t in record.trials].count("failed") == 1
+
+
+def test_crash_of_the_reference_ends_the_study(tmp_path):
+    study = Study(recipe(), tmp_path, evaluator=StandIn(fails="rung-0-seed-1"))
+    with pytest.raises(StudyError, match="reference preset failed"):
+        study.run()
+
+
+def test_nothing_feasible_names_the_nearest(tmp_path):
+    tight = [{"metric": "decode_p50_ms", "limit": 0.2, "relative": True}]
+    study = Study(recipe(budgets=tight, num_trials=3, initial=[]), tmp_path, evaluator=StandIn())
+    with pytest.raises(NoFeasibleTrial, match=r"no feasible trial; nearest was trial \d .*0\.2"):
+        study.run()
+    assert len(study.read().trials) == 3
+
+
+def test_changed_recipe_is_refused(finished):
+    _, _, folder = finished
+    changed = Study(recipe(num_trials=20), folder.parent, evaluator=StandIn())
+    with pytest.raises(RecipeError, match=r"num_trials is 20 and was 14.*another name"):
+        changed.run()
+
+
+def test_changed_corpus_is_refused(finished):
+    _, _, folder = finished
+    evaluator = StandIn()
+    evaluator.prepare = lambda: {"corpus": "other"}  # type: ignore[method-assign]
+    with pytest.raises(RecipeError, match="not what the study"):
+        Study(recipe(), folder.parent, evaluator=evaluator).run()
+
+
+def test_another_device_is_refused(tmp_path):
+    class Elsewhere(StandIn):
+        def profile(self, spec, reference, look, directory) -> dict[str, Profile]:
+            found = super().profile(spec, reference, look, directory)
+            if spec == reference:
+                return found
+            identity = found["host"].identity.model_copy(update={"threads": 8})
+            return {"host": found["host"].model_copy(update={"identity": identity})}
+
+    with pytest.raises(StudyError, match="threads was 1, is 8"):
+        Study(recipe(), tmp_path, evaluator=Elsewhere()).run()
+
+
+def test_two_runs_on_one_folder(finished):
+    _, _, folder = finished
+    study = Study(recipe(), folder.parent, evaluator=StandIn())
+    with exclusive(folder), pytest.raises(StudyBusyError, match="already running"):
+        study.run()
+
+
+def test_small_space_ends_early(tmp_path):
+    space = settings()["space"] | {
+        "num_blocks": 1,
+        "mixers": {"short_conv": {"kernel": [3, 5]}, "gqa": {"head_dim": 32}},
+        "channel_mixers": {"swiglu": {"expansion": 2.0}},
+        "scope": {},
+    }
+    small = recipe(space=space, reference={"layout": ["gqa"]}, budgets=[], initial=[])
+    record = Study(small, tmp_path, evaluator=StandIn()).run()
+    assert len(record.trials) == 3
+    assert record.ended is not None
+    assert "different specs were tried" in record.ended
+
+
+def test_learning_rates_are_tuned_per_family(tmp_path):
+    evaluator = StandIn()
+    tuned = recipe(tuning={"learning_rates": [1e-3, 3e-3, 1e-2], "num_steps": 5}, num_trials=3)
+    record = Study(tuned, tmp_path, evaluator=evaluator).run()
+    assert set(record.learning_rates) == {"short_conv", "gqa"}
+    for rate in record.learning_rates.values():
+        assert len(rate.losses) == 3
+    assert sum(call.startswith("rate-") for call in evaluator.calls) == 6
+
+
+def test_events_tell_the_story(tmp_path):
+    events: list[Event] = []
+    Study(recipe(num_trials=5), tmp_path, evaluator=StandIn()).run(events.append)
+    stages = [event.stage for event in events]
+    assert stages[:3] == ["setup", "reference", "propose"]
+    assert stages[-1] == "finished"
+    told = [event for event in events if event.stage == "told"]
+    assert [event.trial for event in told] == list(range(5))
+    assert told[-1].seconds_left == 0.0
+    assert told[-1].hypervolume > 0
+
+
+def test_time_outside_the_stages_is_the_overhead(tmp_path):
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    class Slow(StandIn):
+        def _called(self, what, stage_file):
+            nonlocal now
+            now += 10.0
+            super()._called(what, stage_file)
+
+    def listen(event: Event) -> None:
+        nonlocal now
+        now += 1.0 if event.stage == "told" else 0.0
+
+    record = Study(recipe(num_trials=4), tmp_path, evaluator=Slow(), clock=clock).run(listen)
+    # The event of the last trial comes after its books are closed.
+    assert record.seconds_by_stage["search"] == pytest.approx(3.0)
+    stages = sum(record.seconds_by_stage.values())
+    assert record.overhead == pytest.approx(3.0 / stages)
+
+
+def test_damaged_file_is_named(tmp_path):
+    study = Study(recipe(num_trials=3), tmp_path, evaluator=StandIn())
+    study.run()
+    path = study.folder / "trials/000001/profile.json"
+    path.write_text(path.read_text().replace('"seconds": 1.0', '"seconds": 2.0'))
+    with pytest.raises(ValueError, match=r"000001/profile.json: missing or damaged"):
+        study.read()
+
+
+def test_reading_writes_nothing(finished):
+    record, _, folder = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert store.read(folder) == record
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert {p: t for p, t in after.items() if not p.name.startswith("study.db-")} == {
+        p: t for p, t in before.items() if not p.name.startswith("study.db-")
+    }
+
+
+def test_store_is_small(finished):
+    _, _, folder = finished
+    with sqlite3.connect(folder / "study.db") as connection:
+        rows = connection.execute("select count(*) from trial_params").fetchone()[0]
+    assert rows <= 14 * 5
+    assert json.loads((folder / "recipe.json").read_text())["settings"]["name"] == "test"

@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,8 @@ def main() -> None:
         for length in lengths:
             try:
                 rows[length] = measure(name, length, max(1, tokens // length), device, dtype)
-            except (RuntimeError, ImportError, ValueError) as error:
+            except Exception as error:  # one mixer's failure is a row, not the end of the table
+                traceback.print_exc()
                 rows[length] = {"error": f"{type(error).__name__}: {error}"[:300]}
             _print_row(name, length, rows[length])
         if on_gpu and name != "fla_gla":
@@ -239,7 +241,8 @@ def _outputs_and_gradients(layer: nn.Module, x_BTD: Tensor, grad_BTD: Tensor) ->
 def _guarded(run: Callable[..., dict[str, float]], *args: Any) -> dict[str, Any]:
     try:
         return run(*args)
-    except RuntimeError as error:
+    except Exception as error:
+        traceback.print_exc()
         return {f"{run.__name__}_error": str(error)[:300]}
 
 

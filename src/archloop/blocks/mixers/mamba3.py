@@ -174,10 +174,10 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         v_BNTRV = self._ranked(x)
         share = dt * (1 - trap)
         next_share = F.pad(share[:, :, 1:], (0, 1))
-        scaled = v_BNTRV * (dt * trap + next_share)[..., None, None]
+        scaled = v_BNTRV * (dt * trap + next_share)[..., None, None].to(x.dtype)
         initial = None
         if state is not None:
-            past = state["k"].transpose(-1, -2) @ self._ranked(state["v"][:, :, None])[:, :, 0]
+            past = self._past(state)
             initial = state["kv"] + share[:, :, 0, None, None] * past
         states, final = ranked_ssd.states(k_BNTRK, scaled, g, initial)
         if state is not None:
@@ -197,19 +197,23 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         z, c = self._queries(x_BTD)
         q_BNTRK = rotate(c, shared["angle"])
         y = ranked_ssd.read(q_BNTRK, shared["k"], shared["scaled"], shared["g"], shared["states"])
-        v = shared["v"]
+        # What a token reads of itself beyond its share, and the skip: small products of ranks.
         if self.config.rank == 1:
-            own = (q_BNTRK * shared["k"]).sum(-1, keepdim=True) * v
+            own = (q_BNTRK * shared["k"]).sum(-1, keepdim=True)
         else:
-            own = (q_BNTRK @ shared["k"].transpose(-1, -2)) @ v
-        y = y - shared["next"][..., None, None] * own
-        return self._out(x_BTD, y + precise(self.skip)[:, None, None, None] * v, z)
+            own = q_BNTRK @ shared["k"].transpose(-1, -2)
+        eye = torch.eye(self.config.rank, dtype=own.dtype, device=own.device)
+        factor = self.skip[:, None, None, None] * eye - shared["next"][..., None, None] * own
+        v, factor = shared["v"], factor.to(own.dtype)
+        y = torch.addcmul(y, factor, v) if self.config.rank == 1 else y + factor @ v
+        return self._out(x_BTD, y, z)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
         x, b, dt, g, trap, turn = (part[:, :, 0] for part in self._features(x_BD[:, None], None))
         angle = (state["angle"] + turn).remainder(2 * math.pi)
         k_BNRK, v_BNRV = rotate(b, angle), self._ranked(x[:, :, None])[:, :, 0]
-        past = state["k"].transpose(-1, -2) @ self._ranked(state["v"][:, :, None])[:, :, 0]
+        k_BNRK, v_BNRV = precise(k_BNRK), precise(v_BNRV)
+        past = self._past(state)
         share = (dt * (1 - trap))[..., None, None]
         kv = g.exp()[..., None, None] * (state["kv"] + share * past)
         kv = kv + (dt * trap)[..., None, None] * (k_BNRK.transpose(-1, -2) @ v_BNRV)
@@ -220,7 +224,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
         z, c = self._queries(x_BD[:, None])
         q_BNRK = rotate(c[:, :, 0], shared["angle"])
-        y = q_BNRK @ shared["kv"] + precise(self.skip)[:, None, None] * shared["v"]
+        y = precise(q_BNRK) @ shared["kv"] + precise(self.skip)[:, None, None] * shared["v"]
         return self._out(x_BD[:, None], y[:, :, None], z)[:, 0]
 
     def _features(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, ...]:
@@ -228,7 +232,8 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         dt, log-decay, trapezoid gate (B, N, T) and turn (B, N, T, S).
         """
         parts = self.feature_proj(x_BTD).split(self.feature_widths, -1)
-        x, b, dt, rate, trap, turn = (precise(part) for part in parts)
+        x, b = parts[:2]
+        dt, rate, trap, turn = (precise(part) for part in parts[2:])
         dt_BTN = F.softplus(dt + precise(self.dt_bias))
         if valid_BT is not None:
             dt_BTN = dt_BTN * valid_BT[..., None]
@@ -245,18 +250,21 @@ class Mamba3(KeepsFloat32, SequenceMixer):
     def _queries(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Output gate (B, T, I) and queries before rotation (B, N, T, R, K)."""
         z, c = self.query_proj(x_BTD).split(self.query_widths, -1)
-        return z, self._with_bias(precise(c), self.c_norm, self.c_bias)
+        return z, self._with_bias(c, self.c_norm, self.c_bias)
 
     def _with_bias(self, x_BTd: Tensor, norm: RMSNorm, bias_NRK: Tensor) -> Tensor:
         x_BTRK = x_BTd.unflatten(-1, (self.config.rank, -1))
-        weight = precise(norm.weight)
-        normed = F.rms_norm(x_BTRK, weight.shape, weight, norm.eps)
-        return normed[:, None] + precise(bias_NRK)[:, None]
+        return norm(x_BTRK)[:, None] + bias_NRK[:, None]
 
     def _ranked(self, x_BNTV: Tensor) -> Tensor:
         """One value per rank, (B, N, T, R, V)."""
         x_BNT1V = x_BNTV[..., None, :]
-        return x_BNT1V if self.config.rank == 1 else x_BNT1V * precise(self.mimo_x)[:, None]
+        return x_BNT1V if self.config.rank == 1 else x_BNT1V * self.mimo_x[:, None]
+
+    def _past(self, state: State) -> Tensor:
+        """What the last token's key and value would add to the state, (B, N, K, V)."""
+        v_BNRV = self._ranked(state["v"][:, :, None])[:, :, 0]
+        return state["k"].transpose(-1, -2) @ v_BNRV
 
     def _keep(self, state: State, span: Span, angle: Tensor, k: Tensor, x: Tensor) -> None:
         """Remember the angle, key and value of each row's last real token."""
@@ -283,6 +291,6 @@ class Mamba3(KeepsFloat32, SequenceMixer):
 def rotate(x_RK: Tensor, angle_S: Tensor) -> Tensor:
     """Turns the pairs (i, i + S), i < S, of each rank (..., R, K) by the angles (..., S)."""
     num = angle_S.shape[-1]
-    cos, sin = angle_S.cos()[..., None, :], angle_S.sin()[..., None, :]
+    cos, sin = (part.to(x_RK.dtype)[..., None, :] for part in (angle_S.cos(), angle_S.sin()))
     first, second, rest = x_RK.split([num, num, x_RK.shape[-1] - 2 * num], -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], -1)

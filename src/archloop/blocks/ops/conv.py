@@ -6,6 +6,8 @@ Shape suffixes: B batch, T time, D channels, K kernel, L = K-1 past inputs.
 import torch
 from torch import Tensor
 
+from archloop.blocks.ops import triton_kernels
+
 
 def causal_conv(
     x_BTD: Tensor,
@@ -16,8 +18,13 @@ def causal_conv(
     """``y_t = sum_j weight[:, K-1-j] * x_{t-j}`` with zeros, or `past_BLD`, before the start.
 
     Inputs of another packed sequence count as zeros. Written as K shifted products, which on a
-    CPU beats a grouped convolution at the kernel sizes that blocks use.
+    CPU beats a grouped convolution at the kernel sizes that blocks use. On a GPU it is one kernel.
     """
+    if segments_BT is None and triton_kernels.usable(x_BTD, torch.float32, torch.bfloat16):
+        from archloop.blocks.ops.triton_conv import CausalConv
+
+        y_BTD: Tensor = CausalConv.apply(x_BTD, weight_DK, past_BLD)  # type: ignore[no-untyped-call]
+        return y_BTD
     kernel = weight_DK.shape[1]
     time = x_BTD.shape[1]
     padded_BSD = prepend_past(x_BTD, past_BLD, kernel - 1)

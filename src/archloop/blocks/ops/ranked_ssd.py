@@ -3,7 +3,8 @@
 ``S_t = exp(g_t) S_{t-1} + sum_r k_{t,r} v_{t,r}^T``, ``o_{t,r} = S_t^T q_{t,r}``: Mamba-3's MIMO
 form (arXiv 2603.15569), with rank 1 as the usual one. A chunk's tokens and ranks are the rows of
 one product, so ranks add arithmetic to the same number of passes over memory. As in `ops.ssd`, the
-parallel form has two halves, `states` and `read`, and computes in the dtype of g.
+parallel form has two halves, `states` and `read`. Decays, sums and states are in the dtype of g, at
+least float32; operands of products in that of q, k and v.
 
 Shape suffixes: B batch, N heads, T time, R ranks, K key width, V value width, n chunks, C tokens in
 a chunk.
@@ -35,29 +36,30 @@ def states(
 ) -> tuple[Tensor, Tensor]:
     """State before each chunk, (B, N, n, K, V), and after the last token."""
     chunk = tokens_per_chunk(*k_BNTRK.shape[2:4])
-    k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (k_BNTRK, v_BNTRV, g_BNT))
+    k, v, g = (split(x, chunk) for x in (k_BNTRK, v_BNTRV, g_BNT))
     b = g.cumsum(3)
     last = b[..., -1:]
-    v = v * (last - b).exp()[..., None, None]
+    v = v * (last - b).exp().to(v.dtype)[..., None, None]
     added_BNnKV = k.flatten(3, 4).transpose(3, 4) @ v.flatten(3, 4)
-    return carry(last.exp()[..., None], added_BNnKV, initial_BNKV)
+    return carry(last.exp()[..., None], added_BNnKV.to(g.dtype), initial_BNKV)
 
 
 def read(
     q_BNTRK: Tensor, k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor, states_BNnKV: Tensor
 ) -> Tensor:
-    """Outputs (B, N, T, R, V), given the state before each chunk."""
+    """Outputs (B, N, T, R, V) in the dtype of v, given the state before each chunk."""
     time, ranks = q_BNTRK.shape[2:4]
     chunk = tokens_per_chunk(time, ranks)
-    q, k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT))
+    q, k, v, g = (split(x, chunk) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT))
     b = g.cumsum(3)
     q, k, v = (x.flatten(3, 4) for x in (q, k, v))
-    ratios = decay_ratios(b)
-    decay = b.exp()[..., None]
+    ratios = decay_ratios(b).to(v.dtype)
+    decay = b.exp()[..., None].to(v.dtype)
     if ranks > 1:
         ratios = ratios.repeat_interleave(ranks, -1).repeat_interleave(ranks, -2)
         decay = decay.repeat_interleave(ranks, -2)
-    y = (q @ states_BNnKV) * decay + ((q @ k.transpose(3, 4)) * ratios) @ v
+    from_state = (q * decay) @ states_BNnKV.to(v.dtype)
+    y = from_state + ((q @ k.transpose(3, 4)) * ratios) @ v
     return join(y.unflatten(3, (chunk, ranks)), time)
 
 

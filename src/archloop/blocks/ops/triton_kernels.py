@@ -15,12 +15,13 @@ from torch import Tensor
 _disabled = False
 
 
-def usable(x: Tensor) -> bool:
-    """True for float32 on a CUDA device with Triton installed, unless switched off.
+def usable(x: Tensor, *dtypes: torch.dtype) -> bool:
+    """True on a CUDA device with Triton installed, for float32 or `dtypes`, unless switched off.
 
     Kernels compute in float32; float64 is for tests, which use the plain forms.
     """
-    return not _disabled and x.is_cuda and x.dtype == torch.float32 and _installed()
+    allowed = dtypes or (torch.float32,)
+    return not _disabled and x.is_cuda and x.dtype in allowed and _installed()
 
 
 def jit(kernel: Callable[..., Any]) -> Any:

@@ -15,7 +15,12 @@ DTYPE = torch.bfloat16
 
 
 def random_decoder(name, seed=0):
-    """A preset with random bf16 weights of the scales that training starts from."""
+    """A preset with random bf16 weights.
+
+    Output projections are scaled down by the depth, as training usually starts: without that a
+    random stack of 38 MoE blocks is chaotic, one near tie in a router changes every later choice,
+    and comparing logits between kernels would say nothing.
+    """
     torch.manual_seed(seed)
     with torch.device("meta"):
         decoder = Decoder(presets.load(name))
@@ -28,13 +33,26 @@ def random_decoder(name, seed=0):
         elif key.endswith(".conv"):
             parameter.uniform_(-(parameter.shape[1] ** -0.5), parameter.shape[1] ** -0.5)
         else:
-            std = 0.02 if key.startswith("embedding") else parameter.shape[-1] ** -0.5
+            std = 0.1 if key.startswith("embedding") else parameter.shape[-1] ** -0.5
+            if key.endswith(("out_proj.weight", "down_proj.weight", "down")):
+                std *= (2 * decoder.spec.num_blocks) ** -0.5
             parameter.normal_(0.0, std)
     return decoder
 
 
 def random_ids(decoder, batch, time):
     return torch.randint(0, decoder.spec.vocab_size, (batch, time), device="cuda")
+
+
+def restart(state):
+    """Empty a state without rewriting its caches: slots beyond the length are never read."""
+    state.lengths_B.zero_()
+    state.num_tokens = 0
+    for own in state.mixers.values():
+        own.num_tokens = 0
+        for name, tensor in own.tensors.items():
+            if name not in ("k", "v"):
+                tensor.zero_()
 
 
 def balance(fused: FusedDecoder, rounds=40, rate=0.02):
@@ -95,7 +113,7 @@ def peer_of(decoder, name):
     assert not views, f"not in the peer: {sorted(views)[:4]}"
     rotary = "rotary_emb" if hasattr(peer.model, "rotary_emb") else "pos_emb"
     old = getattr(peer.model, rotary)
-    setattr(peer.model, rotary, type(old)(config, device="cuda"))
+    setattr(peer.model, rotary, type(old)(config).to("cuda"))
     return peer
 
 

@@ -16,7 +16,7 @@ import torch
 
 from archloop.stack import cost
 from archloop.stack.fused import FusedDecoder
-from gpu_models import balance, peer_of, random_decoder, random_ids
+from gpu_models import balance, peer_of, random_decoder, random_ids, restart
 from parity import (
     compare_prefill_blocks,
     compare_step_blocks,
@@ -129,7 +129,7 @@ def measure_ours(fused, serving):
         state = fused.init_state(1, num_tokens)
 
         def prefill(ids=ids, state=state):
-            state.reset()
+            restart(state)
             return fused.prefill(ids, state)
 
         found[f"prefill {num_tokens} ms"] = median_ms(prefill, 5, 2)

@@ -131,7 +131,19 @@ def bench_gemv():
         "head 65536x2048": V * D, "router 64x2048": E * D,
         "experts_up": K * 2 * F_EXPERT * D, "experts_down": K * F_EXPERT * D,
     }  # fmt: skip
-    settings = [(1, 2), (1, 4), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 4)]
+    settings = [
+        (1, 1),
+        (2, 1),
+        (1, 2),
+        (2, 2),
+        (4, 2),
+        (2, 4),
+        (4, 4),
+        (8, 4),
+        (4, 8),
+        (8, 8),
+        (16, 8),
+    ]
     for name, make in cases.items():
         for (block, warps), pdl in itertools.product(settings, (True, False)):
             if not pdl and (block, warps) != (4, 4):
@@ -149,30 +161,19 @@ def bench_gemv():
 
 T = experts.Tiling
 SMALL = [
-    T(16, 64, 64, 4, 4, True, True), T(16, 64, 64, 4, 6, True, True),
-    T(16, 64, 128, 4, 3, True, True), T(16, 64, 128, 4, 4, True, True),
-    T(16, 128, 64, 4, 4, True, True), T(16, 128, 64, 8, 4, True, True),
-    T(16, 128, 128, 8, 3, True, True), T(16, 64, 256, 4, 2, True, True),
-    T(16, 64, 128, 4, 3, False, True), T(16, 64, 128, 4, 3, True, False),
-    T(16, 32, 256, 4, 3, False, True), T(32, 64, 64, 4, 4, True, True),
+    T(16, 64, 128, 4, 3, swap=True), T(16, 64, 128, 4, 4, swap=True),
+    T(16, 128, 128, 8, 3, swap=True), T(16, 64, 128, 4, 3, swap=True, tma=False),
 ]  # fmt: skip
 MIDDLE = [
-    T(64, 64, 64, 4, 4, True, True), T(64, 64, 64, 4, 5, True, True),
-    T(64, 64, 128, 4, 3, True, True), T(64, 128, 64, 4, 3, True, True),
-    T(64, 128, 64, 8, 3, True, True), T(64, 128, 64, 8, 4, True, True),
-    T(64, 128, 64, 4, 3, False, True), T(128, 64, 64, 4, 3, True, True),
-    T(128, 64, 64, 4, 4, False, True), T(128, 64, 64, 8, 4, True, True),
-    T(128, 128, 64, 8, 3, True, True), T(128, 128, 64, 8, 3, False, True),
-    T(64, 64, 64, 4, 4, True, False), T(32, 64, 64, 4, 5, True, True),
+    T(128, 128, 64, 8, 3), T(128, 128, 64, 8, 3, swap=True), T(64, 128, 64, 8, 4, swap=True),
+    T(64, 128, 64, 4, 3), T(128, 64, 128, 8, 3), T(128, 64, 64, 4, 4), T(128, 128, 64, 8, 4),
 ]  # fmt: skip
 LARGE = [
-    T(128, 128, 64, 8, 3, False, True), T(128, 128, 64, 8, 4, False, True),
-    T(128, 128, 64, 8, 3, False, False), T(128, 128, 64, 8, 3, True, True),
-    T(128, 128, 64, 8, 4, True, True), T(128, 256, 64, 8, 3, False, True),
-    T(128, 256, 64, 8, 4, False, True), T(256, 128, 64, 8, 3, False, True),
-    T(256, 128, 64, 8, 3, True, True), T(256, 64, 64, 8, 4, False, True),
-    T(256, 64, 64, 8, 4, True, True), T(128, 64, 64, 4, 4, False, True),
-    T(128, 128, 32, 8, 5, False, True), T(128, 256, 64, 8, 3, True, True),
+    T(128, 128, 64, 8, 3), T(128, 128, 64, 8, 4), T(128, 128, 64, 8, 4, swap=True),
+    T(128, 256, 64, 8, 3), T(128, 256, 64, 8, 4), T(128, 128, 32, 8, 5), T(128, 128, 32, 8, 6),
+    T(128, 256, 32, 8, 5), T(64, 128, 64, 4, 3), T(64, 256, 64, 8, 4),
+    T(64, 128, 64, 8, 4, swap=True),
+    T(256, 128, 64, 8, 3, swap=True),
 ]  # fmt: skip
 
 

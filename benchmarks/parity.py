@@ -39,13 +39,14 @@ def decided(block, x_XD):
 
 
 def summary(errors):
-    """Of (kind, rms, max, share of tokens compared) per half block: the worst by kind."""
+    """Worst errors, and mean share of tokens compared, by kind of half block."""
     kinds = sorted({kind for kind, *_ in errors})
     return {
         kind: {
             "rms": max(e[1] for e in errors if e[0] == kind),
             "max": max(e[2] for e in errors if e[0] == kind),
-            "compared": min(e[3] for e in errors if e[0] == kind),
+            "compared": sum(e[3] for e in errors if e[0] == kind)
+            / sum(e[0] == kind for e in errors),
         }
         for kind in kinds
     }

@@ -102,10 +102,11 @@ TILINGS = [
     experts.Tiling(16, 32, 32, 4, 2, swap=True, tma=True),
     experts.Tiling(16, 64, 32, 4, 2, swap=False, tma=False),
     experts.Tiling(64, 32, 64, 4, 2, swap=False, tma=True),
+    experts.Tiling(128, 32, 64, 4, 2, swap=False, tma=True),
 ]
 
 
-@pytest.mark.parametrize("num_tokens", [1, 5, 67])
+@pytest.mark.parametrize("num_tokens", [1, 5, 67, 250])
 @pytest.mark.parametrize("tiling", TILINGS)
 @torch.no_grad()
 def test_experts(num_tokens, tiling):

@@ -8,6 +8,7 @@ CUDA graph, which replays without Python in the way.
 Shape suffixes: B batch, T time, X flattened tokens, D model width, V vocabulary.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from archloop.stack.spec import BlockSpec, StackSpec
 
 TOKENS_PER_PASS = 32768
 """Tokens that a prefill takes through the blocks at once: bounds activations, fills the GPU."""
+
+WARM_STEPS = 2
+"""Decode steps run before one is captured."""
 
 BACKENDS = [
     SDPBackend.CUDNN_ATTENTION,
@@ -154,11 +158,17 @@ class FusedDecoder:
         x_XD = F.embedding(ids_BT.flatten(), self.decoder.embedding.weight)
         self.counts_LE.zero_()
         h_XD = self._rows.norm(x_XD, *_norm(self.blocks[0].mixer_norm))
-        for index in range(len(self.blocks)):
-            h_BTD = h_XD.view(batch, time, -1)
-            self._mix(index, x_XD, h_BTD, state, rows, held)
+        last = len(self.blocks) - 1
+        for index in range(last):
+            self._mix(index, x_XD, h_XD.view(batch, time, -1), state, rows, held)
             h_XD = self._channel(index, x_XD)
-        return h_XD.view(batch, time, -1)[:, -1]
+        x_BTD, h_BTD = x_XD.view(batch, time, -1), h_XD.view(batch, time, -1)
+        mixer = self.blocks[last].mixers[0]
+        if isinstance(mixer, ShortConv) and time > mixer.kernel:
+            # Of the last block only the last token is wanted, which sees one kernel's length.
+            x_BTD, h_BTD = (t[:, -mixer.kernel :].contiguous() for t in (x_BTD, h_BTD))
+        self._mix(last, x_BTD.flatten(0, 1), h_BTD, state, rows, held)
+        return self._channel(last, x_BTD[:, -1].contiguous())
 
     def _mix(
         self,
@@ -246,7 +256,7 @@ class FusedDecoder:
                 self._channel_one(index, x_BD[0])
             logits_V = x_BD.new_empty(self._head().shape[0])
             norm = _norm(self.decoder.norm)
-            self._gemv.linear(x_BD[0], self._head(), logits_V, norm=norm, block=8, pdl=self.pdl)
+            self._gemv.linear(x_BD[0], self._head(), logits_V, norm=norm, pdl=self.pdl)
             return logits_V[None]
         self.counts_LE.zero_()
         h_BD = self._rows.norm(x_BD, *_norm(self.blocks[0].mixer_norm))
@@ -299,7 +309,7 @@ class FusedDecoder:
         assert isinstance(mixer, MoE)
         config, bias_E = mixer.config, self._bias(mixer)
         logits_E = x_D.new_empty(mixer.router.weight.shape[0])
-        self._gemv.linear(x_D, mixer.router.weight, logits_E, norm=norm, block=1, pdl=self.pdl)
+        self._gemv.linear(x_D, mixer.router.weight, logits_E, norm=norm, pdl=self.pdl)
         hidden_KF = x_D.new_empty(config.top_k, mixer.down.shape[2])
         self._gemv.experts_up(x_D, norm, logits_E, bias_E, mixer.gate_up, hidden_KF, pdl=self.pdl)
         self._gemv.experts_down(
@@ -356,18 +366,30 @@ class StepGraph:
         self.state = state
         self.ids_B = torch.zeros_like(state.lengths_B)
         self._fused = fused
-        before = state.snapshot()
+        touched = [t for part in self._touched() for t in part]
+        before = [t.clone() for t in touched]
+        state.lengths_B.zero_()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.no_grad():
             # Kernels compile, and libraries make their handles, before anything is recorded.
-            for _ in range(2):
+            for _ in range(WARM_STEPS):
                 self._record()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph), torch.no_grad():
             self.logits_BV = self._record()
-        state.restore(before)
+        for tensor, old in zip(touched, before, strict=True):
+            tensor.copy_(old)
+
+    def _touched(self) -> Iterator[list[Tensor]]:
+        """What warm-up steps from an empty state overwrite: not a copy of the whole KV cache."""
+        yield [self.state.lengths_B]
+        for (index, _), own in self.state.mixers.items():
+            if isinstance(self._fused.blocks[index].mixers[0], GQA):
+                yield [own[name][:, :, :WARM_STEPS] for name in ("k", "v")]
+            else:
+                yield list(own.tensors.values())
 
     def _record(self) -> Tensor:
         logits_BV = self._fused._logits_of_step(self.ids_B, self.state)

@@ -229,7 +229,7 @@ def store(
 def num_parts(batch: int, num_kv: int) -> int:
     """Into how many parts to split each context so that the programs fill a GPU."""
     parts = 1
-    while batch * num_kv * parts < 256 and parts < 32:
+    while batch * num_kv * parts < 128 and parts < 16:
         parts *= 2
     return parts
 

@@ -76,17 +76,19 @@ def tile_of(counts, tile, E: tl.constexpr, E_PAD: tl.constexpr, BLOCK_M: tl.cons
 
 
 @triton.jit
-def gate_up_kernel(
+def gate_up_tile(
     x,
     w,
     hidden,
-    counts,
     bins,
     num_tokens,
+    expert,
+    first,
+    size,
+    offset,
+    n,
     D: tl.constexpr,
     F: tl.constexpr,
-    E: tl.constexpr,
-    E_PAD: tl.constexpr,
     K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -95,11 +97,6 @@ def gate_up_kernel(
     TMA: tl.constexpr,
 ):
     """``silu(gate) * up`` of BLOCK_M pairs and BLOCK_N hidden units of one expert."""
-    num_n: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
-    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
-    expert, first, size, offset = tile_of(counts, tile, E, E_PAD, BLOCK_M)
-    if expert >= E:
-        return
     m = first + tl.arange(0, BLOCK_M)
     pair = tl.load(bins + expert.to(tl.int64) * num_tokens + m, mask=m < size, other=0)
     k = tl.arange(0, BLOCK_K)
@@ -134,11 +131,10 @@ def gate_up_kernel(
 
 
 @triton.jit
-def down_kernel(
-    hidden,
+def gate_up_kernel(
+    x,
     w,
-    weights,
-    out,
+    hidden,
     counts,
     bins,
     num_tokens,
@@ -146,6 +142,47 @@ def down_kernel(
     F: tl.constexpr,
     E: tl.constexpr,
     E_PAD: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWAP: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """One tile of the gate and up product; at most half a tile of pairs takes half the work."""
+    num_n: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
+    n = tl.program_id(0) % num_n
+    tile = tl.program_id(0) // num_n
+    expert, first, size, offset = tile_of(counts, tile, E, E_PAD, BLOCK_M)
+    if expert >= E:
+        return
+    if (BLOCK_M >= 128) & (size - first <= BLOCK_M // 2):
+        gate_up_tile(
+            x, w, hidden, bins, num_tokens, expert, first, size, offset, n,
+            D, F, K, BLOCK_M // 2, BLOCK_N, BLOCK_K, SWAP, TMA,
+        )  # fmt: skip
+    else:
+        gate_up_tile(
+            x, w, hidden, bins, num_tokens, expert, first, size, offset, n,
+            D, F, K, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, TMA,
+        )  # fmt: skip
+
+
+@triton.jit
+def down_tile(
+    hidden,
+    w,
+    weights,
+    out,
+    bins,
+    num_tokens,
+    expert,
+    first,
+    size,
+    offset,
+    n,
+    D: tl.constexpr,
+    F: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -153,11 +190,6 @@ def down_kernel(
     TMA: tl.constexpr,
 ):
     """Weighted outputs of BLOCK_M pairs of one expert, each to its pair's own row."""
-    num_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
-    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
-    expert, first, size, offset = tile_of(counts, tile, E, E_PAD, BLOCK_M)
-    if expert >= E:
-        return
     m = first + tl.arange(0, BLOCK_M)
     pair = tl.load(bins + expert.to(tl.int64) * num_tokens + m, mask=m < size, other=0)
     weight = tl.load(weights + pair, mask=m < size, other=0.0)
@@ -186,6 +218,44 @@ def down_kernel(
     y = (acc * weight[:, None]).to(out.dtype.element_ty)
     out_at = out + pair.to(tl.int64)[:, None] * D + d[None, :]
     tl.store(out_at, y, mask=(m < size)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def down_kernel(
+    hidden,
+    w,
+    weights,
+    out,
+    counts,
+    bins,
+    num_tokens,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    E: tl.constexpr,
+    E_PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWAP: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """One tile of the down product, as `gate_up_kernel`."""
+    num_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
+    n = tl.program_id(0) % num_n
+    tile = tl.program_id(0) // num_n
+    expert, first, size, offset = tile_of(counts, tile, E, E_PAD, BLOCK_M)
+    if expert >= E:
+        return
+    if (BLOCK_M >= 128) & (size - first <= BLOCK_M // 2):
+        down_tile(
+            hidden, w, weights, out, bins, num_tokens, expert, first, size, offset, n,
+            D, F, BLOCK_M // 2, BLOCK_N, BLOCK_K, SWAP, TMA,
+        )  # fmt: skip
+    else:
+        down_tile(
+            hidden, w, weights, out, bins, num_tokens, expert, first, size, offset, n,
+            D, F, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, TMA,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -234,12 +304,14 @@ def tilings(num_pairs: int, num_experts: int) -> tuple[Tiling, Tiling]:
     """Tilings of the gate-and-up and the down product, by the pairs that an expert will get."""
     each = num_pairs / num_experts
     if each <= 12:
-        return Tiling(16, 64, 128, 4, 4, swap=True), Tiling(16, 64, 128, 4, 4, swap=True)
+        return Tiling(16, 64, 128, 4, 3, swap=True), Tiling(16, 64, 128, 4, 4, swap=True)
     if each <= 24:
         return Tiling(32, 64, 128, 4, 3, swap=True), Tiling(32, 64, 128, 4, 4, swap=True)
-    if each <= 96:
-        return Tiling(64, 64, 64, 4, 4, swap=True), Tiling(64, 128, 64, 4, 4, swap=True)
-    return Tiling(128, 128, 64, 8, 3), Tiling(128, 256, 64, 8, 3)
+    if each <= 128:
+        return Tiling(128, 128, 64, 8, 3), Tiling(128, 128, 64, 8, 3)
+    if each <= 1024:
+        return Tiling(128, 128, 64, 8, 4), Tiling(128, 256, 64, 8, 4)
+    return Tiling(128, 128, 32, 8, 5), Tiling(128, 256, 64, 8, 4)
 
 
 def route(

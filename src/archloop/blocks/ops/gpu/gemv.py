@@ -289,6 +289,17 @@ def tile_width(width: int) -> int:
     return min(triton.next_power_of_2(width), TILE)
 
 
+def linear_block(num_rows: int, width: int) -> tuple[int, int]:
+    """Rows and warps per program that measured fastest on an H100 (``benchmarks/kernels.py``)."""
+    if num_rows <= 256:
+        return 1, 4
+    if num_rows >= 32768:
+        return 2, 4
+    if width > TILE:
+        return 8, 4
+    return (4, 8) if num_rows <= TILE else (4, 4)
+
+
 def linear(
     x_K: Tensor,
     w_NK: Tensor,
@@ -296,12 +307,14 @@ def linear(
     *,
     norm: tuple[Tensor, float] | None = None,
     residual: bool = False,
-    block: int = 4,
-    warps: int = 4,
+    block: int | None = None,
+    warps: int | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """``out = w norm(x)``, or ``out += ...`` with `residual`. Returns `out_N`."""
     num_rows, width = w_NK.shape
+    best = linear_block(num_rows, width)
+    block, warps = block or best[0], warps or best[1]
     weight, eps = norm or (x_K, 0.0)
     linear_kernel[(triton.cdiv(num_rows, block),)](
         x_K, weight, w_NK, out_N, eps, width, num_rows, norm is not None, residual,
@@ -338,7 +351,7 @@ def gate_up(
     out_F: Tensor,
     *,
     block: int = 4,
-    warps: int = 4,
+    warps: int = 8,
     pdl: bool = False,
 ) -> Tensor:
     """Hidden layer of a SwiGLU whose gate and up rows are stacked in `w`. Returns `out_F`."""
@@ -358,8 +371,8 @@ def experts_up(
     w: Tensor,
     out_KF: Tensor,
     *,
-    block: int = 4,
-    warps: int = 4,
+    block: int = 2,
+    warps: int = 2,
     pdl: bool = False,
 ) -> Tensor:
     """Hidden layers of the experts that the router's logits choose. Returns `out_KF`."""
@@ -382,8 +395,8 @@ def experts_down(
     *,
     normalize: bool,
     routed_scale: float,
-    block: int = 4,
-    warps: int = 8,
+    block: int = 8,
+    warps: int = 4,
     pdl: bool = False,
 ) -> Tensor:
     """Adds the chosen experts' weighted outputs to `out_D`, which it returns."""

@@ -1,0 +1,239 @@
+"""What LFM2-24B-A2B costs as the context grows, beside its all-attention twin, on one GPU in bf16.
+
+    python benchmarks/claims.py > claims.txt                 measure (needs a GPU of 80 GB)
+    python benchmarks/claims.py --plot claims.json FIGURE    draw the figure of docs/claims.md
+
+Random weights: time and memory do not depend on their values. Prints a table and one JSON line.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from archloop.stack import cost, presets
+from archloop.stack.decoder import Decoder
+from archloop.stack.fused import FusedDecoder
+from gpu_models import random_decoder, random_ids, restart
+from inference import ceilings, median_ms
+
+MODELS = ("lfm2-24b-a2b", "lfm2-24b-a2b-attention")
+SMALL = "lfm2-2.6b"
+CONTEXTS = tuple(1024 << n for n in range(8))
+GB = 1e9
+
+BITS = {"bf16": (16.0, 16.0), "int8, one scale a row": (8.0, 16.0), "Q4_0": (4.5, 16.0)}
+"""Bits per weight of matrices (Q4_0: 32 four-bit weights share a 16-bit scale), and of the rest."""
+
+
+def timed(run, context):
+    """Median of a few runs, fewer where one takes seconds."""
+    return median_ms(run, 1 if context > 65536 else 3)
+
+
+def measure_context(fused, context, steps=20):
+    """Prefill and decode milliseconds, and state bytes, at one context and batch 1."""
+    ids = random_ids(fused.decoder, 1, context)
+    state = fused.init_state(1, context + 64)
+
+    def prefill():
+        restart(state)
+        return fused.prefill(ids, state)
+
+    found = {"context": context, "prefill_ms": timed(prefill, context)}
+    graph = fused.capture(state)
+    times = []
+    for token in random_ids(fused.decoder, steps, 1):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.ids_B.copy_(token)
+        start.record()
+        graph.step()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop))
+    times = sorted(times[4:])
+    found["decode_ms"] = times[len(times) // 2]
+    found["decode_spread_ms"] = times[-1] - times[0]
+    found["state_bytes"] = fused.decoder.init_state(1, context, device="meta").nbytes
+    return found
+
+
+def measure_mixers(fused, contexts):
+    """Milliseconds of one block's mixer alone over a prompt, by kind."""
+    found = {}
+    for kind in sorted(set(fused.decoder.spec.layout)):
+        index = fused.decoder.spec.layout.index(kind)
+        found[kind] = []
+        for context in contexts:
+            x_XD = torch.empty(context, fused.decoder.spec.d_model, device="cuda")
+            x_XD = x_XD.normal_().to(torch.bfloat16)
+            state = fused.init_state(1, context)
+            h_BTD = fused._rows.norm(x_XD, fused.blocks[index].mixer_norm.weight, 1e-5)[None]
+
+            def run(x_XD=x_XD, h_BTD=h_BTD, state=state, index=index):
+                fused._mix(index, x_XD, h_BTD, state, slice(0, 1), 0)
+
+            found[kind].append({"context": context, "ms": median_ms(run, 5, 2)})
+    return found
+
+
+def measure_small(name):
+    """The dense model that the 24B's active parameters invite comparison with."""
+    decoder = random_decoder(name)
+    fused = FusedDecoder(decoder)
+    found = {"prefill 4096 ms": measure_context(fused, 4096)["prefill_ms"]}
+    for batch in (1, 64):
+        found[f"decode b{batch} ms"] = decode_at(fused, batch)
+    return found
+
+
+def decode_at(fused, batch, depth=512):
+    """Milliseconds of a decode step for `batch` rows at a depth."""
+    state = fused.init_state(batch, depth + 64)
+    fused.prefill(random_ids(fused.decoder, batch, depth), state)
+    graph = fused.capture(state)
+    graph.ids_B.copy_(random_ids(fused.decoder, batch, 1)[:, 0])
+    return median_ms(graph.step, 40, 5)
+
+
+def footprint(name):
+    """Gigabytes by precision, computed from shapes: weights, and with state at three contexts."""
+    spec = presets.load(name)
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    matrices = sum(p.numel() for p in decoder.parameters() if p.dim() > 1)
+    rows = sum(p.numel() // p.shape[-1] for p in decoder.parameters() if p.dim() > 1)
+    rest = cost.num_params(spec) - matrices
+    found = {}
+    for precision, (bits, rest_bits) in BITS.items():
+        weights = (matrices * bits + rest * rest_bits) / 8
+        if "row" in precision:
+            weights += 2 * rows
+        found[precision] = {"weights_gb": weights / GB} | {
+            f"total_gb_at_{context}": (weights + cost.state_bytes(spec, context)) / GB
+            for context in (4096, 32768, 131072)
+        }
+    return found
+
+
+def exponent(points, key, start=0):
+    """Slope of log(value) over log(context) by least squares."""
+    pairs = [(math.log(p["context"]), math.log(p[key])) for p in points if p["context"] >= start]
+    mean_x, mean_y = (sum(v) / len(pairs) for v in zip(*pairs, strict=True))
+    over = sum((x - mean_x) * (y - mean_y) for x, y in pairs)
+    return over / sum((x - mean_x) ** 2 for x, _ in pairs)
+
+
+def quadratic_share(points):
+    """Share of the quadratic term at the longest context in ``ms = a + b T + c T^2``."""
+    import numpy as np
+
+    t = np.array([p["context"] for p in points], dtype=float)
+    y = np.array([p["prefill_ms"] for p in points])
+    basis = np.stack([np.ones_like(t), t, t**2], 1)
+    # Relative residuals, so that short contexts count as much as long ones.
+    fit, *_ = np.linalg.lstsq(basis / y[:, None], np.ones_like(y), rcond=None)
+    return float(fit[2] * t[-1] ** 2 / (basis[-1] @ fit))
+
+
+def fits(result):
+    found = {}
+    for name, entry in result["models"].items():
+        points = entry["contexts"]
+        found[name] = {
+            "prefill exponent, all": exponent(points, "prefill_ms"),
+            "prefill exponent, from 32K": exponent(points, "prefill_ms", 32768),
+            "prefill quadratic share at the end": quadratic_share(points),
+            "decode exponent, all": exponent(points, "decode_ms"),
+            "decode exponent, from 32K": exponent(points, "decode_ms", 32768),
+            "state exponent, all": exponent(points, "state_bytes"),
+        }
+    mixers = result["models"][MODELS[0]].get("mixers", {})
+    for kind, points in mixers.items():
+        found[f"{kind} mixer alone"] = {
+            "exponent, from 8K": exponent(points, "ms", 8192),
+            "exponent, from 32K": exponent(points, "ms", 32768),
+        }
+    return found
+
+
+def plot(result, target):
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.8), constrained_layout=True)
+    parts = (("prefill_ms", "prefill, ms"), ("decode_ms", "decode, ms per token"),
+             ("state_bytes", "state, bytes"))  # fmt: skip
+    for axis, (key, label) in zip(axes, parts, strict=True):
+        for (name, entry), marker in zip(result["models"].items(), "os", strict=True):
+            points = entry["contexts"]
+            slope = exponent(points, key, 32768)
+            axis.plot(
+                [p["context"] for p in points], [p[key] for p in points], marker=marker,
+                label=f"{name} (slope {slope:.2f} from 32K)",
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel=label)
+        axis.set_xscale("log", base=2)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.suptitle(f"LFM2-24B-A2B and its all-attention twin, {result['device']}, bf16, batch 1")
+    figure.savefig(target)
+
+
+def show(result):
+    print(f"\n{'context':>8}" + "".join(f"{n[-22:]:>42}" for n in MODELS))
+    print(f"{'':8}" + f"{'prefill ms':>16}{'decode ms':>12}{'state MB':>14}" * 2)
+    for row in zip(*(result["models"][name]["contexts"] for name in MODELS), strict=False):
+        print(f"{row[0]['context']:8}" + "".join(
+            f"{p['prefill_ms']:16.1f}{p['decode_ms']:12.3f}{p['state_bytes'] / 1e6:14.1f}"
+            for p in row
+        ))  # fmt: skip
+    for name, values in result["fits"].items():
+        print(name, {k: round(v, 3) for k, v in values.items()})
+    for name, value in result["footprint"].items():
+        print(name, {k: round(v, 2) for k, v in value.items()})
+    print("batch", result["batch"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plot", nargs=2, metavar=("JSON", "FIGURE"))
+    args = parser.parse_args()
+    if args.plot:
+        plot(json.loads(Path(args.plot[0]).read_text(encoding="utf-8")), args.plot[1])
+        return
+    read, matmul = ceilings()
+    result = {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "read_tb_per_s": read / 1e12, "matmul_tflop_per_s": matmul / 1e12,
+        "models": {}, "footprint": footprint(MODELS[0]), "batch": {SMALL: measure_small(SMALL)},
+    }  # fmt: skip
+    for name in MODELS:
+        decoder = random_decoder(name)
+        fused = FusedDecoder(decoder)
+        entry = result["models"][name] = {"weights_bytes": torch.cuda.memory_allocated()}
+        entry["contexts"] = []
+        if name == MODELS[0]:
+            entry["mixers"] = measure_mixers(fused, CONTEXTS)
+            result["batch"][name] = {
+                f"decode b{batch} ms": decode_at(fused, batch) for batch in (1, 4, 16, 64)
+            }
+        for context in CONTEXTS:
+            torch.cuda.empty_cache()
+            entry["contexts"].append(measure_context(fused, context))
+            print(name, entry["contexts"][-1], flush=True)
+        entry["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        del decoder, fused
+        torch.cuda.empty_cache()
+    result["fits"] = fits(result)
+    show(result)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from archloop.evals import proxy
+from archloop.evals.base import Score
 from archloop.evals.proxy import TEXT, ProxyConfig
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -132,6 +135,17 @@ def test_divergence_is_flagged_and_not_scored(data):
     assert result.diverged
     assert result.scores == {}
     assert result.learning_rate == 1e30
+    assert proxy.ProxyResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_an_overflow_in_evaluation_counts_as_divergence(data, monkeypatch):
+    score = Score(
+        value=math.nan, standard_error=1, chance=8, perfect=0, num_examples=2, category="text"
+    )
+    monkeypatch.setattr(proxy, "evaluate", lambda *args: {TEXT: score})
+    result = proxy.train_and_score(spec(280), data, config(), 0, 0)
+    assert result.diverged
+    assert result.scores == {}
 
 
 def test_evaluation_is_the_same_for_every_trial(data):

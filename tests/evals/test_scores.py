@@ -72,7 +72,7 @@ class TestBitsPerByte:
     def test_short_text(self):
         assert bits_per_byte.windows(np.arange(50), 100, 9).shape == (5, 10)
         with pytest.raises(ValueError, match="more text"):
-            bits_per_byte.windows(np.arange(9), 100, 9)
+            bits_per_byte.windows(np.arange(19), 100, 9)
 
 
 class TestAccuracy:

@@ -55,9 +55,9 @@ def measure(
 
 
 def score(task: Task, scores_N: NDArray[np.float64]) -> Score:
-    """Mean score over examples, with its standard error."""
+    """Mean score over examples, at least two, with its standard error."""
     num = len(scores_N)
-    error = float(scores_N.std(ddof=1) / math.sqrt(num)) if num > 1 else math.inf
+    error = float(scores_N.std(ddof=1) / math.sqrt(num))
     # Equal scores throughout leave an error of at most one example's worth, not of zero.
     error = max(error, 1 / (2 * num))
     return Score(

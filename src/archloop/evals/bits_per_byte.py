@@ -27,16 +27,16 @@ def windows(tokens_T: NDArray[np.integer], num_windows: int, length: int) -> NDA
     Fewer than `num_windows` where the text is short.
 
     Raises:
-        ValueError: not one window fits.
+        ValueError: not even two windows fit, and one has no standard error.
     """
     span = length + 1
     num = min(num_windows, len(tokens_T) // span)
-    if num == 0:
+    if num < 2:
         raise ValueError(
             f"the held-out text has {len(tokens_T)} tokens, too few for seq_len={length}; "
             "give more text, a larger heldout_share or a smaller seq_len"
         )
-    starts_N = np.arange(num) * (len(tokens_T) - span) // max(1, num - 1)
+    starts_N = np.arange(num) * (len(tokens_T) - span) // (num - 1)
     rows_NT: NDArray[np.int64] = tokens_T[starts_N[:, None] + np.arange(span)].astype(np.int64)
     return rows_NT
 
@@ -64,12 +64,15 @@ def measure(
 
 
 def score(bits_N: NDArray[np.float64], bytes_N: NDArray[np.int64]) -> Score:
-    """Bits per byte with the standard error of a ratio of sums over windows (delta method)."""
+    """Bits per byte with the standard error of a ratio of sums over windows (delta method).
+
+    Args:
+        bits_N: bits that each window cost, at least two.
+        bytes_N: bytes of text that they stand for.
+    """
     num, value = len(bits_N), float(bits_N.sum() / bytes_N.sum())
     residual_N = bits_N - value * bytes_N
-    error = math.inf
-    if num > 1:
-        error = float(np.sqrt((residual_N**2).sum() / (num * (num - 1))) / bytes_N.mean())
+    error = float(np.sqrt((residual_N**2).sum() / (num * (num - 1))) / bytes_N.mean())
     return Score(
         value=value,
         standard_error=error,

@@ -7,6 +7,7 @@ Shape suffixes: B batch, T time, N examples, V vocabulary.
 """
 
 import io
+import math
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -189,7 +190,7 @@ def prepare(config: ProxyConfig, cache_dir: Path | None, root: Path) -> ProxyDat
     train_T = _tokens(folder / f"{name}-train", tokenizer, corpus.train)
     heldout_T = _tokens(folder / f"{name}-heldout", tokenizer, corpus.heldout)
     seq_len = config.training.seq_len
-    bits_per_byte.windows(heldout_T, 1, seq_len)
+    bits_per_byte.windows(heldout_T, config.num_text_windows, seq_len)
     if len(train_T) <= seq_len:
         raise ValueError(
             f"the training text has {len(train_T)} tokens, too few for seq_len={seq_len}; "
@@ -279,11 +280,13 @@ def train_and_score(
         checkpoints.write(result.checkpoint, checkpoint_to)
     began = time.monotonic()
     scores = {} if result.diverged else evaluate(decoder, data, config)
+    # Finite weights may still overflow on text that training did not see.
+    diverged = result.diverged or not all(math.isfinite(s.value) for s in scores.values())
     return ProxyResult(
-        scores=scores,
+        scores={} if diverged else scores,
         losses=thinned(result.losses),
         num_tokens=result.num_tokens,
-        diverged=result.diverged,
+        diverged=diverged,
         learning_rate=training.learning_rate,
         seconds_train=result.seconds,
         seconds_eval=time.monotonic() - began,
@@ -302,7 +305,8 @@ def evaluate(decoder: Decoder, data: ProxyData, config: ProxyConfig) -> dict[str
 
 
 def thinned(losses: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-    """At most `KEPT_LOSSES` of the losses, evenly spread, with the first and the last."""
+    """At most `KEPT_LOSSES` of the finite losses, evenly spread, with the first and the last."""
+    losses = tuple(entry for entry in losses if math.isfinite(entry[1]))
     if len(losses) <= KEPT_LOSSES:
         return losses
     kept = np.linspace(0, len(losses) - 1, KEPT_LOSSES).round().astype(int)

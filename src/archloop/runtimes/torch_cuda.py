@@ -1,0 +1,98 @@
+"""Fused kernels and CUDA graphs on an NVIDIA GPU, for stacks of the LFM2 kind, in bfloat16.
+
+The engine is `archloop.stack.fused`; a decode step is captured on first use and replayed after.
+"""
+
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from archloop.runtimes.base import Manifest, Runtime, Session
+from archloop.runtimes.torch_eager import TorchSession
+from archloop.stack.spec import StackSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from archloop.stack.decoder import Decoder
+
+PREFILL_CHUNK = 32768
+"""Tokens per pass in prefill: fills the GPU and bounds the memory of activations."""
+
+
+class TorchCuda(Runtime):
+    """PyTorch with fused Triton kernels; the artifact is spec and safetensors."""
+
+    quants = ("bf16",)
+    parity_tolerance: ClassVar[Mapping[str, float]] = {"bf16": 0.25}
+
+    def version(self) -> str:  # noqa: D102
+        return metadata.version("torch")
+
+    def missing(self) -> str | None:  # noqa: D102
+        import torch
+
+        if not torch.cuda.is_available():
+            return "needs an NVIDIA GPU and a CUDA build of PyTorch"
+        if find_spec("triton") is None:
+            return "needs triton, which CUDA builds of PyTorch bring along; pip install triton"
+        return None
+
+    def unsupported(self, spec: StackSpec) -> str | None:  # noqa: D102
+        from archloop.stack import fused
+
+        return fused.unsupported(spec)
+
+    def start(self, threads: int) -> None:  # noqa: D102
+        import torch
+
+        torch.set_num_threads(threads)
+        x = torch.ones(256, 256, device="cuda", dtype=torch.bfloat16)
+        torch.nn.functional.softmax(x @ x, -1)
+        torch.cuda.synchronize()
+
+    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:  # noqa: D102
+        from archloop.runtimes.torch_eager import TorchEager
+
+        return TorchEager().write(decoder, directory, quant)
+
+    def load(  # noqa: D102
+        self, directory: Path, manifest: Manifest, threads: int, max_context: int
+    ) -> Session:
+        import torch
+
+        from archloop.runtimes import _torch_weights
+
+        torch.set_num_threads(threads)
+        decoder = _torch_weights.load(directory, getattr(torch, manifest.precision))
+        return CudaSession(decoder.to("cuda"), max_context)
+
+
+class CudaSession(TorchSession):
+    """A decoder on the GPU; prompts through fused kernels, decode through a captured step."""
+
+    def __init__(self, decoder: "Decoder", max_context: int) -> None:
+        from archloop.stack.fused import FusedDecoder, StepGraph
+
+        super().__init__(decoder, max_context)
+        self.chunk = PREFILL_CHUNK
+        self.fused = FusedDecoder(decoder)
+        self._graph: StepGraph | None = None
+
+    def take_chunk(self, ids_BT: "Tensor") -> "Tensor":  # noqa: D102
+        return self.fused.prefill(ids_BT.cuda(), self.state).cpu()
+
+    def take_one(self, ids_B: "Tensor") -> "Tensor":  # noqa: D102
+        if self._graph is None:
+            self._graph = self.fused.capture(self.state)
+        return self._graph.step(ids_B).cpu()
+
+    def _write_random(self, seed: int) -> None:
+        generator = self.torch.Generator("cuda").manual_seed(seed)
+        with self.torch.inference_mode():
+            for state in self.state.mixers.values():
+                for tensor in state.tensors.values():
+                    tensor.normal_(generator=generator)
+        self._filled_with = seed

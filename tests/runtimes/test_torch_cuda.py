@@ -1,0 +1,48 @@
+"""The fused GPU runtime: refuses what it cannot run, and agrees with eager PyTorch where it can."""
+
+import numpy as np
+import pytest
+import torch
+
+from archloop.runtimes.base import build_random
+from archloop.runtimes.torch_cuda import TorchCuda
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+
+def spec(d_model=256):
+    dense = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
+    mixers = [MixerSpec(name="short_conv"), MixerSpec(name="gqa"), MixerSpec(name="short_conv")]
+    blocks = tuple(BlockSpec(mixers=(mixer,), channel_mixer=dense) for mixer in mixers)
+    return StackSpec(d_model=d_model, vocab_size=512, blocks=blocks)
+
+
+def test_says_what_it_cannot_run():
+    assert TorchCuda().unsupported(spec()) is None
+    assert "d_model=192" in TorchCuda().unsupported(spec(192))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_names_the_missing_gpu():
+    assert "NVIDIA GPU" in TorchCuda().missing()
+
+
+@pytest.mark.gpu
+def test_continues_from_prompts_steps_and_fills(tmp_path):
+    runtime, decoder = TorchCuda(), build_random(spec(), seed=0)
+    manifest = runtime.export(decoder, tmp_path, "bf16")
+    assert manifest.parity_error <= runtime.parity_tolerance["bf16"]
+    session = runtime.open(tmp_path, threads=1, max_context=64)
+    ids = np.random.default_rng(0).integers(512, size=24).tolist()
+    together = session.prefill(ids)
+    session.reset()
+    session.prefill(ids[:20])
+    for token in ids[20:]:
+        stepped = session.decode_step(token)
+    assert np.linalg.norm(stepped - together) <= 0.05 * np.linalg.norm(together)
+    session.fill(60, seed=1)
+    assert np.isfinite(session.decode_step(3)).all()
+    assert session.state_bytes == session.state.nbytes
+    for _ in range(3):
+        session.decode_step(3)
+    with pytest.raises(ValueError, match="room for 64"):
+        session.decode_step(3)

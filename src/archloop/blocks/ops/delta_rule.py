@@ -68,7 +68,7 @@ def corrected(
     k, v, g = (split(x.to(dtype), chunk) for x in (k_BNTK, v_BNTV, g_BNTK))
     beta_BNnC1 = split(beta_BNT.to(dtype), chunk)[..., None]
     b = g.cumsum(3)
-    inverse_BNnCC = _inverse(k, beta_BNnC1, b)
+    inverse_BNnCC = _inverse(k, beta_BNnC1, g, b)
     writes = inverse_BNnCC @ torch.cat([beta_BNnC1 * v, beta_BNnC1 * k * b.exp()], -1)
     own_BNnCV, reads_BNnCK = writes.split([v.shape[-1], k.shape[-1]], -1)
     last = b[:, :, :, -1:]
@@ -87,11 +87,11 @@ def corrected(
     return join(torch.stack(values, 2), time), torch.stack(before, 2), state_BNKV
 
 
-def _inverse(k: Tensor, beta_BNnC1: Tensor, b: Tensor) -> Tensor:
+def _inverse(k: Tensor, beta_BNnC1: Tensor, g: Tensor, b: Tensor) -> Tensor:
     """``(I + L)^-1`` of each chunk, (B, N, n, C, C)."""
     if b.shape[-1] > 1:
         scaled = beta_BNnC1 * k
-        leaves = linear_attention.leaf_scores(scaled, k, b, -1)
+        leaves = linear_attention.leaf_scores(scaled, k, g, diagonal=False)
         return unit_lower_inverse(
             leaves, k.shape[3], lambda half: linear_attention.half_scores(scaled, k, b, half)
         )
@@ -138,15 +138,16 @@ def corrected_flops(time: int, key_width: int, value_width: int, *, vector: bool
     chunk = chunk_size(time, CHUNK, LEAF)
     padded = padded_time(time, chunk)
     if vector:
-        scores = padded * ((chunk - LEAF) + 3 * LEAF) * key_width
+        leaves = linear_attention.leaf_flops(key_width, diagonal=False)
+        scores = padded * ((chunk - LEAF) * key_width + leaves)
     else:
         scores = padded * 2 * chunk * key_width
     # Two products of h x h blocks for each of C/2h pairs: 2 C h^2, over h = 4, 8, ..., C/2.
     halves = padded * 2 * (chunk**2 - LEAF**2) // 3
-    leaves = padded * 4 * LEAF**2
+    series = padded * 4 * LEAF**2
     apply = 2 * padded * chunk * (key_width + value_width)
     carried = 4 * padded * key_width * value_width
-    return scores + halves + leaves + apply + carried
+    return scores + halves + series + apply + carried
 
 
 def advance_flops(key_width: int, value_width: int) -> int:

@@ -122,7 +122,8 @@ def chunked_flops(num_tokens: int, num_states: int) -> int:
 
 
 def dense_chunk_flops(num_tokens: int, num_states: int) -> int:
-    """Matrix products that make one channel's chunk matrices from a dense A."""
+    """Products that make one channel's chunk matrices from a dense A, and carry its state."""
     size = chunk_size(num_tokens)
     squarings = 2 * num_states**3 * (size.bit_length() - 1)
-    return squarings + 4 * num_states**2 * size + 2 * num_states * size
+    carried = 2 * num_states**2 * (-(-num_tokens // size))
+    return squarings + carried + 4 * num_states**2 * size + 2 * num_states * size

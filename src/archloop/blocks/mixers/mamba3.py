@@ -27,6 +27,7 @@ from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Spa
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import ranked_ssd
+from archloop.blocks.ops.chunks import chunk_size, join, split
 from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 
@@ -166,10 +167,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         x, b, dt, g, trap, turn = self._features(x_BTD, span.valid_BT)
-        angle = turn.cumsum(2, dtype=torch.float64)
-        if state is not None:
-            angle = angle + state["angle"][:, :, None]
-        angle = angle.remainder(2 * math.pi).to(dt.dtype)
+        angle = total_angle(turn, None if state is None else state["angle"])
         k_BNTRK = rotate(b, angle)
         v_BNTRV = self._ranked(x)
         share = dt * (1 - trap)
@@ -286,6 +284,22 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             gates = F.silu(z_BTNV[..., None, :] * self.mimo_z)
             gated = (y_BTNRV * gates * self.mimo_o).sum(-2)
         return self.out_proj(gated.flatten(-2))
+
+
+def total_angle(turn_BNTS: Tensor, start_BNS: Tensor | None) -> Tensor:
+    """Angles after each token, from 0 to 2 pi.
+
+    Sums over chunks are float64, since a rounding error of a long sum is an error of the angle;
+    sums in two levels also keep a GPU busy.
+    """
+    time = turn_BNTS.shape[2]
+    within = split(turn_BNTS, chunk_size(time, 64)).cumsum(3)
+    total_BNnS = within[:, :, :, -1].double()
+    before_BNnS = total_BNnS.cumsum(2) - total_BNnS
+    if start_BNS is not None:
+        before_BNnS = before_BNnS + start_BNS[:, :, None]
+    before_BNnS = before_BNnS.remainder(2 * math.pi).to(turn_BNTS.dtype)
+    return join(within + before_BNnS[:, :, :, None], time).remainder(2 * math.pi)
 
 
 def rotate(x_RK: Tensor, angle_S: Tensor) -> Tensor:

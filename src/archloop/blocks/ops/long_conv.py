@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from archloop.blocks.ops.scan import Pair, apply, scan_pair
 
 CHUNK = 64
+LONG_CARRY = 32
+"""Chunks beyond which a dense carry runs in two levels."""
 
 
 class ChunkMatrices(NamedTuple):
@@ -134,12 +136,31 @@ class DenseSystem(System):
         return x_DBS @ self.power(size).transpose(1, 2)
 
     def carry(self, added_DBKS: Tensor, start_DBS: Tensor, size: int) -> Tensor:  # noqa: D102
-        starts: Tensor = apply(_DenseCarry, self.power(size), added_DBKS[:, :, :-1], start_DBS)
-        return starts
+        channels, batch, num_chunks, states = added_DBKS.shape
+        if num_chunks <= LONG_CARRY:
+            return dense_carry(self.power(size), added_DBKS[:, :, :-1], start_DBS)
+        # Groups of chunks all at once from zero, then group after group, then each group again
+        # from its own start: about 3 sqrt(K) sequential steps instead of K.
+        group = 1 << ((num_chunks - 1).bit_length() + 1) // 2
+        num_groups = -(-num_chunks // group)
+        padded = F.pad(added_DBKS, (0, 0, 0, num_groups * group - num_chunks))
+        grouped = padded.reshape(channels, batch * num_groups, group, states)
+        none = start_DBS.new_zeros(channels, batch * num_groups, states)
+        ends = dense_carry(self.power(size), grouped, none)[:, :, -1]
+        ends = ends.view(channels, batch, num_groups, states)
+        starts = dense_carry(self.power(size * group), ends[:, :, :-1], start_DBS)
+        all_states = dense_carry(self.power(size), grouped[:, :, :-1], starts.flatten(1, 2))
+        return all_states.view(channels, batch, num_groups * group, states)[:, :, :num_chunks]
+
+
+def dense_carry(a_DSS: Tensor, added_DBKS: Tensor, start_DBS: Tensor) -> Tensor:
+    """The start, and the state after each ``x_{k+1} = A x_k + s_k``: (D, B, K + 1, S)."""
+    states_DBKS: Tensor = apply(_DenseCarry, a_DSS, added_DBKS, start_DBS)
+    return states_DBKS
 
 
 class _DenseCarry(torch.autograd.Function):
-    """``x_{k+1} = A x_k + s_k`` with one product for all gradients of A."""
+    """`dense_carry` with one product for all gradients of A."""
 
     @staticmethod
     def forward(ctx: Any, a_DSS: Tensor, added_DBKS: Tensor, start_DBS: Tensor) -> Tensor:

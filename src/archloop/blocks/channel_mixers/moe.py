@@ -181,8 +181,9 @@ class MoE(ChannelMixer):
         """Move each expert's bias by a fixed step towards the mean load, summed over ranks."""
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(self.loads)
-        direction_E = torch.sign(self.loads.mean() - self.loads)
-        self.expert_bias += self.config.bias_update_rate * direction_E
+        if self.config.use_bias and self.config.router != "granite":
+            direction_E = torch.sign(self.loads.mean() - self.loads)
+            self.expert_bias += self.config.bias_update_rate * direction_E
         self.loads.zero_()
 
     @torch.no_grad()

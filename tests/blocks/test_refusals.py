@@ -1,0 +1,41 @@
+"""Configurations that cannot be built are refused with field, value and what is allowed."""
+
+import pytest
+
+from archloop import registry
+
+REFUSED = [
+    ("swa", {"window": 0}, ["window", "0", "greater than or equal to 1"]),
+    ("swa", {"head_dim": 128}, ["head_dim=128", "d_model=64"]),
+    ("swa", {"head_dim": 16, "queries_per_kv": 3}, ["queries_per_kv=3", "[1, 2, 4]"]),
+    ("gla", {"head_dim": 48}, ["head_dim=48", "d_model=64", "divisor"]),
+    ("gla", {"head_dim": 2, "key_ratio": 0.3}, ["key_ratio=0.3", "head_dim=2", "multiples"]),
+    ("hgrn2", {"head_dim": 48}, ["head_dim=48", "d_model=64"]),
+    ("hgrn2", {"lower_bound": 1.0}, ["lower_bound", "less than 1"]),
+    ("mamba2", {"head_dim": 48}, ["head_dim=48", "divisor of 128"]),
+    ("mamba2", {"num_groups": 3}, ["num_groups=3", "num_heads=2", "[1, 2]"]),
+    ("mamba2", {"core": "fft"}, ["core", "'recurrent' or 'conv'"]),
+    ("gated_deltanet", {"head_dim": 48}, ["head_dim=48", "d_model=64"]),
+    ("gated_deltanet", {"kernel": 0}, ["kernel", "greater than or equal to 1"]),
+    ("kda", {"head_dim": 1}, ["head_dim", "greater than or equal to 2"]),
+    ("mla", {"head_dim": 48}, ["head_dim=48", "d_model=64"]),
+    ("moe", {"top_k": 9}, ["top_k=9", "num_experts=8", "1 to 8"]),
+    ("moe", {"num_groups": 2}, ["num_groups=2", "router='kimi'"]),
+    ("moe", {"router": "kimi", "num_groups": 3}, ["num_groups=3", "num_experts=8"]),
+    (
+        "moe",
+        {"router": "kimi", "num_groups": 4, "top_groups": 1, "top_k": 3},
+        ["top_groups=1", "2 to 4"],
+    ),
+]
+
+
+@pytest.mark.parametrize("name,config,words", REFUSED, ids=str)
+def test_refusal_names_field_value_and_remedy(
+    name: str, config: dict[str, object], words: list[str]
+) -> None:
+    kind = "mixers" if name in registry.names("mixers") else "channel_mixers"
+    with pytest.raises(ValueError) as refusal:
+        registry.get(kind, name).Config(**config).build(64)
+    for word in words:
+        assert word in str(refusal.value)

@@ -16,6 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from archloop.blocks.packing import segment_positions, unpack
+
 Features = dict[str, Tensor]
 """What a shareable mixer computes per token for itself and its consumers, opaque to the decoder."""
 
@@ -307,6 +309,7 @@ class SequenceMixer(nn.Module):
 
     def share(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         """`features`, for this block and its consumers, with the state's bookkeeping."""
+        assert span.segments_BT is None or self.packs, "the decoder unpacks for such a mixer"
         with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
             features = self.features(x_BTD, state, span)
         _advance(state, span)
@@ -349,20 +352,10 @@ class SequenceMixer(nn.Module):
             _advance(state, span)
             return y_BTD
         if span.segments_BT is not None and not self.packs:
-            return self._mix_unpacked(x_BTD, span.segments_BT)
+            sequences = unpack(span.segments_BT)
+            y_NTD = self.mix(sequences.split(x_BTD), None, Span(sequences.positions_NT))
+            return sequences.join(y_NTD, *x_BTD.shape[:2])
         return self.mix(x_BTD, None, replace(span, lengths_B=None))
-
-    def _mix_unpacked(self, x_BTD: Tensor, segments_BT: Tensor) -> Tensor:
-        """Packed rows as a ragged batch of their sequences: exact for any mixer."""
-        row_N, start_N, length_N = _runs(segments_BT)
-        steps_T = torch.arange(int(length_N.max()), device=x_BTD.device)
-        at_NT = (start_N[:, None] + steps_T).clamp(max=x_BTD.shape[1] - 1)
-        positions_NT = steps_T.expand_as(at_NT)
-        y_NTD = self.mix(x_BTD[row_N[:, None], at_NT], None, Span(positions_NT))
-        real_NT = steps_T < length_N[:, None]
-        y_BTD = torch.zeros_like(x_BTD)
-        rows_NT = row_N[:, None].expand_as(at_NT)
-        return y_BTD.index_put((rows_NT[real_NT], at_NT[real_NT]), y_NTD[real_NT])
 
     if TYPE_CHECKING:
 
@@ -419,12 +412,6 @@ def default_positions(
     return (start + steps_T).expand(batch, time)
 
 
-def segment_positions(segments_BT: Tensor) -> Tensor:
-    """Positions that restart at each packed sequence."""
-    steps_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
-    return steps_T - torch.where(_starts(segments_BT), steps_T, 0).cummax(1).values
-
-
 def align_right_padding(
     mask_BT: Tensor, positions_BT: Tensor, segments_BT: Tensor | None
 ) -> tuple[Tensor, Span]:
@@ -452,19 +439,3 @@ def _advance(state: State | None, span: Span) -> None:
         held = int((span.positions_BT[:, 0] + span.lengths_B).max())
         state.num_tokens = max(state.num_tokens, held)
     assert held <= state.max_context, f"{held} tokens in a state for {state.max_context}"
-
-
-def _runs(segments_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, start and length of each run of equal segment ids."""
-    row_N, start_N = _starts(segments_BT).nonzero(as_tuple=True)
-    end_N = torch.full_like(start_N, segments_BT.shape[1])
-    same_row = row_N[1:] == row_N[:-1]
-    end_N[:-1] = torch.where(same_row, start_N[1:], segments_BT.shape[1])
-    return row_N, start_N, end_N - start_N
-
-
-def _starts(segments_BT: Tensor) -> Tensor:
-    """True where a run of equal segment ids begins."""
-    starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
-    starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    return starts_BT

@@ -20,10 +20,10 @@ from archloop.blocks.base import (
     Span,
     State,
     align_right_padding,
-    segment_positions,
 )
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.packing import segment_positions, unpack
 from archloop.stack.cost import channel_config, mixer_config, mixers
 from archloop.stack.spec import BlockSpec, StackSpec
 
@@ -139,6 +139,8 @@ class Decoder(nn.Module):
             if mixer.state_from is not None
         )
         """Mixers whose features other blocks read."""
+        self._shares_packed = all(self._mixer(*key).packs for key in self._sources)
+        """False where a source needs packed rows taken apart for it."""
 
     def _share_weights(self) -> None:
         for index, slot, mixer in mixers(self.spec):
@@ -187,6 +189,10 @@ class Decoder(nn.Module):
         if state is not None and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.hidden(ids_BT, state, segments_BT=segments_BT, mask_BT=mask_BT)
+        if segments_BT is not None and state is None and not self._shares_packed:
+            # Padding keeps its own segments' ids, so it only follows sequences, never joins them.
+            sequences = unpack(segments_BT if mask_BT is None else segments_BT * 2 + mask_BT)
+            return sequences.join(self.hidden(sequences.split(ids_BT)), *ids_BT.shape)
         order_BT, span, held = self._span(ids_BT, state, segments_BT, mask_BT)
         if order_BT is not None:
             ids_BT = ids_BT.gather(1, order_BT)

@@ -24,7 +24,7 @@ from archloop.profiling.record import Identity, Profile
 from archloop.profiling.samples import PairSamples, Samples, read_samples
 from archloop.profiling.summary import profile_from_samples
 from archloop.profiling.turns import Subject, measure_context, start, wait_started
-from archloop.runtimes.base import Manifest, Runtime, read_manifest
+from archloop.runtimes.base import MANIFEST, Manifest, Runtime, read_manifest
 from archloop.stack.spec import StackSpec
 
 MAX_LOOKS = 2
@@ -50,7 +50,8 @@ def profile(
         config: what to measure.
         reference: measured in the same run, for ratios.
         directory: gets `samples.json`, and logs of processes that had something to say.
-        artifacts: keeps the reference's artifact for later runs; by default nothing is kept.
+        artifacts: folder of artifacts to use; the reference's is added to it for later runs, the
+            candidate's only for this one. By default nothing is kept.
         progress: called as work is done.
 
     Raises:
@@ -223,7 +224,7 @@ class _Run:
     def _export(self, role: Role, folder: Path) -> None:
         """Export into the folder, in a process of its own on this machine, unless it is there."""
         home = self._home(role, folder)
-        if (home / "manifest.json").exists():
+        if (home / MANIFEST).exists():
             return
         host: Device = registry.get("devices", "host")()
         worker = self._worker(host, role, f"export-{role}")
@@ -253,14 +254,14 @@ class _Run:
             with tempfile.TemporaryDirectory(dir=self.directory, prefix="artifacts-") as folder:
                 yield Path(folder)
             return
+        candidate = self._home("candidate", self.artifacts)
+        reference = self._home("reference", self.artifacts) if "reference" in self.specs else None
+        is_kept = candidate.exists() or candidate == reference
         try:
             yield self.artifacts
         finally:
-            candidate = self._home("candidate", self.artifacts)
-            if "reference" not in self.specs or candidate != self._home(
-                "reference", self.artifacts
-            ):
-                shutil.rmtree(candidate, ignore_errors=True)
+            if not is_kept and candidate.exists():
+                shutil.rmtree(candidate)
 
     def _home(self, role: Role, folder: Path) -> Path:
         config = self.config

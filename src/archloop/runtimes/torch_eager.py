@@ -23,7 +23,7 @@ class TorchEager(Runtime):
     """Eager PyTorch; the artifact is spec and safetensors."""
 
     quants = ("fp32", "bf16")
-    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "bf16": 0.1}
+    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "bf16": 0.25}
 
     def version(self) -> str:  # noqa: D102
         return metadata.version("torch")
@@ -31,6 +31,8 @@ class TorchEager(Runtime):
     def start(self, threads: int) -> None:
         """Set up threads; denormals are flushed before any worker thread inherits the setting."""
         import torch
+
+        from archloop.runtimes import _torch_weights  # noqa: F401  (part of the engine's baseline)
 
         torch.set_flush_denormal(True)
         torch.set_num_threads(threads)
@@ -83,10 +85,12 @@ class TorchSession(Session):
         if not ids:
             raise ValueError("prefill needs at least one token")
         self._make_room(len(ids))
-        ids_BT = self.torch.tensor([list(ids)])
         with self.torch.inference_mode():
             for start in range(0, len(ids), self.chunk):
-                logits_BV = self.take_chunk(ids_BT[:, start : start + self.chunk])
+                # Not a slice of one tensor: its strides would differ between prompts, and compiled
+                # graphs ask for equal strides.
+                ids_BT = self.torch.tensor([list(ids[start : start + self.chunk])])
+                logits_BV = self.take_chunk(ids_BT)
         self.num_tokens += len(ids)
         return _to_numpy(logits_BV)
 

@@ -1,0 +1,232 @@
+"""Whole profiles on this machine: turns, ratios, A/A runs, second looks, faults."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archloop import registry
+from archloop.profiling import (
+    MeasurementError,
+    ProfileConfig,
+    extend,
+    noise_floor,
+    profile,
+    profile_from_samples,
+    read_samples,
+)
+from archloop.profiling.turns import CHUNK_TOKENS, Subject, measure_context
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+PLUGINS = Path(__file__).parent / "plugins"
+QUICK = ProfileConfig(
+    contexts=(64, 1024),
+    processes=2,
+    threads=1,
+    warmup_steps=2,
+    timed_steps=12,
+    block_steps=5,
+    settle_steps=1,
+    prefill_repeats=2,
+    full_prefill_tokens=512,
+    time_limit_s=120,
+    ready_timeout_s=0,
+)
+
+
+def stack(*mixers: str, d_model: int = 64, vocab_size: int = 256) -> StackSpec:
+    swiglu = ChannelMixerSpec(name="swiglu")
+    blocks = tuple(BlockSpec(mixers=(MixerSpec(name=m),), channel_mixer=swiglu) for m in mixers)
+    return StackSpec(d_model=d_model, vocab_size=vocab_size, blocks=blocks)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A small candidate beside a reference of eight times the width."""
+    folder, seen = tmp_path_factory.mktemp("measured"), []
+    found = profile(
+        stack("short_conv", "gqa"),
+        QUICK,
+        reference=stack("short_conv", "gqa", d_model=512),
+        directory=folder,
+        artifacts=folder / "artifacts",
+        progress=lambda share, doing: seen.append((share, doing)),
+    )
+    return found, folder, seen
+
+
+def test_smaller_stack_is_faster_and_smaller(measured: Any) -> None:
+    found, _, _ = measured
+    assert [at.context for at in found.figures] == [64, 1024]
+    assert found.latency.value < 0.7
+    assert found.memory.value < 0.7
+    assert found.ratios["1024"]["decode_p50_ms"].value < 1
+    for at in found.figures:
+        for value in (at.ttft_ms, at.decode_p50_ms, at.decode_p95_ms, at.peak_memory_bytes):
+            assert 0 < value.low <= value.value <= value.high
+        assert at.decode_p50_ms.value <= at.decode_p95_ms.value
+        assert at.peak_memory_bytes.value > at.baseline_memory_bytes.value
+        assert at.prefill_tok_per_s.value == pytest.approx(at.context / at.ttft_ms.value * 1000)
+    assert found.identity.runtime == "torch_eager"
+    assert found.identity.contexts == (64, 1024)
+    assert found.num_processes == 2
+    assert 0 < found.seconds < 300
+    assert any("1024 is composed" in flag for flag in found.flags)
+
+
+def test_every_sample_is_kept(measured: Any) -> None:
+    found, folder, _ = measured
+    samples = read_samples(folder)
+    assert profile_from_samples(samples) == found
+    assert len(samples.pairs) == 2
+    for pair in samples.pairs:
+        assert pair.reference is not None
+        assert pair.after.time_s > pair.before.time_s
+        for process in (pair.candidate, pair.reference):
+            short, long = process.contexts
+            assert len(short.ttft_ms) == 2
+            assert not short.chunk_ms
+            assert not long.ttft_ms
+            assert sorted({depth for depth, _ in long.chunk_ms}) == [0, 128, 256, 384, 512]
+            assert [len(block) for block in long.decode_ms] == [5, 5, 2]
+            assert long.state_bytes > short.state_bytes
+
+
+def test_only_the_references_artifact_is_kept(measured: Any) -> None:
+    _, folder, _ = measured
+    kept = [json.loads(p.read_text()) for p in (folder / "artifacts").glob("*/manifest.json")]
+    assert [manifest["spec"]["d_model"] for manifest in kept] == [512]
+    assert sorted(p.name for p in folder.iterdir()) in (
+        ["artifacts", "samples.json"],
+        ["artifacts", "logs", "samples.json"],
+    )
+
+
+def test_progress_rises_to_one(measured: Any) -> None:
+    *_, seen = measured
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_second_look_adds_processes_once(measured: Any) -> None:
+    found, folder, _ = measured
+    more = extend(folder, 1, artifacts=folder / "artifacts")
+    assert more.num_processes == 3
+    assert more.seconds > found.seconds
+    samples = read_samples(folder)
+    assert samples.looks == 2
+    assert profile_from_samples(samples) == more
+    with pytest.raises(ValueError, match="measure it afresh"):
+        extend(folder, 1)
+
+
+def test_a_a_run_finds_no_difference(tmp_path: Path) -> None:
+    config = QUICK.model_copy(update={"contexts": (64,), "timed_steps": 40})
+    found = noise_floor(stack("gqa", d_model=256), config, directory=tmp_path)
+    assert found.memory is not None
+    assert found.memory.value == pytest.approx(1.0, abs=0.1)
+    assert found.latency is not None
+    assert 0.5 < found.latency.value < 2.0
+    assert not list(tmp_path.glob("artifacts*"))
+
+
+@pytest.fixture
+def plugins() -> Iterator[None]:
+    registry.add_folder(PLUGINS)
+    yield
+    registry._folders.pop(PLUGINS.resolve())
+
+
+@pytest.mark.usefixtures("plugins")
+def test_plugins_reach_the_worker_and_faults_reach_the_caller(tmp_path: Path) -> None:
+    config = QUICK.model_copy(update={"runtime": "faulty", "quant": "crash"})
+    with pytest.raises(MeasurementError) as caught:
+        profile(stack("gqa"), config, directory=tmp_path)
+    assert (caught.value.kind, caught.value.role) == ("crash", "candidate")
+    assert "SIGSEGV" in caught.value.detail
+    assert not (tmp_path / "samples.json").exists()
+    assert not list(tmp_path.glob("artifacts*"))
+
+
+@pytest.mark.usefixtures("plugins")
+def test_what_a_runtime_cannot_run_is_never_started(tmp_path: Path) -> None:
+    config = QUICK.model_copy(update={"runtime": "faulty", "quant": "fine"})
+    odd = stack("gqa", vocab_size=255)
+    with pytest.raises(MeasurementError, match="unsupported: an odd vocabulary") as caught:
+        profile(stack("gqa"), config, reference=odd, directory=tmp_path)
+    assert caught.value.role == "reference"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"runtime": "torch_eagre"}, "did you mean 'torch_eager'"),
+        ({"device": "hots"}, "did you mean 'host'"),
+        ({"quant": "fp23"}, "did you mean 'fp32'"),
+    ],
+)
+def test_wrong_names_are_refused_at_once(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        profile(stack("gqa"), QUICK.model_copy(update=change), directory=tmp_path)
+
+
+class _Recorder:
+    """Stands in for a worker: notes what was asked and checks that nobody else is being timed."""
+
+    def __init__(self, name: str, events: list[str], busy: set[str]) -> None:
+        self.name, self.events, self.busy = name, events, busy
+        self.pending: list[str] = []
+
+    def send(self, command: str, **arguments: Any) -> None:
+        assert not self.busy, f"{command} of {self.name} while {self.busy} is timed"
+        self.pending.append(command)
+        if command in ("prefill", "decode"):
+            self.busy.add(self.name)
+            size = arguments.get("timed", arguments.get("num_tokens"))
+            self.events.append(f"{self.name} {command} {size}")
+            self.answer: dict[str, Any] = {
+                "ms": 1.0 if command == "prefill" else [1.0] * size,
+                "finite": True,
+            }
+        else:
+            zeros = dict.fromkeys(
+                ("peak_bytes", "resident_bytes", "anonymous_bytes", "file_bytes", "swapped_bytes"),
+                0,
+            )
+            self.answer = {"open_s": 0.0, "state_bytes": 0, "memory": zeros, "cpu_s": 0.0}
+
+    def receive(self) -> dict[str, Any]:
+        self.pending.pop(0)
+        self.busy.discard(self.name)
+        return self.answer
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        self.send(command, **arguments)
+        return self.receive()
+
+
+def test_turns_alternate_and_never_overlap() -> None:
+    events: list[str] = []
+    busy: set[str] = set()
+    subjects = [Subject(_Recorder(name, events, busy), 256, seed=0) for name in "cr"]  # type: ignore[arg-type]
+    for subject in subjects:
+        subject.started = {"cpu_s": 0.0}
+    measure_context(subjects, 64, QUICK, first=0)
+    assert events == [
+        *("c prefill 64", "r prefill 64"),
+        *("r prefill 64", "c prefill 64"),
+        *("c prefill 64", "r prefill 64"),
+        *("r decode 0", "c decode 0"),
+        *("c decode 5", "r decode 5"),
+        *("r decode 5", "c decode 5"),
+        *("c decode 2", "r decode 2"),
+    ]
+    events.clear()
+    measure_context(subjects, 2048, QUICK, first=1)
+    assert events[:2] == [f"r prefill {CHUNK_TOKENS}", f"c prefill {CHUNK_TOKENS}"]
+    assert len(subjects[0].contexts[1].chunk_ms) == 5 * QUICK.prefill_repeats

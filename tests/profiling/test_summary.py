@@ -1,0 +1,158 @@
+"""Profiles follow from samples alone, by the rules of the methodology."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
+from archloop.devices.base import Readings
+from archloop.profiling import ProfileConfig, profile_from_samples, read_samples, table
+from archloop.profiling.record import Interval
+from archloop.profiling.samples import SAMPLES, ContextSamples
+from profiling.samples import memory, pair, process, samples
+
+
+def near(value: float) -> Interval:
+    return pytest.approx(value, rel=1e-12)
+
+
+def test_figures_and_ratios() -> None:
+    profile = profile_from_samples(
+        samples(*(pair(process(2 * drift, (500, 700)), process(drift)) for drift in (1.0, 1.1)))
+    )
+    first, second = profile.figures
+    assert (first.context, second.context) == (100, 200)
+    assert first.ttft_ms.value == near(20 * 1.1**0.5)
+    assert first.prefill_tok_per_s.value == near(100 / 0.020 / 1.1**0.5)
+    assert second.decode_p50_ms.value == near(4 * 1.1**0.5)
+    assert first.decode_p50_ms.low < first.decode_p50_ms.value < first.decode_p50_ms.high
+    for ratios in profile.ratios.values():
+        assert (ratios["ttft_ms"].low, ratios["ttft_ms"].high) == (near(2.0), near(2.0))
+        assert ratios["prefill_tok_per_s"].value == near(0.5)
+        assert ratios["decode_p95_ms"].value == near(2.0)
+    assert profile.ratios["100"]["peak_memory_bytes"].value == near(500 / 300)
+    assert profile.latency is not None
+    assert profile.latency.value == near(2.0)
+    # Net of the baseline: 400 / 200 and 600 / 300; the largest counts.
+    assert profile.memory is not None
+    assert profile.memory.value == near(2.0)
+    assert profile.num_processes == 2
+    assert profile.flags == ()
+
+
+def test_latency_is_a_request_and_memory_the_worst_context() -> None:
+    slow_prefill = process(1.0)
+    contexts = tuple(
+        at.model_copy(update={"ttft_ms": (512.0 * at.context,)}) for at in slow_prefill.contexts
+    )
+    candidate = slow_prefill.model_copy(update={"contexts": contexts})
+    profile = profile_from_samples(samples(*[pair(candidate, process(1.0, (300, 300)))] * 2))
+    request = [(51200 + 256) / (10 + 256), (102400 + 512) / (20 + 512)]
+    assert profile.latency is not None
+    assert profile.latency.value == near((request[0] * request[1]) ** 0.5)
+    assert profile.memory is not None
+    assert profile.memory.value == near(300 / 200)
+
+
+def test_without_reference_there_are_no_ratios() -> None:
+    profile = profile_from_samples(samples(pair(process(1.0)), pair(process(1.2))))
+    assert profile.latency is None
+    assert profile.memory is None
+    assert profile.ratios == {}
+
+
+def test_composed_prefill_integrates_chunks() -> None:
+    """An affine cost a + b d integrates exactly to the sum over all chunks."""
+    depths = [d * (2048 - 512) // 4 for d in range(5)]
+    at = ContextSamples(
+        context=2048,
+        open_s=0.0,
+        state_bytes=0,
+        ttft_ms=(),
+        chunk_ms=tuple((d, 3.0 + 0.01 * d + noise) for d in depths for noise in (0.0, 0.0, 9.0)),
+        chunk_tokens=512,
+        decode_ms=((1.0,),),
+        memory=memory(1),
+        finite=True,
+    )
+    assert at.prefill_ms == near(sum(3.0 + 0.01 * d for d in (0, 512, 1024, 1536)))
+
+
+def test_doubts_are_flagged() -> None:
+    odd = process(1.0)
+    first = odd.contexts[0].model_copy(
+        update={
+            "finite": False,
+            "memory": memory(300, swapped=1),
+            "ttft_ms": (),
+            "chunk_ms": ((0, 1.0), (1, 1.0)),
+        }
+    )
+    odd = odd.model_copy(update={"contexts": (first, odd.contexts[1]), "can_reset_peak": False})
+    noisy = pair(odd, busy_s=15.0).model_copy(
+        update={
+            "was_ready": False,
+            "after": Readings(
+                time_s=10.0, busy_s=15.0, steal_s=1.0, clock_mhz=2000, temperature_c=90
+            ),
+            "before": Readings(time_s=0.0, busy_s=0.0, steal_s=0.0, clock_mhz=3000),
+        }
+    )
+    flags = profile_from_samples(samples(noisy, pair(process(1.0)))).flags
+    for word in (
+        "composed", "finite", "swapped", "reset", "not at rest before 1 of 2",
+        "0.50 cores", "10% of a core", "2000 and 3000 MHz", "90 degrees",
+    ):  # fmt: skip
+        assert any(word in flag for flag in flags), word
+
+
+def test_samples_survive_the_file(tmp_path: Path) -> None:
+    made = samples(pair(process(1.0), process(2.0)), pair(process(1.1), process(2.0)))
+    made.write(tmp_path)
+    assert read_samples(tmp_path) == made
+    assert profile_from_samples(read_samples(tmp_path)) == profile_from_samples(made)
+
+
+def test_missing_or_damaged_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="measure it first"):
+        read_samples(tmp_path)
+    (tmp_path / SAMPLES).write_text('{"version": 1')
+    with pytest.raises(ValueError, match="damaged"):
+        read_samples(tmp_path)
+
+
+def test_table_shows_every_context_and_doubt() -> None:
+    pairs = [pair(process(1.0), process(2.0), busy_s=20.0), pair(process(1.1), process(2.0))]
+    console = Console(width=200, record=True, file=None, quiet=True)
+    with console.capture() as captured:
+        console.quiet = False
+        console.print(table(profile_from_samples(samples(*pairs))))
+    text = captured.get()
+    for word in ("100", "200", "TTFT ms", "latency over the reference's: 0.5", "flag: other"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    "change", [{"processes": 1}, {"contexts": ()}, {"contexts": (0,)}, {"timed_step": 3}]
+)
+def test_impossible_configs_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ProfileConfig(**change)  # type: ignore[arg-type]
+
+
+def test_config_puts_contexts_in_order() -> None:
+    config = ProfileConfig(contexts=(200, 100, 200), timed_steps=50, block_steps=20)
+    assert config.contexts == (100, 200)
+    assert config.blocks == [20, 20, 10]
+    assert config.room == 20 + 50 + 3 * 2
+
+
+def test_reading_a_profile_needs_no_engine() -> None:
+    code = (
+        "import archloop.profiling as p, sys; p.read_samples; p.table; p.profile_from_samples; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -30,6 +30,8 @@ DEPTH = 512
 BLOCK_LIMIT = 2e-2
 """Largest difference that a block's fast form may show, over the block's largest value."""
 
+OVERLAPS = ("late", "early", "off")
+
 REQUIRED = {
     ("lfm2-1.2b", "decode b1 ms"): (1.2, 1.05),
     ("lfm2-1.2b", "prefill 4096 ms"): (17, 15),
@@ -95,18 +97,30 @@ def floors(spec, read, matmul, distinct):
 
 
 def check(fused, report):
-    """Compare prefill and both kinds of step with the plain path; raise if a block is off."""
-    decoder, ids = fused.decoder, random_ids(fused.decoder, 2, 600)
-    report["prefill blocks"] = summary(compare_prefill_blocks(fused, ids))
+    """Compare with the plain path everything that is timed below; raise if a block is off.
+
+    Sizes are those that are timed, since each takes block sizes, so kernels, of its own.
+    """
+    decoder = fused.decoder
+    for batch, time_ in ((2, 600), (1, 4096), (1, 32768)):
+        blocks = compare_prefill_blocks(fused, random_ids(decoder, batch, time_))
+        report[f"prefill {batch}x{time_} blocks"] = summary(blocks)
+    ids = random_ids(decoder, 2, 600)
     plain, mine = decoder.init_state(2, 640), fused.init_state(2, 640)
     ref, out = decoder.prefill(ids, plain), fused.prefill(ids, mine)
     report["prefill logits"] = {"rms": rms(out, ref), "max": worst(out, ref)}
-    for batch in (1, 64):
-        ids = random_ids(decoder, batch, DEPTH)
-        state = fused.init_state(batch, DEPTH + 8)
+    sizes = [(1, DEPTH), (64, DEPTH)] + ([(1024, 48)] if fused.moes else [])
+    chosen = fused.overlap
+    for batch, depth in sizes:
+        ids = random_ids(decoder, batch, depth)
+        state = fused.init_state(batch, depth + 8)
         fused.prefill(ids, state)
-        blocks = compare_step_blocks(fused, ids[:, 0], state)
-        report[f"step b{batch} blocks"] = summary(blocks)
+        for overlap in OVERLAPS if batch == 1 else (chosen,):
+            fused.overlap = overlap
+            blocks = compare_step_blocks(fused, ids[:, 0], state)
+            where = f"step b{batch}" + (f" {overlap}" if batch == 1 else "")
+            report[f"{where} blocks"] = summary(blocks)
+        fused.overlap = chosen
         graph, plain = fused.capture(state), state.snapshot()
         errors = []
         for t in range(4):
@@ -134,29 +148,42 @@ def measure_ours(fused, serving):
 
         found[f"prefill {num_tokens} ms"] = median_ms(prefill, 5, 2)
     for batch in (1, 64):
-        state = fused.init_state(batch, 1024)
-        fused.prefill(random_ids(fused.decoder, batch, DEPTH), state)
-        graph = fused.capture(state)
-        ids = random_ids(fused.decoder, batch, 100)
-        distinct, times = [], []
-        for t in range(60):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            graph.ids_B.copy_(ids[:, t])
-            start.record()
-            graph.step()
-            stop.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(stop))
-            if batch > 1 and fused.moes:
-                distinct.append(float((fused.counts_LE > 0).sum(1).float().mean()))
-        times = sorted(times[10:])
-        found[f"decode b{batch} ms"] = times[len(times) // 2]
-        found[f"decode b{batch} p95 ms"] = times[int(len(times) * 0.95)]
-        if distinct:
-            found[f"distinct experts b{batch}"] = sum(distinct) / len(distinct)
-        del graph, state
+        found |= measure_decode(fused, batch, DEPTH)
+    chosen = fused.overlap
+    for overlap in OVERLAPS:
+        fused.overlap = overlap
+        for depth in (DEPTH, 32000):
+            times = measure_decode(fused, 1, depth)
+            found[f"decode b1 at {depth} overlap {overlap} ms"] = times["decode b1 ms"]
+    fused.overlap = chosen
     if serving:
         found |= serve(fused)
+    return found
+
+
+def measure_decode(fused, batch, depth):
+    """Median and 95th percentile of captured steps from a depth, on fresh random tokens."""
+    state = fused.init_state(batch, depth + 64)
+    fused.prefill(random_ids(fused.decoder, batch, depth), state)
+    graph = fused.capture(state)
+    distinct, times = [], []
+    for token in random_ids(fused.decoder, 60, batch):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.ids_B.copy_(token)
+        start.record()
+        graph.step()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop))
+        if batch > 1 and fused.moes:
+            distinct.append(float((fused.counts_LE > 0).sum(1).float().mean()))
+    times = sorted(times[10:])
+    found = {
+        f"decode b{batch} ms": times[len(times) // 2],
+        f"decode b{batch} p95 ms": times[int(len(times) * 0.95)],
+    }
+    if distinct:
+        found[f"distinct experts b{batch}"] = sum(distinct) / len(distinct)
     return found
 
 
@@ -279,7 +306,8 @@ def main():
             peer = peer_of(decoder, name)
             ids = random_ids(decoder, 2, 256)
             entry["parity"] = compare_with_peer(fused, peer, ids, kernel_choices(bool(fused.moes)))
-            print(f"  parity: {json.dumps(entry['parity'])}", flush=True)
+            for key in ("parity", "parity, small embeddings"):
+                print(f"  {key}: {json.dumps(entry[key])}", flush=True)
             entry["peer"] = measure_peer(peer, decoder)
             del peer
         distinct = entry["ours"].get("distinct experts b64")

@@ -145,11 +145,11 @@ def bench_gemv():
         (16, 8),
     ]
     for name, make in cases.items():
-        for (block, warps), pdl in itertools.product(settings, (True, False)):
-            if not pdl and (block, warps) != (4, 4):
+        for (block, warps), pdl in itertools.product(settings, (2, 1, 0)):
+            if pdl < 2 and (block, warps) != (4, 4):
                 continue
             calls = make(block=block, warps=warps, pdl=pdl)
-            setting = f"block {block} warps {warps} pdl {int(pdl)}"
+            setting = f"block {block} warps {warps} pdl {pdl}"
             attempt("gemv", name, setting, calls, gb=weights[name] * 2e-9)
     for name, w in (
         ("gate_up 16384x2048", slices(2 * F_DENSE, D)),
@@ -236,7 +236,7 @@ def bench_attention():
         caches = [(randn(batch, M, slots, H), randn(batch, M, slots, H)) for _ in range(2)]
         lengths = torch.full((batch,), depth, device="cuda")
         qkv = randn(batch, (N + 2 * M) * H)
-        default = attention.num_parts(batch, M)
+        default = attention.num_parts(batch, M, slots)
         for (block, warps, stages), parts in itertools.product(
             ((64, 4, 3), (64, 2, 3), (128, 4, 3), (32, 2, 3), (64, 4, 4), (128, 8, 2)),
             sorted({default, min(32, 2 * default), max(1, default // 2)}),

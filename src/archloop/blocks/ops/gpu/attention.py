@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -97,8 +98,8 @@ def step_kernel(
     PDL: tl.constexpr,
 ):
     """One new token of one row and KV head, against part of its context."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
+    if PDL == 1:
+        gdc_launch_dependents()
     G: tl.constexpr = N // M
     batch, head = (tl.program_id(0) // M).to(tl.int64), tl.program_id(0) % M
     part = tl.program_id(1)
@@ -108,7 +109,7 @@ def step_kernel(
     sin_h = tl.load(sin + length * (H // 2) + half)
     g = tl.arange(0, G_PAD)
     if PDL:
-        tl.extra.cuda.gdc_wait()
+        gdc_wait()
     row = qkv + batch * ((N + 2 * M) * H)
     dtype = qkv.dtype.element_ty
     heads = row + (head * G + g)[:, None] * H
@@ -155,6 +156,8 @@ def step_kernel(
         total = total * fade + tl.sum(weight, 1)
         acc = acc * fade[:, None] + tl.dot(weight.to(dtype), v)
         top = new_top
+    if PDL == 2:
+        gdc_launch_dependents()
     head_row = batch * N + head * G + g
     if PARTS == 1:
         y = (acc / total[:, None]).to(out.dtype.element_ty)
@@ -172,8 +175,8 @@ def join_kernel(
 ):
     """Join the parts of one row and query head."""
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+        gdc_launch_dependents()
+        gdc_wait()
     head = tl.program_id(0).to(tl.int64)
     part, h = tl.arange(0, PARTS), tl.arange(0, H)
     top = tl.load(part_max + head * PARTS + part)
@@ -226,10 +229,14 @@ def store(
     )  # fmt: skip
 
 
-def num_parts(batch: int, num_kv: int) -> int:
-    """Into how many parts to split each context so that the programs fill a GPU."""
-    parts = 1
-    while batch * num_kv * parts < 128 and parts < 16:
+def num_parts(batch: int, num_kv: int, slots: int) -> int:
+    """Into how many parts to split each context so that the programs fill a GPU.
+
+    A longer cache takes more parts: programs of equal length that do not all start at once leave
+    processors idle at the end, the longer each is.
+    """
+    parts, most = 1, 16 if slots <= 12288 else 32 if slots <= 49152 else 64
+    while parts < most and batch * num_kv * parts < 8 * most:
         parts *= 2
     return parts
 
@@ -247,7 +254,7 @@ def step(
     warps: int = 4,
     stages: int = 3,
     parts: int | None = None,
-    pdl: bool = False,
+    pdl: int = 0,
 ) -> Tensor:
     """Attention of one new token per row, whose key and value are added to the cache.
 
@@ -256,7 +263,7 @@ def step(
     batch, width = qkv_BH.shape
     _, num_kv, slots, head_dim = k_BMCH.shape
     num_heads = width // head_dim - 2 * num_kv
-    parts = parts or num_parts(batch, num_kv)
+    parts = parts or num_parts(batch, num_kv, slots)
     out_BNH = qkv_BH.new_empty(batch, num_heads * head_dim)
     shape = (batch * num_heads, parts) if parts > 1 else (1, 1)
     part_max, part_sum = (qkv_BH.new_empty(shape, dtype=torch.float32) for _ in range(2))
@@ -265,11 +272,11 @@ def step(
         qkv_BH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B, out_BNH,
         part_max, part_sum, part_out, slots, norms[2], scale, num_heads, num_kv, head_dim,
         max(16, triton.next_power_of_2(num_heads // num_kv)), parts, block, pdl,
-        num_warps=warps, num_stages=stages, launch_pdl=pdl,
+        num_warps=warps, num_stages=stages, launch_pdl=bool(pdl),
     )  # fmt: skip
     if parts > 1:
         join_kernel[(batch * num_heads,)](
             part_max, part_sum, part_out, out_BNH, head_dim, parts, pdl,
-            num_warps=4, launch_pdl=pdl,
+            num_warps=4, launch_pdl=bool(pdl),
         )  # fmt: skip
     return out_BNH

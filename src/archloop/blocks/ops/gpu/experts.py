@@ -309,9 +309,7 @@ def tilings(num_pairs: int, num_experts: int) -> tuple[Tiling, Tiling]:
         return Tiling(32, 64, 128, 4, 3, swap=True), Tiling(32, 64, 128, 4, 4, swap=True)
     if each <= 128:
         return Tiling(128, 128, 64, 8, 3), Tiling(128, 128, 64, 8, 3)
-    if each <= 1024:
-        return Tiling(128, 128, 64, 8, 4), Tiling(128, 256, 64, 8, 4)
-    return Tiling(128, 128, 32, 8, 5), Tiling(128, 256, 64, 8, 4)
+    return Tiling(128, 128, 64, 8, 4), Tiling(128, 256, 64, 8, 4)
 
 
 def route(

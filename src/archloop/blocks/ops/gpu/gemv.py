@@ -6,7 +6,10 @@ it or the residual around it folded in, so that a block is four kernels instead 
 
 With programmatic dependent launch (PDL) a kernel starts while the one before it drains: it issues
 its first weight loads, which depend on nobody, and only then waits for its input. `wait` must come
-before the first read of anything that an earlier kernel of the same step wrote.
+before the first read of anything that an earlier kernel of the same step wrote. `PDL` says when a
+kernel lets the next one start: 1 at once, 2 when its own loads are done (then the next kernel's
+programs spread over all processors instead of crowding the few that have room), 0 not before its
+end.
 
 Shape suffixes: D model width, K input width, N output width, F hidden width, L past inputs.
 """
@@ -33,7 +36,7 @@ def linear_kernel(
     PDL: tl.constexpr,
 ):
     """``out[n] (+)= w[n] . norm(x)`` for BLOCK_N rows."""
-    if PDL:
+    if PDL == 1:
         gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, BLOCK_K)
@@ -42,6 +45,9 @@ def linear_kernel(
     tile = tl.load(w_rows + cols[None, :], mask=in_range & (cols < K)[None, :], other=0.0)
     if PDL:
         gdc_wait()
+    held = tl.zeros((BLOCK_N,), tl.float32)
+    if RESIDUAL:
+        held = tl.load(out + rows, mask=rows < N, other=0.0).to(tl.float32)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     square = tl.zeros((BLOCK_K,), tl.float32)
     for start in tl.static_range(0, K, BLOCK_K):
@@ -53,12 +59,12 @@ def linear_kernel(
             square += value * value
             value *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
         acc += tile.to(tl.float32) * value[None, :]
+    if PDL == 2:
+        gdc_launch_dependents()
     y = tl.sum(acc, 1)
     if HAS_NORM:
         y *= tl.rsqrt(tl.sum(square, 0) / K + eps)
-    if RESIDUAL:
-        y += tl.load(out + rows, mask=rows < N, other=0.0).to(tl.float32)
-    tl.store(out + rows, y.to(out.dtype.element_ty), mask=rows < N)
+    tl.store(out + rows, (y + held).to(out.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
@@ -77,7 +83,7 @@ def conv_kernel(
     PDL: tl.constexpr,
 ):
     """Norm, input projection, gates, convolution and its state for BLOCK_D channels."""
-    if PDL:
+    if PDL == 1:
         gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     cols = tl.arange(0, BLOCK_K)
@@ -88,6 +94,15 @@ def conv_kernel(
     tile_u = tl.load(w_b + 2 * D * D, mask=inside, other=0.0)
     if PDL:
         gdc_wait()
+    valid = rows < D
+    taps = conv_weight + rows * KERNEL
+    last_tap = tl.load(taps + KERNEL - 1, mask=valid, other=0.0).to(tl.float32)
+    y = tl.zeros((BLOCK_D,), tl.float32)
+    for j in tl.static_range(0, KERNEL - 1):
+        older = tl.load(past + j * D + rows, mask=valid, other=0.0)
+        y += older.to(tl.float32) * tl.load(taps + j, mask=valid, other=0.0).to(tl.float32)
+        if j > 0:
+            tl.store(past + (j - 1) * D + rows, older, mask=valid)
     acc_b = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
     acc_c = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
     acc_u = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
@@ -105,20 +120,15 @@ def conv_kernel(
         acc_b += tile_b.to(tl.float32) * value
         acc_c += tile_c.to(tl.float32) * value
         acc_u += tile_u.to(tl.float32) * value
+    if PDL == 2:
+        gdc_launch_dependents()
     scale = tl.rsqrt(tl.sum(square, 0) / D + eps)
     dtype = out.dtype.element_ty
     b = (tl.sum(acc_b, 1) * scale).to(dtype).to(tl.float32)
     c = (tl.sum(acc_c, 1) * scale).to(dtype).to(tl.float32)
     u = (tl.sum(acc_u, 1) * scale).to(dtype).to(tl.float32)
     z = (b * u).to(dtype)
-    valid = rows < D
-    taps = conv_weight + rows * KERNEL
-    y = z.to(tl.float32) * tl.load(taps + KERNEL - 1, mask=valid, other=0.0).to(tl.float32)
-    for j in tl.static_range(0, KERNEL - 1):
-        older = tl.load(past + j * D + rows, mask=valid, other=0.0)
-        y += older.to(tl.float32) * tl.load(taps + j, mask=valid, other=0.0).to(tl.float32)
-        if j > 0:
-            tl.store(past + (j - 1) * D + rows, older, mask=valid)
+    y += z.to(tl.float32) * last_tap
     tl.store(past + (KERNEL - 2) * D + rows, z.to(past.dtype.element_ty), mask=valid)
     tl.store(out + rows, (c * y).to(dtype), mask=valid)
 
@@ -137,7 +147,7 @@ def gate_up_kernel(
     PDL: tl.constexpr,
 ):
     """``out[f] = silu(w[f] . norm(x)) * (w[F + f] . norm(x))`` for BLOCK_F hidden units."""
-    if PDL:
+    if PDL == 1:
         gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     cols = tl.arange(0, BLOCK_K)
@@ -161,6 +171,8 @@ def gate_up_kernel(
         value = (value * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32))[None, :]
         acc_gate += tile_gate.to(tl.float32) * value
         acc_up += tile_up.to(tl.float32) * value
+    if PDL == 2:
+        gdc_launch_dependents()
     scale = tl.rsqrt(tl.sum(square, 0) / K + eps)
     gate = tl.sum(acc_gate, 1) * scale
     y = gate * tl.sigmoid(gate) * (tl.sum(acc_up, 1) * scale)
@@ -203,33 +215,34 @@ def experts_up_kernel(
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """`gate_up_kernel` of the expert in place ``program_id(1)`` of the router's order."""
+    """`gate_up_kernel` of the expert in place ``program_id(1)`` of the router's order.
+
+    Takes whole rows: nothing is known of the weights before the router's order is, so all else
+    is loaded and reduced first.
+    """
+    cols = tl.arange(0, BLOCK_K)
+    scales = tl.load(norm_weight + cols, mask=cols < K, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
+    if PDL == 1:
         # After the wait, so that the next kernel may read the router's output before its own.
         gdc_launch_dependents()
+    value = tl.load(x + cols, mask=cols < K, other=0.0).to(tl.float32)
     _, rank = ranked_experts(logits, bias, E, E_PAD)
     slot = tl.program_id(1)
     expert = tl.sum(tl.where(rank == slot, tl.arange(0, E_PAD), 0), 0).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
-    cols = tl.arange(0, BLOCK_K)
     w_gate = w + expert * (2 * F * K) + rows[:, None] * K + cols[None, :]
-    acc_gate = tl.zeros((BLOCK_F, BLOCK_K), tl.float32)
-    acc_up = tl.zeros((BLOCK_F, BLOCK_K), tl.float32)
-    square = tl.zeros((BLOCK_K,), tl.float32)
-    for start in tl.static_range(0, K, BLOCK_K):
-        k = start + cols
-        inside = (rows < F)[:, None] & (k < K)[None, :]
-        tile_gate = tl.load(w_gate + start, mask=inside, other=0.0)
-        tile_up = tl.load(w_gate + start + F * K, mask=inside, other=0.0)
-        value = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
-        square += value * value
-        value = (value * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32))[None, :]
-        acc_gate += tile_gate.to(tl.float32) * value
-        acc_up += tile_up.to(tl.float32) * value
-    scale = tl.rsqrt(tl.sum(square, 0) / K + eps)
-    gate = tl.sum(acc_gate, 1) * scale
-    y = gate * tl.sigmoid(gate) * (tl.sum(acc_up, 1) * scale)
+    inside = (rows < F)[:, None] & (cols < K)[None, :]
+    tile_gate = tl.load(w_gate, mask=inside, other=0.0)
+    tile_up = tl.load(w_gate + F * K, mask=inside, other=0.0)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / K + eps)
+    value = (value * scales)[None, :]
+    gate = tl.sum(tile_gate.to(tl.float32) * value, 1) * scale
+    up = tl.sum(tile_up.to(tl.float32) * value, 1) * scale
+    if PDL == 2:
+        gdc_launch_dependents()
+    y = gate * tl.sigmoid(gate) * up
     tl.store(out + slot * F + rows, y.to(out.dtype.element_ty), mask=rows < F)
 
 
@@ -252,7 +265,7 @@ def experts_down_kernel(
     PDL: tl.constexpr,
 ):
     """``out[d] += sum_k weight_k * w[expert_k, d] . hidden[k]`` for BLOCK_D outputs."""
-    if PDL:
+    if PDL == 1:
         gdc_launch_dependents()
     score, rank = ranked_experts(logits, bias, E, E_PAD)
     total = routed_scale
@@ -266,15 +279,21 @@ def experts_down_kernel(
     tile = tl.load(w + first * (D * F) + at, mask=inside, other=0.0)
     if PDL:
         gdc_wait()
+    held = tl.load(out + rows, mask=rows < D, other=0.0).to(tl.float32)
     acc = tl.zeros((BLOCK_D, BLOCK_F), tl.float32)
     for slot in tl.static_range(0, TOP_K):
-        if slot > 0:
-            expert = tl.sum(tl.where(rank == slot, tl.arange(0, E_PAD), 0), 0).to(tl.int64)
-            tile = tl.load(w + expert * (D * F) + at, mask=inside, other=0.0)
+        expert = tl.sum(tl.where(rank == slot, tl.arange(0, E_PAD), 0), 0).to(tl.int64)
         weight = tl.sum(tl.where(rank == slot, score, 0.0), 0) * total
-        value = tl.load(hidden + slot * F + cols, mask=cols < F, other=0.0).to(tl.float32)
-        acc += tile.to(tl.float32) * (value * weight)[None, :]
-    y = tl.sum(acc, 1) + tl.load(out + rows, mask=rows < D, other=0.0).to(tl.float32)
+        for start in tl.static_range(0, F, BLOCK_F):
+            f = start + cols
+            if slot + start > 0:
+                inside = (rows < D)[:, None] & (f < F)[None, :]
+                tile = tl.load(w + expert * (D * F) + at + start, mask=inside, other=0.0)
+            value = tl.load(hidden + slot * F + f, mask=f < F, other=0.0).to(tl.float32)
+            acc += tile.to(tl.float32) * (value * weight)[None, :]
+    if PDL == 2:
+        gdc_launch_dependents()
+    y = tl.sum(acc, 1) + held
     tl.store(out + rows, y.to(out.dtype.element_ty), mask=rows < D)
 
 
@@ -309,7 +328,7 @@ def linear(
     residual: bool = False,
     block: int | None = None,
     warps: int | None = None,
-    pdl: bool = False,
+    pdl: int = 0,
 ) -> Tensor:
     """``out = w norm(x)``, or ``out += ...`` with `residual`. Returns `out_N`."""
     num_rows, width = w_NK.shape
@@ -318,7 +337,7 @@ def linear(
     weight, eps = norm or (x_K, 0.0)
     linear_kernel[(triton.cdiv(num_rows, block),)](
         x_K, weight, w_NK, out_N, eps, width, num_rows, norm is not None, residual,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
+        block, tile_width(width), pdl, num_warps=warps, launch_pdl=bool(pdl),
     )  # fmt: skip
     return out_N
 
@@ -333,13 +352,13 @@ def conv(
     *,
     block: int = 4,
     warps: int = 8,
-    pdl: bool = False,
+    pdl: int = 0,
 ) -> Tensor:
     """``c * conv(b * u)`` with ``(b, c, u) = w norm(x)``; advances `past_LD`. Returns `out_D`."""
     width, kernel = conv_weight_DK.shape
     conv_kernel[(triton.cdiv(width, block),)](
         x_D, norm[0], w, conv_weight_DK, past_LD, out_D, norm[1], width, kernel,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
+        block, tile_width(width), pdl, num_warps=warps, launch_pdl=bool(pdl),
     )  # fmt: skip
     return out_D
 
@@ -352,13 +371,13 @@ def gate_up(
     *,
     block: int = 4,
     warps: int = 8,
-    pdl: bool = False,
+    pdl: int = 0,
 ) -> Tensor:
     """Hidden layer of a SwiGLU whose gate and up rows are stacked in `w`. Returns `out_F`."""
     hidden, width = out_F.shape[0], w.shape[1]
     gate_up_kernel[(triton.cdiv(hidden, block),)](
         x_K, norm[0], w, out_F, norm[1], width, hidden,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
+        block, tile_width(width), pdl, num_warps=warps, launch_pdl=bool(pdl),
     )  # fmt: skip
     return out_F
 
@@ -373,15 +392,15 @@ def experts_up(
     *,
     block: int = 2,
     warps: int = 2,
-    pdl: bool = False,
+    pdl: int = 0,
 ) -> Tensor:
     """Hidden layers of the experts that the router's logits choose. Returns `out_KF`."""
     top_k, hidden = out_KF.shape
     num_experts, _, width = w.shape
     experts_up_kernel[(triton.cdiv(hidden, block), top_k)](
         x_D, norm[0], logits_E, bias_E, w, out_KF, norm[1], width, hidden, num_experts,
-        triton.next_power_of_2(num_experts), block, tile_width(width), pdl,
-        num_warps=warps, launch_pdl=pdl,
+        triton.next_power_of_2(num_experts), block, triton.next_power_of_2(width), pdl,
+        num_warps=warps, launch_pdl=bool(pdl),
     )  # fmt: skip
     return out_KF
 
@@ -397,7 +416,8 @@ def experts_down(
     routed_scale: float,
     block: int = 8,
     warps: int = 4,
-    pdl: bool = False,
+    depth: int = 512,
+    pdl: int = 0,
 ) -> Tensor:
     """Adds the chosen experts' weighted outputs to `out_D`, which it returns."""
     top_k, hidden = hidden_KF.shape
@@ -405,6 +425,6 @@ def experts_down(
     experts_down_kernel[(triton.cdiv(width, block),)](
         hidden_KF, logits_E, bias_E, w, out_D, routed_scale, width, hidden, num_experts,
         triton.next_power_of_2(num_experts), top_k, normalize,
-        block, triton.next_power_of_2(hidden), pdl, num_warps=warps, launch_pdl=pdl,
+        block, depth, pdl, num_warps=warps, launch_pdl=bool(pdl),
     )  # fmt: skip
     return out_D

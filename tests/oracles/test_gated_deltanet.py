@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from archloop.blocks.mixers.gated_deltanet import GatedDeltaNet
-from archloop.blocks.ops import delta_rule, ssd
+from archloop.blocks.ops import delta_rule
 
 
 def test_operation_agrees_with_naive_recurrence() -> None:
@@ -16,7 +16,7 @@ def test_operation_agrees_with_naive_recurrence() -> None:
     g = F.logsigmoid(peers.inputs(2, 3, 131, seed=6)).detach()
     leaves = [x.requires_grad_() for x in (q, k, v, beta, g, initial)]
     values, before, final = delta_rule.corrected(k, v, beta, g[..., None], initial)
-    ours = ssd.read(q * 8**-0.5, k, values, g, before.unsqueeze(4))
+    ours = delta_rule.read(q * 8**-0.5, k, values, g[..., None], before)
     naive = peers.naive("gated_delta_rule").naive_recurrent_gated_delta_rule
     theirs, their_final = naive(
         *(x.transpose(1, 2) for x in (q, k, v, beta, g)),

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from archloop.blocks.mixers.kda import KDA
-from archloop.blocks.ops import delta_rule, linear_attention
+from archloop.blocks.ops import delta_rule
 
 
 @pytest.mark.parametrize("strength", [0.1, 10.0])
@@ -18,7 +18,7 @@ def test_operation_agrees_with_naive_recurrence(strength: float) -> None:
     g = (strength * F.logsigmoid(peers.inputs(2, 3, 131, 8, seed=6))).detach()
     leaves = [x.requires_grad_() for x in (q, k, v, beta, g, initial)]
     values, before, final = delta_rule.corrected(k, v, beta, g, initial)
-    ours = linear_attention.read(q * 8**-0.5, k, values, g, before)
+    ours = delta_rule.read(q * 8**-0.5, k, values, g, before)
     theirs, their_final = peers.naive("kda").naive_recurrent_kda(
         *(x.transpose(1, 2) for x in (q, k, v, g, beta)),
         initial_state=initial,

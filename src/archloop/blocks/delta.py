@@ -70,8 +70,7 @@ class DeltaConfig(MixerConfig):
         if self.core == "conv":
             return total
         widths = self.head_dim, self.head_dim
-        read_flops = linear_attention.read_flops if self._vector() else ssd.read_flops
-        mixing = read_flops(num_tokens, *widths)
+        mixing = delta_rule.read_flops(num_tokens, *widths, vector=self._vector())
         if not consumer:
             mixing += delta_rule.corrected_flops(num_tokens, *widths, vector=self._vector())
         return total + self.sizes(d_model)["num_heads"] * mixing
@@ -214,13 +213,9 @@ class DeltaMixer(SequenceMixer):
         q = shared["q"]
         if self.query_proj is not None:
             q = self._unit(split_heads(F.silu(self.query_proj(x_BTD)), self.num_key_heads))
-        q_BNTK, g = q * self.head_dim**-0.5, shared["g"]
-        k_BNTK, v_BNTV, states_BNnKV = shared["k"], shared["v"], shared["states"]
-        if g.shape[-1] > 1:
-            o_BNTV = linear_attention.read(q_BNTK, k_BNTK, v_BNTV, g, states_BNnKV)
-        else:
-            states_BNnK1V = states_BNnKV.unsqueeze(4)
-            o_BNTV = ssd.read(q_BNTK, k_BNTK, v_BNTV, g[..., 0], states_BNnK1V)
+        o_BNTV = delta_rule.read(
+            q * self.head_dim**-0.5, shared["k"], shared["v"], shared["g"], shared["states"]
+        )
         return self._out(x_BTD, join_heads(o_BNTV))
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from archloop.blocks.ops import delta_rule, linear_attention, ssd
+from archloop.blocks.ops import delta_rule
 
 
 def inputs(time: int, width: int, strength: float, dtype: torch.dtype) -> list[Tensor]:
@@ -24,9 +24,7 @@ def chunked(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     v, before, final = delta_rule.corrected(k, v, beta, g, initial)
-    if g.shape[-1] == 1:
-        return ssd.read(q, k, v, g[..., 0], before.unsqueeze(4)), final
-    return linear_attention.read(q, k, v, g, before), final
+    return delta_rule.read(q, k, v, g, before), final
 
 
 def gap(a: Tensor, b: Tensor) -> float:

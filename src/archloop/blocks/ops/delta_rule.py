@@ -3,7 +3,8 @@
 ``S = exp(g_t) S_{t-1}``; ``S_t = S + k_t (beta_t (v_t - S^T k_t))^T``; ``o_t = S_t^T q_t``. A write
 first takes back what the state already answers to its key. With the corrected value
 ``v'_t = beta_t (v_t - S^T k_t)`` this is gated linear attention, so `corrected` finds those values
-and the states, and outputs are read by `ops.ssd.read` or `ops.linear_attention.read`.
+and the states, and `read` answers queries from them as `ops.ssd` or
+`ops.linear_attention` do.
 
 Within a chunk (b the cumulative log-decay) the corrected values solve a unit lower triangular
 system, ``(I + L) v' = beta v - (beta k e^b) S``, where for j < i
@@ -23,7 +24,8 @@ from torch import Tensor
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.chunks import chunk_size, join, padded_time, split
 
-CHUNK = 64
+CHUNK = 32
+"""Half that of the other forms: the inverse and its use grow with the chunk."""
 LEAF = linear_attention.LEAF
 
 
@@ -69,22 +71,31 @@ def corrected(
     beta_BNnC1 = split(beta_BNT.to(dtype), chunk)[..., None]
     b = g.cumsum(3)
     inverse_BNnCC = _inverse(k, beta_BNnC1, g, b)
-    writes = inverse_BNnCC @ torch.cat([beta_BNnC1 * v, beta_BNnC1 * k * b.exp()], -1)
-    own_BNnCV, reads_BNnCK = writes.split([v.shape[-1], k.shape[-1]], -1)
+    wanted_BNnCV, asked_BNnCK = beta_BNnC1 * v, beta_BNnC1 * k * b.exp()
     last = b[:, :, :, -1:]
     keys_BNnKC = (k * (last - b).exp()).transpose(3, 4)
     state_BNKV = initial_BNKV
     if state_BNKV is None:
         state_BNKV = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
     before, values = [], []
-    for decay, keys, own, reads in zip(
-        *(x.unbind(2) for x in (last.exp().transpose(3, 4), keys_BNnKC, own_BNnCV, reads_BNnCK)),
-        strict=True,
-    ):
+    parts = (last.exp().transpose(3, 4), keys_BNnKC, inverse_BNnCC, wanted_BNnCV, asked_BNnCK)
+    for decay, keys, inverse, wanted, asked in zip(*(x.unbind(2) for x in parts), strict=True):
         before.append(state_BNKV)
-        values.append(own - reads @ state_BNKV)
+        values.append(inverse @ (wanted - asked @ state_BNKV))
         state_BNKV = decay * state_BNKV + keys @ values[-1]
     return join(torch.stack(values, 2), time), torch.stack(before, 2), state_BNKV
+
+
+def read(
+    q_BNTK: Tensor, k_BNTK: Tensor, corrected_BNTV: Tensor, g_BNTK: Tensor, states_BNnKV: Tensor
+) -> Tensor:
+    """Outputs (B, N, T, V), given what `corrected` found."""
+    if g_BNTK.shape[-1] > 1:
+        return linear_attention.read(
+            q_BNTK, k_BNTK, corrected_BNTV, g_BNTK, states_BNnKV, largest=CHUNK
+        )
+    states_BNnK1V, g_BNT = states_BNnKV.unsqueeze(4), g_BNTK[..., 0]
+    return ssd.read(q_BNTK, k_BNTK, corrected_BNTV, g_BNT, states_BNnK1V, CHUNK, LEAF)
 
 
 def _inverse(k: Tensor, beta_BNnC1: Tensor, g: Tensor, b: Tensor) -> Tensor:
@@ -145,9 +156,16 @@ def corrected_flops(time: int, key_width: int, value_width: int, *, vector: bool
     # Two products of h x h blocks for each of C/2h pairs: 2 C h^2, over h = 4, 8, ..., C/2.
     halves = padded * 2 * (chunk**2 - LEAF**2) // 3
     series = padded * 4 * LEAF**2
-    apply = 2 * padded * chunk * (key_width + value_width)
+    apply = 2 * padded * chunk * value_width
     carried = 4 * padded * key_width * value_width
     return scores + halves + series + apply + carried
+
+
+def read_flops(time: int, key_width: int, value_width: int, *, vector: bool) -> int:
+    """FLOPs of `read` for one head."""
+    if vector:
+        return linear_attention.read_flops(time, key_width, value_width, largest=CHUNK)
+    return ssd.read_flops(time, key_width, value_width, largest=CHUNK, smallest=LEAF)
 
 
 def advance_flops(key_width: int, value_width: int) -> int:

@@ -67,11 +67,16 @@ def states(
 
 
 def read(
-    q_BNTK: Tensor, k_BNTK: Tensor, v_BNTV: Tensor, g_BNTK: Tensor, states_BNnKV: Tensor
+    q_BNTK: Tensor,
+    k_BNTK: Tensor,
+    v_BNTV: Tensor,
+    g_BNTK: Tensor,
+    states_BNnKV: Tensor,
+    largest: int = CHUNK,
 ) -> Tensor:
-    """Outputs (B, N, T, V), given the state before each chunk."""
+    """Outputs (B, N, T, V), given the state before each chunk of at most `largest` tokens."""
     time = q_BNTK.shape[2]
-    chunk = chunk_size(time, CHUNK, LEAF)
+    chunk = chunk_size(time, largest, LEAF)
     q, k, v, g = (split(x.to(g_BNTK.dtype), chunk) for x in (q_BNTK, k_BNTK, v_BNTV, g_BNTK))
     b = g.cumsum(3)
     return join((q * b.exp()) @ states_BNnKV + within_chunk(q, k, v, g, b), time)
@@ -126,9 +131,9 @@ def states_flops(time: int, key_width: int, value_width: int) -> int:
     return (2 * padded + 2 * padded // chunk) * key_width * value_width
 
 
-def read_flops(time: int, key_width: int, value_width: int) -> int:
+def read_flops(time: int, key_width: int, value_width: int, largest: int = CHUNK) -> int:
     """FLOPs of `read` for one head."""
-    chunk = chunk_size(time, CHUNK, LEAF)
+    chunk = chunk_size(time, largest, LEAF)
     padded = padded_time(time, chunk)
     halves = padded * (chunk - LEAF) * (key_width + value_width)
     leaves = padded * (leaf_flops(key_width) + 2 * LEAF * value_width)

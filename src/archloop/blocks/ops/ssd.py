@@ -51,11 +51,17 @@ def states(
 
 
 def read(
-    q_BGTK: Tensor, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, states_BGnKRV: Tensor
+    q_BGTK: Tensor,
+    k_BGTK: Tensor,
+    v_BNTV: Tensor,
+    g_BNT: Tensor,
+    states_BGnKRV: Tensor,
+    largest: int = CHUNK,
+    smallest: int = 1,
 ) -> Tensor:
-    """Outputs (B, N, T, V), given the state before each chunk."""
+    """Outputs (B, N, T, V), given the state before each chunk and the sizes of these."""
     groups, time = q_BGTK.shape[1:3]
-    chunk = chunk_size(time, CHUNK)
+    chunk = chunk_size(time, largest, smallest)
     q, k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (q_BGTK, k_BGTK, v_BNTV, g_BNT))
     b = g.cumsum(3)
     from_state = (q @ states_BGnKRV.flatten(4)).unflatten(4, states_BGnKRV.shape[4:])
@@ -87,9 +93,16 @@ def states_flops(time: int, key_width: int, value_width: int) -> int:
     return (2 * padded + 2 * padded // chunk) * key_width * value_width
 
 
-def read_flops(time: int, key_width: int, value_width: int, heads_per_group: int = 1) -> int:
+def read_flops(
+    time: int,
+    key_width: int,
+    value_width: int,
+    heads_per_group: int = 1,
+    largest: int = CHUNK,
+    smallest: int = 1,
+) -> int:
     """FLOPs of `read` for one group: its heads share the scores."""
-    chunk = chunk_size(time, CHUNK)
+    chunk = chunk_size(time, largest, smallest)
     padded = padded_time(time, chunk)
     head = 2 * padded * key_width * value_width + padded * chunk * (1 + 2 * value_width)
     return 2 * padded * chunk * key_width + heads_per_group * head

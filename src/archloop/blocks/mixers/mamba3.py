@@ -26,10 +26,11 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops import ranked_ssd
+from archloop.blocks.ops import ranked_ssd, triton_kernels
 from archloop.blocks.ops.chunks import chunk_size, join, split
 from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype
 from archloop.blocks.ops.precision import KeepsFloat32, precise
+from archloop.blocks.ops.scan import apply
 
 
 class Mamba3(KeepsFloat32, SequenceMixer):
@@ -168,7 +169,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         x, b, dt, g, trap, turn = self._features(x_BTD, span.valid_BT)
         angle = total_angle(turn, None if state is None else state["angle"])
-        k_BNTRK = rotate(b, angle)
+        k_BNTRK = self._rotated(b, self.b_norm, self.b_bias, angle)
         v_BNTRV = self._ranked(x)
         share = dt * (1 - trap)
         next_share = F.pad(share[:, :, 1:], (0, 1))
@@ -192,8 +193,8 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         }
 
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
-        z, c = self._queries(x_BTD)
-        q_BNTRK = rotate(c, shared["angle"])
+        z, c = self.query_proj(x_BTD).split(self.query_widths, -1)
+        q_BNTRK = self._rotated(c, self.c_norm, self.c_bias, shared["angle"])
         y = ranked_ssd.read(q_BNTRK, shared["k"], shared["scaled"], shared["g"], shared["states"])
         # What a token reads of itself beyond its share, and the skip: small products of ranks.
         if self.config.rank == 1:
@@ -207,26 +208,28 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         return self._out(x_BTD, y, z)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
-        x, b, dt, g, trap, turn = (part[:, :, 0] for part in self._features(x_BD[:, None], None))
+        x, b, *rest = self._features(x_BD[:, None], None)
+        dt, g, trap, turn = (part[:, :, 0] for part in rest)
         angle = (state["angle"] + turn).remainder(2 * math.pi)
-        k_BNRK, v_BNRV = rotate(b, angle), self._ranked(x[:, :, None])[:, :, 0]
-        k_BNRK, v_BNRV = precise(k_BNRK), precise(v_BNRV)
+        k_BN1RK = self._rotated(b, self.b_norm, self.b_bias, angle[:, :, None])
+        k_BNRK, v_BNRV = precise(k_BN1RK[:, :, 0]), precise(self._ranked(x)[:, :, 0])
         past = self._past(state)
         share = (dt * (1 - trap))[..., None, None]
         kv = g.exp()[..., None, None] * (state["kv"] + share * past)
         kv = kv + (dt * trap)[..., None, None] * (k_BNRK.transpose(-1, -2) @ v_BNRV)
-        for name, value in (("kv", kv), ("angle", angle), ("k", k_BNRK), ("v", x)):
+        for name, value in (("kv", kv), ("angle", angle), ("k", k_BNRK), ("v", x[:, :, 0])):
             state[name].copy_(value)
         return {"angle": angle, "v": v_BNRV, "kv": state["kv"]}
 
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
-        z, c = self._queries(x_BD[:, None])
-        q_BNRK = rotate(c[:, :, 0], shared["angle"])
+        z, c = self.query_proj(x_BD[:, None]).split(self.query_widths, -1)
+        angle_BN1S = shared["angle"][:, :, None]
+        q_BNRK = self._rotated(c, self.c_norm, self.c_bias, angle_BN1S)[:, :, 0]
         y = precise(q_BNRK) @ shared["kv"] + precise(self.skip)[:, None, None] * shared["v"]
         return self._out(x_BD[:, None], y[:, :, None], z)[:, 0]
 
     def _features(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, ...]:
-        """Values (B, N, T, V), keys before rotation (B, N, T, R, K), and per head and token:
+        """Values (B, N, T, V), keys before norm and rotation (B, T, d), and per head and token:
         dt, log-decay, trapezoid gate (B, N, T) and turn (B, N, T, S).
         """
         parts = self.feature_proj(x_BTD).split(self.feature_widths, -1)
@@ -241,18 +244,15 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         speed_BNT = speed_BTN.clamp(min=self.config.decay_floor).transpose(1, 2)
         turn_BNTS = math.pi * turn.tanh()[:, None] * dt_BNT[..., None]
         x_BNTV = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        keys = self._with_bias(b, self.b_norm, self.b_bias)
         gate_BNT = trap.sigmoid().transpose(1, 2)
-        return x_BNTV, keys, dt_BNT, -speed_BNT * dt_BNT, gate_BNT, turn_BNTS
+        return x_BNTV, b, dt_BNT, -speed_BNT * dt_BNT, gate_BNT, turn_BNTS
 
-    def _queries(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Output gate (B, T, I) and queries before rotation (B, N, T, R, K)."""
-        z, c = self.query_proj(x_BTD).split(self.query_widths, -1)
-        return z, self._with_bias(c, self.c_norm, self.c_bias)
-
-    def _with_bias(self, x_BTd: Tensor, norm: RMSNorm, bias_NRK: Tensor) -> Tensor:
+    def _rotated(
+        self, x_BTd: Tensor, norm: RMSNorm, bias_NRK: Tensor, angle_BNTS: Tensor
+    ) -> Tensor:
+        """Keys or queries (B, N, T, R, K)."""
         x_BTRK = x_BTd.unflatten(-1, (self.config.rank, -1))
-        return norm(x_BTRK)[:, None] + bias_NRK[:, None]
+        return biased_rotation(norm(x_BTRK), bias_NRK, angle_BNTS)
 
     def _ranked(self, x_BNTV: Tensor) -> Tensor:
         """One value per rank, (B, N, T, R, V)."""
@@ -300,6 +300,16 @@ def total_angle(turn_BNTS: Tensor, start_BNS: Tensor | None) -> Tensor:
         before_BNnS = before_BNnS + start_BNS[:, :, None]
     before_BNnS = before_BNnS.remainder(2 * math.pi).to(turn_BNTS.dtype)
     return join(within + before_BNnS[:, :, :, None], time).remainder(2 * math.pi)
+
+
+def biased_rotation(x_BTRK: Tensor, bias_NRK: Tensor, angle_BNTS: Tensor) -> Tensor:
+    """Each head's bias on a shared vector, then its rotation: (B, N, T, R, K)."""
+    if triton_kernels.usable(angle_BNTS) and x_BTRK.shape[1] > 1:
+        from archloop.blocks.ops.triton_rotation import BiasedRotation
+
+        rotated: Tensor = apply(BiasedRotation, x_BTRK, bias_NRK, angle_BNTS)
+        return rotated
+    return rotate(x_BTRK[:, None] + bias_NRK[:, None], angle_BNTS)
 
 
 def rotate(x_RK: Tensor, angle_S: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ a chunk.
 import torch
 from torch import Tensor
 
+from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
+from archloop.blocks.ops.scan import apply
 from archloop.blocks.ops.ssd import decay_ratios
 
 CHUNK_ROWS = 64
@@ -53,14 +55,27 @@ def read(
     q, k, v, g = (split(x, chunk) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT))
     b = g.cumsum(3)
     q, k, v = (x.flatten(3, 4) for x in (q, k, v))
-    ratios = decay_ratios(b).to(v.dtype)
     decay = b.exp()[..., None].to(v.dtype)
     if ranks > 1:
-        ratios = ratios.repeat_interleave(ranks, -1).repeat_interleave(ranks, -2)
         decay = decay.repeat_interleave(ranks, -2)
     from_state = (q * decay) @ states_BNnKV.to(v.dtype)
-    y = from_state + ((q @ k.transpose(3, 4)) * ratios) @ v
+    y = from_state + decayed_scores(q @ k.transpose(3, 4), b) @ v
     return join(y.unflatten(3, (chunk, ranks)), time)
+
+
+def decayed_scores(scores_XMM: Tensor, b_XC: Tensor) -> Tensor:
+    """Scores between a chunk's rows, C R of them, times the decay between their tokens."""
+    rows, tokens = scores_XMM.shape[-1], b_XC.shape[-1]
+    if triton_kernels.usable(b_XC) and rows >= 16:
+        from archloop.blocks.ops.triton_decay import DecayedScores
+
+        decayed: Tensor = apply(DecayedScores, scores_XMM, b_XC)
+        return decayed
+    ratios = decay_ratios(b_XC).to(scores_XMM.dtype)
+    if rows > tokens:
+        ratios = ratios.repeat_interleave(rows // tokens, -1)
+        ratios = ratios.repeat_interleave(rows // tokens, -2)
+    return scores_XMM * ratios
 
 
 def tokens_per_chunk(time: int, ranks: int) -> int:

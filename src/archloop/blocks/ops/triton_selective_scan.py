@@ -22,7 +22,7 @@ from archloop.blocks.ops.scan import shifted
 from archloop.blocks.ops.triton_kernels import jit
 from archloop.blocks.ops.triton_scan import compose, launch
 
-BLOCK_T, BLOCK_D = 64, 32
+BLOCK_T, BLOCK_D, NUM_WARPS = 64, 32, 4
 
 
 @jit
@@ -147,7 +147,7 @@ class SelectiveScan(torch.autograd.Function):
         y_BTD = torch.empty_like(x_BTD)
         _output_kernel[_grid(x_BTD)](
             x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, starts_BKX, y_BTD, time, channels, num_chunks,
-            N=states, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D,
+            N=states, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, num_warps=NUM_WARPS,
         )  # fmt: skip
         ctx.save_for_backward(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, starts_BKX)
         return y_BTD, end_BKX[:, -1].reshape(batch, channels, states)
@@ -171,7 +171,7 @@ class SelectiveScan(torch.autograd.Function):
         _gradient_kernel[_grid(x_BTD)](
             x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, starts_BKX, dy_BTD, end_BKX,
             dx_BTD, ddt_BTD, da_BKX, db_parts, dc_parts, time, channels, num_chunks,
-            N=states, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D,
+            N=states, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, num_warps=NUM_WARPS,
         )  # fmt: skip
         start_grad = sum_BKX[:, 0] + decay_BKX[:, 0] * end_BKX[:, 0]
         return (
@@ -197,6 +197,6 @@ def _summary(
     decay_BKX, sum_BKX = dt_BTD.new_empty(2, batch, num_chunks, a_DN.numel()).unbind(0)
     _summary_kernel[_grid(x_BTD)](
         x_BTD, dt_BTD, a_DN, w_BTN, decay_BKX, sum_BKX, time, channels, num_chunks,
-        N=a_DN.shape[1], ADJOINT=adjoint, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D,
+        N=a_DN.shape[1], ADJOINT=adjoint, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, num_warps=NUM_WARPS,
     )  # fmt: skip
     return decay_BKX, sum_BKX

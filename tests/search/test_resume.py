@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from archloop.search import database, stages, store
-from archloop.search.errors import StudyError
+from archloop.search.errors import DiskFullError
 from archloop.search.record import StudyRecord
 from archloop.search.study import Study
 from search.stand_in import StandIn, no_time, recipe
@@ -170,7 +170,7 @@ def run_on_full_disk(runs: Path, after: int, result) -> None:
     try:
         run_study(runs, runs / "log")
         result.put("finished")
-    except StudyError as error:
+    except DiskFullError as error:
         result.put(str(error))
 
 
@@ -200,7 +200,7 @@ def run_with_full_database(runs: Path, pages: int, result) -> None:
     try:
         run_study(runs, runs / "log")
         result.put("finished")
-    except StudyError as error:
+    except DiskFullError as error:
         result.put(str(error))
 
 
@@ -225,7 +225,7 @@ def test_worker_ended_by_a_full_disk_is_not_the_trials_fault(tmp_path, uninterru
             except Exception as error:
                 raise type(error)("OSError: [Errno 28] No space left on device") from error
 
-    with pytest.raises(StudyError, match="no space left"):
+    with pytest.raises(DiskFullError, match="no space left"):
         Study(SHORT, tmp_path, evaluator=Full(), clock=no_time).run()
     assert Study(SHORT, tmp_path, evaluator=StandIn(), clock=no_time).run() == uninterrupted
 

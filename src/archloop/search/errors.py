@@ -8,5 +8,9 @@ class StudyError(RuntimeError):
         super().__init__(" ".join(message.split()))
 
 
+class DiskFullError(StudyError, ValueError):
+    """No space is left; what is finished is whole, and the same command goes on."""
+
+
 class NoFeasibleTrial(StudyError):  # noqa: N818
     """Every trial broke a budget or failed; the message names the nearest."""

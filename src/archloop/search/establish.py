@@ -7,7 +7,10 @@ the first trial and never changes.
 
 import math
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from archloop.search import objectives
 from archloop.search.baseline import FOLDER, Baseline, averaged, mean_rate
@@ -23,38 +26,50 @@ _SEED_STREAM = 2**32
 """Added to a seed's index: training seeds of the reference preset are no trial's."""
 
 
-def establish(plan: Plan, workshop: Workshop, folder: Path, key: str) -> Baseline:
+Announce = Callable[[Literal["tune", "reference"], str], None]
+"""Called as a part begins, with a few words."""
+
+
+def establish(
+    plan: Plan, workshop: Workshop, folder: Path, key: str, announce: Announce
+) -> Baseline:
     """Tune, profile and train the reference preset, as far as that is not on disk already.
 
     Raises:
         StudyError: the reference preset cannot be measured or trained, or no task carries signal.
     """
     try:
-        return _establish(plan, workshop, folder, key)
+        return _establish(plan, workshop, folder, key, announce)
     except CandidateFailed as error:
         raise StudyError(
             f"the reference preset failed, so nothing can be compared with it: {error}"
         ) from error
 
 
-def _establish(plan: Plan, workshop: Workshop, folder: Path, key: str) -> Baseline:
+def _establish(
+    plan: Plan, workshop: Workshop, folder: Path, key: str, announce: Announce
+) -> Baseline:
     recipe = plan.recipe
-    rates, seconds_tuning = tune(plan, workshop, folder / "tuning", key)
+    rates, seconds_tuning = tune(plan, workshop, folder / "tuning", key, partial(announce, "tune"))
     files = StageFiles(folder / FOLDER, f"{key}:{plan.reference.digest}")
     proposed = Proposed(
         spec=plan.reference, proxy_spec=plan.reference_proxy, costs=plan.costs(plan.reference)
     )
     if files.load("spec", Proposed) is None:
         files.save("spec", proposed, 0.0)
+    announce("reference", "measured beside itself")
     measured = workshop.profile(plan.reference, plan.reference, 1, files)
     rate = mean_rate(rates, plan.reference.layout)
-    trained = [
-        _train(plan, workshop, files, rung=0, seed_index=index, rate=rate)
-        for index in range(recipe.reference_seeds)
-    ]
-    stages = list(trained)
+    stages = []
+    for index in range(recipe.reference_seeds):
+        announce("reference", f"trained with seed {index + 1} of {recipe.reference_seeds}")
+        stages.append(_train(plan, workshop, files, rung=0, seed_index=index, rate=rate))
+    trained = list(stages)
     for rung in range(1, len(recipe.proxy.rungs)):
+        announce("reference", f"trained for rung {rung}")
         stages.append(_train(plan, workshop, files, rung=rung, seed_index=0, rate=rate))
+    for rung in range(len(recipe.proxy.rungs)):
+        checkpoint(files.folder, rung).unlink(missing_ok=True)
     if any(stage.value.diverged for stage in stages):
         raise StudyError(
             "the training of the reference preset diverged; lower proxy.training.learning_rate"
@@ -105,6 +120,7 @@ def _train(
 ) -> Stage[Rung]:
     recipe = plan.recipe
     # Only the first seed climbs, so only it leaves a checkpoint and continues one.
+    climbs, last = seed_index == 0, rung + 1 == len(recipe.proxy.rungs)
     before = checkpoint(files.folder, rung - 1)
     job = TrainJob(
         spec=plan.reference_proxy,
@@ -113,6 +129,6 @@ def _train(
         seed=training_seed(recipe.seed, _SEED_STREAM + seed_index),
         learning_rate=rate,
         resume_from=before if before.exists() else None,
-        checkpoint_to=checkpoint(files.folder, rung) if seed_index == 0 else None,
+        checkpoint_to=checkpoint(files.folder, rung) if climbs and not last else None,
     )
     return workshop.train(job, files, f"rung-{rung}-seed-{seed_index}")

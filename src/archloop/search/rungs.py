@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archloop.search import front
 from archloop.search.objectives import as_point, noise
@@ -19,9 +20,29 @@ MAX_COMPARED = 64
 NUM_SAMPLES = 64
 
 
+class Standings:
+    """The told trials at one rung: points (less is better) and standard errors, (N, 3) each."""
+
+    def __init__(self) -> None:
+        self._rows = np.empty((64, 6))
+        self._count = 0
+
+    def add(self, objectives: Objectives) -> None:
+        """One more trial."""
+        if self._count == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._rows[self._count] = (*as_point(objectives), *noise(objectives))
+        self._count += 1
+
+    @property
+    def rows(self) -> NDArray[np.float64]:
+        """Points, then standard errors, (N, 6)."""
+        return self._rows[: self._count]
+
+
 def promoted(
     trial: Objectives,
-    others: Sequence[Objectives],
+    others: Standings,
     worst: Objectives,
     share: float,
     seed: Sequence[int],
@@ -35,16 +56,15 @@ def promoted(
         share: of the trials at a rung that go on; at least one does.
         seed: of the noise that is drawn.
     """
-    everyone = [trial, *others]
+    everyone = np.vstack([[*as_point(trial), *noise(trial)], others.rows])
     places = max(1, math.floor(share * len(everyone)))
-    points = np.array([as_point(objectives) for objectives in everyone])
     # The trial's own index is 0, so that it wins ties within its rank.
-    nearest = np.argsort(front.ranks(points), kind="stable")[:MAX_COMPARED]
+    nearest = np.argsort(front.ranks(everyone[:, :3]), kind="stable")[:MAX_COMPARED]
     if 0 not in nearest:
         return False
     gains = front.expected_contributions(
-        points[nearest],
-        np.array([noise(everyone[i]) for i in nearest]),
+        everyone[nearest, :3],
+        everyone[nearest, 3:],
         as_point(worst),
         seed=int(np.random.SeedSequence(list(seed)).generate_state(1)[0]),
         num_samples=NUM_SAMPLES,

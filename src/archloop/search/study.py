@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from optuna.exceptions import StorageInternalError
@@ -21,8 +21,8 @@ from optuna.exceptions import StorageInternalError
 from archloop.search import front, plan, recipe, store, trial
 from archloop.search.base import SpaceExhausted, Told
 from archloop.search.baseline import Baseline
-from archloop.search.database import FORMAT, Database, Result, Stored, open_database
-from archloop.search.errors import NoFeasibleTrial, StudyError
+from archloop.search.database import FILE, FORMAT, Database, Result, Stored, open_database
+from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
 from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
 from archloop.search.lock import exclusive
@@ -31,7 +31,8 @@ from archloop.search.objectives import as_point
 from archloop.search.plan import Plan
 from archloop.search.progress import Event, Progress, Stage, ignore
 from archloop.search.recipe import Recipe
-from archloop.search.record import Objectives, StudyRecord
+from archloop.search.record import StudyRecord
+from archloop.search.rungs import Standings
 from archloop.search.workshop import Workshop
 from archloop.stack.genome import Genome
 from archloop.text.files import write_atomic
@@ -73,6 +74,7 @@ class Study:
             RecipeError: the recipe is wrong, or is not the one that this study began with.
             StudyBusyError: another process runs it.
             NoFeasibleTrial: all trials are told and none kept the budgets.
+            DiskFullError: no space is left.
             StudyError: it cannot go on; after the cause is gone the same call does.
             KeyboardInterrupt: it was stopped; the same call goes on.
         """
@@ -134,7 +136,8 @@ class _Run:
         self.key = study.recipe.digest[:16]
         self.history: list[Told] = []
         self.results: list[Result] = []
-        self.at_rung: list[list[Objectives]] = [[] for _ in study.recipe.proxy.rungs]
+        self.at_rung = [Standings() for _ in study.recipe.proxy.rungs]
+        self.seconds_told = 0.0
         self.front = np.empty((0, 3))
         self.hypervolume = 0.0
 
@@ -191,9 +194,12 @@ class _Run:
         kept = self.database.attribute("baseline")
         if kept is not None:
             return Baseline.model_validate(kept)
-        self._say("reference", trial_number=-1)
+
+        def announce(stage: Literal["tune", "reference"], detail: str) -> None:
+            self._say(stage, -1 if stage == "reference" else None, detail=detail)
+
         workshop = Workshop(self.evaluator, self.meter)
-        baseline = establish(self.plan, workshop, self.folder, self.key)
+        baseline = establish(self.plan, workshop, self.folder, self.key, announce)
         seconds = {**baseline.seconds, "setup": setup_s, "search": self.meter.lap()}
         baseline = baseline.model_copy(update={"seconds": seconds})
         self.database.set_attribute("baseline", baseline.model_dump(mode="json"))
@@ -258,7 +264,8 @@ class _Run:
             self.front = points[front.nondominated(points)]
             self.hypervolume += result.hypervolume_gain or 0.0
         for rung, objectives in enumerate(result.objectives):
-            self.at_rung[rung].append(objectives)
+            self.at_rung[rung].add(objectives)
+        self.seconds_told += sum(result.seconds.values())
         assert result.state != "running"
         told = Told(stored.number, genome, result.state, values, result.excess)
         self.history.append(told)
@@ -296,7 +303,7 @@ class _Run:
                 num_trials=self.recipe.num_trials,
                 front_size=len(self.front),
                 hypervolume=self.hypervolume,
-                seconds_left=trial.seconds_left(self.results, remaining),
+                seconds_left=remaining * self.seconds_told / num_told if num_told else None,
                 detail=detail,
                 state=state,
                 rung=rung,
@@ -340,7 +347,7 @@ def _full_disk_in_one_line(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _disk_full(folder) from error
+            raise _disk_full(error.filename or folder) from error
         if error.errno is None:
             raise
         where = error.filename or folder
@@ -349,12 +356,12 @@ def _full_disk_in_one_line(folder: Path) -> Iterator[None]:
         # Optuna's own words only say that something went wrong; the cause is SQLite's.
         cause = " ".join(str(error.__cause__ or error).split())
         if "disk is full" in cause:
-            raise _disk_full(folder) from error
+            raise _disk_full(folder / FILE) from error
         raise StudyError(f"{folder}: the database failed: {cause[:200]}") from error
 
 
-def _disk_full(folder: Path) -> StudyError:
-    return StudyError(
-        f"{folder}: no space left on device; free some and run the same command: it goes on where "
+def _disk_full(where: str | Path) -> DiskFullError:
+    return DiskFullError(
+        f"{where}: no space left on device; free some and run the same command: it goes on where "
         "it stopped"
     )

@@ -3,7 +3,6 @@
 A trial fails only by its own workers; it is rejected by a measured budget, before any training.
 """
 
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.plan import Plan, training_seed
 from archloop.search.record import Objectives, Rung
-from archloop.search.rungs import promoted
+from archloop.search.rungs import Standings, promoted
 from archloop.search.stages import Profiled, Proposed, Stage, StageFiles
 from archloop.search.workshop import Workshop, checkpoint
 from archloop.stack.genome import Genome
@@ -35,7 +34,7 @@ class Context(NamedTuple):
 
     Attributes:
         key: of the study, part of each stage file's key.
-        at_rung: objectives of the told trials at each rung.
+        at_rung: the told trials at each rung.
     """
 
     plan: Plan
@@ -43,7 +42,7 @@ class Context(NamedTuple):
     workshop: Workshop
     folder: Path
     key: str
-    at_rung: Sequence[Sequence[Objectives]]
+    at_rung: Sequence[Standings]
     announce: Announce
 
 
@@ -185,11 +184,3 @@ def _check_identity(baseline: Baseline, profiles: dict[str, Profile]) -> None:
                 f"measurements on {device} would not compare with the reference preset's: "
                 f"{'; '.join(fields)}; go back to what it was, or start a study of another name"
             )
-
-
-def seconds_left(told: Sequence[Result], remaining: int) -> float | None:
-    """Estimate from the mean trial; None before the first."""
-    if not told:
-        return None
-    total = math.fsum(math.fsum(result.seconds.values()) for result in told)
-    return remaining * total / len(told)

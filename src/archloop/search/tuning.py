@@ -4,6 +4,7 @@ Without this a comparison of families would compare how well one rate happens to
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _SEED_STREAM = 2**33
 
 
 def tune(
-    plan: Plan, workshop: Workshop, folder: Path, key: str
+    plan: Plan, workshop: Workshop, folder: Path, key: str, announce: Callable[[str], None]
 ) -> tuple[dict[str, FamilyRate], float]:
     """The best learning rate of each mixer of the space, on a stack of that mixer alone."""
     tuning = plan.recipe.tuning
@@ -35,6 +36,7 @@ def tune(
         for index, rate in enumerate(tuning.learning_rates):
             seed = training_seed(plan.recipe.seed, _SEED_STREAM)
             job = TrainJob(spec, 0, tuning.num_steps, seed, rate)
+            announce(f"{mixer} at {rate:g}")
             stage = workshop.train(job, files, f"rate-{index}")
             seconds += stage.seconds
             losses[f"{rate:g}"] = _loss(stage.value)

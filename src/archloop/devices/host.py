@@ -75,7 +75,8 @@ class Host(Device):
         )
 
     def worker_argv(self) -> list[str]:  # noqa: D102
-        return [sys.executable, "-m", "archloop.profiling.worker"]
+        # -P: a stray random.py in the working folder must not stand in for a library.
+        return [sys.executable, "-P", "-m", "archloop.profiling.worker"]
 
 
 def _has_affinity() -> bool:

@@ -24,7 +24,7 @@ from archloop.profiling.record import Identity, Profile
 from archloop.profiling.samples import PairSamples, Samples, read_samples
 from archloop.profiling.summary import profile_from_samples
 from archloop.profiling.turns import Subject, measure_context, start, wait_started
-from archloop.runtimes.base import MANIFEST, Manifest, Runtime, read_manifest
+from archloop.runtimes.base import Manifest, Runtime, read_manifest
 from archloop.stack.spec import StackSpec
 
 MAX_LOOKS = 2
@@ -170,10 +170,10 @@ class _Run:
         )
 
     def _check(self) -> None:
+        self.runtime.check(self.config.quant)
         for role, spec in self.specs.items():
             if reason := self.runtime.unsupported(spec):
                 raise MeasurementError("unsupported", reason, role)
-            self.runtime.check(spec, self.config.quant)
 
     def _pair(self, index: int, done: float, share: float, folder: Path) -> PairSamples:
         """Start a process for each spec, measure all contexts in turns, end the processes."""
@@ -222,10 +222,22 @@ class _Run:
         return WorkerProcess(device, role, log, threads=self.threads, time_limit_s=limit_s)
 
     def _export(self, role: Role, folder: Path) -> None:
-        """Export into the folder, in a process of its own on this machine, unless it is there."""
+        """Put the artifact into the folder, whole, unless it is there."""
         home = self._home(role, folder)
-        if (home / MANIFEST).exists():
+        if home.exists():
             return
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="export-") as made:
+            self._export_to(role, Path(made) / home.name)
+            try:
+                (Path(made) / home.name).rename(home)
+            except OSError:
+                # Another study that shares the folder was faster; its artifact is the same.
+                if not home.exists():
+                    raise
+
+    def _export_to(self, role: Role, directory: Path) -> None:
+        """Export in a process of its own on this machine."""
         host: Device = registry.get("devices", "host")()
         worker = self._worker(host, role, f"export-{role}")
         try:
@@ -242,7 +254,7 @@ class _Run:
                 spec=self.specs[role].model_dump(mode="json"),
                 seed=self.config.seed,
                 quant=self.config.quant,
-                directory=str(home),
+                directory=str(directory),
             )
         finally:
             worker.kill()

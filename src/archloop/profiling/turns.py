@@ -15,7 +15,7 @@ from archloop.profiling.samples import ContextSamples, Memory, ProcessSamples
 CHUNK_TOKENS = 512
 """Tokens of a prefill chunk, where a prompt's time is composed from chunks."""
 _CHUNK_DEPTHS = 5
-_WARM_TOKENS = 512
+_WARM_TOKENS = 128
 
 
 class Subject:

@@ -159,11 +159,11 @@ class Runtime(ABC):
 
     # --- what callers use -------------------------------------------------------------------
 
-    def check(self, spec: StackSpec, quant: str) -> None:
-        """Refuse what cannot be exported or run here.
+    def check(self, quant: str) -> None:
+        """Refuse a quantisation that the engine does not know, or a machine without the engine.
 
         Raises:
-            ValueError: the engine is incomplete, or knows neither the quantisation nor the stack.
+            ValueError: either; the message says what to choose or install.
         """
         if quant not in self.quants:
             raise ValueError(
@@ -171,8 +171,6 @@ class Runtime(ABC):
             )
         if missing := self.missing():
             raise ValueError(f"runtime {self.name}: {missing}")
-        if reason := self.unsupported(spec):
-            raise ValueError(f"runtime {self.name} cannot run this stack: {reason}")
 
     def export(
         self, decoder: "Decoder", directory: Path, quant: str, *, parity: bool = True
@@ -186,10 +184,12 @@ class Runtime(ABC):
             parity: open the artifact and compare; costs one load.
 
         Raises:
-            ValueError: as `check`, or the logits differ by more than `parity_tolerance`; then no
-                manifest is left, so that nobody opens the artifact.
+            ValueError: as `check`, the stack is unsupported, or the logits differ by more than
+                `parity_tolerance`; then no manifest is left, so that nobody opens the artifact.
         """
-        self.check(decoder.spec, quant)
+        self.check(quant)
+        if reason := self.unsupported(decoder.spec):
+            raise ValueError(f"runtime {self.name} cannot run this stack: {reason}")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / MANIFEST).unlink(missing_ok=True)
         weight_bytes = self.write(decoder, directory, quant)

@@ -43,15 +43,9 @@ def measure_context(fused, context, steps=20):
         return fused.prefill(ids, state)
 
     found = {"context": context, "prefill_ms": timed(prefill, context)}
-    chosen = fused.overlap
-    for overlap in ("early", "late"):
-        fused.overlap = overlap
-        times = decode_times(fused, state, steps)
-        found[f"decode_{overlap}_ms"] = times[len(times) // 2]
-        if overlap == chosen:
-            found["decode_ms"] = times[len(times) // 2]
-            found["decode_spread_ms"] = times[-1] - times[0]
-    fused.overlap = chosen
+    times = decode_times(fused, state, steps)
+    found["decode_ms"] = times[len(times) // 2]
+    found["decode_spread_ms"] = times[-1] - times[0]
     found["state_bytes"] = fused.decoder.init_state(1, context, device="meta").nbytes
     return found
 

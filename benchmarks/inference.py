@@ -30,8 +30,6 @@ DEPTH = 512
 BLOCK_LIMIT = 2e-2
 """Largest difference that a block's fast form may show, over the block's largest value."""
 
-OVERLAPS = ("late", "early", "off")
-
 REQUIRED = {
     ("lfm2-1.2b", "decode b1 ms"): (1.2, 1.05),
     ("lfm2-1.2b", "prefill 4096 ms"): (17, 15),
@@ -110,17 +108,12 @@ def check(fused, report):
     ref, out = decoder.prefill(ids, plain), fused.prefill(ids, mine)
     report["prefill logits"] = {"rms": rms(out, ref), "max": worst(out, ref)}
     sizes = [(1, DEPTH), (64, DEPTH)] + ([(1024, 48)] if fused.moes else [])
-    chosen = fused.overlap
     for batch, depth in sizes:
         ids = random_ids(decoder, batch, depth)
         state = fused.init_state(batch, depth + 8)
         fused.prefill(ids, state)
-        for overlap in OVERLAPS if batch == 1 else (chosen,):
-            fused.overlap = overlap
-            blocks = compare_step_blocks(fused, ids[:, 0], state)
-            where = f"step b{batch}" + (f" {overlap}" if batch == 1 else "")
-            report[f"{where} blocks"] = summary(blocks)
-        fused.overlap = chosen
+        blocks = compare_step_blocks(fused, ids[:, 0], state)
+        report[f"step b{batch} blocks"] = summary(blocks)
         graph, plain = fused.capture(state), state.snapshot()
         errors = []
         for t in range(4):
@@ -149,13 +142,6 @@ def measure_ours(fused, serving):
         found[f"prefill {num_tokens} ms"] = median_ms(prefill, 5, 2)
     for batch in (1, 64):
         found |= measure_decode(fused, batch, DEPTH)
-    chosen = fused.overlap
-    for overlap in OVERLAPS:
-        fused.overlap = overlap
-        for depth in (DEPTH, 32000):
-            times = measure_decode(fused, 1, depth)
-            found[f"decode b1 at {depth} overlap {overlap} ms"] = times["decode b1 ms"]
-    fused.overlap = chosen
     if serving:
         found |= serve(fused)
     return found

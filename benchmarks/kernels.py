@@ -145,11 +145,11 @@ def bench_gemv():
         (16, 8),
     ]
     for name, make in cases.items():
-        for (block, warps), pdl in itertools.product(settings, (2, 1, 0)):
-            if pdl < 2 and (block, warps) != (4, 4):
+        for (block, warps), pdl in itertools.product(settings, (True, False)):
+            if not pdl and (block, warps) != (4, 4):
                 continue
             calls = make(block=block, warps=warps, pdl=pdl)
-            setting = f"block {block} warps {warps} pdl {pdl}"
+            setting = f"block {block} warps {warps} pdl {int(pdl)}"
             attempt("gemv", name, setting, calls, gb=weights[name] * 2e-9)
     for name, w in (
         ("gate_up 16384x2048", slices(2 * F_DENSE, D)),

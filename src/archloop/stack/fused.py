@@ -9,7 +9,7 @@ Shape suffixes: B batch, T time, X flattened tokens, D model width, V vocabulary
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +24,6 @@ from archloop.blocks.mixers.short_conv import ShortConv
 from archloop.stack.cost import mixer_config
 from archloop.stack.decoder import Block, Decoder, DecoderState
 from archloop.stack.spec import BlockSpec, StackSpec
-
-Overlap = Literal["early", "late", "off"]
-"""When a kernel of the batch-1 step lets the next one start, by programmatic dependent launch."""
 
 TOKENS_PER_PASS = 32768
 """Tokens that a prefill takes through the blocks at once: bounds activations, fills the GPU."""
@@ -87,13 +84,13 @@ class FusedDecoder:
     Attributes:
         decoder: the model, whose parameters are used in place.
         counts_LE: pairs that each expert of each MoE block got in the last batched call, int32.
-        overlap: how early kernels of the batch-1 step start (see `blocks.ops.gpu.gemv`).
+        overlap: let kernels of the batch-1 step start while the one before drains.
 
     Raises:
         ValueError: the spec cannot be fused, or Triton or a GPU is missing.
     """
 
-    def __init__(self, decoder: Decoder, *, overlap: Overlap = "late") -> None:
+    def __init__(self, decoder: Decoder, *, overlap: bool = True) -> None:
         reason = unsupported(decoder.spec)
         if reason is not None:
             raise ValueError(f"{reason}; call the decoder itself, which runs every spec")
@@ -118,10 +115,6 @@ class FusedDecoder:
         """An empty state with room for `max_context` tokens per row."""
         self._make_tables(max_context)
         return self.decoder.init_state(batch_size, max_context)
-
-    @property
-    def _pdl(self) -> int:
-        return {"off": 0, "early": 1, "late": 2}[self.overlap]
 
     # --- prompts ------------------------------------------------------------------------------
 
@@ -263,7 +256,7 @@ class FusedDecoder:
                 self._channel_one(index, x_BD[0])
             logits_V = x_BD.new_empty(self._head().shape[0])
             norm = _norm(self.decoder.norm)
-            self._gemv.linear(x_BD[0], self._head(), logits_V, norm=norm, pdl=self._pdl)
+            self._gemv.linear(x_BD[0], self._head(), logits_V, norm=norm, pdl=self.overlap)
             return logits_V[None]
         self.counts_LE.zero_()
         h_BD = self._rows.norm(x_BD, *_norm(self.blocks[0].mixer_norm))
@@ -292,17 +285,17 @@ class FusedDecoder:
         if isinstance(mixer, ShortConv):
             weight = mixer.in_proj.weight
             y_D = torch.empty_like(x_D)
-            self._gemv.conv(x_D, norm, weight, mixer.conv, own["conv"][0], y_D, pdl=self._pdl)
+            self._gemv.conv(x_D, norm, weight, mixer.conv, own["conv"][0], y_D, pdl=self.overlap)
         else:
             assert isinstance(mixer, GQA)
             weight = mixer.qkv_proj.weight
             qkv = x_D.new_empty(weight.shape[0])
-            self._gemv.linear(x_D, weight, qkv, norm=norm, pdl=self._pdl)
+            self._gemv.linear(x_D, weight, qkv, norm=norm, pdl=self.overlap)
             y_D = self._attention.step(
                 qkv[None], _qk_norms(mixer), self._table(mixer), own["k"], own["v"],
-                state.lengths_B, mixer.scale, pdl=self._pdl,
+                state.lengths_B, mixer.scale, pdl=self.overlap,
             )[0]  # fmt: skip
-        self._gemv.linear(y_D, mixer.out_proj.weight, x_D, residual=True, pdl=self._pdl)
+        self._gemv.linear(y_D, mixer.out_proj.weight, x_D, residual=True, pdl=self.overlap)
 
     def _channel_one(self, index: int, x_D: Tensor) -> None:
         block = self.blocks[index]
@@ -310,18 +303,20 @@ class FusedDecoder:
         if isinstance(mixer, SwiGLU):
             down = mixer.down_proj.weight
             hidden_F = x_D.new_empty(down.shape[1])
-            self._gemv.gate_up(x_D, norm, mixer.gate_up_proj.weight, hidden_F, pdl=self._pdl)
-            self._gemv.linear(hidden_F, down, x_D, residual=True, pdl=self._pdl)
+            self._gemv.gate_up(x_D, norm, mixer.gate_up_proj.weight, hidden_F, pdl=self.overlap)
+            self._gemv.linear(hidden_F, down, x_D, residual=True, pdl=self.overlap)
             return
         assert isinstance(mixer, MoE)
         config, bias_E = mixer.config, self._bias(mixer)
         logits_E = x_D.new_empty(mixer.router.weight.shape[0])
-        self._gemv.linear(x_D, mixer.router.weight, logits_E, norm=norm, pdl=self._pdl)
+        self._gemv.linear(x_D, mixer.router.weight, logits_E, norm=norm, pdl=self.overlap)
         hidden_KF = x_D.new_empty(config.top_k, mixer.down.shape[2])
-        self._gemv.experts_up(x_D, norm, logits_E, bias_E, mixer.gate_up, hidden_KF, pdl=self._pdl)
+        self._gemv.experts_up(
+            x_D, norm, logits_E, bias_E, mixer.gate_up, hidden_KF, pdl=self.overlap
+        )
         self._gemv.experts_down(
             hidden_KF, logits_E, bias_E, mixer.down, x_D, normalize=config.normalize,
-            routed_scale=config.routed_scale, pdl=self._pdl,
+            routed_scale=config.routed_scale, pdl=self.overlap,
         )  # fmt: skip
 
     # --- parts --------------------------------------------------------------------------------

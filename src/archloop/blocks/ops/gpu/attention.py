@@ -98,8 +98,6 @@ def step_kernel(
     PDL: tl.constexpr,
 ):
     """One new token of one row and KV head, against part of its context."""
-    if PDL == 1:
-        gdc_launch_dependents()
     G: tl.constexpr = N // M
     batch, head = (tl.program_id(0) // M).to(tl.int64), tl.program_id(0) % M
     part = tl.program_id(1)
@@ -156,7 +154,7 @@ def step_kernel(
         total = total * fade + tl.sum(weight, 1)
         acc = acc * fade[:, None] + tl.dot(weight.to(dtype), v)
         top = new_top
-    if PDL == 2:
+    if PDL:
         gdc_launch_dependents()
     head_row = batch * N + head * G + g
     if PARTS == 1:
@@ -175,7 +173,6 @@ def join_kernel(
 ):
     """Join the parts of one row and query head."""
     if PDL:
-        gdc_launch_dependents()
         gdc_wait()
     head = tl.program_id(0).to(tl.int64)
     part, h = tl.arange(0, PARTS), tl.arange(0, H)
@@ -183,6 +180,8 @@ def join_kernel(
     weight = tl.exp2(top - tl.max(top, 0))
     total = tl.sum(weight * tl.load(part_sum + head * PARTS + part), 0)
     value = tl.load(part_out + (head * PARTS + part[:, None]) * H + h[None, :])
+    if PDL:
+        gdc_launch_dependents()
     y = tl.sum(value * weight[:, None], 0) / total
     tl.store(out + head * H + h, y.to(out.dtype.element_ty))
 
@@ -254,7 +253,7 @@ def step(
     warps: int = 4,
     stages: int = 3,
     parts: int | None = None,
-    pdl: int = 0,
+    pdl: bool = False,
 ) -> Tensor:
     """Attention of one new token per row, whose key and value are added to the cache.
 
@@ -272,11 +271,11 @@ def step(
         qkv_BH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B, out_BNH,
         part_max, part_sum, part_out, slots, norms[2], scale, num_heads, num_kv, head_dim,
         max(16, triton.next_power_of_2(num_heads // num_kv)), parts, block, pdl,
-        num_warps=warps, num_stages=stages, launch_pdl=bool(pdl),
+        num_warps=warps, num_stages=stages, launch_pdl=pdl,
     )  # fmt: skip
     if parts > 1:
         join_kernel[(batch * num_heads,)](
             part_max, part_sum, part_out, out_BNH, head_dim, parts, pdl,
-            num_warps=4, launch_pdl=bool(pdl),
+            num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
     return out_BNH

@@ -6,10 +6,12 @@ it or the residual around it folded in, so that a block is four kernels instead 
 
 With programmatic dependent launch (PDL) a kernel starts while the one before it drains: it issues
 its first weight loads, which depend on nobody, and only then waits for its input. `wait` must come
-before the first read of anything that an earlier kernel of the same step wrote. `PDL` says when a
-kernel lets the next one start: 1 at once, 2 when its own loads are done (then the next kernel's
-programs spread over all processors instead of crowding the few that have room), 0 not before its
-end.
+before the first read of anything that an earlier kernel of the same step wrote. A kernel lets the
+next one start only when its own loads are done: started earlier, the next kernel's few programs
+crowd the processors that have room and leave others idle, which at long contexts halved the speed.
+
+Small tensors are held by several warps at once, so a value that a program reads and then overwrites
+needs a barrier between: `tl.debug_barrier` is a plain block barrier.
 
 Shape suffixes: D model width, K input width, N output width, F hidden width, L past inputs.
 """
@@ -36,8 +38,6 @@ def linear_kernel(
     PDL: tl.constexpr,
 ):
     """``out[n] (+)= w[n] . norm(x)`` for BLOCK_N rows."""
-    if PDL == 1:
-        gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, BLOCK_K)
     w_rows = w + rows[:, None].to(tl.int64) * K
@@ -59,11 +59,13 @@ def linear_kernel(
             square += value * value
             value *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
         acc += tile.to(tl.float32) * value[None, :]
-    if PDL == 2:
+    if PDL:
         gdc_launch_dependents()
     y = tl.sum(acc, 1)
     if HAS_NORM:
         y *= tl.rsqrt(tl.sum(square, 0) / K + eps)
+    if RESIDUAL:
+        tl.debug_barrier()
     tl.store(out + rows, (y + held).to(out.dtype.element_ty), mask=rows < N)
 
 
@@ -83,8 +85,6 @@ def conv_kernel(
     PDL: tl.constexpr,
 ):
     """Norm, input projection, gates, convolution and its state for BLOCK_D channels."""
-    if PDL == 1:
-        gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     cols = tl.arange(0, BLOCK_K)
     w_b = w + rows[:, None] * D + cols[None, :]
@@ -102,6 +102,7 @@ def conv_kernel(
         older = tl.load(past + j * D + rows, mask=valid, other=0.0)
         y += older.to(tl.float32) * tl.load(taps + j, mask=valid, other=0.0).to(tl.float32)
         if j > 0:
+            tl.debug_barrier()
             tl.store(past + (j - 1) * D + rows, older, mask=valid)
     acc_b = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
     acc_c = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
@@ -120,7 +121,7 @@ def conv_kernel(
         acc_b += tile_b.to(tl.float32) * value
         acc_c += tile_c.to(tl.float32) * value
         acc_u += tile_u.to(tl.float32) * value
-    if PDL == 2:
+    if PDL:
         gdc_launch_dependents()
     scale = tl.rsqrt(tl.sum(square, 0) / D + eps)
     dtype = out.dtype.element_ty
@@ -129,6 +130,7 @@ def conv_kernel(
     u = (tl.sum(acc_u, 1) * scale).to(dtype).to(tl.float32)
     z = (b * u).to(dtype)
     y += z.to(tl.float32) * last_tap
+    tl.debug_barrier()
     tl.store(past + (KERNEL - 2) * D + rows, z.to(past.dtype.element_ty), mask=valid)
     tl.store(out + rows, (c * y).to(dtype), mask=valid)
 
@@ -147,8 +149,6 @@ def gate_up_kernel(
     PDL: tl.constexpr,
 ):
     """``out[f] = silu(w[f] . norm(x)) * (w[F + f] . norm(x))`` for BLOCK_F hidden units."""
-    if PDL == 1:
-        gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     cols = tl.arange(0, BLOCK_K)
     w_gate = w + rows[:, None].to(tl.int64) * K + cols[None, :]
@@ -171,7 +171,7 @@ def gate_up_kernel(
         value = (value * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32))[None, :]
         acc_gate += tile_gate.to(tl.float32) * value
         acc_up += tile_up.to(tl.float32) * value
-    if PDL == 2:
+    if PDL:
         gdc_launch_dependents()
     scale = tl.rsqrt(tl.sum(square, 0) / K + eps)
     gate = tl.sum(acc_gate, 1) * scale
@@ -224,9 +224,6 @@ def experts_up_kernel(
     scales = tl.load(norm_weight + cols, mask=cols < K, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    if PDL == 1:
-        # After the wait, so that the next kernel may read the router's output before its own.
-        gdc_launch_dependents()
     value = tl.load(x + cols, mask=cols < K, other=0.0).to(tl.float32)
     _, rank = ranked_experts(logits, bias, E, E_PAD)
     slot = tl.program_id(1)
@@ -240,7 +237,7 @@ def experts_up_kernel(
     value = (value * scales)[None, :]
     gate = tl.sum(tile_gate.to(tl.float32) * value, 1) * scale
     up = tl.sum(tile_up.to(tl.float32) * value, 1) * scale
-    if PDL == 2:
+    if PDL:
         gdc_launch_dependents()
     y = gate * tl.sigmoid(gate) * up
     tl.store(out + slot * F + rows, y.to(out.dtype.element_ty), mask=rows < F)
@@ -264,9 +261,11 @@ def experts_down_kernel(
     BLOCK_F: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``out[d] += sum_k weight_k * w[expert_k, d] . hidden[k]`` for BLOCK_D outputs."""
-    if PDL == 1:
-        gdc_launch_dependents()
+    """``out[d] += sum_k weight_k * w[expert_k, d] . hidden[k]`` for BLOCK_D outputs.
+
+    Reads the router's logits before `wait`: `experts_up_kernel`, which runs between, lets this one
+    start only after its own wait for the router.
+    """
     score, rank = ranked_experts(logits, bias, E, E_PAD)
     total = routed_scale
     if NORMALIZE:
@@ -291,9 +290,10 @@ def experts_down_kernel(
                 tile = tl.load(w + expert * (D * F) + at + start, mask=inside, other=0.0)
             value = tl.load(hidden + slot * F + f, mask=f < F, other=0.0).to(tl.float32)
             acc += tile.to(tl.float32) * (value * weight)[None, :]
-    if PDL == 2:
+    if PDL:
         gdc_launch_dependents()
     y = tl.sum(acc, 1) + held
+    tl.debug_barrier()
     tl.store(out + rows, y.to(out.dtype.element_ty), mask=rows < D)
 
 
@@ -328,7 +328,7 @@ def linear(
     residual: bool = False,
     block: int | None = None,
     warps: int | None = None,
-    pdl: int = 0,
+    pdl: bool = False,
 ) -> Tensor:
     """``out = w norm(x)``, or ``out += ...`` with `residual`. Returns `out_N`."""
     num_rows, width = w_NK.shape
@@ -337,7 +337,7 @@ def linear(
     weight, eps = norm or (x_K, 0.0)
     linear_kernel[(triton.cdiv(num_rows, block),)](
         x_K, weight, w_NK, out_N, eps, width, num_rows, norm is not None, residual,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=bool(pdl),
+        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_N
 
@@ -352,13 +352,13 @@ def conv(
     *,
     block: int = 4,
     warps: int = 8,
-    pdl: int = 0,
+    pdl: bool = False,
 ) -> Tensor:
     """``c * conv(b * u)`` with ``(b, c, u) = w norm(x)``; advances `past_LD`. Returns `out_D`."""
     width, kernel = conv_weight_DK.shape
     conv_kernel[(triton.cdiv(width, block),)](
         x_D, norm[0], w, conv_weight_DK, past_LD, out_D, norm[1], width, kernel,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=bool(pdl),
+        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_D
 
@@ -371,13 +371,13 @@ def gate_up(
     *,
     block: int = 4,
     warps: int = 8,
-    pdl: int = 0,
+    pdl: bool = False,
 ) -> Tensor:
     """Hidden layer of a SwiGLU whose gate and up rows are stacked in `w`. Returns `out_F`."""
     hidden, width = out_F.shape[0], w.shape[1]
     gate_up_kernel[(triton.cdiv(hidden, block),)](
         x_K, norm[0], w, out_F, norm[1], width, hidden,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=bool(pdl),
+        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_F
 
@@ -392,7 +392,7 @@ def experts_up(
     *,
     block: int = 2,
     warps: int = 2,
-    pdl: int = 0,
+    pdl: bool = False,
 ) -> Tensor:
     """Hidden layers of the experts that the router's logits choose. Returns `out_KF`."""
     top_k, hidden = out_KF.shape
@@ -400,7 +400,7 @@ def experts_up(
     experts_up_kernel[(triton.cdiv(hidden, block), top_k)](
         x_D, norm[0], logits_E, bias_E, w, out_KF, norm[1], width, hidden, num_experts,
         triton.next_power_of_2(num_experts), block, triton.next_power_of_2(width), pdl,
-        num_warps=warps, launch_pdl=bool(pdl),
+        num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_KF
 
@@ -417,7 +417,7 @@ def experts_down(
     block: int = 8,
     warps: int = 4,
     depth: int = 512,
-    pdl: int = 0,
+    pdl: bool = False,
 ) -> Tensor:
     """Adds the chosen experts' weighted outputs to `out_D`, which it returns."""
     top_k, hidden = hidden_KF.shape
@@ -425,6 +425,6 @@ def experts_down(
     experts_down_kernel[(triton.cdiv(width, block),)](
         hidden_KF, logits_E, bias_E, w, out_D, routed_scale, width, hidden, num_experts,
         triton.next_power_of_2(num_experts), top_k, normalize,
-        block, depth, pdl, num_warps=warps, launch_pdl=bool(pdl),
+        block, depth, pdl, num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_D

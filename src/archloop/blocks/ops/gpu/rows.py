@@ -95,7 +95,9 @@ def conv_step_kernel(
         older = tl.load(state + j * D, mask=valid, other=0.0)
         acc += older.to(tl.float32) * tl.load(taps + j, mask=valid, other=0.0).to(tl.float32)
         if j > 0:
+            tl.debug_barrier()
             tl.store(state + (j - 1) * D, older, mask=valid)
+    tl.debug_barrier()
     tl.store(state + (KERNEL - 2) * D, z, mask=valid)
     c = tl.load(x + row * (3 * D) + D + d, mask=valid, other=0.0).to(tl.float32)
     tl.store(out + row * D + d, (c * acc).to(out.dtype.element_ty), mask=valid)

@@ -305,7 +305,8 @@ TILE = 2048
 
 def tile_width(width: int) -> int:
     """Columns per tile: the whole row where it fits."""
-    return min(triton.next_power_of_2(width), TILE)
+    padded: int = triton.next_power_of_2(width)
+    return min(padded, TILE)
 
 
 def linear_block(num_rows: int, width: int) -> tuple[int, int]:

@@ -9,13 +9,15 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from archloop.search import database, stages, store
+from archloop.search import connection, stages, store
 from archloop.search.errors import DiskFullError
 from archloop.search.record import StudyRecord
 from archloop.search.study import Study
@@ -47,18 +49,21 @@ def check(runs: Path, log: Path, expected: StudyRecord, num_kills: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_moments(tmp_path, uninterrupted, seed):
     rng = random.Random(seed)
+    began = time.monotonic()
+    run_study(tmp_path / "rehearsal", tmp_path / "rehearsal.log", 0.01)
+    whole_s = time.monotonic() - began
     log, num_kills = tmp_path / "log", 0
-    while True:
+    for kill in range(7):
         process = fork.Process(target=run_study, args=(tmp_path, log, 0.01))
         process.start()
-        process.join(rng.uniform(0.1, 0.6 + 0.1 * num_kills))
+        process.join(rng.uniform(0.02, 0.3) * whole_s if kill < 6 else None)
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         num_kills += 1
     assert process.exitcode == 0
-    assert num_kills >= 3
+    assert num_kills >= 2
     check(tmp_path, log, uninterrupted, num_kills)
 
 
@@ -81,7 +86,7 @@ def run_and_die(runs: Path, log: Path, at: int, when: str) -> None:
 
     stages.write_atomic = wrap(stages.write_atomic)
     store.write_atomic = wrap(store.write_atomic)
-    storage = database.RDBStorage
+    storage = connection.RDBStorage
     for name in (
         "_create_new_trial",
         "set_trial_user_attr",
@@ -189,14 +194,14 @@ def test_full_disk_is_one_line_and_goes_on(tmp_path, uninterrupted, after):
 
 def run_with_full_database(runs: Path, pages: int, result) -> None:
     """SQLite's own limit on pages makes it say that the disk is full."""
-    connect = database.sqlite3.connect
+    connect = connection.sqlite3.connect
 
     def limited(*args, **kwargs):
         connection = connect(*args, **kwargs)
         connection.execute(f"PRAGMA max_page_count={pages}")
         return connection
 
-    database.sqlite3.connect = limited
+    connection.sqlite3.connect = limited
     try:
         run_study(runs, runs / "log")
         result.put("finished")
@@ -204,9 +209,14 @@ def run_with_full_database(runs: Path, pages: int, result) -> None:
         result.put(str(error))
 
 
-def test_full_database_is_one_line_and_goes_on(tmp_path, uninterrupted):
+@pytest.mark.parametrize("more", [-10, 1])
+def test_full_database_is_one_line_and_goes_on(tmp_path, uninterrupted, more):
+    (tmp_path / "fresh").mkdir()
+    connection.open_database(tmp_path / "fresh", None, "test").close()
+    with closing(sqlite3.connect(tmp_path / "fresh" / connection.FILE)) as fresh:
+        pages = fresh.execute("PRAGMA page_count").fetchone()[0] + more
     results = fork.Queue()
-    process = fork.Process(target=run_with_full_database, args=(tmp_path, 30, results))
+    process = fork.Process(target=run_with_full_database, args=(tmp_path, pages, results))
     process.start()
     message = results.get(timeout=60)
     process.join()

@@ -1,6 +1,8 @@
 """The loop with a stand-in for devices and trainings: budgets, rungs, failures, ends."""
 
 import json
+import math
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import pytest
 from archloop.profiling.record import Profile
 from archloop.search import front, store
 from archloop.search.errors import NoFeasibleTrial, StudyError
+from archloop.search.evaluator import TrainJob, Unsupported
 from archloop.search.lock import StudyBusyError, exclusive
 from archloop.search.objectives import as_point
 from archloop.search.progress import Event
 from archloop.search.recipe import RecipeError
-from archloop.search.record import StudyRecord
+from archloop.search.record import Rung, StudyRecord
 from archloop.search.study import Study
 from search.stand_in import StandIn, no_time, recipe, settings
 
@@ -131,6 +134,56 @@ def test_crash_marks_that_trial_alone(tmp_path):
     assert record.trials[2].error == "worker: exit status 1: the engine crashed"
     assert len(record.trials) == 14
     assert [t.state for t in record.trials].count("failed") == 1
+
+
+def test_diverged_training_is_flagged_and_worth_no_more_than_guessing(tmp_path):
+    class Diverging(StandIn):
+        def train(self, job: TrainJob, directory: Path) -> Rung:
+            rung = super().train(job, directory)
+            if "000001" not in str(directory):
+                return rung
+            lost = {"diverged": True, "scores": {}, "losses": ((0, 5.0), (1, math.nan))}
+            return rung.model_copy(update=lost)
+
+    study = Study(recipe(num_trials=4, budgets=[]), tmp_path, evaluator=Diverging())
+    trial = study.run().trials[1]
+    assert trial.state == "complete"
+    assert trial.rungs[0].diverged
+    assert math.isnan(trial.rungs[0].losses[1][1])
+    assert trial.objectives is not None
+    assert trial.objectives.quality == pytest.approx(0.0)
+    assert trial.hypervolume_gain == 0.0
+    assert len(trial.rungs) == 1
+
+
+def test_spec_that_the_runtime_cannot_run_is_rejected(tmp_path):
+    class Picky(StandIn):
+        def profile(self, spec, reference, look, directory) -> dict[str, Profile]:
+            if spec != reference and "gqa" in spec.layout:
+                raise Unsupported("stand-in runs no gqa")
+            return super().profile(spec, reference, look, directory)
+
+    every = recipe(budgets=[], initial=[["short_conv"] * 4])
+    record = Study(every, tmp_path, evaluator=Picky()).run()
+    refused = [trial for trial in record.trials if trial.error]
+    assert refused
+    for trial in refused:
+        assert trial.state == "rejected"
+        assert trial.error == "stand-in runs no gqa"
+        assert not trial.rungs
+
+
+def test_crash_on_a_higher_rung_keeps_the_lower(finished, tmp_path):
+    whole, _, _ = finished
+    tall = next(trial for trial in whole.trials if len(trial.rungs) > 1)
+    evaluator = StandIn(fails=f"rung-1 {tall.proxy_spec.digest}")
+    record = Study(recipe(), tmp_path, evaluator=evaluator, clock=no_time).run()
+    trial = record.trials[tall.number]
+    assert trial.state == "complete"
+    assert trial.objectives == tall.objectives
+    assert len(trial.rungs) == 1
+    assert trial.error is not None
+    assert trial.error.startswith("rung 1: worker")
 
 
 def test_crash_of_the_reference_ends_the_study(tmp_path):
@@ -266,3 +319,26 @@ def test_store_is_small(finished):
         rows = connection.execute("select count(*) from trial_params").fetchone()[0]
     assert rows <= 14 * 5
     assert json.loads((folder / "recipe.json").read_text())["settings"]["name"] == "test"
+
+
+def test_running_study_can_be_read(tmp_path):
+    seen: list[StudyRecord] = []
+    study = Study(recipe(num_trials=3), tmp_path, evaluator=StandIn())
+
+    def listen(event: Event) -> None:
+        seen.append(study.read())
+
+    study.run(listen)
+    assert seen[0].reference is None
+    states = [[trial.state for trial in record.trials] for record in seen]
+    assert ["running"] in states
+    assert ["complete", "running"] in states
+
+
+def test_read_only_copy_can_be_read(finished, tmp_path):
+    record, _, folder = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in [*copy.rglob("*"), copy]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert store.read(copy) == record

@@ -5,31 +5,18 @@ its genome and a few summary parameters, then result, constraints and state. Wha
 kept in memory as well, so that nothing is read back while a study runs.
 """
 
-import logging
-import sqlite3
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.exceptions import DuplicatedStudyError
-from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.study import StudyDirection
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy.exc import SQLAlchemyError
 
 from archloop.search.record import BrokenBudget, Objectives
 from archloop.search.record import TrialState as State
 
-OBJECTIVES = ("quality", "latency", "memory")
-DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE, StudyDirection.MINIMIZE)
-FILE = "study.db"
-FORMAT = 1
-
-_METRIC_NAMES = "study:metric_names"
 _STATES = {
     "complete": TrialState.COMPLETE,
     "rejected": TrialState.PRUNED,
@@ -74,18 +61,19 @@ class Stored(BaseModel):
 
 
 class Database:
-    """An Optuna study opened for writing, by one process at a time.
+    """An Optuna study, written by one process at a time.
+
+    Args:
+        storage: that has the study.
+        name: of the study.
 
     Raises:
-        OSError: the file cannot be opened or created.
+        KeyError: there is no study of this name.
     """
 
     def __init__(self, storage: BaseStorage, name: str) -> None:
         self._storage = storage
-        try:
-            self._study = storage.create_new_study(DIRECTIONS, name)
-        except DuplicatedStudyError:
-            self._study = storage.get_study_id_from_name(name)
+        self._study = storage.get_study_id_from_name(name)
         self._ids: dict[int, int] = {}
 
     def attribute(self, key: str) -> Any:
@@ -95,10 +83,6 @@ class Database:
     def set_attribute(self, key: str, value: Any) -> None:
         """Store a JSON value of the study as a whole."""
         self._storage.set_study_user_attr(self._study, key, value)
-
-    def name_objectives(self) -> None:
-        """Tell Optuna's tools what the values are called."""
-        self._storage.set_study_system_attr(self._study, _METRIC_NAMES, list(OBJECTIVES))
 
     def trials(self) -> list[Stored]:
         """All trials by number."""
@@ -154,78 +138,6 @@ class Database:
         self._storage.remove_session()
 
 
-def open_database(folder: Path, url: str | None, name: str) -> Database:
-    """The study's database, made if there is none.
-
-    Args:
-        folder: of the study.
-        url: of another RDB; None means SQLite in the folder.
-        name: of the study.
-
-    Raises:
-        OSError, ValueError: it cannot be opened.
-    """
-    _quiet()
-    if url is not None:
-        return _connected(url, {}, name)
-    path = folder / FILE
-
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
-        # A reader does not wait for the writer; a killed process leaves a sound file.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        return connection
-
-    return _connected(f"sqlite:///{FILE}", {"creator": connect}, name)
-
-
-def open_for_reading(folder: Path, url: str | None, name: str) -> Database:
-    """The database of a study that exists; nothing is written.
-
-    Raises:
-        ValueError: there is no such study.
-    """
-    _quiet()
-    path = folder / FILE
-    if url is None and not path.is_file():
-        raise ValueError(f"{folder}: no study here ({FILE} is missing)")
-
-    def connect() -> sqlite3.Connection:
-        uri = f"file:{quote(str(path.resolve()))}?mode=ro"
-        return sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
-
-    options: dict[str, Any] = {} if url else {"creator": connect}
-    try:
-        storage = RDBStorage(
-            url or f"sqlite:///{FILE}", engine_kwargs=options, skip_table_creation=True
-        )
-        storage.get_study_id_from_name(name)
-    except (KeyError, SQLAlchemyError, sqlite3.Error, RuntimeError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: study {name!r} cannot be read: {what}") from error
-    return _ReadOnly(storage, name)
-
-
-class _ReadOnly(Database):
-    """A study that exists already."""
-
-    def __init__(self, storage: BaseStorage, name: str) -> None:
-        self._storage = storage
-        self._study = storage.get_study_id_from_name(name)
-        self._ids = {}
-
-
-def _connected(url: str, options: dict[str, Any], name: str) -> Database:
-    try:
-        return Database(get_storage(RDBStorage(url, engine_kwargs=options)), name)
-    except ImportError as error:
-        raise ValueError(f"storage: {error}; install the driver that the URL names") from error
-    except SQLAlchemyError as error:
-        what = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise ValueError(f"storage: the study's database cannot be opened: {what}") from error
-
-
 def _stored(trial: FrozenTrial) -> Stored:
     attributes = trial.user_attrs
     return Stored(
@@ -236,8 +148,3 @@ def _stored(trial: FrozenTrial) -> Stored:
         digest=attributes["digest"],
         result=None if trial.state == TrialState.RUNNING else attributes["result"],
     )
-
-
-def _quiet() -> None:
-    """Optuna announces each study on stderr, where our own progress is shown."""
-    logging.getLogger("optuna").setLevel(logging.WARNING)

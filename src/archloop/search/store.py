@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from archloop.search import database as databases
 from archloop.search import front, stages
 from archloop.search.baseline import FOLDER as REFERENCE
 from archloop.search.baseline import Baseline, reference_rungs
+from archloop.search.connection import open_for_reading
 from archloop.search.database import Stored
 from archloop.search.objectives import as_point
 from archloop.search.record import Objectives, Rung, StudyRecord, TrialRecord
@@ -39,7 +39,7 @@ def read(folder: str | Path) -> StudyRecord:
     if kept is None:
         raise ValueError(f"{folder}: no study here; run `archloop search` with a recipe first")
     recipe, _ = kept
-    database = databases.open_for_reading(folder, recipe["storage"], recipe["name"])
+    database = open_for_reading(folder, recipe["storage"], recipe["name"])
     try:
         environment = database.attribute("environment") or {}
         ended = database.attribute("ended")

@@ -17,11 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from archloop.search import front, plan, recipe, store, trial
 from archloop.search.base import SpaceExhausted, Told
 from archloop.search.baseline import Baseline
-from archloop.search.database import FILE, FORMAT, Database, Result, Stored, open_database
+from archloop.search.connection import FILE, open_database
+from archloop.search.database import Database, Result, Stored
 from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
 from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
@@ -143,9 +145,6 @@ class _Run:
 
     def run(self) -> None:
         """All that is left to do."""
-        if self.database.attribute("format") is None:
-            self.database.name_objectives()
-            self.database.set_attribute("format", FORMAT)
         self._say("setup")
         with self.meter.stage():
             self._prepare()
@@ -352,9 +351,10 @@ def _full_disk_in_one_line(folder: Path) -> Iterator[None]:
             raise
         where = error.filename or folder
         raise StudyError(f"{where}: {error.strerror}; mend it and run the same command") from error
-    except StorageInternalError as error:
+    except (StorageInternalError, SQLAlchemyError) as error:
         # Optuna's own words only say that something went wrong; the cause is SQLite's.
-        cause = " ".join(str(error.__cause__ or error).split())
+        wrapped = isinstance(error, StorageInternalError) and error.__cause__ is not None
+        cause = " ".join(str(error.__cause__ if wrapped else error).split())
         if "disk is full" in cause:
             raise _disk_full(folder / FILE) from error
         raise StudyError(f"{folder}: the database failed: {cause[:200]}") from error

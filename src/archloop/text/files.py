@@ -37,7 +37,14 @@ def write_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Put a finished file, written beside `path` by other means, into its place for good."""
+    _sync(draft)
+    draft.replace(path)
+    _sync(path.parent)
 
 
 def write_checked(path: Path, content: bytes) -> None:
@@ -58,11 +65,11 @@ def read_checked(path: Path) -> bytes | None:
     return content
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, on systems where folders can be opened."""
+def _sync(path: Path) -> None:
+    """Make a file, or the renames in a folder, durable where the system lets folders be opened."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

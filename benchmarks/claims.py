@@ -30,7 +30,7 @@ BITS = {"bf16": (16.0, 16.0), "int8, one scale a row": (8.0, 16.0), "Q4_0": (4.5
 
 def timed(run, context):
     """Median of a few runs, fewer where one takes seconds."""
-    return median_ms(run, 1 if context > 65536 else 3)
+    return median_ms(run, 1 if context > 65536 else 5, 2 if context < 65536 else 1)
 
 
 def measure_context(fused, context, steps=20):

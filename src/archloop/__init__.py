@@ -16,16 +16,27 @@ __version__ = "0.1.0"
 _HOMES = {
     "StackSpec": "archloop.stack.spec:StackSpec",
     "Study": "archloop.search.study:Study",
-    "build": "archloop.stack.decoder:Decoder",
+    "build": "archloop.stack.decoder:build",
     "load_preset": "archloop.stack.presets:load",
     "load_recipe": "archloop.search.recipe:load",
     "profile": "archloop.profiling.protocol:profile",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = [
+    "StackSpec",
+    "Study",
+    "__version__",
+    "build",
+    "load_preset",
+    "load_recipe",
+    "profile",
+]
 
 if TYPE_CHECKING:
-    from archloop.stack.decoder import Decoder as build
+    from archloop.profiling.protocol import profile
+    from archloop.search.recipe import load as load_recipe
+    from archloop.search.study import Study
+    from archloop.stack.decoder import build
     from archloop.stack.presets import load as load_preset
     from archloop.stack.spec import StackSpec
 

@@ -413,6 +413,11 @@ class Decoder(nn.Module):
         ) -> Tensor: ...
 
 
+def build(spec: StackSpec) -> Decoder:
+    """A decoder with random weights from torch's current seed. Raises as `Decoder`."""
+    return Decoder(spec)
+
+
 def _last_index(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Column of each row's last real token."""
     batch, time = ids_BT.shape

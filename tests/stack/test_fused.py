@@ -38,6 +38,21 @@ def test_unsupported_names_the_block():
     assert reason.startswith("blocks[3]: swa")
 
 
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"num_experts": 8, "top_k": 2, "router": "granite"}, "lfm2 router"),
+        ({"num_experts": 8, "top_k": 2, "shared_expansion": 1.0}, "shared expert"),
+        ({"num_experts": 8, "top_k": 2, "expansion": 0.75}, "multiple of 128"),
+    ],
+)
+def test_unsupported_experts(config, word):
+    from archloop.stack.fused import unsupported
+
+    odd = BlockSpec(mixers=(CONV,), channel_mixer=ChannelMixerSpec(name="moe", config=config))
+    assert word in unsupported(spec().replace(blocks=(odd,)))
+
+
 def models(**kwargs):
     from archloop.stack.fused import FusedDecoder
 

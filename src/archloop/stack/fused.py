@@ -21,7 +21,7 @@ from archloop.blocks.channel_mixers.moe import MoE
 from archloop.blocks.channel_mixers.swiglu import SwiGLU
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
-from archloop.stack.cost import mixer_config
+from archloop.stack.cost import channel_config, mixer_config
 from archloop.stack.decoder import Block, Decoder, DecoderState
 from archloop.stack.spec import BlockSpec, StackSpec
 
@@ -48,6 +48,10 @@ def unsupported(spec: StackSpec) -> str | None:
         return "embedding_multiplier and logits_divisor are not fused"
     for index, block in enumerate(spec.blocks):
         reason = _unsupported_block(block)
+        if reason is None and block.channel_mixer is not None and block.channel_mixer.name == "moe":
+            width = channel_config(block.channel_mixer).sizes(spec.d_model)["d_expert"]
+            # Whole tiles of expert rows only: past an expert's last row comes the next expert.
+            reason = f"expert width {width} is not a multiple of 128" if width % 128 else None
         if reason is not None:
             return f"blocks[{index}]: {reason}"
     return None

@@ -22,7 +22,7 @@ from archloop.blocks.ops.scan import shifted
 from archloop.blocks.ops.triton_kernels import jit
 from archloop.blocks.ops.triton_scan import compose, launch
 
-BLOCK_T, BLOCK_D, NUM_WARPS = 64, 32, 4
+BLOCK_T, BLOCK_D, NUM_WARPS = 32, 32, 2
 
 
 @jit

@@ -6,7 +6,8 @@ For each mixer and length, at d_model 512: the first call (compilation and tunin
 forward and backward, prefill and decode at batch 1, peak memory of training; the time at the
 longest length times four over that at the longest, same batch; and the largest error of outputs
 and gradients against the same module in float64, which takes the plain PyTorch forms. On a CPU it
-also times the parallel algorithms against their loops. Prints a table and one JSON line.
+also times the parallel algorithms against their loops. Prints a table and one JSON line. fla's
+kernels tune themselves for minutes at their first call on a machine, so its row comes last.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from archloop import registry
-from archloop.blocks.ops import linear_attention, selective_scan, ssd
+from archloop.blocks.ops import delta_rule, linear_attention, selective_scan, ssd
 from archloop.blocks.ops.scan import scan, scan_reference
 
 D_MODEL = 512
@@ -152,6 +153,8 @@ def algorithms() -> dict[str, dict[str, float]]:
     flat = {"a": torch.rand(2, 1024, 2048), "b": torch.randn(2, 1024, 2048)}
     heads = [torch.randn(2, 4, 1024, 64) for _ in range(3)]
     per_key = -torch.nn.functional.softplus(torch.randn(2, 4, 1024, 64)) / 16
+    unit = torch.nn.functional.normalize(heads[1], dim=-1)
+    beta = torch.rand(2, 4, 1024)
     x, dt = torch.randn(2, 1024, 256), torch.rand(2, 1024, 256)
     select = [x, dt, -torch.rand(256, 16), torch.randn(2, 1024, 16), torch.randn(2, 1024, 16)]
 
@@ -175,6 +178,11 @@ def algorithms() -> dict[str, dict[str, float]]:
             chunked(ssd, per_key[..., 0]),
             lambda: ssd.recurrent(*heads, per_key[..., 0], None)[0],
         ),
+        "delta rule": (
+            [*heads, per_key],
+            lambda: delta_rule_chunked(heads[0], unit, heads[2], beta, per_key[..., :1]),
+            lambda: delta_rule.recurrent(heads[0], unit, heads[2], beta, per_key[..., :1], None)[0],
+        ),
         "GLA": (
             [*heads, per_key],
             chunked(linear_attention, per_key),
@@ -191,6 +199,11 @@ def algorithms() -> dict[str, dict[str, float]]:
         found[name] = row
         print(f"{name:22}" + "".join(f"{k:>24}{v:9.1f}" for k, v in row.items()), flush=True)
     return found
+
+
+def delta_rule_chunked(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor) -> Tensor:
+    corrected, before, _ = delta_rule.corrected(k, v, beta, g, None)
+    return delta_rule.read(q, k, corrected, g, before)
 
 
 def make(name: str) -> nn.Module:

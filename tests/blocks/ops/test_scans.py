@@ -1,0 +1,159 @@
+"""Fast forms of recurrences equal their loops: outputs, last states and gradients.
+
+On a CPU in float64; the tests marked gpu hold the Triton kernels against the plain forms.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from archloop.blocks.mixers.mamba3 import biased_rotation
+from archloop.blocks.ops import cell_scan, conv, liquid_scan, long_conv, ranked_ssd, triton_kernels
+from archloop.blocks.ops import selective_scan as selective
+from archloop.blocks.ops.scan import scan, scan_pair, scan_reference
+
+B, D, N = 2, 5, 3
+Form = Callable[..., tuple[Tensor, ...]]
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def compare(fast: Form, plain: Form, inputs: list[Tensor], tolerance: float = 1e-10) -> None:
+    inputs = [x.requires_grad_() for x in inputs]
+    results = []
+    for form in (fast, plain):
+        outputs = form(*inputs)
+        torch.manual_seed(7)
+        loss = sum((y.double() * torch.randn(y.shape).to(y.device)).sum() for y in outputs)
+        results.append([*outputs, *torch.autograd.grad(loss, inputs)])
+    for mine, reference in zip(*results, strict=True):
+        error = (mine - reference).abs().max() / reference.abs().max().clamp(min=1e-3)
+        assert error < tolerance
+
+
+@pytest.mark.parametrize("time", [1, 2, 65, 130])
+def test_diagonal_scans(time: int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.rand(B, time, D).double(), randn(B, time, D), randn(B, D)]
+    compare(lambda *x: (scan(*x),), lambda *x: (scan_reference(*x),), inputs)
+
+    def pairs(*x: Tensor) -> tuple[Tensor, ...]:
+        return scan_pair((x[0], x[1]), (x[2], x[3]), (x[4], x[5]))
+
+    def complex_loop(*x: Tensor) -> tuple[Tensor, ...]:
+        a, b, start = (torch.complex(x[i], x[i + 1]) for i in (0, 2, 4))
+        h = scan_reference(a, b, start)
+        return h.real, h.imag
+
+    decay = [torch.rand(1, 1, D).double() * 0.7 for _ in range(2)]
+    rest = [randn(B, time, D), randn(B, time, D), randn(B, D), randn(B, D)]
+    compare(pairs, complex_loop, [*decay, *rest])
+
+
+def selective_inputs(time: int, channels: int = D) -> list[Tensor]:
+    torch.manual_seed(0)
+    keys = [randn(B, time, N), randn(B, time, N)]
+    steps = torch.rand(B, time, channels).double()
+    poles = -3 * torch.rand(channels, N).double()
+    return [randn(B, time, channels), steps, poles, *keys, randn(B, channels, N)]
+
+
+def liquid_inputs(time: int, channels: int = D) -> list[Tensor]:
+    torch.manual_seed(0)
+    weights = [0.3 * randn(channels, N) for _ in range(6)]
+    start = [randn(B, channels, N) for _ in range(2)]
+    return [randn(B, time, channels).tanh(), *weights, *start]
+
+
+def liquid(form: Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]]) -> Form:
+    def run(v: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
+        y, last = form(v, x[0:2], x[2:4], x[4:6], x[6:8])
+        return y, *last
+
+    return run
+
+
+@pytest.mark.parametrize("time", [1, 63, 65, 130])
+def test_selective_and_liquid_scans(time: int) -> None:
+    compare(selective.selective_scan, selective.selective_scan_reference, selective_inputs(time))
+    fast, plain = liquid(liquid_scan.liquid_scan), liquid(liquid_scan.liquid_scan_reference)
+    compare(fast, plain, liquid_inputs(time))
+
+
+@pytest.mark.parametrize("time", [1, 63, 2_113])
+def test_dense_state_spaces(time: int) -> None:
+    torch.manual_seed(0)
+    a = randn(D, N, N)
+    a = 0.99 * a / torch.linalg.matrix_norm(a, 2)[:, None, None]
+    inputs = [a, randn(D, N), randn(D, N), randn(B, time, D), randn(B, D, N)]
+
+    def fast(*x: Tensor) -> tuple[Tensor, ...]:
+        return (long_conv.state_space(long_conv.DenseSystem(*x[:3]), x[3], x[4])[0],)
+
+    def plain(*x: Tensor) -> tuple[Tensor, ...]:
+        return (long_conv.state_space_reference(long_conv.DenseSystem(*x[:3]), x[3], x[4]),)
+
+    compare(fast, plain, inputs)
+
+
+def test_cells() -> None:
+    torch.manual_seed(0)
+    inputs = [randn(B, 9, N), randn(N, D), randn(3 * D, N), randn(3 * D), randn(B, D), randn(D)]
+
+    def head(o: Tensor, scale: Tensor) -> Tensor:
+        f, g, gate = o.chunk(3, -1)
+        return scale * torch.lerp(f.tanh(), g.tanh(), gate.sigmoid())
+
+    compare(
+        lambda *x: (cell_scan.cell_scan(*x[:5], head, x[5]),),
+        lambda *x: (cell_scan.cell_scan_reference(*x[:5], head, x[5]),),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranked_ssd(ranks: int) -> None:
+    torch.manual_seed(0)
+    time = 150
+    keys = [randn(B, 2, time, ranks, N) for _ in range(2)]
+    inputs = [*keys, randn(B, 2, time, ranks, D), -torch.rand(B, 2, time).double()]
+
+    def fast(*x: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, g, start = x
+        states, last = ranked_ssd.states(k, v, g, start)
+        return ranked_ssd.read(q, k, v, g, states), last
+
+    compare(fast, ranked_ssd.recurrent, [*inputs, randn(B, 2, N, D)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("time", [1, 63, 300])
+def test_triton_kernels_equal_the_plain_forms(time: int) -> None:
+    def on_gpu(inputs: list[Tensor]) -> list[Tensor]:
+        return [x.detach().float().cuda() for x in inputs]
+
+    def plainly(form: Form) -> Form:
+        def run(*x: Tensor) -> tuple[Tensor, ...]:
+            with triton_kernels.disabled():
+                return form(*x)
+
+        return run
+
+    torch.manual_seed(0)
+    flat = [torch.rand(B, time, 40), randn(B, time, 40), randn(B, 40)]
+    turned = [randn(B, time, 1, 16), randn(4, 1, 16), randn(B, 4, time, 4)]
+    decays = [randn(B, 3, 64, 64), -torch.rand(B, 3, 64).cumsum(-1)]
+    cases: list[tuple[Form, list[Tensor]]] = [
+        (lambda *x: (scan(*x),), flat),
+        (selective.selective_scan, selective_inputs(time, 40)),
+        (liquid(liquid_scan.liquid_scan), liquid_inputs(time, 40)),
+        (lambda *x: (conv.causal_conv(*x),), [randn(B, time, 40), randn(40, 4)]),
+        (lambda *x: (biased_rotation(*x),), turned),
+        (lambda *x: (ranked_ssd.decayed_scores(*x),), decays),
+    ]
+    for form, inputs in cases:
+        compare(form, plainly(form), on_gpu(inputs), tolerance=1e-4)

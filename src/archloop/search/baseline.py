@@ -1,7 +1,6 @@
 """What is fixed before trial 0: the reference preset's outcome, its noise, the reference point."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -44,17 +43,19 @@ class Baseline(BaseModel):
 
 
 def averaged(by_seed: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
-    """Scores averaged over seeds; the standard error is that of examples or seeds, the larger."""
+    """Scores averaged over seeds, with the standard error over examples.
+
+    How much seeds differ is a noise of its own (`Baseline.seed_sd`).
+    """
     count = len(by_seed)
     averaged = {}
     for task, first in by_seed[0].items():
         values = [scores[task].value for scores in by_seed]
-        examples = math.sqrt(math.fsum(s[task].standard_error ** 2 for s in by_seed)) / count
-        seeds = statistics.stdev(values) / math.sqrt(count)
+        error = math.sqrt(math.fsum(s[task].standard_error ** 2 for s in by_seed)) / count
         averaged[task] = first.model_copy(
             update={
                 "value": math.fsum(values) / count,
-                "standard_error": max(examples, seeds),
+                "standard_error": error,
                 "num_examples": sum(scores[task].num_examples for scores in by_seed),
             }
         )

@@ -227,10 +227,9 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def median_seconds(run: Callable[[], Any], repeats: int = 7) -> float:
-    """After one warm-up; a run of more than a second is timed once."""
-    first = seconds(run)
-    if first > 1.0:
-        return first
+    """After one warm-up; a run of more than a second is timed once more only."""
+    if seconds(run) > 1.0:
+        return seconds(run)
     return sorted(seconds(run) for _ in range(repeats))[repeats // 2]
 
 

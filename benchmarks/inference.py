@@ -290,8 +290,13 @@ def main():
         if not args.no_peer:
             torch.cuda.empty_cache()
             peer = peer_of(decoder, name)
-            ids = random_ids(decoder, 2, 256)
-            entry["parity"] = compare_with_peer(fused, peer, ids, kernel_choices(bool(fused.moes)))
+            ids, choices = random_ids(decoder, 4, 256), kernel_choices(bool(fused.moes))
+            entry["parity"] = compare_with_peer(fused, peer, ids, choices)
+            # With small embeddings a token's own logit no longer stands out, so that the most
+            # likely token depends on what the blocks add.
+            decoder.embedding.weight.mul_(0.2)
+            entry["parity, small embeddings"] = compare_with_peer(fused, peer, ids, choices)
+            decoder.embedding.weight.mul_(5.0)
             for key in ("parity", "parity, small embeddings"):
                 print(f"  {key}: {json.dumps(entry[key])}", flush=True)
             entry["peer"] = measure_peer(peer, decoder)

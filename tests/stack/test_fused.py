@@ -41,8 +41,8 @@ def test_unsupported_names_the_block():
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        ({"num_experts": 8, "top_k": 2, "router": "granite"}, "lfm2 router"),
-        ({"num_experts": 8, "top_k": 2, "shared_expansion": 1.0}, "shared expert"),
+        ({"num_experts": 8, "top_k": 2, "router": "granite"}, "moe.router"),
+        ({"num_experts": 8, "top_k": 2, "shared_expansion": 1.0}, "moe.shared_expansion"),
         ({"num_experts": 8, "top_k": 2, "expansion": 0.75}, "multiple of 128"),
     ],
 )

@@ -104,6 +104,8 @@ def test_hypervolume_adds_up(finished):
     assert store.front_numbers(record)
 
 
+# Optuna warns that it explains low values of a target; which end is explained does not matter here.
+@pytest.mark.filterwarnings("ignore:PedAnovaImportanceEvaluator:UserWarning")
 def test_optuna_reads_the_study(finished):
     record, _, folder = finished
     study = optuna.load_study(study_name="test", storage=f"sqlite:///{folder / 'study.db'}")
@@ -205,6 +207,16 @@ def test_changed_recipe_is_refused(finished):
     changed = Study(recipe(num_trials=20), folder.parent, evaluator=StandIn())
     with pytest.raises(RecipeError, match=r"num_trials is 20 and was 14.*another name"):
         changed.run()
+
+
+def test_recipe_may_change_until_something_is_done(tmp_path):
+    class NoText(StandIn):
+        def prepare(self):
+            raise ValueError("corpus file text.txt does not exist; correct corpus.paths")
+
+    with pytest.raises(RecipeError, match=r"test.yaml|recipe 'test': proxy.corpus: .*text.txt"):
+        Study(recipe(num_trials=3), tmp_path, evaluator=NoText()).run()
+    assert len(Study(recipe(num_trials=2), tmp_path, evaluator=StandIn()).run().trials) == 2
 
 
 def test_changed_corpus_is_refused(finished):

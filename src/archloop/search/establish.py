@@ -19,6 +19,7 @@ from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
 from archloop.search.record import Rung
 from archloop.search.stages import Proposed, Stage, StageFiles
+from archloop.search.tuning import FOLDER as TUNING
 from archloop.search.tuning import tune
 from archloop.search.workshop import Workshop, checkpoint
 
@@ -50,7 +51,7 @@ def _establish(
     plan: Plan, workshop: Workshop, folder: Path, key: str, announce: Announce
 ) -> Baseline:
     recipe = plan.recipe
-    rates, seconds_tuning = tune(plan, workshop, folder / "tuning", key, partial(announce, "tune"))
+    rates, seconds_tuning = tune(plan, workshop, folder / TUNING, key, partial(announce, "tune"))
     files = StageFiles(folder / FOLDER, f"{key}:{plan.reference.digest}")
     proposed = Proposed(
         spec=plan.reference, proxy_spec=plan.reference_proxy, costs=plan.costs(plan.reference)

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from archloop.search import front, plan, recipe, store, trial
 from archloop.search.base import SpaceExhausted, Told
+from archloop.search.baseline import FOLDER as REFERENCE
 from archloop.search.baseline import Baseline
 from archloop.search.connection import FILE, open_database
 from archloop.search.database import Database, Result, Stored
@@ -35,6 +36,7 @@ from archloop.search.progress import Event, Progress, Stage, ignore
 from archloop.search.recipe import Recipe
 from archloop.search.record import StudyRecord
 from archloop.search.rungs import Standings
+from archloop.search.tuning import FOLDER as TUNING
 from archloop.search.workshop import Workshop
 from archloop.stack.genome import Genome
 from archloop.text.files import write_atomic
@@ -96,6 +98,13 @@ class Study:
         """What the study has so far, from its store alone."""
         return store.read(self.folder)
 
+    def _nothing_done(self) -> bool:
+        """No stage was ever finished here; a database elsewhere may know more."""
+        folders = (REFERENCE, TUNING, "trials")
+        return self.recipe.storage is None and not any(
+            (self.folder / name).exists() for name in folders
+        )
+
     def _hardware(self) -> Evaluator:
         from archloop.search.hardware import HardwareEvaluator
 
@@ -107,6 +116,11 @@ class Study:
         Written before the database is made, so that a study always says what it is a study of.
         """
         kept = store.read_recipe(self.folder)
+        if kept is not None and kept[1] != self.recipe.digest and self._nothing_done():
+            # The first attempt ended before any work, such as by a corpus that is not there.
+            for file in self.folder.glob(f"{FILE}*"):
+                file.unlink()
+            kept = None
         if kept is None:
             write_atomic(self.folder / store.RECIPE_COPY, self.recipe.source)
             store.write_recipe(self.folder, self.recipe.plain(), self.recipe.digest)

@@ -17,6 +17,7 @@ from archloop.search.stages import StageFiles
 from archloop.search.workshop import Workshop
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
+FOLDER = "tuning"
 TEXT = "bits_per_byte"
 _SEED_STREAM = 2**33
 

@@ -20,6 +20,12 @@ from archloop.blocks.ops.gpu import attention, experts, gemv, rows
 
 D, F_DENSE, F_EXPERT, E, K, V, N, M, H = 2048, 8192, 1536, 64, 4, 65536, 32, 8, 64
 DTYPE = torch.bfloat16
+GEMV_WEIGHTS = {
+    "conv 6144x2048": 3 * D * D, "qkv 3072x2048": 3072 * D, "out 2048x2048": D * D,
+    "gate_up 16384x2048": 2 * F_DENSE * D, "down 2048x8192": F_DENSE * D,
+    "head 65536x2048": V * D, "router 64x2048": E * D,
+    "experts_up": K * 2 * F_EXPERT * D, "experts_down": K * F_EXPERT * D,
+}  # fmt: skip
 RESULTS: list[dict[str, object]] = []
 
 
@@ -125,12 +131,6 @@ def bench_gemv():
             for p in picks
         ],
     }
-    weights = {
-        "conv 6144x2048": 3 * D * D, "qkv 3072x2048": 3072 * D, "out 2048x2048": D * D,
-        "gate_up 16384x2048": 2 * F_DENSE * D, "down 2048x8192": F_DENSE * D,
-        "head 65536x2048": V * D, "router 64x2048": E * D,
-        "experts_up": K * 2 * F_EXPERT * D, "experts_down": K * F_EXPERT * D,
-    }  # fmt: skip
     settings = [
         (1, 1),
         (2, 1),
@@ -150,13 +150,13 @@ def bench_gemv():
                 continue
             calls = make(block=block, warps=warps, pdl=pdl)
             setting = f"block {block} warps {warps} pdl {int(pdl)}"
-            attempt("gemv", name, setting, calls, gb=weights[name] * 2e-9)
+            attempt("gemv", name, setting, calls, gb=GEMV_WEIGHTS[name] * 2e-9)
     for name, w in (
         ("gate_up 16384x2048", slices(2 * F_DENSE, D)),
         ("out 2048x2048", slices(D, D)),
     ):
         calls = [lambda w=w: F.linear(x[None], w) for w in w]
-        attempt("gemv", name, "cuBLAS", calls, gb=weights[name] * 2e-9)
+        attempt("gemv", name, "cuBLAS", calls, gb=GEMV_WEIGHTS[name] * 2e-9)
 
 
 T = experts.Tiling

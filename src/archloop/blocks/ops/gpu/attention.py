@@ -73,6 +73,41 @@ def store_kernel(
 
 
 @triton.jit
+def attend(
+    q_low,
+    q_high,
+    keys,
+    values,
+    start,
+    stop,
+    top,
+    total,
+    acc,
+    scale,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Take cache slots start to stop into a running softmax: its maximum, sum and output."""
+    half, full = tl.arange(0, H // 2)[None, :], tl.arange(0, H)[None, :]
+    for at in range(start, stop, BLOCK):
+        s = at + tl.arange(0, BLOCK)
+        inside = (s < stop)[:, None]
+        rows = s[:, None] * H
+        k_a = tl.load(keys + rows + half, mask=inside, other=0.0)
+        k_b = tl.load(keys + rows + H // 2 + half, mask=inside, other=0.0)
+        v = tl.load(values + rows + full, mask=inside, other=0.0)
+        score = tl.dot(q_low, tl.trans(k_a)) + tl.dot(q_high, tl.trans(k_b))
+        score = tl.where((s < stop)[None, :], score * (scale * 1.4426950408889634), -1e30)
+        new_top = tl.maximum(top, tl.max(score, 1))
+        fade = tl.exp2(top - new_top)
+        weight = tl.exp2(score - new_top[:, None])
+        total = total * fade + tl.sum(weight, 1)
+        acc = acc * fade[:, None] + tl.dot(weight.to(q_low.dtype), v)
+        top = new_top
+    return top, total, acc
+
+
+@triton.jit
 def step_kernel(
     qkv,
     q_weight,
@@ -139,21 +174,10 @@ def step_kernel(
     blocks = tl.cdiv(tl.cdiv(length, BLOCK), PARTS)
     start = part * blocks * BLOCK
     stop = tl.minimum(start + blocks * BLOCK, length)
-    for at in range(start, stop, BLOCK):
-        s = at + tl.arange(0, BLOCK)
-        inside = (s < stop)[:, None]
-        rows = cache + s[:, None] * H
-        k_a = tl.load(k_cache + rows + half, mask=inside, other=0.0)
-        k_b = tl.load(k_cache + rows + H // 2 + half, mask=inside, other=0.0)
-        v = tl.load(v_cache + rows + full, mask=inside, other=0.0)
-        score = tl.dot(q_low, tl.trans(k_a)) + tl.dot(q_high, tl.trans(k_b))
-        score = tl.where((s < stop)[None, :], score * (scale * 1.4426950408889634), -1e30)
-        new_top = tl.maximum(top, tl.max(score, 1))
-        fade = tl.exp2(top - new_top)
-        weight = tl.exp2(score - new_top[:, None])
-        total = total * fade + tl.sum(weight, 1)
-        acc = acc * fade[:, None] + tl.dot(weight.to(dtype), v)
-        top = new_top
+    top, total, acc = attend(
+        q_low, q_high, k_cache + cache, v_cache + cache, start, stop, top, total, acc, scale,
+        H, BLOCK,
+    )  # fmt: skip
     if PDL:
         gdc_launch_dependents()
     head_row = batch * N + head * G + g

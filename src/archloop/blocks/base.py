@@ -139,6 +139,15 @@ class State:
             return self.max_context
         return min(self.num_tokens + num_new, self.max_context)
 
+    def step_reach(self, device: torch.device) -> int:
+        """`reach` of a decode step, on a GPU in whole steps of 256 slots.
+
+        Attention libraries there plan anew for each number of keys, which cost 100 ms a token.
+        """
+        if device.type != "cuda":
+            return self.reach(1)
+        return min(-(-self.reach(1) // 256) * 256, self.max_context)
+
     def snapshot(self) -> "State":
         """An independent copy."""
         return self._copy(self.tensors.keys())

@@ -53,7 +53,7 @@ class GQA(Attention):
             return {"k": k_BMTH, "v": v_BMTH}
         for name, new_BMTH in (("k", k_BMTH), ("v", v_BMTH)):
             _write(state[name], new_BMTH, span)
-        return _filled(state, x_BTD.shape[1], x_BTD.dtype)
+        return _filled(state, state.reach(x_BTD.shape[1]), x_BTD.dtype)
 
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
         q_BNTH = self.queries(x_BTD, span.positions_BT)
@@ -74,7 +74,7 @@ class GQA(Attention):
         rows_B = torch.arange(x_BD.shape[0], device=x_BD.device)
         state["k"][rows_B, :, positions_B] = k_BM1H[:, :, 0].to(state["k"].dtype)
         state["v"][rows_B, :, positions_B] = v_BM1H[:, :, 0].to(state["v"].dtype)
-        return _filled(state, 1, x_BD.dtype)
+        return _filled(state, state.step_reach(x_BD.device), x_BD.dtype)
 
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
         q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
@@ -83,9 +83,8 @@ class GQA(Attention):
         return self.attend_step(q_BN1H, shared["k"], shared["v"], mask_BS)
 
 
-def _filled(state: State, num_new: int, dtype: torch.dtype) -> Features:
-    """The part of the cache that may hold tokens, as a view where the dtypes agree."""
-    reach = state.reach(num_new)
+def _filled(state: State, reach: int, dtype: torch.dtype) -> Features:
+    """The first `reach` slots of the cache, as a view where the dtypes agree."""
     return {name: state[name][:, :, :reach].to(dtype) for name in ("k", "v")}
 
 

@@ -158,7 +158,7 @@ class MLA(SequenceMixer):
         cache_BSL = state["latent"]
         rows_B = torch.arange(x_BD.shape[0], device=x_BD.device)
         cache_BSL[rows_B, positions_B] = self._latents(x_BD).to(cache_BSL.dtype)
-        return {"latent": cache_BSL[:, : state.reach(1)].to(x_BD.dtype)}
+        return {"latent": cache_BSL[:, : state.step_reach(x_BD.device)].to(x_BD.dtype)}
 
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
         q_BNK = self.query_proj(x_BD).reshape(-1, self.num_heads, self.key_dim)

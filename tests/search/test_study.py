@@ -354,3 +354,20 @@ def test_read_only_copy_can_be_read(finished, tmp_path):
     for path in [*copy.rglob("*"), copy]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     assert store.read(copy) == record
+
+
+def test_another_database_by_url(tmp_path):
+    elsewhere = recipe(num_trials=3, storage=f"sqlite:///{tmp_path / 'other.db'}")
+    record = Study(elsewhere, tmp_path, evaluator=StandIn(), clock=no_time).run()
+    assert (tmp_path / "other.db").exists()
+    assert not (tmp_path / "test" / "study.db").exists()
+    assert len(record.trials) == 3
+    assert Study(elsewhere, tmp_path, evaluator=StandIn(), clock=no_time).run() == record
+
+
+def test_database_that_cannot_be_opened_is_one_line(tmp_path):
+    for url in ("nosuch://host/db", "mysql+pymysql://localhost/none", "sqlite:////nowhere/x.db"):
+        with pytest.raises(ValueError, match="storage: ") as caught:
+            Study(recipe(storage=url), tmp_path, evaluator=StandIn()).run()
+        assert "\n" not in str(caught.value)
+        shutil.rmtree(tmp_path / "test")

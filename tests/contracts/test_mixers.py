@@ -92,6 +92,23 @@ def test_padding_changes_nothing_for_real_tokens(case: Case, warm: bool) -> None
 
 
 @every_case
+def test_padding_may_be_longer_than_the_state(case: Case) -> None:
+    """Rows padded to a fixed length, with room for their real tokens only."""
+    mixer = kit.make(case)
+    x_BTD = kit.inputs(9)
+    with torch.no_grad():
+        full_BTD, _ = mixer(x_BTD)
+    for room, split, longest in ((6, 3, 9), (9, 4, 9)):
+        state = init_state(mixer, room)
+        mixer(x_BTD[:, :split], state)
+        padded_BTD = torch.cat([x_BTD[:, split:room], 9 * kit.inputs(longest, seed=4)], 1)
+        padded_BTD = padded_BTD[:, :longest]
+        mask_BT = (torch.arange(longest) < room - split).expand(kit.BATCH, longest)
+        y_BTD, _ = mixer(padded_BTD, state, mask_BT=mask_BT)
+        assert kit.error(y_BTD[:, : room - split], full_BTD[:, split:room]) < EXACT
+
+
+@every_case
 def test_packed_sequences_do_not_leak(case: Case) -> None:
     mixer = kit.make(case)
     x_BTD = kit.inputs(23)

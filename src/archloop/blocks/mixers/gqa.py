@@ -11,6 +11,7 @@ from torch import Tensor
 
 from archloop.blocks.attention import Attention, AttentionConfig
 from archloop.blocks.base import Features, Span, State
+from archloop.blocks.ops.slots import causal_mask, held_before, write_slots
 
 
 class GQA(Attention):
@@ -52,22 +53,15 @@ class GQA(Attention):
         if state is None:
             return {"k": k_BMTH, "v": v_BMTH}
         for name, new_BMTH in (("k", k_BMTH), ("v", v_BMTH)):
-            _write(state[name], new_BMTH, span)
-        return _filled(state, state.reach(x_BTD.shape[1]), x_BTD.dtype)
+            write_slots(state[name].transpose(1, 2), new_BMTH.transpose(1, 2), span)
+        found = _filled(state, state.reach(x_BTD.shape[1]), x_BTD.dtype)
+        return found | held_before(state, span)
 
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
         q_BNTH = self.queries(x_BTD, span.positions_BT)
         k_BMSH, v_BMSH = shared["k"], shared["v"]
-        time, num_keys = x_BTD.shape[1], k_BMSH.shape[2]
-        mask = None
-        if span.segments_BT is not None:
-            same = span.segments_BT[:, :, None] == span.segments_BT[:, None, :]
-            mask = same.tril()[:, None]
-        elif num_keys != time:
-            # As many keys as new tokens means an empty state, where plain causal order holds.
-            slots_S = torch.arange(num_keys, device=x_BTD.device)
-            mask = (slots_S <= span.positions_BT[..., None])[:, None]
-        return self.attend(q_BNTH, k_BMSH, v_BMSH, mask)
+        mask_B1TS = causal_mask(shared, k_BMSH.shape[2], span)
+        return self.attend(q_BNTH, k_BMSH, v_BMSH, mask_B1TS)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
         k_BM1H, v_BM1H = self.keys_values(x_BD[:, None], positions_B[:, None])
@@ -86,17 +80,3 @@ class GQA(Attention):
 def _filled(state: State, reach: int, dtype: torch.dtype) -> Features:
     """The first `reach` slots of the cache, as a view where the dtypes agree."""
     return {name: state[name][:, :, :reach].to(dtype) for name in ("k", "v")}
-
-
-def _write(cache_BMCH: Tensor, new_BMTH: Tensor, span: Span) -> None:
-    """Put each token into the slot of its position; padding leaves its slot as it was."""
-    new_BTMH = new_BMTH.transpose(1, 2).to(cache_BMCH.dtype)
-    rows_B1 = torch.arange(cache_BMCH.shape[0], device=cache_BMCH.device)[:, None]
-    slots_BT = span.positions_BT
-    valid_BT = span.valid_BT
-    if valid_BT is not None:
-        # Padding may point past the end: wrapped, its slot is still no real token's of this call.
-        slots_BT = slots_BT % cache_BMCH.shape[2]
-        old_BTMH = cache_BMCH[rows_B1, :, slots_BT]
-        new_BTMH = torch.where(valid_BT[..., None, None], new_BTMH, old_BTMH)
-    cache_BMCH[rows_B1, :, slots_BT] = new_BTMH

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.slots import causal_mask, held_before, write_slots
 
 
 class MLA(SequenceMixer):
@@ -119,15 +120,9 @@ class MLA(SequenceMixer):
         if state is None:
             return {"latent": latent_BTL}
         cache_BSL = state["latent"]
-        latent_BTL = latent_BTL.to(cache_BSL.dtype)
-        rows_B1 = torch.arange(x_BTD.shape[0], device=x_BTD.device)[:, None]
-        slots_BT, valid_BT = span.positions_BT, span.valid_BT
-        if valid_BT is not None:
-            # Padding may point past the end: wrapped, its slot is no real token's of this call.
-            slots_BT = slots_BT % cache_BSL.shape[1]
-            latent_BTL = latent_BTL.where(valid_BT[..., None], cache_BSL[rows_B1, slots_BT])
-        cache_BSL[rows_B1, slots_BT] = latent_BTL
-        return {"latent": cache_BSL[:, : state.reach(x_BTD.shape[1])].to(x_BTD.dtype)}
+        write_slots(cache_BSL, latent_BTL, span)
+        found = {"latent": cache_BSL[:, : state.reach(x_BTD.shape[1])].to(x_BTD.dtype)}
+        return found | held_before(state, span)
 
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
         q_BNTK = self._heads(self.query_proj(x_BTD))
@@ -135,21 +130,13 @@ class MLA(SequenceMixer):
         c_BSR, s_BSP = latent_BSL.split([self.latent_dim, self.shared_key_dim], -1)
         k_BNSH, v_BNSH = (self._heads(part) for part in self.up_proj(c_BSR).chunk(2, -1))
         k_BNSK = torch.cat([k_BNSH, s_BSP[:, None].expand(-1, self.num_heads, -1, -1)], -1)
-        time, num_keys = x_BTD.shape[1], latent_BSL.shape[1]
-        mask = None
-        if span.segments_BT is not None:
-            same = span.segments_BT[:, :, None] == span.segments_BT[:, None, :]
-            mask = same.tril()[:, None]
-        elif num_keys != time:
-            # As many keys as new tokens means an empty state, where plain causal order holds.
-            slots_S = torch.arange(num_keys, device=x_BTD.device)
-            mask = (slots_S <= span.positions_BT[..., None])[:, None]
+        mask_B1TS = causal_mask(shared, latent_BSL.shape[1], span)
         y_BNTH = F.scaled_dot_product_attention(
             q_BNTK,
             k_BNSK,
             v_BNSH,
-            attn_mask=mask,
-            is_causal=mask is None,
+            attn_mask=mask_B1TS,
+            is_causal=mask_B1TS is None,
             scale=self.key_dim**-0.5,
         )
         return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))

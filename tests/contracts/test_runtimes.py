@@ -45,7 +45,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     runtime = registry.get("runtimes", name)()
     if missing := runtime.missing():
         pytest.skip(missing)
-    decoder = build_random(hybrid_spec(), seed=1)
+    spec = hybrid_spec()
+    if reason := runtime.unsupported(spec):
+        pytest.skip(reason)
+    decoder = build_random(spec, seed=1)
     folder = tmp_path_factory.mktemp(f"{name}-{quant}")
     manifest = runtime.export(decoder, folder, quant)
     session = runtime.open(folder, threads=1, max_context=ROOM)

@@ -152,3 +152,23 @@ class TestPaths:
 def test_config_is_checked(settings):
     with pytest.raises(ValueError):
         CorpusConfig(**settings)
+
+
+def test_path_through_a_circle_of_links_or_too_long_is_refused(tmp_path):
+    (tmp_path / "a.txt").symlink_to("a.txt")
+    for path in ("a.txt", "x" * 5000):
+        with pytest.raises(ValueError, match=r"correct corpus\.paths"):
+            resolve(path, tmp_path)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, json.dumps({"text": "\ud800"})])
+def test_bad_json_line_is_named(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "fine"}) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: "):
+        load(files("a.jsonl"), tmp_path)
+
+
+def test_suffix_may_be_of_either_case(tmp_path):
+    write_jsonl(tmp_path / "a.JSONL", [f"document {i}" for i in range(40)])
+    corpus = load(files("a.JSONL", heldout_share=0.3), tmp_path)
+    assert len(corpus.train) + len(corpus.heldout) == 40

@@ -106,14 +106,22 @@ def resolve(path: str, root: Path) -> Path:
     if "\0" in path or not path:
         raise ValueError(f"corpus path {path!r} is not a file name")
     base = root.resolve()
-    full = (base / path).resolve()
+    try:
+        full = (base / path).resolve()
+        exists, is_file = full.exists(), full.is_file()
+    except (OSError, RuntimeError) as error:
+        # Python 3.11 and 3.12 tell of a circle of symbolic links by a RuntimeError.
+        what = error.strerror if isinstance(error, OSError) else "symbolic links lead in a circle"
+        raise ValueError(
+            f"corpus path {path[:80]!r} cannot be followed: {what}; correct corpus.paths"
+        ) from error
     if not Path(path).is_absolute() and not full.is_relative_to(base):
         raise ValueError(
             f"corpus path {path!r} leads outside {base}; move the file there or give an "
             "absolute path"
         )
-    if not full.is_file():
-        what = "is not a regular file" if full.exists() else "does not exist"
+    if not is_file:
+        what = "is not a regular file" if exists else "does not exist"
         raise ValueError(f"corpus file {full} {what}; correct corpus.paths")
     return full
 
@@ -145,11 +153,13 @@ def _stdlib_documents() -> Iterator[_Document]:
 
 def _read(file: Path, field: str) -> list[_Document]:
     readers: dict[str, Any] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(file.suffix)
+    reader = readers.get(file.suffix.lower())
     try:
         texts = _read_text(file) if reader is None else reader(file, field)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"cannot read corpus file {file}: {error}; it must be UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"cannot read corpus file {file}: {error}; restore it") from error
     documents = [_Document(text, text) for text in texts if text.strip()]
     if not documents:
         raise ValueError(f"corpus file {file} has no text; remove it from corpus.paths")
@@ -175,7 +185,7 @@ def _read_jsonl(file: Path, field: str) -> list[str]:
                 continue
             try:
                 text = json.loads(line)[field]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"{file}:{number}: no JSON object with field {field!r}; set corpus.field"
                 ) from error
@@ -205,4 +215,11 @@ def _read_parquet(file: Path, field: str) -> list[str]:
 def _checked(text: object, where: str, field: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{where}: {field!r} holds {type(text).__name__}, not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: {field!r} holds half of a surrogate pair, which no UTF-8 text can; "
+            "remove that line"
+        ) from error
     return text

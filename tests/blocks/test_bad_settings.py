@@ -39,3 +39,26 @@ def test_refusal_names_field_value_and_remedy(
         registry.get(kind, name).Config(**config).build(64)
     for word in words:
         assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["mixers", "channel_mixers"])
+def test_sizes_and_places_that_cannot_be_are_refused(kind: str) -> None:
+    for name in registry.names(kind):
+        config = registry.get(kind, name).Config()
+        for index in (-1, 4):
+            with pytest.raises(ValueError, match=rf"block_index={index}.*allowed: 0 to 3"):
+                config.build(64, index, 4)
+        for width in (0, -64):
+            with pytest.raises(ValueError, match=f"d_model={width}"):
+                config.build(width)
+
+
+@pytest.mark.parametrize("kind", ["mixers", "channel_mixers"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_that_are_not_finite_are_refused(kind: str, value: float) -> None:
+    for name in registry.names(kind):
+        config_class = registry.get(kind, name).Config
+        for field, info in config_class.model_fields.items():
+            if info.annotation in (float, float | None):
+                with pytest.raises(ValueError, match=rf"(?s){field}.*finite"):
+                    config_class(**{field: value})

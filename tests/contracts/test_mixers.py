@@ -109,6 +109,20 @@ def test_padding_may_be_longer_than_the_state(case: Case) -> None:
 
 
 @every_case
+def test_a_full_state_and_an_empty_call_are_refused(case: Case) -> None:
+    mixer = kit.make(case)
+    x_BTD, state = kit.inputs(5), init_state(mixer, 4)
+    for mask_BT in (None, torch.ones(kit.BATCH, 5, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"5 tokens.*max_context=4"):
+            mixer(x_BTD, state, mask_BT=mask_BT)
+    mixer(x_BTD[:, :4], state)
+    with pytest.raises(ValueError, match=r"5 tokens.*max_context=4"):
+        mixer.step(x_BTD[:, 4], state, positions_B=torch.full((kit.BATCH,), 4))
+    with pytest.raises(ValueError, match="at least one token"):
+        mixer(x_BTD[:, :0])
+
+
+@every_case
 def test_packed_sequences_do_not_leak(case: Case) -> None:
     mixer = kit.make(case)
     x_BTD = kit.inputs(23)

@@ -41,7 +41,7 @@ class Config(BaseModel):
     every width. FLOPs count one multiply-accumulate as two, at batch 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     owner: ClassVar[Any]
 
     @classmethod
@@ -87,8 +87,15 @@ class Config(BaseModel):
         """Make the module.
 
         Raises:
-            ValueError: as `sizes`, or the mixer cannot be a consumer.
+            ValueError: as `sizes`, no such block, or the mixer cannot be a consumer.
         """
+        if d_model < 1:
+            raise ValueError(f"d_model={d_model} must be at least 1")
+        if not 0 <= block_index < num_blocks:
+            raise ValueError(
+                f"block_index={block_index} is no block of num_blocks={num_blocks}; "
+                f"allowed: 0 to {num_blocks - 1}"
+            )
         self.sizes(d_model)
         if consumer and not getattr(self.owner, "shareable", False):
             raise ValueError(f"state_from: {self.owner.__name__} does not share its features")
@@ -302,15 +309,21 @@ class SequenceMixer(nn.Module):
             shared: features of this or an earlier block; then `state` is left alone.
 
         Raises:
-            ValueError: segments together with a state, or more tokens than the state has room for.
+            ValueError: no tokens, segments together with a state, or more tokens than the state
+                has room for.
         """
+        if x_BTD.shape[1] == 0:
+            raise ValueError(f"x_BTD has shape {tuple(x_BTD.shape)}; give at least one token")
         if segments_BT is not None and state is not None:
             raise ValueError("segments_BT marks packed training sequences; it takes no state")
         if positions_BT is None:
             positions_BT = default_positions(x_BTD, state, segments_BT, mask_BT)
         if mask_BT is None:
-            return self.run(x_BTD, state, Span(positions_BT, segments_BT), shared), state
+            span = Span(positions_BT, segments_BT)
+            _check_room(state, span, shared)
+            return self.run(x_BTD, state, span, shared), state
         order_BT, span = align_right_padding(mask_BT, positions_BT, segments_BT)
+        _check_room(state, span, shared)
         x_BTD = x_BTD.gather(1, order_BT[..., None].expand_as(x_BTD))
         y_BTD = self.run(x_BTD, state, span, shared)
         y_BTD = torch.zeros_like(y_BTD).scatter(1, order_BT[..., None].expand_as(y_BTD), y_BTD)
@@ -340,10 +353,16 @@ class SequenceMixer(nn.Module):
         positions_B: Tensor,
         shared: Features | None = None,
     ) -> tuple[Tensor, State]:
-        """Process one token per row; positions_B counts the tokens already in each row's state."""
+        """Process one token per row; positions_B counts the tokens already in each row's state.
+
+        Raises:
+            ValueError: the state is full.
+        """
         with torch.no_grad():
             if shared is not None:
                 return self.step_read(x_BD, shared, positions_B), state
+            if not state.static and state.num_tokens >= state.max_context:
+                raise _full(state.num_tokens + 1, state)
             y_BD = self.mix_step(x_BD, state, positions_B)
         if not state.static:
             state.num_tokens += 1
@@ -441,10 +460,27 @@ def align_right_padding(
 def _advance(state: State | None, span: Span) -> None:
     if state is None or state.static:
         return
-    if span.lengths_B is None:
-        state.num_tokens += span.positions_BT.shape[1]
-        held = state.num_tokens
-    else:
-        held = int((span.positions_BT[:, 0] + span.lengths_B).max())
-        state.num_tokens = max(state.num_tokens, held)
+    held = _held_after(state, span)
     assert held <= state.max_context, f"{held} tokens in a state for {state.max_context}"
+    state.num_tokens = max(state.num_tokens, held)
+
+
+def _check_room(state: State | None, span: Span, shared: Features | None) -> None:
+    if state is None or state.static or shared is not None:
+        return
+    if (held := _held_after(state, span)) > state.max_context:
+        raise _full(held, state)
+
+
+def _held_after(state: State, span: Span) -> int:
+    """Tokens in the fullest row after a call."""
+    if span.lengths_B is None:
+        return state.num_tokens + span.positions_BT.shape[1]
+    return int((span.positions_BT[:, 0] + span.lengths_B).amax())
+
+
+def _full(held: int, state: State) -> ValueError:
+    return ValueError(
+        f"{held} tokens do not fit into a state of max_context={state.max_context}; "
+        "make a larger one with init_state"
+    )

@@ -95,7 +95,8 @@ class StackSpec(_Plain):
             return
         where = f"blocks[{index}].mixers[{slot}].{field}={source_index}"
         if not 0 <= source_index < index:
-            raise ValueError(f"{where}: must be an earlier block, 0 to {index - 1}")
+            allowed = f"0 to {index - 1}" if index else "none, as no block comes before this one"
+            raise ValueError(f"{where}: must be an earlier block; allowed: {allowed}")
         slots = self.blocks[source_index].mixers
         if slot >= len(slots):
             raise ValueError(f"{where}: block {source_index} has no mixer in slot {slot}")

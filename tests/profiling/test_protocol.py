@@ -17,7 +17,8 @@ from archloop.profiling import (
     profile_from_samples,
     read_samples,
 )
-from archloop.profiling.turns import CHUNK_TOKENS, Subject, measure_context
+from archloop.profiling.config import CHUNK_TOKENS
+from archloop.profiling.turns import Subject, measure_context
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 PLUGINS = Path(__file__).parent / "plugins"

@@ -76,6 +76,11 @@ VALUES = [
     ("tuning", {"learning_rates": [1e-3, 1e-2], "num_steps": 5}, r": tuning.learning_rates: .* 3"),
     ("plugins", "../elsewhere", r": plugins='../elsewhere' leads outside the recipe's folder"),
     ("plugins", "nowhere", r": plugins folder .*nowhere does not exist"),
+    ("plugins", "a\0b", r": plugins='a.*b' cannot be followed"),
+    ("seed", 10**40, r": seed exceeds 9223372036854775807; give a smaller one"),
+    ("space.num_blocks", 10**9, r": space.num_blocks: 1000000000 must be less than or equal to 1"),
+    ("profile.time_limit_s", 1e300, r": profile.time_limit_s: 1e\+300 must be less than or equal"),
+    ("profile.full_prefill_tokens", 1, r": profile.full_prefill_tokens: 1 must be greater than"),
     ("promote_share", 1.5, r": promote_share: 1.5 must be less than or equal to 1"),
 ]
 
@@ -160,3 +165,8 @@ def test_shipped_recipes_resolve():
     for path in recipes:
         resolved = plan.resolve(load(path))
         assert resolved.recipe.name == path.stem
+
+
+def test_plugins_in_a_circle_of_links(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert refusal(tmp_path, changed("plugins", "loop")).startswith(": plugins")

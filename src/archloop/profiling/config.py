@@ -4,6 +4,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+CHUNK_TOKENS = 512
+"""Tokens of a prefill chunk, where a prompt's time is composed from chunks."""
+_MONTH_S = 30 * 24 * 3600.0
+"""Longer limits overflow the timers of the system."""
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -24,7 +29,7 @@ class ProfileConfig(BaseModel):
             other process's data (one such step in twenty would be the 95th percentile).
         prefill_repeats: timed prefills of each process and context.
         full_prefill_tokens: a longer prompt is not prefilled whole: its time is composed from
-            chunks timed at several depths, and flagged so.
+            chunks timed at several depths, and flagged so; at least one chunk.
         decode_tokens: tokens of one request, for the latency objective.
         time_limit_s: that a process may take for the work asked of it.
         memory_limit_bytes: of private memory of a process; None leaves it to the system.
@@ -45,11 +50,11 @@ class ProfileConfig(BaseModel):
     block_steps: Count = 20
     settle_steps: int = Field(2, ge=0)
     prefill_repeats: Count = 2
-    full_prefill_tokens: Count = 4096
+    full_prefill_tokens: int = Field(4096, ge=CHUNK_TOKENS)
     decode_tokens: Count = 256
-    time_limit_s: float = Field(900.0, gt=0)
+    time_limit_s: float = Field(900.0, gt=0, le=_MONTH_S)
     memory_limit_bytes: Count | None = None
-    ready_timeout_s: float = Field(5.0, ge=0)
+    ready_timeout_s: float = Field(5.0, ge=0, le=_MONTH_S)
     seed: int = Field(0, ge=0)
 
     @field_validator("contexts")

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from archloop.profiling.client import WorkerProcess
-from archloop.profiling.config import ProfileConfig
+from archloop.profiling.config import CHUNK_TOKENS, ProfileConfig
 from archloop.profiling.samples import ContextSamples, Memory, ProcessSamples
 
-CHUNK_TOKENS = 512
-"""Tokens of a prefill chunk, where a prompt's time is composed from chunks."""
 _CHUNK_DEPTHS = 5
 _WARM_TOKENS = 128
 

@@ -14,6 +14,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
+MAX_INTEGER = 2**63 - 1
 
 
 class PlainYamlError(ValueError):
@@ -61,7 +62,7 @@ def parse(text: str, name: str) -> Any:
             raise
         problem = " ".join(str(error).split())
         raise PlainYamlError(f"{name}: not valid YAML: {problem}; correct the file") from error
-    _refuse_non_finite(data, name, "")
+    _refuse_extreme(data, name, "")
     return data
 
 
@@ -120,13 +121,16 @@ def _repeated_keys(node: Node) -> Iterator[tuple[str, int]]:
             yield from _repeated_keys(item)
 
 
-def _refuse_non_finite(data: Any, name: str, path: str) -> None:
+def _refuse_extreme(data: Any, name: str, path: str) -> None:
+    """Numbers that are not finite, or that no machine integer holds."""
     if isinstance(data, float) and not math.isfinite(data):
         raise PlainYamlError(f"{name}: {path or 'value'} is {data}; give a finite number")
+    if isinstance(data, int) and abs(data) > MAX_INTEGER:
+        raise PlainYamlError(f"{name}: {path or 'value'} exceeds {MAX_INTEGER}; give a smaller one")
     items: Any = ()
     if isinstance(data, dict):
         items = data.items()
     elif isinstance(data, list):
         items = enumerate(data)
     for key, value in items:
-        _refuse_non_finite(value, name, f"{path}.{key}" if path else str(key))
+        _refuse_extreme(value, name, f"{path}.{key}" if path else str(key))

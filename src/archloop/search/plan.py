@@ -125,7 +125,11 @@ def _prefixed(key: str, function: Any, *arguments: Any) -> Any:
 
 def _add_plugins(recipe: Recipe) -> None:
     assert recipe.plugins is not None
-    folder = (recipe.root / recipe.plugins).resolve()
+    try:
+        folder = (recipe.root / recipe.plugins).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        # Python 3.11 and 3.12 tell of a circle of symbolic links by a RuntimeError.
+        raise ValueError(f"plugins={recipe.plugins!r} cannot be followed: {error}") from error
     if Path(recipe.plugins).is_absolute() or not folder.is_relative_to(recipe.root.resolve()):
         raise ValueError(
             f"plugins={recipe.plugins!r} leads outside the recipe's folder; plug-ins are programs, "

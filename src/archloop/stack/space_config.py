@@ -20,6 +20,10 @@ def _one_or_many(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
+MAX_BLOCKS = 1024
+"""Deeper stacks would take minutes only to be counted."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -95,7 +99,7 @@ class SpaceConfig(_Section):
     ship: ShipScale
     proxy: ProxyScale
     num_blocks: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
+        tuple[Annotated[int, Field(ge=1, le=MAX_BLOCKS)], ...],
         BeforeValidator(_one_or_many),
         Field(min_length=1),
     ]

@@ -14,7 +14,7 @@ from archloop.search.progress import Progress as Listener
 _DOING = {
     "setup": "preparing text and tokenizer",
     "tune": "tuning learning rates",
-    "reference": "measuring and training the reference preset",
+    "reference": "reference preset:",
     "propose": "proposing",
     "profile": "measuring",
     "train": "training",

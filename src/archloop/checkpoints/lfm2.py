@@ -12,6 +12,7 @@ refused: it could change results.
     True
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,8 +55,8 @@ FIXED: Mapping[str, Any] = {
 }
 """Keys with one value under which this architecture is what we build."""
 
-_MOST = {"num_hidden_layers": 4096, "num_experts": 4096}
-"""Bounds on what a file can make us list before its tensors are looked at."""
+_MOST = {"num_hidden_layers": 4096, "num_experts": 4096, "conv_L_cache": 64}
+"""Bounds on what a file can make us list before its tensors are looked at, and on the kernel."""
 _DEFAULT_THETA = 1e6
 _DEFAULT_EPS = 1e-5
 
@@ -78,13 +79,14 @@ def to_spec(config: Mapping[str, Any]) -> StackSpec:
         for kind, channel in zip(kinds, channels, strict=True)
     )
     tie = config.get("tie_embedding", config.get("tie_word_embeddings", True))
+    mixer_config(attention).sizes(width)
     return StackSpec(
         d_model=width,
         vocab_size=_number(config, "vocab_size"),
         blocks=blocks,
         tie_embeddings=_boolean("tie_word_embeddings", tie),
-        norm_eps=config.get("norm_eps", _DEFAULT_EPS),
-        max_context=config.get("max_position_embeddings", 128_000),
+        norm_eps=_real(config, "norm_eps", _DEFAULT_EPS),
+        max_context=_number(config, "max_position_embeddings", 128_000),
     )
 
 
@@ -111,7 +113,7 @@ def from_spec(spec: StackSpec) -> dict[str, Any]:
 
 def _check_keys(config: Mapping[str, Any]) -> str:
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(
             f"model_type={model_type!r}: only {', '.join(ARCHITECTURES)} checkpoints can be loaded"
         )
@@ -131,7 +133,7 @@ def _check_keys(config: Mapping[str, Any]) -> str:
             f"architectures={names!r} does not fit model_type={model_type!r}; "
             f"expected [{ARCHITECTURES[model_type]!r}]"
         )
-    return str(model_type)
+    return model_type
 
 
 def _number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -141,6 +143,14 @@ def _number(config: Mapping[str, Any], key: str, default: int | None = None) -> 
     if value > _MOST.get(key, 1 << 30):
         raise ValueError(f"config key {key!r} is {value}; at most {_MOST.get(key, 1 << 30)}")
     return value
+
+
+def _real(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"config key {key!r} must be a number above 0, not {value!r}")
+    return float(value)
 
 
 def _boolean(key: str, value: Any) -> bool:
@@ -155,7 +165,9 @@ def _layer_kinds(config: Mapping[str, Any], moe: bool) -> list[str]:
     if indices is not None:
         if moe:
             raise ValueError("config key 'full_attn_idxs' has no meaning for lfm2_moe")
-        if not isinstance(indices, list) or not set(indices) <= set(range(num_layers)):
+        if not isinstance(indices, list) or any(
+            type(index) is not int or not 0 <= index < num_layers for index in indices
+        ):
             raise ValueError(f"full_attn_idxs={indices!r}: must list layers 0 to {num_layers - 1}")
         listed = ["full_attention" if i in indices else "conv" for i in range(num_layers)]
         if kinds is not None and kinds != listed:
@@ -193,7 +205,7 @@ def _attention(config: Mapping[str, Any], width: int, heads: int) -> MixerSpec:
         settings["num_heads"] = heads
     if (theta := _rope_theta(config)) != _DEFAULT_THETA:
         settings["rope_theta"] = theta
-    if (eps := config.get("norm_eps", _DEFAULT_EPS)) != _DEFAULT_EPS:
+    if (eps := _real(config, "norm_eps", _DEFAULT_EPS)) != _DEFAULT_EPS:
         settings["norm_eps"] = eps
     return MixerSpec(name="gqa", config=settings)
 
@@ -217,12 +229,12 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
             raise ValueError(f"{key}.partial_rotary_factor is not supported; only 1.0 is")
     if config.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("config key 'partial_rotary_factor' is not supported; only 1.0 is")
-    if len(set(said.values())) > 1:
+    bases = [_real(said, key, _DEFAULT_THETA) for key in said] or [_DEFAULT_THETA]
+    if any(base != bases[0] for base in bases):
         raise ValueError(f"the rotary base is said twice, differently: {said}")
-    theta = next(iter(said.values()), _DEFAULT_THETA)
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 1:
-        raise ValueError(f"rope_theta={theta!r} must be a number above 1")
-    return float(theta)
+    if bases[0] <= 1:
+        raise ValueError(f"rope_theta={bases[0]!r} must be a number above 1")
+    return bases[0]
 
 
 def _channels(
@@ -237,16 +249,20 @@ def _channels(
     if isinstance(num_dense, bool) or not isinstance(num_dense, int) or num_dense < 0:
         raise ValueError(f"config key 'num_dense_layers' must be 0 or more, not {num_dense!r}")
     expert_width = _number(config, "moe_intermediate_size", 1792)
+    num_experts = _number(config, "num_experts", 32)
+    top_k = _number(config, "num_experts_per_tok", 4)
+    if top_k > num_experts:
+        raise ValueError(f"num_experts_per_tok={top_k} exceeds num_experts={num_experts}")
     settings: dict[str, Scalar] = {
-        "num_experts": _number(config, "num_experts", 32),
-        "top_k": _number(config, "num_experts_per_tok", 4),
+        "num_experts": num_experts,
+        "top_k": top_k,
         "expansion": _expansion(expert_width, width, "expert"),
     }
     if not _boolean("use_expert_bias", config.get("use_expert_bias", True)):
         settings["use_bias"] = False
     if not _boolean("norm_topk_prob", config.get("norm_topk_prob", True)):
         settings["normalize"] = False
-    if (scale := config.get("routed_scaling_factor", 1.0)) != 1.0:
+    if (scale := _real(config, "routed_scaling_factor", 1.0)) != 1.0:
         settings["routed_scale"] = scale
     sparse = ChannelMixerSpec(name="moe", config=settings)
     return [dense if index < num_dense else sparse for index in range(num_layers)]
@@ -263,9 +279,10 @@ def _dense_width(config: Mapping[str, Any], moe: bool) -> int:
     if not _boolean("block_auto_adjust_ff_dim", config.get("block_auto_adjust_ff_dim", True)):
         return width
     width = int(2 * width / 3)
-    multiplier = config.get("block_ffn_dim_multiplier", 1.0)
-    if multiplier is None:
+    key = "block_ffn_dim_multiplier"
+    if config.get(key, 1.0) is None:
         return width  # The rounding belongs to the multiplier.
+    multiplier = _real(config, key, 1.0)
     multiple = _number(config, "block_multiple_of", 256)
     return multiple * -(-int(multiplier * width) // multiple)
 

@@ -1,6 +1,7 @@
 """What a report says: right numbers, everything on one page, nothing fetched from outside."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from archloop.report import html, layout, summary
 from archloop.report.outcome import print_outcome
+from archloop.search.record import FamilyRate
 from report import studies
 
 
@@ -46,6 +48,49 @@ def test_study_without_trials_still_renders() -> None:
         update={"trials": (), "reference": None, "reference_point": None, "overhead": None}
     )
     assert "None was trained yet" in html.render(empty)
+
+
+def test_diverged_trial_is_flagged_and_on_no_front() -> None:
+    study = studies.study()
+    rung = studies.rung(0, 0.0, 0.1, 0.1).model_copy(update={"diverged": True})
+    trials = (*study.trials, studies.trial(6, "CCCC", rungs=(rung,)))
+    study = study.model_copy(update={"trials": trials})
+    facts = summary.summarize(study)
+    assert 6 not in facts["front"]
+    assert facts["trials"][6]["diverged"]
+    assert '<span class="bad">diverged</span>' in html.render(study)
+
+
+def test_tuned_rates_are_shown_and_an_optimum_at_the_edge_is_flagged() -> None:
+    assert "Learning rates were not tuned" in html.render(studies.study())
+    rate = FamilyRate(value=0.01, losses={"0.01": 2.5, "0.1": math.inf}, at_edge=True)
+    study = studies.study().model_copy(update={"learning_rates": {"gqa": rate}})
+    facts = json.loads(json.dumps(summary.summarize(study), allow_nan=False))
+    assert facts["learning_rates"]["gqa"]["losses"] == {"0.01": 2.5, "0.1": None}
+    page = html.render(study)
+    assert "at the edge of the grid" in page
+    assert "0.01: 2.5000, 0.1: -" in page
+
+
+def test_page_shows_memory_with_its_interval_and_why_a_study_ended() -> None:
+    page = html.render(studies.study().model_copy(update={"ended": "the space is exhausted"}))
+    assert "Ended early: the space is exhausted." in page
+    assert "286.1 [277.5, 297.5]" in page
+
+
+def test_page_keeps_the_password_of_the_database_to_itself() -> None:
+    study = studies.study()
+    recipe = {**study.recipe, "storage": "postgresql://me:hunter2@db.example/studies"}
+    page = html.render(study.model_copy(update={"recipe": recipe}))
+    assert "hunter2" not in page
+    assert "postgresql://me:***@db.example/studies" in page
+
+
+def test_error_after_rung_0_is_shown() -> None:
+    study = studies.study()
+    hurt = study.trials[1].model_copy(update={"error": "rung 1: exit status <9>"})
+    page = html.render(study.model_copy(update={"trials": (hurt,)}))
+    assert "rung 1: exit status &lt;9&gt;" in page
 
 
 def test_write_replaces_the_old_page_whole(tmp_path: Path) -> None:

@@ -17,10 +17,15 @@ def front(study: StudyRecord, rung: int, cost: str) -> go.Figure:
     entries = summary.at_rung(study, rung)
     chosen = set(summary.front_numbers(study, rung))
     figure = _figure(f"{cost} relative to the reference (lower is better)", "quality")
-    dominated = [(t, o) for t, _, o in entries if t.number not in chosen]
+    dominated = [(t, o) for t, r, o in entries if t.number not in chosen and not r.diverged]
+    diverged = [(t, o) for t, r, o in entries if r.diverged]
     best = sorted(((t, o) for t, _, o in entries if t.number in chosen), key=lambda e: e[1].latency)
     figure.add_trace(_points("dominated", dominated, cost, color=_REST, size=8))
     figure.add_trace(_points("front", best, cost, color=_FRONT, size=11))
+    if diverged:
+        marks = _points("diverged", diverged, cost, color=_REST, size=8)
+        marks.marker.symbol = "x"
+        figure.add_trace(marks)
     reference = _reference_at(study, rung)
     if reference is not None:
         marks = _points("reference preset", [reference], cost, color="#c0392b", size=13)

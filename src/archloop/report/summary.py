@@ -3,10 +3,15 @@
 Everything is recomputed from the records; nothing is looked up anywhere else.
 """
 
+import math
 from typing import Any
 
-from archloop.search.front import hypervolume, nondominated
-from archloop.search.record import Objectives, Rung, StudyRecord, TrialRecord
+from archloop.search.front import nondominated
+from archloop.search.objectives import as_point
+from archloop.search.record import FamilyRate, Objectives, Rung, StudyRecord, TrialRecord
+from archloop.search.store import hypervolume_curve
+
+__all__ = ["at_rung", "diverged", "front_numbers", "hypervolume_curve", "rungs", "summarize"]
 
 
 def summarize(study: StudyRecord) -> dict[str, Any]:
@@ -14,7 +19,8 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
 
     Returns:
         trials, rejected, failed, front (trial numbers by rung), hypervolume with its reference
-        point and its curve, tasks, seconds_by_stage, overhead, environment.
+        point and its curve, tasks, noise, learning_rates (empty: not tuned), ended,
+        seconds_by_stage, overhead, environment.
     """
     fronts = {rung: front_numbers(study, rung) for rung in rungs(study)}
     curve = hypervolume_curve(study)
@@ -45,6 +51,8 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
         "reference": None if study.reference is None else _trial(study.reference),
         "tasks": {"admitted": list(study.admitted), "dropped": study.dropped},
         "noise": study.noise,
+        "learning_rates": {name: _rate(rate) for name, rate in study.learning_rates.items()},
+        "ended": study.ended,
         "seconds_by_stage": study.seconds_by_stage,
         "overhead": study.overhead,
         "environment": study.environment,
@@ -67,33 +75,18 @@ def at_rung(study: StudyRecord, index: int) -> list[tuple[TrialRecord, Rung, Obj
 
 
 def front_numbers(study: StudyRecord, index: int = 0) -> list[int]:
-    """Trial numbers on the front of a rung, fastest first."""
-    entries = at_rung(study, index)
+    """Trial numbers on the front of a rung, fastest first; none whose training diverged there."""
+    entries = [entry for entry in at_rung(study, index) if not entry[1].diverged]
     if not entries:
         return []
-    mask = nondominated([minimised(objectives) for _, _, objectives in entries])
+    mask = nondominated([as_point(objectives) for _, _, objectives in entries])
     chosen = [entry for entry, keep in zip(entries, mask, strict=True) if keep]
     return [trial.number for trial, _, _ in sorted(chosen, key=lambda entry: entry[2].latency)]
 
 
-def hypervolume_curve(study: StudyRecord) -> list[tuple[int, float]]:
-    """Hypervolume of rung 0's front after each finished trial, as (trial number, value)."""
-    if study.reference_point is None:
-        return []
-    reference = minimised(study.reference_point)
-    curve, points = [], []
-    for trial in study.trials:
-        if trial.state == "running":
-            continue
-        if trial.objectives is not None:
-            points.append(minimised(trial.objectives))
-        curve.append((trial.number, hypervolume(points, reference) if points else 0.0))
-    return curve
-
-
-def minimised(objectives: Objectives) -> tuple[float, float, float]:
-    """Objectives as a point to minimise: -quality, latency, memory."""
-    return (-objectives.quality, objectives.latency, objectives.memory)
+def diverged(trial: TrialRecord) -> bool:
+    """Whether a training of this trial ended by a loss that was not finite."""
+    return any(rung.diverged for rung in trial.rungs)
 
 
 def _trial(trial: TrialRecord) -> dict[str, Any]:
@@ -110,6 +103,7 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "costs": trial.costs.model_dump(),
         "profiles": {device: p.model_dump(mode="json") for device, p in trial.profiles.items()},
         "straddles": list(trial.straddles),
+        "diverged": diverged(trial),
         "hypervolume_gain": trial.hypervolume_gain,
         "error": trial.error,
         "seconds": trial.seconds,
@@ -121,3 +115,9 @@ def _point(objectives: Objectives | None) -> dict[str, float] | None:
         return None
     fields = ("quality", "latency", "memory")
     return {field: getattr(objectives, field) for field in fields}
+
+
+def _rate(rate: FamilyRate) -> dict[str, Any]:
+    """JSON knows no infinity: a rate that diverged has no loss."""
+    losses = {key: loss if math.isfinite(loss) else None for key, loss in rate.losses.items()}
+    return {"value": rate.value, "at_edge": rate.at_edge, "losses": losses}

@@ -181,6 +181,9 @@ def search(
 @_command
 def report(
     study: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw the front into this .svg, .png or .pdf.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a study's report.html anew, or print its content as JSON."""
@@ -190,6 +193,10 @@ def report(
     from archloop.search.store import read
 
     record = read(study)
+    if figure is not None:
+        from archloop.report import static
+
+        static.write(record, figure)
     if as_json:
         _print_json(summarize(record))
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from archloop.report import html, layout, summary
+from archloop.report import html, layout, static, summary
 from archloop.report.outcome import print_outcome
 from archloop.search.record import FamilyRate
 from report import studies
@@ -131,3 +131,18 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_count(value: float, text: str) -> None:
     assert html.count(value) == text
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_still_picture_repeats_byte_for_byte(tmp_path: Path, suffix: str) -> None:
+    first, second = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    for path in (first, second):
+        static.write(studies.study(), path)
+    assert first.read_bytes() == second.read_bytes()
+    assert first.stat().st_size > 5_000
+
+
+def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
+    empty = studies.study().model_copy(update={"trials": ()})
+    with pytest.raises(ValueError, match="no trained trial"):
+        static.write(empty, tmp_path / "front.svg")

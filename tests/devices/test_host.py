@@ -83,3 +83,14 @@ def test_waits_for_quiet_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
     assert host.wait_until_ready(0.0)
     monkeypatch.setattr(host, "readings", lambda: readings(2.0))
     assert not host.wait_until_ready(0.3)
+
+
+def test_sensors_that_do_not_answer_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "0").write_text("2400000\n")
+    (tmp_path / "1").write_text("<unsupported>\n")
+    monkeypatch.setattr(Path, "glob", lambda *_: [tmp_path / name for name in "012"])
+    readings = Host().readings()
+    assert readings.clock_mhz == 2400.0
+    assert readings.temperature_c == 2400.0

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -116,17 +116,22 @@ def _cpu_seconds() -> tuple[float | None, float | None]:
 
 def _clock_mhz() -> float | None:
     files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    clocks = [int(file.read_text()) / 1000 for file in files]
+    clocks = _thousandths(files)
     return sum(clocks) / len(clocks) if clocks else None
 
 
 def _temperature_c() -> float | None:
-    hottest = None
-    for file in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
+    return max(_thousandths(Path("/sys/class/thermal").glob("thermal_zone*/temp")), default=None)
+
+
+def _thousandths(files: Iterable[Path]) -> list[float]:
+    """Readings in thousands, each from a file of its own."""
+    found = []
+    for file in files:
         try:
-            celsius = int(file.read_text()) / 1000
+            found.append(int(file.read_text()) / 1000)
         except (OSError, ValueError):
-            # A sensor that is switched off answers with an error; the others still count.
+            # A core or sensor that is off answers with an error or "<unsupported>"; the others
+            # still count.
             continue
-        hottest = celsius if hottest is None else max(hottest, celsius)
-    return hottest
+    return found

@@ -70,6 +70,19 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
     assert err.count("\n") == 1, err
 
 
+def test_an_interrupted_command_says_whether_it_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("archloop.search.recipe.load", stop)
+    monkeypatch.setattr("archloop.cli.load_spec", stop)
+    assert run("search", "any.yaml")[::2] == (
+        130,
+        "stopped; the same command goes on from here\n",
+    )
+    assert run("profile", "lfm2-350m")[::2] == (130, "stopped\n")
+
+
 def test_a_broken_spec_file_names_the_field(tmp_path: Path) -> None:
     spec = json.loads(presets.load("lfm2-350m").to_json())
     spec["blocks"][3]["mixers"][0]["state_from"] = 9

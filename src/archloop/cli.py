@@ -52,7 +52,9 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except (ValueError, FileNotFoundError) as error:
             _fail(error, 2)
         except KeyboardInterrupt:
-            stderr.print("stopped; the same command goes on from here")
+            # What was finished is kept by these two; the others begin afresh.
+            resumes = function.__name__ in ("search", "eval")
+            stderr.print("stopped" + "; the same command goes on from here" * resumes)
             raise typer.Exit(130) from None
         except Exception as error:
             if not isinstance(error, _expected_failures()):

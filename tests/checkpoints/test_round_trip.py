@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from archloop import checkpoints
+from archloop import checkpoints, registry
 from archloop.checkpoints import files, names
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
@@ -112,6 +112,43 @@ def test_our_layout_takes_any_stack(tmp_path: Path) -> None:
     again.to(torch.bfloat16)
     checkpoints.save(again, tmp_path / "half", layout="archloop")
     assert_same(checkpoints.load(tmp_path / "half"), again)
+
+
+def _shared_pair(name: str) -> StackSpec:
+    first, second = MixerSpec(name=name), MixerSpec(name=name, weights_from=0)
+    blocks = (BlockSpec(mixers=(first,)), BlockSpec(mixers=(second,)), BlockSpec(mixers=(first,)))
+    return StackSpec(d_model=64, vocab_size=32, blocks=blocks)
+
+
+@pytest.mark.parametrize("name", registry.names("mixers"))
+def test_every_mixer_loads_in_another_dtype_as_it_is_cast(name: str, tmp_path: Path) -> None:
+    """Poles and time steps stay float32 in both, and shared weights are one."""
+    decoder = Decoder(_shared_pair(name))
+    checkpoints.save(decoder, tmp_path / "model", layout="archloop")
+    for dtype in (None, torch.bfloat16):
+        again = checkpoints.load(tmp_path / "model", dtype)
+        want, found = decoder.to(dtype).state_dict(), again.state_dict()
+        for key, tensor in want.items():
+            assert found[key].dtype == tensor.dtype, key
+            assert torch.equal(found[key], tensor), key
+        assert len(list(again.parameters())) == len(list(decoder.parameters()))
+
+
+FRESH = """
+import sys, torch
+from archloop import checkpoints
+checkpoints.load(sys.argv[1])
+"""
+
+
+def test_structured_state_spaces_load_in_a_fresh_process(tmp_path: Path) -> None:
+    """Their start values are computed, which the meta device cannot do."""
+    blocks = tuple(BlockSpec(mixers=(MixerSpec(name=name),)) for name in ("s4", "s5"))
+    spec = StackSpec(d_model=64, vocab_size=32, blocks=blocks)
+    checkpoints.save(Decoder(spec), tmp_path / "model", layout="archloop")
+    command = [sys.executable, "-c", FRESH, str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -35,15 +35,25 @@ def legs(num_states: int) -> tuple[Tensor, Tensor]:
     return a_NN, root
 
 
-@cache
 def dplr(num_states: int) -> Dplr:
-    """HiPPO-LegS of `num_states` (even) real states in diagonal-plus-low-rank form."""
-    a_NN, b_N = legs(num_states)
-    p_N = (torch.arange(num_states, dtype=torch.float64) + 0.5).sqrt()
-    skew_NN = a_NN + p_N[:, None] * p_N + 0.5 * torch.eye(num_states, dtype=torch.float64)
-    frequency_N, v_NN = torch.linalg.eigh(-1j * skew_NN)
-    keep = frequency_N > 0
-    v_NM = v_NN[:, keep]
-    poles_M = torch.complex(torch.full_like(frequency_N[keep], -0.5), frequency_N[keep])
-    to_basis = v_NM.conj().T
-    return Dplr(poles_M, to_basis @ p_N.to(v_NM.dtype), to_basis @ b_N.to(v_NM.dtype), v_NM)
+    """HiPPO-LegS of `num_states` (even) real states in diagonal-plus-low-rank form.
+
+    On torch's default device, as any tensor that a module makes for itself.
+    """
+    device = torch.get_default_device()
+    return Dplr(*(part.to(device) for part in _dplr(num_states)))
+
+
+@cache
+def _dplr(num_states: int) -> Dplr:
+    # A decoder may be built on the meta device, which has no values to decompose.
+    with torch.device("cpu"):
+        a_NN, b_N = legs(num_states)
+        p_N = (torch.arange(num_states, dtype=torch.float64) + 0.5).sqrt()
+        skew_NN = a_NN + p_N[:, None] * p_N + 0.5 * torch.eye(num_states, dtype=torch.float64)
+        frequency_N, v_NN = torch.linalg.eigh(-1j * skew_NN)
+        keep = frequency_N > 0
+        v_NM = v_NN[:, keep]
+        poles_M = torch.complex(torch.full_like(frequency_N[keep], -0.5), frequency_N[keep])
+        to_basis = v_NM.conj().T
+        return Dplr(poles_M, to_basis @ p_N.to(v_NM.dtype), to_basis @ b_N.to(v_NM.dtype), v_NM)

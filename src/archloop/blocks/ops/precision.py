@@ -35,6 +35,6 @@ class KeepsFloat32(nn.Module):
         for name, before in kept.items():
             after = self._parameters[name]
             assert after is not None
-            if after.dtype != recurrent_dtype(after.dtype) and not before.is_meta:
+            if after.dtype != recurrent_dtype(after.dtype):
                 after.data = precise(before).to(after.device)
         return self

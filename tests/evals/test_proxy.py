@@ -8,6 +8,8 @@ from archloop.evals import proxy
 from archloop.evals.base import Score
 from archloop.evals.proxy import TEXT, ProxyConfig
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.text import tokenizers
+from archloop.text.files import write_checked
 
 RECALL = {
     "settings": {"vocab_size": 8, "seq_len": 16, "train_on": "answers"},
@@ -162,6 +164,17 @@ def test_prepared_data_come_from_the_cache_and_damage_is_repaired(root, data, mo
     monkeypatch.setattr("archloop.text.tokenizers.Tokenizer.encode_documents", None)
     cached = proxy.prepare(config(), root / "cache", root)
     assert np.array_equal(cached.heldout_T, data.heldout_T)
+
+
+def test_tokens_of_another_tokenizer_are_not_taken(root, tmp_path):
+    prepared = proxy.prepare(config(), tmp_path, root)
+    [file] = (tmp_path / "tokenizers").iterdir()
+    other = tokenizers.train(["zebra zebra zebras"] * 9, 260)
+    write_checked(file, other.to_json().encode())
+    again = proxy.prepare(config(), tmp_path, root)
+    assert not np.array_equal(again.heldout_T, prepared.heldout_T)
+    num_bytes = [data.num_bytes_V[data.heldout_T].sum() for data in (prepared, again)]
+    assert num_bytes[0] == num_bytes[1]
 
 
 def test_thinning_keeps_the_ends():

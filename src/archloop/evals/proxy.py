@@ -6,6 +6,7 @@ tokens have ids of their own after the text's, task by task, so that no task mee
 Shape suffixes: B batch, T time, N examples, V vocabulary.
 """
 
+import hashlib
 import io
 import math
 import time
@@ -186,7 +187,9 @@ def prepare(config: ProxyConfig, cache_dir: Path | None, root: Path) -> ProxyDat
     corpus = corpora.load(config.corpus, root)
     tokenizer = tokenizers.cached(corpus, config.vocab_size, cache_dir)
     folder = (cache_dir or default_cache_dir()) / "tokens"
-    name = f"{corpus.digest[:16]}-{config.vocab_size}"
+    # Named by the tokenizer too: another version of its library may merge otherwise.
+    merges = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+    name = f"{corpus.digest[:16]}-{merges[:16]}"
     train_T = _tokens(folder / f"{name}-train", tokenizer, corpus.train)
     heldout_T = _tokens(folder / f"{name}-heldout", tokenizer, corpus.heldout)
     seq_len = config.training.seq_len

@@ -65,6 +65,8 @@ VALUES = [
     ("reference", "lfm2-350", r": reference: unknown preset 'lfm2-350'; did you mean 'lfm2-350m'"),
     ("reference", {}, r": reference: give one of preset, layout and spec"),
     ("reference.layout", ["gqa"], r": reference: 1 blocks; the space allows \[4\]"),
+    ("reference.layout", [], r": reference: Tuple should have at least 1 item after validation"),
+    ("proxy", {5: 1}, r": proxy.*: the key 5 is not text; correct it, or put it in quotes"),
     ("initial", [["gqa", "gla", "gqa", "gqa"]], r": initial\[0\]: .*'gla' is not in space.mixers"),
     ("strategy.name", "nsga3", r": strategy.name='nsga3': unknown; did you mean 'nsga2'"),
     ("strategy.settings.populatoin", 4, r": strategy.settings.populatoin: unknown key; did you"),

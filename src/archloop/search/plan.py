@@ -120,6 +120,8 @@ def _prefixed(key: str, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
     except ValueError as error:
         text = str(error)
+        if isinstance(error, ValidationError):
+            text = error.errors()[0]["msg"]
         raise ValueError(text if text.startswith(key) else f"{key}: {text}") from error
 
 

@@ -33,6 +33,8 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> str:
         return f"{path}: unknown key; {near}"
     if first["type"] == "missing":
         return f"{path}: missing; add it"
+    if first["type"] == "invalid_key":
+        return f"{path}: the key {first['input']!r} is not text; correct it, or put it in quotes"
     return f"{path or 'recipe'}: {_problem(first)}"
 
 

@@ -208,6 +208,16 @@ def test_low_precision_stays_near_float64(case: Case) -> None:
 
 
 @every_case
+def test_poles_and_time_steps_stay_float32_in_a_cast(case: Case) -> None:
+    mixer = kit.make(case, dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in mixer.named_parameters()}
+    mixer.bfloat16()
+    for name, parameter in mixer.named_parameters():
+        if name.startswith(("log_", "a_log", "dt_bias", "frequency")):
+            assert torch.equal(parameter, before[name]), name
+
+
+@every_case
 def test_strong_inputs_stay_finite_and_exact(case: Case) -> None:
     mixer = kit.make(case)
     x_BTD = 30 * kit.inputs(40)

@@ -25,6 +25,7 @@ from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import delta_rule, linear_attention, ssd
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
 from archloop.blocks.ops.heads import join_heads, only_real, recurrent_dtype, split_heads
+from archloop.blocks.ops.precision import KeepsFloat32
 
 LENGTH_EPS = 1e-6
 """Under the root when queries and keys are normalised, as in both papers' code."""
@@ -128,10 +129,11 @@ class DeltaConfig(MixerConfig):
         return 2 * self._weights(d_model, consumer) + conv
 
 
-class DeltaMixer(SequenceMixer):
+class DeltaMixer(KeepsFloat32, SequenceMixer):
     """Gated delta rule between a subclass's gates; N K V values of state, and the convolution's."""
 
     shareable = True
+    float32_params = frozenset({"log_rate", "dt_bias"})
     query_proj: Linear | None = None
     """A consumer's own; queries of a block with a state pass through its convolution."""
 

@@ -22,12 +22,14 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
 from archloop.blocks.ops.heads import initial_dt_bias, join_heads, recurrent_dtype, split_heads
+from archloop.blocks.ops.precision import KeepsFloat32, precise
 
 
-class Mamba2(SequenceMixer):
+class Mamba2(KeepsFloat32, SequenceMixer):
     """State-space duality; N K V values of state in at least float32, and the convolution's."""
 
     shareable = True
+    float32_params = frozenset({"log_rate", "dt_bias"})
 
     class Config(MixerConfig):
         """Inner width ``expansion * d_model``; the paper has head_dim 64 and state_dim 128."""
@@ -217,11 +219,10 @@ class Mamba2(SequenceMixer):
         return x, k, q
 
     def _dt(self, raw: Tensor) -> Tensor:
-        dtype = recurrent_dtype(raw.dtype)
-        return F.softplus(raw.to(dtype) + self.dt_bias.to(dtype))
+        return F.softplus(precise(raw) + precise(self.dt_bias))
 
     def _rate(self) -> Tensor:
-        return -self.log_rate.to(recurrent_dtype(self.log_rate.dtype)).exp()
+        return -precise(self.log_rate).exp()
 
     def _skipped(self, x: Tensor) -> Tensor:
         return x * self.skip.repeat_interleave(self.head_dim)

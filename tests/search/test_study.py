@@ -371,3 +371,15 @@ def test_database_that_cannot_be_opened_is_one_line(tmp_path):
             Study(recipe(storage=url), tmp_path, evaluator=StandIn()).run()
         assert "\n" not in str(caught.value)
         shutil.rmtree(tmp_path / "test")
+
+
+def test_a_wrong_storage_names_the_recipe_and_may_be_corrected(tmp_path):
+    def run(url: str) -> StudyRecord:
+        given = recipe(num_trials=1, budgets=[], storage=url)
+        return Study(given, tmp_path, evaluator=StandIn(), clock=no_time).run()
+
+    with pytest.raises(
+        RecipeError, match=r"^recipe 'test': storage: the database cannot be opened"
+    ):
+        run("nonsense")
+    assert len(run(f"sqlite:///{tmp_path / 'study.db'}").trials) == 1

@@ -22,7 +22,7 @@ from archloop.search.stages import Profiled, Proposed
 from archloop.text.files import write_atomic
 
 RECIPE_COPY = "recipe.yaml"
-_RECIPE = "recipe.json"
+RECIPE = "recipe.json"
 
 
 def read(folder: str | Path) -> StudyRecord:
@@ -107,7 +107,7 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str] | None:
     Raises:
         ValueError: the file is damaged.
     """
-    path = folder / _RECIPE
+    path = folder / RECIPE
     try:
         kept = json.loads(path.read_bytes())
         settings: dict[str, Any] = kept["settings"]
@@ -124,7 +124,7 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str] | None:
 def write_recipe(folder: Path, settings: dict[str, Any], digest: str) -> None:
     """Keep a study's settings, defaults included."""
     content = {"digest": digest, "sha256": _checksum(settings), "settings": settings}
-    write_atomic(folder / _RECIPE, json.dumps(content, indent=1).encode())
+    write_atomic(folder / RECIPE, json.dumps(content, indent=1).encode())
 
 
 def _checksum(settings: dict[str, Any]) -> str:

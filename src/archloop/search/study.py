@@ -87,8 +87,7 @@ class Study:
             resolved = plan.resolve(self.recipe)
             self.folder.mkdir(parents=True, exist_ok=True)
             with exclusive(self.folder):
-                self._write_recipe()
-                database = open_database(self.folder, self.recipe.storage, self.recipe.name)
+                database = self._open()
                 evaluator = self._evaluator or self._hardware()
                 with closing(database), closing(evaluator):
                     _Run(self, resolved, database, evaluator, meter, progress or ignore).run()
@@ -110,11 +109,19 @@ class Study:
 
         return HardwareEvaluator(self.recipe, self.folder / "artifacts")
 
-    def _write_recipe(self) -> None:
-        """Keep the recipe, or refuse one that is not the study's.
+    def _open(self) -> Database:
+        """The database, once the recipe is kept: a study always says what it is a study of."""
+        is_new = self._write_recipe()
+        try:
+            return open_database(self.folder, self.recipe.storage, self.recipe.name)
+        except ValueError as error:
+            if is_new:
+                # No study began; a corrected storage is welcome under the same name.
+                (self.folder / store.RECIPE).unlink()
+            raise self.recipe.error(str(error)) from error
 
-        Written before the database is made, so that a study always says what it is a study of.
-        """
+    def _write_recipe(self) -> bool:
+        """Keep the recipe if none is kept yet, or refuse one that is not the study's."""
         kept = store.read_recipe(self.folder)
         if kept is not None and kept[1] != self.recipe.digest and self._nothing_done():
             # The first attempt ended before any work, such as by a corpus that is not there.
@@ -124,7 +131,7 @@ class Study:
         if kept is None:
             write_atomic(self.folder / store.RECIPE_COPY, self.recipe.source)
             store.write_recipe(self.folder, self.recipe.plain(), self.recipe.digest)
-            return
+            return True
         settings, digest = kept
         if digest != self.recipe.digest:
             what = _difference(settings, self.recipe.plain()) or "a plug-in's source has changed"
@@ -132,6 +139,7 @@ class Study:
                 f"{what}, unlike the study in {self.folder}; give the recipe another name, or "
                 f"restore it (a copy is {self.folder / store.RECIPE_COPY})"
             )
+        return False
 
 
 class _Run:

@@ -2,26 +2,29 @@
 
 import pytest
 
-from archloop import registry
+from archloop import blocks, registry
 
 REFUSED = [
     ("swa", {"window": 0}, ["window", "0", "greater than or equal to 1"]),
-    ("swa", {"head_dim": 128}, ["head_dim=128", "d_model=64"]),
+    ("swa", {"head_dim": 128}, ["head_dim=128", "d_model=64", "[1, 2, 4, 8, 16, 32, 64]"]),
     ("swa", {"head_dim": 16, "queries_per_kv": 3}, ["queries_per_kv=3", "[1, 2, 4]"]),
-    ("gla", {"head_dim": 48}, ["head_dim=48", "d_model=64", "divisor"]),
+    ("gla", {"head_dim": 48}, ["head_dim=48", "d_model=64", "[1, 2, 4, 8, 16, 32, 64]"]),
     ("gla", {"head_dim": 2, "key_ratio": 0.3}, ["key_ratio=0.3", "head_dim=2", "multiples"]),
     ("hgrn2", {"head_dim": 48}, ["head_dim=48", "d_model=64"]),
     ("hgrn2", {"lower_bound": 1.0}, ["lower_bound", "less than 1"]),
-    ("mamba2", {"head_dim": 48}, ["head_dim=48", "divisor of 128"]),
+    ("mamba2", {"head_dim": 48}, ["head_dim=48", "expansion * d_model = 128", "64, 128]"]),
     ("mamba2", {"num_groups": 3}, ["num_groups=3", "num_heads=2", "[1, 2]"]),
     ("mamba2", {"core": "fft"}, ["core", "'recurrent' or 'conv'"]),
     ("gated_deltanet", {"head_dim": 48}, ["head_dim=48", "d_model=64"]),
     ("gated_deltanet", {"kernel": 0}, ["kernel", "greater than or equal to 1"]),
     ("kda", {"head_dim": 1}, ["head_dim", "greater than or equal to 2"]),
-    ("mla", {"head_dim": 48}, ["head_dim=48", "d_model=64"]),
+    ("mla", {"head_dim": 48}, ["head_dim=48", "d_model=64", "[1, 2, 4, 8, 16, 32, 64]"]),
+    ("mamba", {"expansion": 1.01}, ["expansion=1.01", "d_model=64", "multiples of 1/d_model"]),
+    ("mamba3", {"expansion": 1.01}, ["expansion=1.01", "d_model=64", "multiples of 1/d_model"]),
+    ("mamba3", {"head_dim": 48}, ["head_dim=48", "expansion * d_model = 128", "64, 128]"]),
     ("moe", {"top_k": 9}, ["top_k=9", "num_experts=8", "1 to 8"]),
     ("moe", {"num_groups": 2}, ["num_groups=2", "router='kimi'"]),
-    ("moe", {"router": "kimi", "num_groups": 3}, ["num_groups=3", "num_experts=8"]),
+    ("moe", {"router": "kimi", "num_groups": 3}, ["num_groups=3", "num_experts=8", "[1, 2, 4, 8]"]),
     (
         "moe",
         {"router": "kimi", "num_groups": 4, "top_groups": 1, "top_k": 3},
@@ -62,3 +65,12 @@ def test_numbers_that_are_not_finite_are_refused(kind: str, value: float) -> Non
             if info.annotation in (float, float | None):
                 with pytest.raises(ValueError, match=rf"(?s){field}.*finite"):
                     config_class(**{field: value})
+
+
+def test_every_mixer_is_imported_by_its_class_name_alone() -> None:
+    for name in dir(blocks):
+        assert getattr(blocks, name).__name__ == name
+    with pytest.raises(AttributeError, match=r"'gqa'; known: GQA"):
+        blocks.gqa  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'Mamba4'; did you mean .*'Mamba3'"):
+        blocks.Mamba4  # noqa: B018

@@ -15,8 +15,17 @@ def __getattr__(name: str) -> Any:
     for kind in ("mixers", "channel_mixers"):
         for plugin in registry.names(kind):
             if plugin.replace("_", "") == name.lower():
-                return registry.get(kind, plugin)
-    raise AttributeError(f"module 'archloop.blocks' has no attribute {name!r}")
+                found = registry.get(kind, plugin)
+                if found.__name__ == name:
+                    return found
+                raise AttributeError(_unknown(name, [found.__name__]))
+    # Names with an underscore are asked for by tools; no mixer has one.
+    raise AttributeError(_unknown(name, [] if "_" in name else __dir__()))
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    text = f"module 'archloop.blocks' has no attribute {name!r}"
+    return f"{text}; {registry.suggest(name, known)}" if known else text
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import Gene, MixerConfig, SequenceMixer
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.heads import count_heads
 from archloop.blocks.rope import rotate
 
 
@@ -33,11 +34,7 @@ class AttentionConfig(MixerConfig):
     """Factor on q.k; default head_dim^-1/2."""
 
     def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
-        if self.num_heads is None and d_model % self.head_dim:
-            raise ValueError(
-                f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
-            )
-        num_heads = self.num_heads or d_model // self.head_dim
+        num_heads = self.num_heads or count_heads(d_model, self.head_dim, f"d_model={d_model}")
         queries_per_kv = self.queries_per_kv or math.gcd(num_heads, 4)
         if num_heads % queries_per_kv:
             allowed = [q for q in range(1, num_heads + 1) if num_heads % q == 0]

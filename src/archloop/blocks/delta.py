@@ -24,7 +24,13 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import delta_rule, linear_attention, ssd
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
-from archloop.blocks.ops.heads import join_heads, only_real, recurrent_dtype, split_heads
+from archloop.blocks.ops.heads import (
+    count_heads,
+    join_heads,
+    only_real,
+    recurrent_dtype,
+    split_heads,
+)
 from archloop.blocks.ops.precision import KeepsFloat32
 
 LENGTH_EPS = 1e-6
@@ -42,11 +48,7 @@ class DeltaConfig(MixerConfig):
     norm_eps: float = Field(1e-6, gt=0)
 
     def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
-        if d_model % self.head_dim:
-            raise ValueError(
-                f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
-            )
-        heads = d_model // self.head_dim * self._values_per_key()
+        heads = count_heads(d_model, self.head_dim, f"d_model={d_model}") * self._values_per_key()
         sizes = {"num_heads": heads, "head_dim": self.head_dim, "kernel": self.kernel}
         return sizes | ({"conv_core": 1} if self.core == "conv" else {})
 

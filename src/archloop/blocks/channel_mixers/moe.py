@@ -70,9 +70,10 @@ class MoE(ChannelMixer):
                     f"router='kimi', not {self.router!r}; allowed here: 1"
                 )
             if self.num_experts % self.num_groups:
+                every = range(1, self.num_experts + 1)
                 raise ValueError(
                     f"num_groups={self.num_groups} does not divide num_experts={self.num_experts}; "
-                    "choose a divisor"
+                    f"allowed: {[size for size in every if self.num_experts % size == 0]}"
                 )
             per_group = self.num_experts // self.num_groups
             fewest = -(-self.top_k // per_group)

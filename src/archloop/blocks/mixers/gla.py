@@ -14,7 +14,7 @@ from archloop.blocks.base import Gene
 from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops.heads import recurrent_dtype
+from archloop.blocks.ops.heads import count_heads, recurrent_dtype
 
 
 class GLA(LinearAttention):
@@ -30,18 +30,14 @@ class GLA(LinearAttention):
         norm_eps: float = Field(1e-5, gt=0)
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
-            if d_model % self.head_dim:
-                raise ValueError(
-                    f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
-                )
+            num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             key_dim = round(self.head_dim * self.key_ratio)
             if key_dim != self.head_dim * self.key_ratio:
                 raise ValueError(
                     f"key_ratio={self.key_ratio} times head_dim={self.head_dim} is not whole; "
                     "allowed: multiples of 1/head_dim"
                 )
-            heads = d_model // self.head_dim
-            return {"num_heads": heads, "head_dim": self.head_dim, "key_dim": key_dim}
+            return {"num_heads": num_heads, "head_dim": self.head_dim, "key_dim": key_dim}
 
         def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
             heads, keys, values = self._heads(d_model)

@@ -17,7 +17,7 @@ from archloop.blocks.base import Gene
 from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops.heads import recurrent_dtype
+from archloop.blocks.ops.heads import count_heads, recurrent_dtype
 
 
 class HGRN2(LinearAttention):
@@ -35,12 +35,8 @@ class HGRN2(LinearAttention):
         norm_eps: float = Field(1e-5, gt=0)
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
-            if d_model % self.head_dim:
-                raise ValueError(
-                    f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
-                )
-            heads = d_model // self.head_dim
-            return {"num_heads": heads, "head_dim": self.head_dim, "key_dim": self.head_dim}
+            num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
+            return {"num_heads": num_heads, "head_dim": self.head_dim, "key_dim": self.head_dim}
 
         def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
             return self._weights(d_model, consumer) + d_model

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
-from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype
+from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.selective_scan import selective_scan, selective_step
 
@@ -44,13 +44,8 @@ class Mamba(KeepsFloat32, SequenceMixer):
         core: Literal["recurrent", "conv"] = "recurrent"
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
-            inner = self.expansion * d_model
-            if inner != int(inner):
-                raise ValueError(
-                    f"expansion={self.expansion} gives {inner} inner channels at "
-                    f"d_model={d_model}; choose one whose product with it is whole"
-                )
-            sizes = {"d_inner": int(inner), "kernel": self.kernel}
+            inner = whole_width(self.expansion, d_model)
+            sizes = {"d_inner": inner, "kernel": self.kernel}
             if self.core == "recurrent":
                 sizes |= {"state_dim": self.state_dim, "dt_rank": math.ceil(d_model / 16)}
             return sizes

@@ -21,7 +21,14 @@ from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Spa
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
-from archloop.blocks.ops.heads import initial_dt_bias, join_heads, recurrent_dtype, split_heads
+from archloop.blocks.ops.heads import (
+    count_heads,
+    initial_dt_bias,
+    join_heads,
+    recurrent_dtype,
+    split_heads,
+    whole_width,
+)
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 
 
@@ -43,13 +50,8 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         norm_eps: float = Field(1e-5, gt=0)
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
-            inner = round(self.expansion * d_model)
-            if inner != self.expansion * d_model or inner % self.head_dim:
-                raise ValueError(
-                    f"head_dim={self.head_dim} does not divide expansion={self.expansion} times "
-                    f"d_model={d_model}; choose a divisor of {self.expansion * d_model:g}"
-                )
-            heads = inner // self.head_dim
+            inner = whole_width(self.expansion, d_model)
+            heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
             if heads % self.num_groups:
                 allowed = [g for g in range(1, heads + 1) if heads % g == 0]
                 raise ValueError(

@@ -28,7 +28,7 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import ranked_ssd, triton_kernels
 from archloop.blocks.ops.chunks import chunk_size, join, split
-from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype
+from archloop.blocks.ops.heads import count_heads, initial_dt_bias, recurrent_dtype, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import apply
 
@@ -53,12 +53,8 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         decay_floor: float = Field(1e-4, gt=0)
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
-            inner = round(self.expansion * d_model)
-            if inner != self.expansion * d_model or inner % self.head_dim:
-                raise ValueError(
-                    f"head_dim={self.head_dim} does not divide expansion={self.expansion} times "
-                    f"d_model={d_model}; choose a divisor of {self.expansion * d_model:g}"
-                )
+            inner = whole_width(self.expansion, d_model)
+            heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
             angles = int(self.state_dim * self.rope_fraction) // 2
             if not angles:
                 raise ValueError(
@@ -66,7 +62,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
                     f"state_dim={self.state_dim}; allowed: at least {2 / self.state_dim:g}"
                 )
             return {
-                "num_heads": inner // self.head_dim,
+                "num_heads": heads,
                 "head_dim": self.head_dim,
                 "state_dim": self.state_dim,
                 "rank": self.rank,

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.heads import count_heads
 from archloop.blocks.ops.slots import causal_mask, held_before, write_slots
 
 
@@ -41,12 +42,9 @@ class MLA(SequenceMixer):
         norm_eps: float = Field(1e-6, gt=0)
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
-            if d_model % self.head_dim:
-                raise ValueError(
-                    f"head_dim={self.head_dim} does not divide d_model={d_model}; choose a divisor"
-                )
+            num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             return {
-                "num_heads": d_model // self.head_dim,
+                "num_heads": num_heads,
                 "head_dim": self.head_dim,
                 "latent_dim": self.latent_dim,
                 "shared_key_dim": self.shared_key_dim,

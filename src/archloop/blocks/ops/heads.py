@@ -16,6 +16,33 @@ def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def count_heads(width: int, head_dim: int, what: str) -> int:
+    """How many heads of `head_dim` make up `width`, which the message calls `what`.
+
+    Raises:
+        ValueError: not a whole number; names the divisors.
+    """
+    if width % head_dim:
+        allowed = [size for size in range(1, width + 1) if width % size == 0]
+        raise ValueError(f"head_dim={head_dim} does not divide {what}; allowed: {allowed}")
+    return width // head_dim
+
+
+def whole_width(expansion: float, d_model: int) -> int:
+    """Inner width ``expansion * d_model``.
+
+    Raises:
+        ValueError: not a whole number of channels.
+    """
+    width = round(expansion * d_model)
+    if width < 1 or width != expansion * d_model:
+        raise ValueError(
+            f"expansion={expansion} times d_model={d_model} is not whole; "
+            "allowed: positive multiples of 1/d_model"
+        )
+    return width
+
+
 def split_heads(x_BTd: Tensor, num_heads: int) -> Tensor:
     """(B, T, N H) as (B, N, T, H)."""
     batch, time, width = x_BTd.shape

@@ -141,7 +141,12 @@ def replacing(folder: Path) -> Iterator[Path]:
         old = temporary.with_name(temporary.name + "-old")
         if folder.exists():
             folder.rename(old)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

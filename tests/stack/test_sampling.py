@@ -60,3 +60,9 @@ def test_greedy_ignores_seeds() -> None:
 def test_values_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize("temperature", [1e-42, -0.5, float("nan")])
+def test_a_temperature_that_leaves_nothing_to_draw_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature 0, or from 1e-6 up"):
+        Sampling(temperature=temperature)

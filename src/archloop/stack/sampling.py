@@ -42,7 +42,8 @@ class Sampling:
     def __post_init__(self) -> None:
         allowed = {
             "repetition_penalty above 0": self.repetition_penalty > 0,
-            "temperature 0 or more": self.temperature >= 0,
+            # Below, the quotient may overflow and no token is left to draw.
+            "temperature 0, or from 1e-6 up": self.temperature == 0 or self.temperature >= 1e-6,
             "top_k at least 1": self.top_k is None or self.top_k >= 1,
             "top_p above 0 and at most 1": 0 < self.top_p <= 1,
             "min_p from 0 to 1": 0 <= self.min_p <= 1,

@@ -39,7 +39,8 @@ def test_blocks_take_at_most_two_adjacent_values_of_the_grid(seed: int) -> None:
     used = {b.channel_genes["expansion"] for b in genome.blocks if b.channel_mixer == "swiglu"}
     places = sorted(space.free_grid.index(value) for value in used)
     assert len(places) <= 2
-    assert places == list(range(places[0], places[0] + len(places)))
+    # A genome of sparse blocks alone uses none.
+    assert all(above == below + 1 for below, above in itertools.pairwise(places))
 
 
 def test_no_other_choice_of_two_adjacent_values_is_nearer() -> None:

@@ -207,13 +207,15 @@ def test_budgets_on_every_context_replace_the_default() -> None:
     assert objectives.reference_point({"here": profile()}, absolute).memory == pytest.approx(1.33)
 
 
-def test_latency_is_bounded_only_by_first_token_and_decode_together() -> None:
+@pytest.mark.parametrize("num_steps", [256, 16])
+def test_latency_is_bounded_only_by_first_token_and_decode_together(num_steps: int) -> None:
     ttft = Budget(metric="ttft_ms", limit=2, relative=True)
     p95 = Budget(metric="decode_p95_ms", limit=15)
-    reference = {"here": profile()}
+    identity = IDENTITY.model_copy(update={"decode_tokens": num_steps})
+    reference = {"here": profile(identity=identity)}
     assert objectives.reference_point(reference, [ttft]).latency == 1.5
     bounds = [
-        (2 * t + 256 * 15) / (t + 256 * 10) for t in (102.4, 409.6)
+        (2 * t + num_steps * 15) / (t + num_steps * 10) for t in (102.4, 409.6)
     ]  # fmt: skip
     found = objectives.reference_point(reference, [ttft, p95]).latency
     assert found == pytest.approx(math.sqrt(bounds[0] * bounds[1]))

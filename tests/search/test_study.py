@@ -101,7 +101,6 @@ def test_hypervolume_adds_up(finished):
     assert curve[-1] == (13, pytest.approx(total))
     assert gains == pytest.approx(total)
     assert [volume for _, volume in curve] == sorted(volume for _, volume in curve)
-    assert store.front_numbers(record)
 
 
 # Optuna warns that it explains low values of a target; which end is explained does not matter here.

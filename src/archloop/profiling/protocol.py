@@ -292,4 +292,5 @@ class _Run:
             precision=manifest.precision,
             threads=self.threads,
             contexts=self.config.contexts,
+            decode_tokens=self.config.decode_tokens,
         )

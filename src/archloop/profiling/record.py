@@ -19,7 +19,11 @@ class Interval(_Record):
 
 
 class Identity(_Record):
-    """What must be equal for two measurements to be compared."""
+    """What must be equal for two measurements to be compared.
+
+    Attributes:
+        decode_tokens: of the request whose latency is an objective.
+    """
 
     device: str
     runtime: str
@@ -28,6 +32,7 @@ class Identity(_Record):
     precision: str
     threads: int
     contexts: tuple[int, ...]
+    decode_tokens: int = 256
 
 
 class Figures(_Record):
@@ -57,7 +62,7 @@ class Profile(_Record):
 
     Attributes:
         figures: by context, ascending.
-        latency: request latency (TTFT + 256 decode steps) over the reference's, geometric mean
+        latency: request latency (TTFT + `decode_tokens` steps) over the reference's, geometric mean
             over contexts; None without a reference.
         memory: peak less baseline over the reference's, largest over contexts; None likewise.
         ratios: per-context ratios to the reference by figure name, `{"1024": {"ttft_ms": ...}}`.

@@ -17,8 +17,6 @@ MIN_SIGNAL = 3.0
 """Standard errors above chance that the reference preset must reach for a task to count."""
 DEFAULT_BOUND = 1.5
 """Reference point in latency and memory, as ratios to the reference preset."""
-DECODE_STEPS = 256
-"""Decode steps of the workload whose latency is an objective."""
 NORMAL_95 = 1.959964
 """Half-width of a 95% interval in standard errors."""
 
@@ -284,6 +282,7 @@ def _limit(
 def _latency_bound(profile: Profile, device: str, budgets: Sequence[Budget]) -> float | None:
     """Largest latency ratio within the budgets; None if some context is not limited."""
     logs = []
+    num_steps = profile.identity.decode_tokens
     for figures in profile.figures:
         at = (device, figures.context)
         ttft = _limit(budgets, ["ttft_ms"], *at, figures.ttft_ms.value)
@@ -295,8 +294,8 @@ def _latency_bound(profile: Profile, device: str, budgets: Sequence[Budget]) -> 
         step = min((s for s in steps if s is not None), default=None)
         if ttft is None or step is None:
             return None
-        own = figures.ttft_ms.value + DECODE_STEPS * figures.decode_p50_ms.value
-        logs.append(math.log((ttft + DECODE_STEPS * step) / own))
+        own = figures.ttft_ms.value + num_steps * figures.decode_p50_ms.value
+        logs.append(math.log((ttft + num_steps * step) / own))
     return math.exp(math.fsum(logs) / len(logs))
 
 

@@ -122,7 +122,7 @@ def _parse(content: bytes, kind: type[T]) -> tuple[Stage[T], str]:
         data, checksum = file["data"], file["sha256"]
         value = kind.model_validate(data)
         seconds, key = float(file["seconds"]), str(file["key"])
-    except (KeyError, TypeError, ValidationError) as error:
+    except (KeyError, TypeError, RecursionError, ValidationError) as error:
         raise ValueError(f"not a stage file: {_one_line(error)}") from error
     if _checksum(data) != checksum:
         raise ValueError("the checksum differs")

@@ -87,17 +87,6 @@ def hypervolume_curve(record: StudyRecord) -> list[tuple[int, float]]:
     return curve
 
 
-def front_numbers(record: StudyRecord, rung: int = 0) -> list[int]:
-    """Numbers of the trials on a rung's front; fronts of different rungs do not compare."""
-    reached: list[tuple[int, Objectives]] = [
-        (trial.number, trial.rungs[rung].objectives)  # type: ignore[misc]
-        for trial in record.trials
-        if trial.state == "complete" and len(trial.rungs) > rung
-    ]
-    keep = front.nondominated([as_point(objectives) for _, objectives in reached])
-    return [number for (number, _), kept in zip(reached, keep, strict=True) if kept]
-
-
 # --- the recipe's copy --------------------------------------------------------------------------
 
 
@@ -116,7 +105,7 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str] | None:
             raise ValueError("the checksum differs")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({error}); restore it from a copy") from error
     return settings, digest
 

@@ -17,7 +17,7 @@ from archloop.search.baseline import Baseline, reference_rungs
 from archloop.search.connection import open_for_reading
 from archloop.search.database import Stored
 from archloop.search.objectives import as_point
-from archloop.search.record import Objectives, Rung, StudyRecord, TrialRecord
+from archloop.search.record import Rung, StudyRecord, TrialRecord
 from archloop.search.stages import Profiled, Proposed
 from archloop.text.files import write_atomic
 

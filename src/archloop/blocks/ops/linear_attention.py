@@ -10,7 +10,9 @@ again and again: between the left and right half of each block the reference poi
 the left one, which makes both exponents at most 0, and only blocks of 4 are left to be formed
 row by row. Exact at any gate strength, and nothing above the diagonal is computed.
 
-Everything is computed in the dtype of g: at least float32.
+Everything is computed in the dtype of g: at least float32. On a GPU, kernels of our own do the same
+(`triton_linear_attention`): products take operands in the dtype of v and sum in float32, and the
+outputs and the states before each chunk are in the dtype of v.
 
 Shape suffixes: as in `ops.chunks`; X all leading dimensions, h half-block.
 """
@@ -18,7 +20,9 @@ Shape suffixes: as in `ops.chunks`; X all leading dimensions, h half-block.
 import torch
 from torch import Tensor
 
+from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
+from archloop.blocks.ops.scan import apply
 
 CHUNK = 64
 LEAF = 4
@@ -58,6 +62,14 @@ def states(
     k_BNTK: Tensor, v_BNTV: Tensor, g_BNTK: Tensor, initial_BNKV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """State before each chunk, (B, N, n, K, V), and after the last token."""
+    if on_gpu(g_BNTK, k_BNTK, v_BNTV):
+        from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
+        from archloop.blocks.ops.triton_linear_attention import States, Sums
+
+        chunk = chunk_size(k_BNTK.shape[2], CHUNK, SMALLEST_CHUNK)
+        b_BNSK = apply(Sums, g_BNTK, chunk)
+        states_BNnKV, final_BNKV = apply(States, k_BNTK, v_BNTV, b_BNSK, initial_BNKV, chunk)
+        return states_BNnKV, final_BNKV
     chunk = chunk_size(k_BNTK.shape[2], CHUNK, LEAF)
     k, v, g = (split(x.to(g_BNTK.dtype), chunk) for x in (k_BNTK, v_BNTV, g_BNTK))
     b = g.cumsum(3)
@@ -76,10 +88,24 @@ def read(
 ) -> Tensor:
     """Outputs (B, N, T, V), given the state before each chunk of at most `largest` tokens."""
     time = q_BNTK.shape[2]
+    if on_gpu(g_BNTK, q_BNTK, k_BNTK, v_BNTV):
+        from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
+        from archloop.blocks.ops.triton_linear_attention import Read, Sums
+
+        chunk = chunk_size(time, largest, SMALLEST_CHUNK)
+        b_BNSK = apply(Sums, g_BNTK, chunk)
+        o_BNTV: Tensor = apply(Read, q_BNTK, k_BNTK, v_BNTV, b_BNSK, states_BNnKV, chunk)
+        return o_BNTV
     chunk = chunk_size(time, largest, LEAF)
     q, k, v, g = (split(x.to(g_BNTK.dtype), chunk) for x in (q_BNTK, k_BNTK, v_BNTV, g_BNTK))
     b = g.cumsum(3)
     return join((q * b.exp()) @ states_BNnKV + within_chunk(q, k, v, g, b), time)
+
+
+def on_gpu(g: Tensor, *operands: Tensor) -> bool:
+    """Whether kernels serve log-decays g and operands of products of these dtypes."""
+    served = (torch.float32, torch.bfloat16)
+    return triton_kernels.usable(g) and all(x.dtype in served for x in operands)
 
 
 def within_chunk(

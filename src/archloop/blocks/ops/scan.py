@@ -65,7 +65,7 @@ def scan_pair(a: Pair, b: Pair, start: Pair | None = None) -> Pair:
     return h_BTF.real, h_BTF.imag
 
 
-def apply(function: type[torch.autograd.Function], *args: Tensor) -> Any:
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply`, which PyTorch leaves untyped."""
     return function.apply(*args)
 

@@ -5,7 +5,8 @@ group share queries and keys. Because the decay is a scalar, a chunk is plain at
 are multiplied by ``exp(b_i - b_j)`` (b the cumulative log-decay; masked with -inf before exp). As
 in `ops.linear_attention`, the parallel form has two halves, `states` and `read`.
 
-Everything is computed in the dtype of g: at least float32.
+Everything is computed in the dtype of g: at least float32. On a GPU, kernels of our own do the same
+(`triton_ssd`), with dtypes as in `ops.linear_attention`.
 
 Shape suffixes: as in `ops.chunks`; G groups, N = G R heads.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention
 from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
+from archloop.blocks.ops.scan import apply
 
 CHUNK = 64
 
@@ -33,6 +35,13 @@ def states(
 ) -> tuple[Tensor, Tensor]:
     """State before each chunk, (B, G, n, K, R, V), and after the last token, (B, N, K, V)."""
     groups, heads = k_BGTK.shape[1], v_BNTV.shape[1]
+    if linear_attention.on_gpu(g_BNT, k_BGTK, v_BNTV):
+        from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
+        from archloop.blocks.ops.triton_ssd import States
+
+        chunk = chunk_size(k_BGTK.shape[2], CHUNK, SMALLEST_CHUNK)
+        states_BNnKV, final_BNKV = apply(States, k_BGTK, v_BNTV, g_BNT, initial_BNKV, chunk)
+        return states_BNnKV.unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2, 5), final_BNKV
     chunk = chunk_size(k_BGTK.shape[2], CHUNK)
     k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (k_BGTK, v_BNTV, g_BNT))
     b = g.cumsum(3)
@@ -61,6 +70,14 @@ def read(
 ) -> Tensor:
     """Outputs (B, N, T, V), given the state before each chunk and the sizes of these."""
     groups, time = q_BGTK.shape[1:3]
+    if linear_attention.on_gpu(g_BNT, q_BGTK, k_BGTK, v_BNTV):
+        from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
+        from archloop.blocks.ops.triton_ssd import Read
+
+        chunk = chunk_size(time, largest, SMALLEST_CHUNK)
+        states_BNnKV = states_BGnKRV.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+        o_BNTV: Tensor = apply(Read, q_BGTK, k_BGTK, v_BNTV, g_BNT, states_BNnKV, chunk)
+        return o_BNTV
     chunk = chunk_size(time, largest, smallest)
     q, k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (q_BGTK, k_BGTK, v_BNTV, g_BNT))
     b = g.cumsum(3)

@@ -1,0 +1,128 @@
+"""Kernels of both chunked linear attentions equal the float64 recurrences, with all gradients.
+
+Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+
+from archloop.blocks.ops import linear_attention, ssd, triton_kernels  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
+ERROR = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mild": lambda x: F.logsigmoid(x) / 16,
+    "plain": F.logsigmoid,
+    "strong": lambda x: 4000 * F.logsigmoid(x - 2),
+    "none": torch.zeros_like,
+}
+# Batch, heads, groups, time, key width, value width, gate, initial state.
+SHAPES = [
+    (1, 2, 1, 1, 32, 64, "plain", True),
+    (2, 2, 2, 17, 6, 5, "plain", True),
+    (2, 2, 1, 65, 16, 40, "strong", True),
+    (1, 2, 2, 130, 72, 16, "mild", False),
+]
+if not INTERPRETED:
+    SHAPES += [
+        (3, 4, 2, 17, 64, 32, "strong", False),
+        (2, 4, 4, 64, 128, 128, "plain", True),
+        (4, 8, 1, 300, 32, 64, "mild", True),
+        (2, 4, 1, 300, 256, 64, "plain", True),
+        (2, 4, 4, 300, 64, 128, "strong", True),
+        (2, 4, 2, 300, 128, 64, "none", True),
+        (2, 2, 1, 300, 128, 256, "mild", True),
+        (2, 16, 1, 1025, 128, 64, "plain", False),
+        (2, 8, 8, 4097, 64, 64, "mild", True),
+        (1, 4, 1, 4097, 128, 64, "mild", True),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        monkeypatch.setattr(triton_kernels, "usable", lambda x, *dtypes: x.dtype == torch.float32)
+
+
+def leaves(shape, dtype, decay_width) -> list[Tensor]:
+    batch, heads, groups, time, keys, values, gate, initial = shape
+
+    def by_token(*sizes):
+        return torch.randn(sizes[0], sizes[2], sizes[1], *sizes[3:], device=DEVICE).transpose(1, 2)
+
+    g = GATES[gate](by_token(batch, heads, time, *([keys] if decay_width else [])))
+    q, k = (by_token(batch, groups, time, keys).to(dtype) for _ in range(2))
+    parts = [q, k, by_token(batch, heads, time, values).to(dtype), g]
+    if initial:
+        parts.append(torch.randn(batch, heads, keys, values, device=DEVICE))
+    return [part.requires_grad_() for part in parts]
+
+
+def exact(parts: list[Tensor]) -> list[Tensor]:
+    """In float64, where the plain chunked forms serve, which other tests tie to the recurrence."""
+    return [part.detach().double().requires_grad_() for part in parts]
+
+
+def compare(module, parts: list[Tensor], dtype: torch.dtype) -> None:
+    results = []
+    for inputs in (parts, exact(parts)):
+        q, k, v, g, *initial = inputs
+        before, final = module.states(k, v, g, initial[0] if initial else None)
+        outputs = module.read(q, k, v, g, before)
+        torch.manual_seed(1)
+        weights, ends = (torch.randn(x.shape, device=DEVICE) for x in (outputs, final))
+        weights = weights.to(dtype)
+        gradients = torch.autograd.grad(
+            [outputs, final], inputs, [weights.to(outputs.dtype), ends.to(final.dtype)]
+        )
+        results.append([outputs.detach(), final.detach(), *gradients])
+    names = ["outputs", "final", "dq", "dk", "dv", "dg", "dinitial"]
+    found = {}
+    for name, fast, plain in zip(names, *results, strict=False):
+        assert fast.isfinite().all(), name
+        scale = plain.norm().clamp(min=1e-6 * plain.numel() ** 0.5)
+        found[name] = float((fast.double() - plain).norm() / scale)
+    assert max(found.values()) < ERROR[dtype], found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_decay_per_key_channel(shape, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    batch, heads, _, *rest = shape
+    shape = (batch, heads, heads, *rest)
+    compare(linear_attention, leaves(shape, dtype, decay_width=True), dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_decay_per_head(shape, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    compare(ssd, leaves(shape, dtype, decay_width=False), dtype)
+
+
+@pytest.mark.parametrize("largest", [16, 32])
+def test_smaller_chunks(largest: int) -> None:
+    torch.manual_seed(0)
+    q, k, v, g = leaves((1, 2, 2, 40, 16, 16, "plain", False), torch.float32, decay_width=True)
+    count = -(-40 // largest)
+    before = torch.randn(1, 2, count, 16, 16, device=DEVICE)
+    fast = linear_attention.read(q, k, v, g, before, largest=largest)
+    plain = linear_attention.read(*exact([q, k, v, g, before]), largest=largest)
+    assert float((fast - plain).detach().norm() / plain.detach().norm()) < 1e-5
+    fast = ssd.read(q, k, v, g[..., 0], before.unsqueeze(4), largest)
+    plain = ssd.read(*exact([q, k, v, g[..., 0], before.unsqueeze(4)]), largest)
+    assert float((fast - plain).detach().norm() / plain.detach().norm()) < 1e-5

@@ -17,7 +17,6 @@ from archloop.profiling import (
     profile_from_samples,
     read_samples,
 )
-from archloop.profiling.config import CHUNK_TOKENS
 from archloop.profiling.turns import Subject, measure_context
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -179,8 +178,13 @@ def test_wrong_names_are_refused_at_once(
 class _Recorder:
     """Stands in for a worker: notes what was asked and checks that nobody else is being timed."""
 
-    def __init__(self, name: str, events: list[str], busy: set[str]) -> None:
+    def __init__(
+        self, name: str, events: list[str], busy: set[str], chunk: int, plans: bool
+    ) -> None:
         self.name, self.events, self.busy = name, events, busy
+        self.opened = {
+            "open_s": 0.0, "state_bytes": 0, "prefill_chunk": chunk, "plans_by_shape": plans
+        }  # fmt: skip
         self.pending: list[str] = []
 
     def send(self, command: str, **arguments: Any) -> None:
@@ -199,7 +203,7 @@ class _Recorder:
                 ("peak_bytes", "resident_bytes", "anonymous_bytes", "file_bytes", "swapped_bytes"),
                 0,
             )
-            self.answer = {"open_s": 0.0, "state_bytes": 0, "memory": zeros, "cpu_s": 0.0}
+            self.answer = {**self.opened, "memory": zeros, "cpu_s": 0.0}
 
     def receive(self) -> dict[str, Any]:
         self.pending.pop(0)
@@ -211,12 +215,19 @@ class _Recorder:
         return self.receive()
 
 
-def test_turns_alternate_and_never_overlap() -> None:
+def recorded(chunk: int, plans: bool = False) -> tuple[list[Subject], list[str]]:
+    """Candidate and reference on stand-in workers, and the list that notes what they do."""
     events: list[str] = []
     busy: set[str] = set()
-    subjects = [Subject(_Recorder(name, events, busy), 256, seed=0) for name in "cr"]  # type: ignore[arg-type]
+    workers = [_Recorder(name, events, busy, chunk, plans) for name in "cr"]
+    subjects = [Subject(worker, 256, seed=0) for worker in workers]  # type: ignore[arg-type]
     for subject in subjects:
         subject.started = {"cpu_s": 0.0}
+    return subjects, events
+
+
+def test_turns_alternate_and_never_overlap() -> None:
+    subjects, events = recorded(chunk=512)
     measure_context(subjects, 64, QUICK, first=0)
     assert events == [
         *("c prefill 64", "r prefill 64"),
@@ -229,5 +240,20 @@ def test_turns_alternate_and_never_overlap() -> None:
     ]
     events.clear()
     measure_context(subjects, 2048, QUICK, first=1)
-    assert events[:2] == [f"r prefill {CHUNK_TOKENS}", f"c prefill {CHUNK_TOKENS}"]
+    assert events[:2] == ["r prefill 512", "c prefill 512"]
     assert len(subjects[0].contexts[1].chunk_ms) == 5 * QUICK.prefill_repeats
+
+
+def test_a_prompt_is_prefilled_as_the_engine_takes_it_in() -> None:
+    """An engine that takes 4,096 tokens at once is timed so, and warmed up at each shape."""
+    subjects, events = recorded(chunk=4096, plans=True)
+    measure_context(subjects, 4096, QUICK, first=0)
+    prefills = [event for event in events if "prefill" in event]
+    assert prefills == [f"{name} prefill 4096" for name in "crrccr"]
+    assert len(subjects[0].contexts[0].ttft_ms) == QUICK.prefill_repeats
+    events.clear()
+    measure_context(subjects, 4096 * 3, QUICK, first=0)
+    assert len(events) - 8 == 2 * 5 * (1 + QUICK.prefill_repeats)
+    long = subjects[0].contexts[1]
+    assert long.chunk_tokens == 4096
+    assert sorted({depth for depth, _ in long.chunk_ms}) == [0, 2048, 4096, 6144, 8192]

@@ -11,7 +11,7 @@ from rich.console import Console
 from archloop.devices.base import Readings
 from archloop.profiling import ProfileConfig, profile_from_samples, read_samples, table
 from archloop.profiling.record import Interval
-from archloop.profiling.samples import SAMPLES, ContextSamples
+from archloop.profiling.samples import SAMPLES, ContextSamples, ProcessSamples
 from profiling.samples import memory, pair, process, samples
 
 
@@ -55,6 +55,38 @@ def test_latency_is_a_request_and_memory_the_worst_context() -> None:
     assert profile.latency.value == near((request[0] * request[1]) ** 0.5)
     assert profile.memory is not None
     assert profile.memory.value == near(300 / 200)
+
+
+def test_memory_is_that_of_the_device_that_computes() -> None:
+    """On a GPU the process's own memory counts for nothing."""
+
+    def on_device(peaks: tuple[int, ...]) -> ProcessSamples:
+        made = process(1.0, (9000, 9000))
+        contexts = tuple(
+            at.model_copy(
+                update={"memory": at.memory.model_copy(update={"device_peak_bytes": peak})}
+            )
+            for at, peak in zip(made.contexts, peaks, strict=True)
+        )
+        baseline = made.baseline.model_copy(update={"device_peak_bytes": 50})
+        return made.model_copy(update={"baseline": baseline, "contexts": contexts})
+
+    beside = pair(on_device((150, 250)), on_device((100, 150)))
+    profile = profile_from_samples(samples(beside, beside))
+    assert [at.peak_memory_bytes.value for at in profile.figures] == [near(150), near(250)]
+    assert profile.figures[0].baseline_memory_bytes.value == near(50)
+    assert profile.memory is not None
+    assert profile.memory.value == near(2.0)
+
+
+def test_samples_from_before_devices_had_memory_still_read(tmp_path: Path) -> None:
+    made = samples(pair(process(1.0)), pair(process(1.1)))
+    made.write(tmp_path)
+    content = (tmp_path / SAMPLES).read_text()
+    old = content.replace(',"device_peak_bytes":null', "").replace(',"memory":"process"', "")
+    assert len(old) < len(content) - 100
+    (tmp_path / SAMPLES).write_text(old)
+    assert read_samples(tmp_path) == made
 
 
 def test_without_reference_there_are_no_ratios() -> None:

@@ -4,8 +4,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-CHUNK_TOKENS = 512
-"""Tokens of a prefill chunk, where a prompt's time is composed from chunks."""
 _MONTH_S = 30 * 24 * 3600.0
 """Longer limits overflow the timers of the system."""
 
@@ -28,8 +26,8 @@ class ProfileConfig(BaseModel):
         settle_steps: untimed steps at the start of each block, while caches still hold the
             other process's data (one such step in twenty would be the 95th percentile).
         prefill_repeats: timed prefills of each process and context.
-        full_prefill_tokens: a longer prompt is not prefilled whole: its time is composed from
-            chunks timed at several depths, and flagged so; at least one chunk.
+        full_prefill_tokens: a longer prompt is not prefilled whole if the engine takes it in parts:
+            its time is composed from parts timed at several depths, and flagged so; at least 512.
         decode_tokens: tokens of one request, for the latency objective.
         time_limit_s: that a process may take for the work asked of it.
         memory_limit_bytes: of private memory of a process; None leaves it to the system.
@@ -50,7 +48,7 @@ class ProfileConfig(BaseModel):
     block_steps: Count = 20
     settle_steps: int = Field(2, ge=0)
     prefill_repeats: Count = 2
-    full_prefill_tokens: int = Field(4096, ge=CHUNK_TOKENS)
+    full_prefill_tokens: int = Field(4096, ge=512)
     decode_tokens: Count = 256
     time_limit_s: float = Field(900.0, gt=0, le=_MONTH_S)
     memory_limit_bytes: Count | None = None

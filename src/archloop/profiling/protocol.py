@@ -21,7 +21,7 @@ from archloop.devices.base import Device
 from archloop.profiling.client import MeasurementError, Role, WorkerProcess
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity, Profile
-from archloop.profiling.samples import PairSamples, Samples, read_samples
+from archloop.profiling.samples import Memory, PairSamples, Samples, read_samples
 from archloop.profiling.summary import profile_from_samples
 from archloop.profiling.turns import Subject, measure_context, start, wait_started
 from archloop.runtimes.base import Manifest, Runtime, read_manifest
@@ -162,7 +162,7 @@ class _Run:
             spec=self.specs["candidate"],
             reference=self.specs.get("reference"),
             config=self.config,
-            identity=self._identity(manifest),
+            identity=self._identity(manifest, pairs[0].candidate.baseline),
             device=self.about,
             pairs=tuple(pairs),
             looks=1,
@@ -283,7 +283,7 @@ class _Run:
     def _plugins(self) -> list[str]:
         return [self.device.push(folder) for folder in registry.folders()]
 
-    def _identity(self, manifest: Manifest) -> Identity:
+    def _identity(self, manifest: Manifest, baseline: Memory) -> Identity:
         return Identity(
             device=self.device.label,
             runtime=manifest.runtime,
@@ -293,4 +293,5 @@ class _Run:
             threads=self.threads,
             contexts=self.config.contexts,
             decode_tokens=self.config.decode_tokens,
+            memory="process" if baseline.device_peak_bytes is None else "device",
         )

@@ -3,6 +3,8 @@
 Measured values have these types and no others; formulas (`stack.cost`) never produce them.
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -23,6 +25,7 @@ class Identity(_Record):
 
     Attributes:
         decode_tokens: of the request whose latency is an objective.
+        memory: whose peak is reported: the process's, or that of a device with its own memory.
     """
 
     device: str
@@ -33,6 +36,7 @@ class Identity(_Record):
     threads: int
     contexts: tuple[int, ...]
     decode_tokens: int = 256
+    memory: Literal["process", "device"] = "process"
 
 
 class Figures(_Record):
@@ -44,7 +48,7 @@ class Figures(_Record):
         prefill_tok_per_s: context over prefill time.
         decode_p50_ms: median decode step.
         decode_p95_ms: 95th percentile.
-        peak_memory_bytes: VmHWM of the process that ran it.
+        peak_memory_bytes: of the memory that the engine computes in (`Identity.memory`).
         baseline_memory_bytes: the same engine, loaded with nothing.
     """
 

@@ -24,13 +24,24 @@ class _Record(BaseModel):
 
 
 class Memory(_Record):
-    """Memory of a process at one moment (see `profiling.memory`)."""
+    """Memory of a process at one moment (see `profiling.memory`).
+
+    Attributes:
+        device_peak_bytes: the engine's peak on a device with memory of its own, such as a GPU
+            (`Runtime.device_peak_bytes`); None where it computes in the process's memory.
+    """
 
     peak_bytes: int
     resident_bytes: int
     anonymous_bytes: int
     file_bytes: int
     swapped_bytes: int
+    device_peak_bytes: int | None = None
+
+    @property
+    def engine_peak_bytes(self) -> int:
+        """Peak of the memory that the engine computes in: its device's, or the process's."""
+        return self.peak_bytes if self.device_peak_bytes is None else self.device_peak_bytes
 
 
 class ContextSamples(_Record):
@@ -41,7 +52,7 @@ class ContextSamples(_Record):
         state_bytes: of the state opened for the context and the decode steps.
         ttft_ms: each timed prefill of the whole prompt, with sampling.
         chunk_ms: where the prompt is too long for that, each timed chunk as (depth, ms).
-        chunk_tokens: tokens of such a chunk.
+        chunk_tokens: tokens of such a chunk: what the engine takes in at once.
         decode_ms: each timed step, by block.
         finite: all logits were finite.
     """
@@ -88,7 +99,7 @@ class ProcessSamples(_Record):
 
     def net_bytes(self, context: ContextSamples) -> int:
         """Peak at a context less the engine's empty baseline."""
-        return max(context.memory.peak_bytes - self.baseline.peak_bytes, 1)
+        return max(context.memory.engine_peak_bytes - self.baseline.engine_peak_bytes, 1)
 
 
 class PairSamples(_Record):

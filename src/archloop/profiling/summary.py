@@ -18,8 +18,8 @@ FIGURES: dict[str, Reading] = {
     "prefill_tok_per_s": lambda _, at: at.context / at.prefill_ms * 1000,
     "decode_p50_ms": lambda _, at: at.decode_quantile_ms(0.5),
     "decode_p95_ms": lambda _, at: at.decode_quantile_ms(0.95),
-    "peak_memory_bytes": lambda _, at: at.memory.peak_bytes,
-    "baseline_memory_bytes": lambda process, _: process.baseline.peak_bytes,
+    "peak_memory_bytes": lambda _, at: at.memory.engine_peak_bytes,
+    "baseline_memory_bytes": lambda process, _: process.baseline.engine_peak_bytes,
 }
 
 

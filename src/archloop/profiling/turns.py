@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from archloop.profiling.client import WorkerProcess
-from archloop.profiling.config import CHUNK_TOKENS, ProfileConfig
+from archloop.profiling.config import ProfileConfig
 from archloop.profiling.samples import ContextSamples, Memory, ProcessSamples
 
 _CHUNK_DEPTHS = 5
@@ -53,10 +53,28 @@ class Subject:
         milliseconds: float = answer["ms"]
         return milliseconds
 
-    def chunk(self, depth: int) -> None:
-        """Time one prefill chunk after `depth` tokens."""
+    def chunk(self, depth: int) -> float:
+        """Milliseconds of one prefill chunk after `depth` tokens."""
         self.worker.ask("fill", num_tokens=depth, seed=self.seed)
-        self.chunk_ms.append((depth, self.prefill(CHUNK_TOKENS, fresh=False)))
+        return self.prefill(self.chunk_tokens, fresh=False)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens that the engine takes in at once."""
+        tokens: int = self.opened["prefill_chunk"]
+        return tokens
+
+    @property
+    def plans_by_shape(self) -> bool:
+        """Each shape of prefill must run once before it is timed."""
+        plans: bool = self.opened["plans_by_shape"]
+        return plans
+
+    @property
+    def depths(self) -> list[int]:
+        """Where chunks are timed: evenly from the start to where the last chunk begins."""
+        deepest = self.context - self.chunk_tokens
+        return [deepest * index // (_CHUNK_DEPTHS - 1) for index in range(_CHUNK_DEPTHS)]
 
     def decode(self, untimed: int, timed: int) -> None:
         """One block of decode steps; it is kept if any of them is timed."""
@@ -83,7 +101,7 @@ class Subject:
                 state_bytes=self.opened["state_bytes"],
                 ttft_ms=tuple(self.ttft_ms),
                 chunk_ms=tuple(self.chunk_ms),
-                chunk_tokens=CHUNK_TOKENS,
+                chunk_tokens=self.chunk_tokens,
                 decode_ms=tuple(self.decode_ms),
                 memory=Memory(**answer["memory"]),
                 finite=self.finite,
@@ -129,10 +147,11 @@ def measure_context(
         subject.begin(context)
     turns = _orders(subjects, first)
     _fill(subjects, context)
-    if context <= config.full_prefill_tokens:
+    takes_whole = any(context <= subject.chunk_tokens for subject in subjects)
+    if takes_whole or context <= config.full_prefill_tokens:
         _full_prefills(turns, context, config)
     else:
-        _chunks(turns, context, config)
+        _chunks(turns, config)
     _fill(subjects, context)
     for subject in next(turns):
         subject.decode(config.warmup_steps, 0)
@@ -145,21 +164,21 @@ def measure_context(
 
 def _full_prefills(turns: Iterator[list[Subject]], context: int, config: ProfileConfig) -> None:
     for subject in next(turns):
-        subject.prefill(min(context, _WARM_TOKENS))
+        subject.prefill(context if subject.plans_by_shape else min(context, _WARM_TOKENS))
     for _ in range(config.prefill_repeats):
         for subject in next(turns):
             subject.ttft_ms.append(subject.prefill(context))
 
 
-def _chunks(turns: Iterator[list[Subject]], context: int, config: ProfileConfig) -> None:
-    deepest = context - CHUNK_TOKENS
-    depths = [deepest * index // (_CHUNK_DEPTHS - 1) for index in range(_CHUNK_DEPTHS)]
+def _chunks(turns: Iterator[list[Subject]], config: ProfileConfig) -> None:
     for subject in next(turns):
-        subject.prefill(CHUNK_TOKENS)
+        for depth in subject.depths if subject.plans_by_shape else (0,):
+            subject.chunk(depth)
     for _ in range(config.prefill_repeats):
-        for depth in depths:
+        for index in range(_CHUNK_DEPTHS):
             for subject in next(turns):
-                subject.chunk(depth)
+                depth = subject.depths[index]
+                subject.chunk_ms.append((depth, subject.chunk(depth)))
 
 
 def _fill(subjects: list[Subject], num_tokens: int) -> None:

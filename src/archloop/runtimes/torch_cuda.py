@@ -53,6 +53,18 @@ class TorchCuda(Runtime):
         torch.nn.functional.softmax(x @ x, -1)
         torch.cuda.synchronize()
 
+    def device_peak_bytes(self) -> int:
+        """What PyTorch reserved of the card: tensors, and the gaps that its allocator keeps."""
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+
+    def reset_device_peak(self) -> None:  # noqa: D102
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:  # noqa: D102
         from archloop.runtimes.torch_eager import TorchEager
 
@@ -72,6 +84,8 @@ class TorchCuda(Runtime):
 
 class CudaSession(TorchSession):
     """A decoder on the GPU; prompts through fused kernels, decode through a captured step."""
+
+    plans_by_shape = True
 
     def __init__(self, decoder: "Decoder", max_context: int) -> None:
         from archloop.stack.fused import FusedDecoder, StepGraph

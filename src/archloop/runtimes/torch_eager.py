@@ -84,6 +84,7 @@ class TorchSession(Session):
     def prefill(self, ids: Sequence[int]) -> Logits:  # noqa: D102
         if not ids:
             raise ValueError("prefill needs at least one token")
+        self._check_known(min(ids), max(ids))
         self._make_room(len(ids))
         with self.torch.inference_mode():
             for start in range(0, len(ids), self.chunk):
@@ -95,6 +96,7 @@ class TorchSession(Session):
         return _to_numpy(logits_BV)
 
     def decode_step(self, token: int) -> Logits:  # noqa: D102
+        self._check_known(token, token)
         self._make_room(1)
         with self.torch.inference_mode():
             logits_BV = self.take_one(self.torch.tensor([token]))
@@ -138,6 +140,18 @@ class TorchSession(Session):
     @property
     def state_bytes(self) -> int:  # noqa: D102
         return self.state.nbytes
+
+    @property
+    def prefill_chunk(self) -> int:  # noqa: D102
+        return self.chunk
+
+    def _check_known(self, lowest: int, highest: int) -> None:
+        # Looked up on a GPU, an unknown id ends the process instead of the call.
+        if lowest < 0 or highest >= self.decoder.spec.vocab_size:
+            raise ValueError(
+                f"token {lowest if lowest < 0 else highest} is not in the vocabulary of "
+                f"{self.decoder.spec.vocab_size}"
+            )
 
     def _make_room(self, num_new: int) -> None:
         if self.num_tokens + num_new > self.max_context:

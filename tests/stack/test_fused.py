@@ -114,6 +114,37 @@ def test_rows_of_different_lengths_decode_and_refuse_prefill():
 
 
 @pytest.mark.gpu
+def test_wrong_shapes_are_refused_not_broadcast():
+    _, fused = models(mixers="CA", channels="DM")
+    ids, state = torch.ones(3, 4, dtype=torch.int64, device=DEVICE), fused.init_state(3, 8)
+    with pytest.raises(ValueError, match="2 rows for a state of 3"):
+        fused.prefill(ids[:2], state)
+    with pytest.raises(ValueError, match="1 rows for a state of 3"):
+        fused.step(ids[:1, 0], state)
+    with pytest.raises(ValueError, match="at least one token"):
+        fused.prefill(ids[:, :0], state)
+    assert state.num_tokens == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="graphs need a CUDA device")
+def test_a_step_is_captured_over_the_smallest_state():
+    """Warm-up steps stay within one slot."""
+    decoder, fused = models()
+    plain, mine = decoder.init_state(1, 1), fused.init_state(1, 1)
+    for state in (plain, mine):
+        for own in state.mixers.values():
+            for tensor in own.tensors.values():
+                tensor.zero_()
+    ids = torch.randint(0, 512, (1,), device=DEVICE)
+    graph = fused.capture(mine)
+    assert error(graph.step(ids), decoder.step(ids, plain)) < ERROR
+    check_states(mine, plain)
+    with pytest.raises(ValueError, match="full at max_context=1"):
+        graph.step(ids)
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="graphs need a CUDA device")
 @pytest.mark.parametrize("batch", [1, 5])
 def test_captured_steps_equal_plain_ones(batch):

@@ -22,7 +22,7 @@ from archloop.blocks.channel_mixers.swiglu import SwiGLU
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
 from archloop.stack.cost import channel_config, mixer_config
-from archloop.stack.decoder import Block, Decoder, DecoderState
+from archloop.stack.decoder import Block, Decoder, DecoderState, check_rows
 from archloop.stack.spec import BlockSpec, StackSpec
 
 TOKENS_PER_PASS = 32768
@@ -134,9 +134,13 @@ class FusedDecoder:
             tokens_per_pass: rows are taken in groups of about this many tokens.
 
         Raises:
-            ValueError: no room, or the rows hold different numbers of tokens.
+            ValueError: no tokens, no room, the state is for another number of rows, or its rows
+                hold different numbers of tokens.
         """
         batch, time = ids_BT.shape
+        if time == 0:
+            raise ValueError("prefill needs at least one token in each row")
+        check_rows(ids_BT, state)
         held = state.num_tokens
         if held + time > state.max_context:
             raise ValueError(
@@ -235,8 +239,9 @@ class FusedDecoder:
         """One token per row; logits (B, V) for the next.
 
         Raises:
-            ValueError: the state is full.
+            ValueError: the state is full, or is for another number of rows.
         """
+        check_rows(ids_B, state)
         if state.num_tokens >= state.max_context:
             raise ValueError(
                 f"the state is full at max_context={state.max_context}; make a larger one"
@@ -374,12 +379,13 @@ class StepGraph:
         self._fused = fused
         touched = [t for part in self._touched() for t in part]
         before = [t.clone() for t in touched]
-        state.lengths_B.zero_()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.no_grad():
             # Kernels compile, and libraries make their handles, before anything is recorded.
             for _ in range(WARM_STEPS):
+                # Each in the first slot, which the smallest state has too.
+                state.lengths_B.zero_()
                 self._record()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
@@ -389,11 +395,11 @@ class StepGraph:
             tensor.copy_(old)
 
     def _touched(self) -> Iterator[list[Tensor]]:
-        """What warm-up steps from an empty state overwrite: not a copy of the whole KV cache."""
+        """What steps from an empty state overwrite: not a copy of the whole KV cache."""
         yield [self.state.lengths_B]
         for (index, _), own in self.state.mixers.items():
             if isinstance(self._fused.blocks[index].mixers[0], GQA):
-                yield [own[name][:, :, :WARM_STEPS] for name in ("k", "v")]
+                yield [own[name][:, :, :1] for name in ("k", "v")]
             else:
                 yield list(own.tensors.values())
 
@@ -409,11 +415,12 @@ class StepGraph:
             ids_B: the tokens; None takes the most likely ones of the step before.
 
         Raises:
-            ValueError: the state is full.
+            ValueError: the state is full, or is for another number of rows.
         """
         if self.state.num_tokens >= self.state.max_context:
             raise ValueError(f"the state is full at max_context={self.state.max_context}")
         if ids_B is not None:
+            check_rows(ids_B, self.state)
             self.ids_B.copy_(ids_B)
         self._graph.replay()
         _advance(self.state, 1)

@@ -70,6 +70,16 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
     assert err.count("\n") == 1, err
 
 
+def test_a_bug_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(_: str) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr("archloop.cli.load_spec", wrong)
+    result = CliRunner().invoke(app, ["profile", "lfm2-350m"])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ValueError)
+
+
 def test_an_interrupted_command_says_whether_it_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

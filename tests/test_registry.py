@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from archloop import registry
+from archloop.errors import UserError
 
 
 def test_names_are_files() -> None:
@@ -39,3 +40,14 @@ def test_folder_adds_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         registry.add_folder(tmp_path / "nowhere")
+
+
+def test_a_file_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_folders", {})
+    (tmp_path / "mixers").mkdir()
+    (tmp_path / "mixers" / "broken.py").write_text("import nowhere_at_all\n")
+    registry.add_folder(tmp_path)
+    with pytest.raises(UserError, match=r"broken.py cannot be imported: .*nowhere_at_all"):
+        registry.get("mixers", "broken")

@@ -22,6 +22,7 @@ from rich.table import Column, Table
 
 import archloop
 from archloop import registry
+from archloop.errors import UserError, invalid
 
 if TYPE_CHECKING:
     from archloop.stack.spec import StackSpec
@@ -49,7 +50,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except (ValueError, FileNotFoundError) as error:
+        except UserError as error:
             _fail(error, 2)
         except KeyboardInterrupt:
             # What was finished is kept by these two; the others begin afresh.
@@ -65,16 +66,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(error: Exception, status: int) -> None:
-    stderr.print(f"archloop: {_one_line(error)}", markup=False, soft_wrap=True)
+    stderr.print(f"archloop: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
     raise typer.Exit(status) from None
-
-
-def _one_line(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in (error.title, *first["loc"]))
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _expected_failures() -> tuple[type[Exception], ...]:
@@ -94,7 +87,7 @@ def load_spec(name: str) -> "StackSpec":
     """A preset by name, or a spec from a ``.json`` file.
 
     Raises:
-        ValueError: neither exists, or the file is not a valid spec.
+        UserError: neither exists, or the file is not a valid spec.
     """
     from archloop.stack import presets
     from archloop.stack.spec import StackSpec
@@ -103,7 +96,7 @@ def load_spec(name: str) -> "StackSpec":
     if path.suffix != ".json":
         return presets.load(name)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; give a preset's name or a spec file")
+        raise UserError(f"{path} does not exist; give a preset's name or a spec file")
     return StackSpec.from_json(path.read_bytes())
 
 
@@ -222,14 +215,17 @@ def profile(
     from archloop.profiling import ProfileConfig, table
     from archloop.profiling import profile as measure
 
-    config = ProfileConfig(
-        device=device,
-        runtime=runtime,
-        quant=quant,
-        threads=threads,
-        contexts=_numbers("contexts", contexts),
-        processes=processes,
-    )
+    try:
+        config = ProfileConfig(
+            device=device,
+            runtime=runtime,
+            quant=quant,
+            threads=threads,
+            contexts=_numbers("contexts", contexts),
+            processes=processes,
+        )
+    except ValidationError as error:
+        raise invalid(error) from error
     spec = load_spec(model)
     other = None if reference is None else load_spec(reference)
     hidden = not stderr.is_terminal
@@ -268,7 +264,7 @@ def eval(  # noqa: A001
     from archloop.evals.mad import CHANGES, MadConfig, RunResult, mad_spec, run_mad
 
     if suite != "mad":
-        raise ValueError(f"unknown suite {suite!r}; {registry.suggest(suite, ['mad'])}")
+        raise UserError(f"unknown suite {suite!r}; {registry.suggest(suite, ['mad'])}")
     chosen = tuple(tasks.split(",")) if tasks else tuple(CHANGES)
     config = MadConfig.quick(chosen) if quick else MadConfig(tasks=chosen)
 
@@ -341,7 +337,7 @@ def _dtype(name: str) -> Any:
 
     known = ["bfloat16", "float16", "float32", "float64"]
     if name not in known:
-        raise ValueError(f"unknown dtype {name!r}; {registry.suggest(name, known)}")
+        raise UserError(f"unknown dtype {name!r}; {registry.suggest(name, known)}")
     return getattr(torch, name)
 
 
@@ -349,4 +345,4 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--{option} {text!r} is no list of numbers like 1024,4096") from None
+        raise UserError(f"--{option} {text!r} is no list of numbers like 1024,4096") from None

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from archloop.errors import UserError
+
 
 class Kind(NamedTuple):
     """What one plug-in of a kind is called, where they live and what they must subclass."""
@@ -53,12 +55,12 @@ def get(kind: str, name: str) -> Any:
     """The class that plug-in `name` of `kind` defines.
 
     Raises:
-        ValueError: the kind or name is unknown (near matches are named), or its file does not
-            define exactly one subclass of the kind's base.
+        UserError: the kind or name is unknown (near matches are named), or its file cannot be
+            imported or does not define exactly one subclass of the kind's base.
     """
     locations = _locations(kind)
     if name not in locations:
-        raise ValueError(f"unknown {_kind(kind).noun} {name!r}; {suggest(name, sorted(locations))}")
+        raise UserError(f"unknown {_kind(kind).noun} {name!r}; {suggest(name, sorted(locations))}")
     return _load(kind, name, locations[name])
 
 
@@ -74,11 +76,11 @@ def add_folder(folder: Path) -> None:
     """Also look for plug-ins in ``folder/<kind>/<name>.py``.
 
     Raises:
-        ValueError: the folder does not exist.
+        UserError: the folder does not exist.
     """
     folder = folder.resolve()
     if not folder.is_dir():
-        raise ValueError(f"plugins folder {folder} does not exist")
+        raise UserError(f"plugins folder {folder} does not exist")
     _folders[folder] = None
 
 
@@ -89,7 +91,7 @@ def folders() -> list[Path]:
 
 def _kind(kind: str) -> Kind:
     if kind not in KINDS:
-        raise ValueError(f"unknown plug-in kind {kind!r}; {suggest(kind, sorted(KINDS))}")
+        raise UserError(f"unknown plug-in kind {kind!r}; {suggest(kind, sorted(KINDS))}")
     return KINDS[kind]
 
 
@@ -124,7 +126,7 @@ def _load(kind: str, name: str, location: str | Path) -> Any:
         and not inspect.isabstract(value)
     ]
     if len(defined) != 1:
-        raise ValueError(
+        raise UserError(
             f"{kind} file {module.__file__} must define exactly one {base_name}, "
             f"found {[c.__name__ for c in defined]}"
         )
@@ -144,5 +146,9 @@ def _import_file(kind: str, file: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"plug-in {file} cannot be imported: {error!r}; correct it") from error
     return module

@@ -153,6 +153,7 @@ def test_times_every_step(launch: Start, artifact: Path) -> None:
         ("hang", "timeout", "time limit of 4 s"),
         ("eat", "memory", "decode"),
         ("raise", "unsupported", "this engine has no second token"),
+        ("bug", "crash", "shapes do not match"),
     ],
 )
 def test_faults_are_told_apart(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from archloop.errors import UserError
 from archloop.search import plan
 from archloop.search.plain_yaml import MAX_BYTES
 from archloop.search.recipe import RecipeError, load
@@ -65,7 +66,7 @@ VALUES = [
     ("reference", "lfm2-350", r": reference: unknown preset 'lfm2-350'; did you mean 'lfm2-350m'"),
     ("reference", {}, r": reference: give one of preset, layout and spec"),
     ("reference.layout", ["gqa"], r": reference: 1 blocks; the space allows \[4\]"),
-    ("reference.layout", [], r": reference: Tuple should have at least 1 item after validation"),
+    ("reference.layout", [], r": reference: no blocks; the space allows \[4\]"),
     ("proxy", {5: 1}, r": proxy.*: the key 5 is not text; correct it, or put it in quotes"),
     ("initial", [["gqa", "gla", "gqa", "gqa"]], r": initial\[0\]: .*'gla' is not in space.mixers"),
     ("strategy.name", "nsga3", r": strategy.name='nsga3': unknown; did you mean 'nsga2'"),
@@ -167,6 +168,17 @@ def test_shipped_recipes_resolve():
     for path in recipes:
         resolved = plan.resolve(load(path))
         assert resolved.recipe.name == path.stem
+
+
+def test_a_bug_is_not_blamed_on_the_recipe(tmp_path, monkeypatch):
+    def wrong(*_: object) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings()))
+    monkeypatch.setattr("archloop.stack.cost.num_params", wrong)
+    with pytest.raises(ValueError, match="broadcast") as caught:
+        plan.resolve(load(tmp_path / "a.yaml"))
+    assert not isinstance(caught.value, UserError)
 
 
 def test_plugins_in_a_circle_of_links(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from archloop.errors import UserError
 from archloop.profiling.record import Profile
 from archloop.search import front, store
 from archloop.search.errors import NoFeasibleTrial, StudyError
@@ -211,7 +212,7 @@ def test_changed_recipe_is_refused(finished):
 def test_recipe_may_change_until_something_is_done(tmp_path):
     class NoText(StandIn):
         def prepare(self):
-            raise ValueError("corpus file text.txt does not exist; correct corpus.paths")
+            raise UserError("corpus file text.txt does not exist; correct corpus.paths")
 
     with pytest.raises(RecipeError, match=r"test.yaml|recipe 'test': proxy.corpus: .*text.txt"):
         Study(recipe(num_trials=3), tmp_path, evaluator=NoText()).run()

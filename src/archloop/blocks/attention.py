@@ -18,6 +18,7 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.heads import count_heads
 from archloop.blocks.rope import rotate
+from archloop.errors import UserError
 
 
 class AttentionConfig(MixerConfig):
@@ -38,7 +39,7 @@ class AttentionConfig(MixerConfig):
         queries_per_kv = self.queries_per_kv or math.gcd(num_heads, 4)
         if num_heads % queries_per_kv:
             allowed = [q for q in range(1, num_heads + 1) if num_heads % q == 0]
-            raise ValueError(
+            raise UserError(
                 f"queries_per_kv={queries_per_kv} does not divide num_heads={num_heads}; "
                 f"allowed: {allowed}"
             )

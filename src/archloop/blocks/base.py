@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from archloop.blocks.packing import segment_positions, unpack
+from archloop.errors import UserError
 
 Features = dict[str, Tensor]
 """What a shareable mixer computes per token for itself and its consumers, opaque to the decoder."""
@@ -59,7 +60,7 @@ class Config(BaseModel):
         """Every size that the module takes at a width (two configs with equal sizes coincide).
 
         Raises:
-            ValueError: the config cannot be built at this width; names field, value and remedy.
+            UserError: the config cannot be built at this width; names field, value and remedy.
         """
 
     @abstractmethod
@@ -98,7 +99,7 @@ class Config(BaseModel):
             )
         self.sizes(d_model)
         if consumer and not getattr(self.owner, "shareable", False):
-            raise ValueError(f"state_from: {self.owner.__name__} does not share its features")
+            raise UserError(f"state_from: {self.owner.__name__} does not share its features")
         return self.owner(
             self, d_model, block_index=block_index, num_blocks=num_blocks, consumer=consumer
         )

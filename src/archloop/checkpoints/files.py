@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from archloop.errors import UserError
+
 CONFIG = "config.json"
 SPEC = "spec.json"
 WEIGHTS = "model.safetensors"
@@ -24,15 +26,15 @@ def inside(folder: Path, name: str) -> Path:
     """The path of a file that a checkpoint names.
 
     Raises:
-        ValueError: the name is no plain relative path, or leads out of the folder.
+        UserError: the name is no plain relative path, or leads out of the folder.
     """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or "\\" in name or ".." in parts or "\0" in name:
-        raise ValueError(f"{folder}: file name {name!r} leads outside the checkpoint's folder")
+        raise UserError(f"{folder}: file name {name!r} leads outside the checkpoint's folder")
     path = folder / name
     real, home = path.resolve(), folder.resolve()
     if not real.is_relative_to(home) and not _is_cached_blob(real, home):
-        raise ValueError(f"{folder}: {name!r} links to {real}, outside the checkpoint's folder")
+        raise UserError(f"{folder}: {name!r} links to {real}, outside the checkpoint's folder")
     return path
 
 
@@ -45,24 +47,24 @@ def read_text(folder: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> str |
     """A text file of the checkpoint; None when it has no such file.
 
     Raises:
-        ValueError: too large, not UTF-8, or outside the folder.
+        UserError: too large, not UTF-8, or outside the folder.
     """
     path = inside(folder, name)
     if not path.is_file():
         return None
     if (size := path.stat().st_size) > max_bytes:
-        raise ValueError(f"{path} has {size} bytes; more than {max_bytes} are not read")
+        raise UserError(f"{path} has {size} bytes; more than {max_bytes} are not read")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any] | None:
     """A JSON object of the checkpoint; None when it has no such file.
 
     Raises:
-        ValueError: as `read_text`, or not a JSON object.
+        UserError: as `read_text`, or not a JSON object.
     """
     text = read_text(folder, name)
     if text is None:
@@ -70,9 +72,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / name} is not valid JSON: {error}") from error
+        raise UserError(f"{folder / name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{folder / name} must hold a JSON object")
+        raise UserError(f"{folder / name} must hold a JSON object")
     return value
 
 
@@ -80,7 +82,7 @@ def shards(folder: Path) -> dict[str, set[str] | None]:
     """Weight files by name, with the tensors that the index promises in each (None: no index).
 
     Raises:
-        ValueError: no weights, pickled weights, a malformed index, or a shard that is missing,
+        UserError: no weights, pickled weights, a malformed index, or a shard that is missing,
             pickled or outside the folder.
     """
     if inside(folder, WEIGHTS).is_file():
@@ -90,32 +92,32 @@ def shards(folder: Path) -> dict[str, set[str] | None]:
         raise _no_weights(folder)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{folder / INDEX} has no 'weight_map'")
+        raise UserError(f"{folder / INDEX} has no 'weight_map'")
     found: dict[str, set[str] | None] = {}
     promised: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(".safetensors"):
-            raise ValueError(
+            raise UserError(
                 f"{folder / INDEX} puts {tensor!r} in {name!r}; only .safetensors files are read, "
                 "pickled ones never"
             )
         if name not in promised:
             if not inside(folder, name).is_file():
-                raise ValueError(f"{folder}: shard {name!r}, named by {INDEX}, is missing")
+                raise UserError(f"{folder}: shard {name!r}, named by {INDEX}, is missing")
             promised[name] = set()
         promised[name].add(tensor)
     found.update(promised)
     return found
 
 
-def _no_weights(folder: Path) -> ValueError:
+def _no_weights(folder: Path) -> UserError:
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED_SUFFIXES)
     if pickled:
-        return ValueError(
+        return UserError(
             f"{folder} has pickled weights only ({pickled[0]}); they can run code and are never "
             "opened. Convert them to safetensors first"
         )
-    return ValueError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
+    return UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
 
 
 @contextmanager
@@ -127,7 +129,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     folder is left as it was.
 
     Raises:
-        ValueError: `folder` exists and is not a checkpoint, so replacing it could lose files.
+        UserError: `folder` exists and is not a checkpoint, so replacing it could lose files.
     """
     kept = _kept_files(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -159,5 +161,5 @@ def _kept_files(folder: Path) -> list[Path]:
     names = {path.name for path in paths}
     checkpoint = names & {CONFIG, SPEC} and names & {WEIGHTS, INDEX}
     if paths and not (checkpoint and all(path.is_file() for path in paths)):
-        raise ValueError(f"{folder} exists and is not a checkpoint; save to a new folder")
+        raise UserError(f"{folder} exists and is not a checkpoint; save to a new folder")
     return [p for p in paths if p.suffix != ".safetensors" and p.name not in (CONFIG, SPEC, INDEX)]

@@ -11,6 +11,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from archloop.errors import UserError
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = [
     "config.json",
@@ -30,7 +32,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint, downloaded if need be.
 
     Raises:
-        ValueError: neither a folder nor a hub id, no such repository, or the hub cannot be reached
+        UserError: neither a folder nor a hub id, no such repository, or the hub cannot be reached
             and the checkpoint is not in the local cache.
     """
     path = Path(path_or_hub_id)
@@ -38,18 +40,18 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         return path
     name = str(path_or_hub_id)
     if path.exists():
-        raise ValueError(f"{name} is a file; give the checkpoint's folder")
+        raise UserError(f"{name} is a file; give the checkpoint's folder")
     if not _HUB_ID.fullmatch(name):
-        raise ValueError(f"{name} is no folder, and no hub id such as LiquidAI/LFM2-350M")
+        raise UserError(f"{name} is no folder, and no hub id such as LiquidAI/LFM2-350M")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         if isinstance(error, RepositoryNotFoundError):
-            raise ValueError(f"the hub has no repository {name!r}, or it is private") from error
+            raise UserError(f"the hub has no repository {name!r}, or it is private") from error
         if isinstance(error, HfHubHTTPError):
-            raise ValueError(f"the hub refused {name!r}: {error}") from error
+            raise UserError(f"the hub refused {name!r}: {error}") from error
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it cannot be reached"
-        raise ValueError(
+        raise UserError(
             f"offline: {name!r} is no local folder and not in the local cache, and the hub was not "
             f"asked or did not answer ({offline}). Go online, or give a local folder"
         ) from error

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from archloop.errors import UserError
 from archloop.stack.cost import channel_config, mixer_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
@@ -65,7 +66,7 @@ def to_spec(config: Mapping[str, Any]) -> StackSpec:
     """The spec that a `config.json` describes.
 
     Raises:
-        ValueError: not an LFM2 or LFM2-MoE configuration, a key that is not understood, values that
+        UserError: not an LFM2 or LFM2-MoE configuration, a key that is not understood, values that
             contradict each other, or sizes that cannot be built. Names the key.
     """
     config = {k: v for k, v in config.items() if v is not None or k == "block_ffn_dim_multiplier"}
@@ -94,7 +95,7 @@ def from_spec(spec: StackSpec) -> dict[str, Any]:
     """The `config.json` (second generation, without token ids and dtype) of a spec.
 
     Raises:
-        ValueError: the spec is not of the LFM2 family; names the first block that is not, so that
+        UserError: the spec is not of the LFM2 family; names the first block that is not, so that
             the caller can choose our own layout.
     """
     config = _draft(spec)
@@ -114,22 +115,22 @@ def from_spec(spec: StackSpec) -> dict[str, Any]:
 def _check_keys(config: Mapping[str, Any]) -> str:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise ValueError(
+        raise UserError(
             f"model_type={model_type!r}: only {', '.join(ARCHITECTURES)} checkpoints can be loaded"
         )
     known = UNDERSTOOD | INERT | FIXED.keys() | (MOE_ONLY if "moe" in model_type else DENSE_ONLY)
     unknown = sorted(config.keys() - known)
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"config key {unknown[0]!r} (value {config[unknown[0]]!r}) is not understood for "
             f"{model_type} and could change results; remove it only if it is known to change none"
         )
     for key, value in FIXED.items():
         if config.get(key, value) != value:
-            raise ValueError(f"config key {key!r} is {config[key]!r}; only {value!r} is supported")
+            raise UserError(f"config key {key!r} is {config[key]!r}; only {value!r} is supported")
     names = config.get("architectures", [ARCHITECTURES[model_type]])
     if names != [ARCHITECTURES[model_type]]:
-        raise ValueError(
+        raise UserError(
             f"architectures={names!r} does not fit model_type={model_type!r}; "
             f"expected [{ARCHITECTURES[model_type]!r}]"
         )
@@ -139,9 +140,9 @@ def _check_keys(config: Mapping[str, Any]) -> str:
 def _number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"config key {key!r} must be a positive whole number, not {value!r}")
+        raise UserError(f"config key {key!r} must be a positive whole number, not {value!r}")
     if value > _MOST.get(key, 1 << 30):
-        raise ValueError(f"config key {key!r} is {value}; at most {_MOST.get(key, 1 << 30)}")
+        raise UserError(f"config key {key!r} is {value}; at most {_MOST.get(key, 1 << 30)}")
     return value
 
 
@@ -149,13 +150,13 @@ def _real(config: Mapping[str, Any], key: str, default: float) -> float:
     value = config.get(key, default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"config key {key!r} must be a number above 0, not {value!r}")
+        raise UserError(f"config key {key!r} must be a number above 0, not {value!r}")
     return float(value)
 
 
 def _boolean(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"config key {key!r} must be true or false, not {value!r}")
+        raise UserError(f"config key {key!r} must be true or false, not {value!r}")
     return value
 
 
@@ -164,25 +165,25 @@ def _layer_kinds(config: Mapping[str, Any], moe: bool) -> list[str]:
     kinds, indices = config.get("layer_types"), config.get("full_attn_idxs")
     if indices is not None:
         if moe:
-            raise ValueError("config key 'full_attn_idxs' has no meaning for lfm2_moe")
+            raise UserError("config key 'full_attn_idxs' has no meaning for lfm2_moe")
         if not isinstance(indices, list) or any(
             type(index) is not int or not 0 <= index < num_layers for index in indices
         ):
-            raise ValueError(f"full_attn_idxs={indices!r}: must list layers 0 to {num_layers - 1}")
+            raise UserError(f"full_attn_idxs={indices!r}: must list layers 0 to {num_layers - 1}")
         listed = ["full_attention" if i in indices else "conv" for i in range(num_layers)]
         if kinds is not None and kinds != listed:
-            raise ValueError("layer_types and full_attn_idxs contradict each other")
+            raise UserError("layer_types and full_attn_idxs contradict each other")
         kinds = listed
     if kinds is None:
         if moe:
-            raise ValueError("config key 'layer_types' is missing; lfm2_moe has no default for it")
+            raise UserError("config key 'layer_types' is missing; lfm2_moe has no default for it")
         # What transformers does with a dense configuration that names neither.
         return ["full_attention"] * num_layers
     if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise ValueError(f"layer_types must list num_hidden_layers={num_layers} layers")
+        raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
     for kind in kinds:
         if kind not in ("conv", "full_attention"):
-            raise ValueError(f"layer_types has {kind!r}; known: 'conv', 'full_attention'")
+            raise UserError(f"layer_types has {kind!r}; known: 'conv', 'full_attention'")
     return kinds
 
 
@@ -196,7 +197,7 @@ def _conv(config: Mapping[str, Any]) -> MixerSpec:
 def _attention(config: Mapping[str, Any], width: int, heads: int) -> MixerSpec:
     kv_heads = _number(config, "num_key_value_heads", 8)
     if heads % kv_heads:
-        raise ValueError(
+        raise UserError(
             f"num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}"
         )
     head_dim = _number(config, "head_dim", width // heads)
@@ -216,24 +217,24 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
     for key in ("rope_parameters", "rope_scaling"):
         settings = config.get(key, {})
         if not isinstance(settings, dict):
-            raise ValueError(f"config key {key!r} must be an object, not {settings!r}")
+            raise UserError(f"config key {key!r} must be an object, not {settings!r}")
         for name, value in settings.items():
             if name == "rope_theta":
                 said[f"{key}.rope_theta"] = value
             elif name not in ("rope_type", "type", "partial_rotary_factor"):
-                raise ValueError(f"config key '{key}.{name}' is not understood")
+                raise UserError(f"config key '{key}.{name}' is not understood")
         kind = settings.get("rope_type", settings.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"{key}: rope_type={kind!r} is not supported; only 'default' is")
+            raise UserError(f"{key}: rope_type={kind!r} is not supported; only 'default' is")
         if settings.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(f"{key}.partial_rotary_factor is not supported; only 1.0 is")
+            raise UserError(f"{key}.partial_rotary_factor is not supported; only 1.0 is")
     if config.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("config key 'partial_rotary_factor' is not supported; only 1.0 is")
+        raise UserError("config key 'partial_rotary_factor' is not supported; only 1.0 is")
     bases = [_real(said, key, _DEFAULT_THETA) for key in said] or [_DEFAULT_THETA]
     if any(base != bases[0] for base in bases):
-        raise ValueError(f"the rotary base is said twice, differently: {said}")
+        raise UserError(f"the rotary base is said twice, differently: {said}")
     if bases[0] <= 1:
-        raise ValueError(f"rope_theta={bases[0]!r} must be a number above 1")
+        raise UserError(f"rope_theta={bases[0]!r} must be a number above 1")
     return bases[0]
 
 
@@ -247,12 +248,12 @@ def _channels(
         return [dense] * num_layers
     num_dense = config.get("num_dense_layers", 2)
     if isinstance(num_dense, bool) or not isinstance(num_dense, int) or num_dense < 0:
-        raise ValueError(f"config key 'num_dense_layers' must be 0 or more, not {num_dense!r}")
+        raise UserError(f"config key 'num_dense_layers' must be 0 or more, not {num_dense!r}")
     expert_width = _number(config, "moe_intermediate_size", 1792)
     num_experts = _number(config, "num_experts", 32)
     top_k = _number(config, "num_experts_per_tok", 4)
     if top_k > num_experts:
-        raise ValueError(f"num_experts_per_tok={top_k} exceeds num_experts={num_experts}")
+        raise UserError(f"num_experts_per_tok={top_k} exceeds num_experts={num_experts}")
     settings: dict[str, Scalar] = {
         "num_experts": num_experts,
         "top_k": top_k,
@@ -272,7 +273,7 @@ def _dense_width(config: Mapping[str, Any], moe: bool) -> int:
     """The dense FFN's width after the auto-adjust rule (Lfm2MLP; absent in the MoE class)."""
     if moe:
         if "block_ff_dim" in config:
-            raise ValueError("config key 'block_ff_dim' has no meaning for lfm2_moe")
+            raise UserError("config key 'block_ff_dim' has no meaning for lfm2_moe")
         return _number(config, "intermediate_size", 7168)
     key = "block_ff_dim" if "block_ff_dim" in config else "intermediate_size"
     width = _number(config, key, 12288)
@@ -289,7 +290,7 @@ def _dense_width(config: Mapping[str, Any], moe: bool) -> int:
 
 def _expansion(hidden: int, width: int, what: str) -> float:
     if hidden % 8:
-        raise ValueError(f"the {what} FFN width {hidden} is not a multiple of 8")
+        raise UserError(f"the {what} FFN width {hidden} is not a multiple of 8")
     return hidden / width
 
 
@@ -376,7 +377,7 @@ def _settled(block: BlockSpec, width: int) -> dict[str, Any]:
     return found
 
 
-def _unsayable(what: str) -> ValueError:
-    return ValueError(
+def _unsayable(what: str) -> UserError:
+    return UserError(
         f"this stack is not of the LFM2 family ({what}); save it with layout='archloop'"
     )

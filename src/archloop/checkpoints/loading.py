@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from archloop.checkpoints import files, hub, lfm2, names
 from archloop.checkpoints.names import Piece
+from archloop.errors import UserError
 from archloop.stack.cost import mixer_config
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
@@ -50,7 +51,7 @@ def load(
         The decoder in evaluation mode.
 
     Raises:
-        ValueError: whatever is wrong with the checkpoint, by name: a file that is missing,
+        UserError: whatever is wrong with the checkpoint, by name: a file that is missing,
             truncated, pickled or outside the folder; a tensor that is missing, unexpected or of
             a wrong shape or dtype; a configuration that is not understood; the hub unreachable.
     """
@@ -60,15 +61,15 @@ def load(
         try:
             spec = StackSpec.from_json(spec_text)
         except ValueError as error:
-            raise ValueError(f"{folder / files.SPEC}: {error}") from error
+            raise UserError(f"{folder / files.SPEC}: {error}") from error
         return _fill(folder, spec, None, dtype, device)
     config = files.read_json(folder, files.CONFIG)
     if config is None:
-        raise ValueError(f"{folder} has neither {files.CONFIG} nor {files.SPEC}: no checkpoint")
+        raise UserError(f"{folder} has neither {files.CONFIG} nor {files.SPEC}: no checkpoint")
     try:
         spec = lfm2.to_spec(config)
     except ValueError as error:
-        raise ValueError(f"{folder / files.CONFIG}: {error}") from error
+        raise UserError(f"{folder / files.CONFIG}: {error}") from error
     return _fill(folder, spec, config, dtype, device)
 
 
@@ -112,7 +113,7 @@ class StoredTensors:
         dtypes: stored dtype codes, such as ``BF16``, by tensor name.
 
     Raises:
-        ValueError: a file is missing, truncated, malformed or disagrees with the index.
+        UserError: a file is missing, truncated, malformed or disagrees with the index.
     """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -125,7 +126,7 @@ class StoredTensors:
                 file = stack.enter_context(safe_open(folder / name, framework="pt"))
                 held = set(file.keys())
             except (SafetensorError, OSError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{folder / name} is truncated or no safetensors file: {error}"
                 ) from error
             if promised is not None and held != promised:
@@ -135,7 +136,7 @@ class StoredTensors:
                     if odd in promised
                     else "shard but not in the index"
                 )
-                raise ValueError(f"{folder / name}: tensor {odd!r} is in the {where}")
+                raise UserError(f"{folder / name}: tensor {odd!r} is in the {where}")
             for tensor in held:
                 part = file.get_slice(tensor)
                 self.shapes[tensor] = tuple(part.get_shape())
@@ -152,20 +153,20 @@ class StoredTensors:
 def _check_names(stored: StoredTensors, pieces: Iterable[Piece], extra: set[str]) -> None:
     wanted = {piece.name: piece.shape for piece in pieces}
     if missing := sorted(wanted.keys() - stored.shapes.keys()):
-        raise ValueError(f"{stored.folder}: tensor {missing[0]!r} is missing{_more(missing)}")
+        raise UserError(f"{stored.folder}: tensor {missing[0]!r} is missing{_more(missing)}")
     if unexpected := sorted(stored.shapes.keys() - wanted.keys() - extra):
-        raise ValueError(
+        raise UserError(
             f"{stored.folder}: tensor {unexpected[0]!r} is not part of the model that the "
             f"configuration describes{_more(unexpected)}"
         )
     for name, shape in wanted.items():
         if stored.shapes[name] != shape:
-            raise ValueError(
+            raise UserError(
                 f"{stored.folder}: tensor {name!r} has shape {list(stored.shapes[name])}; the "
                 f"configuration asks for {list(shape)}"
             )
         if stored.dtypes[name] not in DTYPES:
-            raise ValueError(
+            raise UserError(
                 f"{stored.folder}: tensor {name!r} has dtype {stored.dtypes[name]}; "
                 f"readable: {', '.join(DTYPES)}"
             )
@@ -184,7 +185,7 @@ def _check_tied_head(stored: StoredTensors) -> None:
         and torch.equal(stored.tensor(head), stored.tensor(embedding))
     )
     if not same:
-        raise ValueError(
+        raise UserError(
             f"{stored.folder}: {head!r} differs from {embedding!r}, but the configuration says "
             "that they are tied (tie_word_embeddings)"
         )
@@ -196,7 +197,7 @@ def _dtype(stored: StoredTensors, config: dict[str, Any]) -> torch.dtype:
     said = config.get("dtype") or config.get("torch_dtype")
     found = sorted(str(DTYPES[code]).removeprefix("torch.") for code in codes)
     if len(found) != 1 or said not in (None, found[0]):
-        raise ValueError(
+        raise UserError(
             f"{stored.folder}: weights are stored as {' and '.join(found)}, the configuration "
             f"says {said}; choose with dtype="
         )

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from archloop.checkpoints import files, hub
 from archloop.checkpoints.loading import load
+from archloop.errors import UserError
 from archloop.stack.decoder import Decoder
 from archloop.stack.generation import Generation, Transcript
 from archloop.stack.sampling import Sampling
@@ -44,7 +45,7 @@ class Model:
         """Token ids of plain text, with the tokens that the tokenizer puts around it.
 
         Raises:
-            ValueError: the checkpoint has no tokenizer.
+            UserError: the checkpoint has no tokenizer.
         """
         return list(self._tokenizer().encode(text).ids)
 
@@ -66,10 +67,10 @@ class Model:
                 kept as they are: a reply may be cut into other tokens than its text would be.
 
         Raises:
-            ValueError: the checkpoint has no tokenizer or no chat template.
+            UserError: the checkpoint has no tokenizer or no chat template.
         """
         if self.chat_template is None:
-            raise ValueError("this checkpoint has no chat template; give plain text instead")
+            raise UserError("this checkpoint has no chat template; give plain text instead")
         text = self.chat_template.render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt
         )
@@ -83,13 +84,13 @@ class Model:
         """Text of token ids, with or without special tokens.
 
         Raises:
-            ValueError: the checkpoint has no tokenizer.
+            UserError: the checkpoint has no tokenizer.
         """
         return str(self._tokenizer().decode(list(ids), skip_special_tokens=not special_tokens))
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise ValueError("this checkpoint has no tokenizer.json; work with token ids")
+            raise UserError("this checkpoint has no tokenizer.json; work with token ids")
         return self.tokenizer
 
 
@@ -142,7 +143,7 @@ def stream(
         special_tokens: also emit special tokens, such as those around LFM2's tool calls.
 
     Raises:
-        ValueError: no tokenizer, no chat template, or not enough room in the transcript.
+        UserError: no tokenizer, no chat template, or not enough room in the transcript.
     """
     before = transcript.ids[0] if transcript is not None else []
     ids, whole = _prompt_ids(model, prompt, tools, before)
@@ -192,7 +193,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # The library raises plain Exception.
-        raise ValueError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
+        raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
 
 
 def _load_template(folder: Path) -> ChatTemplate | None:
@@ -207,7 +208,7 @@ def _load_template(folder: Path) -> ChatTemplate | None:
     if source is None:
         return None
     if not isinstance(source, str) or len(source) > _MAX_TEMPLATE_BYTES:
-        raise ValueError(f"{folder}: the chat template must be text of at most 1 MiB")
+        raise UserError(f"{folder}: the chat template must be text of at most 1 MiB")
     special = {}
     for name in _SPECIAL:
         token = settings.get(name)
@@ -229,11 +230,11 @@ def _default_sampling(folder: Path, defaults: dict[str, Any]) -> Sampling:
             min_p=float(defaults.get("min_p") or 0.0) if drawn else 0.0,
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'generation_config.json'}: {error}") from error
+        raise UserError(f"{folder / 'generation_config.json'}: {error}") from error
 
 
 def _token_ids(folder: Path, value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) for token in ids):
-        raise ValueError(f"{folder}: eos_token_id={value!r} must be a token id or a list of them")
+        raise UserError(f"{folder}: eos_token_id={value!r} must be a token id or a list of them")
     return tuple(ids)

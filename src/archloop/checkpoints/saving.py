@@ -41,7 +41,7 @@ def save(
         tokens: ids of special tokens for ``config.json``.
 
     Raises:
-        ValueError: the stack is not of the LFM2 family, or `path` holds something else.
+        UserError: the stack is not of the LFM2 family, or `path` holds something else.
     """
     targets = names.stored(decoder)
     for name, tensor in targets.items():

@@ -98,7 +98,7 @@ class Task(ABC):
         """Examples of a split, a pure function of the arguments; train and test do not overlap.
 
         Raises:
-            ValueError: there are too few different examples for the settings.
+            UserError: there are too few different examples for the settings.
         """
 
     @abstractmethod

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from archloop.errors import UserError
 from archloop.evals.base import Score
 from archloop.stack.decoder import Decoder
 
@@ -27,12 +28,12 @@ def windows(tokens_T: NDArray[np.integer], num_windows: int, length: int) -> NDA
     Fewer than `num_windows` where the text is short.
 
     Raises:
-        ValueError: not even two windows fit, and one has no standard error.
+        UserError: not even two windows fit, and one has no standard error.
     """
     span = length + 1
     num = min(num_windows, len(tokens_T) // span)
     if num < 2:
-        raise ValueError(
+        raise UserError(
             f"the held-out text has {len(tokens_T)} tokens, too few for seq_len={length}; "
             "give more text, a larger heldout_share or a smaller seq_len"
         )

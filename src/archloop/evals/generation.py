@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from archloop.errors import UserError
 from archloop.evals.base import IGNORE, Examples, Split
 
 TEST_SHARE_BITS = 3
@@ -32,7 +33,7 @@ def draw_split(draw: Draw, split: Split, seed: int, num_examples: int) -> Exampl
     """Rows of one split, a pure function of the arguments.
 
     Raises:
-        ValueError: the task has too few different rows to fill the split.
+        UserError: the task has too few different rows to fill the split.
     """
     rng = generator(split, seed)
     share = 2.0**-TEST_SHARE_BITS if split == "test" else 1 - 2.0**-TEST_SHARE_BITS
@@ -45,7 +46,7 @@ def draw_split(draw: Draw, split: Split, seed: int, num_examples: int) -> Exampl
         missing -= len(mine)
         if missing == 0:
             return Examples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    raise ValueError(
+    raise UserError(
         f"the task has too few different examples to fill its {split} split; make its vocabulary "
         "or length larger"
     )

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.evals import accuracy, autoencoder
 from archloop.evals.autoencoder import AutoEncoder
 from archloop.evals.base import Examples, Task
@@ -187,12 +188,12 @@ def plan(config: MadConfig) -> list[Run]:
     """All trainings, setting by setting.
 
     Raises:
-        ValueError: a task is not of the suite.
+        UserError: a task is not of the suite.
     """
     runs = []
     for task in config.tasks:
         if task not in CHANGES:
-            raise ValueError(
+            raise UserError(
                 f"{task!r} is not a task of MAD; {registry.suggest(task, list(CHANGES))}"
             )
         baseline = config.baselines.get(task, {})
@@ -231,7 +232,7 @@ def run_mad(
         on_run: called with the number done, the number in all and the result of each training.
 
     Raises:
-        ValueError: a task is not of the suite, or the spec cannot be built.
+        UserError: a task is not of the suite, or the spec cannot be built.
     """
     runs = plan(config)
     results = []

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.evals import accuracy, bits_per_byte
 from archloop.evals.base import IGNORE, Examples, Score, Task
 from archloop.stack.decoder import Decoder
@@ -146,7 +147,7 @@ def make_task(name: str, settings: dict[str, Setting]) -> Task:
     """A task from its plug-in's name and settings.
 
     Raises:
-        ValueError: unknown name or setting, or a value that is not allowed.
+        UserError: unknown name or setting, or a value that is not allowed.
     """
     task_class = registry.get("tasks", name)
     try:
@@ -161,7 +162,7 @@ def make_task(name: str, settings: dict[str, Setting]) -> Task:
             problem = f"tasks.{name} has no setting {field!r}; " + registry.suggest(
                 field, sorted(task_class.Config.model_fields)
             )
-        raise ValueError(problem) from error
+        raise UserError(problem) from error
     return task
 
 
@@ -181,7 +182,7 @@ def prepare(config: ProxyConfig, cache_dir: Path | None, root: Path) -> ProxyDat
         root: folder of the recipe.
 
     Raises:
-        ValueError: the corpus cannot be read or is too small; names file and remedy.
+        UserError: the corpus cannot be read or is too small; names file and remedy.
         OSError: the cache cannot be written.
     """
     corpus = corpora.load(config.corpus, root)
@@ -195,7 +196,7 @@ def prepare(config: ProxyConfig, cache_dir: Path | None, root: Path) -> ProxyDat
     seq_len = config.training.seq_len
     bits_per_byte.windows(heldout_T, config.num_text_windows, seq_len)
     if len(train_T) <= seq_len:
-        raise ValueError(
+        raise UserError(
             f"the training text has {len(train_T)} tokens, too few for seq_len={seq_len}; "
             "give more text"
         )

@@ -6,6 +6,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from archloop.errors import UserError
 from archloop.report.palette import label
 from archloop.report.summary import at_rung, front_numbers
 from archloop.search.record import Objectives, StudyRecord, TrialRecord
@@ -17,11 +18,11 @@ def write(study: StudyRecord, path: Path) -> None:
     """Draw rung 0's front into a file; its suffix says the format (svg, png, pdf).
 
     Raises:
-        ValueError: no trial was trained yet, or matplotlib does not know the suffix.
+        UserError: no trial was trained yet, or matplotlib does not know the suffix.
     """
     entries = [(trial, objectives) for trial, _, objectives in at_rung(study, 0)]
     if not entries:
-        raise ValueError(f"{study.name} has no trained trial to draw yet")
+        raise UserError(f"{study.name} has no trained trial to draw yet")
     with mpl.rc_context({"svg.hashsalt": study.name, "font.size": 9}):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         for axes, cost in zip(

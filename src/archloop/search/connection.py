@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
+from archloop.errors import UserError
 from archloop.search.database import Database
 from archloop.text.files import publish
 
@@ -37,7 +38,7 @@ def open_database(folder: Path, url: str | None, name: str) -> Database:
         name: of the study.
 
     Raises:
-        ValueError: the URL or its driver does not work.
+        UserError: the URL or its driver does not work.
         OSError: the file cannot be written.
     """
     _quiet()
@@ -61,12 +62,12 @@ def open_for_reading(folder: Path, url: str | None, name: str) -> Database:
     """The database of a study that exists; nothing is written.
 
     Raises:
-        ValueError: there is no such study.
+        UserError: there is no such study.
     """
     _quiet()
     path = folder / FILE
     if url is None and not path.is_file():
-        raise ValueError(f"{folder}: no study here ({FILE} is missing)")
+        raise UserError(f"{folder}: no study here ({FILE} is missing)")
     # Without a writer there is no log to share, and a folder that is read-only has no room for one.
     alone = not path.with_name(f"{FILE}-wal").exists() and not os.access(folder, os.W_OK)
 
@@ -80,7 +81,7 @@ def open_for_reading(folder: Path, url: str | None, name: str) -> Database:
         return Database(storage, name)
     except (KeyError, SQLAlchemyError, sqlite3.Error, StorageInternalError, RuntimeError) as error:
         what = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: study {name!r} cannot be read: {what}") from error
+        raise UserError(f"{folder}: study {name!r} cannot be read: {what}") from error
 
 
 def _make(path: Path, name: str) -> None:
@@ -102,10 +103,10 @@ def _open_url(url: str, name: str) -> Database:
             _create_study(storage, name)
         return Database(storage, name)
     except ImportError as error:
-        raise ValueError(f"storage: {error}; install the driver that the URL names") from error
+        raise UserError(f"storage: {error}; install the driver that the URL names") from error
     except SQLAlchemyError as error:
         what = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise ValueError(f"storage: the database cannot be opened: {what}") from error
+        raise UserError(f"storage: the database cannot be opened: {what}") from error
 
 
 def _create_study(storage: BaseStorage, name: str) -> None:

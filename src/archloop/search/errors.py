@@ -1,5 +1,7 @@
 """How a study ends other than well."""
 
+from archloop.errors import UserError
+
 
 class StudyError(RuntimeError):
     """The study cannot go on; the message is one line, and what is finished stays finished."""
@@ -8,7 +10,7 @@ class StudyError(RuntimeError):
         super().__init__(" ".join(message.split()))
 
 
-class DiskFullError(StudyError, ValueError):
+class DiskFullError(StudyError, UserError):
     """No space is left; what is finished is whole, and the same command goes on."""
 
 

@@ -55,7 +55,7 @@ class Evaluator(Protocol):
             What identifies them: versions, device, corpus hash.
 
         Raises:
-            ValueError: the corpus cannot be read; names file and remedy.
+            UserError: the corpus cannot be read; names file and remedy.
         """
 
     def profile(

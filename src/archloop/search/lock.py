@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from archloop.errors import UserError
+
 _held: set[Path] = set()
 
 
-class StudyBusyError(ValueError):
+class StudyBusyError(UserError):
     """Another run works in this folder."""
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from archloop.errors import UserError
 from archloop.evals.base import Score
 from archloop.profiling.record import Interval, Profile
 from archloop.search.record import BrokenBudget, Objectives
@@ -67,16 +68,16 @@ def check_budgets(
     """Every budget limits something that the study measures.
 
     Raises:
-        ValueError: an unknown device or context, or a ratio without a reference preset.
+        UserError: an unknown device or context, or a ratio without a reference preset.
     """
     for index, budget in enumerate(budgets):
         where = f"budgets[{index}]"
         if budget.device is not None and budget.device not in devices:
-            raise ValueError(f"{where}.device={budget.device!r}; the study has {list(devices)}")
+            raise UserError(f"{where}.device={budget.device!r}; the study has {list(devices)}")
         if budget.context is not None and budget.context not in contexts:
-            raise ValueError(f"{where}.context={budget.context}; profiled are {list(contexts)}")
+            raise UserError(f"{where}.context={budget.context}; profiled are {list(contexts)}")
         if budget.relative and not reference:
-            raise ValueError(f"{where}.relative: name a reference preset, or give absolute limits")
+            raise UserError(f"{where}.relative: name a reference preset, or give absolute limits")
 
 
 def readings(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> list[Reading]:

@@ -12,12 +12,14 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from archloop.errors import UserError
+
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
 MAX_INTEGER = 2**63 - 1
 
 
-class PlainYamlError(ValueError):
+class PlainYamlError(UserError):
     """A file that is not plain YAML; the message is one line and starts with the file's name."""
 
 

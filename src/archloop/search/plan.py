@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.evals import proxy
 from archloop.search.base import Strategy
 from archloop.search.objectives import check_budgets
@@ -70,7 +71,7 @@ def resolve(recipe: Recipe) -> Plan:
         return _resolve(recipe)
     except RecipeError:
         raise
-    except ValueError as error:
+    except UserError as error:
         raise recipe.error(str(error)) from error
 
 
@@ -84,7 +85,7 @@ def _resolve(recipe: Recipe) -> Plan:
         quants = registry.get("runtimes", profile.runtime).quants
         if profile.quant not in quants:
             near = registry.suggest(profile.quant, list(quants))
-            raise ValueError(f"{where}.quant: {profile.runtime} has no {profile.quant!r}; {near}")
+            raise UserError(f"{where}.quant: {profile.runtime} has no {profile.quant!r}; {near}")
     contexts = tuple(sorted({c for profile in recipe.profile for c in profile.contexts}))
     check_budgets(recipe.budgets, [p.device for p in recipe.profile], contexts, True)
     for path in recipe.proxy.corpus.paths:
@@ -94,7 +95,7 @@ def _resolve(recipe: Recipe) -> Plan:
     vocab_size = _prefixed("proxy.tasks", proxy.vocab_size, recipe.proxy)
     given = recipe.space.proxy.vocab_size
     if given not in (None, vocab_size):
-        raise ValueError(
+        raise UserError(
             f"space.proxy.vocab_size={given}: text and tasks need {vocab_size}; leave it out"
         )
     reference, genome = _prefixed("reference", _reference, recipe, space)
@@ -115,14 +116,12 @@ def _resolve(recipe: Recipe) -> Plan:
 
 
 def _prefixed(key: str, function: Any, *arguments: Any) -> Any:
-    """Call; a ValueError's message then starts with the recipe's key."""
+    """Call; a `UserError`'s message then starts with the recipe's key."""
     try:
         return function(*arguments)
-    except ValueError as error:
+    except UserError as error:
         text = str(error)
-        if isinstance(error, ValidationError):
-            text = error.errors()[0]["msg"]
-        raise ValueError(text if text.startswith(key) else f"{key}: {text}") from error
+        raise UserError(text if text.startswith(key) else f"{key}: {text}") from error
 
 
 def _add_plugins(recipe: Recipe) -> None:
@@ -131,9 +130,9 @@ def _add_plugins(recipe: Recipe) -> None:
         folder = (recipe.root / recipe.plugins).resolve()
     except (OSError, RuntimeError, ValueError) as error:
         # Python 3.11 and 3.12 tell of a circle of symbolic links by a RuntimeError.
-        raise ValueError(f"plugins={recipe.plugins!r} cannot be followed: {error}") from error
+        raise UserError(f"plugins={recipe.plugins!r} cannot be followed: {error}") from error
     if Path(recipe.plugins).is_absolute() or not folder.is_relative_to(recipe.root.resolve()):
-        raise ValueError(
+        raise UserError(
             f"plugins={recipe.plugins!r} leads outside the recipe's folder; plug-ins are programs, "
             "so keep them beside the recipe that runs them"
         )
@@ -143,7 +142,7 @@ def _add_plugins(recipe: Recipe) -> None:
 def _known(key: str, kind: str, name: str) -> None:
     names = registry.names(kind)
     if name not in names:
-        raise ValueError(f"{key}={name!r}: unknown; {registry.suggest(name, names)}")
+        raise UserError(f"{key}={name!r}: unknown; {registry.suggest(name, names)}")
 
 
 def _reference(recipe: Recipe, space: Space) -> tuple[StackSpec, dict[str, Any]]:
@@ -176,7 +175,7 @@ def _strategy(recipe: Recipe, space: Space) -> Strategy:
         config = kind.Config(**section.settings)
     except ValidationError as error:
         what = describe(error, kind.Config, section.settings)
-        raise ValueError(f"strategy.settings.{what}") from error
+        raise UserError(f"strategy.settings.{what}") from error
     strategy: Strategy = kind(space, config, _initial(recipe, space))
     return strategy
 

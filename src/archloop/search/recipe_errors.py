@@ -8,14 +8,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from archloop.errors import UserError
 from archloop.registry import suggest
 
 
-class RecipeError(ValueError):
-    """The user's recipe is wrong; the message is one line."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+class RecipeError(UserError):
+    """The user's recipe is wrong; the message names file and key."""
 
 
 def describe(error: ValidationError, model: type[BaseModel], data: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from archloop.errors import UserError
 from archloop.profiling.record import Profile
 from archloop.search.record import Costs
 from archloop.stack.spec import StackSpec
@@ -94,16 +95,16 @@ def read(path: Path, kind: type[T], checksum: str) -> Stage[T]:
     """A stage file that the store vouches for.
 
     Raises:
-        ValueError: missing, damaged, or not the file that was stored.
+        UserError: missing, damaged, or not the file that was stored.
     """
     try:
         stage, _ = _parse(path.read_bytes(), kind)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: missing or damaged ({_one_line(error)}); restore it from a copy"
         ) from error
     if stage.checksum != checksum:
-        raise ValueError(f"{path}: not the file that the study stored; restore it from a copy")
+        raise UserError(f"{path}: not the file that the study stored; restore it from a copy")
     return stage
 
 

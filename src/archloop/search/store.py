@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from archloop.errors import UserError
 from archloop.search import front, stages
 from archloop.search.baseline import FOLDER as REFERENCE
 from archloop.search.baseline import Baseline, reference_rungs
@@ -32,12 +33,12 @@ def read(folder: str | Path) -> StudyRecord:
         folder: ``<runs>/<name>``.
 
     Raises:
-        ValueError: there is no study, or a file of it is damaged; names the file.
+        UserError: there is no study, or a file of it is damaged; names the file.
     """
     folder = Path(folder)
     kept = read_recipe(folder)
     if kept is None:
-        raise ValueError(f"{folder}: no study here; run `archloop search` with a recipe first")
+        raise UserError(f"{folder}: no study here; run `archloop search` with a recipe first")
     recipe, _ = kept
     database = open_for_reading(folder, recipe["storage"], recipe["name"])
     try:
@@ -94,7 +95,7 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str] | None:
     """All settings of the study's recipe and their digest; None if there is no study yet.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     path = folder / RECIPE
     try:
@@ -106,7 +107,7 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged ({error}); restore it from a copy") from error
+        raise UserError(f"{path}: damaged ({error}); restore it from a copy") from error
     return settings, digest
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from archloop.errors import UserError
 from archloop.search import front, plan, recipe, store, trial
 from archloop.search.base import SpaceExhausted, Told
 from archloop.search.baseline import FOLDER as REFERENCE
@@ -114,7 +115,7 @@ class Study:
         is_new = self._write_recipe()
         try:
             return open_database(self.folder, self.recipe.storage, self.recipe.name)
-        except ValueError as error:
+        except UserError as error:
             if is_new:
                 # No study began; a corrected storage is welcome under the same name.
                 (self.folder / store.RECIPE).unlink()
@@ -200,7 +201,7 @@ class _Run:
     def _prepare(self) -> None:
         try:
             environment = self.evaluator.prepare()
-        except ValueError as error:
+        except UserError as error:
             raise self.recipe.error(f"proxy.corpus: {error}") from error
         kept = self.database.attribute("environment")
         if kept is None:

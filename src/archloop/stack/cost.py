@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from archloop import registry
 from archloop.blocks.base import ChannelConfig, MixerConfig
+from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 
@@ -20,7 +21,7 @@ def mixer_config(spec: MixerSpec) -> MixerConfig:
     """The validated config of a mixer.
 
     Raises:
-        ValueError: unknown mixer or field, or a value that is not allowed.
+        UserError: unknown mixer or field, or a value that is not allowed.
     """
     config = _config("mixers", spec.name, tuple(sorted(spec.config.items())))
     assert isinstance(config, MixerConfig)
@@ -121,4 +122,4 @@ def _config(kind: str, name: str, items: tuple[tuple[str, Any], ...]) -> Any:
             problem = f"{name} has no field {field!r}; " + registry.suggest(
                 field, sorted(config_class.model_fields)
             )
-        raise ValueError(problem) from error
+        raise UserError(problem) from error

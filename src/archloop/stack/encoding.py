@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.stack.families import plugin_config
 from archloop.stack.genome import BlockGenes, Genes, Genome
 from archloop.stack.spec import Scalar, StackSpec
@@ -19,9 +20,9 @@ def from_spec(space: "Space", spec: StackSpec) -> Genome:
     for index, block in enumerate(spec.blocks):
         where = f"blocks[{index}]"
         if len(block.mixers) != 1 or block.channel_mixer is None:
-            raise ValueError(f"{where}: a genome has one mixer and one channel mixer a block")
+            raise UserError(f"{where}: a genome has one mixer and one channel mixer a block")
         if block.post_norms or block.residual_multiplier != 1.0:
-            raise ValueError(f"{where}: post_norms and residual_multiplier are not in any space")
+            raise UserError(f"{where}: post_norms and residual_multiplier are not in any space")
         mixer, channel = block.mixers[0], block.channel_mixer
         blocks.append(
             BlockGenes(
@@ -42,7 +43,7 @@ def from_layout(space: "Space", layout: Sequence[str]) -> Genome:
     for index, name in enumerate(layout):
         if name not in space.mixers:
             near = registry.suggest(name, space.mixers)
-            raise ValueError(f"layout[{index}]={name!r} is not in space.mixers; {near}")
+            raise UserError(f"layout[{index}]={name!r} is not in space.mixers; {near}")
         channel = space.channel_mixers[0]
         blocks.append(
             BlockGenes(
@@ -59,6 +60,8 @@ def _placed(space: "Space", blocks: Sequence[BlockGenes], wide: Genes) -> Genome
     """A repaired genome of given blocks; `wide` holds global genes by ``gene``, family genes by
     ``family.gene``, and the first listed value serves for the rest.
     """
+    if not blocks:
+        raise UserError(f"no blocks; the space allows {list(space.config.num_blocks)}")
     genome = Genome(
         global_genes={gene: wide.get(gene, v[0]) for gene, v in space.global_genes.items()},
         family_genes={
@@ -92,7 +95,7 @@ def _period_of(space: "Space", blocks: Sequence[BlockGenes]) -> int | None:
     for period in range(rules.period[0], min(rules.period[1], len(kinds)) + 1):
         if all(kind == kinds[i % period] for i, kind in enumerate(kinds)):
             return period
-    raise ValueError(
+    raise UserError(
         f"{'-'.join(block.mixer for block in blocks)} repeats with no period from "
         f"{rules.period[0]} to {rules.period[1]}"
     )
@@ -110,7 +113,7 @@ def _read(
         key = gene if scope == "global" else f"{name}.{gene}"
         first, first_where = found.setdefault(key, (value, where))
         if first != value:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name}.{gene}={value!r} but {first!r} in {first_where}; "
                 f"the gene's scope is {scope}"
             )
@@ -127,7 +130,7 @@ def _settings(
     """
     family = space.families.get(name)
     if family is None:
-        raise ValueError(f"{where}: {name!r} is not in the space")
+        raise UserError(f"{where}: {name!r} is not in the space")
     first = family.config({gene: values[0] for gene, values in family.genes.items()})
     theirs = plugin_config(family.kind, name, given)
     for field in type(first).model_fields:
@@ -138,6 +141,6 @@ def _settings(
                 value = family.genes[field][0]
             yield field, family.scopes[field], value
         elif value != getattr(first, field):
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name}.{field}={value!r}; in the space it is {getattr(first, field)!r}"
             )

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.stack.genome import Genes
 from archloop.stack.space_config import FamilyGenes, Scope, SpaceConfig
 from archloop.stack.spec import ChannelMixerSpec, MixerSpec, Scalar
@@ -71,7 +72,7 @@ def resolve(config: SpaceConfig) -> dict[str, Family]:
     """The families of a space by name, mixers first.
 
     Raises:
-        ValueError: an unknown family, field or scope, or a value that a field does not take; the
+        UserError: an unknown family, field or scope, or a value that a field does not take; the
             message names the key, the value and what is allowed.
     """
     known: dict[str, Family] = {}
@@ -87,7 +88,7 @@ def check_widths(family: Family, config: SpaceConfig) -> None:
     """Every combination of values can be built at both widths and differs from every other.
 
     Raises:
-        ValueError: one cannot be built, or two are the same module at proxy width.
+        UserError: one cannot be built, or two are the same module at proxy width.
     """
     for where, width in (("ship", config.ship.d_model), ("proxy", config.proxy.d_model)):
         seen: dict[Any, Genes] = {}
@@ -95,7 +96,7 @@ def check_widths(family: Family, config: SpaceConfig) -> None:
             try:
                 sizes = family.config(genes).sizes(width)
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"space.{family.kind}.{family.name}: "
                     f"{_words({**family.fixed, **genes}) or 'its default'} cannot be built at "
                     f"{where}.d_model={width}: {error}"
@@ -104,7 +105,7 @@ def check_widths(family: Family, config: SpaceConfig) -> None:
             other = tuple((k, v) for k, v in genes.items() if isinstance(v, (bool, str)))
             twin = seen.setdefault((tuple(sorted(sizes.items())), other), genes)
             if twin is not genes:
-                raise ValueError(
+                raise UserError(
                     f"space.{family.kind}.{family.name}: {_words(twin)} and {_words(genes)} "
                     f"coincide at {where}.d_model={width} ({_words(sizes)}); widen "
                     f"{where}.d_model or drop one of the values"
@@ -115,7 +116,7 @@ def _family(kind: Kind, name: str, given: FamilyGenes, config: SpaceConfig) -> F
     where = f"space.{kind}"
     if name not in registry.names(kind):
         near = registry.suggest(name, registry.names(kind))
-        raise ValueError(f"{where}: unknown {kind[:-1].replace('_', ' ')} {name!r}; {near}")
+        raise UserError(f"{where}: unknown {kind[:-1].replace('_', ' ')} {name!r}; {near}")
     plugin = registry.get(kind, name)
     fields, searchable = plugin.Config.model_fields, plugin.Config.genes()
     fixed: Genes = {}
@@ -124,18 +125,18 @@ def _family(kind: Kind, name: str, given: FamilyGenes, config: SpaceConfig) -> F
         key = f"{where}.{name}.{field}"
         if field not in fields:
             near = registry.suggest(field, sorted(fields))
-            raise ValueError(f"{key}: {name} has no setting {field!r}; {near}")
+            raise UserError(f"{key}: {name} has no setting {field!r}; {near}")
         if not isinstance(value, list):
             fixed[field] = _checked(kind, name, field, value, key)
             continue
         if field not in searchable:
-            raise ValueError(
+            raise UserError(
                 f"{key}={value}: not a gene, so it takes one value; "
                 f"genes of {name}: {', '.join(sorted(searchable)) or 'none'}"
             )
         checked = tuple(dict.fromkeys(_checked(kind, name, field, v, key) for v in value))
         if not checked:
-            raise ValueError(f"{key}=[]: give at least one value, {_allowed(plugin, field)}")
+            raise UserError(f"{key}=[]: give at least one value, {_allowed(plugin, field)}")
         if len(checked) == 1:
             fixed[field] = checked[0]
         else:
@@ -161,7 +162,7 @@ def _checked(kind: Kind, name: str, field: str, value: Scalar, key: str) -> Scal
         config = plugin_config(kind, name, {field: value})
     except ValueError as error:
         allowed = _allowed(registry.get(kind, name), field)
-        raise ValueError(f"{key}={value!r} is not allowed: {error}; {allowed}") from error
+        raise UserError(f"{key}={value!r} is not allowed: {error}; {allowed}") from error
     checked: Scalar = getattr(config, field)
     return checked
 
@@ -189,9 +190,9 @@ def _check_scopes(config: SpaceConfig, families: dict[str, Family]) -> None:
     for key, scope in config.scope.items():
         if key not in known:
             near = registry.suggest(key, known)
-            raise ValueError(f"space.scope.{key}: no family here has this gene; {near}")
+            raise UserError(f"space.scope.{key}: no family here has this gene; {near}")
         if config.budget and key == config.budget.free and scope != "block":
-            raise ValueError(
+            raise UserError(
                 f"space.scope.{key}={scope}: the budget moves this gene block by block; "
                 "leave its scope out"
             )
@@ -200,7 +201,7 @@ def _check_scopes(config: SpaceConfig, families: dict[str, Family]) -> None:
         for gene in family.scoped("global"):
             first, expected = values.setdefault(gene, (family.name, family.genes[gene]))
             if family.genes[gene] != expected:
-                raise ValueError(
+                raise UserError(
                     f"space.scope: {gene} is global but {family.name} lists "
                     f"{list(family.genes[gene])} and {first} {list(expected)}; give both the same"
                 )
@@ -214,7 +215,7 @@ def plugin_config(kind: Kind, name: str, values: Genes) -> Any:
     """The validated config of a mixer or channel mixer.
 
     Raises:
-        ValueError: as `cost.mixer_config`.
+        UserError: as `cost.mixer_config`.
     """
     from archloop.stack import cost  # imports torch, which reading a space must not
 

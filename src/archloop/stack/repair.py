@@ -6,13 +6,14 @@ then the parameter budget, which needs to know what is shared. Everything here i
 
 from typing import TYPE_CHECKING
 
+from archloop.errors import UserError
 from archloop.stack.genome import BlockGenes, Genome
 
 if TYPE_CHECKING:
     from archloop.stack.space import Space
 
 
-class OutOfReachError(ValueError):
+class OutOfReachError(UserError):
     """No setting of the free gene brings a genome to the parameter budget.
 
     Attributes:

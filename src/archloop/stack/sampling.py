@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from archloop.errors import UserError
+
 _GAMMA = -7046029254386353131
 _MIX_1 = -4658895280553007687
 _MIX_2 = -7723592293110705685
@@ -50,7 +52,7 @@ class Sampling:
         }
         for rule, holds in allowed.items():
             if not holds:
-                raise ValueError(f"{self} is not allowed: {rule}")
+                raise UserError(f"{self} is not allowed: {rule}")
 
     @property
     def greedy(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.stack import encoding, variation
 from archloop.stack import repair as rules
 from archloop.stack.families import Kind, check_widths, resolve
@@ -40,7 +41,7 @@ class Space:
         free_grid: its values, fewest parameters first.
 
     Raises:
-        ValueError: a name or value that does not exist, values that coincide or cannot be built at
+        UserError: a name or value that does not exist, values that coincide or cannot be built at
             one of the widths, or rules that no genome keeps; names key, value and remedy.
     """
 
@@ -51,7 +52,7 @@ class Space:
         self.channel_mixers = list(config.channel_mixers)
         self.global_mixers = [name for name in self.mixers if self.families[name].is_global]
         if config.interleaving.min_global and not self.global_mixers:
-            raise ValueError(
+            raise UserError(
                 f"space.interleaving.min_global={config.interleaving.min_global}, but none of "
                 f"{', '.join(self.mixers)} reaches every token; add gqa to space.mixers"
             )
@@ -89,7 +90,7 @@ class Space:
 
         Raises:
             OutOfReachError: no setting of the free gene meets the parameter budget.
-            ValueError: the genome has mixers, genes or values that this space does not.
+            UserError: the genome has mixers, genes or values that this space does not.
         """
         self.check(genome)
         return rules.repaired(self, genome)
@@ -98,18 +99,18 @@ class Space:
         """Refuse what repair cannot mend: names, values and depths from outside the space.
 
         Raises:
-            ValueError: names the block, gene and value.
+            UserError: names the block, gene and value.
         """
         config = self.config
         if len(genome.blocks) not in config.num_blocks:
-            raise ValueError(
+            raise UserError(
                 f"{len(genome.blocks)} blocks; the space allows {list(config.num_blocks)}"
             )
         shortest, longest = config.interleaving.period
         if (genome.period is not None) != (config.interleaving.rule == "periodic") or not (
             genome.period is None or shortest <= genome.period <= longest
         ):
-            raise ValueError(
+            raise UserError(
                 f"period={genome.period}; the space is {config.interleaving.rule}"
                 f"{'' if genome.period is None else f' with periods {shortest} to {longest}'}"
             )
@@ -154,7 +155,7 @@ class Space:
         """The genome with a spec's layout, genes and sharing; widths and the free gene are ours.
 
         Raises:
-            ValueError: the layout or a setting is not in this space (says which), or the parameter
+            UserError: the layout or a setting is not in this space (says which), or the parameter
                 budget is out of its reach.
         """
         return encoding.from_spec(self, spec)
@@ -163,7 +164,7 @@ class Space:
         """The genome with these mixers by block and the first listed value of every gene.
 
         Raises:
-            ValueError: as `from_spec`.
+            UserError: as `from_spec`.
         """
         return encoding.from_layout(self, layout)
 
@@ -219,12 +220,12 @@ class Space:
         """Refuse proxy sequences in which the largest window is hardly left.
 
         Raises:
-            ValueError: shorter than 4 times the largest window of any family.
+            UserError: shorter than 4 times the largest window of any family.
         """
         for family in self.families.values():
             need = WINDOWS_PER_SEQUENCE * family.window
             if num_tokens < need:
-                raise ValueError(
+                raise UserError(
                     f"proxy sequences of {num_tokens} tokens are shorter than "
                     f"{WINDOWS_PER_SEQUENCE} x {family.name}.window={family.window}; train on at "
                     f"least {need} tokens or list smaller windows"
@@ -309,7 +310,7 @@ class Space:
             family = self.families.get(name)
             if family is None or family.kind != kind:
                 known = self.mixers if kind == "mixers" else self.channel_mixers
-                raise ValueError(
+                raise UserError(
                     f"{where}: {name!r} is not in space.{kind}; {registry.suggest(name, known)}"
                 )
             allowed = {gene: family.genes[gene] for gene in family.scoped("block")}
@@ -319,10 +320,10 @@ class Space:
         self, where: str, given: Genes, allowed: dict[str, tuple[Scalar, ...]]
     ) -> None:
         if given.keys() != allowed.keys():
-            raise ValueError(f"{where}: genes {sorted(given)}, the space has {sorted(allowed)}")
+            raise UserError(f"{where}: genes {sorted(given)}, the space has {sorted(allowed)}")
         for gene, value in given.items():
             if value not in allowed[gene]:
-                raise ValueError(f"{where}.{gene}={value!r}: allowed are {list(allowed[gene])}")
+                raise UserError(f"{where}.{gene}={value!r}: allowed are {list(allowed[gene])}")
 
     def _free(self) -> tuple[tuple[str, str] | None, tuple[Scalar, ...]]:
         """The budget's free gene and its grid by ascending parameters."""
@@ -333,10 +334,10 @@ class Space:
         name, _, gene = budget.free.partition(".")
         if name not in self.channel_mixers:
             near = registry.suggest(name, self.channel_mixers)
-            raise ValueError(f"{key}: {name!r} is not in space.channel_mixers; {near}")
+            raise UserError(f"{key}: {name!r} is not in space.channel_mixers; {near}")
         family = self.families[name]
         if gene not in family.genes and gene not in family.fixed:
-            raise ValueError(
+            raise UserError(
                 f"{key}: list the values that {gene or 'the gene'} may take under "
                 f"space.channel_mixers.{name}"
             )
@@ -344,12 +345,12 @@ class Space:
             return None, ()
         grid = family.genes[gene]
         if len(grid) > MAX_GRID:
-            raise ValueError(
+            raise UserError(
                 f"{key}: {len(grid)} values; give at most {MAX_GRID}, so that blocks repeat"
             )
         others = [other for other in family.scoped("block") if other != gene]
         if others:
-            raise ValueError(
+            raise UserError(
                 f"space.scope: {name}.{others[0]} cannot vary by block while {budget.free} meets "
                 "the budget; make its scope family"
             )
@@ -367,7 +368,7 @@ class Space:
             self.sample(np.random.default_rng(0))
         except OutOfReachError as error:
             assert self.config.budget is not None
-            raise ValueError(
+            raise UserError(
                 f"space.budget.num_params={self.config.budget.num_params:,}: no spec meets it "
                 f"({error}); change the number, the widths or the values of "
                 f"{self.config.budget.free}"

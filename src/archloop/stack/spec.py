@@ -9,7 +9,9 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from archloop.errors import invalid
 
 Scalar = bool | int | float | str | None
 
@@ -128,9 +130,12 @@ class StackSpec(_Plain):
         """Parse and validate.
 
         Raises:
-            ValueError: not a valid spec; names the field.
+            UserError: not a valid spec; names the field.
         """
-        return cls.model_validate_json(text)
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise invalid(error) from error
 
     @property
     def digest(self) -> str:

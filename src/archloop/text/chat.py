@@ -16,6 +16,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from archloop.errors import UserError
+
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "..."}``, and whatever else the template reads."""
 
@@ -28,7 +30,7 @@ class ChatTemplate:
         special_tokens: variables such as ``bos_token``.
 
     Raises:
-        ValueError: the text is no valid template.
+        UserError: the text is no valid template.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
@@ -37,7 +39,7 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:
-            raise ValueError(f"the chat template is not valid Jinja: {error}") from error
+            raise UserError(f"the chat template is not valid Jinja: {error}") from error
 
     def render(
         self,
@@ -56,22 +58,22 @@ class ChatTemplate:
             variables: whatever else the template reads.
 
         Raises:
-            ValueError: the template refuses the messages, fails on them or breaks out of its
+            UserError: the template refuses the messages, fails on them or breaks out of its
                 sandbox; or they are no plain data.
         """
         try:
             given = json.dumps({"messages": list(messages), "tools": tools, **variables})
         except TypeError as error:
-            raise ValueError(f"messages and tools must be plain JSON data: {error}") from error
+            raise UserError(f"messages and tools must be plain JSON data: {error}") from error
         try:
             return self._template.render(
                 {**self.special_tokens, **json.loads(given)},
                 add_generation_prompt=add_generation_prompt,
             )
         except SecurityError as error:
-            raise ValueError(f"the chat template tried to leave its sandbox: {error}") from error
+            raise UserError(f"the chat template tried to leave its sandbox: {error}") from error
         except (TemplateError, TypeError, KeyError, OverflowError) as error:
-            raise ValueError(f"the chat template failed on these messages: {error}") from error
+            raise UserError(f"the chat template failed on these messages: {error}") from error
 
 
 class _Generation(Extension):

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from archloop.errors import UserError
+
 CHUNK_CHARS = 8192
 """Plain text is cut into documents of about this size, at blank lines."""
 
@@ -69,7 +71,7 @@ def load(config: CorpusConfig, root: Path) -> Corpus:
         root: folder that relative paths start from and must stay in (the recipe's folder).
 
     Raises:
-        ValueError: a file is missing, unreadable, outside `root`, of a wrong form, or too little
+        UserError: a file is missing, unreadable, outside `root`, of a wrong form, or too little
             text is left for one of the sides; names file and remedy.
     """
     if config.source == "stdlib":
@@ -87,7 +89,7 @@ def load(config: CorpusConfig, root: Path) -> Corpus:
             digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
     if not train or not heldout:
         side = "training" if not train else "held-out"
-        raise ValueError(
+        raise UserError(
             f"corpus {_describe(config)} has {len(documents)} documents, none of them {side}; "
             f"give more text or change heldout_share={config.heldout_share}"
         )
@@ -98,13 +100,13 @@ def resolve(path: str, root: Path) -> Path:
     """The regular file that a recipe's path means.
 
     Raises:
-        ValueError: a URL, a relative path that leaves `root` (also by a symbolic link), or not a
+        UserError: a URL, a relative path that leaves `root` (also by a symbolic link), or not a
             regular file.
     """
     if "://" in path:
-        raise ValueError(f"corpus path {path!r} is a URL; download it and give the file's path")
+        raise UserError(f"corpus path {path!r} is a URL; download it and give the file's path")
     if "\0" in path or not path:
-        raise ValueError(f"corpus path {path!r} is not a file name")
+        raise UserError(f"corpus path {path!r} is not a file name")
     base = root.resolve()
     try:
         full = (base / path).resolve()
@@ -112,17 +114,17 @@ def resolve(path: str, root: Path) -> Path:
     except (OSError, RuntimeError) as error:
         # Python 3.11 and 3.12 tell of a circle of symbolic links by a RuntimeError.
         what = error.strerror if isinstance(error, OSError) else "symbolic links lead in a circle"
-        raise ValueError(
+        raise UserError(
             f"corpus path {path[:80]!r} cannot be followed: {what}; correct corpus.paths"
         ) from error
     if not Path(path).is_absolute() and not full.is_relative_to(base):
-        raise ValueError(
+        raise UserError(
             f"corpus path {path!r} leads outside {base}; move the file there or give an "
             "absolute path"
         )
     if not is_file:
         what = "is not a regular file" if exists else "does not exist"
-        raise ValueError(f"corpus file {full} {what}; correct corpus.paths")
+        raise UserError(f"corpus file {full} {what}; correct corpus.paths")
     return full
 
 
@@ -157,12 +159,12 @@ def _read(file: Path, field: str) -> list[_Document]:
     try:
         texts = _read_text(file) if reader is None else reader(file, field)
     except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read corpus file {file}: {error}; it must be UTF-8") from error
+        raise UserError(f"cannot read corpus file {file}: {error}; it must be UTF-8") from error
     except OSError as error:
-        raise ValueError(f"cannot read corpus file {file}: {error}; restore it") from error
+        raise UserError(f"cannot read corpus file {file}: {error}; restore it") from error
     documents = [_Document(text, text) for text in texts if text.strip()]
     if not documents:
-        raise ValueError(f"corpus file {file} has no text; remove it from corpus.paths")
+        raise UserError(f"corpus file {file} has no text; remove it from corpus.paths")
     return documents
 
 
@@ -186,7 +188,7 @@ def _read_jsonl(file: Path, field: str) -> list[str]:
             try:
                 text = json.loads(line)[field]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{file}:{number}: no JSON object with field {field!r}; set corpus.field"
                 ) from error
             texts.append(_checked(text, f"{file}:{number}", field))
@@ -197,28 +199,28 @@ def _read_parquet(file: Path, field: str) -> list[str]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{file}: reading Parquet needs pyarrow; install archloop[parquet]"
         ) from error
     try:
         table = parquet.read_table(file, columns=[field])
     except (ArrowException, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"{file}: not Parquet with a column {field!r} ({error}); set corpus.field"
         ) from error
     if field not in table.column_names:
-        raise ValueError(f"{file}: no column {field!r}; set corpus.field")
+        raise UserError(f"{file}: no column {field!r}; set corpus.field")
     values = table.column(field).to_pylist()
     return [_checked(v, f"{file} row {i}", field) for i, v in enumerate(values) if v is not None]
 
 
 def _checked(text: object, where: str, field: str) -> str:
     if not isinstance(text, str):
-        raise ValueError(f"{where}: {field!r} holds {type(text).__name__}, not text")
+        raise UserError(f"{where}: {field!r} holds {type(text).__name__}, not text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: {field!r} holds half of a surrogate pair, which no UTF-8 text can; "
             "remove that line"
         ) from error

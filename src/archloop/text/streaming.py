@@ -6,6 +6,8 @@ in another, so some text is held back until what follows settles it.
 
 from collections.abc import Callable, Iterable, Sequence
 
+from archloop.errors import UserError
+
 Decode = Callable[[list[int]], str]
 """Token ids to text, incomplete characters as U+FFFD (`tokenizers.Tokenizer.decode`)."""
 
@@ -34,7 +36,7 @@ class TextStream:
         self._decode = decode
         self._stops = tuple(stop_strings)
         if not all(self._stops):
-            raise ValueError("a stop string must not be empty")
+            raise UserError("a stop string must not be empty")
         self._ids: list[int] = []
         self._context = 0
         """Start of the tokens that are decoded; those before `_settled` give only context."""

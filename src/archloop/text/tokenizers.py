@@ -14,6 +14,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from archloop.errors import UserError
 from archloop.text.corpora import Corpus
 from archloop.text.files import default_cache_dir, read_checked, write_checked
 
@@ -66,10 +67,10 @@ def train(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE; equal documents give an equal tokenizer.
 
     Raises:
-        ValueError: the vocabulary has no room for all bytes, or the text does not fill it.
+        UserError: the vocabulary has no room for all bytes, or the text does not fill it.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(
+        raise UserError(
             f"vocab_size={vocab_size} has no room for all bytes and the end of text; "
             f"give at least {MIN_VOCAB_SIZE}"
         )
@@ -84,7 +85,7 @@ def train(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(documents, trainer)
     if backend.get_vocab_size() < vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the corpus fills only {backend.get_vocab_size()} of vocab_size={vocab_size}; "
             "give more text or a smaller vocab_size"
         )

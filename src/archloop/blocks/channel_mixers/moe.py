@@ -26,6 +26,7 @@ from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
 from archloop.blocks.channel_mixers.relu2 import ReLU2
 from archloop.blocks.channel_mixers.swiglu import SwiGLU, hidden_width
 from archloop.blocks.linear import Linear
+from archloop.errors import UserError
 
 
 class MoE(ChannelMixer):
@@ -50,7 +51,7 @@ class MoE(ChannelMixer):
 
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
             if self.top_k > self.num_experts:
-                raise ValueError(
+                raise UserError(
                     f"top_k={self.top_k} exceeds num_experts={self.num_experts}; "
                     f"allowed: 1 to {self.num_experts}"
                 )
@@ -65,20 +66,20 @@ class MoE(ChannelMixer):
             if self.num_groups == self.top_groups == 1:
                 return
             if self.router != "kimi":
-                raise ValueError(
+                raise UserError(
                     f"num_groups={self.num_groups}, top_groups={self.top_groups} need "
                     f"router='kimi', not {self.router!r}; allowed here: 1"
                 )
             if self.num_experts % self.num_groups:
                 every = range(1, self.num_experts + 1)
-                raise ValueError(
+                raise UserError(
                     f"num_groups={self.num_groups} does not divide num_experts={self.num_experts}; "
                     f"allowed: {[size for size in every if self.num_experts % size == 0]}"
                 )
             per_group = self.num_experts // self.num_groups
             fewest = -(-self.top_k // per_group)
             if not fewest <= self.top_groups <= self.num_groups:
-                raise ValueError(
+                raise UserError(
                     f"top_groups={self.top_groups} must hold top_k={self.top_k} experts, "
                     f"{per_group} a group; allowed: {fewest} to {self.num_groups}"
                 )

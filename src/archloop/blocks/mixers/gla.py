@@ -15,6 +15,7 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.heads import count_heads, recurrent_dtype
+from archloop.errors import UserError
 
 
 class GLA(LinearAttention):
@@ -33,7 +34,7 @@ class GLA(LinearAttention):
             num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             key_dim = round(self.head_dim * self.key_ratio)
             if key_dim != self.head_dim * self.key_ratio:
-                raise ValueError(
+                raise UserError(
                     f"key_ratio={self.key_ratio} times head_dim={self.head_dim} is not whole; "
                     "allowed: multiples of 1/head_dim"
                 )

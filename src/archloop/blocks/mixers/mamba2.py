@@ -30,6 +30,7 @@ from archloop.blocks.ops.heads import (
     whole_width,
 )
 from archloop.blocks.ops.precision import KeepsFloat32, precise
+from archloop.errors import UserError
 
 
 class Mamba2(KeepsFloat32, SequenceMixer):
@@ -54,7 +55,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
             heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
             if heads % self.num_groups:
                 allowed = [g for g in range(1, heads + 1) if heads % g == 0]
-                raise ValueError(
+                raise UserError(
                     f"num_groups={self.num_groups} does not divide num_heads={heads}; "
                     f"allowed: {allowed}"
                 )

@@ -31,6 +31,7 @@ from archloop.blocks.ops.chunks import chunk_size, join, split
 from archloop.blocks.ops.heads import count_heads, initial_dt_bias, recurrent_dtype, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import apply
+from archloop.errors import UserError
 
 
 class Mamba3(KeepsFloat32, SequenceMixer):
@@ -57,7 +58,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
             angles = int(self.state_dim * self.rope_fraction) // 2
             if not angles:
-                raise ValueError(
+                raise UserError(
                     f"rope_fraction={self.rope_fraction} rotates nothing of "
                     f"state_dim={self.state_dim}; allowed: at least {2 / self.state_dim:g}"
                 )

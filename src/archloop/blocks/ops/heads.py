@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from archloop.blocks.base import Span
+from archloop.errors import UserError
 
 
 def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -20,11 +21,11 @@ def count_heads(width: int, head_dim: int, what: str) -> int:
     """How many heads of `head_dim` make up `width`, which the message calls `what`.
 
     Raises:
-        ValueError: not a whole number; names the divisors.
+        UserError: not a whole number; names the divisors.
     """
     if width % head_dim:
         allowed = [size for size in range(1, width + 1) if width % size == 0]
-        raise ValueError(f"head_dim={head_dim} does not divide {what}; allowed: {allowed}")
+        raise UserError(f"head_dim={head_dim} does not divide {what}; allowed: {allowed}")
     return width // head_dim
 
 
@@ -32,11 +33,11 @@ def whole_width(expansion: float, d_model: int) -> int:
     """Inner width ``expansion * d_model``.
 
     Raises:
-        ValueError: not a whole number of channels.
+        UserError: not a whole number of channels.
     """
     width = round(expansion * d_model)
     if width < 1 or width != expansion * d_model:
-        raise ValueError(
+        raise UserError(
             f"expansion={expansion} times d_model={d_model} is not whole; "
             "allowed: positive multiples of 1/d_model"
         )

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 TWIN_SUFFIX = "-attention"
@@ -34,10 +35,10 @@ def load(name: str) -> StackSpec:
     """The spec of a preset.
 
     Raises:
-        ValueError: no such preset; near matches are named.
+        UserError: no such preset; near matches are named.
     """
     if name not in names():
-        raise ValueError(f"unknown preset {name!r}; {registry.suggest(name, names())}")
+        raise UserError(f"unknown preset {name!r}; {registry.suggest(name, names())}")
     if name.endswith(TWIN_SUFFIX):
         return twin(load(name.removesuffix(TWIN_SUFFIX)))
     return _parse((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -47,7 +48,7 @@ def twin(spec: StackSpec) -> StackSpec:
     """The all-attention counterpart, equal in parameters to within 0.1%.
 
     Raises:
-        ValueError: the spec has no full attention to copy, or no dense FFN to widen.
+        UserError: the spec has no full attention to copy, or no dense FFN to widen.
     """
     from archloop.stack import cost
 
@@ -60,7 +61,7 @@ def twin(spec: StackSpec) -> StackSpec:
         if block.channel_mixer is not None and block.channel_mixer.name == "swiglu"
     ]
     if attention is None or not dense:
-        raise ValueError("a twin needs a block with full attention and one with a dense FFN")
+        raise UserError("a twin needs a block with full attention and one with a dense FFN")
     plain = MixerSpec(name=attention.name, config=attention.config)
     blocks = [b.model_copy(update={"mixers": (plain,) if b.mixers else ()}) for b in spec.blocks]
     missing = cost.num_params(spec) - cost.num_params(spec.replace(blocks=blocks))

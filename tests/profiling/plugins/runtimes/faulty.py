@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from archloop.errors import UserError
 from archloop.runtimes.base import Logits, Manifest, Session
 from archloop.runtimes.torch_eager import TorchEager, TorchSession
 from archloop.stack.spec import StackSpec
 
 
 class Faulty(TorchEager):
-    quants = ("fine", "crash", "hang", "deaf", "eat", "raise", "loud")
+    quants = ("fine", "crash", "hang", "deaf", "eat", "raise", "bug", "loud")
     parity_tolerance = dict.fromkeys(quants, 1e-4)
 
     def unsupported(self, spec: StackSpec) -> str | None:
@@ -46,7 +47,9 @@ class _FaultySession(Session):
         if self.fault == "eat":
             self.eaten = [torch.ones(1 << 26) for _ in range(64)]
         if self.fault == "raise":
-            raise ValueError("this engine has no second token\nand more lines")
+            raise UserError("this engine has no second token\nand more lines")
+        if self.fault == "bug":
+            raise ValueError("shapes do not match")
         if self.fault == "loud":
             sys.stdout.write("{not an answer\n")
             os.write(1, b'{"ok": {"ms": []}}\n')

@@ -1,5 +1,6 @@
 """What every runtime must do: agree with eager PyTorch, carry state, tell damaged from whole."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from archloop import registry
 from archloop.runtimes.base import MANIFEST, Session, build_random
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
+MIB = 1 << 20
 PROMPT, STEPS = 40, 5
 ROOM = 46
 """As the comparison at each export, so that a compiler's cache serves both."""
@@ -21,19 +23,25 @@ CASES = [
 ]
 
 
-def hybrid_spec(d_model: int = 64) -> StackSpec:
+def hybrid_spec(d_model: int = 128) -> StackSpec:
+    """Small, and of sizes that every runtime's kernels take."""
     swiglu = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
-    mixers = (MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 32}))
+    mixers = (MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 64}))
     blocks = tuple(BlockSpec(mixers=(mixer,), channel_mixer=swiglu) for mixer in mixers)
     return StackSpec(d_model=d_model, vocab_size=256, blocks=blocks)
 
 
 def _params() -> list[Any]:
-    """Compiling takes seconds a session: by default only eager runs all its quantisations."""
+    """Compiling takes seconds a session: by default only eager runs all its quantisations.
+
+    A runtime that this machine lacks something for is skipped; one that needs a GPU is not tried.
+    """
     found = []
     for name, quant in CASES:
         first = quant == registry.get("runtimes", name).quants[0]
         marks = () if first or name == "torch_eager" else (pytest.mark.slow,)
+        if name == "torch_cuda":
+            marks = (pytest.mark.gpu,)
         found.append(pytest.param((name, quant), id=f"{name}-{quant}", marks=marks))
     return found
 
@@ -116,6 +124,36 @@ def test_full_session_says_so(case: Any) -> None:
         session.prefill(tokens(ROOM + 1))
     with pytest.raises(ValueError, match="at least one token"):
         session.prefill([])
+
+
+def test_unknown_tokens_are_refused(case: Any) -> None:
+    *_, session = case
+    session.reset()
+    for unknown in (-1, 256):
+        with pytest.raises(ValueError, match=f"token {unknown} is not in the vocabulary"):
+            session.prefill([1, unknown, 2])
+        with pytest.raises(ValueError, match=f"token {unknown} is not in the vocabulary"):
+            session.decode_step(unknown)
+    assert np.isfinite(session.prefill([1, 255])).all()
+
+
+def test_memory_is_reported_where_it_is_held(case: Any) -> None:
+    """An engine on a device of its own counts that memory, from any moment on, and frees it."""
+    runtime, _, _, folder, manifest, session = case
+    assert session.prefill_chunk >= 1
+    if runtime.device_peak_bytes() is None:
+        return
+    runtime.reset_device_peak()
+    before = runtime.device_peak_bytes()
+    another = runtime.open(folder, threads=1, max_context=1 << 16)
+    opened = runtime.device_peak_bytes() - before
+    assert opened >= another.state_bytes + sum(manifest.weight_bytes.values())
+    assert opened <= 1.2 * another.state_bytes + 128 * MIB
+    another.close()
+    del another
+    gc.collect()
+    runtime.reset_device_peak()
+    assert runtime.device_peak_bytes() <= before + 2 * MIB
 
 
 def test_manifest_tells_what_was_exported(case: Any) -> None:

@@ -153,6 +153,41 @@ def test_a_full_state_is_refused_before_anything_is_written() -> None:
     assert state.lengths_B.tolist() == [4]
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_row_of_padding_alone_is_refused_before_anything_is_written(
+    chunk_size: int | None,
+) -> None:
+    """Its logits would be those of a padding token."""
+    decoder = Decoder(STACKS["lfm2"]).double().eval()
+    state = decoder.init_state(3, 8)
+    ids_BT = torch.ones(3, 4, dtype=torch.int64)
+    mask_BT = torch.tensor([[True] * 4, [False] * 4, [False, True, False, False]])
+    with pytest.raises(ValueError, match=r"no real token in row 1.*leave the row out"):
+        decoder.prefill(ids_BT, state, mask_BT=mask_BT, chunk_size=chunk_size)
+    with pytest.raises(ValueError, match="no real token in row 1"):
+        decoder(ids_BT, mask_BT=mask_BT, logits="last")
+    assert state.num_tokens == 0
+    mask_BT[1, 0] = True
+    assert decoder.prefill(ids_BT, state, mask_BT=mask_BT).isfinite().all()
+
+
+def test_wrong_shapes_are_refused_not_broadcast() -> None:
+    decoder = Decoder(STACKS["lfm2"]).eval()
+    state = decoder.init_state(3, 8)
+    one = torch.ones(1, 4, dtype=torch.int64)
+    for call in (
+        lambda: decoder.prefill(one, state),
+        lambda: decoder(one, state),
+        lambda: decoder.step(one[:, 0], state),
+    ):
+        with pytest.raises(ValueError, match="1 rows for a state of 3"):
+            call()
+    with pytest.raises(ValueError, match=r"shape \(3, 0\).*at least one token"):
+        decoder.prefill(torch.ones(3, 0, dtype=torch.int64), state)
+    with pytest.raises(ValueError, match="chunk_size=-1"):
+        decoder.prefill(one, decoder.init_state(1, 8), chunk_size=-1)
+
+
 def test_gradients_reach_every_parameter() -> None:
     decoder = Decoder(STACKS["moe"]).train()
     decoder(tokens(2, 16)).logsumexp(-1).sum().backward()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -242,7 +243,15 @@ def test_streaming_gives_a_token_per_row_and_step(decoder: Decoder) -> None:
     "call, message",
     [
         (lambda d: generate(d, [], 3), "no prompt"),
-        (lambda d: generate(d, [[1], []], 3), "unread token"),
+        (lambda d: generate(d, [[1], []], 3), "row 1 has no unread token"),
+        (lambda d: generate(d, "12", 3), "encode text first"),
+        (lambda d: generate(d, [1.5], 3), "whole numbers"),
+        (lambda d: generate(d, [1, VOCAB], 3), f"token {VOCAB} is not"),
+        (lambda d: generate(d, [[1], [-1]], 3), "token -1 is not"),
+        (lambda d: generate(d, [1], 3, chunk_size=0), "chunk_size=0"),
+        (lambda d: Transcript(d, 0), "max_context=0"),
+        (lambda d: Transcript(d, 8, batch_size=0), "batch_size=0"),
+        (lambda d: verify(Transcript(d, 8), [1]), "row 0 has no unread token"),
         (lambda d: generate(d, [1], 0), "max_new_tokens=0"),
         (lambda d: generate(d, [1], 3, stop_strings=["x"]), "decode="),
         (lambda d: generate(d, [1], 3, seeds=[1, 2]), "2 seeds for 1 rows"),
@@ -253,3 +262,17 @@ def test_streaming_gives_a_token_per_row_and_step(decoder: Decoder) -> None:
 def test_refusals_say_what_to_do(decoder: Decoder, call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(decoder)  # type: ignore[operator]
+
+
+def test_a_refused_prompt_leaves_the_transcript_as_it_was(decoder: Decoder) -> None:
+    transcript = Transcript(decoder, 10)
+    with pytest.raises(ValueError, match="max_context"):
+        generate(decoder, [1] * 9, 3, transcript=transcript)
+    (reply,) = generate(decoder, [3, 1, 4], 3, transcript=transcript)
+    assert reply.ids == plain(decoder, [3, 1, 4], 3)
+
+
+def test_prompts_may_be_arrays(decoder: Decoder) -> None:
+    expected = generate(decoder, [3, 1, 4], 3)
+    for prompt in (torch.tensor([3, 1, 4]), np.array([[3, 1, 4]]), list(np.array([3, 1, 4]))):
+        assert generate(decoder, prompt, 3) == expected  # type: ignore[arg-type]

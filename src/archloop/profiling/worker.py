@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.profiling import memory
 from archloop.runtimes.base import Runtime, Session, build_random
 from archloop.stack.spec import StackSpec
@@ -67,9 +68,12 @@ class Worker:
         self.runtime = registry.get("runtimes", runtime)()
         self.runtime.start(threads)
         gc.collect()
-        can_reset = memory.reset_peak()
+        # What an engine's import leaves stays for good; without this every collection before a
+        # timed block walks all of it, which takes longer than the block.
+        gc.freeze()
+        can_reset = self._reset_peak()
         return {
-            "baseline": memory.read(),
+            "baseline": self._read_memory(),
             "can_reset_peak": can_reset,
             "cpu_s": time.process_time(),
         }
@@ -85,11 +89,16 @@ class Worker:
         """Load an artifact in place of the one before."""
         assert self.runtime is not None
         self.close()
-        memory.reset_peak()
+        self._reset_peak()
         start = time.perf_counter()
         self.session = self.runtime.open(Path(directory), self.threads, max_context)
         seconds = time.perf_counter() - start
-        return {"open_s": seconds, "state_bytes": self.session.state_bytes}
+        return {
+            "open_s": seconds,
+            "state_bytes": self.session.state_bytes,
+            "prefill_chunk": self.session.prefill_chunk,
+            "plans_by_shape": self.session.plans_by_shape,
+        }
 
     def fill(self, num_tokens: int, seed: int) -> Answer:
         """Stand at a depth with every page of the state written."""
@@ -128,7 +137,7 @@ class Worker:
 
     def memory(self) -> Answer:
         """Peak since the model was opened, what is resident now, and processor time so far."""
-        return {"memory": memory.read(), "cpu_s": time.process_time()}
+        return {"memory": self._read_memory(), "cpu_s": time.process_time()}
 
     def close(self) -> Answer:
         """Free the model."""
@@ -138,6 +147,17 @@ class Worker:
             gc.collect()
             _trim_heap()
         return {}
+
+    def _read_memory(self) -> dict[str, int | None]:
+        """Of this process, and the peak of the engine's device if that has memory of its own."""
+        assert self.runtime is not None
+        return memory.read() | {"device_peak_bytes": self.runtime.device_peak_bytes()}
+
+    def _reset_peak(self) -> bool:
+        """Start both peaks anew; False where the one that counts cannot be."""
+        assert self.runtime is not None
+        self.runtime.reset_device_peak()
+        return memory.reset_peak() or self.runtime.device_peak_bytes() is not None
 
     @property
     def _session(self) -> Session:
@@ -174,7 +194,7 @@ def _kind(error: Exception) -> str:
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(word in text for word in _MEMORY_WORDS):
         return "memory"
-    return "unsupported" if isinstance(error, ValueError) else "crash"
+    return "unsupported" if isinstance(error, UserError) else "crash"
 
 
 def _one_line(error: Exception) -> str:

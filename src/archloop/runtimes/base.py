@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from archloop.errors import UserError
 from archloop.registry import suggest
 from archloop.stack.spec import StackSpec
 from archloop.text.files import write_atomic
@@ -62,9 +63,12 @@ class Session(ABC):
 
     Attributes:
         max_context: tokens that the state has room for.
+        plans_by_shape: the first prefill of so many tokens at some depth costs more than later
+            ones, because the engine compiles or chooses kernels by these numbers.
     """
 
     max_context: int
+    plans_by_shape: ClassVar[bool] = False
 
     @abstractmethod
     def prefill(self, ids: Sequence[int]) -> Logits:
@@ -99,6 +103,11 @@ class Session(ABC):
     @abstractmethod
     def state_bytes(self) -> int:
         """Bytes that the state occupies."""
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Most tokens that prefill takes in at once: a longer prompt goes in parts of so many."""
+        return self.max_context
 
     def close(self) -> None:  # noqa: B027  (an engine may have nothing to free)
         """Free weights and state."""
@@ -149,6 +158,16 @@ class Runtime(ABC):
         del spec
         return None
 
+    def device_peak_bytes(self) -> int | None:
+        """Most bytes held at once on a device with memory of its own since `reset_device_peak`.
+
+        None where the engine computes in the memory of its process, which is measured there.
+        """
+        return None
+
+    def reset_device_peak(self) -> None:  # noqa: B027  (most engines have no such device)
+        """Give back what nothing uses on that device; the peak starts from what is still held."""
+
     def precision(self, quant: str) -> str:
         """Dtype of activations and state under a quantisation."""
         return {"bf16": "bfloat16", "fp16": "float16"}.get(quant, "float32")
@@ -163,14 +182,14 @@ class Runtime(ABC):
         """Refuse a quantisation that the engine does not know, or a machine without the engine.
 
         Raises:
-            ValueError: either; the message says what to choose or install.
+            UserError: either; the message says what to choose or install.
         """
         if quant not in self.quants:
-            raise ValueError(
+            raise UserError(
                 f"runtime {self.name} has no quant {quant!r}; {suggest(quant, list(self.quants))}"
             )
         if missing := self.missing():
-            raise ValueError(f"runtime {self.name}: {missing}")
+            raise UserError(f"runtime {self.name}: {missing}")
 
     def export(
         self, decoder: "Decoder", directory: Path, quant: str, *, parity: bool = True
@@ -184,12 +203,12 @@ class Runtime(ABC):
             parity: open the artifact and compare; costs one load.
 
         Raises:
-            ValueError: as `check`, the stack is unsupported, or the logits differ by more than
+            UserError: as `check`, the stack is unsupported, or the logits differ by more than
                 `parity_tolerance`; then no manifest is left, so that nobody opens the artifact.
         """
         self.check(quant)
         if reason := self.unsupported(decoder.spec):
-            raise ValueError(f"runtime {self.name} cannot run this stack: {reason}")
+            raise UserError(f"runtime {self.name} cannot run this stack: {reason}")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / MANIFEST).unlink(missing_ok=True)
         weight_bytes = self.write(decoder, directory, quant)
@@ -212,13 +231,13 @@ class Runtime(ABC):
         """Load a verified artifact, with an empty state for `max_context` tokens.
 
         Raises:
-            ValueError: the artifact is not whole, was changed, or belongs to another runtime.
+            UserError: the artifact is not whole, was changed, or belongs to another runtime.
         """
         if missing := self.missing():
-            raise ValueError(f"runtime {self.name}: {missing}")
+            raise UserError(f"runtime {self.name}: {missing}")
         manifest = read_manifest(directory)
         if manifest.runtime != self.name:
-            raise ValueError(f"{directory} was exported for {manifest.runtime}, not {self.name}")
+            raise UserError(f"{directory} was exported for {manifest.runtime}, not {self.name}")
         return self.load(directory, manifest, threads, max_context)
 
     def _parity_error(self, decoder: "Decoder", directory: Path, manifest: Manifest) -> float:
@@ -237,7 +256,7 @@ class Runtime(ABC):
         error = float(np.abs(found - expected).max() / max(float(expected.std()), 1e-30))
         tolerance = self.parity_tolerance[manifest.quant]
         if not error <= tolerance:
-            raise ValueError(
+            raise UserError(
                 f"runtime {self.name} ({manifest.quant}): logits differ from eager PyTorch's by "
                 f"{error:.3g} standard deviations, more than {tolerance:g}; the export is wrong "
                 "for this stack, so choose another runtime or quantisation"
@@ -249,20 +268,20 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of an artifact whose files are all there and unchanged.
 
     Raises:
-        ValueError: it is absent or damaged, or a file does not match its checksum.
+        UserError: it is absent or damaged, or a file does not match its checksum.
     """
     path = directory / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{directory} holds no whole artifact; export it again") from None
+        raise UserError(f"{directory} holds no whole artifact; export it again") from None
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged; export the artifact again") from error
+        raise UserError(f"{path} is damaged; export the artifact again") from error
     found = _checksums(directory)
     for name, expected in manifest.files.items():
         if found.get(name) != expected:
             state = "changed" if name in found else "missing"
-            raise ValueError(f"{directory / name} is {state}; export the artifact again")
+            raise UserError(f"{directory / name} is {state}; export the artifact again")
     return manifest
 
 

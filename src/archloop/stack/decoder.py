@@ -119,7 +119,7 @@ class Decoder(nn.Module):
     """The built model. `spec` says everything about it.
 
     Raises:
-        ValueError: the spec names an unknown mixer or a setting that cannot be built.
+        UserError: the spec names an unknown mixer or a setting that cannot be built.
     """
 
     def __init__(self, spec: StackSpec) -> None:
@@ -169,8 +169,11 @@ class Decoder(nn.Module):
             logits: of every token, or of the last.
 
         Raises:
-            ValueError: the state has no room for the tokens.
+            ValueError: the state has no room for the tokens, or is for another number of rows; a
+                row whose last token is asked for has no real one.
         """
+        if logits == "last":
+            _check_real(ids_BT, mask_BT)
         x_BTD = self.hidden(ids_BT, state, segments_BT=segments_BT, mask_BT=mask_BT)
         if logits == "last":
             last_B = _last_index(ids_BT, mask_BT)
@@ -231,7 +234,13 @@ class Decoder(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> DecoderState:
-        """An empty state with room for `max_context` tokens per row; defaults as the weights'."""
+        """An empty state with room for `max_context` tokens per row; defaults as the weights'.
+
+        Raises:
+            ValueError: no rows, or no room.
+        """
+        if batch_size < 1 or max_context < 1:
+            raise ValueError(f"{batch_size=} and {max_context=} must be at least 1")
         device = device or self.embedding.weight.device
         states = {
             (index, slot): self._mixer(index, slot).init_state(
@@ -259,7 +268,14 @@ class Decoder(nn.Module):
             state: continued in place; rows may hold different numbers of tokens.
             mask_BT: True at real tokens; each row needs at least one.
             chunk_size: tokens per pass, which bounds activation memory; None takes all at once.
+
+        Raises:
+            ValueError: no tokens, or a row without any real one; `chunk_size` is below 1; the state
+                has no room for the tokens, or is for another number of rows.
         """
+        _check_real(ids_BT, mask_BT)
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"{chunk_size=} must be at least 1, or None for all tokens at once")
         size = chunk_size or ids_BT.shape[1]
         last_BD: Tensor | None = None
         for start in range(0, ids_BT.shape[1], size):
@@ -273,8 +289,7 @@ class Decoder(nn.Module):
                 # A row whose prompt ended in an earlier chunk keeps that chunk's last token.
                 new_BD = torch.where(mask.any(1)[:, None], new_BD, last_BD)
             last_BD = new_BD
-        if last_BD is None:
-            raise ValueError("prefill needs at least one token")
+        assert last_BD is not None
         return self.logits(last_BD)
 
     @torch.no_grad()
@@ -282,8 +297,9 @@ class Decoder(nn.Module):
         """One token per row; logits (B, V) for the next.
 
         Raises:
-            ValueError: the state is full.
+            ValueError: the state is full, or is for another number of rows.
         """
+        check_rows(ids_B, state)
         if state.num_tokens >= state.max_context:
             raise _full(state, 1)
         logits_BV = self.step_unchecked(ids_B, state)
@@ -379,6 +395,8 @@ class Decoder(nn.Module):
         batch, time = ids_BT.shape
         if state is not None and segments_BT is not None:
             raise ValueError("segments_BT marks packed training sequences; it takes no state")
+        if state is not None:
+            check_rows(ids_BT, state)
         if segments_BT is not None:
             positions_BT = segment_positions(segments_BT)
         else:
@@ -416,6 +434,32 @@ class Decoder(nn.Module):
 def build(spec: StackSpec) -> Decoder:
     """A decoder with random weights from torch's current seed. Raises as `Decoder`."""
     return Decoder(spec)
+
+
+def check_rows(ids: Tensor, state: DecoderState) -> None:
+    """Refuse ids whose first dimension is not the state's rows: they would broadcast.
+
+    Raises:
+        ValueError: that.
+    """
+    num_rows = state.lengths_B.shape[0]
+    if ids.shape[0] != num_rows:
+        raise ValueError(
+            f"ids of {ids.shape[0]} rows for a state of {num_rows}; "
+            "make one for as many rows with init_state"
+        )
+
+
+def _check_real(ids_BT: Tensor, mask_BT: Tensor | None) -> None:
+    """A row without a real token has no last one, and so no logits."""
+    if 0 in ids_BT.shape:
+        raise ValueError(f"ids of shape {tuple(ids_BT.shape)}: give at least one token in each row")
+    if mask_BT is not None and not bool((real_B := mask_BT.any(1)).all()):
+        row = real_B.tolist().index(False)
+        raise ValueError(
+            f"mask_BT has no real token in row {row}, so it has no logits; leave the row out, or "
+            "give it at least one token"
+        )
 
 
 def _last_index(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:

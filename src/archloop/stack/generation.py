@@ -9,12 +9,15 @@ Shape suffixes: B batch, T time, V vocabulary.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from archloop.blocks.base import State
+from archloop.errors import UserError
 from archloop.stack.decoder import Decoder, DecoderState
 from archloop.stack.sampling import GREEDY, Sampling, choose
 from archloop.text.streaming import Decode, TextStream
@@ -64,12 +67,9 @@ class Transcript:
         """Append tokens to the rows, to be read by the next `read`.
 
         Raises:
-            ValueError: not one prompt per row.
+            ValueError: not one prompt per row, or ids that are none of the vocabulary.
         """
-        rows = as_rows(prompts)
-        if len(rows) != len(self.ids):
-            raise ValueError(f"{len(rows)} prompts for a transcript of {len(self.ids)} rows")
-        for row, new in zip(self.ids, rows, strict=True):
+        for row, new in zip(self.ids, self._rows(prompts), strict=True):
             row.extend(new)
 
     def replace(self, prompts: Prompts) -> int:
@@ -82,9 +82,7 @@ class Transcript:
         Returns:
             Tokens that need not be read again.
         """
-        rows = as_rows(prompts)
-        if len(rows) != len(self.ids):
-            raise ValueError(f"{len(rows)} prompts for a transcript of {len(self.ids)} rows")
+        rows = self._rows(prompts)
         known = zip(rows, self.ids, self.num_read, strict=True)
         if any(new[:read] != old[:read] or len(new) <= read for new, old, read in known):
             self.state.reset()
@@ -100,11 +98,26 @@ class Transcript:
         """
         unread = [row[read:] for row, read in zip(self.ids, self.num_read, strict=True)]
         if not all(unread):
-            raise ValueError("every row needs at least one unread token; give a longer prompt")
+            raise UserError(
+                f"row {unread.index([])} has no unread token, and every row needs one; "
+                "give a longer prompt"
+            )
         ids_BT, mask_BT = pad_right(unread, self.state.lengths_B.device)
         logits_BV = self.decoder.prefill(ids_BT, self.state, mask_BT=mask_BT, chunk_size=chunk_size)
         self.num_read = [len(row) for row in self.ids]
         return logits_BV
+
+    def _rows(self, prompts: Prompts) -> list[list[int]]:
+        rows, vocab_size = as_rows(prompts), self.decoder.spec.vocab_size
+        if len(rows) != len(self.ids):
+            raise ValueError(f"{len(rows)} prompts for a transcript of {len(self.ids)} rows")
+        # Looked up on a GPU, an unknown id ends the process instead of the call.
+        for unknown in (token for row in rows for token in row if not 0 <= token < vocab_size):
+            raise UserError(
+                f"token {unknown} is not in the decoder's vocabulary of {vocab_size}; "
+                "encode the prompt with the decoder's own tokenizer"
+            )
+        return rows
 
 
 class Generation:
@@ -257,16 +270,23 @@ def generate(
         rows = as_rows(prompts)
         longest = max((len(row) for row in rows), default=0)
         transcript = Transcript(decoder, max(1, longest + max_new_tokens), len(rows))
+    before = [len(row) for row in transcript.ids]
     transcript.extend(prompts)
     starts = [len(row) for row in transcript.ids]
-    run = Generation(
-        transcript,
-        max_new_tokens,
-        sampling,
-        stop_ids=stop_ids,
-        chunk_size=chunk_size,
-        seeds=seeds,
-    )
+    try:
+        run = Generation(
+            transcript,
+            max_new_tokens,
+            sampling,
+            stop_ids=stop_ids,
+            chunk_size=chunk_size,
+            seeds=seeds,
+        )
+    except ValueError:
+        # Refused prompts are no part of the conversation.
+        for ids, length in zip(transcript.ids, before, strict=True):
+            del ids[length:]
+        raise
     streams = [TextStream(decode, stop_strings) for _ in starts] if decode else []
     for tokens in run:
         for row, stream in enumerate(streams):
@@ -318,7 +338,10 @@ def verify(
     state, device = transcript.state, transcript.state.lengths_B.device
     unread = [ids[n:] for ids, n in zip(transcript.ids, transcript.num_read, strict=True)]
     if not all(unread):
-        raise ValueError("every row needs an unread token before its draft")
+        raise ValueError(
+            f"row {unread.index([])} has no unread token, which its draft would follow; "
+            "generate a token first"
+        )
     before = state.mark()
     both = [old + new for old, new in zip(unread, rows, strict=True)]
     ids_BT, mask_BT = pad_right(both, device)
@@ -367,13 +390,18 @@ def as_rows(prompts: Prompts) -> list[list[int]]:
     """Prompts as a list of rows; one row if given token ids.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or something else than token ids.
     """
     plain: list[Any] = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
     if not plain:
-        raise ValueError("no prompt given")
-    rows = [plain] if isinstance(plain[0], int) else plain
-    return [[int(token) for token in row] for row in rows]
+        raise UserError("no prompt given")
+    rows = [plain] if isinstance(plain[0], Integral) else plain
+    try:
+        return [[index(token) for token in row] for row in rows]
+    except TypeError as error:
+        raise ValueError(
+            "prompts are token ids: whole numbers, one row or a list of rows; encode text first"
+        ) from error
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -405,10 +433,10 @@ def _row_seeds(
 
 def _check_room(transcript: Transcript, max_new_tokens: int) -> None:
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
     need = max(len(row) for row in transcript.ids) + max_new_tokens - 1
     if need > transcript.state.max_context:
-        raise ValueError(
+        raise UserError(
             f"the prompt and {max_new_tokens} new tokens need room for {need} tokens, the "
             f"transcript has {transcript.state.max_context}; make it with a larger max_context"
         )

@@ -76,12 +76,18 @@ def exact(parts: list[Tensor]) -> list[Tensor]:
     return [part.detach().double().requires_grad_() for part in parts]
 
 
-def compare(module, parts: list[Tensor], dtype: torch.dtype) -> None:
+def mixed(module, inputs: list[Tensor], weighted: bool) -> tuple[Tensor, Tensor]:
+    """Outputs and final state; the last of the inputs may weigh the values."""
+    q, k, v, g, *initial = inputs
+    weight = {"weight_BNT": initial.pop()} if weighted else {}
+    before, final = module.states(k, v, g, initial[0] if initial else None, **weight)
+    return module.read(q, k, v, g, before, **weight), final
+
+
+def compare(module, parts: list[Tensor], dtype: torch.dtype, weighted: bool = False) -> None:
     results = []
     for inputs in (parts, exact(parts)):
-        q, k, v, g, *initial = inputs
-        before, final = module.states(k, v, g, initial[0] if initial else None)
-        outputs = module.read(q, k, v, g, before)
+        outputs, final = mixed(module, inputs, weighted)
         torch.manual_seed(1)
         weights, ends = (torch.randn(x.shape, device=DEVICE) for x in (outputs, final))
         weights = weights.to(dtype)
@@ -90,6 +96,8 @@ def compare(module, parts: list[Tensor], dtype: torch.dtype) -> None:
         )
         results.append([outputs.detach(), final.detach(), *gradients])
     names = ["outputs", "final", "dq", "dk", "dv", "dg", "dinitial"]
+    if weighted:
+        names = [*names[: len(results[0]) - 1], "dweight"]
     found = {}
     for name, fast, plain in zip(names, *results, strict=False):
         assert fast.isfinite().all(), name
@@ -112,6 +120,15 @@ def test_decay_per_key_channel(shape, dtype: torch.dtype) -> None:
 def test_decay_per_head(shape, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     compare(ssd, leaves(shape, dtype, decay_width=False), dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_of_values(shape, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parts = leaves(shape, dtype, decay_width=False)
+    weight = torch.rand(shape[0], shape[3], shape[1], device=DEVICE).transpose(1, 2)
+    compare(ssd, [*parts, weight.requires_grad_()], dtype, weighted=True)
 
 
 @pytest.mark.parametrize("largest", [16, 32])

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
@@ -25,7 +25,6 @@ from archloop.blocks.ops.heads import (
     count_heads,
     initial_dt_bias,
     join_heads,
-    recurrent_dtype,
     split_heads,
     whole_width,
 )
@@ -73,11 +72,12 @@ class Mamba2(KeepsFloat32, SequenceMixer):
             convolved = inner + 2 * keys
             return own + d_model * (convolved + heads) + convolved * (self.kernel + 1) + 2 * heads
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
             inner, keys, heads = self._widths(d_model)
-            conv = (self.kernel - 1) * (inner + 2 * keys) * dtype.itemsize
-            kv = heads * self.head_dim * self.state_dim * recurrent_dtype(dtype).itemsize
-            return conv + kv
+            layout = {"conv": Held("recent", (self.kernel - 1, inner + 2 * keys))}
+            if heads:
+                layout["kv"] = Held("recurrent", (heads, self.state_dim, self.head_dim))
+            return layout
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -118,7 +118,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         sizes = config.sizes(d_model)
         inner, self.head_dim = sizes["d_inner"], config.head_dim
         self.num_heads = inner // config.head_dim
@@ -148,23 +148,6 @@ class Mamba2(KeepsFloat32, SequenceMixer):
                 self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
                 self.dt_bias = nn.Parameter(initial_dt_bias(self.num_heads))
 
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        dtype, device = dtype or self.norm.dtype, device or self.norm.device
-        channels = self.conv.shape[0]
-        tensors = {
-            "conv": torch.zeros(batch_size, self.kernel - 1, channels, dtype=dtype, device=device)
-        }
-        if self.recurrent:
-            shape = (batch_size, self.num_heads, self.state_dim, self.head_dim)
-            tensors["kv"] = torch.zeros(shape, dtype=recurrent_dtype(dtype), device=device)
-        return State(max_context, **tensors)
-
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         into_conv_BTd, dt_BTN = self.feature_proj(x_BTD).split(self.feature_widths, -1)
         past_BLd = None if state is None else state["conv"]
@@ -180,21 +163,23 @@ class Mamba2(KeepsFloat32, SequenceMixer):
             dt_BTN = dt_BTN.where(valid_BT[..., None], 0)
         dt_BNT = dt_BTN.transpose(1, 2)
         x_BNTV, k_BGTK = split_heads(x, self.num_heads), split_heads(k, self.num_groups)
-        v_BNTV = x_BNTV * dt_BNT[..., None]
         g_BNT = dt_BNT * self._rate()[:, None]
         initial = None if state is None else state["kv"]
-        states, final_BNKV = ssd.states(k_BGTK, v_BNTV, g_BNT, initial)
+        states, final_BNKV = ssd.states(k_BGTK, x_BNTV, g_BNT, initial, dt_BNT)
         if state is not None:
             state["kv"].copy_(final_BNKV)
         q_BGTK = split_heads(q, self.num_groups)
-        return {"x": x, "q": q_BGTK, "k": k_BGTK, "v": v_BNTV, "g": g_BNT, "states": states}
+        return {"x": x, "q": q_BGTK, "k": k_BGTK, "dt": dt_BNT, "g": g_BNT, "states": states}
 
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
         z_BTI, own_q = self.query_proj(x_BTD).split(self.query_widths, -1)
         if not self.recurrent:
             return self._out(shared["x"], z_BTI)
         q_BGTK = split_heads(F.silu(own_q), self.num_groups) if self.consumer else shared["q"]
-        y_BNTV = ssd.read(q_BGTK, shared["k"], shared["v"], shared["g"], shared["states"])
+        x_BNTV = split_heads(shared["x"], self.num_heads)
+        y_BNTV = ssd.read(
+            q_BGTK, shared["k"], x_BNTV, shared["g"], shared["states"], weight_BNT=shared["dt"]
+        )
         return self._out(join_heads(y_BNTV) + self._skipped(shared["x"]), z_BTI)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102

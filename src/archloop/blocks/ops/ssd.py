@@ -31,17 +31,28 @@ def recurrent(
 
 
 def states(
-    k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor | None
+    k_BGTK: Tensor,
+    v_BNTV: Tensor,
+    g_BNT: Tensor,
+    initial_BNKV: Tensor | None,
+    weight_BNT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """State before each chunk, (B, G, n, K, R, V), and after the last token, (B, N, K, V)."""
+    """State before each chunk, (B, G, n, K, R, V), and after the last token, (B, N, K, V).
+
+    A token's value counts as often as its weight, if given, says.
+    """
     groups, heads = k_BGTK.shape[1], v_BNTV.shape[1]
     if linear_attention.on_gpu(g_BNT, k_BGTK, v_BNTV):
         from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
         from archloop.blocks.ops.triton_ssd import States
 
         chunk = chunk_size(k_BGTK.shape[2], CHUNK, SMALLEST_CHUNK)
-        states_BNnKV, final_BNKV = apply(States, k_BGTK, v_BNTV, g_BNT, initial_BNKV, chunk)
+        states_BNnKV, final_BNKV = apply(
+            States, k_BGTK, v_BNTV, g_BNT, weight_BNT, initial_BNKV, chunk
+        )
         return states_BNnKV.unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2, 5), final_BNKV
+    if weight_BNT is not None:
+        v_BNTV = v_BNTV * weight_BNT[..., None]
     chunk = chunk_size(k_BGTK.shape[2], CHUNK)
     k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (k_BGTK, v_BNTV, g_BNT))
     b = g.cumsum(3)
@@ -67,8 +78,11 @@ def read(
     states_BGnKRV: Tensor,
     largest: int = CHUNK,
     smallest: int = 1,
+    weight_BNT: Tensor | None = None,
 ) -> Tensor:
-    """Outputs (B, N, T, V), given the state before each chunk and the sizes of these."""
+    """Outputs (B, N, T, V), given the state before each chunk, the sizes of these and the weights
+    of the values.
+    """
     groups, time = q_BGTK.shape[1:3]
     if linear_attention.on_gpu(g_BNT, q_BGTK, k_BGTK, v_BNTV):
         from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
@@ -76,8 +90,10 @@ def read(
 
         chunk = chunk_size(time, largest, SMALLEST_CHUNK)
         states_BNnKV = states_BGnKRV.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-        o_BNTV: Tensor = apply(Read, q_BGTK, k_BGTK, v_BNTV, g_BNT, states_BNnKV, chunk)
+        o_BNTV: Tensor = apply(Read, q_BGTK, k_BGTK, v_BNTV, g_BNT, weight_BNT, states_BNnKV, chunk)
         return o_BNTV
+    if weight_BNT is not None:
+        v_BNTV = v_BNTV * weight_BNT[..., None]
     chunk = chunk_size(time, largest, smallest)
     q, k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (q_BGTK, k_BGTK, v_BNTV, g_BNT))
     b = g.cumsum(3)

@@ -8,6 +8,8 @@ Imported only where Triton is installed. Shape suffixes: as in `ops.chunks`; X t
 rows, k channels with a decay of their own (K, or 1 where a head has one decay).
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -71,6 +73,11 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def strides(*tensors: Tensor) -> list[int]:
+    """Steps along batch, heads and time of each."""
+    return [step for x in tensors for step in x.stride()[:3]]
+
+
 def by_token(like_BNTX: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """An empty (B, N, T, width) whose memory is (B, T, N, width), as projections read it."""
     batch, heads, time = like_BNTX.shape[:3]
@@ -94,6 +101,13 @@ def tile(width: int, largest: int = 64) -> int:
     return min(max(1 << (width - 1).bit_length(), 16), largest)
 
 
-def precision(dtype: torch.dtype) -> str:
-    """Of products: float32 operands as three tf32 products, nearly exact."""
-    return "tf32x3" if dtype == torch.float32 else "ieee"
+def widest(dtype: torch.dtype, width: int) -> int:
+    """The largest tile for operands of `dtype`: float32 takes twice the room and three products."""
+    return width // 2 if dtype == torch.float32 else width
+
+
+def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
+    """How a kernel multiplies: float32 operands as three tf32 products, nearly exact."""
+    if dtype == torch.float32:
+        return {"PRECISION": "tf32x3", "num_stages": 1}
+    return {"PRECISION": "ieee"}

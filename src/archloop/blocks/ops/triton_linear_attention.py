@@ -19,13 +19,15 @@ from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops.chunks import padded_time
 from archloop.blocks.ops.triton_carry import (
+    arithmetic,
     by_token,
     carry_back,
     dense_rows,
-    precision,
+    strides,
     tile,
     total,
     value_parts,
+    widest,
 )
 from archloop.blocks.ops.triton_kernels import jit
 
@@ -327,9 +329,9 @@ class States(torch.autograd.Function):
         grid = batch * heads, triton.cdiv(keys, block_k), triton.cdiv(values, block_v)
         _states_kernel[grid](
             k_BNTK, v_BNTV, b_BNSK, initial, states_BNnKV, final_BNKV, time, heads, num_chunks,
-            *k_BNTK.stride()[:3], *v_BNTV.stride()[:3], *b_BNSK.stride()[:3],
+            *strides(k_BNTK, v_BNTV, b_BNSK),
             K=keys, V=values, CHUNK=chunk, BLOCK_K=block_k, BLOCK_V=block_v,
-            INITIAL=initial_BNKV is not None, PRECISION=precision(v_BNTV.dtype),
+            INITIAL=initial_BNKV is not None, **arithmetic(v_BNTV.dtype),
         )  # fmt: skip
         ctx.save_for_backward(k_BNTK, v_BNTV, b_BNSK, states_BNnKV)
         ctx.chunk = chunk
@@ -355,10 +357,9 @@ class States(torch.autograd.Function):
         dv_parts = value_parts(v_BNTV, parts)
         _states_gradient_kernel[(batch * heads * num_chunks, parts)](
             k_BNTK, v_BNTV, b_BNSK, states_BNnKV, after_BNnKV, dk_BNTK, dv_parts, db_BNSK,
-            time, heads, num_chunks, *k_BNTK.stride()[:3], *v_BNTV.stride()[:3],
-            *b_BNSK.stride()[:3], *dk_BNTK.stride()[:3], *dv_parts.stride()[1:4],
+            time, heads, num_chunks, *strides(k_BNTK, v_BNTV, b_BNSK, dk_BNTK, dv_parts[0]),
             dv_parts.stride(0), K=keys, V=values, CHUNK=chunk, BLOCK_K=block_k,
-            BLOCK_V=tile(values), PRECISION=precision(v_BNTV.dtype),
+            BLOCK_V=tile(values, widest(v_BNTV.dtype, 64)), **arithmetic(v_BNTV.dtype),
         )  # fmt: skip
         dinitial = dinitial_BNKV if ctx.needs_input_grad[3] else None
         return dk_BNTK, total(dv_parts, v_BNTV.dtype), db_BNSK, dinitial, None
@@ -377,13 +378,13 @@ class Read(torch.autograd.Function):
         states_BNnKV = states_BNnKV.contiguous()
         batch, heads, num_chunks, keys, values = states_BNnKV.shape
         o_BNTV = by_token(v_BNTV, values, v_BNTV.dtype)
-        block_v = tile(values, 128)
+        block_v = tile(values, widest(v_BNTV.dtype, 128))
         _read_kernel[(batch * heads * num_chunks, triton.cdiv(values, block_v))](
             q_BNTK, k_BNTK, v_BNTV, b_BNSK, states_BNnKV, o_BNTV,
             q_BNTK.shape[2], heads, num_chunks,
-            *(s for x in (q_BNTK, k_BNTK, v_BNTV, b_BNSK, o_BNTV) for s in x.stride()[:3]),
+            *strides(q_BNTK, k_BNTK, v_BNTV, b_BNSK, o_BNTV),
             K=keys, V=values, CHUNK=chunk, LEVELS=chunk.bit_length() - 1, BLOCK_K=tile(keys),
-            BLOCK_V=block_v, PRECISION=precision(v_BNTV.dtype),
+            BLOCK_V=block_v, **arithmetic(v_BNTV.dtype),
         )  # fmt: skip
         ctx.save_for_backward(q_BNTK, k_BNTK, v_BNTV, b_BNSK, states_BNnKV)
         ctx.chunk = chunk
@@ -405,10 +406,10 @@ class Read(torch.autograd.Function):
             q_BNTK, k_BNTK, v_BNTV, b_BNSK, states_BNnKV, do_BNTV,
             dq_BNTK, dk_BNTK, dv_parts, db_BNSK, dstates_BNnKV,
             q_BNTK.shape[2], heads, num_chunks,
-            *(s for x in (q_BNTK, k_BNTK, v_BNTV, b_BNSK, do_BNTV) for s in x.stride()[:3]),
-            *dk_BNTK.stride()[:3], *dv_parts.stride()[1:4], dv_parts.stride(0),
+            *strides(q_BNTK, k_BNTK, v_BNTV, b_BNSK, do_BNTV, dk_BNTK, dv_parts[0]),
+            dv_parts.stride(0),
             K=keys, V=values, CHUNK=chunk, LEVELS=chunk.bit_length() - 1, BLOCK_K=block_k,
-            BLOCK_V=tile(values), PRECISION=precision(v_BNTV.dtype), num_warps=8,
+            BLOCK_V=tile(values, widest(v_BNTV.dtype, 64)), **arithmetic(v_BNTV.dtype), num_warps=8,
         )  # fmt: skip
         return dq_BNTK, dk_BNTK, total(dv_parts, v_BNTV.dtype), db_BNSK, dstates_BNnKV, None
 
@@ -417,6 +418,6 @@ def _sum(x_BNTK: Tensor, y_BNTK: Tensor, time: int, chunk: int, *, reverse: bool
     batch, heads, _, keys = x_BNTK.shape
     num_chunks, block_k = padded_time(time, chunk) // chunk, tile(keys)
     _sum_kernel[(batch * heads * num_chunks, triton.cdiv(keys, block_k))](
-        x_BNTK, y_BNTK, time, heads, num_chunks, *x_BNTK.stride()[:3], *y_BNTK.stride()[:3],
+        x_BNTK, y_BNTK, time, heads, num_chunks, *strides(x_BNTK, y_BNTK),
         K=keys, CHUNK=chunk, BLOCK_K=block_k, REVERSE=reverse,
     )  # fmt: skip

@@ -15,23 +15,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops.triton_carry import (
+    arithmetic,
     by_token,
     carry_back,
     dense_rows,
-    precision,
+    strides,
     tile,
     total,
     value_parts,
+    widest,
 )
 from archloop.blocks.ops.triton_kernels import jit
 
 
 @jit
 def _states_kernel(  # type: ignore[no-untyped-def]
-    k_ptr, v_ptr, g_ptr, initial_ptr, states_ptr, final_ptr, decay_ptr,
-    num_steps, num_heads, num_chunks, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t,
-    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, INITIAL: tl.constexpr, PRECISION: tl.constexpr,
+    k_ptr, v_ptr, g_ptr, w_ptr, initial_ptr, states_ptr, final_ptr, decay_ptr,
+    num_steps, num_heads, num_chunks, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t,
+    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, INITIAL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     batch, head = row // num_heads, row % num_heads
@@ -61,7 +64,10 @@ def _states_kernel(  # type: ignore[no-untyped-def]
         )
         g = tl.load(g_ptr + t * g_t, mask=here, other=0.0)
         decay = tl.sum(g, 0)
-        k = (k * tl.exp(decay - tl.cumsum(g, 0))[None, :]).to(v.dtype)
+        fade = tl.exp(decay - tl.cumsum(g, 0))
+        if WEIGHTED:
+            fade *= tl.load(w_ptr + batch * w_b + head * w_n + t * w_t, mask=here, other=0.0)
+        k = (k * fade[None, :]).to(v.dtype)
         state = state * tl.exp(decay) + tl.dot(k, v, input_precision=PRECISION)
         tl.store(decay_ptr + row * num_chunks + chunk, decay)
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
@@ -69,14 +75,16 @@ def _states_kernel(  # type: ignore[no-untyped-def]
 
 @jit
 def _states_gradient_kernel(  # type: ignore[no-untyped-def]
-    k_ptr, v_ptr, g_ptr, states_ptr, after_ptr, dk_ptr, dv_ptr, dg_ptr,
+    k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, after_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr,
     num_steps, num_groups, num_chunks,
-    k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, dk_b, dk_n, dk_t, dv_b, dv_n, dv_t,
-    dg_b, dg_n, dg_t, dv_part, dg_part,
-    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+    k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, dk_b, dk_n, dk_t,
+    dv_b, dv_n, dv_t, dg_b, dg_n, dg_t, dv_part, dg_part,
+    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what a chunk adds; those of values and decays are parts, one a block of keys."""
+    """Gradients of what a chunk adds; those of values, decays and weights are parts, one a block
+    of key channels.
+    """
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
     batch, group = row // num_groups, row % num_groups
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -88,14 +96,18 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
     dtype = v_ptr.dtype.element_ty
     k = tl.load(k_ptr + t[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(dtype)
     dv_ptr += tl.program_id(1).to(tl.int64) * dv_part
-    dg_ptr += tl.program_id(1).to(tl.int64) * dg_part
+    part = tl.program_id(1).to(tl.int64) * dg_part + batch * dg_b
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     for rank in range(SHARED):
         head = group * SHARED + rank
         g = tl.load(g_ptr + batch * g_b + head * g_n + t * g_t, mask=here, other=0.0)
         decay = tl.sum(g, 0)
-        fade = tl.exp(decay - tl.cumsum(g, 0))[:, None]
-        dkeys = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
+        fade = tl.exp(decay - tl.cumsum(g, 0))
+        weight = fade
+        if WEIGHTED:
+            w = tl.load(w_ptr + batch * w_b + head * w_n + t * w_t, mask=here, other=0.0)
+            weight = fade * w
+        turned = tl.zeros([CHUNK], dtype=tl.float32)
         kept = tl.zeros([BLOCK_K], dtype=tl.float32)
         for first in range(0, V, BLOCK_V):
             value = first + tl.arange(0, BLOCK_V)
@@ -108,17 +120,20 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
             kept += tl.sum(state.to(tl.float32) * after.to(tl.float32), 1)
             v_in = here[:, None] & value_in[None, :]
             v_at = batch * v_b + head * v_n + t[:, None] * v_t + value[None, :]
-            v = tl.load(v_ptr + v_at, mask=v_in, other=0.0)
-            dkeys += tl.dot(v, tl.trans(after), input_precision=PRECISION)
-            dv = fade * tl.dot(k, after, input_precision=PRECISION)
+            v = tl.load(v_ptr + v_at, mask=v_in, other=0.0).to(tl.float32)
+            dv = tl.dot(k, after, input_precision=PRECISION)
+            turned += tl.sum(v * dv, 1)
+            weighted = (v * weight[:, None]).to(dtype)
+            dk += tl.dot(weighted, tl.trans(after), input_precision=PRECISION)
             dv_at = batch * dv_b + head * dv_n + t[:, None] * dv_t + value[None, :]
-            tl.store(dv_ptr + dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_in)
-        dkeys *= fade
-        dk += dkeys
-        turned = tl.sum(k.to(tl.float32) * dkeys, 1)
+            dv = (dv * weight[:, None]).to(dv_ptr.dtype.element_ty)
+            tl.store(dv_ptr + dv_at, dv, mask=v_in)
+        dg_at = part + head * dg_n + t * dg_t
+        if WEIGHTED:
+            tl.store(dw_ptr + dg_at, turned * fade, mask=here)
+        turned *= weight
         at_end = tl.sum(turned, 0) + tl.exp(decay) * tl.sum(kept, 0)
         db = tl.where(step == CHUNK - 1, at_end, 0.0) - turned
-        dg_at = batch * dg_b + head * dg_n + t * dg_t
         tl.store(dg_ptr + dg_at, tl.cumsum(db, 0, reverse=True), mask=here)
     dk_at = batch * dk_b + group * dk_n + t[:, None] * dk_t + key[None, :]
     tl.store(dk_ptr + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
@@ -126,10 +141,10 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
 
 @jit
 def _read_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, g_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
-    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, o_b, o_n, o_t,
-    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
+    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, o_b, o_n, o_t,
+    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
     batch, head = row // num_heads, row % num_heads
@@ -158,6 +173,9 @@ def _read_kernel(  # type: ignore[no-untyped-def]
         o += tl.dot(q, state, input_precision=PRECISION)
     later = step[:, None] >= step[None, :]
     ratio = tl.exp(tl.where(later, b[:, None] - b[None, :], 0.0))
+    if WEIGHTED:
+        w = tl.load(w_ptr + batch * w_b + head * w_n + t * w_t, mask=here, other=0.0)
+        ratio *= w[None, :]
     scores = tl.where(later, scores * ratio, 0.0).to(v.dtype)
     o = o * tl.exp(b)[:, None] + tl.dot(scores, v, input_precision=PRECISION)
     o_at = batch * o_b + head * o_n + t[:, None] * o_t + value[None, :]
@@ -166,12 +184,12 @@ def _read_kernel(  # type: ignore[no-untyped-def]
 
 @jit
 def _read_gradient_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, g_ptr, states_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr, dg_ptr, dstates_ptr,
-    num_steps, num_groups, num_chunks,
-    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, do_b, do_n, do_t,
+    q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, do_ptr,
+    dq_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr, dstates_ptr, num_steps, num_groups, num_chunks,
+    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, do_b, do_n, do_t,
     dk_b, dk_n, dk_t, dv_b, dv_n, dv_t, dg_b, dg_n, dg_t, dv_part, dg_part,
-    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All gradients of a chunk, block of key channels and group; parts as above."""
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
@@ -187,10 +205,9 @@ def _read_gradient_kernel(  # type: ignore[no-untyped-def]
     q = tl.load(q_ptr + q_at, mask=mask, other=0.0).to(dtype)
     k = tl.load(k_ptr + k_at, mask=mask, other=0.0).to(dtype)
     dv_ptr += tl.program_id(1).to(tl.int64) * dv_part
-    dg_ptr += tl.program_id(1).to(tl.int64) * dg_part
+    part = tl.program_id(1).to(tl.int64) * dg_part + batch * dg_b
     product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     later = step[:, None] >= step[None, :]
-    product = tl.where(later, product, 0.0)
     dq = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     for rank in range(SHARED):
@@ -198,11 +215,14 @@ def _read_gradient_kernel(  # type: ignore[no-untyped-def]
         g = tl.load(g_ptr + batch * g_b + head * g_n + t * g_t, mask=here, other=0.0)
         b = tl.cumsum(g, 0)
         ratio = tl.exp(tl.where(later, b[:, None] - b[None, :], 0.0))
+        ratio = tl.where(later, ratio, 0.0)
+        weight = tl.full([CHUNK], 1.0, dtype=tl.float32)
+        if WEIGHTED:
+            weight = tl.load(w_ptr + batch * w_b + head * w_n + t * w_t, mask=here, other=0.0)
+        scores = (product * ratio * weight[None, :]).to(dtype)
         grown = tl.exp(b)[:, None]
-        scores = (product * ratio).to(dtype)
-        decayed = (q.to(tl.float32) * grown).to(dtype)
         dscores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
-        asked = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
+        db = tl.zeros([CHUNK], dtype=tl.float32)
         for first in range(0, V, BLOCK_V):
             value = first + tl.arange(0, BLOCK_V)
             value_in = value < V
@@ -217,19 +237,25 @@ def _read_gradient_kernel(  # type: ignore[no-untyped-def]
             v = tl.load(v_ptr + v_at, mask=v_in, other=0.0)
             do = tl.load(do_ptr + do_at, mask=v_in, other=0.0).to(dtype)
             dscores += tl.dot(do, tl.trans(v), input_precision=PRECISION)
-            asked += tl.dot(do, tl.trans(state), input_precision=PRECISION)
-            dstate = tl.dot(tl.trans(decayed), do, input_precision=PRECISION)
-            tl.store(dstates_ptr + at, dstate.to(dstates_ptr.dtype.element_ty), mask=inside)
             dv = tl.dot(tl.trans(scores), do, input_precision=PRECISION)
             tl.store(dv_ptr + dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_in)
-        asked *= grown
-        dscores = tl.where(later, dscores * ratio, 0.0)
+            grows = do.to(tl.float32) * grown
+            from_state = tl.dot(q, state, input_precision=PRECISION)
+            db += tl.sum(from_state * grows, 1)
+            grows = grows.to(dtype)
+            dq += tl.dot(grows, tl.trans(state), input_precision=PRECISION)
+            dstate = tl.dot(tl.trans(q), grows, input_precision=PRECISION)
+            tl.store(dstates_ptr + at, dstate.to(dstates_ptr.dtype.element_ty), mask=inside)
+        dscores *= ratio
         turned = dscores * product
-        db = tl.sum(turned, 1) - tl.sum(turned, 0) + tl.sum(asked * q.to(tl.float32), 1)
-        dg_at = batch * dg_b + head * dg_n + t * dg_t
+        dg_at = part + head * dg_n + t * dg_t
+        to_weight = tl.sum(turned, 0)
+        if WEIGHTED:
+            tl.store(dw_ptr + dg_at, to_weight, mask=here)
+        db += tl.sum(turned * weight[None, :], 1) - to_weight * weight
         tl.store(dg_ptr + dg_at, tl.cumsum(db, 0, reverse=True), mask=here)
-        pairs = dscores.to(dtype)
-        dq += asked + tl.dot(pairs, k, input_precision=PRECISION)
+        pairs = (dscores * weight[None, :]).to(dtype)
+        dq += tl.dot(pairs, k, input_precision=PRECISION)
         dk += tl.dot(tl.trans(pairs), q, input_precision=PRECISION)
     dk_at = batch * dk_b + group * dk_n + t[:, None] * dk_t + key[None, :]
     tl.store(dq_ptr + dk_at, dq.to(dq_ptr.dtype.element_ty), mask=mask)
@@ -241,8 +267,8 @@ class States(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor | None,
-        chunk: int,
+        ctx: Any, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, weight_BNT: Tensor | None,
+        initial_BNKV: Tensor | None, chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """State before each chunk, in the dtype of v, and after the last, in float32."""
         k_BGTK, v_BNTV = dense_rows(k_BGTK), dense_rows(v_BNTV)
@@ -252,16 +278,18 @@ class States(torch.autograd.Function):
         final_BNKV = g_BNT.new_empty(batch, heads, keys, values)
         decay_BNn1 = g_BNT.new_empty(batch, heads, num_chunks, 1)
         initial = final_BNKV if initial_BNKV is None else initial_BNKV.contiguous()
+        weight = g_BNT if weight_BNT is None else weight_BNT
         block_k, block_v = tile(keys), tile(values)
         grid = batch * heads, triton.cdiv(keys, block_k), triton.cdiv(values, block_v)
         _states_kernel[grid](
-            k_BGTK, v_BNTV, g_BNT, initial, states_BNnKV, final_BNKV, decay_BNn1,
-            time, heads, num_chunks, *k_BGTK.stride()[:3], *v_BNTV.stride()[:3], *g_BNT.stride(),
-            K=keys, V=values, SHARED=heads // groups, CHUNK=chunk, BLOCK_K=block_k,
-            BLOCK_V=block_v, INITIAL=initial_BNKV is not None, PRECISION=precision(v_BNTV.dtype),
+            k_BGTK, v_BNTV, g_BNT, weight, initial, states_BNnKV, final_BNKV, decay_BNn1,
+            time, heads, num_chunks, *strides(k_BGTK, v_BNTV, g_BNT, weight),
+            K=keys, V=values, SHARED=heads // groups, WEIGHTED=weight_BNT is not None, CHUNK=chunk,
+            BLOCK_K=block_k, BLOCK_V=block_v, INITIAL=initial_BNKV is not None,
+            **arithmetic(v_BNTV.dtype),
         )  # fmt: skip
-        ctx.save_for_backward(k_BGTK, v_BNTV, g_BNT, states_BNnKV, decay_BNn1)
-        ctx.chunk = chunk
+        ctx.save_for_backward(k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV, decay_BNn1)
+        ctx.chunk, ctx.weighted = chunk, weight_BNT is not None
         ctx.set_materialize_grads(False)
         return states_BNnKV, final_BNKV
 
@@ -270,27 +298,29 @@ class States(torch.autograd.Function):
     def backward(
         ctx: Any, dstates_BNnKV: Tensor | None, dfinal_BNKV: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of keys, values, log-decays and initial state."""
-        k_BGTK, v_BNTV, g_BNT, states_BNnKV, decay_BNn1 = ctx.saved_tensors
+        """Gradients of keys, values, log-decays, weights and initial state."""
+        k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV, decay_BNn1 = ctx.saved_tensors
         if dstates_BNnKV is None:
             dstates_BNnKV = torch.zeros_like(states_BNnKV)
         after_BNnKV, dinitial_BNKV = carry_back(decay_BNn1, dstates_BNnKV, dfinal_BNKV)
         batch, groups, time, keys = k_BGTK.shape
         heads, num_chunks, values = states_BNnKV.shape[1], states_BNnKV.shape[2], v_BNTV.shape[3]
-        block_k = tile(keys, 128)
+        block_k = tile(keys, widest(v_BNTV.dtype, 128))
         parts = triton.cdiv(keys, block_k)
         dk_BGTK = by_token(k_BGTK, keys, k_BGTK.dtype)
-        dv_parts, dg_parts = value_parts(v_BNTV, parts), g_BNT.new_empty(parts, *g_BNT.shape)
+        dv_parts, dg_parts, dw_parts = _parts(v_BNTV, g_BNT, parts)
         _states_gradient_kernel[(batch * groups * num_chunks, parts)](
-            k_BGTK, v_BNTV, g_BNT, states_BNnKV, after_BNnKV, dk_BGTK, dv_parts, dg_parts,
-            time, groups, num_chunks, *k_BGTK.stride()[:3], *v_BNTV.stride()[:3], *g_BNT.stride(),
-            *dk_BGTK.stride()[:3], *dv_parts.stride()[1:4], *dg_parts.stride()[1:],
+            k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV, after_BNnKV,
+            dk_BGTK, dv_parts, dg_parts, dw_parts, time, groups, num_chunks,
+            *strides(k_BGTK, v_BNTV, g_BNT, weight, dk_BGTK, dv_parts[0], dg_parts[0]),
             dv_parts.stride(0), dg_parts.stride(0),
-            K=keys, V=values, SHARED=heads // groups, CHUNK=ctx.chunk, BLOCK_K=block_k,
-            BLOCK_V=tile(values), PRECISION=precision(v_BNTV.dtype), num_warps=8,
+            K=keys, V=values, SHARED=heads // groups, WEIGHTED=ctx.weighted, CHUNK=ctx.chunk,
+            BLOCK_K=block_k, BLOCK_V=tile(values, widest(v_BNTV.dtype, 64)),
+            **arithmetic(v_BNTV.dtype), num_warps=8,
         )  # fmt: skip
         dv, dg = total(dv_parts, v_BNTV.dtype), total(dg_parts, g_BNT.dtype)
-        return dk_BGTK, dv, dg, dinitial_BNKV if ctx.needs_input_grad[3] else None, None
+        dweight = total(dw_parts, g_BNT.dtype) if ctx.weighted else None
+        return dk_BGTK, dv, dg, dweight, dinitial_BNKV if ctx.needs_input_grad[4] else None, None
 
 
 class Read(torch.autograd.Function):
@@ -299,45 +329,53 @@ class Read(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q_BGTK: Tensor, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor,
-        states_BNnKV: Tensor, chunk: int,
+        weight_BNT: Tensor | None, states_BNnKV: Tensor, chunk: int,
     ) -> Tensor:  # fmt: skip
         """Outputs (B, N, T, V) in the dtype of v."""
         q_BGTK, k_BGTK, v_BNTV = (dense_rows(x) for x in (q_BGTK, k_BGTK, v_BNTV))
         states_BNnKV = states_BNnKV.contiguous()
+        weight = g_BNT if weight_BNT is None else weight_BNT
         batch, heads, num_chunks, keys, values = states_BNnKV.shape
         o_BNTV, block_v = by_token(v_BNTV, values, v_BNTV.dtype), tile(values, 128)
         _read_kernel[(batch * heads * num_chunks, triton.cdiv(values, block_v))](
-            q_BGTK, k_BGTK, v_BNTV, g_BNT, states_BNnKV, o_BNTV,
+            q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV, o_BNTV,
             v_BNTV.shape[2], heads, num_chunks,
-            *(s for x in (q_BGTK, k_BGTK, v_BNTV, g_BNT, o_BNTV) for s in x.stride()[:3]),
-            K=keys, V=values, SHARED=heads // q_BGTK.shape[1], CHUNK=chunk, BLOCK_K=tile(keys),
-            BLOCK_V=block_v, PRECISION=precision(v_BNTV.dtype),
+            *strides(q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, o_BNTV),
+            K=keys, V=values, SHARED=heads // q_BGTK.shape[1], WEIGHTED=weight_BNT is not None,
+            CHUNK=chunk, BLOCK_K=tile(keys), BLOCK_V=block_v, **arithmetic(v_BNTV.dtype),
         )  # fmt: skip
-        ctx.save_for_backward(q_BGTK, k_BGTK, v_BNTV, g_BNT, states_BNnKV)
-        ctx.chunk = chunk
+        ctx.save_for_backward(q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV)
+        ctx.chunk, ctx.weighted = chunk, weight_BNT is not None
         return o_BNTV
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of queries, keys, values, log-decays and states."""
-        q_BGTK, k_BGTK, v_BNTV, g_BNT, states_BNnKV = ctx.saved_tensors
+        """Gradients of queries, keys, values, log-decays, weights and states."""
+        q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV = ctx.saved_tensors
         do_BNTV, groups = dense_rows(grads[0]), q_BGTK.shape[1]
         batch, heads, num_chunks, keys, values = states_BNnKV.shape
-        block_k = tile(keys, 128)
+        block_k = tile(keys, widest(v_BNTV.dtype, 128))
         parts = triton.cdiv(keys, block_k)
         dq_BGTK, dk_BGTK = (by_token(x, keys, x.dtype) for x in (q_BGTK, k_BGTK))
-        dv_parts, dg_parts = value_parts(v_BNTV, parts), g_BNT.new_empty(parts, *g_BNT.shape)
+        dv_parts, dg_parts, dw_parts = _parts(v_BNTV, g_BNT, parts)
         dstates_BNnKV = torch.empty_like(states_BNnKV)
         _read_gradient_kernel[(batch * groups * num_chunks, parts)](
-            q_BGTK, k_BGTK, v_BNTV, g_BNT, states_BNnKV, do_BNTV,
-            dq_BGTK, dk_BGTK, dv_parts, dg_parts, dstates_BNnKV,
+            q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV, do_BNTV,
+            dq_BGTK, dk_BGTK, dv_parts, dg_parts, dw_parts, dstates_BNnKV,
             v_BNTV.shape[2], groups, num_chunks,
-            *(s for x in (q_BGTK, k_BGTK, v_BNTV, g_BNT, do_BNTV) for s in x.stride()[:3]),
-            *dk_BGTK.stride()[:3], *dv_parts.stride()[1:4], *dg_parts.stride()[1:],
-            dv_parts.stride(0), dg_parts.stride(0),
-            K=keys, V=values, SHARED=heads // groups, CHUNK=ctx.chunk, BLOCK_K=block_k,
-            BLOCK_V=tile(values), PRECISION=precision(v_BNTV.dtype), num_warps=8,
+            *strides(q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, do_BNTV),
+            *strides(dk_BGTK, dv_parts[0], dg_parts[0]), dv_parts.stride(0), dg_parts.stride(0),
+            K=keys, V=values, SHARED=heads // groups, WEIGHTED=ctx.weighted, CHUNK=ctx.chunk,
+            BLOCK_K=block_k, BLOCK_V=tile(values, widest(v_BNTV.dtype, 64)),
+            **arithmetic(v_BNTV.dtype), num_warps=8,
         )  # fmt: skip
         dv, dg = total(dv_parts, v_BNTV.dtype), total(dg_parts, g_BNT.dtype)
-        return dq_BGTK, dk_BGTK, dv, dg, dstates_BNnKV, None
+        dweight = total(dw_parts, g_BNT.dtype) if ctx.weighted else None
+        return dq_BGTK, dk_BGTK, dv, dg, dweight, dstates_BNnKV, None
+
+
+def _parts(v_BNTV: Tensor, g_BNT: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for gradients of values, log-decays and weights, a part for each block of keys."""
+    dg_parts = g_BNT.new_empty(parts, *g_BNT.shape)
+    return value_parts(v_BNTV, parts), dg_parts, torch.empty_like(dg_parts)

@@ -75,7 +75,7 @@ class Attention(SequenceMixer):
         num_blocks: int,
         consumer: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         sizes = config.sizes(d_model)
         self.num_heads, self.num_kv_heads = sizes["num_heads"], sizes["num_kv_heads"]
         self.head_dim = config.head_dim

@@ -1,21 +1,24 @@
 """What a block is made of: the contracts of sequence mixers, channel mixers and their state.
 
 Read `SequenceMixer` first. A new mixer is one file in `blocks/mixers/` with one subclass that holds
-its `Config` (hyper-parameters, genes, costs) and writes `mix`, `init_state` and `step`; padding,
-packed sequences and the bookkeeping of state are settled here, once, for every family.
+its `Config` (hyper-parameters, genes, costs, the layout of its state) and writes `mix` and
+`mix_step`; padding, packed sequences and the bookkeeping of state are settled here, once, for every
+family.
 
 Shape suffixes: B batch, T time, D model width.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from archloop.blocks.ops.precision import recurrent_dtype
 from archloop.blocks.packing import segment_positions, unpack
 from archloop.errors import UserError
 
@@ -105,12 +108,36 @@ class Config(BaseModel):
         )
 
 
+class Held(NamedTuple):
+    """One tensor of a mixer's state.
+
+    Attributes:
+        kind: ``cache`` has a slot for each position, kept for good; ``recent`` holds the last few
+            tokens, or a ring of them; ``recurrent`` sums up all tokens, in at least float32.
+        shape: for one sequence.
+    """
+
+    kind: Literal["cache", "recent", "recurrent"]
+    shape: tuple[int, ...]
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Its own, when activations have `dtype`."""
+        return recurrent_dtype(dtype) if self.kind == "recurrent" else dtype
+
+
 class MixerConfig(Config):
     """Config of a sequence mixer, which besides parameters and FLOPs has a state."""
 
     @abstractmethod
+    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
+        """The tensors of state, by name, of a sequence with room for `context` tokens."""
+
     def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:
         """Bytes of state for one sequence of `context` tokens; equals `State.nbytes`."""
+        return sum(
+            math.prod(tensor.shape) * tensor.dtype(dtype).itemsize
+            for tensor in self.state_layout(d_model, context).values()
+        )
 
 
 class State:
@@ -213,9 +240,9 @@ class Span:
 class SequenceMixer(nn.Module):
     """Moves information along time, and can do so in parallel or one token at a time.
 
-    A subclass writes `mix`, `init_state` and `step`. One that can share its features sets
-    `shareable` and writes `features`, `read`, `step_features` and `step_read` instead of `mix` and
-    `step`: then a consumer block runs `read` alone, on the features of its source.
+    A subclass writes `mix` and `mix_step`. One that can share its features sets `shareable` and
+    writes `features`, `read`, `step_features` and `step_read` instead: then a consumer block runs
+    `read` alone, on the features of its source.
 
     Attributes:
         name: the plug-in's name, set by the registry.
@@ -236,25 +263,17 @@ class SequenceMixer(nn.Module):
 
     Config: ClassVar[Any]
 
+    def __init__(self, config: MixerConfig, d_model: int) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.d_model = d_model
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "Config" in vars(cls):
             cls.Config.owner = cls
 
     # --- what a subclass writes -------------------------------------------------------------
-
-    @abstractmethod
-    def init_state(
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        """A preallocated, empty state; dtype and device default to the parameters' own.
-
-        KV and convolution state take `dtype`, recurrent state at least float32.
-        """
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         """The mixer in parallel form, from `state` (None: zero) and advancing it in place."""
@@ -286,6 +305,32 @@ class SequenceMixer(nn.Module):
         return self.step_read(x_BD, self.step_features(x_BD, state, positions_B), positions_B)
 
     # --- what callers use -------------------------------------------------------------------
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_context: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> State:
+        """A preallocated, empty state; dtype and device default to the parameters' own.
+
+        Caches and recent tokens take `dtype`, recurrent state at least float32.
+        """
+        if dtype is None:
+            # Some parameters stay float32 in a cast; the others have what activations have.
+            dtype = min((p.dtype for p in self.parameters()), key=lambda kind: kind.itemsize)
+        layout = self.config.state_layout(self.d_model, max_context)
+        place = next(self.parameters()).device if device is None else device
+        state = State(
+            max_context,
+            **{
+                name: torch.zeros(batch_size, *held.shape, dtype=held.dtype(dtype), device=place)
+                for name, held in layout.items()
+            },
+        )
+        state.by_position = frozenset(name for name in layout if layout[name].kind == "cache")
+        return state
 
     def forward(
         self,

@@ -19,19 +19,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import delta_rule, linear_attention, ssd
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
-from archloop.blocks.ops.heads import (
-    count_heads,
-    join_heads,
-    only_real,
-    recurrent_dtype,
-    split_heads,
-)
-from archloop.blocks.ops.precision import KeepsFloat32
+from archloop.blocks.ops.heads import count_heads, join_heads, only_real, split_heads
+from archloop.blocks.ops.precision import KeepsFloat32, recurrent_dtype
 
 LENGTH_EPS = 1e-6
 """Under the root when queries and keys are normalised, as in both papers' code."""
@@ -59,12 +53,12 @@ class DeltaConfig(MixerConfig):
         own = 0 if self.core == "conv" else self._gate_vectors(d_model)
         return total + self.kernel * self._convolved(d_model) + own
 
-    def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-        conv = (self.kernel - 1) * self._convolved(d_model) * dtype.itemsize
-        if self.core == "conv":
-            return conv
-        values = self._widths(d_model)[1]
-        return conv + values * self.head_dim * recurrent_dtype(dtype).itemsize
+    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        layout = {"conv": Held("recent", (self.kernel - 1, self._convolved(d_model)))}
+        if self.core == "recurrent":
+            heads = self.sizes(d_model)["num_heads"]
+            layout["kv"] = Held("recurrent", (heads, self.head_dim, self.head_dim))
+        return layout
 
     def prefill_flops(  # noqa: D102
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -140,7 +134,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
     """A consumer's own; queries of a block with a state pass through its convolution."""
 
     def __init__(self, config: DeltaConfig, d_model: int, consumer: bool) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         sizes = config.sizes(d_model)
         self.head_dim, self.num_heads, self.kernel = (
             config.head_dim,
@@ -169,23 +163,6 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
     @abstractmethod
     def gate_output(self, x: Tensor, o: Tensor) -> Tensor:
         """Normed outputs (..., N V) times the gate that comes from x."""
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        dtype, device = dtype or self.conv.dtype, device or self.conv.device
-        channels = self.conv.shape[0]
-        tensors = {
-            "conv": torch.zeros(batch_size, self.kernel - 1, channels, dtype=dtype, device=device)
-        }
-        if self.recurrent:
-            shape = (batch_size, self.num_heads, self.head_dim, self.head_dim)
-            tensors["kv"] = torch.zeros(shape, dtype=recurrent_dtype(dtype), device=device)
-        return State(max_context, **tensors)
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         into_conv_BTd = self.conv_proj(x_BTD)

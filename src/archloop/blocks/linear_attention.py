@@ -8,21 +8,19 @@ Shape suffixes: B batch, T time, D model width, N heads, K key width, V value wi
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 
-from archloop.blocks.base import Features, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention
-from archloop.blocks.ops.heads import join_heads, only_real, recurrent_dtype, split_heads
+from archloop.blocks.ops.heads import join_heads, only_real, split_heads
 
 
 class LinearAttentionConfig(MixerConfig):
     """A config whose `sizes` name num_heads, key_dim and head_dim (of values)."""
 
-    def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-        heads, keys, values = self._heads(d_model)
-        return heads * keys * values * recurrent_dtype(dtype).itemsize
+    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        return {"kv": Held("recurrent", self._heads(d_model))}
 
     def prefill_flops(  # noqa: D102
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -56,7 +54,7 @@ class LinearAttention(SequenceMixer):
     out_proj: Linear
 
     def __init__(self, config: LinearAttentionConfig, d_model: int) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         sizes = config.sizes(d_model)
         self.num_heads, self.key_dim = sizes["num_heads"], sizes["key_dim"]
         self.head_dim = sizes["head_dim"]
@@ -72,21 +70,6 @@ class LinearAttention(SequenceMixer):
     @abstractmethod
     def output(self, o: Tensor, gate: Tensor | None) -> Tensor:
         """What becomes of the heads' outputs, (..., N V)."""
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.out_proj.weight
-        kv_BNKV = torch.zeros(
-            (batch_size, self.num_heads, self.key_dim, self.head_dim),
-            dtype=recurrent_dtype(dtype or like.dtype),
-            device=device or like.device,
-        )
-        return State(max_context, kv=kv_BNKV)
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         k, v, g = (split_heads(part, self.num_heads) for part in self.keys(x_BTD))

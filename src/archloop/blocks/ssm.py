@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
-from archloop.blocks.ops.heads import recurrent_dtype
 from archloop.blocks.ops.long_conv import System, chunk_size, state_space
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 
@@ -45,8 +44,8 @@ class ChannelSSMConfig(MixerConfig):
     def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
         return 2 * d_model**2 + d_model + self.core_params(d_model)
 
-    def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-        return d_model * self.num_states * recurrent_dtype(dtype).itemsize
+    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        return {"x": Held("recurrent", (d_model, self.num_states))}
 
     def prefill_flops(  # noqa: D102
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -62,7 +61,7 @@ class ChannelSSM(KeepsFloat32, SequenceMixer):
     """Per-channel state space, D skip, GELU, gated linear layer."""
 
     def __init__(self, config: ChannelSSMConfig, d_model: int) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         self.num_states = config.num_states
         self.skip = nn.Parameter(torch.randn(d_model))
         self.out_proj = Linear(d_model, 2 * d_model)
@@ -74,23 +73,6 @@ class ChannelSSM(KeepsFloat32, SequenceMixer):
     @abstractmethod
     def core_step(self, u_BD: Tensor, state: State) -> Tensor:
         """One token of the state spaces."""
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.skip
-        x_BDS = torch.zeros(
-            batch_size,
-            like.shape[0],
-            self.num_states,
-            dtype=recurrent_dtype(dtype or like.dtype),
-            device=device or like.device,
-        )
-        return State(max_context, x=x_BDS)
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
         y_BTD = self.core(precise(x_BTD), state, span)

@@ -15,10 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.cell_scan import Head, cell_scan, cell_step
-from archloop.blocks.ops.heads import recurrent_dtype
 from archloop.blocks.ops.precision import precise
 
 
@@ -44,8 +43,8 @@ class CfC(SequenceMixer):
             biases = width + self.num_heads * d_model + (2 * d_model if self.mode == "pure" else 0)
             return width * d_model * (2 + self.num_heads) + biases + d_model**2
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return d_model * recurrent_dtype(dtype).itemsize
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+            return {"h": Held("recurrent", (d_model,))}
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -57,7 +56,7 @@ class CfC(SequenceMixer):
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         width = config.sizes(d_model)["d_backbone"]
         heads: dict[str, Head] = {"default": blend, "no_gate": add, "pure": solution}
         self.head = heads[config.mode]
@@ -73,22 +72,6 @@ class CfC(SequenceMixer):
         if config.mode == "pure":
             self.rate = nn.Parameter(torch.zeros(d_model))
             self.amplitude = nn.Parameter(torch.ones(d_model))
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.out_proj.weight
-        h_BD = torch.zeros(
-            batch_size,
-            like.shape[0],
-            dtype=recurrent_dtype(dtype or like.dtype),
-            device=device or like.device,
-        )
-        return State(max_context, h=h_BD)
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
         p_BTU = precise(self.input(x_BTD))

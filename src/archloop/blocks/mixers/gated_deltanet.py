@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import Gene
 from archloop.blocks.delta import DeltaConfig, DeltaMixer
 from archloop.blocks.linear import Linear
-from archloop.blocks.ops.heads import recurrent_dtype
+from archloop.blocks.ops.precision import recurrent_dtype
 
 
 class GatedDeltaNet(DeltaMixer):

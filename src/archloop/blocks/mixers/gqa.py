@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from archloop.blocks.attention import Attention, AttentionConfig
-from archloop.blocks.base import Features, Span, State
+from archloop.blocks.base import Features, Held, Span, State
 from archloop.blocks.ops.slots import causal_mask, held_before, write_slots
 
 
@@ -22,31 +22,15 @@ class GQA(Attention):
     class Config(AttentionConfig):
         """As `AttentionConfig`."""
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return 2 * self._widths(d_model)[1] * context * dtype.itemsize
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+            cache = Held("cache", (self.sizes(d_model)["num_kv_heads"], context, self.head_dim))
+            return {"k": cache, "v": cache}
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             pairs = num_tokens * context + num_tokens * (num_tokens + 1) // 2
             return self._flops(d_model, num_tokens, pairs, consumer)
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.out_proj.weight
-        shape = (batch_size, self.num_kv_heads, max_context, self.head_dim)
-        k, v = (
-            torch.zeros(shape, dtype=dtype or like.dtype, device=device or like.device)
-            for _ in range(2)
-        )
-        state = State(max_context, k=k, v=v)
-        state.by_position = frozenset(state.tensors)
-        return state
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         k_BMTH, v_BMTH = self.keys_values(x_BTD, span.positions_BT)

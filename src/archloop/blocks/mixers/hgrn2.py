@@ -17,7 +17,8 @@ from archloop.blocks.base import Gene
 from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops.heads import count_heads, recurrent_dtype
+from archloop.blocks.ops.heads import count_heads
+from archloop.blocks.ops.precision import recurrent_dtype
 
 
 class HGRN2(LinearAttention):

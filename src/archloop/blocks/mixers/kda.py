@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from archloop.blocks.delta import DeltaConfig, DeltaMixer
 from archloop.blocks.linear import Linear
-from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype
+from archloop.blocks.ops.heads import initial_dt_bias
+from archloop.blocks.ops.precision import recurrent_dtype
 
 
 class KDA(DeltaMixer):

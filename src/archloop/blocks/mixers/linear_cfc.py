@@ -14,10 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.cell_scan import lecun_tanh
-from archloop.blocks.ops.heads import recurrent_dtype
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import scan
 
@@ -38,8 +37,8 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
         def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
             return 3 * d_model * self.sizes(d_model)["d_backbone"] + d_model + d_model**2
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return d_model * recurrent_dtype(dtype).itemsize
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+            return {"h": Held("recurrent", (d_model,))}
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -50,7 +49,7 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         width = config.sizes(d_model)["d_backbone"]
         self.backbone = Linear(d_model, width)
         self.heads = Linear(width, 2 * d_model)
@@ -58,22 +57,6 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
         leak_D = torch.empty(d_model).uniform_(-6.9, -2.3).exp()
         self.gate_bias = nn.Parameter(torch.logit(1 - leak_D))
         self.out_proj = Linear(d_model, d_model)
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.out_proj.weight
-        h_BD = torch.zeros(
-            batch_size,
-            like.shape[0],
-            dtype=recurrent_dtype(dtype or like.dtype),
-            device=device or like.device,
-        )
-        return State(max_context, h=h_BD)
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
         a_BTD, b_BTD = self._recurrence(x_BTD)

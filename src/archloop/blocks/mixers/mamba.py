@@ -19,10 +19,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
-from archloop.blocks.ops.heads import initial_dt_bias, recurrent_dtype, whole_width
+from archloop.blocks.ops.heads import initial_dt_bias, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.selective_scan import selective_scan, selective_step
 
@@ -61,10 +61,12 @@ class Mamba(KeepsFloat32, SequenceMixer):
                 total += inner * states + inner
             return total
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
             inner, states, _ = self._widths(d_model)
-            held = inner * states * recurrent_dtype(dtype).itemsize
-            return held + (self.kernel - 1) * inner * dtype.itemsize
+            layout = {"conv": Held("recent", (self.kernel - 1, inner))}
+            if states:
+                layout["ssm"] = Held("recurrent", (inner, states))
+            return layout
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -84,7 +86,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         sizes = config.sizes(d_model)
         self.config, self.inner = config, sizes["d_inner"]
         self.has_state = config.core == "recurrent"
@@ -111,21 +113,6 @@ class Mamba(KeepsFloat32, SequenceMixer):
         self.dt_bias = nn.Parameter(initial_dt_bias(self.inner))
         poles_N = torch.arange(1, states + 1, dtype=torch.float32)
         self.a_log = nn.Parameter(poles_N.log().repeat(self.inner, 1))
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        dtype, device = dtype or self.conv.dtype, device or self.conv.device
-        past = (batch_size, self.config.kernel - 1, self.inner)
-        tensors = {"conv": torch.zeros(past, dtype=dtype, device=device)}
-        if self.has_state:
-            held = (batch_size, self.inner, self.config.state_dim)
-            tensors["ssm"] = torch.zeros(held, dtype=recurrent_dtype(dtype), device=device)
-        return State(max_context, **tensors)
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
         x_BTI = self._convolve(x_BTD, state, span)

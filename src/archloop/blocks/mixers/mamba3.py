@@ -23,12 +23,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import ranked_ssd, triton_kernels
 from archloop.blocks.ops.chunks import chunk_size, join, split
-from archloop.blocks.ops.heads import count_heads, initial_dt_bias, recurrent_dtype, whole_width
+from archloop.blocks.ops.heads import count_heads, initial_dt_bias, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import apply
 from archloop.errors import UserError
@@ -81,11 +81,16 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             made = d_model * (inner + keys + 3 * heads + angles)
             return own + made + self.state_dim + heads * keys + heads + ranked
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
             sizes = self.sizes(d_model)
-            head = (self.state_dim + 1) * self.head_dim + sizes["num_angles"]
-            head += self.rank * self.state_dim
-            return sizes["num_heads"] * head * recurrent_dtype(dtype).itemsize
+            shapes = {
+                "kv": (self.state_dim, self.head_dim),
+                "angle": (sizes["num_angles"],),
+                "k": (self.rank, self.state_dim),
+                "v": (self.head_dim,),
+            }
+            heads = sizes["num_heads"]
+            return {name: Held("recurrent", (heads, *shape)) for name, shape in shapes.items()}
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -116,7 +121,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         sizes = config.sizes(d_model)
         self.config, self.num_heads = config, sizes["num_heads"]
         self.num_angles, rank, width = sizes["num_angles"], config.rank, config.state_dim
@@ -141,27 +146,6 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         self.dt_bias = nn.Parameter(initial_dt_bias(heads))
         if rank > 1:
             self.mimo_x = nn.Parameter(torch.full(shape, 1 / rank))
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like, heads, config = self.out_proj.weight, self.num_heads, self.config
-        kind, place = recurrent_dtype(dtype or like.dtype), device or like.device
-        shapes = {
-            "kv": (heads, config.state_dim, config.head_dim),
-            "angle": (heads, self.num_angles),
-            "k": (heads, config.rank, config.state_dim),
-            "v": (heads, config.head_dim),
-        }
-        tensors = {
-            name: torch.zeros(batch_size, *shape, dtype=kind, device=place)
-            for name, shape in shapes.items()
-        }
-        return State(max_context, **tensors)
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         x, b, dt, g, trap, turn = self._features(x_BTD, span.valid_BT)

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.heads import count_heads
@@ -55,8 +55,9 @@ class MLA(SequenceMixer):
             up = 2 * d_model * self.latent_dim
             return self._token_weights(d_model, consumer) + up + norm
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return context * (self.latent_dim + self.shared_key_dim) * dtype.itemsize
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+            width = self.latent_dim + self.shared_key_dim
+            return {"latent": Held("cache", (context, width))}
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -84,7 +85,7 @@ class MLA(SequenceMixer):
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         self.num_heads = config.sizes(d_model)["num_heads"]
         self.head_dim, self.latent_dim = config.head_dim, config.latent_dim
         self.shared_key_dim = config.shared_key_dim
@@ -95,23 +96,6 @@ class MLA(SequenceMixer):
         if not consumer:
             self.latent_proj = Linear(d_model, self.latent_dim + self.shared_key_dim)
             self.latent_norm = RMSNorm(self.latent_dim, config.norm_eps)
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.out_proj.weight
-        latent_BSL = torch.zeros(
-            (batch_size, max_context, self.latent_dim + self.shared_key_dim),
-            dtype=dtype or like.dtype,
-            device=device or like.device,
-        )
-        state = State(max_context, latent=latent_BSL)
-        state.by_position = frozenset(state.tensors)
-        return state
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         latent_BTL = self._latents(x_BTD)

@@ -17,9 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
-from archloop.blocks.ops.heads import recurrent_dtype
 from archloop.blocks.ops.hippo import dplr
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import Pair, scan_pair
@@ -47,8 +46,9 @@ class S5(KeepsFloat32, SequenceMixer):
             own = 2 * modes * d_model + d_model + d_model**2
             return own if consumer else own + 2 * modes * d_model + 3 * modes
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return 2 * self.sizes(d_model)["num_modes"] * recurrent_dtype(dtype).itemsize
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+            modes = (self.sizes(d_model)["num_modes"],)
+            return {"re": Held("recurrent", modes), "im": Held("recurrent", modes)}
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -60,7 +60,7 @@ class S5(KeepsFloat32, SequenceMixer):
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         modes = config.sizes(d_model)["num_modes"]
         self.c = Linear(2 * modes, d_model)
         self.d = nn.Parameter(torch.randn(d_model))
@@ -89,19 +89,6 @@ class S5(KeepsFloat32, SequenceMixer):
         c_DP = c_RDM.permute(1, 0, 2).reshape(d_model, modes)
         self.b.weight.copy_(torch.cat([b_PD.real, b_PD.imag]))
         self.c.weight.copy_(torch.cat([c_DP.real, -c_DP.imag], 1))
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.d
-        shape = (batch_size, self.log_dt.shape[0])
-        kind = recurrent_dtype(dtype or like.dtype)
-        re, im = (torch.zeros(shape, dtype=kind, device=device or like.device) for _ in range(2))
-        return State(max_context, re=re, im=im)
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         (ar, ai), (br, bi) = self._recurrence(x_BTD)

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from archloop.blocks.base import Gene, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
 
@@ -34,8 +34,8 @@ class ShortConv(SequenceMixer):
         def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
             return 4 * d_model**2 + self.kernel * d_model + (5 * d_model if self.bias else 0)
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return (self.kernel - 1) * d_model * dtype.itemsize
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+            return {"conv": Held("recent", (self.kernel - 1, d_model))}
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -45,30 +45,13 @@ class ShortConv(SequenceMixer):
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         self.kernel = config.kernel
         self.in_proj = Linear(d_model, 3 * d_model, config.bias)
         self.conv = nn.Parameter(torch.empty(d_model, config.kernel))
         self.conv_bias = nn.Parameter(torch.zeros(d_model)) if config.bias else None
         self.out_proj = Linear(d_model, d_model, config.bias)
         nn.init.uniform_(self.conv, -(config.kernel**-0.5), config.kernel**-0.5)
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.conv
-        past_BLD = torch.zeros(
-            batch_size,
-            self.kernel - 1,
-            like.shape[0],
-            dtype=dtype or like.dtype,
-            device=device or like.device,
-        )
-        return State(max_context, conv=past_BLD)
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
         b_BTD, c_BTD, u_BTD = self.in_proj(x_BTD).chunk(3, -1)

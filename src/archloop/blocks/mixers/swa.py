@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.attention import Attention, AttentionConfig
-from archloop.blocks.base import Features, Gene, Span, State
+from archloop.blocks.base import Features, Gene, Held, Span, State
 
 MIN_CHUNK = 64
 """Chunks shorter than this spend more on dispatch than on arithmetic."""
@@ -34,8 +34,10 @@ class SWA(Attention):
         def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
             return super().sizes(d_model) | {"window": self.window}
 
-        def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:  # noqa: D102
-            return 2 * self._widths(d_model)[1] * min(self.window, context) * dtype.itemsize
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+            slots = min(self.window, context)
+            ring = Held("recent", (self.sizes(d_model)["num_kv_heads"], slots, self.head_dim))
+            return {"k": ring, "v": ring}
 
         def prefill_flops(  # noqa: D102
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
@@ -50,21 +52,6 @@ class SWA(Attention):
     ) -> None:
         super().__init__(config, d_model, block_index, num_blocks, consumer)
         self.window = config.window
-
-    def init_state(  # noqa: D102
-        self,
-        batch_size: int,
-        max_context: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
-        like = self.out_proj.weight
-        shape = (batch_size, self.num_kv_heads, min(self.window, max_context), self.head_dim)
-        k, v = (
-            torch.zeros(shape, dtype=dtype or like.dtype, device=device or like.device)
-            for _ in range(2)
-        )
-        return State(max_context, k=k, v=v)
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         k_BMTH, v_BMTH = self.keys_values(x_BTD, span.positions_BT)

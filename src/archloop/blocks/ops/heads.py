@@ -12,11 +12,6 @@ from archloop.blocks.base import Span
 from archloop.errors import UserError
 
 
-def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What log-decays, cumulative sums and recurrent state are kept in."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def count_heads(width: int, head_dim: int, what: str) -> int:
     """How many heads of `head_dim` make up `width`, which the message calls `what`.
 

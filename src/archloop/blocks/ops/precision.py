@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from archloop.blocks.ops.heads import recurrent_dtype
+
+def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What log-decays, cumulative sums and recurrent state are kept in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def precise(x: Tensor) -> Tensor:

@@ -74,22 +74,25 @@ def _states_kernel(  # type: ignore[no-untyped-def]
     state = tl.zeros([BLOCK_K, BLOCK_V], dtype=tl.float32)
     if INITIAL:
         state += tl.load(initial_ptr + row * K * V + at, mask=inside, other=0.0)
+    states_ptr += row * num_chunks * K * V
     for chunk in range(num_chunks):
-        out = states_ptr + (row * num_chunks + chunk) * K * V + at
-        tl.store(out, state.to(states_ptr.dtype.element_ty), mask=inside)
-        t = chunk * CHUNK + step
-        here = t < num_steps
+        tl.store(states_ptr + at, state.to(states_ptr.dtype.element_ty), mask=inside)
+        here = chunk * CHUNK + step < num_steps
         mask = key_in[:, None] & here[None, :]
-        k = tl.load(k_ptr + t[None, :] * k_t + key[:, None], mask=mask, other=0.0).to(tl.float32)
+        k = tl.load(k_ptr + step[None, :] * k_t + key[:, None], mask=mask, other=0.0).to(tl.float32)
         v = tl.load(
-            v_ptr + t[:, None] * v_t + value[None, :],
+            v_ptr + step[:, None] * v_t + value[None, :],
             mask=here[:, None] & value_in[None, :],
             other=0.0,
         )
-        b = tl.load(b_ptr + t[None, :] * b_t + key[:, None], mask=key_in[:, None], other=0.0)
-        last = tl.load(b_ptr + (chunk * CHUNK + CHUNK - 1) * b_t + key, mask=key_in, other=0.0)
+        b = tl.load(b_ptr + step[None, :] * b_t + key[:, None], mask=key_in[:, None], other=0.0)
+        last = tl.load(b_ptr + (CHUNK - 1) * b_t + key, mask=key_in, other=0.0)
         k = (k * tl.exp(last[:, None] - b)).to(v.dtype)
         state = state * tl.exp(last)[:, None] + tl.dot(k, v, input_precision=PRECISION)
+        k_ptr += CHUNK * k_t
+        v_ptr += CHUNK * v_t
+        b_ptr += CHUNK * b_t
+        states_ptr += K * V
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
 
 
@@ -106,46 +109,46 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
     batch, head = row // num_heads, row % num_heads
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     step = tl.arange(0, CHUNK)
-    t = chunk * CHUNK + step
-    key_in, here = key < K, t < num_steps
+    start = chunk.to(tl.int64) * CHUNK
+    key_in, here = key < K, start + step < num_steps
     mask = here[:, None] & key_in[None, :]
-    k_ptr += batch * k_b + head * k_n
-    v_ptr += batch * v_b + head * v_n
-    b_at = batch * b_b + head * b_n
-    k = tl.load(k_ptr + t[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
-    b_at += t[:, None] * b_t + key[None, :]
-    b = tl.load(b_ptr + b_at, mask=key_in[None, :], other=0.0)
-    last = tl.load(
-        b_ptr + batch * b_b + head * b_n + (chunk * CHUNK + CHUNK - 1) * b_t + key,
-        mask=key_in,
-        other=0.0,
-    )
+    k_ptr += batch * k_b + head * k_n + start * k_t
+    v_ptr += batch * v_b + head * v_n + start * v_t
+    own_b = batch * b_b + head * b_n + start * b_t
+    k = tl.load(k_ptr + step[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
+    b_at = step[:, None] * b_t + key[None, :]
+    b = tl.load(b_ptr + own_b + b_at, mask=key_in[None, :], other=0.0)
+    last = tl.load(b_ptr + own_b + (CHUNK - 1) * b_t + key, mask=key_in, other=0.0)
     fade = tl.exp(last[None, :] - b)
     faded = (k * fade).to(v_ptr.dtype.element_ty)
+    dv_ptr += tl.program_id(1).to(tl.int64) * dv_part
+    dv_ptr += batch * dv_b + head * dv_n + start * dv_t
+    held = (row * num_chunks + chunk) * K * V
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     kept = tl.zeros([BLOCK_K], dtype=tl.float32)
     for first in range(0, V, BLOCK_V):
         value = first + tl.arange(0, BLOCK_V)
         value_in = value < V
-        at = (row * num_chunks + chunk) * K * V + key[:, None] * V + value[None, :]
+        at = key[:, None] * V + value[None, :]
         inside = key_in[:, None] & value_in[None, :]
-        after = tl.load(after_ptr + at, mask=inside, other=0.0)
-        state = tl.load(states_ptr + at, mask=inside, other=0.0)
+        after = tl.load(after_ptr + held + at, mask=inside, other=0.0)
+        state = tl.load(states_ptr + held + at, mask=inside, other=0.0)
         kept += tl.sum(state.to(tl.float32) * after.to(tl.float32), 1)
         v_in = here[:, None] & value_in[None, :]
-        v = tl.load(v_ptr + t[:, None] * v_t + value[None, :], mask=v_in, other=0.0)
+        v = tl.load(v_ptr + step[:, None] * v_t + value[None, :], mask=v_in, other=0.0)
         dk += tl.dot(v, tl.trans(after), input_precision=PRECISION)
         dv = tl.dot(faded, after, input_precision=PRECISION)
-        dv_at = dv_ptr + tl.program_id(1).to(tl.int64) * dv_part + batch * dv_b + head * dv_n
-        dv_at += t[:, None] * dv_t + value[None, :]
-        tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_in)
+        dv_at = step[:, None] * dv_t + value[None, :]
+        tl.store(dv_ptr + dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_in)
     dk *= fade
     turned = k * dk
     at_end = tl.sum(turned, 0) + tl.exp(last) * kept
     db = tl.where((step == CHUNK - 1)[:, None], at_end[None, :], 0.0) - turned
-    dk_ptr += batch * dk_b + head * dk_n
-    tl.store(dk_ptr + t[:, None] * dk_t + key[None, :], dk.to(dk_ptr.dtype.element_ty), mask=mask)
-    tl.store(db_ptr + b_at, db, mask=key_in[None, :])
+    dk_ptr += batch * dk_b + head * dk_n + start * dk_t
+    tl.store(
+        dk_ptr + step[:, None] * dk_t + key[None, :], dk.to(dk_ptr.dtype.element_ty), mask=mask
+    )
+    tl.store(db_ptr + own_b + b_at, db, mask=key_in[None, :])
 
 
 @jit
@@ -159,31 +162,32 @@ def _read_kernel(  # type: ignore[no-untyped-def]
     batch, head = row // num_heads, row % num_heads
     value = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     step = tl.arange(0, CHUNK)
-    t = chunk * CHUNK + step
-    here, value_in = t < num_steps, value < V
-    q_ptr += batch * q_b + head * q_n
-    k_ptr += batch * k_b + head * k_n
-    b_ptr += batch * b_b + head * b_n
+    start = chunk.to(tl.int64) * CHUNK
+    here, value_in = start + step < num_steps, value < V
+    q_ptr += batch * q_b + head * q_n + start * q_t
+    k_ptr += batch * k_b + head * k_n + start * k_t
+    b_ptr += batch * b_b + head * b_n + start * b_t
     v_in = here[:, None] & value_in[None, :]
-    v_ptr += batch * v_b + head * v_n
-    v = tl.load(v_ptr + t[:, None] * v_t + value[None, :], mask=v_in, other=0.0)
+    v_ptr += batch * v_b + head * v_n + start * v_t
+    v = tl.load(v_ptr + step[:, None] * v_t + value[None, :], mask=v_in, other=0.0)
+    held = (row * num_chunks + chunk) * K * V
     scores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
     o = tl.zeros([CHUNK, BLOCK_V], dtype=tl.float32)
     for first in range(0, K, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         key_in = key < K
         mask = here[:, None] & key_in[None, :]
-        q = tl.load(q_ptr + t[:, None] * q_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
-        k = tl.load(k_ptr + t[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(b_ptr + t[:, None] * b_t + key[None, :], mask=key_in[None, :], other=0.0)
-        at = (row * num_chunks + chunk) * K * V + key[:, None] * V + value[None, :]
-        state = tl.load(states_ptr + at, mask=key_in[:, None] & value_in[None, :], other=0.0).to(
-            v.dtype
-        )
+        q = tl.load(q_ptr + step[:, None] * q_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
+        k = tl.load(k_ptr + step[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(b_ptr + step[:, None] * b_t + key[None, :], mask=key_in[None, :], other=0.0)
+        at = key[:, None] * V + value[None, :]
+        state = tl.load(
+            states_ptr + held + at, mask=key_in[:, None] & value_in[None, :], other=0.0
+        ).to(v.dtype)
         o += tl.dot((q * tl.exp(b)).to(v.dtype), state, input_precision=PRECISION)
         for level in range(LEVELS):
             block = step >> level
-            middle = chunk * CHUNK + ((block | 1) << level) - 1
+            middle = ((block | 1) << level) - 1
             asks = ((block & 1) == 1)[:, None]
             at_middle = tl.load(
                 b_ptr + middle[:, None] * b_t + key[None, :], mask=key_in[None, :], other=0.0
@@ -197,8 +201,8 @@ def _read_kernel(  # type: ignore[no-untyped-def]
         own = tl.sum(q * k, 1)
         scores += tl.where(step[:, None] == step[None, :], own[:, None], 0.0)
     o += tl.dot(scores.to(v.dtype), v, input_precision=PRECISION)
-    o_ptr += batch * o_b + head * o_n
-    tl.store(o_ptr + t[:, None] * o_t + value[None, :], o.to(o_ptr.dtype.element_ty), mask=v_in)
+    o_ptr += batch * o_b + head * o_n + start * o_t
+    tl.store(o_ptr + step[:, None] * o_t + value[None, :], o.to(o_ptr.dtype.element_ty), mask=v_in)
 
 
 @jit
@@ -215,18 +219,20 @@ def _read_gradient_kernel(  # type: ignore[no-untyped-def]
     batch, head = row // num_heads, row % num_heads
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     step = tl.arange(0, CHUNK)
-    t = chunk * CHUNK + step
-    key_in, here = key < K, t < num_steps
+    start = chunk.to(tl.int64) * CHUNK
+    key_in, here = key < K, start + step < num_steps
     mask = here[:, None] & key_in[None, :]
-    q_ptr += batch * q_b + head * q_n
-    k_ptr += batch * k_b + head * k_n
-    v_ptr += batch * v_b + head * v_n
-    do_ptr += batch * do_b + head * do_n
-    dv_ptr += tl.program_id(1).to(tl.int64) * dv_part + batch * dv_b + head * dv_n
-    b_ptr += batch * b_b + head * b_n
-    q = tl.load(q_ptr + t[:, None] * q_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
-    k = tl.load(k_ptr + t[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(b_ptr + t[:, None] * b_t + key[None, :], mask=key_in[None, :], other=0.0)
+    q_ptr += batch * q_b + head * q_n + start * q_t
+    k_ptr += batch * k_b + head * k_n + start * k_t
+    v_ptr += batch * v_b + head * v_n + start * v_t
+    do_ptr += batch * do_b + head * do_n + start * do_t
+    dv_ptr += tl.program_id(1).to(tl.int64) * dv_part
+    dv_ptr += batch * dv_b + head * dv_n + start * dv_t
+    held = (row * num_chunks + chunk) * K * V
+    b_ptr += batch * b_b + head * b_n + start * b_t
+    q = tl.load(q_ptr + step[:, None] * q_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
+    k = tl.load(k_ptr + step[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + step[:, None] * b_t + key[None, :], mask=key_in[None, :], other=0.0)
     dtype = v_ptr.dtype.element_ty
     decayed = (q * tl.exp(b)).to(dtype)
     dq = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
@@ -235,21 +241,21 @@ def _read_gradient_kernel(  # type: ignore[no-untyped-def]
         value = first + tl.arange(0, BLOCK_V)
         value_in = value < V
         v_in = here[:, None] & value_in[None, :]
-        at = (row * num_chunks + chunk) * K * V + key[:, None] * V + value[None, :]
+        at = key[:, None] * V + value[None, :]
         inside = key_in[:, None] & value_in[None, :]
-        state = tl.load(states_ptr + at, mask=inside, other=0.0).to(dtype)
-        v = tl.load(v_ptr + t[:, None] * v_t + value[None, :], mask=v_in, other=0.0)
-        do = tl.load(do_ptr + t[:, None] * do_t + value[None, :], mask=v_in, other=0.0).to(dtype)
+        state = tl.load(states_ptr + held + at, mask=inside, other=0.0).to(dtype)
+        v = tl.load(v_ptr + step[:, None] * v_t + value[None, :], mask=v_in, other=0.0)
+        do = tl.load(do_ptr + step[:, None] * do_t + value[None, :], mask=v_in, other=0.0).to(dtype)
         dscores += tl.dot(do, tl.trans(v), input_precision=PRECISION)
         dq += tl.dot(do, tl.trans(state), input_precision=PRECISION)
         dstate = tl.dot(tl.trans(decayed), do, input_precision=PRECISION)
-        tl.store(dstates_ptr + at, dstate.to(dstates_ptr.dtype.element_ty), mask=inside)
+        tl.store(dstates_ptr + held + at, dstate.to(dstates_ptr.dtype.element_ty), mask=inside)
     dq *= tl.exp(b)
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     scores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
     for level in range(LEVELS):
         block = step >> level
-        middle = chunk * CHUNK + ((block | 1) << level) - 1
+        middle = ((block | 1) << level) - 1
         asks = ((block & 1) == 1)[:, None]
         at_middle = tl.load(
             b_ptr + middle[:, None] * b_t + key[None, :], mask=key_in[None, :], other=0.0
@@ -271,19 +277,22 @@ def _read_gradient_kernel(  # type: ignore[no-untyped-def]
     dq += own * k
     dk += own * q
     scores += tl.where(diagonal, tl.sum(q * k, 1)[:, None], 0.0)
-    dk_at = batch * dk_b + head * dk_n + t[:, None] * dk_t + key[None, :]
-    tl.store(dq_ptr + dk_at, dq.to(dq_ptr.dtype.element_ty), mask=mask)
-    tl.store(dk_ptr + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
-    db_at = batch * b_b + head * b_n + t[:, None] * b_t + key[None, :]
-    tl.store(db_ptr + db_at, db, mask=key_in[None, :])
+    own_k = batch * dk_b + head * dk_n + start * dk_t
+    dk_at = step[:, None] * dk_t + key[None, :]
+    tl.store(dq_ptr + own_k + dk_at, dq.to(dq_ptr.dtype.element_ty), mask=mask)
+    tl.store(dk_ptr + own_k + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
+    own_b = batch * b_b + head * b_n + start * b_t
+    tl.store(db_ptr + own_b + step[:, None] * b_t + key[None, :], db, mask=key_in[None, :])
     scores = scores.to(dtype)
     for first in range(0, V, BLOCK_V):
         value = first + tl.arange(0, BLOCK_V)
         v_in = here[:, None] & (value < V)[None, :]
-        do = tl.load(do_ptr + t[:, None] * do_t + value[None, :], mask=v_in, other=0.0).to(dtype)
+        do = tl.load(do_ptr + step[:, None] * do_t + value[None, :], mask=v_in, other=0.0).to(dtype)
         dv = tl.dot(tl.trans(scores), do, input_precision=PRECISION)
         tl.store(
-            dv_ptr + t[:, None] * dv_t + value[None, :], dv.to(dv_ptr.dtype.element_ty), mask=v_in
+            dv_ptr + step[:, None] * dv_t + value[None, :],
+            dv.to(dv_ptr.dtype.element_ty),
+            mask=v_in,
         )
 
 

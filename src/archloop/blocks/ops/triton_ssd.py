@@ -47,29 +47,35 @@ def _states_kernel(  # type: ignore[no-untyped-def]
     k_ptr += batch * k_b + head // SHARED * k_n
     v_ptr += batch * v_b + head * v_n
     g_ptr += batch * g_b + head * g_n
+    w_ptr += batch * w_b + head * w_n
     state = tl.zeros([BLOCK_K, BLOCK_V], dtype=tl.float32)
     if INITIAL:
         state += tl.load(initial_ptr + row * K * V + at, mask=inside, other=0.0)
+    states_ptr += row * num_chunks * K * V
+    decay_ptr += row * num_chunks
     for chunk in range(num_chunks):
-        out = states_ptr + (row * num_chunks + chunk) * K * V + at
-        tl.store(out, state.to(states_ptr.dtype.element_ty), mask=inside)
-        t = chunk * CHUNK + step
-        here = t < num_steps
+        tl.store(states_ptr + at, state.to(states_ptr.dtype.element_ty), mask=inside)
+        here = chunk * CHUNK + step < num_steps
         mask = key_in[:, None] & here[None, :]
-        k = tl.load(k_ptr + t[None, :] * k_t + key[:, None], mask=mask, other=0.0).to(tl.float32)
+        k = tl.load(k_ptr + step[None, :] * k_t + key[:, None], mask=mask, other=0.0).to(tl.float32)
         v = tl.load(
-            v_ptr + t[:, None] * v_t + value[None, :],
+            v_ptr + step[:, None] * v_t + value[None, :],
             mask=here[:, None] & value_in[None, :],
             other=0.0,
         )
-        g = tl.load(g_ptr + t * g_t, mask=here, other=0.0)
+        g = tl.load(g_ptr + step * g_t, mask=here, other=0.0)
         decay = tl.sum(g, 0)
         fade = tl.exp(decay - tl.cumsum(g, 0))
         if WEIGHTED:
-            fade *= tl.load(w_ptr + batch * w_b + head * w_n + t * w_t, mask=here, other=0.0)
+            fade *= tl.load(w_ptr + step * w_t, mask=here, other=0.0)
         k = (k * fade[None, :]).to(v.dtype)
         state = state * tl.exp(decay) + tl.dot(k, v, input_precision=PRECISION)
-        tl.store(decay_ptr + row * num_chunks + chunk, decay)
+        tl.store(decay_ptr + chunk, decay)
+        k_ptr += CHUNK * k_t
+        v_ptr += CHUNK * v_t
+        g_ptr += CHUNK * g_t
+        w_ptr += CHUNK * w_t
+        states_ptr += K * V
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
 
 
@@ -89,54 +95,59 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
     batch, group = row // num_groups, row % num_groups
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     step = tl.arange(0, CHUNK)
-    t = chunk * CHUNK + step
-    key_in, here = key < K, t < num_steps
+    start = chunk.to(tl.int64) * CHUNK
+    g_ptr += batch * g_b + start * g_t
+    w_ptr += batch * w_b + start * w_t
+    key_in, here = key < K, start + step < num_steps
     mask = here[:, None] & key_in[None, :]
-    k_ptr += batch * k_b + group * k_n
+    k_ptr += batch * k_b + group * k_n + start * k_t
     dtype = v_ptr.dtype.element_ty
-    k = tl.load(k_ptr + t[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(dtype)
+    k = tl.load(k_ptr + step[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(dtype)
     dv_ptr += tl.program_id(1).to(tl.int64) * dv_part
     part = tl.program_id(1).to(tl.int64) * dg_part + batch * dg_b
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     for rank in range(SHARED):
         head = group * SHARED + rank
-        g = tl.load(g_ptr + batch * g_b + head * g_n + t * g_t, mask=here, other=0.0)
+        held = ((batch * num_groups * SHARED + head) * num_chunks + chunk) * K * V
+        v_head = v_ptr + batch * v_b + head * v_n + start * v_t
+        dv_head = dv_ptr + batch * dv_b + head * dv_n + start * dv_t
+        g = tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0)
         decay = tl.sum(g, 0)
         fade = tl.exp(decay - tl.cumsum(g, 0))
         weight = fade
         if WEIGHTED:
-            w = tl.load(w_ptr + batch * w_b + head * w_n + t * w_t, mask=here, other=0.0)
+            w = tl.load(w_ptr + head * w_n + step * w_t, mask=here, other=0.0)
             weight = fade * w
         turned = tl.zeros([CHUNK], dtype=tl.float32)
         kept = tl.zeros([BLOCK_K], dtype=tl.float32)
         for first in range(0, V, BLOCK_V):
             value = first + tl.arange(0, BLOCK_V)
             value_in = value < V
-            held = (batch * num_groups * SHARED + head) * num_chunks + chunk
-            at = held * K * V + key[:, None] * V + value[None, :]
+            at = key[:, None] * V + value[None, :]
             inside = key_in[:, None] & value_in[None, :]
-            after = tl.load(after_ptr + at, mask=inside, other=0.0)
-            state = tl.load(states_ptr + at, mask=inside, other=0.0)
+            after = tl.load(after_ptr + held + at, mask=inside, other=0.0)
+            state = tl.load(states_ptr + held + at, mask=inside, other=0.0)
             kept += tl.sum(state.to(tl.float32) * after.to(tl.float32), 1)
             v_in = here[:, None] & value_in[None, :]
-            v_at = batch * v_b + head * v_n + t[:, None] * v_t + value[None, :]
-            v = tl.load(v_ptr + v_at, mask=v_in, other=0.0).to(tl.float32)
+            v_at = step[:, None] * v_t + value[None, :]
+            v = tl.load(v_head + v_at, mask=v_in, other=0.0).to(tl.float32)
             dv = tl.dot(k, after, input_precision=PRECISION)
             turned += tl.sum(v * dv, 1)
             weighted = (v * weight[:, None]).to(dtype)
             dk += tl.dot(weighted, tl.trans(after), input_precision=PRECISION)
-            dv_at = batch * dv_b + head * dv_n + t[:, None] * dv_t + value[None, :]
+            dv_at = step[:, None] * dv_t + value[None, :]
             dv = (dv * weight[:, None]).to(dv_ptr.dtype.element_ty)
-            tl.store(dv_ptr + dv_at, dv, mask=v_in)
-        dg_at = part + head * dg_n + t * dg_t
+            tl.store(dv_head + dv_at, dv, mask=v_in)
+        dg_at = part + head * dg_n + (start + step) * dg_t
         if WEIGHTED:
             tl.store(dw_ptr + dg_at, turned * fade, mask=here)
         turned *= weight
         at_end = tl.sum(turned, 0) + tl.exp(decay) * tl.sum(kept, 0)
         db = tl.where(step == CHUNK - 1, at_end, 0.0) - turned
         tl.store(dg_ptr + dg_at, tl.cumsum(db, 0, reverse=True), mask=here)
-    dk_at = batch * dk_b + group * dk_n + t[:, None] * dk_t + key[None, :]
-    tl.store(dk_ptr + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
+    own = batch * dk_b + group * dk_n + start * dk_t
+    dk_at = step[:, None] * dk_t + key[None, :]
+    tl.store(dk_ptr + own + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -150,23 +161,30 @@ def _read_kernel(  # type: ignore[no-untyped-def]
     batch, head = row // num_heads, row % num_heads
     value = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     step = tl.arange(0, CHUNK)
-    t = chunk * CHUNK + step
-    here, value_in = t < num_steps, value < V
+    start = chunk.to(tl.int64) * CHUNK
+    g_ptr += batch * g_b + start * g_t
+    w_ptr += batch * w_b + start * w_t
+    here, value_in = start + step < num_steps, value < V
     v_in = here[:, None] & value_in[None, :]
-    q_ptr += batch * q_b + head // SHARED * q_n
-    k_ptr += batch * k_b + head // SHARED * k_n
-    v_at = batch * v_b + head * v_n + t[:, None] * v_t + value[None, :]
-    v = tl.load(v_ptr + v_at, mask=v_in, other=0.0)
-    b = tl.cumsum(tl.load(g_ptr + batch * g_b + head * g_n + t * g_t, mask=here, other=0.0), 0)
+    q_ptr += batch * q_b + head // SHARED * q_n + start * q_t
+    k_ptr += batch * k_b + head // SHARED * k_n + start * k_t
+    v_ptr += batch * v_b + head * v_n + start * v_t
+    o_ptr += batch * o_b + head * o_n + start * o_t
+    states_ptr += (row * num_chunks + chunk) * K * V
+    v = tl.load(v_ptr + step[:, None] * v_t + value[None, :], mask=v_in, other=0.0)
+    b = tl.cumsum(
+        tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0),
+        0,
+    )
     scores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
     o = tl.zeros([CHUNK, BLOCK_V], dtype=tl.float32)
     for first in range(0, K, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         key_in = key < K
         mask = here[:, None] & key_in[None, :]
-        q = tl.load(q_ptr + t[:, None] * q_t + key[None, :], mask=mask, other=0.0).to(v.dtype)
-        k = tl.load(k_ptr + t[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(v.dtype)
-        at = (row * num_chunks + chunk) * K * V + key[:, None] * V + value[None, :]
+        q = tl.load(q_ptr + step[:, None] * q_t + key[None, :], mask=mask, other=0.0).to(v.dtype)
+        k = tl.load(k_ptr + step[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(v.dtype)
+        at = key[:, None] * V + value[None, :]
         inside = key_in[:, None] & value_in[None, :]
         state = tl.load(states_ptr + at, mask=inside, other=0.0).to(v.dtype)
         scores += tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -174,91 +192,150 @@ def _read_kernel(  # type: ignore[no-untyped-def]
     later = step[:, None] >= step[None, :]
     ratio = tl.exp(tl.where(later, b[:, None] - b[None, :], 0.0))
     if WEIGHTED:
-        w = tl.load(w_ptr + batch * w_b + head * w_n + t * w_t, mask=here, other=0.0)
+        w = tl.load(w_ptr + head * w_n + step * w_t, mask=here, other=0.0)
         ratio *= w[None, :]
     scores = tl.where(later, scores * ratio, 0.0).to(v.dtype)
     o = o * tl.exp(b)[:, None] + tl.dot(scores, v, input_precision=PRECISION)
-    o_at = batch * o_b + head * o_n + t[:, None] * o_t + value[None, :]
+    o_at = step[:, None] * o_t + value[None, :]
     tl.store(o_ptr + o_at, o.to(o_ptr.dtype.element_ty), mask=v_in)
 
 
 @jit
-def _read_gradient_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, do_ptr,
-    dq_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr, dstates_ptr, num_steps, num_groups, num_chunks,
+def _read_queries_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, do_ptr, dq_ptr, dg_ptr, dstates_ptr,
+    num_steps, num_groups, num_chunks,
+    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, do_b, do_n, do_t,
+    dq_b, dq_n, dq_t, dg_b, dg_n, dg_t, dg_part,
+    K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of queries and states, and of the decays as far as queries feel them."""
+    row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
+    batch, group = row // num_groups, row % num_groups
+    key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    step = tl.arange(0, CHUNK)
+    start = chunk.to(tl.int64) * CHUNK
+    g_ptr += batch * g_b + start * g_t
+    w_ptr += batch * w_b + start * w_t
+    key_in, here = key < K, start + step < num_steps
+    mask = here[:, None] & key_in[None, :]
+    dtype = v_ptr.dtype.element_ty
+    q_ptr += batch * q_b + group * q_n + start * q_t
+    k_ptr += batch * k_b + group * k_n + start * k_t
+    dq_ptr += batch * dq_b + group * dq_n + start * dq_t
+    q = tl.load(q_ptr + step[:, None] * q_t + key[None, :], mask=mask, other=0.0).to(dtype)
+    k = tl.load(k_ptr + step[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(dtype)
+    dg_ptr += tl.program_id(1).to(tl.int64) * dg_part + batch * dg_b + start * dg_t
+    before, diagonal = step[:, None] > step[None, :], step[:, None] == step[None, :]
+    dq = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
+    for rank in range(SHARED):
+        head = group * SHARED + rank
+        held = ((batch * num_groups * SHARED + head) * num_chunks + chunk) * K * V
+        v_head = v_ptr + batch * v_b + head * v_n + start * v_t
+        do_head = do_ptr + batch * do_b + head * do_n + start * do_t
+        b = tl.cumsum(tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0), 0)
+        grown = tl.exp(b)[:, None]
+        dscores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
+        asked = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
+        for first in range(0, V, BLOCK_V):
+            value = first + tl.arange(0, BLOCK_V)
+            value_in = value < V
+            v_in = here[:, None] & value_in[None, :]
+            at = key[:, None] * V + value[None, :]
+            inside = key_in[:, None] & value_in[None, :]
+            v_at = step[:, None] * v_t + value[None, :]
+            do_at = step[:, None] * do_t + value[None, :]
+            state = tl.load(states_ptr + held + at, mask=inside, other=0.0).to(dtype)
+            v = tl.load(v_head + v_at, mask=v_in, other=0.0)
+            do = tl.load(do_head + do_at, mask=v_in, other=0.0).to(dtype)
+            dscores += tl.dot(do, tl.trans(v), input_precision=PRECISION)
+            grows = (do.to(tl.float32) * grown).to(dtype)
+            asked += tl.dot(grows, tl.trans(state), input_precision=PRECISION)
+            dstate = tl.dot(tl.trans(q), grows, input_precision=PRECISION)
+            tl.store(dstates_ptr + held + at, dstate.to(dstates_ptr.dtype.element_ty), mask=inside)
+        ratio = tl.exp(tl.where(before, b[:, None] - b[None, :], 0.0))
+        if WEIGHTED:
+            w = tl.load(w_ptr + head * w_n + step * w_t, mask=here, other=0.0)
+            ratio *= w[None, :]
+        dscores *= ratio
+        # A token's own pair feels no decay: left out, strong decays leave exactly nothing.
+        own = tl.sum(tl.where(diagonal, dscores, 0.0), 1)
+        pairs = tl.where(before, dscores, 0.0).to(dtype)
+        asked += tl.dot(pairs, k, input_precision=PRECISION)
+        dq += asked + own[:, None] * k.to(tl.float32)
+        db = tl.sum(asked * q.to(tl.float32), 1)
+        tl.store(dg_ptr + head * dg_n + step * dg_t, tl.cumsum(db, 0, reverse=True), mask=here)
+    dq_at = step[:, None] * dq_t + key[None, :]
+    tl.store(dq_ptr + dq_at, dq.to(dq_ptr.dtype.element_ty), mask=mask)
+
+
+@jit
+def _read_keys_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, do_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr,
+    num_steps, num_groups, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, do_b, do_n, do_t,
     dk_b, dk_n, dk_t, dv_b, dv_n, dv_t, dg_b, dg_n, dg_t, dv_part, dg_part,
     K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of a chunk, block of key channels and group; parts as above."""
+    """Gradients of keys, values and weights, and those of the decays completed; parts as above."""
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
     batch, group = row // num_groups, row % num_groups
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     step = tl.arange(0, CHUNK)
-    t = chunk * CHUNK + step
-    key_in, here = key < K, t < num_steps
+    start = chunk.to(tl.int64) * CHUNK
+    g_ptr += batch * g_b + start * g_t
+    w_ptr += batch * w_b + start * w_t
+    key_in, here = key < K, start + step < num_steps
     mask = here[:, None] & key_in[None, :]
     dtype = v_ptr.dtype.element_ty
-    q_at = batch * q_b + group * q_n + t[:, None] * q_t + key[None, :]
-    k_at = batch * k_b + group * k_n + t[:, None] * k_t + key[None, :]
-    q = tl.load(q_ptr + q_at, mask=mask, other=0.0).to(dtype)
-    k = tl.load(k_ptr + k_at, mask=mask, other=0.0).to(dtype)
-    dv_ptr += tl.program_id(1).to(tl.int64) * dv_part
-    part = tl.program_id(1).to(tl.int64) * dg_part + batch * dg_b
-    product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    later = step[:, None] >= step[None, :]
-    dq = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
+    q_ptr += batch * q_b + group * q_n + start * q_t
+    k_ptr += batch * k_b + group * k_n + start * k_t
+    dk_ptr += batch * dk_b + group * dk_n + start * dk_t
+    q = tl.load(q_ptr + step[:, None] * q_t + key[None, :], mask=mask, other=0.0).to(dtype)
+    k = tl.load(k_ptr + step[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(dtype)
+    dv_ptr += tl.program_id(1).to(tl.int64) * dv_part + batch * dv_b + start * dv_t
+    part = tl.program_id(1).to(tl.int64) * dg_part + batch * dg_b + start * dg_t
+    # Rows are keys here, columns the queries after them.
+    product = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    later, diagonal = step[:, None] <= step[None, :], step[:, None] == step[None, :]
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     for rank in range(SHARED):
         head = group * SHARED + rank
-        g = tl.load(g_ptr + batch * g_b + head * g_n + t * g_t, mask=here, other=0.0)
-        b = tl.cumsum(g, 0)
-        ratio = tl.exp(tl.where(later, b[:, None] - b[None, :], 0.0))
+        v_head = v_ptr + batch * v_b + head * v_n + start * v_t
+        do_head = do_ptr + batch * do_b + head * do_n + start * do_t
+        dv_head = dv_ptr + head * dv_n
+        b = tl.cumsum(tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0), 0)
+        ratio = tl.exp(tl.where(later, b[None, :] - b[:, None], 0.0))
         ratio = tl.where(later, ratio, 0.0)
         weight = tl.full([CHUNK], 1.0, dtype=tl.float32)
         if WEIGHTED:
-            weight = tl.load(w_ptr + batch * w_b + head * w_n + t * w_t, mask=here, other=0.0)
-        scores = (product * ratio * weight[None, :]).to(dtype)
-        grown = tl.exp(b)[:, None]
+            weight = tl.load(w_ptr + head * w_n + step * w_t, mask=here, other=0.0)
+        scores = (product * ratio * weight[:, None]).to(dtype)
         dscores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
-        db = tl.zeros([CHUNK], dtype=tl.float32)
         for first in range(0, V, BLOCK_V):
             value = first + tl.arange(0, BLOCK_V)
-            value_in = value < V
-            v_in = here[:, None] & value_in[None, :]
-            held = (batch * num_groups * SHARED + head) * num_chunks + chunk
-            at = held * K * V + key[:, None] * V + value[None, :]
-            inside = key_in[:, None] & value_in[None, :]
-            v_at = batch * v_b + head * v_n + t[:, None] * v_t + value[None, :]
-            do_at = batch * do_b + head * do_n + t[:, None] * do_t + value[None, :]
-            dv_at = batch * dv_b + head * dv_n + t[:, None] * dv_t + value[None, :]
-            state = tl.load(states_ptr + at, mask=inside, other=0.0).to(dtype)
-            v = tl.load(v_ptr + v_at, mask=v_in, other=0.0)
-            do = tl.load(do_ptr + do_at, mask=v_in, other=0.0).to(dtype)
-            dscores += tl.dot(do, tl.trans(v), input_precision=PRECISION)
-            dv = tl.dot(tl.trans(scores), do, input_precision=PRECISION)
-            tl.store(dv_ptr + dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_in)
-            grows = do.to(tl.float32) * grown
-            from_state = tl.dot(q, state, input_precision=PRECISION)
-            db += tl.sum(from_state * grows, 1)
-            grows = grows.to(dtype)
-            dq += tl.dot(grows, tl.trans(state), input_precision=PRECISION)
-            dstate = tl.dot(tl.trans(q), grows, input_precision=PRECISION)
-            tl.store(dstates_ptr + at, dstate.to(dstates_ptr.dtype.element_ty), mask=inside)
+            v_in = here[:, None] & (value < V)[None, :]
+            v_at = step[:, None] * v_t + value[None, :]
+            do_at = step[:, None] * do_t + value[None, :]
+            dv_at = step[:, None] * dv_t + value[None, :]
+            v = tl.load(v_head + v_at, mask=v_in, other=0.0)
+            do = tl.load(do_head + do_at, mask=v_in, other=0.0).to(dtype)
+            dscores += tl.dot(v, tl.trans(do), input_precision=PRECISION)
+            dv = tl.dot(scores, do, input_precision=PRECISION)
+            tl.store(dv_head + dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_in)
         dscores *= ratio
-        turned = dscores * product
-        dg_at = part + head * dg_n + t * dg_t
-        to_weight = tl.sum(turned, 0)
+        dg_at = part + head * dg_n + step * dg_t
+        to_scores = dscores * product
         if WEIGHTED:
-            tl.store(dw_ptr + dg_at, to_weight, mask=here)
-        db += tl.sum(turned * weight[None, :], 1) - to_weight * weight
-        tl.store(dg_ptr + dg_at, tl.cumsum(db, 0, reverse=True), mask=here)
-        pairs = (dscores * weight[None, :]).to(dtype)
-        dq += tl.dot(pairs, k, input_precision=PRECISION)
-        dk += tl.dot(tl.trans(pairs), q, input_precision=PRECISION)
-    dk_at = batch * dk_b + group * dk_n + t[:, None] * dk_t + key[None, :]
-    tl.store(dq_ptr + dk_at, dq.to(dq_ptr.dtype.element_ty), mask=mask)
+            tl.store(dw_ptr + dg_at, tl.sum(to_scores, 1), mask=here)
+        at_queries = tl.load(dg_ptr + dg_at, mask=here, other=0.0)
+        turned = tl.sum(tl.where(diagonal, 0.0, to_scores), 1) * weight
+        turned = tl.cumsum(turned, 0, reverse=True)
+        tl.store(dg_ptr + dg_at, at_queries - turned, mask=here)
+        pairs = (dscores * weight[:, None]).to(dtype)
+        dk += tl.dot(pairs, q, input_precision=PRECISION)
+    dk_at = step[:, None] * dk_t + key[None, :]
     tl.store(dk_ptr + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
 
 
@@ -355,20 +432,33 @@ class Read(torch.autograd.Function):
         q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV = ctx.saved_tensors
         do_BNTV, groups = dense_rows(grads[0]), q_BGTK.shape[1]
         batch, heads, num_chunks, keys, values = states_BNnKV.shape
-        block_k = tile(keys, widest(v_BNTV.dtype, 128))
-        parts = triton.cdiv(keys, block_k)
+        block_q, block_k = tile(keys), tile(keys, widest(v_BNTV.dtype, 128))
+        # The keys' kernel holds less: wider blocks there mean fewer parts of the values' gradient.
+        num_q, num_k = triton.cdiv(keys, block_q), triton.cdiv(keys, block_k)
         dq_BGTK, dk_BGTK = (by_token(x, keys, x.dtype) for x in (q_BGTK, k_BGTK))
-        dv_parts, dg_parts, dw_parts = _parts(v_BNTV, g_BNT, parts)
+        dv_parts, _, dw_parts = _parts(v_BNTV, g_BNT, num_k)
+        dg_parts = g_BNT.new_empty(num_q, *g_BNT.shape)
         dstates_BNnKV = torch.empty_like(states_BNnKV)
-        _read_gradient_kernel[(batch * groups * num_chunks, parts)](
-            q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV, do_BNTV,
-            dq_BGTK, dk_BGTK, dv_parts, dg_parts, dw_parts, dstates_BNnKV,
-            v_BNTV.shape[2], groups, num_chunks,
-            *strides(q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, do_BNTV),
-            *strides(dk_BGTK, dv_parts[0], dg_parts[0]), dv_parts.stride(0), dg_parts.stride(0),
-            K=keys, V=values, SHARED=heads // groups, WEIGHTED=ctx.weighted, CHUNK=ctx.chunk,
-            BLOCK_K=block_k, BLOCK_V=tile(values, widest(v_BNTV.dtype, 64)),
-            **arithmetic(v_BNTV.dtype), num_warps=8,
+        inputs = q_BGTK, k_BGTK, v_BNTV, g_BNT, weight
+        sizes = v_BNTV.shape[2], groups, num_chunks
+        options = {
+            "K": keys,
+            "V": values,
+            "SHARED": heads // groups,
+            "WEIGHTED": ctx.weighted,
+            "CHUNK": ctx.chunk,
+            "BLOCK_V": tile(values, widest(v_BNTV.dtype, 64)),
+            **arithmetic(v_BNTV.dtype),
+        }
+        _read_queries_kernel[(batch * groups * num_chunks, num_q)](
+            *inputs, states_BNnKV, do_BNTV, dq_BGTK, dg_parts, dstates_BNnKV, *sizes,
+            *strides(*inputs, do_BNTV, dq_BGTK, dg_parts[0]), dg_parts.stride(0),
+            BLOCK_K=block_q, **options,
+        )  # fmt: skip
+        _read_keys_kernel[(batch * groups * num_chunks, num_k)](
+            *inputs, do_BNTV, dk_BGTK, dv_parts, dg_parts, dw_parts, *sizes,
+            *strides(*inputs, do_BNTV, dk_BGTK, dv_parts[0], dg_parts[0]),
+            dv_parts.stride(0), dg_parts.stride(0), BLOCK_K=block_k, **options,
         )  # fmt: skip
         dv, dg = total(dv_parts, v_BNTV.dtype), total(dg_parts, g_BNT.dtype)
         dweight = total(dw_parts, g_BNT.dtype) if ctx.weighted else None

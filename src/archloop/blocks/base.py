@@ -1,240 +1,41 @@
-"""What a block is made of: the contracts of sequence mixers, channel mixers and their state.
+"""What a block is made of: the contracts of sequence mixers and channel mixers.
 
 Read `SequenceMixer` first. A new mixer is one file in `blocks/mixers/` with one subclass that holds
-its `Config` (hyper-parameters, genes, costs, the layout of its state) and writes `mix` and
-`mix_step`; padding, packed sequences and the bookkeeping of state are settled here, once, for every
-family.
+its `Config` (hyper-parameters, genes, costs, what its state holds) and writes `mix` and `mix_step`;
+padding, packed sequences and the bookkeeping of state are settled here, once, for every family.
+Whatever such a file needs is imported from here.
 
 Shape suffixes: B batch, T time, D model width.
 """
 
-import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from archloop.blocks.ops.precision import recurrent_dtype
-from archloop.blocks.packing import segment_positions, unpack
-from archloop.errors import UserError
+from archloop.blocks.config import ChannelConfig, Config, Gene, MixerConfig
+from archloop.blocks.packing import unpack
+from archloop.blocks.span import Span, align_right_padding, default_positions
+from archloop.blocks.state import Held, State
+
+__all__ = [
+    "ChannelConfig",
+    "ChannelMixer",
+    "Config",
+    "Features",
+    "Gene",
+    "Held",
+    "MixerConfig",
+    "SequenceMixer",
+    "Span",
+    "State",
+]
 
 Features = dict[str, Tensor]
 """What a shareable mixer computes per token for itself and its consumers, opaque to the decoder."""
-
-
-@dataclass(frozen=True)
-class Gene:
-    """Marks a config field as searchable: ``kernel: Annotated[int, Gene((3, 5, 7))] = 3``.
-
-    An absolute gene (kernel, window, head_dim) means the same number at every width; a ratio gene
-    (expansion, queries per KV head) is relative to a width.
-    """
-
-    values: tuple[Any, ...]
-    scale: Literal["absolute", "ratio"] = "absolute"
-
-
-class Config(BaseModel):
-    """Hyper-parameters of a mixer: frozen data that knows its genes and its costs.
-
-    Sizes follow from `d_model`, which is not part of the config, so that one config builds at
-    every width. FLOPs count one multiply-accumulate as two, at batch 1.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    owner: ClassVar[Any]
-
-    @classmethod
-    def genes(cls) -> dict[str, Gene]:
-        """The searchable fields, by name."""
-        found = {}
-        for name, field in cls.model_fields.items():
-            for mark in field.metadata:
-                if isinstance(mark, Gene):
-                    found[name] = mark
-        return found
-
-    @abstractmethod
-    def sizes(self, d_model: int) -> dict[str, int]:
-        """Every size that the module takes at a width (two configs with equal sizes coincide).
-
-        Raises:
-            UserError: the config cannot be built at this width; names field, value and remedy.
-        """
-
-    @abstractmethod
-    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-        """Parameters of the module (buffers are not parameters).
-
-        Args:
-            d_model: model width.
-            consumer: the module takes its features from an earlier block (`state_from`).
-        """
-
-    @abstractmethod
-    def prefill_flops(
-        self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-    ) -> int:
-        """FLOPs to process `num_tokens` at once after `context` tokens are in the state."""
-
-    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
-        """FLOPs of one decode step after `context` tokens are in the state."""
-        return self.prefill_flops(d_model, 1, context, consumer=consumer)
-
-    def build(
-        self, d_model: int, block_index: int = 0, num_blocks: int = 1, *, consumer: bool = False
-    ) -> Any:
-        """Make the module.
-
-        Raises:
-            ValueError: as `sizes`, no such block, or the mixer cannot be a consumer.
-        """
-        if d_model < 1:
-            raise ValueError(f"d_model={d_model} must be at least 1")
-        if not 0 <= block_index < num_blocks:
-            raise ValueError(
-                f"block_index={block_index} is no block of num_blocks={num_blocks}; "
-                f"allowed: 0 to {num_blocks - 1}"
-            )
-        self.sizes(d_model)
-        if consumer and not getattr(self.owner, "shareable", False):
-            raise UserError(f"state_from: {self.owner.__name__} does not share its features")
-        return self.owner(
-            self, d_model, block_index=block_index, num_blocks=num_blocks, consumer=consumer
-        )
-
-
-class Held(NamedTuple):
-    """One tensor of a mixer's state.
-
-    Attributes:
-        kind: ``cache`` has a slot for each position, kept for good; ``recent`` holds the last few
-            tokens, or a ring of them; ``recurrent`` sums up all tokens, in at least float32.
-        shape: for one sequence.
-    """
-
-    kind: Literal["cache", "recent", "recurrent"]
-    shape: tuple[int, ...]
-
-    def dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Its own, when activations have `dtype`."""
-        return recurrent_dtype(dtype) if self.kind == "recurrent" else dtype
-
-
-class MixerConfig(Config):
-    """Config of a sequence mixer, which besides parameters and FLOPs has a state."""
-
-    @abstractmethod
-    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
-        """The tensors of state, by name, of a sequence with room for `context` tokens."""
-
-    def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:
-        """Bytes of state for one sequence of `context` tokens; equals `State.nbytes`."""
-        return sum(
-            math.prod(tensor.shape) * tensor.dtype(dtype).itemsize
-            for tensor in self.state_layout(d_model, context).values()
-        )
-
-
-class State:
-    """What a mixer carries between tokens: named tensors at fixed addresses, batch first.
-
-    Attributes:
-        tensors: KV cache, convolution state, recurrent state, ..., by name.
-        max_context: tokens per row that the state has room for.
-        num_tokens: host-side upper bound on the tokens that any row holds.
-        static: set by runtimes that capture or compile a step: `reach` is then constant.
-        by_position: names of the tensors (batch, ..., slot, ...) where each token has the slot of
-            its position for good and slots past a row's length are never read, so that going back
-            over tokens needs no copy of them.
-    """
-
-    def __init__(self, max_context: int, **tensors: Tensor) -> None:
-        self.tensors = tensors
-        self.max_context = max_context
-        self.num_tokens = 0
-        self.static = False
-        self.by_position: frozenset[str] = frozenset()
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(t.nbytes for t in self.tensors.values())
-
-    def reach(self, num_new: int) -> int:
-        """How many cache slots may be in use once `num_new` more tokens are in."""
-        if self.static:
-            return self.max_context
-        return min(self.num_tokens + num_new, self.max_context)
-
-    def step_reach(self, device: torch.device) -> int:
-        """`reach` of a decode step, on a GPU in whole steps of 256 slots.
-
-        Attention libraries there plan anew for each number of keys, which cost 100 ms a token.
-        """
-        if device.type != "cuda":
-            return self.reach(1)
-        return min(-(-self.reach(1) // 256) * 256, self.max_context)
-
-    def snapshot(self) -> "State":
-        """An independent copy."""
-        return self._copy(self.tensors.keys())
-
-    def mark(self) -> "State":
-        """As `snapshot`, without the tensors in `by_position`.
-
-        Enough to go back over tokens taken in since, no good once earlier tokens were replaced.
-        """
-        return self._copy(self.tensors.keys() - self.by_position)
-
-    def restore(self, snapshot: "State") -> None:
-        """Go back to a snapshot or mark, in place."""
-        for name, tensor in snapshot.tensors.items():
-            self.tensors[name].copy_(tensor)
-        self.num_tokens = snapshot.num_tokens
-
-    def _copy(self, names: Iterable[str]) -> "State":
-        copy = State(self.max_context, **{name: self.tensors[name].clone() for name in names})
-        copy.num_tokens, copy.static = self.num_tokens, self.static
-        copy.by_position = self.by_position
-        return copy
-
-    def reset(self) -> None:
-        """Forget everything, in place."""
-        for tensor in self.tensors.values():
-            tensor.zero_()
-        self.num_tokens = 0
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where the tokens of one call stand. Padding, if any, is on the right.
-
-    Attributes:
-        positions_BT: position of each token in its sequence. With a state, each row is contiguous
-            and starts at the number of tokens that the state already holds.
-        segments_BT: in packed training batches, which sequence a token belongs to.
-        lengths_B: real tokens per row; None when all T are real.
-    """
-
-    positions_BT: Tensor
-    segments_BT: Tensor | None = None
-    lengths_B: Tensor | None = None
-
-    @property
-    def valid_BT(self) -> Tensor | None:
-        """True at real tokens; None when all are."""
-        if self.lengths_B is None:
-            return None
-        steps_T = torch.arange(self.positions_BT.shape[1], device=self.positions_BT.device)
-        return steps_T < self.lengths_B[:, None]
 
 
 class SequenceMixer(nn.Module):
@@ -462,45 +263,6 @@ class ChannelMixer(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, x_BTD: Tensor) -> Tensor: ...  # noqa: D102
-
-
-class ChannelConfig(Config):
-    """Config of a channel mixer: costs do not depend on the context."""
-
-    def num_active_params(self, d_model: int) -> int:
-        """Parameters that act on one token."""
-        return self.num_params(d_model)
-
-
-def default_positions(
-    x_BTD: Tensor, state: State | None, segments_BT: Tensor | None, mask_BT: Tensor | None
-) -> Tensor:
-    """Contiguous positions, from the tokens in the state, restarting at each packed sequence."""
-    batch, time = x_BTD.shape[:2]
-    steps_T = torch.arange(time, device=x_BTD.device)
-    if segments_BT is not None:
-        return segment_positions(segments_BT)
-    start = 0 if state is None else state.num_tokens
-    if mask_BT is not None:
-        return start + (mask_BT.cumsum(1) - 1).clamp(min=0)
-    return (start + steps_T).expand(batch, time)
-
-
-def align_right_padding(
-    mask_BT: Tensor, positions_BT: Tensor, segments_BT: Tensor | None
-) -> tuple[Tensor, Span]:
-    """The order that puts each row's real tokens first, and the span in that order."""
-    order_BT = torch.argsort(~mask_BT, dim=1, stable=True)
-    lengths_B = mask_BT.sum(1)
-    steps_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    if segments_BT is not None:
-        positions_BT = positions_BT.gather(1, order_BT)
-        segments_BT = segments_BT.gather(1, order_BT)
-        # Padding after the last sequence must not join it.
-        segments_BT = torch.where(steps_T < lengths_B[:, None], segments_BT, -1)
-        return order_BT, Span(positions_BT, segments_BT, lengths_B)
-    first_B = positions_BT.gather(1, order_BT[:, :1])
-    return order_BT, Span(first_B + steps_T, None, lengths_B)
 
 
 def _advance(state: State | None, span: Span) -> None:

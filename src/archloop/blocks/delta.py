@@ -136,11 +136,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
     def __init__(self, config: DeltaConfig, d_model: int, consumer: bool) -> None:
         super().__init__(config, d_model)
         sizes = config.sizes(d_model)
-        self.head_dim, self.num_heads, self.kernel = (
-            config.head_dim,
-            sizes["num_heads"],
-            config.kernel,
-        )
+        self.head_dim, self.num_heads = config.head_dim, sizes["num_heads"]
         self.num_key_heads = d_model // config.head_dim
         self.recurrent, self.consumer = config.core == "recurrent", consumer
         self.max_beta = 2.0 if config.negative_eigenvalues else 1.0

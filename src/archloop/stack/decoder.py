@@ -14,16 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import (
-    Features,
-    SequenceMixer,
-    Span,
-    State,
-    align_right_padding,
-)
+from archloop.blocks.base import Features, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.packing import segment_positions, unpack
+from archloop.blocks.span import align_right_padding
 from archloop.stack.cost import channel_config, mixer_config, mixers
 from archloop.stack.spec import BlockSpec, StackSpec
 

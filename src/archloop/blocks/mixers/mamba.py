@@ -88,7 +88,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
     ) -> None:
         super().__init__(config, d_model)
         sizes = config.sizes(d_model)
-        self.config, self.inner = config, sizes["d_inner"]
+        self.inner = sizes["d_inner"]
         self.has_state = config.core == "recurrent"
         self.z_proj = Linear(d_model, self.inner)
         self.out_proj = Linear(self.inner, d_model)

@@ -122,11 +122,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         sizes = config.sizes(d_model)
         inner, self.head_dim = sizes["d_inner"], config.head_dim
         self.num_heads = inner // config.head_dim
-        self.state_dim, self.num_groups, self.kernel = (
-            config.state_dim,
-            config.num_groups,
-            config.kernel,
-        )
+        self.state_dim, self.num_groups = config.state_dim, config.num_groups
         self.recurrent = config.core == "recurrent"
         self.consumer, self.norm_eps = consumer, config.norm_eps
         keys = config.num_groups * config.state_dim if self.recurrent else 0

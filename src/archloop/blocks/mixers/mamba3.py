@@ -123,7 +123,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
     ) -> None:
         super().__init__(config, d_model)
         sizes = config.sizes(d_model)
-        self.config, self.num_heads = config, sizes["num_heads"]
+        self.num_heads = sizes["num_heads"]
         self.num_angles, rank, width = sizes["num_angles"], config.rank, config.state_dim
         inner = self.num_heads * config.head_dim
         self.query_widths = [inner, rank * width]

@@ -1,0 +1,120 @@
+"""Configs: the hyper-parameters of a mixer as frozen data that knows its genes and its costs.
+
+Search reads, varies and counts configs; a module is built only to be trained or measured.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from archloop.blocks.state import Held
+from archloop.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gene:
+    """Marks a config field as searchable: ``kernel: Annotated[int, Gene((3, 5, 7))] = 3``.
+
+    An absolute gene (kernel, window, head_dim) means the same number at every width; a ratio gene
+    (expansion, queries per KV head) is relative to a width.
+    """
+
+    values: tuple[Any, ...]
+    scale: Literal["absolute", "ratio"] = "absolute"
+
+
+class Config(BaseModel):
+    """Hyper-parameters of a mixer: frozen data that knows its genes and its costs.
+
+    Sizes follow from `d_model`, which is not part of the config, so that one config builds at
+    every width. FLOPs count one multiply-accumulate as two, at batch 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    owner: ClassVar[Any]
+
+    @classmethod
+    def genes(cls) -> dict[str, Gene]:
+        """The searchable fields, by name."""
+        found = {}
+        for name, field in cls.model_fields.items():
+            for mark in field.metadata:
+                if isinstance(mark, Gene):
+                    found[name] = mark
+        return found
+
+    @abstractmethod
+    def sizes(self, d_model: int) -> dict[str, int]:
+        """Every size that the module takes at a width (two configs with equal sizes coincide).
+
+        Raises:
+            UserError: the config cannot be built at this width; names field, value and remedy.
+        """
+
+    @abstractmethod
+    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
+        """Parameters of the module (buffers are not parameters).
+
+        Args:
+            d_model: model width.
+            consumer: the module takes its features from an earlier block (`state_from`).
+        """
+
+    @abstractmethod
+    def prefill_flops(
+        self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+    ) -> int:
+        """FLOPs to process `num_tokens` at once after `context` tokens are in the state."""
+
+    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
+        """FLOPs of one decode step after `context` tokens are in the state."""
+        return self.prefill_flops(d_model, 1, context, consumer=consumer)
+
+    def build(
+        self, d_model: int, block_index: int = 0, num_blocks: int = 1, *, consumer: bool = False
+    ) -> Any:
+        """Make the module.
+
+        Raises:
+            ValueError: as `sizes`, no such block, or the mixer cannot be a consumer.
+        """
+        if d_model < 1:
+            raise ValueError(f"d_model={d_model} must be at least 1")
+        if not 0 <= block_index < num_blocks:
+            raise ValueError(
+                f"block_index={block_index} is no block of num_blocks={num_blocks}; "
+                f"allowed: 0 to {num_blocks - 1}"
+            )
+        self.sizes(d_model)
+        if consumer and not getattr(self.owner, "shareable", False):
+            raise UserError(f"state_from: {self.owner.__name__} does not share its features")
+        return self.owner(
+            self, d_model, block_index=block_index, num_blocks=num_blocks, consumer=consumer
+        )
+
+
+class MixerConfig(Config):
+    """Config of a sequence mixer, which besides parameters and FLOPs has a state."""
+
+    @abstractmethod
+    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
+        """The tensors of state, by name, of a sequence with room for `context` tokens."""
+
+    def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:
+        """Bytes of state for one sequence of `context` tokens; equals `State.nbytes`."""
+        return sum(
+            math.prod(tensor.shape) * tensor.dtype(dtype).itemsize
+            for tensor in self.state_layout(d_model, context).values()
+        )
+
+
+class ChannelConfig(Config):
+    """Config of a channel mixer: costs do not depend on the context."""
+
+    def num_active_params(self, d_model: int) -> int:
+        """Parameters that act on one token."""
+        return self.num_params(d_model)

@@ -50,7 +50,7 @@ def test_study_without_trials_still_renders() -> None:
     assert "None was trained yet" in html.render(empty)
 
 
-def test_diverged_trial_is_flagged_and_on_no_front() -> None:
+def test_diverged_trial_is_flagged_and_on_no_front(tmp_path: Path) -> None:
     study = studies.study()
     rung = studies.rung(0, 0.0, 0.1, 0.1).model_copy(update={"diverged": True})
     trials = (*study.trials, studies.trial(6, "CCCC", rungs=(rung,)))
@@ -59,6 +59,9 @@ def test_diverged_trial_is_flagged_and_on_no_front() -> None:
     assert 6 not in facts["front"]
     assert facts["trials"][6]["diverged"]
     assert '<span class="bad">diverged</span>' in html.render(study)
+    static.write(study, tmp_path / "front.svg")
+    # Once in each panel; the SVG draws letters as shapes and keeps the text as a comment.
+    assert (tmp_path / "front.svg").read_text().count("<!-- diverged -->") == 2
 
 
 def test_tuned_rates_are_shown_and_an_optimum_at_the_edge_is_flagged() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from archloop.errors import UserError
 from archloop.profiling.record import Profile
+from archloop.report import summary
 from archloop.search import front, store
 from archloop.search.errors import NoFeasibleTrial, StudyError
 from archloop.search.evaluator import TrainJob, Unsupported
@@ -138,17 +139,26 @@ def test_crash_marks_that_trial_alone(tmp_path):
     assert [t.state for t in record.trials].count("failed") == 1
 
 
-def test_diverged_training_is_flagged_and_worth_no_more_than_guessing(tmp_path):
-    class Diverging(StandIn):
-        def train(self, job: TrainJob, directory: Path) -> Rung:
-            rung = super().train(job, directory)
-            if "000001" not in str(directory):
-                return rung
-            lost = {"diverged": True, "scores": {}, "losses": ((0, 5.0), (1, math.nan))}
-            return rung.model_copy(update=lost)
+class Diverging(StandIn):
+    """Trainings diverge in folders whose path has one of some words."""
 
-    study = Study(recipe(num_trials=4, budgets=[]), tmp_path, evaluator=Diverging())
-    trial = study.run().trials[1]
+    def __init__(self, *words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def train(self, job: TrainJob, directory: Path) -> Rung:
+        rung = super().train(job, directory)
+        if not any(word in str(directory) for word in self.words):
+            return rung
+        lost = {"diverged": True, "scores": {}, "losses": ((0, 5.0), (1, math.nan))}
+        return rung.model_copy(update=lost)
+
+
+def test_diverged_training_is_flagged_and_worth_no_more_than_guessing(tmp_path):
+    events: list[Event] = []
+    study = Study(recipe(num_trials=4, budgets=[]), tmp_path, evaluator=Diverging("000001"))
+    record = study.run(events.append)
+    trial = record.trials[1]
     assert trial.state == "complete"
     assert trial.rungs[0].diverged
     assert math.isnan(trial.rungs[0].losses[1][1])
@@ -156,6 +166,16 @@ def test_diverged_training_is_flagged_and_worth_no_more_than_guessing(tmp_path):
     assert trial.objectives.quality == pytest.approx(0.0)
     assert trial.hypervolume_gain == 0.0
     assert len(trial.rungs) == 1
+    assert events[-1].front_size == len(summary.front_numbers(record))
+    told = next(event for event in events if event.stage == "told" and event.trial == 1)
+    assert told.detail.startswith("training diverged")
+    assert told.front_size == 1
+
+
+def test_a_study_of_nothing_but_diverged_trainings_has_no_winner(tmp_path):
+    evaluator = Diverging("trials")
+    with pytest.raises(NoFeasibleTrial, match=r"diverged.*lower proxy.training.learning_rate"):
+        Study(recipe(num_trials=3, budgets=[]), tmp_path, evaluator=evaluator).run()
 
 
 def test_spec_that_the_runtime_cannot_run_is_rejected(tmp_path):

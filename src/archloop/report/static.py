@@ -1,6 +1,7 @@
 """The front as a still picture, for a README or a paper: quality against latency and memory."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -9,9 +10,15 @@ from matplotlib.figure import Figure
 from archloop.errors import UserError
 from archloop.report.palette import label
 from archloop.report.summary import at_rung, front_numbers
-from archloop.search.record import Objectives, StudyRecord, TrialRecord
+from archloop.search.record import Objectives, Rung, StudyRecord, TrialRecord
 
 _INK, _FRONT, _REST, _REFERENCE = "#26323f", "#1f5fbf", "#9aa5b1", "#c0392b"
+_BESIDE: dict[str, Any] = {
+    "xytext": (6, 5),
+    "textcoords": "offset points",
+    "color": _INK,
+    "fontsize": 8,
+}
 
 
 def write(study: StudyRecord, path: Path) -> None:
@@ -20,7 +27,7 @@ def write(study: StudyRecord, path: Path) -> None:
     Raises:
         UserError: no trial was trained yet, or matplotlib does not know the suffix.
     """
-    entries = [(trial, objectives) for trial, _, objectives in at_rung(study, 0)]
+    entries = at_rung(study, 0)
     if not entries:
         raise UserError(f"{study.name} has no trained trial to draw yet")
     with mpl.rc_context({"svg.hashsalt": study.name, "font.size": 9}):
@@ -34,16 +41,20 @@ def write(study: StudyRecord, path: Path) -> None:
 
 
 def _panel(
-    axes: Axes, study: StudyRecord, entries: list[tuple[TrialRecord, Objectives]], cost: str
+    axes: Axes, study: StudyRecord, entries: list[tuple[TrialRecord, Rung, Objectives]], cost: str
 ) -> None:
     chosen = set(front_numbers(study))
-    for trial, objectives in entries:
+    for trial, rung, objectives in entries:
+        if rung.diverged:
+            axes.plot(getattr(objectives, cost), objectives.quality, "x", color=_REST)
+            axes.annotate("diverged", (getattr(objectives, cost), objectives.quality), **_BESIDE)
+            continue
         color = _FRONT if trial.number in chosen else _REST
         _point(axes, objectives, cost, color, "o")
         if trial.number in chosen:
             letters = "".join(label(name) for name in trial.spec.layout)
             at = (getattr(objectives, cost), objectives.quality)
-            axes.annotate(letters, at, (6, 5), textcoords="offset points", color=_INK, fontsize=8)
+            axes.annotate(letters, at, **_BESIDE)
     if study.reference is not None and study.reference.objectives is not None:
         _point(axes, study.reference.objectives, cost, _REFERENCE, "*")
     axes.set_xlabel(f"{cost}, ratio to the reference (star)", color=_INK)

@@ -29,6 +29,7 @@ class Result(BaseModel):
 
     Attributes:
         objectives: by rung.
+        diverged: the training of the last of these rungs did.
         excess: by how much budgets are exceeded, relative to their limits.
         files: checksum of each stage file, by name.
         seconds: wall time by stage.
@@ -38,6 +39,7 @@ class Result(BaseModel):
 
     state: State
     objectives: tuple[Objectives, ...] = ()
+    diverged: bool = False
     broken: tuple[BrokenBudget, ...] = ()
     straddles: tuple[str, ...] = ()
     excess: float = 0.0
@@ -45,6 +47,11 @@ class Result(BaseModel):
     error: str | None = None
     files: dict[str, str] = {}
     seconds: dict[str, float] = {}
+
+    @property
+    def scored(self) -> bool:
+        """It may stand on rung 0's front: it was trained there, and did not diverge."""
+        return bool(self.objectives) and not (self.diverged and len(self.objectives) == 1)
 
 
 class Stored(BaseModel):

@@ -282,8 +282,9 @@ class _Run:
         if result.state == "complete":
             first = result.objectives[0]
             values = (first.quality, first.latency, first.memory)
-            points = np.vstack([self.front, as_point(first)])
-            self.front = points[front.nondominated(points)]
+            if result.scored:
+                points = np.vstack([self.front, as_point(first)])
+                self.front = points[front.nondominated(points)]
             self.hypervolume += result.hypervolume_gain or 0.0
         for rung, objectives in enumerate(result.objectives):
             self.at_rung[rung].add(objectives)
@@ -294,8 +295,13 @@ class _Run:
         self.plan.strategy.tell(told)
 
     def _require_feasible(self) -> None:
-        if any(result.state == "complete" for result in self.results):
+        if any(result.scored for result in self.results):
             return
+        if any(result.diverged for result in self.results):
+            raise NoFeasibleTrial(
+                "every trial that kept the budgets diverged in training; lower "
+                "proxy.training.learning_rate"
+            )
         rejected = [t for t in zip(self.history, self.results, strict=True) if t[1].excess > 0]
         if not rejected:
             error = self.results[0].error if self.results else "no trial was run"
@@ -345,6 +351,8 @@ def _outcome(result: Result) -> str:
     if result.error is not None and not result.objectives:
         return result.error
     first = result.objectives[0]
+    if not result.scored:
+        return f"training diverged, latency {first.latency:.2f}, memory {first.memory:.2f}"
     return f"quality {first.quality:.3f}, latency {first.latency:.2f}, memory {first.memory:.2f}"
 
 

@@ -108,7 +108,7 @@ def _run(
             excess=verdict.excess,
         )
     reached: list[Objectives] = []
-    error = None
+    error, diverged = None, False
     for rung in range(len(plan.recipe.proxy.rungs)):
         try:
             stage = _train(context, trial, proposed, files, rung)
@@ -123,13 +123,18 @@ def _run(
         values = _objectives(context.baseline, verdict.profiles, stage.value)
         others = context.at_rung[rung]
         reached.append(values)
-        if rung + 1 == len(plan.recipe.proxy.rungs) or stage.value.diverged:
+        diverged = stage.value.diverged
+        if rung + 1 == len(plan.recipe.proxy.rungs) or diverged:
             break
         worst, share = context.baseline.worst, plan.recipe.promote_share
         if not promoted(values, others, worst, share, [plan.recipe.seed, trial.number, rung]):
             break
     return Result(
-        state="complete", objectives=tuple(reached), straddles=verdict.straddles, error=error
+        state="complete",
+        objectives=tuple(reached),
+        diverged=diverged,
+        straddles=verdict.straddles,
+        error=error,
     )
 
 

@@ -55,7 +55,7 @@ def hypervolume(study: StudyRecord) -> go.Figure:
 def losses(study: StudyRecord) -> go.Figure:
     """Training loss of every trial, those on the front in colour."""
     chosen = set(summary.front_numbers(study, 0))
-    figure = _figure("training step", "loss (nats per token)")
+    figure = _figure("training step", "loss (nats, text and tasks added)")
     for trial, rung, _ in summary.at_rung(study, 0):
         best = trial.number in chosen
         figure.add_trace(

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from archloop import registry
+from archloop.runtimes._parity import decided_experts, distance, eager_logits
 from archloop.runtimes.base import build_random
 from archloop.runtimes.torch_compile import TorchCompile
 from archloop.runtimes.torch_eager import TorchEager, TorchSession
@@ -74,6 +75,29 @@ def test_export_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     assert torch.get_num_threads() == before[1]
     assert decoder.training
     assert decoder.embedding.weight.dtype == torch.float32
+
+
+def test_rounding_that_swaps_experts_is_no_parity_error(tmp_path: Path) -> None:
+    """Experts are decided while logits are compared, in the artifact and in the reference."""
+    spec = one_mixer("short_conv", "moe")
+    spec = spec.replace(blocks=spec.blocks * 6)
+    decoder = build_random(spec, seed=0)
+    biases = [block.channel_mixer.expert_bias.clone() for block in decoder._blocks()]
+    prompt, more = list(range(40)), list(range(6))
+    with decided_experts(decoder) as is_changed:
+        rounded = eager_logits(decoder, prompt, more, "bfloat16")
+        exact = eager_logits(decoder, prompt, more, "float32", weights="bfloat16")
+    assert is_changed
+    assert 0.01 < distance(rounded, exact) < 0.5
+    manifest = TorchEager().export(decoder, tmp_path, "bf16")
+    assert manifest.parity_bound is not None
+    assert manifest.parity_error <= 0.1 <= manifest.parity_bound < 1
+    for block, bias in zip(decoder._blocks(), biases, strict=True):
+        assert torch.equal(block.channel_mixer.expert_bias, bias)
+    session = TorchEager().open(tmp_path, threads=torch.get_num_threads(), max_context=8)
+    assert isinstance(session, TorchSession)
+    for block, bias in zip(session.decoder._blocks(), biases, strict=True):
+        assert torch.equal(block.channel_mixer.expert_bias, bias)
 
 
 def test_equal_seeds_give_equal_weights() -> None:

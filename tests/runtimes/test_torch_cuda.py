@@ -30,7 +30,7 @@ def test_names_the_missing_gpu():
 def test_continues_from_prompts_steps_and_fills(tmp_path):
     runtime, decoder = TorchCuda(), build_random(spec(), seed=0)
     manifest = runtime.export(decoder, tmp_path, "bf16")
-    assert manifest.parity_error <= runtime.parity_tolerance["bf16"]
+    assert manifest.parity_error <= manifest.parity_bound
     session = runtime.open(tmp_path, threads=1, max_context=64)
     ids = np.random.default_rng(0).integers(512, size=24).tolist()
     together = session.prefill(ids)

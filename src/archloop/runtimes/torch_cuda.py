@@ -26,7 +26,7 @@ class TorchCuda(Runtime):
     """PyTorch with fused Triton kernels; the artifact is spec and safetensors."""
 
     quants = ("bf16",)
-    parity_tolerance: ClassVar[Mapping[str, float]] = {"bf16": 0.25}
+    parity_tolerance: ClassVar[Mapping[str, float]] = {"bf16": 0.1}
 
     def version(self) -> str:  # noqa: D102
         return metadata.version("torch")

@@ -16,8 +16,8 @@ import torch
 from archloop.stack import cost, presets
 from archloop.stack.decoder import Decoder
 from archloop.stack.fused import FusedDecoder
-from gpu_models import random_decoder, random_ids, restart
-from inference import ceilings, median_ms
+from gpu_models import balance, random_decoder, random_ids, restart
+from inference import ceilings, median_ms, times_ms
 
 MODELS = ("lfm2-24b-a2b", "lfm2-24b-a2b-attention")
 SMALL = "lfm2-2.6b"
@@ -28,9 +28,11 @@ BITS = {"bf16": (16.0, 16.0), "int8, one scale a row": (8.0, 16.0), "Q4_0": (4.5
 """Bits per weight of matrices (Q4_0: 32 four-bit weights share a 16-bit scale), and of the rest."""
 
 
-def timed(run, context):
-    """Median of a few runs, fewer where one takes seconds."""
-    return median_ms(run, 1 if context > 65536 else 5, 2 if context < 65536 else 1)
+def prefill_times(run, context):
+    """Sorted milliseconds of some runs, fewer where one takes seconds."""
+    if context > 32768:
+        return times_ms(run, 1 if context > 65536 else 3, 1)
+    return times_ms(run, 11 if context <= 8192 else 5, 3)
 
 
 def measure_context(fused, context, steps=20):
@@ -42,7 +44,9 @@ def measure_context(fused, context, steps=20):
         restart(state)
         return fused.prefill(ids, state)
 
-    found = {"context": context, "prefill_ms": timed(prefill, context)}
+    times = prefill_times(prefill, context)
+    found = {"context": context, "prefill_ms": times[len(times) // 2]}
+    found["prefill_spread_ms"] = times[-1] - times[0]
     times = decode_times(fused, state, steps)
     found["decode_ms"] = times[len(times) // 2]
     found["decode_spread_ms"] = times[-1] - times[0]
@@ -221,6 +225,7 @@ def main():
         decoder = random_decoder(name)
         fused = FusedDecoder(decoder)
         entry = result["models"][name] = {"weights_bytes": torch.cuda.memory_allocated()}
+        entry["balance"] = balance(fused)
         entry["contexts"] = []
         if name == MODELS[0]:
             entry["mixers"] = measure_mixers(fused, CONTEXTS)

@@ -5,7 +5,9 @@
 Random weights; decode at depth 512. Every fast path is compared with the plain one on fresh random
 inputs first, and its speed is printed only if it passed. Prints a table and one JSON line. Floors
 take the two ceilings measured first: bytes that a step must read at the read bandwidth, or FLOPs at
-the matrix rate, attention counted at that same rate.
+the matrix rate, attention counted at that same rate, which no attention kernel reaches. For dense
+models, decode at batch 1 is also timed compiled: transformers with its static cache, and our plain
+decoder's step in a CUDA graph.
 """
 
 import argparse
@@ -44,6 +46,11 @@ REQUIRED = {
 
 
 def median_ms(run, repeats, warm=1):
+    return times_ms(run, repeats, warm)[repeats // 2]
+
+
+def times_ms(run, repeats, warm=1):
+    """Milliseconds of each timed run, sorted."""
     for _ in range(warm):
         run()
     times = []
@@ -54,7 +61,7 @@ def median_ms(run, repeats, warm=1):
         stop.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(stop))
-    return sorted(times)[repeats // 2]
+    return sorted(times)
 
 
 def ceilings():
@@ -223,6 +230,52 @@ def measure_peer(peer, decoder, batches=(1, 64)):
     return found
 
 
+def measure_compiled(peer, decoder, fused):
+    """Decode at batch 1 compiled: the peer's static cache, and our plain step in a CUDA graph."""
+    step_ms, error = plain_step_compiled(decoder, fused)
+    found = {"plain step, compiled, CUDA graph ms": step_ms, "its logits, rms": error}
+    peer.generation_config.cache_implementation = "static"
+    ids = random_ids(decoder, 1, DEPTH)
+
+    def seconds(new):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        peer.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    # The cache is as long as the text will be, and graphs are compiled for its length.
+    found["static cache, warm-up s"] = seconds(257)
+    times = [seconds(257) - seconds(1) for _ in range(3)]
+    found["static cache, compiled ms"] = sorted(times)[1] / 256 * 1e3
+    peer.generation_config.cache_implementation = None
+    torch.compiler.reset()
+    return found
+
+
+@torch.no_grad()
+def plain_step_compiled(decoder, fused):
+    """Milliseconds of the plain decoder's step under torch.compile, and its error from `fused`."""
+    ids = random_ids(decoder, 1, DEPTH)
+    states = [decoder.init_state(1, DEPTH + 64) for _ in range(2)]
+    for state in states:
+        fused.prefill(ids, state)
+    state = states[0]
+    for own in state.mixers.values():
+        own.static = True
+    step = torch.compile(lambda ids_B: decoder.step_unchecked(ids_B, state), dynamic=False)
+    error = rms(step(ids[:, 0]), fused.step(ids[:, 0], states[1]))
+    held, stream = ids[:, 0].clone(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(held)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held.copy_(step(held).argmax(-1))
+    return median_ms(graph.replay, 40, 5), error
+
+
 def kernel_choices(sparse):
     """The peer's own kernel sets: its default, then others."""
 
@@ -242,11 +295,14 @@ def kernel_choices(sparse):
     return [default, eager_attention] + ([eager_experts] if sparse else [])
 
 
-def show(name, ours, peer, floor):
-    print(f"\n{name:38} {'ours':>10} {'peer':>10} {'floor':>10} {'required':>10} {'stretch':>10}")
+def show(name, entry):
+    ours, peer, floor = entry["ours"], entry["peer"], entry["floors"]
+    heads = ("ours", "peer", "compiled", "floor", "required", "stretch")
+    print(f"\n{name:38} " + " ".join(f"{head:>10}" for head in heads))
     for key, value in ours.items():
         required, stretch = REQUIRED.get((name, key), (None, None))
-        cells = [value, peer.get(key), floor.get(key), required, stretch]
+        compiled = entry["compiled"].get("static cache, compiled ms") if "b1 ms" in key else None
+        cells = [value, peer.get(key), compiled, floor.get(key), required, stretch]
         texts = ["-" if c is None else f"{c:.4g}" for c in cells]
         notes = []
         if key in floor:
@@ -254,7 +310,11 @@ def show(name, ours, peer, floor):
             notes.append(f"{value / floor[key] if rate else floor[key] / value:.0%} of the floor")
         if peer.get(key):
             notes.append(f"{peer[key] / value:.1f}x the peer")
+        if compiled:
+            notes.append(f"{compiled / value:.1f}x the peer compiled")
         print(f"  {key:36} " + " ".join(f"{t:>10}" for t in texts) + "  " + ", ".join(notes))
+    for key, value in entry["compiled"].items():
+        print(f"  {key:36} {value:10.4g}")
 
 
 def main():
@@ -269,10 +329,12 @@ def main():
         "torch": torch.__version__,
         "read_tb_per_s": read / 1e12,
         "matmul_tflop_per_s": matmul / 1e12,
+        "attention_tflop_per_s_in_floors": matmul / 1e12,
         "models": {},
     }
     print(f"{result['device']}, torch {torch.__version__}: "
-          f"{read / 1e12:.2f} TB/s read, {matmul / 1e12:.0f} TFLOP/s bf16")  # fmt: skip
+          f"{read / 1e12:.2f} TB/s read, {matmul / 1e12:.0f} TFLOP/s bf16; floors assume "
+          f"attention at {matmul / 1e12:.0f} TFLOP/s")  # fmt: skip
     for name in args.models:
         torch.cuda.reset_peak_memory_stats()
         began = time.time()
@@ -286,7 +348,7 @@ def main():
         serving = not args.no_serving and bool(fused.moes)
         entry["ours"] = measure_ours(fused, serving)
         print(f"  ours after {time.time() - began:.0f} s: {entry['ours']}", flush=True)
-        entry["peer"] = {}
+        entry["peer"], entry["compiled"] = {}, {}
         if not args.no_peer:
             torch.cuda.empty_cache()
             peer = peer_of(decoder, name)
@@ -300,10 +362,13 @@ def main():
             for key in ("parity", "parity, small embeddings"):
                 print(f"  {key}: {json.dumps(entry[key])}", flush=True)
             entry["peer"] = measure_peer(peer, decoder)
+            if not fused.moes:
+                entry["compiled"] = measure_compiled(peer, decoder, fused)
+                print(f"  compiled after {time.time() - began:.0f} s", flush=True)
             del peer
         distinct = entry["ours"].get("distinct experts b64")
         entry["floors"] = floors(decoder.spec, read, matmul, distinct)
-        show(name, entry["ours"], entry["peer"], entry["floors"])
+        show(name, entry)
         print(f"  {name} took {time.time() - began:.0f} s", flush=True)
         del decoder, fused
         torch.cuda.empty_cache()

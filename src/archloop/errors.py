@@ -5,10 +5,25 @@ arguments is a plain `ValueError`, and what must never be is an assertion: from 
 both are our own mistakes, and keep their traceback.
 """
 
+import difflib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+_EXPECTED = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping of keys",
+    "model": "a mapping of keys",
+}
+"""What a value must be, by the first word of pydantic's error type."""
 
 
 class UserError(ValueError):
@@ -18,8 +33,50 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-def invalid(error: "ValidationError") -> UserError:
-    """The first problem that pydantic found in what the user gave: model, field, reason."""
+def invalid(error: "ValidationError", known: Sequence[str] = (), where: str = "") -> UserError:
+    """The first problem that pydantic found in what the user gave: field, value, what is allowed.
+
+    Args:
+        error: pydantic's.
+        known: fields that there are, for a name that is none of them.
+        where: what the fields belong to; default: the model's name.
+    """
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in (error.title, *first["loc"]))
-    return UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}")
+    where = where or error.title
+    path = ".".join(str(part) for part in first["loc"])
+    if not path:
+        return UserError(f"{where}: {reason(first)}")
+    if first["type"] == "extra_forbidden":
+        near = suggest(path, known) if known else "remove it"
+        return UserError(f"{where} has no setting {path!r}; {near}")
+    return UserError(f"{where}.{path}={shown(first['input'])}: {reason(first)}")
+
+
+def suggest(wrong: str, known: Sequence[str]) -> str:
+    """A did-you-mean clause for an error message."""
+    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "known: " + ", ".join(known)
+
+
+def reason(problem: "ErrorDetails") -> str:
+    """What a value must be, in plain words."""
+    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
+    if kind in ("value_error", "assertion_error"):
+        return message
+    if kind == "int_parsing_size":
+        return "is too large; give a smaller whole number"
+    if kind == "missing":
+        return "is missing; add it"
+    family, _, rest = kind.partition("_")
+    if family in _EXPECTED and rest.startswith(("type", "parsing", "from", "unicode")):
+        return f"must be {_EXPECTED[family]}"
+    message = message[:1].lower() + message[1:]
+    return message.replace("input should", "must").replace("input", "value")
+
+
+def shown(value: object) -> str:
+    """A value as an error message quotes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,6 @@ plug-ins come from entry points (group ``archloop.<kind>``) and from folders giv
     True
 """
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -21,7 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from archloop.errors import UserError
+from archloop.errors import UserError, suggest
+
+__all__ = ["KINDS", "Kind", "add_folder", "folders", "get", "names", "suggest"]
 
 
 class Kind(NamedTuple):
@@ -62,14 +63,6 @@ def get(kind: str, name: str) -> Any:
     if name not in locations:
         raise UserError(f"unknown {_kind(kind).noun} {name!r}; {suggest(name, sorted(locations))}")
     return _load(kind, name, locations[name])
-
-
-def suggest(wrong: str, known: list[str]) -> str:
-    """A did-you-mean clause for an error message."""
-    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    return "known: " + ", ".join(known)
 
 
 def add_folder(folder: Path) -> None:

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict
 IGNORE = -100
 """Target value where no answer is asked; PyTorch's cross-entropy skips it."""
 
+MAX_SIZE = 2**16
+"""Largest vocabulary and length of a task: more would be no small model's task."""
+
 Split = Literal["train", "test"]
 
 

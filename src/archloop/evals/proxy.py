@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from archloop import registry
-from archloop.errors import UserError
+from archloop.errors import UserError, invalid
 from archloop.evals import accuracy, bits_per_byte
 from archloop.evals.base import IGNORE, Examples, Score, Task
 from archloop.stack.decoder import Decoder
@@ -28,13 +28,16 @@ from archloop.text import corpora, tokenizers
 from archloop.text.corpora import CorpusConfig
 from archloop.text.files import default_cache_dir, read_checked, write_checked
 from archloop.training import checkpoint as checkpoints
-from archloop.training.loop import Batch, OnStep, TrainingConfig, train
+from archloop.training.loop import MAX_STEP_TOKENS, Batch, OnStep, TrainingConfig, train
 
 TEXT = "bits_per_byte"
 """Name of the text's score among those of the tasks."""
 
 KEPT_LOSSES = 200
 """Training losses that a result keeps, evenly spread."""
+
+MAX_EVAL_TOKENS = 2**25
+"""Tokens of a task's test examples, all drawn before the first is scored."""
 
 Setting = bool | int | float | str
 
@@ -73,7 +76,7 @@ class ProxyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: CorpusConfig = CorpusConfig()
-    vocab_size: int = Field(default=1024, ge=tokenizers.MIN_VOCAB_SIZE)
+    vocab_size: int = Field(default=1024, ge=tokenizers.MIN_VOCAB_SIZE, le=2**20)
     text_weight: float = Field(default=1.0, gt=0)
     num_text_windows: int = Field(default=256, ge=2)
     tasks: dict[str, TaskShare] = {}
@@ -86,11 +89,19 @@ class ProxyConfig(BaseModel):
         if any(steps < 1 for steps in self.rungs) or sorted(set(self.rungs)) != list(self.rungs):
             raise ValueError(f"rungs={self.rungs} must be rising numbers of steps, at least 1")
         for name, share in self.tasks.items():
-            if not make_task(name, share.settings).mixable:
+            task = make_task(name, share.settings)
+            if not task.mixable:
                 raise ValueError(
                     f"tasks.{name} needs a head of its own and cannot be mixed with text; "
                     "remove it, or run it by archloop eval --suite mad"
                 )
+            length = task.examples("train", 0, 1).ids_NT.shape[1]
+            for key, most in (("batch_size", MAX_STEP_TOKENS), ("num_eval", MAX_EVAL_TOKENS)):
+                if getattr(share, key) * length > most:
+                    raise ValueError(
+                        f"tasks.{name}.{key}={getattr(share, key)}: its examples of {length} "
+                        f"tokens fill the memory; allowed: 1 to {most // length}"
+                    )
         return self
 
     def training_of(self, rung: int, learning_rate: float | None) -> TrainingConfig:
@@ -153,16 +164,8 @@ def make_task(name: str, settings: dict[str, Setting]) -> Task:
     try:
         task: Task = task_class(task_class.Config(**settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        problem = f"tasks.{name}: {field}={first['input']!r}: {first['msg']}"
-        if not field:
-            problem = f"tasks.{name}: {first['msg']}"
-        if first["type"] == "extra_forbidden":
-            problem = f"tasks.{name} has no setting {field!r}; " + registry.suggest(
-                field, sorted(task_class.Config.model_fields)
-            )
-        raise UserError(problem) from error
+        known = sorted(task_class.Config.model_fields)
+        raise invalid(error, known, f"tasks.{name}") from error
     return task
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 _MONTH_S = 30 * 24 * 3600.0
 """Longer limits overflow the timers of the system."""
 
+MAX_THREADS = 1024
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -40,9 +41,9 @@ class ProfileConfig(BaseModel):
     device: str = "host"
     runtime: str = "torch_eager"
     quant: str = "fp32"
-    threads: Count | None = None
-    contexts: tuple[Count, ...] = Field((4096, 32768), min_length=1)
-    processes: int = Field(5, ge=2)
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
+    contexts: tuple[Annotated[int, Field(ge=1, le=2**24)], ...] = Field((4096, 32768), min_length=1)
+    processes: int = Field(5, ge=2, le=1000)
     warmup_steps: int = Field(20, ge=0)
     timed_steps: Count = 100
     block_steps: Count = 20

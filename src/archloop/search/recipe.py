@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from archloop.evals.proxy import ProxyConfig
-from archloop.profiling.config import ProfileConfig
+from archloop.profiling.config import MAX_THREADS, ProfileConfig
 from archloop.search import plain_yaml
 from archloop.search.objectives import Budget
 from archloop.search.recipe_errors import RecipeError, describe
@@ -130,11 +130,11 @@ class Recipe(_Section):
     budgets: tuple[Budget, ...] = ()
     proxy: ProxyConfig = ProxyConfig()
     promote_share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
-    reference_seeds: Annotated[int, Field(ge=2)] = 2
+    reference_seeds: Annotated[int, Field(ge=2, le=1000)] = 2
     tuning: Tuning | None = None
     strategy: StrategySection = StrategySection()
     time_limits: TimeLimits = TimeLimits()
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
     plugins: str | None = None
     storage: str | None = None
 

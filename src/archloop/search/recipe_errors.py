@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from archloop.errors import UserError
-from archloop.registry import suggest
+from archloop.errors import UserError, reason, shown, suggest
 
 
 class RecipeError(UserError):
@@ -33,25 +32,18 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> str:
         return f"{path}: missing; add it"
     if first["type"] == "invalid_key":
         return f"{path}: the key {first['input']!r} is not text; correct it, or put it in quotes"
-    return f"{path or 'recipe'}: {_problem(first)}"
+    problem = _problem(first)
+    if first["type"] in ("model_type", "dict_type"):
+        known = sorted(_fields_at(model, first["loc"]))
+        problem += f": {', '.join(known)}" if known else ""
+    return f"{path or 'recipe'}: {problem}"
 
 
 def _problem(details: ErrorDetails) -> str:
-    message = details["msg"].removeprefix("Value error, ")
+    value, message = details["input"], reason(details)
     if details["type"] in ("value_error", "assertion_error"):
-        shown = details["input"]
-        if isinstance(shown, (str, int, float)):
-            return f"{shown!r}: {message}"
-        return message
-    message = message[:1].lower() + message[1:]
-    for long, short in (("input should be", "must be"), ("input", "value")):
-        message = message.replace(long, short)
-    return f"{_shown(details['input'])} {message}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        return f"{value!r}: {message}" if isinstance(value, (str, int, float)) else message
+    return f"{shown(value)} {message}"
 
 
 def _keys(loc: tuple[int | str, ...], data: Any) -> list[int | str]:

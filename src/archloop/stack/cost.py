@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from archloop import registry
 from archloop.blocks.base import ChannelConfig, MixerConfig
-from archloop.errors import UserError
+from archloop.errors import invalid
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 
@@ -115,11 +115,4 @@ def _config(kind: str, name: str, items: tuple[tuple[str, Any], ...]) -> Any:
     try:
         return config_class(**dict(items))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        problem = f"{name}.{field}={first['input']!r}: {first['msg']}"
-        if first["type"] == "extra_forbidden":
-            problem = f"{name} has no field {field!r}; " + registry.suggest(
-                field, sorted(config_class.model_fields)
-            )
-        raise UserError(problem) from error
+        raise invalid(error, sorted(config_class.model_fields), name) from error

@@ -23,6 +23,9 @@ def _one_or_many(value: object) -> object:
 MAX_BLOCKS = 1024
 """Deeper stacks would take minutes only to be counted."""
 
+Width = Annotated[int, Field(ge=1, le=2**17)]
+Vocabulary = Annotated[int, Field(ge=1, le=2**24)]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,16 +34,16 @@ class _Section(BaseModel):
 class ShipScale(_Section):
     """The width that is profiled and shipped."""
 
-    d_model: Annotated[int, Field(ge=1)]
-    vocab_size: Annotated[int, Field(ge=1)]
+    d_model: Width
+    vocab_size: Vocabulary
     tie_embeddings: bool = True
 
 
 class ProxyScale(_Section):
     """The width that is trained; its vocabulary may be known only once a tokenizer is."""
 
-    d_model: Annotated[int, Field(ge=1)]
-    vocab_size: Annotated[int, Field(ge=1)] | None = None
+    d_model: Width
+    vocab_size: Vocabulary | None = None
 
 
 class Interleaving(_Section):

@@ -10,10 +10,10 @@ Shape suffixes: B batch, T time, D model width, X scored positions, V vocabulary
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,11 @@ from archloop.training import optimiser, schedule
 from archloop.training.checkpoint import Checkpoint
 from archloop.training.optimiser import OptimiserName
 from archloop.training.schedule import ScheduleName
+
+MAX_STEP_TOKENS = 2**22
+"""Tokens of a batch: their logits alone fill the memory of a large machine."""
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(BaseModel):
@@ -53,11 +58,20 @@ class TrainingConfig(BaseModel):
     decay_share: float = Field(default=0.2, gt=0, le=1)
     final_factor: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     grad_clip: float | None = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, ge=1)
     seq_len: int = Field(default=128, ge=2)
     num_steps: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> "TrainingConfig":
+        if self.batch_size * self.seq_len > MAX_STEP_TOKENS:
+            raise ValueError(
+                f"batch_size={self.batch_size} times seq_len={self.seq_len} is more than "
+                f"{MAX_STEP_TOKENS} tokens a step; lower either"
+            )
+        return self
 
     def lr_factor(self, step: int) -> float:
         """Factor on the learning rate at a step counted from 0."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from archloop.evals.base import Examples, Split, Task
+from archloop.evals.base import MAX_SIZE, Examples, Split, Task
 from archloop.evals.generation import draw_split, mean_correct
 
 
@@ -29,8 +29,8 @@ class Compression(Task):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        vocab_size: int = Field(default=16, ge=3)
-        seq_len: int = Field(default=32, ge=2)
+        vocab_size: int = Field(default=16, ge=3, le=MAX_SIZE)
+        seq_len: int = Field(default=32, ge=2, le=MAX_SIZE)
         num_train: int = Field(default=12_800, ge=1)
 
     def __init__(self, config: Config | None = None) -> None:

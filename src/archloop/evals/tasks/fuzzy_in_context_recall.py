@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from archloop.evals.base import IGNORE, Examples, Split, Task
+from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task
 from archloop.evals.generation import draw_split, mean_correct, shift
 
 Ints = NDArray[np.int64]
@@ -30,8 +30,8 @@ class FuzzyInContextRecall(Task):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        vocab_size: int = Field(default=16, ge=5)
-        seq_len: int = Field(default=128, ge=8)
+        vocab_size: int = Field(default=16, ge=5, le=MAX_SIZE)
+        seq_len: int = Field(default=128, ge=8, le=MAX_SIZE)
         key_motif_size: int = Field(default=3, ge=1)
         value_motif_size: int = Field(default=3, ge=1)
         num_train: int = Field(default=12_800, ge=1)

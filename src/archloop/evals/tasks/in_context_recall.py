@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from archloop.evals.base import Examples, Split, Task
+from archloop.evals.base import MAX_SIZE, Examples, Split, Task
 from archloop.evals.generation import draw_split, mean_correct
 from archloop.evals.recall import recall_rows
 
@@ -29,8 +29,8 @@ class InContextRecall(Task):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        vocab_size: int = Field(default=16, ge=4)
-        seq_len: int = Field(default=128, ge=4, multiple_of=2)
+        vocab_size: int = Field(default=16, ge=4, le=MAX_SIZE)
+        seq_len: int = Field(default=128, ge=4, le=MAX_SIZE, multiple_of=2)
         num_train: int = Field(default=12_800, ge=1)
         train_on: Literal["all", "answers"] = "all"
 

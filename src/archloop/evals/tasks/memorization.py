@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from archloop.evals.base import IGNORE, Examples, Split, Task
+from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task
 from archloop.evals.generation import generator, mean_correct
 
 
@@ -28,8 +28,8 @@ class Memorization(Task):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        vocab_size: int = Field(default=256, ge=4)
-        seq_len: int = Field(default=32, ge=2, multiple_of=2)
+        vocab_size: int = Field(default=256, ge=4, le=MAX_SIZE)
+        seq_len: int = Field(default=32, ge=2, le=MAX_SIZE, multiple_of=2)
         num_train: int = Field(default=256, ge=1)
         map_seed: int = 12345
 

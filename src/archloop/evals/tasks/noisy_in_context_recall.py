@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from archloop.evals.base import Examples, Split, Task
+from archloop.evals.base import MAX_SIZE, Examples, Split, Task
 from archloop.evals.generation import draw_split, mean_correct
 from archloop.evals.recall import recall_rows
 
@@ -27,10 +27,10 @@ class NoisyInContextRecall(Task):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        vocab_size: int = Field(default=32, ge=5)
-        noise_vocab_size: int = Field(default=16, ge=1)
+        vocab_size: int = Field(default=32, ge=5, le=MAX_SIZE)
+        noise_vocab_size: int = Field(default=16, ge=1, le=MAX_SIZE)
         noise_share: float = Field(default=0.2, ge=0, lt=1)
-        seq_len: int = Field(default=128, ge=4, multiple_of=2)
+        seq_len: int = Field(default=128, ge=4, le=MAX_SIZE, multiple_of=2)
         num_train: int = Field(default=12_800, ge=1)
         train_on: Literal["all", "answers"] = "all"
 

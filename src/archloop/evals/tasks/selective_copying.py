@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from archloop.evals.base import IGNORE, Examples, Split, Task
+from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task
 from archloop.evals.generation import draw_split, mean_correct
 
 
@@ -25,8 +25,8 @@ class SelectiveCopying(Task):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        vocab_size: int = Field(default=16, ge=4)
-        seq_len: int = Field(default=256, ge=5)
+        vocab_size: int = Field(default=16, ge=4, le=MAX_SIZE)
+        seq_len: int = Field(default=256, ge=5, le=MAX_SIZE)
         num_to_copy: int = Field(default=16, ge=1)
         num_train: int = Field(default=12_800, ge=1)
 

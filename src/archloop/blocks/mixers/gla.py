@@ -14,6 +14,7 @@ from archloop.blocks.base import Gene
 from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.gated_norm import norm_then_gate
 from archloop.blocks.ops.heads import count_heads
 from archloop.blocks.ops.precision import recurrent_dtype
 from archloop.errors import UserError
@@ -80,5 +81,4 @@ class GLA(LinearAttention):
 
     def output(self, o: Tensor, gate: Tensor | None) -> Tensor:  # noqa: D102
         assert gate is not None
-        o = self.norm(o.unflatten(-1, (self.num_heads, -1))).flatten(-2)
-        return self.out_proj(o * F.silu(gate))
+        return self.out_proj(norm_then_gate(o, self.norm.weight, gate, self.norm.eps))

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
-from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
+from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
+from archloop.blocks.ops.gated_norm import gate_then_norm
 from archloop.blocks.ops.heads import (
     count_heads,
     initial_dt_bias,
@@ -145,12 +146,12 @@ class Mamba2(KeepsFloat32, SequenceMixer):
                 self.dt_bias = nn.Parameter(initial_dt_bias(self.num_heads))
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
-        into_conv_BTd, dt_BTN = self.feature_proj(x_BTD).split(self.feature_widths, -1)
+        made_BTd = self.feature_proj(x_BTD)
         past_BLd = None if state is None else state["conv"]
-        convolved_BTd = causal_conv(into_conv_BTd, self.conv, past_BLd)
+        activated_BTd, dt_BTN = activated_conv(made_BTd, self.conv, self.conv_bias, past_BLd)
         if past_BLd is not None:
-            advance_past(past_BLd, into_conv_BTd, span.lengths_B)
-        x, k, q = self._activate(convolved_BTd)
+            advance_past(past_BLd, made_BTd[..., : past_BLd.shape[2]], span.lengths_B)
+        x, k, q = activated_BTd.split(self.conv_widths, -1)
         if not self.recurrent:
             return {"x": x}
         dt_BTN = self._dt(dt_BTN)
@@ -168,7 +169,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         return {"x": x, "q": q_BGTK, "k": k_BGTK, "dt": dt_BNT, "g": g_BNT, "states": states}
 
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
-        z_BTI, own_q = self.query_proj(x_BTD).split(self.query_widths, -1)
+        z_BTI, own_q = self._query(x_BTD)
         if not self.recurrent:
             return self._out(shared["x"], z_BTI)
         q_BGTK = split_heads(F.silu(own_q), self.num_groups) if self.consumer else shared["q"]
@@ -176,11 +177,12 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         y_BNTV = ssd.read(
             q_BGTK, shared["k"], x_BNTV, shared["g"], shared["states"], weight_BNT=shared["dt"]
         )
-        return self._out(join_heads(y_BNTV) + self._skipped(shared["x"]), z_BTI)
+        return self._gated(join_heads(y_BNTV), shared["x"], z_BTI)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
         into_conv_Bd, dt_BN = self.feature_proj(x_BD).split(self.feature_widths, -1)
-        x, k, q = self._activate(causal_conv_step(into_conv_Bd, self.conv, state["conv"]))
+        convolved_Bd = causal_conv_step(into_conv_Bd, self.conv, state["conv"]) + self.conv_bias
+        x, k, q = F.silu(convolved_Bd).split(self.conv_widths, -1)
         advance_past(state["conv"], into_conv_Bd[:, None])
         if not self.recurrent:
             return {"x": x}
@@ -191,16 +193,20 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         return {"x": x, "q": q, "kv": state["kv"]}
 
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
-        z_BI, own_q = self.query_proj(x_BD).split(self.query_widths, -1)
+        z_BI, own_q = self._query(x_BD)
         if not self.recurrent:
             return self._out(shared["x"], z_BI)
         q_Bd = F.silu(own_q) if self.consumer else shared["q"]
         y_BNV = linear_attention.query(shared["kv"], self._to_heads(q_Bd))
-        return self._out(y_BNV.flatten(1) + self._skipped(shared["x"]), z_BI)
+        return self._gated(y_BNV.flatten(1), shared["x"], z_BI)
 
-    def _activate(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, k, q = F.silu(convolved + self.conv_bias).split(self.conv_widths, -1)
-        return x, k, q
+    def _query(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate, and a consumer's own queries (none, where the state is this block's)."""
+        made = self.query_proj(x)
+        if self.query_widths[1] == 0:
+            return made, made[..., :0]
+        z, q = made.split(self.query_widths, -1)
+        return z, q
 
     def _dt(self, raw: Tensor) -> Tensor:
         return F.softplus(precise(raw) + precise(self.dt_bias))
@@ -208,13 +214,15 @@ class Mamba2(KeepsFloat32, SequenceMixer):
     def _rate(self) -> Tensor:
         return -precise(self.log_rate).exp()
 
-    def _skipped(self, x: Tensor) -> Tensor:
-        return x * self.skip.repeat_interleave(self.head_dim)
+    def _gated(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        normed = gate_then_norm(y, x, self.skip, z, self.norm, self.num_groups, self.norm_eps)
+        return self.out_proj(normed)
 
     def _to_heads(self, x_Bd: Tensor) -> Tensor:
         return ssd.to_heads(x_Bd.reshape(-1, self.num_groups, self.state_dim), self.num_heads)
 
-    def _out(self, y: Tensor, z: Tensor) -> Tensor:
-        gated = (y.to(z.dtype) * F.silu(z)).unflatten(-1, (self.num_groups, -1))
+    def _out(self, x: Tensor, z: Tensor) -> Tensor:
+        """What the convolution alone, without a recurrence, becomes."""
+        gated = (x * F.silu(z)).unflatten(-1, (self.num_groups, -1))
         normed = F.rms_norm(gated, gated.shape[-1:], None, self.norm_eps)
         return self.out_proj(normed.flatten(-2) * self.norm)

@@ -5,8 +5,10 @@ Shape suffixes: B batch, T time, D channels, K kernel, L = K-1 past inputs.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from archloop.blocks.ops import triton_kernels
+from archloop.blocks.ops.scan import apply
 
 
 def causal_conv(
@@ -23,7 +25,7 @@ def causal_conv(
     if segments_BT is None and triton_kernels.usable(x_BTD, torch.float32, torch.bfloat16):
         from archloop.blocks.ops.triton_conv import CausalConv
 
-        y_BTD: Tensor = CausalConv.apply(x_BTD, weight_DK, past_BLD)  # type: ignore[no-untyped-call]
+        y_BTD: Tensor = apply(CausalConv, x_BTD, weight_DK, None, past_BLD, False)[0]
         return y_BTD
     kernel = weight_DK.shape[1]
     time = x_BTD.shape[1]
@@ -38,6 +40,26 @@ def causal_conv(
             term_BTD = term_BTD * same_BT[..., None]
         y_BTD = y_BTD + term_BTD
     return y_BTD
+
+
+def activated_conv(
+    x_BTE: Tensor,
+    weight_DK: Tensor,
+    bias_D: Tensor | None = None,
+    past_BLD: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``silu(causal_conv(x) + bias)`` of the first D channels, and the other channels as they are.
+
+    One projection may thus make both, and its gradient is written once.
+    """
+    if triton_kernels.usable(x_BTE, torch.float32, torch.bfloat16):
+        from archloop.blocks.ops.triton_conv import CausalConv
+
+        activated_BTD, rest = apply(CausalConv, x_BTE, weight_DK, bias_D, past_BLD, True)
+        return activated_BTD, rest
+    x_BTD, rest = x_BTE.tensor_split([weight_DK.shape[0]], -1)
+    y_BTD = causal_conv(x_BTD, weight_DK, past_BLD)
+    return F.silu(y_BTD if bias_D is None else y_BTD + bias_D), rest
 
 
 def causal_conv_step(x_BD: Tensor, weight_DK: Tensor, past_BLD: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Causal depthwise convolution on a GPU: one read of the inputs and one write, forward and back.
 
+Followed, where asked, by a bias and silu: what went into silu is computed again on the way back.
+
 Sums are float32 whatever the dtype. Imported only where Triton is installed.
 
 Shape suffixes: B batch, T time, D channels, K kernel, L = K-1 past inputs.
@@ -16,106 +18,209 @@ from torch.autograd.function import once_differentiable
 from archloop.blocks.ops.triton_kernels import jit
 
 BLOCK_T, BLOCK_D = 32, 64
+ROUNDS = 8
+"""Blocks of time that a program of the backward pass goes through before it adds up."""
 
 
 @jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, w_ptr, past_ptr, y_ptr, num_steps, num_channels, num_blocks,
-    x_b, x_t, K: tl.constexpr, PAST: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+def _convolved(  # type: ignore[no-untyped-def]
+    x_ptr, w_ptr, past_ptr, bias_ptr, t, d, num_steps, num_channels, x_t,
+    K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
-    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    d_in = (d < num_channels)[None, :]
-    mask = (t < num_steps)[:, None] & d_in
+    """Outputs before silu at the tokens t and channels d of the row that the pointers begin."""
+    d_in = d < num_channels
+    mask = (t < num_steps)[:, None] & d_in[None, :]
     y = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
+    if BIAS:
+        y += tl.load(bias_ptr + d, mask=d_in, other=0.0).to(tl.float32)[None, :]
     for back in tl.static_range(K):
-        w = tl.load(w_ptr + d * K + (K - 1 - back), mask=d < num_channels, other=0.0)
+        w = tl.load(w_ptr + d * K + (K - 1 - back), mask=d_in, other=0.0)
         at = t - back
         x = tl.load(
-            x_ptr + row * x_b + at[:, None].to(tl.int64) * x_t + d[None, :],
-            mask=mask & (at >= 0)[:, None],
-            other=0.0,
+            x_ptr + at[:, None] * x_t + d[None, :], mask=mask & (at >= 0)[:, None], other=0.0
         ).to(tl.float32)
         if PAST:
-            held = row * (K - 1) + (K - 1 + at)[:, None]
             x += tl.load(
-                past_ptr + held * num_channels + d[None, :],
+                past_ptr + (K - 1 + at)[:, None] * num_channels + d[None, :],
                 mask=mask & (at < 0)[:, None],
                 other=0.0,
             ).to(tl.float32)
         y += w.to(tl.float32)[None, :] * x
-    at = (row * num_steps + t[:, None]) * num_channels + d[None, :]
+    return y
+
+
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, w_ptr, past_ptr, bias_ptr, y_ptr, num_steps, num_channels, num_blocks, x_b, x_t,
+    K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
+    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    y = _convolved(
+        x_ptr + row * x_b, w_ptr, past_ptr + row * (K - 1) * num_channels, bias_ptr, t, d,
+        num_steps, num_channels, x_t, K, PAST, BIAS, BLOCK_T, BLOCK_D,
+    )  # fmt: skip
+    if SILU:
+        y *= tl.sigmoid(y)
+    y_ptr += row * num_steps * num_channels
+    mask = (t < num_steps)[:, None] & (d < num_channels)[None, :]
+    at = t[:, None] * num_channels + d[None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, num_steps, num_channels, num_blocks,
-    x_b, x_t, K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+def _through_silu_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, w_ptr, past_ptr, bias_ptr, dy_ptr, du_ptr, num_steps, num_channels, num_blocks,
+    x_b, x_t, K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients without a past; that of the weights is a partial sum, one a program."""
+    """Gradient of what went into silu."""
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
     t = block * BLOCK_T + tl.arange(0, BLOCK_T)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    d_in = (d < num_channels)[None, :]
-    mask = (t < num_steps)[:, None] & d_in
-    x = tl.load(
-        x_ptr + row * x_b + t[:, None].to(tl.int64) * x_t + d[None, :], mask=mask, other=0.0
-    ).to(tl.float32)
-    dx = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
+    u = _convolved(
+        x_ptr + row * x_b, w_ptr, past_ptr + row * (K - 1) * num_channels, bias_ptr, t, d,
+        num_steps, num_channels, x_t, K, PAST, BIAS, BLOCK_T, BLOCK_D,
+    )  # fmt: skip
+    mask = (t < num_steps)[:, None] & (d < num_channels)[None, :]
+    at = t[:, None] * num_channels + d[None, :]
+    start = row * num_steps * num_channels
+    dy = tl.load(dy_ptr + start + at, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.sigmoid(u)
+    du = dy * gate * (1 + u * (1 - gate))
+    tl.store(du_ptr + start + at, du.to(du_ptr.dtype.element_ty), mask=mask)
+
+
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, dbias_ptr, num_steps, num_channels, num_blocks,
+    x_b, x_t, dx_b, dx_t, K: tl.constexpr, BIAS: tl.constexpr, ROUNDS: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradients, none of a past; those of weights and bias are partial sums, one a program."""
+    row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    d_in = d < num_channels
+    x_ptr += row * x_b
+    dx_ptr += row * dx_b
+    dy_ptr += row * num_steps * num_channels
+    part = tl.program_id(0).to(tl.int64) * num_channels + d
     for back in tl.static_range(K):
-        w = tl.load(w_ptr + d * K + (K - 1 - back), mask=d < num_channels, other=0.0)
-        later = t + back
-        dy = tl.load(
-            dy_ptr + (row * num_steps + later[:, None]) * num_channels + d[None, :],
-            mask=(later < num_steps)[:, None] & d_in,
-            other=0.0,
-        ).to(tl.float32)
-        dx += w.to(tl.float32)[None, :] * dy
-        part = (tl.program_id(0).to(tl.int64) * num_channels + d) * K + (K - 1 - back)
-        tl.store(dw_ptr + part, tl.sum(x * dy, 0), mask=d < num_channels)
-    at = (row * num_steps + t[:, None]) * num_channels + d[None, :]
-    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        # One weight at a time: its products add up in registers over all rounds.
+        dw = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
+        for turn in range(ROUNDS):
+            t = (block * ROUNDS + turn) * BLOCK_T + tl.arange(0, BLOCK_T)
+            at = t - back
+            mask = (t < num_steps)[:, None] & d_in[None, :]
+            dy = tl.load(dy_ptr + t[:, None] * num_channels + d[None, :], mask=mask, other=0.0)
+            x = tl.load(
+                x_ptr + at[:, None] * x_t + d[None, :], mask=mask & (at >= 0)[:, None], other=0.0
+            )
+            dw += x.to(tl.float32) * dy.to(tl.float32)
+        tl.store(dw_ptr + part * K + (K - 1 - back), tl.sum(dw, 0), mask=d_in)
+    dbias = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
+    for turn in range(ROUNDS):
+        t = (block * ROUNDS + turn) * BLOCK_T + tl.arange(0, BLOCK_T)
+        dx = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
+        for back in tl.static_range(K):
+            w = tl.load(w_ptr + d * K + (K - 1 - back), mask=d_in, other=0.0).to(tl.float32)
+            later = t + back
+            dy = tl.load(
+                dy_ptr + later[:, None] * num_channels + d[None, :],
+                mask=(later < num_steps)[:, None] & d_in[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            if BIAS and back == 0:
+                dbias += dy
+            dx += w[None, :] * dy
+        mask = (t < num_steps)[:, None] & d_in[None, :]
+        tl.store(dx_ptr + t[:, None] * dx_t + d[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if BIAS:
+        tl.store(dbias_ptr + part, tl.sum(dbias, 0), mask=d_in)
 
 
 class CausalConv(torch.autograd.Function):
-    """`conv.causal_conv` on a GPU, without segments; no gradient flows to the past."""
+    """`conv.causal_conv` or, with silu, `conv.activated_conv`; no gradient flows to the past."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTD: Tensor, weight_DK: Tensor, past_BLD: Tensor | None) -> Tensor:
-        """Outputs (B, T, D)."""
-        if x_BTD.stride(2) != 1:
-            x_BTD = x_BTD.contiguous()
+    def forward(
+        ctx: Any, x_BTE: Tensor, weight_DK: Tensor, bias_D: Tensor | None, past_BLD: Tensor | None,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Outputs (B, T, D), and the channels beyond the weights' as they are."""
+        if x_BTE.stride(2) != 1:
+            x_BTE = x_BTE.contiguous()
         weight_DK = weight_DK.contiguous()
-        y_BTD = torch.empty(x_BTD.shape, dtype=x_BTD.dtype, device=x_BTD.device)
-        past = x_BTD if past_BLD is None else past_BLD.contiguous()
-        _forward_kernel[_grid(x_BTD)](
-            x_BTD, weight_DK, past, y_BTD, *_sizes(x_BTD), *x_BTD.stride()[:2],
-            K=weight_DK.shape[1], PAST=past_BLD is not None, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D,
+        channels = weight_DK.shape[0]
+        y_BTD = x_BTE.new_empty(*x_BTE.shape[:2], channels)
+        past = x_BTE if past_BLD is None else past_BLD.contiguous()
+        bias = weight_DK if bias_D is None else bias_D
+        ctx.options = {
+            "K": weight_DK.shape[1],
+            "BIAS": bias_D is not None,
+            "BLOCK_T": BLOCK_T,
+            "BLOCK_D": BLOCK_D,
+        }
+        ctx.past, ctx.silu = past_BLD is not None, silu
+        _forward_kernel[_grid(y_BTD)](
+            x_BTE, weight_DK, past, bias, y_BTD, *_sizes(y_BTD), *x_BTE.stride()[:2],
+            PAST=ctx.past, SILU=silu, **ctx.options,
         )  # fmt: skip
-        ctx.save_for_backward(x_BTD, weight_DK)
-        return y_BTD
+        if ctx.past and any(ctx.needs_input_grad):
+            past = past.clone()  # the caller's is written in place before gradients are asked for
+        ctx.save_for_backward(x_BTE, weight_DK, bias, past)
+        return y_BTD, x_BTE[..., channels:].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Gradients of inputs and weights."""
-        x_BTD, weight_DK = ctx.saved_tensors
-        dy_BTD, grid = grads[0].contiguous(), _grid(x_BTD)
-        dx_BTD = torch.empty_like(dy_BTD)
-        parts = torch.empty(grid[0], *weight_DK.shape, dtype=torch.float32, device=x_BTD.device)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of inputs, weights and bias."""
+        x_BTE, weight_DK, bias, past = ctx.saved_tensors
+        channels, options = weight_DK.shape[0], ctx.options
+        dy_BTD = grads[0].contiguous()
+        if ctx.silu:
+            du_BTD = torch.empty_like(dy_BTD)
+            _through_silu_kernel[_grid(dy_BTD)](
+                x_BTE, weight_DK, past, bias, dy_BTD, du_BTD, *_sizes(dy_BTD),
+                *x_BTE.stride()[:2], PAST=ctx.past, **options,
+            )  # fmt: skip
+            dy_BTD = du_BTD
+        dx_BTE = x_BTE.new_empty(x_BTE.shape)
+        dx_BTE[..., channels:] = grads[1]
+        grid = _grid(dy_BTD, ROUNDS)
+        parts = weight_DK.new_empty(grid[0], *weight_DK.shape, dtype=torch.float32)
+        bias_parts = torch.empty_like(parts[:, :, 0]) if options["BIAS"] else parts
         _backward_kernel[grid](
-            x_BTD, weight_DK, dy_BTD, dx_BTD, parts, *_sizes(x_BTD), *x_BTD.stride()[:2],
-            K=weight_DK.shape[1], BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D,
+            x_BTE, weight_DK, dy_BTD, dx_BTE, parts, bias_parts, *_sizes(dy_BTD, ROUNDS),
+            *x_BTE.stride()[:2], *dx_BTE.stride()[:2], ROUNDS=ROUNDS, **options,
         )  # fmt: skip
-        return dx_BTD, parts.sum(0).to(weight_DK.dtype), None
+        dweight_DK = parts.sum(0)
+        if ctx.past:
+            dweight_DK += _past_gradient(past, dy_BTD)
+        dbias = bias_parts.sum(0).to(bias.dtype) if options["BIAS"] else None
+        return dx_BTE, dweight_DK.to(weight_DK.dtype), dbias, None, None
 
 
-def _grid(x_BTD: Tensor) -> tuple[int, int]:
-    batch, time, channels = x_BTD.shape
-    return batch * triton.cdiv(time, BLOCK_T), triton.cdiv(channels, BLOCK_D)
+def _past_gradient(past_BLD: Tensor, dy_BTD: Tensor) -> Tensor:
+    """What the inputs before the first add to the gradient of the weights, (D, K)."""
+    _, length, channels = past_BLD.shape
+    first = dy_BTD[:, :length].float()
+    out_DK = first.new_zeros(channels, length + 1)
+    for step in range(first.shape[1]):
+        # The output at `step` reads the past from `step` on, through weights 0 to L - 1 - step.
+        out_DK[:, : length - step] += torch.einsum(
+            "bld,bd->dl", past_BLD[:, step:].float(), first[:, step]
+        )
+    return out_DK
 
 
-def _sizes(x_BTD: Tensor) -> tuple[int, int, int]:
-    return x_BTD.shape[1], x_BTD.shape[2], triton.cdiv(x_BTD.shape[1], BLOCK_T)
+def _grid(y_BTD: Tensor, rounds: int = 1) -> tuple[int, int]:
+    batch, time, channels = y_BTD.shape
+    return batch * triton.cdiv(time, BLOCK_T * rounds), triton.cdiv(channels, BLOCK_D)
+
+
+def _sizes(y_BTD: Tensor, rounds: int = 1) -> tuple[int, int, int]:
+    return y_BTD.shape[1], y_BTD.shape[2], triton.cdiv(y_BTD.shape[1], BLOCK_T * rounds)

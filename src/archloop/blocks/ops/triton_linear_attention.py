@@ -418,7 +418,7 @@ class Read(torch.autograd.Function):
             *strides(q_BNTK, k_BNTK, v_BNTV, b_BNSK, do_BNTV, dk_BNTK, dv_parts[0]),
             dv_parts.stride(0),
             K=keys, V=values, CHUNK=chunk, LEVELS=chunk.bit_length() - 1, BLOCK_K=block_k,
-            BLOCK_V=tile(values, widest(v_BNTV.dtype, 64)), **arithmetic(v_BNTV.dtype), num_warps=8,
+            BLOCK_V=tile(values, widest(v_BNTV.dtype, 64)), **arithmetic(v_BNTV.dtype, 8),
         )  # fmt: skip
         return dq_BNTK, dk_BNTK, total(dv_parts, v_BNTV.dtype), db_BNSK, dstates_BNnKV, None
 

@@ -393,7 +393,7 @@ class States(torch.autograd.Function):
             dv_parts.stride(0), dg_parts.stride(0),
             K=keys, V=values, SHARED=heads // groups, WEIGHTED=ctx.weighted, CHUNK=ctx.chunk,
             BLOCK_K=block_k, BLOCK_V=tile(values, widest(v_BNTV.dtype, 64)),
-            **arithmetic(v_BNTV.dtype), num_warps=8,
+            **arithmetic(v_BNTV.dtype, 8),
         )  # fmt: skip
         dv, dg = total(dv_parts, v_BNTV.dtype), total(dg_parts, g_BNT.dtype)
         dweight = total(dw_parts, g_BNT.dtype) if ctx.weighted else None

@@ -1,0 +1,87 @@
+"""Kernels of the short convolution and the gated norms equal their plain forms, with gradients.
+
+Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+
+from archloop.blocks.ops import conv, gated_norm, triton_kernels  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
+ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        monkeypatch.setattr(triton_kernels, "usable", lambda x, *dtypes: x.dtype == torch.float32)
+    torch.manual_seed(0)
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE)
+
+
+def compare(form: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype) -> None:
+    results = []
+    for kind in (dtype, torch.float64):
+        leaves = [x.to(dtype).to(kind).detach().requires_grad_() for x in inputs]
+        y = form(*leaves)
+        weights = torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape).to(dtype).to(kind)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, weights)])
+    for fast, plain in zip(*results, strict=True):
+        assert float((fast.double() - plain).norm() / plain.norm()) < ERROR[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("time", [1, 2, 37, 300])
+@pytest.mark.parametrize("kernel", [1, 3, 4])
+def test_activated_conv(dtype: torch.dtype, time: int, kernel: int) -> None:
+    past = randn(2, kernel - 1, 72).to(dtype)
+
+    def form(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        activated, rest = conv.activated_conv(x, weight, bias, past.to(x.dtype))
+        return torch.cat([activated, 2 * rest], -1)
+
+    compare(form, [randn(2, time, 80), randn(72, kernel), randn(72)], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("time", [1, 2, 300])
+def test_plain_conv(dtype: torch.dtype, time: int) -> None:
+    compare(conv.causal_conv, [randn(2, time, 72), randn(72, 4)], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [24, 64])
+def test_norm_then_gate(dtype: torch.dtype, width: int) -> None:
+    def form(o: Tensor, weight: Tensor, both: Tensor) -> Tensor:
+        return gated_norm.norm_then_gate(o, weight, both[..., 3 * width :], 1e-5)
+
+    compare(form, [randn(2, 45, 3 * width), randn(width), randn(2, 45, 6 * width)], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gate_then_norm(dtype: torch.dtype, groups: int) -> None:
+    def form(o: Tensor, x: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+        return gated_norm.gate_then_norm(o, x[..., 8:], skip, gate, weight, groups, 1e-5)
+
+    inner, heads = 96, 4
+    row = randn(2, 45, inner)
+    compare(
+        form, [row, randn(2, 45, inner + 8), randn(heads), randn(*row.shape), randn(inner)], dtype
+    )

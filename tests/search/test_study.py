@@ -283,7 +283,9 @@ def test_small_space_ends_early(tmp_path):
 
 def test_learning_rates_are_tuned_per_family(tmp_path):
     evaluator = StandIn()
-    tuned = recipe(tuning={"learning_rates": [1e-3, 3e-3, 1e-2], "num_steps": 5}, num_trials=3)
+    tuned = recipe(
+        tuning={"learning_rates": [1e-3, 1.0000001e-3, 1e-2], "num_steps": 5}, num_trials=3
+    )
     record = Study(tuned, tmp_path, evaluator=evaluator).run()
     assert set(record.learning_rates) == {"short_conv", "gqa"}
     for rate in record.learning_rates.values():

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from archloop.devices._cores import usable_cores
 from archloop.devices.base import Device, Readings
 
 _QUIET_CORES = 0.25
@@ -23,7 +24,7 @@ class Host(Device):
         memory = _table("/proc/meminfo").get("MemTotal")
         return {
             "cpu": _cpu_model(),
-            "num_cores": len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count(),
+            "num_cores": usable_cores(),
             "memory_bytes": None if memory is None else _kib(memory),
             "os": platform.platform(),
             "machine": platform.machine(),
@@ -77,10 +78,6 @@ class Host(Device):
     def worker_argv(self) -> list[str]:  # noqa: D102
         # -P: a stray random.py in the working folder must not stand in for a library.
         return [sys.executable, "-P", "-m", "archloop.profiling.worker"]
-
-
-def _has_affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")
 
 
 def _table(path: str, separator: str = ":") -> dict[str, str]:

@@ -8,7 +8,6 @@
 How each number comes about is told in `docs/methodology.md`.
 """
 
-import os
 import shutil
 import tempfile
 import time
@@ -244,7 +243,7 @@ class _Run:
             worker.ask(
                 "start",
                 runtime=self.config.runtime,
-                threads=os.cpu_count() or 1,
+                threads=int(host.describe()["num_cores"] or 1),
                 plugins=[str(path) for path in registry.folders()],
                 memory_limit_bytes=None,
                 time_limit_s=self.config.time_limit_s,

@@ -1,6 +1,5 @@
 """The evaluator of real studies: devices are measured, proxies trained, each in its own process."""
 
-import os
 import platform
 import shutil
 from importlib.metadata import version
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from archloop import __version__, registry
+from archloop.devices._cores import usable_cores
 from archloop.evals import proxy
 from archloop.evals.worker import Job, TrainingError, run_isolated
 from archloop.profiling import MeasurementError, extend, profile, profile_from_samples, read_samples
@@ -32,7 +32,7 @@ class HardwareEvaluator:
     def __init__(self, recipe: Recipe, artifacts: Path) -> None:
         self._recipe = recipe
         self._artifacts = artifacts
-        self._threads = recipe.threads or os.cpu_count() or 1
+        self._threads = recipe.threads or usable_cores()
 
     def prepare(self) -> dict[str, Any]:
         """As `Evaluator.prepare`."""
@@ -63,14 +63,14 @@ class HardwareEvaluator:
 
     def train(self, job: TrainJob, directory: Path) -> Rung:
         """As `Evaluator.train`."""
-        config = self._recipe.proxy
-        if job.num_steps != config.rungs[job.rung]:
-            config = config.model_copy(update={"rungs": (job.num_steps,)})
+        config, rung = self._recipe.proxy, job.rung
+        if job.num_steps != config.rungs[rung]:
+            config, rung = config.model_copy(update={"rungs": (job.num_steps,)}), 0
         work = Job(
             spec=job.spec,
             config=config,
             root=self._recipe.root,
-            rung=job.rung,
+            rung=rung,
             seed=job.seed,
             learning_rate=job.learning_rate,
             resume_from=job.resume_from,

@@ -40,7 +40,8 @@ def tune(
             announce(f"{mixer} at {rate:g}")
             stage = workshop.train(job, files, f"rate-{index}")
             seconds += stage.seconds
-            losses[f"{rate:g}"] = _loss(stage.value)
+            # All digits: two rates that differ a little are two.
+            losses[repr(rate)] = _loss(stage.value)
         best = min(losses, key=lambda rate: losses[rate])
         if math.isinf(losses[best]):
             raise StudyError(

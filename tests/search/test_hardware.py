@@ -1,0 +1,39 @@
+"""The evaluator of real studies: what it asks of its workers."""
+
+from pathlib import Path
+
+import pytest
+
+from archloop.evals.proxy import ProxyResult
+from archloop.evals.worker import Job
+from archloop.search import hardware
+from archloop.search.evaluator import TrainJob
+from archloop.search.hardware import HardwareEvaluator
+from archloop.stack.spec import StackSpec
+from search.stand_in import recipe
+
+
+@pytest.mark.parametrize(("rung", "num_steps"), [(0, 10), (2, 40), (0, 7), (2, 7)])
+def test_a_job_is_trained_for_its_own_number_of_steps(
+    rung: int, num_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Job] = []
+
+    def run(job: Job, *_: object) -> ProxyResult:
+        asked.append(job)
+        return ProxyResult(
+            scores={},
+            losses=(),
+            num_tokens=0,
+            diverged=True,
+            learning_rate=1e-3,
+            seconds_train=0.0,
+            seconds_eval=0.0,
+        )
+
+    monkeypatch.setattr(hardware, "run_isolated", run)
+    spec = StackSpec(d_model=64, vocab_size=8, blocks=())
+    job = TrainJob(spec, rung, num_steps, seed=0)
+    result = HardwareEvaluator(recipe(), tmp_path).train(job, tmp_path)
+    assert (result.index, result.num_steps) == (rung, num_steps)
+    assert asked[0].config.rungs[asked[0].rung] == num_steps

@@ -17,6 +17,7 @@ from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.recipe import Recipe
 from archloop.search.record import Rung
 from archloop.stack.spec import StackSpec
+from archloop.text.files import usable_cache_dir
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 
@@ -26,17 +27,19 @@ class HardwareEvaluator:
 
     Args:
         recipe: of the study.
-        artifacts: folder for exports that are used again, such as the reference preset's.
+        artifacts: folder for exports that are used again, such as the reference preset's, and
+            for tokens where the user's cache cannot be written.
     """
 
     def __init__(self, recipe: Recipe, artifacts: Path) -> None:
         self._recipe = recipe
         self._artifacts = artifacts
+        self._cache = usable_cache_dir(artifacts / "cache")
         self._threads = recipe.threads or usable_cores()
 
     def prepare(self) -> dict[str, Any]:
         """As `Evaluator.prepare`."""
-        data = proxy.prepare(self._recipe.proxy, None, self._recipe.root)
+        data = proxy.prepare(self._recipe.proxy, self._cache, self._recipe.root)
         devices = {
             config.device: registry.get("devices", config.device)().describe()
             for config in self._recipe.profile
@@ -70,6 +73,7 @@ class HardwareEvaluator:
             spec=job.spec,
             config=config,
             root=self._recipe.root,
+            cache_dir=self._cache,
             rung=rung,
             seed=job.seed,
             learning_rate=job.learning_rate,

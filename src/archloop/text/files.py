@@ -5,11 +5,13 @@ disk, and are renamed into place.
 """
 
 import hashlib
+import logging
 import os
 import tempfile
 from pathlib import Path
 
 _MAGIC = b"archloop-1\n"
+_log = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> Path:
@@ -18,6 +20,19 @@ def default_cache_dir() -> Path:
     # The base directory specification says that a relative path counts as unset.
     root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
     return root / "archloop"
+
+
+def usable_cache_dir(fallback: Path) -> Path:
+    """`default_cache_dir`, or `fallback` where nothing can be written there, which is said."""
+    try:
+        folder = default_cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError) as error:
+        # Python says that there is no home folder by a RuntimeError.
+        _log.warning("the cache cannot be written (%s); using %s", error, fallback)
+        return fallback
 
 
 def write_atomic(path: Path, content: bytes) -> None:

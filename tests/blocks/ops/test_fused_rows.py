@@ -1,4 +1,4 @@
-"""Kernels of the short convolution and the gated norms equal their plain forms, with gradients.
+"""Kernels of the short convolution and of skip, gate and norm equal their plain forms, with gradients.
 
 Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
 """
@@ -15,7 +15,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
 
-from archloop.blocks.ops import conv, gated_norm, triton_kernels  # noqa: E402
+from archloop.blocks.ops import conv, triton_kernels  # noqa: E402
+from archloop.blocks.ops.skip_gate_norm import skip_gate_norm  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -66,19 +67,10 @@ def test_plain_conv(dtype: torch.dtype, time: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [24, 64])
-def test_norm_then_gate(dtype: torch.dtype, width: int) -> None:
-    def form(o: Tensor, weight: Tensor, both: Tensor) -> Tensor:
-        return gated_norm.norm_then_gate(o, weight, both[..., 3 * width :], 1e-5)
-
-    compare(form, [randn(2, 45, 3 * width), randn(width), randn(2, 45, 6 * width)], dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_gate_then_norm(dtype: torch.dtype, groups: int) -> None:
+def test_skip_gate_norm(dtype: torch.dtype, groups: int) -> None:
     def form(o: Tensor, x: Tensor, skip: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
-        return gated_norm.gate_then_norm(o, x[..., 8:], skip, gate, weight, groups, 1e-5)
+        return skip_gate_norm(o, x[..., 8:], skip, gate, weight, groups, 1e-5)
 
     inner, heads = 96, 4
     row = randn(2, 45, inner)

@@ -14,7 +14,7 @@ from archloop.blocks.base import Gene
 from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops.gated_norm import norm_then_gate
+from archloop.blocks.ops.gated_norm import gated_norm
 from archloop.blocks.ops.heads import count_heads
 from archloop.blocks.ops.precision import recurrent_dtype
 from archloop.errors import UserError
@@ -81,4 +81,6 @@ class GLA(LinearAttention):
 
     def output(self, o: Tensor, gate: Tensor | None) -> Tensor:  # noqa: D102
         assert gate is not None
-        return self.out_proj(norm_then_gate(o, self.norm.weight, gate, self.norm.eps))
+        o, gate = (x.unflatten(-1, (self.num_heads, -1)) for x in (o, gate))
+        normed = gated_norm(o, self.norm.weight, self.norm.eps, gate, "silu")
+        return self.out_proj(normed.flatten(-2))

@@ -21,7 +21,6 @@ from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixe
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
-from archloop.blocks.ops.gated_norm import gate_then_norm
 from archloop.blocks.ops.heads import (
     count_heads,
     initial_dt_bias,
@@ -30,6 +29,7 @@ from archloop.blocks.ops.heads import (
     whole_width,
 )
 from archloop.blocks.ops.precision import KeepsFloat32, precise
+from archloop.blocks.ops.skip_gate_norm import skip_gate_norm
 from archloop.errors import UserError
 
 
@@ -215,7 +215,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         return -precise(self.log_rate).exp()
 
     def _gated(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        normed = gate_then_norm(y, x, self.skip, z, self.norm, self.num_groups, self.norm_eps)
+        normed = skip_gate_norm(y, x, self.skip, z, self.norm, self.num_groups, self.norm_eps)
         return self.out_proj(normed)
 
     def _to_heads(self, x_Bd: Tensor) -> Tensor:

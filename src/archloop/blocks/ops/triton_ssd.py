@@ -64,8 +64,9 @@ def _states_kernel(  # type: ignore[no-untyped-def]
             other=0.0,
         )
         g = tl.load(g_ptr + step * g_t, mask=here, other=0.0)
-        decay = tl.sum(g, 0)
-        fade = tl.exp(decay - tl.cumsum(g, 0))
+        b = tl.cumsum(g, 0)
+        decay = tl.sum(tl.where(step == CHUNK - 1, b, 0.0), 0)
+        fade = tl.exp(decay - b)
         if WEIGHTED:
             fade *= tl.load(w_ptr + step * w_t, mask=here, other=0.0)
         k = (k * fade[None, :]).to(v.dtype)
@@ -112,8 +113,10 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
         v_head = v_ptr + batch * v_b + head * v_n + start * v_t
         dv_head = dv_ptr + batch * dv_b + head * dv_n + start * dv_t
         g = tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0)
-        decay = tl.sum(g, 0)
-        fade = tl.exp(decay - tl.cumsum(g, 0))
+        # A sum in another order would not be 0 away from the last token's.
+        b = tl.cumsum(g, 0)
+        decay = tl.sum(tl.where(step == CHUNK - 1, b, 0.0), 0)
+        fade = tl.exp(decay - b)
         weight = fade
         if WEIGHTED:
             w = tl.load(w_ptr + head * w_n + step * w_t, mask=here, other=0.0)

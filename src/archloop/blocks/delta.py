@@ -12,7 +12,7 @@ inputs of the convolution.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,11 +24,10 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import delta_rule, linear_attention, ssd
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
+from archloop.blocks.ops.gated_norm import Activation, gated_norm
 from archloop.blocks.ops.heads import count_heads, join_heads, only_real, split_heads
-from archloop.blocks.ops.precision import KeepsFloat32, recurrent_dtype
-
-LENGTH_EPS = 1e-6
-"""Under the root when queries and keys are normalised, as in both papers' code."""
+from archloop.blocks.ops.precision import KeepsFloat32
+from archloop.blocks.ops.unit_conv import unit, unit_conv
 
 
 class DeltaConfig(MixerConfig):
@@ -130,6 +129,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
 
     shareable = True
     float32_params = frozenset({"log_rate", "dt_bias"})
+    gate_activation: ClassVar[Activation]
     query_proj: Linear | None = None
     """A consumer's own; queries of a block with a state pass through its convolution."""
 
@@ -157,42 +157,40 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
         """Log-decays (..., N K or N), at least float32, and write strengths (..., N) before 2x."""
 
     @abstractmethod
-    def gate_output(self, x: Tensor, o: Tensor) -> Tensor:
-        """Normed outputs (..., N V) times the gate that comes from x."""
+    def output_gate(self, x: Tensor) -> Tensor:
+        """What passes through `gate_activation` and multiplies the normed outputs, (..., N V)."""
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
         into_conv_BTd = self.conv_proj(x_BTD)
         past_BLd = None if state is None else state["conv"]
-        convolved_BTd = F.silu(causal_conv(into_conv_BTd, self.conv, past_BLd))
+        if self.recurrent:
+            q_BGTK, k_BGTK, v_BNTV = unit_conv(
+                into_conv_BTd, self.conv, past_BLd, self.num_key_heads, self.head_dim
+            )
+        else:
+            v_BTd = F.silu(causal_conv(into_conv_BTd, self.conv, past_BLd))
         if past_BLd is not None:
             advance_past(past_BLd, into_conv_BTd, span.lengths_B)
-        q, k, v = convolved_BTd.split(self.conv_widths, -1)
         if not self.recurrent:
-            return {"v": v}
+            return {"v": v_BTd}
         g, beta = (split_heads(gate, self.num_heads) for gate in self.gates(x_BTD))
         g, beta_BNT = only_real(g, span), only_real(self.max_beta * beta, span)[..., 0]
-        k_BNTK, v_BNTV = (
-            self._unit(split_heads(k, self.num_key_heads)),
-            split_heads(v, self.num_heads),
-        )
         initial = None if state is None else state["kv"]
         v_BNTV, states_BNnKV, final_BNKV = delta_rule.corrected(
-            k_BNTK, v_BNTV, beta_BNT, g, initial
+            k_BGTK, v_BNTV, beta_BNT, g, initial
         )
         if state is not None:
             state["kv"].copy_(final_BNKV)
-        q_BNTK = self._unit(split_heads(q, self.num_key_heads))
-        return {"q": q_BNTK, "k": k_BNTK, "v": v_BNTV, "g": g, "states": states_BNnKV}
+        return {"q": q_BGTK, "k": k_BGTK, "v": v_BNTV, "g": g, "states": states_BNnKV}
 
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
         if not self.recurrent:
             return self._out(x_BTD, shared["v"])
         q = shared["q"]
         if self.query_proj is not None:
-            q = self._unit(split_heads(F.silu(self.query_proj(x_BTD)), self.num_key_heads))
-        o_BNTV = delta_rule.read(
-            q * self.head_dim**-0.5, shared["k"], shared["v"], shared["g"], shared["states"]
-        )
+            q = unit(split_heads(F.silu(self.query_proj(x_BTD)), self.num_key_heads))
+            q = q * self.head_dim**-0.5
+        o_BNTV = delta_rule.read(q, shared["k"], shared["v"], shared["g"], shared["states"])
         return self._out(x_BTD, join_heads(o_BNTV))
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
@@ -204,7 +202,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
             return {"v": v}
         g, beta_BN = self.gates(x_BD)
         g_BNK, v_BNV = (part.unflatten(-1, (self.num_heads, -1)) for part in (g, v))
-        k_BNK, q_BNK = (self._unit(part.unflatten(-1, (self.num_key_heads, -1))) for part in (k, q))
+        k_BNK, q_BNK = self._unit_heads(k), self._unit_heads(q) * self.head_dim**-0.5
         beta_BN = self.max_beta * beta_BN
         state["kv"].copy_(delta_rule.advance(state["kv"], k_BNK, v_BNV, beta_BN, g_BNK))
         return {"kv": state["kv"], "q": q_BNK}
@@ -214,17 +212,17 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
             return self._out(x_BD, shared["v"])
         q = shared["q"]
         if self.query_proj is not None:
-            q_Bd = F.silu(self.query_proj(x_BD))
-            q = self._unit(q_Bd.unflatten(-1, (self.num_key_heads, -1)))
-        o_BNV = linear_attention.query(shared["kv"], q * self.head_dim**-0.5)
+            q = self._unit_heads(F.silu(self.query_proj(x_BD))) * self.head_dim**-0.5
+        o_BNV = linear_attention.query(shared["kv"], q)
         return self._out(x_BD, o_BNV.flatten(1))
 
-    def _unit(self, x: Tensor) -> Tensor:
-        """Vectors of each key head scaled to length 1, for each value head (dimension 1)."""
-        x = x.to(recurrent_dtype(x.dtype))
-        x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + LENGTH_EPS)
-        return ssd.to_heads(x, self.num_heads)
+    def _unit_heads(self, x_Bd: Tensor) -> Tensor:
+        """One token's vectors of length 1 of each key head, for each value head (B, N, K)."""
+        unit_BGK = unit(x_Bd.unflatten(-1, (self.num_key_heads, -1)))
+        return ssd.to_heads(unit_BGK, self.num_heads)
 
     def _out(self, x: Tensor, o: Tensor) -> Tensor:
         heads = o.to(x.dtype).unflatten(-1, (self.num_heads, -1))
-        return self.out_proj(self.gate_output(x, self.norm(heads).flatten(-2)))
+        gate = self.output_gate(x).unflatten(-1, (self.num_heads, -1))
+        gated = gated_norm(heads, self.norm.weight, self.norm.eps, gate, self.gate_activation)
+        return self.out_proj(gated.flatten(-2))

@@ -20,6 +20,8 @@ from archloop.blocks.ops.precision import recurrent_dtype
 class GatedDeltaNet(DeltaMixer):
     """Gated delta rule; ``values_per_key * head_dim * d_model`` values of state."""
 
+    gate_activation = "silu"
+
     class Config(DeltaConfig):
         """Qwen3-Next: head_dim 128, two value heads to a key head."""
 
@@ -56,5 +58,5 @@ class GatedDeltaNet(DeltaMixer):
         dt = F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
         return -self.log_rate.to(dtype).exp() * dt, torch.sigmoid(b.to(dtype))
 
-    def gate_output(self, x: Tensor, o: Tensor) -> Tensor:  # noqa: D102
-        return o * F.silu(self.gate_proj(x))
+    def output_gate(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.gate_proj(x)

@@ -18,6 +18,8 @@ from archloop.blocks.ops.precision import recurrent_dtype
 class KDA(DeltaMixer):
     """Delta rule with fine-grained decay; ``head_dim * d_model`` values of state."""
 
+    gate_activation = "sigmoid"
+
     class Config(DeltaConfig):
         """Kimi Linear: head_dim 128."""
 
@@ -55,5 +57,5 @@ class KDA(DeltaMixer):
         rate = self.log_rate.to(dtype).exp().repeat_interleave(self.head_dim)
         return -rate * dt, torch.sigmoid(self.beta_proj(x).to(dtype))
 
-    def gate_output(self, x: Tensor, o: Tensor) -> Tensor:  # noqa: D102
-        return o * torch.sigmoid(self.gate_up(self.gate_down(x)))
+    def output_gate(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.gate_up(self.gate_down(x))

@@ -11,9 +11,11 @@ system, ``(I + L) v' = beta v - (beta k e^b) S``, where for j < i
 ``L_ij = beta_i sum_k k_ik k_jk e^(b_ik - b_jk)``. Its inverse is built by doubling:
 ``[[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]`` from blocks of 4, whose inverse is the
 exact finite series. Products only, so it compiles and exports, and on a CPU it is as fast as a
-triangular solve; unlike the series over a whole chunk it loses nothing on repeated keys.
+triangular solve; unlike the series over a whole chunk it loses nothing on repeated keys. On a GPU
+`ops.triton_delta` finds the same, in longer chunks.
 
-Shape suffixes: as in `ops.chunks`; K is 1 in g where a head has one decay.
+Shape suffixes: as in `ops.chunks`; K is 1 in g where a head has one decay; G key heads, each of
+which serves N / G heads.
 """
 
 from collections.abc import Callable
@@ -21,11 +23,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from archloop.blocks.ops import linear_attention, ssd
+from archloop.blocks.ops import linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.chunks import chunk_size, join, padded_time, split
 
 CHUNK = 32
 """Half that of the other forms: the inverse and its use grow with the chunk."""
+LONG_CHUNK = 64
+"""Where kernels of our own compute: matrix units do the inverse's products."""
+WIDEST_KERNEL = 128
+"""Key and value widths that fit a program's registers."""
 LEAF = linear_attention.LEAF
 
 
@@ -62,9 +68,17 @@ def advance(
 
 
 def corrected(
-    k_BNTK: Tensor, v_BNTV: Tensor, beta_BNT: Tensor, g_BNTK: Tensor, initial_BNKV: Tensor | None
+    k_BGTK: Tensor, v_BNTV: Tensor, beta_BNT: Tensor, g_BNTK: Tensor, initial_BNKV: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Corrected values (B, N, T, V), state before each chunk (B, N, n, K, V), final state."""
+    if _has_kernel(k_BGTK, v_BNTV, g_BNTK):
+        from archloop.blocks.ops.triton_delta import Corrected
+
+        values_BNTV, states_BNnKV, final_BNKV = Corrected.apply(  # type: ignore[no-untyped-call]
+            k_BGTK, v_BNTV, beta_BNT, g_BNTK, initial_BNKV
+        )
+        return values_BNTV, states_BNnKV, final_BNKV
+    k_BNTK = ssd.to_heads(k_BGTK, v_BNTV.shape[1])
     time, dtype = k_BNTK.shape[2], g_BNTK.dtype
     chunk = chunk_size(time, CHUNK, LEAF)
     k, v, g = (split(x.to(dtype), chunk) for x in (k_BNTK, v_BNTV, g_BNTK))
@@ -87,15 +101,25 @@ def corrected(
 
 
 def read(
-    q_BNTK: Tensor, k_BNTK: Tensor, corrected_BNTV: Tensor, g_BNTK: Tensor, states_BNnKV: Tensor
+    q_BGTK: Tensor, k_BGTK: Tensor, corrected_BNTV: Tensor, g_BNTK: Tensor, states_BNnKV: Tensor
 ) -> Tensor:
     """Outputs (B, N, T, V), given what `corrected` found."""
+    (_, heads, time, _), groups = corrected_BNTV.shape, q_BGTK.shape[1]
+    chunk = CHUNK if states_BNnKV.shape[2] * CHUNK >= time else LONG_CHUNK
     if g_BNTK.shape[-1] > 1:
-        return linear_attention.read(
-            q_BNTK, k_BNTK, corrected_BNTV, g_BNTK, states_BNnKV, largest=CHUNK
-        )
-    states_BNnK1V, g_BNT = states_BNnKV.unsqueeze(4), g_BNTK[..., 0]
-    return ssd.read(q_BNTK, k_BNTK, corrected_BNTV, g_BNT, states_BNnK1V, CHUNK, LEAF)
+        q_BNTK, k_BNTK = (ssd.to_heads(x, heads) for x in (q_BGTK, k_BGTK))
+        return linear_attention.read(q_BNTK, k_BNTK, corrected_BNTV, g_BNTK, states_BNnKV, chunk)
+    states_BGnKRV = states_BNnKV.unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2, 5)
+    return ssd.read(q_BGTK, k_BGTK, corrected_BNTV, g_BNTK[..., 0], states_BGnKRV, chunk, LEAF)
+
+
+def _has_kernel(k: Tensor, v: Tensor, g: Tensor) -> bool:
+    return (
+        triton_kernels.usable(k, torch.float32, torch.bfloat16)
+        and k.dtype == v.dtype
+        and g.dtype == torch.float32
+        and max(k.shape[-1], v.shape[-1]) <= WIDEST_KERNEL
+    )
 
 
 def _inverse(k: Tensor, beta_BNnC1: Tensor, g: Tensor, b: Tensor) -> Tensor:

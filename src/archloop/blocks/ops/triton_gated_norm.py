@@ -48,7 +48,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     w = tl.load(w_ptr + c, mask=c < V, other=0.0).to(tl.float32)[None, :]
     dw = tl.zeros([BLOCK_R, BLOCK_V], dtype=tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK_R), tl.num_programs(0)):
-        row = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+        row = block * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
         at, mask = row[:, None] * V + c[None, :], (row < num_rows)[:, None] & (c < V)[None, :]
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
         z = tl.load(gate_ptr + at, mask=mask, other=0.0).to(tl.float32)

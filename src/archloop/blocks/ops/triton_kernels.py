@@ -5,7 +5,9 @@ Nothing here imports Triton, so that a machine without it never does.
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 _disabled = False
+_NO_WGMMA = "DISABLE_MMA_V3"
 
 
 def usable(x: Tensor, *dtypes: torch.dtype) -> bool:
@@ -39,6 +42,25 @@ class disabled:  # noqa: N801
     def __exit__(self, *_: object) -> None:
         global _disabled
         _disabled = self._before
+
+
+@contextmanager
+def without_wgmma() -> Iterator[None]:
+    """Kernels compiled inside use the matrix instructions of before Hopper.
+
+    The assembler of Triton 3.4 to 3.7 lets registers that a Hopper instruction (wgmma) still reads
+    be overwritten: wrong numbers or an illegal access where one product feeds the next
+    (triton-lang/triton#11366 and #11781, flash-linear-attention#640 and #984).
+    """
+    before = os.environ.get(_NO_WGMMA)
+    os.environ[_NO_WGMMA] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_WGMMA]
+        else:
+            os.environ[_NO_WGMMA] = before
 
 
 @cache

@@ -1,0 +1,83 @@
+"""Kernels around the delta rule equal the plain forms in float64, with every gradient.
+
+Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+
+from archloop.blocks.ops import unit_conv as plain_conv  # noqa: E402
+from archloop.blocks.ops.gated_norm import Activation, gated_norm  # noqa: E402
+from archloop.blocks.ops.heads import join_heads  # noqa: E402
+from archloop.blocks.ops.triton_gated_norm import GatedNorm  # noqa: E402
+from archloop.blocks.ops.triton_unit_conv import UnitConv  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
+ERROR = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+
+
+def randn(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype).requires_grad_()
+
+
+def compare(
+    found: list[Tensor], expected: list[Tensor], leaves: list[Tensor], exact: list[Tensor]
+) -> None:
+    weights = [torch.randn_like(x) for x in expected]
+    gradients = [
+        torch.autograd.grad(
+            sum((x * w.to(x.dtype)).sum() for x, w in zip(outputs, weights, strict=True)), inputs
+        )
+        for outputs, inputs in ((found, leaves), (expected, exact))
+    ]
+    for a, b in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        assert a.shape == b.shape
+        assert (a.double() - b).norm() <= ERROR[leaves[0].dtype] * b.norm()
+
+
+def in_double(leaves: list[Tensor]) -> list[Tensor]:
+    return [x.detach().double().requires_grad_() for x in leaves]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch,time,key_heads,value_heads,width,kernel", [
+    (1, 1, 1, 1, 64, 4), (2, 37, 1, 2, 24, 4), (1, 300, 2, 2, 32, 2), (2, 65, 1, 3, 128, 4),
+])  # fmt: skip
+def test_unit_conv(
+    batch: int, time: int, key_heads: int, value_heads: int, width: int, kernel: int,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    channels = (2 * key_heads + value_heads) * width
+    leaves = [randn(batch, time, channels, dtype=dtype), randn(channels, kernel, dtype=dtype)]
+    past = randn(batch, kernel - 1, channels, dtype=dtype).detach()
+    exact, sizes = in_double(leaves), (key_heads, width)
+    with torch.no_grad():
+        found = UnitConv.apply(*leaves, past, *sizes, plain_conv.LENGTH_EPS)
+        expected = plain_conv.unit_conv(*exact, past.double(), *sizes)
+        for a, b in zip(found, expected, strict=True):
+            assert (a.double() - join_heads(b)).norm() <= ERROR[dtype] * b.norm()
+    found = UnitConv.apply(*leaves, None, *sizes, plain_conv.LENGTH_EPS)
+    expected = [join_heads(x) for x in plain_conv.unit_conv(*exact, None, *sizes)]
+    compare(list(found), expected, leaves, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["silu", "sigmoid"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 20), (2, 37, 3, 64), (1, 5, 2, 300)])
+def test_gated_norm(shape: tuple[int, ...], activation: Activation, dtype: torch.dtype) -> None:
+    leaves = [randn(*s, dtype=dtype) for s in (shape, shape[-1:], shape)]
+    exact = in_double(leaves)
+    found = GatedNorm.apply(leaves[0], leaves[1], 1e-6, leaves[2], activation)
+    expected = gated_norm(exact[0], exact[1], 1e-6, exact[2], activation)
+    compare([found], [expected], leaves, exact)

@@ -179,6 +179,9 @@ def report(
     figure: Annotated[
         Path | None, typer.Option(help="Also draw the front into this .svg, .png or .pdf.")
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of the study's database, if that takes a password.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a study's report.html anew, or print its content as JSON."""
@@ -187,7 +190,7 @@ def report(
     from archloop.report.summary import summarize
     from archloop.search.store import read
 
-    record = read(study)
+    record = read(study, storage)
     if figure is not None:
         from archloop.report import static
 

@@ -81,14 +81,6 @@ def test_page_shows_memory_with_its_interval_and_why_a_study_ended() -> None:
     assert "286.1 [277.5, 297.5]" in page
 
 
-def test_page_keeps_the_password_of_the_database_to_itself() -> None:
-    study = studies.study()
-    recipe = {**study.recipe, "storage": "postgresql://me:hunter2@db.example/studies"}
-    page = html.render(study.model_copy(update={"recipe": recipe}))
-    assert "hunter2" not in page
-    assert "postgresql://me:***@db.example/studies" in page
-
-
 def test_error_after_rung_0_is_shown() -> None:
     study = studies.study()
     hurt = study.trials[1].model_copy(update={"error": "rung 1: exit status <9>"})

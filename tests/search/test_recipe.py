@@ -91,6 +91,7 @@ VALUES = [
     ("proxy.tasks", {"memorization": {"num_eval": 10**9}}, r": proxy: .*num_eval.*allowed: 1 to"),
     ("proxy.tasks", {"memorization": {"batch_size": 10**7}}, r": proxy: .*batch_size.*allowed: 1"),
     ("profile.threads", 10**12, r": profile.threads: 1000000000000 must be less than or equal to"),
+    ("storage", "nonsense", r": storage: 'nonsense': no database URL, such as postgresql://"),
     ("promote_share", 1.5, r": promote_share: 1.5 must be less than or equal to 1"),
 ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import yaml
 
 from archloop.errors import UserError
 from archloop.profiling.record import Profile
@@ -18,7 +19,7 @@ from archloop.search.evaluator import TrainJob, Unsupported
 from archloop.search.lock import StudyBusyError, exclusive
 from archloop.search.objectives import as_point
 from archloop.search.progress import Event
-from archloop.search.recipe import RecipeError
+from archloop.search.recipe import RecipeError, load
 from archloop.search.record import Rung, StudyRecord
 from archloop.search.study import Study
 from search.stand_in import StandIn, no_time, recipe, settings
@@ -403,5 +404,20 @@ def test_a_wrong_storage_names_the_recipe_and_may_be_corrected(tmp_path):
     with pytest.raises(
         RecipeError, match=r"^recipe 'test': storage: the database cannot be opened"
     ):
-        run("nonsense")
+        run("sqlite:////nowhere/x.db")
     assert len(run(f"sqlite:///{tmp_path / 'study.db'}").trials) == 1
+
+
+def test_the_password_of_the_database_is_in_no_file_and_may_change(tmp_path):
+    url = f"sqlite:///file:{tmp_path / 'other.db'}?uri=true&password="
+    source = tmp_path / "test.yaml"
+    for number, password in ((2, "hunter2"), (2, "hunter3")):
+        source.write_text(yaml.safe_dump(settings(num_trials=number, storage=url + password)))
+        evaluator = StandIn()
+        study = Study(load(source), tmp_path / "runs", evaluator=evaluator)
+        assert len(study.run().trials) == 2
+    assert evaluator.calls == ["close"]
+    for file in study.folder.rglob("*"):
+        assert file.is_dir() or b"hunter" not in file.read_bytes(), file
+    assert len(store.read(study.folder).trials) == 2
+    assert len(store.read(study.folder, url + "hunter2").trials) == 2

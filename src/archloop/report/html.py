@@ -7,7 +7,6 @@ import jinja2
 import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
-from sqlalchemy import make_url
 
 from archloop.profiling.record import Interval
 from archloop.report import figures, summary
@@ -93,7 +92,7 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         "rejected": [t for t in study.trials if t.state == "rejected"],
         "failed": [t for t in study.trials if t.state == "failed"],
         "legend": [(name, label(name), colour(name)) for name in mixers],
-        "recipe": yaml.safe_dump(_shareable(study.recipe), sort_keys=False),
+        "recipe": yaml.safe_dump(study.recipe, sort_keys=False),
         "stages": sorted(study.seconds_by_stage.items(), key=lambda item: -item[1]),
     }
 
@@ -117,13 +116,6 @@ def headline(study: StudyRecord) -> str:
             f"{point.quality:g}, latency {point.latency:g} x, memory {point.memory:g} x"
         )
     return text + "."
-
-
-def _shareable(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without the password of its database: a report is made to be passed on."""
-    if recipe.get("storage") is None:
-        return recipe
-    return {**recipe, "storage": make_url(recipe["storage"]).render_as_string(hide_password=True)}
 
 
 def _rung(study: StudyRecord, index: int) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def open_for_reading(folder: Path, url: str | None, name: str) -> Database:
         return Database(storage, name)
     except (KeyError, SQLAlchemyError, sqlite3.Error, StorageInternalError, RuntimeError) as error:
         what = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: study {name!r} cannot be read: {what}") from error
+        remedy = "" if url is None else "; does its database take a password? Give --storage"
+        raise UserError(f"{folder}: study {name!r} cannot be read: {what}{remedy}") from error
 
 
 def _make(path: Path, name: str) -> None:

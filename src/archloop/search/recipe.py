@@ -22,6 +22,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from archloop.evals.proxy import ProxyConfig
 from archloop.profiling.config import MAX_THREADS, ProfileConfig
@@ -36,6 +38,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def _one_or_many(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _without_password(url: str | None) -> str | None:
+    """A database's URL without what may open it; the URL itself if it has no such part."""
+    if url is None:
+        return None
+    parsed = make_url(url)
+    secret = [key for key in parsed.query if "password" in key.lower()]
+    if parsed.password is None and not secret:
+        return url
+    # To `set`, None means no change; a URL is also a named tuple.
+    rest = parsed._replace(password=None).difference_update_query(secret)
+    return rest.render_as_string(hide_password=False)
 
 
 def _preset_or_section(value: object) -> object:
@@ -115,7 +130,8 @@ class Recipe(_Section):
         tuning: of learning rates; without it the record says that they were not tuned.
         threads: of a training; None takes one per core.
         plugins: folder of plug-ins, from the recipe's own folder.
-        storage: RDB URL of the study; SQLite in the study's folder if None.
+        storage: RDB URL of the study; SQLite in the study's folder if None. Its password is used
+            and never kept: no file of the study has it, and another one is no other recipe.
     """
 
     name: str
@@ -160,6 +176,15 @@ class Recipe(_Section):
             raise ValueError(f"device {twice[0]!r} is listed twice; list each device once")
         return profiles
 
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, url: str | None) -> str | None:
+        try:
+            _without_password(url)
+        except ArgumentError:
+            raise ValueError("no database URL, such as postgresql://user@host/name") from None
+        return url
+
     @property
     def root(self) -> Path:
         """Folder that relative paths start from: the recipe's, or the working directory."""
@@ -172,12 +197,14 @@ class Recipe(_Section):
 
     @property
     def source(self) -> bytes:
-        """The YAML it was read from, or YAML that says the same."""
-        return self._source or yaml.safe_dump(self.plain(), sort_keys=False).encode()
+        """The YAML it was read from, or YAML that says the same; without a password."""
+        if self._source and self.storage == _without_password(self.storage):
+            return self._source
+        return yaml.safe_dump(self.plain(), sort_keys=False).encode()
 
     def plain(self) -> dict[str, Any]:
-        """All settings, defaults included, as JSON data."""
-        return self.model_dump(mode="json")
+        """All settings, defaults included, as JSON data; without the password of the storage."""
+        return {**self.model_dump(mode="json"), "storage": _without_password(self.storage)}
 
     @property
     def digest(self) -> str:

@@ -26,11 +26,12 @@ RECIPE_COPY = "recipe.yaml"
 RECIPE = "recipe.json"
 
 
-def read(folder: str | Path) -> StudyRecord:
+def read(folder: str | Path, storage: str | None = None) -> StudyRecord:
     """A study's record, whether it is finished, running or was killed.
 
     Args:
         folder: ``<runs>/<name>``.
+        storage: URL of its database, where that takes a password, which the folder does not keep.
 
     Raises:
         UserError: there is no study, or a file of it is damaged; names the file.
@@ -40,7 +41,7 @@ def read(folder: str | Path) -> StudyRecord:
     if kept is None:
         raise UserError(f"{folder}: no study here; run `archloop search` with a recipe first")
     recipe, _ = kept
-    database = open_for_reading(folder, recipe["storage"], recipe["name"])
+    database = open_for_reading(folder, storage or recipe["storage"], recipe["name"])
     try:
         environment = database.attribute("environment") or {}
         ended = database.attribute("ended")

@@ -96,7 +96,7 @@ class Study:
 
     def read(self) -> StudyRecord:
         """What the study has so far, from its store alone."""
-        return store.read(self.folder)
+        return store.read(self.folder, self.recipe.storage)
 
     def _nothing_done(self) -> bool:
         """No stage was ever finished here; a database elsewhere may know more."""

@@ -2,20 +2,30 @@
 
     python benchmarks/mixers.py [--mixers mamba s5] [--lengths 1024 8192] [--tokens 65536]
 
-For each mixer and length, at d_model 512: the first call (compilation and tuning), forward,
-forward and backward, prefill and decode at batch 1, peak memory of training; the time at the
-longest length times four over that at the longest, same batch; and the largest error of outputs
-and gradients against the same module in float64, which takes the plain PyTorch forms. On a CPU it
-also times the parallel algorithms against their loops. Prints a table and one JSON line. fla's
-kernels tune themselves for minutes at their first call on a machine, so its row comes last.
+For each mixer and length, at d_model 512: the first call in this process, forward, forward and
+backward, prefill and decode at batch 1, peak memory of training; the time at the longest length
+times four over that at the longest, same batch; and the largest error of outputs and gradients
+against the same module in float64, which takes the plain PyTorch forms. Prints a table and one JSON
+line.
+
+On a GPU each mixer is first called in a process of its own with an empty kernel cache, several
+processes at once: what a search pays on a new machine, and for its next new shape. fla's layer is
+timed first, so that every row shows its ratio; its kernels tune themselves over all their
+configurations, which takes minutes once (`TRITON_CACHE_AUTOTUNING=1` keeps what they found). On a
+CPU the parallel algorithms are also timed against their loops.
 """
 
 import argparse
 import copy
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -26,14 +36,20 @@ from archloop.blocks.ops import delta_rule, linear_attention, selective_scan, ss
 from archloop.blocks.ops.scan import scan, scan_reference
 
 D_MODEL = 512
+PEER = "fla_gla"
 COLUMNS = (
     "first_call_s",
     "forward_ms",
     "forward_backward_ms",
+    "ratio_to_peer",
     "prefill_tok_per_s",
     "decode_tok_per_s",
     "peak_memory_gib",
 )
+FRESH_AT_ONCE = 6
+"""Processes that make their first calls side by side."""
+SLOW_S = 0.5
+"""A run this long is timed once, and its growth shown at the shortest length."""
 
 
 def main() -> None:
@@ -44,25 +60,65 @@ def main() -> None:
     tokens = options.tokens or (65_536 if on_gpu else 4_096)
     lengths = options.lengths or ([1_024, 8_192] if on_gpu else [1_024])
     names = options.mixers or registry.names("mixers")
+    if options.first_call:
+        print(json.dumps(first_call(options.first_call, lengths, tokens, device, dtype)))
+        return
     results: dict[str, Any] = {"device": _device_name(), "tokens": tokens, "mixers": {}}
     print(f"{results['device']}, {dtype}, d_model {D_MODEL}, {tokens} tokens a pass")
+    if on_gpu:
+        results["fresh"] = fresh_first_calls(names)
     print(f"{'mixer':22}{'T':>7}" + "".join(f"{c:>21}" for c in COLUMNS), flush=True)
-    for name in [*names, *(["fla_gla"] if on_gpu and not options.mixers else [])]:
+    for name in [*([PEER] if on_gpu and not options.mixers else []), *names]:
         results["mixers"][name] = rows = {}
         for length in lengths:
-            try:
-                rows[length] = measure(name, length, max(1, tokens // length), device, dtype)
-            except Exception as error:  # one mixer's failure is a row, not the end of the table
-                traceback.print_exc()
-                rows[length] = {"error": f"{type(error).__name__}: {error}"[:300]}
-            _print_row(name, length, rows[length])
-        if on_gpu and name != "fla_gla":
+            rows[length] = _guarded(measure, name, length, max(1, tokens // length), device, dtype)
+            _print_row(name, length, rows[length], results["mixers"].get(PEER, {}))
+        if on_gpu and name != PEER:
             rows.update(_guarded(check, name, device))
-            rows.update(_guarded(growth, name, max(lengths), device, dtype))
+            slow = rows[max(lengths)].get("forward_backward_ms", 0) > 1e3 * SLOW_S
+            at = min(lengths) if slow else max(lengths)
+            rows.update(_guarded(growth, name, at, device, dtype))
             print(f"{'':22}{ ({k: v for k, v in rows.items() if isinstance(k, str)}) }", flush=True)
     if not on_gpu:
         results["algorithms"] = algorithms()
     print(json.dumps(results))
+
+
+def fresh_first_calls(names: list[str]) -> dict[str, Any]:
+    """`first_call` of each mixer in a process of its own, with an empty cache of kernels."""
+
+    def run(name: str) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as cache:
+            command = [sys.executable, __file__, "--first-call", name]
+            environment = os.environ | {"TRITON_CACHE_DIR": cache}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            return {"error": done.stderr.strip().splitlines()[-1][:300]}
+        return json.loads(done.stdout.splitlines()[-1])
+
+    with ThreadPoolExecutor(FRESH_AT_ONCE) as pool:
+        found = dict(zip(names, pool.map(run, names), strict=True))
+    for name, row in found.items():
+        print(f"{name:22} new process: {row}", flush=True)
+    return found
+
+
+def first_call(
+    name: str, lengths: list[int], tokens: int, device: str, dtype: torch.dtype
+) -> dict[str, float]:
+    """Seconds of a first forward and backward pass, and of the first at an odd length after it."""
+    layer = make(name).to(device, dtype)
+    found = {}
+    for label, length in (("first_call_s", max(lengths)), ("odd_length_s", min(lengths) - 24)):
+        x_BTD = torch.randn(max(1, tokens // length), length, D_MODEL, device=device, dtype=dtype)
+        (x_BTD.sum() + x_BTD[0] @ x_BTD[0].mT).sum().item()
+
+        def train(x_BTD: Tensor = x_BTD) -> None:
+            y_BTD = output(layer, x_BTD.requires_grad_())
+            y_BTD.backward(torch.ones_like(y_BTD))
+
+        found[label] = seconds(train)
+    return found
 
 
 def measure(
@@ -87,7 +143,7 @@ def measure(
     if device == "cuda":
         row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     row["forward_ms"] = 1e3 * median_seconds(forward)
-    return row if name == "fla_gla" else row | inference(layer, x_BTD[:1].detach())
+    return row if name == PEER else row | inference(layer, x_BTD[:1].detach())
 
 
 def inference(layer: nn.Module, x_1TD: Tensor) -> dict[str, float]:
@@ -142,7 +198,8 @@ def growth(name: str, length: int, device: str, dtype: torch.dtype) -> dict[str,
             y_BTD = output(layer, x_BTD)
             y_BTD.backward(torch.ones_like(y_BTD))
 
-        train()
+        if not times:
+            train()
         times.append(median_seconds(train, repeats=3))
     return {"growth_4x": times[1] / times[0]}
 
@@ -207,7 +264,7 @@ def delta_rule_chunked(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor)
 
 
 def make(name: str) -> nn.Module:
-    if name == "fla_gla":
+    if name == PEER:
         from fla.layers import GatedLinearAttention
 
         return GatedLinearAttention(hidden_size=D_MODEL, num_heads=4)
@@ -227,9 +284,10 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def median_seconds(run: Callable[[], Any], repeats: int = 7) -> float:
-    """After one warm-up; a run of more than a second is timed once more only."""
-    if seconds(run) > 1.0:
-        return seconds(run)
+    """After one warm-up, which is all for a slow run."""
+    once = seconds(run)
+    if once > SLOW_S:
+        return once
     return sorted(seconds(run) for _ in range(repeats))[repeats // 2]
 
 
@@ -255,13 +313,15 @@ def _guarded(run: Callable[..., dict[str, float]], *args: Any) -> dict[str, Any]
         return run(*args)
     except Exception as error:
         traceback.print_exc()
-        return {f"{run.__name__}_error": str(error)[:300]}
+        return {f"{run.__name__}_error": f"{type(error).__name__}: {error}"[:300]}
 
 
-def _print_row(name: str, length: int, row: dict[str, Any]) -> None:
-    if "error" in row:
-        print(f"{name:22}{length:>7}  {row['error']}", flush=True)
+def _print_row(name: str, length: int, row: dict[str, Any], peer: dict[int, Any]) -> None:
+    if "measure_error" in row:
+        print(f"{name:22}{length:>7}  {row['measure_error']}", flush=True)
         return
+    if "forward_backward_ms" in peer.get(length, {}):
+        row["ratio_to_peer"] = row["forward_backward_ms"] / peer[length]["forward_backward_ms"]
     cells = "".join(f"{row[c]:>21,.3g}" if c in row else f"{'-':>21}" for c in COLUMNS)
     print(f"{name:22}{length:>7}{cells}", flush=True)
 
@@ -270,6 +330,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mixers", nargs="*", help="default: all")
     parser.add_argument("--lengths", nargs="*", type=int)
+    parser.add_argument("--first-call", help="time this mixer's first call, and nothing else")
     parser.add_argument("--tokens", type=int, help="tokens a training pass")
     return parser.parse_args()
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
-from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
+from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
 from archloop.blocks.ops.heads import initial_dt_bias, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.selective_scan import selective_scan, selective_step
@@ -180,10 +180,10 @@ class Mamba(KeepsFloat32, SequenceMixer):
     def _convolve(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         u_BTI = self.x_proj(x_BTD)
         past_BLI = None if state is None else state["conv"]
-        x_BTI = causal_conv(u_BTI, self.conv, past_BLI)
+        x_BTI, _ = activated_conv(u_BTI, self.conv, self.conv_bias, past_BLI)
         if past_BLI is not None:
             advance_past(past_BLI, u_BTI, span.lengths_B)
-        return F.silu(x_BTI + self.conv_bias)
+        return x_BTI
 
     def _convolve_step(self, x_BD: Tensor, state: State) -> Tensor:
         u_BI = self.x_proj(x_BD)

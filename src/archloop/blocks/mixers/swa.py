@@ -81,13 +81,19 @@ class SWA(Attention):
             _pairs_of_chunks(F.pad(kv, (0, 0, front, tail)), chunk) for kv in (k_BMSH, v_BMSH)
         )
         mask_X1Cc = self._allowed(span, chunk, num_chunks, num_keys - time)
+        shared_keys = self.num_heads != self.num_kv_heads
+        if shared_keys and x_BTD.is_cuda:
+            # The kernel that takes masks wants keys for each head; without it all scores are kept.
+            each = self.num_heads // self.num_kv_heads
+            k_XMcH, v_XMcH = (kv.repeat_interleave(each, 1) for kv in (k_XMcH, v_XMcH))
+            shared_keys = False
         y_XNCH = F.scaled_dot_product_attention(
             q_XNCH,
             k_XMcH,
             v_XMcH,
             attn_mask=mask_X1Cc,
             scale=self.scale,
-            enable_gqa=self.num_heads != self.num_kv_heads,
+            enable_gqa=shared_keys,
         )
         y_BTNH = y_XNCH.transpose(1, 2).reshape(x_BTD.shape[0], num_chunks * chunk, -1)[:, :time]
         return self.out_proj(y_BTNH)

@@ -5,6 +5,7 @@ import torch
 
 from archloop.stack import cost, presets
 from archloop.stack.decoder import Decoder
+from archloop.stack.spec import StackSpec
 
 PUBLISHED = {
     "lfm2-350m": 354_483_968,
@@ -59,3 +60,12 @@ def test_json_round_trip_and_digest() -> None:
     assert again == spec
     assert again.digest == spec.digest
     assert presets.load("lfm2-350m").digest != spec.digest
+
+
+def test_whole_numbers_are_one_setting_however_they_are_written() -> None:
+    spec = presets.load("lfm2-350m")
+    text = spec.to_json()
+    assert '"head_dim":64' in text
+    other = StackSpec.from_json(text.replace('"head_dim":64', '"head_dim":64.0'))
+    assert other == spec
+    assert (other.digest, hash(other)) == (spec.digest, hash(spec))

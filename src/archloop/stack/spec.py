@@ -9,11 +9,24 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from archloop.errors import invalid
 
 Scalar = bool | int | float | str | None
+
+
+def _one_spelling(settings: dict[str, Scalar]) -> dict[str, Scalar]:
+    """2.0 and 2 are one setting, so that equal specs have equal text and one digest."""
+    return {
+        name: int(value)
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+        else value
+        for name, value in settings.items()
+    }
+
+
+Settings = Annotated[dict[str, Scalar], AfterValidator(_one_spelling)]
 
 
 class _Plain(BaseModel):
@@ -30,7 +43,7 @@ class MixerSpec(_Plain):
     """
 
     name: str
-    config: dict[str, Scalar] = {}
+    config: Settings = {}
     weights_from: int | None = None
     state_from: int | None = None
 
@@ -39,7 +52,7 @@ class ChannelMixerSpec(_Plain):
     """The channel mixer of a block: a plug-in's name and its settings."""
 
     name: str
-    config: dict[str, Scalar] = {}
+    config: Settings = {}
 
 
 class BlockSpec(_Plain):

@@ -75,7 +75,7 @@ def _widened(block: BlockSpec, extra: float) -> BlockSpec:
     channel = block.channel_mixer
     assert channel is not None
     expansion = channel.config["expansion"]
-    assert isinstance(expansion, float)
+    assert isinstance(expansion, int | float)
     config = {**channel.config, "expansion": expansion + extra}
     return block.model_copy(
         update={"channel_mixer": ChannelMixerSpec(name=channel.name, config=config)}

@@ -15,8 +15,10 @@ if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
 
 from archloop.blocks.ops import unit_conv as plain_conv  # noqa: E402
+from archloop.blocks.ops.decay_gate import decay_gate  # noqa: E402
 from archloop.blocks.ops.gated_norm import Activation, gated_norm  # noqa: E402
 from archloop.blocks.ops.heads import join_heads  # noqa: E402
+from archloop.blocks.ops.triton_decay_gate import DecayGate  # noqa: E402
 from archloop.blocks.ops.triton_gated_norm import GatedNorm  # noqa: E402
 from archloop.blocks.ops.triton_unit_conv import UnitConv  # noqa: E402
 
@@ -80,4 +82,17 @@ def test_gated_norm(shape: tuple[int, ...], activation: Activation, dtype: torch
     exact = in_double(leaves)
     found = GatedNorm.apply(leaves[0], leaves[1], 1e-6, leaves[2], activation)
     expected = gated_norm(exact[0], exact[1], 1e-6, exact[2], activation)
+    compare([found], [expected], leaves, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 37, 100), (3, 700, 64)])
+def test_decay_gate(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = (8 * torch.randn(*shape, device=DEVICE)).to(dtype).requires_grad_()
+    bias = randn(shape[-1], dtype=torch.float32)
+    rate = torch.rand(shape[-1], device=DEVICE).requires_grad_()
+    leaves = [x, bias, rate]
+    exact = in_double(leaves)
+    found, expected = DecayGate.apply(*leaves), decay_gate(*exact)
+    assert ((found - expected).abs() <= 1e-6 * expected.abs() + 1e-12).all()
     compare([found], [expected], leaves, exact)

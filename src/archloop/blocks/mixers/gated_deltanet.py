@@ -9,12 +9,12 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from archloop.blocks.base import Gene
 from archloop.blocks.delta import DeltaConfig, DeltaMixer
 from archloop.blocks.linear import Linear
-from archloop.blocks.ops.precision import recurrent_dtype
+from archloop.blocks.ops.decay_gate import decay_gate
+from archloop.blocks.ops.precision import precise
 
 
 class GatedDeltaNet(DeltaMixer):
@@ -54,9 +54,8 @@ class GatedDeltaNet(DeltaMixer):
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         a, b = self.decay_proj(x).chunk(2, -1)
-        dtype = recurrent_dtype(a.dtype)
-        dt = F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
-        return -self.log_rate.to(dtype).exp() * dt, torch.sigmoid(b.to(dtype))
+        g = decay_gate(a, self.dt_bias, precise(self.log_rate).exp())
+        return g, torch.sigmoid(precise(b))
 
     def output_gate(self, x: Tensor) -> Tensor:  # noqa: D102
         return self.gate_proj(x)

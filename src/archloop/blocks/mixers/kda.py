@@ -7,12 +7,12 @@ See `blocks.delta`.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from archloop.blocks.delta import DeltaConfig, DeltaMixer
 from archloop.blocks.linear import Linear
+from archloop.blocks.ops.decay_gate import decay_gate
 from archloop.blocks.ops.heads import initial_dt_bias
-from archloop.blocks.ops.precision import recurrent_dtype
+from archloop.blocks.ops.precision import precise
 
 
 class KDA(DeltaMixer):
@@ -51,11 +51,9 @@ class KDA(DeltaMixer):
             self.dt_bias = nn.Parameter(initial_dt_bias(d_model))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        raw = self.decay_up(self.decay_down(x))
-        dtype = recurrent_dtype(raw.dtype)
-        dt = F.softplus(raw.to(dtype) + self.dt_bias.to(dtype))
-        rate = self.log_rate.to(dtype).exp().repeat_interleave(self.head_dim)
-        return -rate * dt, torch.sigmoid(self.beta_proj(x).to(dtype))
+        raw, beta = self.decay_up(self.decay_down(x)), self.beta_proj(x)
+        rate = precise(self.log_rate).exp().repeat_interleave(self.head_dim)
+        return decay_gate(raw, self.dt_bias, rate), torch.sigmoid(precise(beta))
 
     def output_gate(self, x: Tensor) -> Tensor:  # noqa: D102
         return self.gate_up(self.gate_down(x))

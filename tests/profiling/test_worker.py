@@ -135,6 +135,31 @@ def test_weights_are_resident_once(launch: Start, tmp_path: Path) -> None:
     assert weights <= peak - baseline <= 1.15 * weights + 16 * MIB
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_cards_memory_counts(launch: Start, tmp_path: Path) -> None:
+    """Weights once and the state, anew with each context, and prompts of any length at once."""
+    from archloop import registry
+
+    spec = SPEC.replace(d_model=256, vocab_size=1 << 18)
+    runtime = registry.get("runtimes", "torch_cuda")()
+    manifest = runtime.export(build_random(spec, 0), tmp_path, "bf16", parity=False)
+    weights = sum(manifest.weight_bytes.values())
+    worker = launch("torch_cuda")
+    baseline = worker.started["baseline"]["device_peak_bytes"]  # type: ignore[attr-defined]
+    net = []
+    for context in (1 << 17, 1 << 10):
+        opened = worker.ask("open", directory=str(tmp_path), max_context=context)
+        assert opened["plans_by_shape"]
+        assert opened["prefill_chunk"] > 4096
+        worker.ask("fill", num_tokens=100, seed=0)
+        decode(worker)
+        peak = worker.ask("memory")["memory"]["device_peak_bytes"]
+        net.append(peak - baseline - weights - opened["state_bytes"])
+    assert weights > 128 * MIB
+    # The rest: rotation tables as long as the context, activations, gaps of the allocator.
+    assert all(0 <= rest <= 120 * MIB for rest in net), net
+
+
 def test_times_every_step(launch: Start, artifact: Path) -> None:
     worker = launch()
     worker.ask("open", directory=str(artifact), max_context=64)

@@ -59,6 +59,11 @@ def test_plugins_as_json() -> None:
         (["eval", "lfm2-350m", "--suite", "mmlu"], "unknown suite 'mmlu'"),
         (["eval", "lfm2-350m", "--tasks", "recall"], "not a task of MAD"),
         (["generate", "./absent", "--prompt", "x"], "absent"),
+        (["search"], "Missing argument 'recipe'; see "),
+        (["search", "a\0b.yaml"], "'recipe'"),
+        (["profile", "lfm2-350m", "--threads", "x"], "'--threads'"),
+        (["profile", "lfm2-350m", "--nope"], "--nope; see "),
+        (["serach"], "No such command 'serach'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

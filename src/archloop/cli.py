@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
+from typer.core import TyperGroup
 
 import archloop
 from archloop import registry
@@ -27,7 +28,30 @@ from archloop.errors import UserError, invalid
 if TYPE_CHECKING:
     from archloop.stack.spec import StackSpec
 
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _Commands(TyperGroup):
+    """The commands; a wrong command line is one line too, not a box."""
+
+    def main(self, args: Any = None, **kwargs: Any) -> Any:
+        """Run a command and exit with its status."""
+        exits = kwargs.pop("standalone_mode", True)
+        try:
+            status = super().main(args, standalone_mode=False, **kwargs)
+        except _UsageError as error:
+            # Without any command the message is empty, and the help has been printed.
+            if problem := error.format_message().strip().removesuffix("."):
+                command = error.ctx.command_path if error.ctx else "archloop"
+                _print_error(f"archloop: {problem}; see {command} --help")
+            status = error.exit_code
+        if exits:
+            sys.exit(status or 0)
+        return status
+
+
 app = typer.Typer(
+    cls=_Commands,
     help=archloop.__doc__,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -66,8 +90,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(error: Exception, status: int) -> None:
-    stderr.print(f"archloop: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
+    _print_error(f"archloop: {' '.join(str(error).split())}")
     raise typer.Exit(status) from None
+
+
+def _print_error(text: str) -> None:
+    stderr.print(text, markup=False, soft_wrap=True)
 
 
 def _expected_failures() -> tuple[type[Exception], ...]:

@@ -63,15 +63,15 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     at = row * num_steps + t[:, None]
     if head < 2 * key_heads:
         y *= tl.rsqrt(tl.sum(tl.where(mask, y * y, 0.0), 1) + eps)[:, None]
-        at = at * key_heads * H + j[None, :]
+        out = at * key_heads * H + j[None, :]
         if head < key_heads:
-            tl.store(q_ptr + at + head * H, (y * scale).to(q_ptr.dtype.element_ty), mask=mask)
+            tl.store(q_ptr + out + head * H, (y * scale).to(q_ptr.dtype.element_ty), mask=mask)
         else:
-            at += (head - key_heads) * H
-            tl.store(k_ptr + at, y.to(k_ptr.dtype.element_ty), mask=mask)
+            out += (head - key_heads) * H
+            tl.store(k_ptr + out, y.to(k_ptr.dtype.element_ty), mask=mask)
     else:
-        at = at * (num_channels - 2 * key_heads * H) + (head - 2 * key_heads) * H + j[None, :]
-        tl.store(v_ptr + at, y.to(v_ptr.dtype.element_ty), mask=mask)
+        out = at * (num_channels - 2 * key_heads * H) + (head - 2 * key_heads) * H + j[None, :]
+        tl.store(v_ptr + out, y.to(v_ptr.dtype.element_ty), mask=mask)
 
 
 @jit

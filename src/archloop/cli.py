@@ -34,11 +34,11 @@ _UsageError: Any = typer.BadParameter.__base__
 class _Commands(TyperGroup):
     """The commands; a wrong command line is one line too, not a box."""
 
-    def main(self, args: Any = None, **kwargs: Any) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit with its status."""
         exits = kwargs.pop("standalone_mode", True)
         try:
-            status = super().main(args, standalone_mode=False, **kwargs)
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except _UsageError as error:
             # Without any command the message is empty, and the help has been printed.
             if problem := error.format_message().strip().removesuffix("."):

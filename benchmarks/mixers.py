@@ -49,7 +49,7 @@ COLUMNS = (
 FRESH_AT_ONCE = 6
 """Processes that make their first calls side by side."""
 SLOW_S = 0.5
-"""A run this long is timed once, and its growth shown at the shortest length."""
+"""A run this long is timed once after its warm-up, and its growth shown at the shortest length."""
 
 
 def main() -> None:
@@ -284,10 +284,9 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def median_seconds(run: Callable[[], Any], repeats: int = 7) -> float:
-    """After one warm-up, which is all for a slow run."""
-    once = seconds(run)
-    if once > SLOW_S:
-        return once
+    """After one warm-up; a slow run is timed once."""
+    if seconds(run) > SLOW_S and (again := seconds(run)) > SLOW_S:
+        return again
     return sorted(seconds(run) for _ in range(repeats))[repeats // 2]
 
 

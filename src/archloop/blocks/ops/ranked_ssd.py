@@ -13,7 +13,7 @@ a chunk.
 import torch
 from torch import Tensor
 
-from archloop.blocks.ops import triton_kernels
+from archloop.blocks.ops import linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
 from archloop.blocks.ops.scan import apply
 from archloop.blocks.ops.ssd import decay_ratios
@@ -37,6 +37,11 @@ def states(
     k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """State before each chunk, (B, N, n, K, V), and after the last token."""
+    if _is_ssd(k_BNTRK, v_BNTRV, g_BNT):
+        before_BNnK1V, final_BNKV = ssd.states(
+            k_BNTRK[..., 0, :], v_BNTRV[..., 0, :], g_BNT, initial_BNKV
+        )
+        return before_BNnK1V[..., 0, :], final_BNKV
     chunk = tokens_per_chunk(*k_BNTRK.shape[2:4])
     k, v, g = (split(x, chunk) for x in (k_BNTRK, v_BNTRV, g_BNT))
     b = g.cumsum(3)
@@ -51,6 +56,9 @@ def read(
 ) -> Tensor:
     """Outputs (B, N, T, R, V) in the dtype of v, given the state before each chunk."""
     time, ranks = q_BNTRK.shape[2:4]
+    if _is_ssd(k_BNTRK, v_BNTRV, g_BNT):
+        q, k, v = (x[..., 0, :] for x in (q_BNTRK, k_BNTRK, v_BNTRV))
+        return ssd.read(q, k, v, g_BNT, states_BNnKV.unsqueeze(4))[..., None, :]
     chunk = tokens_per_chunk(time, ranks)
     q, k, v, g = (split(x, chunk) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT))
     b = g.cumsum(3)
@@ -61,6 +69,11 @@ def read(
     from_state = (q * decay) @ states_BNnKV.to(v.dtype)
     y = from_state + decayed_scores(q @ k.transpose(3, 4), b) @ v
     return join(y.unflatten(3, (chunk, ranks)), time)
+
+
+def _is_ssd(k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor) -> bool:
+    """Whether `ssd` has kernels for this: one rank, on a GPU."""
+    return k_BNTRK.shape[3] == 1 and linear_attention.on_gpu(g_BNT, k_BNTRK, v_BNTRV)
 
 
 def decayed_scores(scores_XMM: Tensor, b_XC: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ over the whole chunk gives the scores of all pairs that meet at that level. Grad
 levels. Decays come as sums from the start of each chunk, which a kernel of its own computes: a
 level's reference point is another row of them.
 
-Imported only where Triton is installed. Shape suffixes: as in `ops.chunks`; S padded time, n C.
+Products feed products here, so everything compiles `without_wgmma`. Imported only where Triton is
+installed. Shape suffixes: as in `ops.chunks`; S padded time, n C.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ from archloop.blocks.ops.triton_carry import (
     value_parts,
     widest,
 )
-from archloop.blocks.ops.triton_kernels import jit
+from archloop.blocks.ops.triton_kernels import jit, without_wgmma
 
 
 @jit
@@ -323,6 +324,7 @@ class States(torch.autograd.Function):
     """`linear_attention.states` on a GPU."""
 
     @staticmethod
+    @without_wgmma()
     def forward(
         ctx: Any, k_BNTK: Tensor, v_BNTV: Tensor, b_BNSK: Tensor, initial_BNKV: Tensor | None,
         chunk: int,
@@ -349,6 +351,7 @@ class States(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_wgmma()
     def backward(
         ctx: Any, dstates_BNnKV: Tensor | None, dfinal_BNKV: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -378,6 +381,7 @@ class Read(torch.autograd.Function):
     """`linear_attention.read` on a GPU."""
 
     @staticmethod
+    @without_wgmma()
     def forward(
         ctx: Any, q_BNTK: Tensor, k_BNTK: Tensor, v_BNTV: Tensor, b_BNSK: Tensor,
         states_BNnKV: Tensor, chunk: int,
@@ -401,6 +405,7 @@ class Read(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_wgmma()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys, values, summed log-decays and states."""
         q_BNTK, k_BNTK, v_BNTV, b_BNSK, states_BNnKV = ctx.saved_tensors

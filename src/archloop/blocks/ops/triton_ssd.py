@@ -3,7 +3,8 @@
 Gradients of queries and keys sum over the heads of a group, so one program goes through these in
 turn, and the product of queries and keys is formed once for all of them.
 
-Imported only where Triton is installed. Shape suffixes: as in `ops.ssd`.
+Products feed products here, so everything compiles `without_wgmma`. Imported only where Triton is
+installed. Shape suffixes: as in `ops.ssd`.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ from archloop.blocks.ops.triton_carry import (
     value_parts,
     widest,
 )
-from archloop.blocks.ops.triton_kernels import jit
+from archloop.blocks.ops.triton_kernels import jit, without_wgmma
 
 
 @jit
@@ -346,6 +347,7 @@ class States(torch.autograd.Function):
     """`ssd.states` on a GPU, with states as (B, N, n, K, V)."""
 
     @staticmethod
+    @without_wgmma()
     def forward(
         ctx: Any, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, weight_BNT: Tensor | None,
         initial_BNKV: Tensor | None, chunk: int,
@@ -375,6 +377,7 @@ class States(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_wgmma()
     def backward(
         ctx: Any, dstates_BNnKV: Tensor | None, dfinal_BNKV: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -407,6 +410,7 @@ class Read(torch.autograd.Function):
     """`ssd.read` on a GPU, from states as (B, N, n, K, V)."""
 
     @staticmethod
+    @without_wgmma()
     def forward(
         ctx: Any, q_BGTK: Tensor, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor,
         weight_BNT: Tensor | None, states_BNnKV: Tensor, chunk: int,
@@ -430,6 +434,7 @@ class Read(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_wgmma()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys, values, log-decays, weights and states."""
         q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV = ctx.saved_tensors

@@ -130,7 +130,7 @@ def _inverse_kernel(lower_ptr, a_ptr, C: tl.constexpr):  # type: ignore[no-untyp
     at = tl.arange(0, 4)[:, None, None] * (16 * C + 16) + row * C + col
     leaves = tl.load(lower_ptr + at)
     inverse = tl.where(row == col, 1.0, 0.0) - tl.where(joins_halves(row, col, 0), leaves, 0.0)
-    for level in tl.static_range(1, 4):
+    for level in range(1, 4):
         corner = tl.where(joins_halves(row, col, level), leaves, 0.0)
         corner = tl.dot(inverse, corner, input_precision="tf32x3")
         inverse -= tl.dot(corner, inverse, input_precision="tf32x3")

@@ -8,17 +8,18 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from archloop.evals.base import IGNORE, Examples, Score, Task
 from archloop.stack.decoder import Decoder
 
 
 @torch.inference_mode()
-def predict(decoder: Decoder, ids_NT: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    """The most likely token at every position, (N, T)."""
-    device = decoder.embedding.weight.device
+def predict(model: nn.Module, ids_NT: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """The most likely token at every position by the model's logits, (N, T)."""
+    device = next(model.parameters()).device
     rows = [
-        decoder(torch.from_numpy(ids_NT[start : start + batch_size]).to(device)).argmax(-1).cpu()
+        model(torch.from_numpy(ids_NT[start : start + batch_size]).to(device)).argmax(-1).cpu()
         for start in range(0, len(ids_NT), batch_size)
     ]
     predictions_NT: NDArray[np.int64] = torch.cat(rows).numpy()

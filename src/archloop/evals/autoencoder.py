@@ -8,9 +8,7 @@ Shape suffixes: B batch, T time, D model width, V vocabulary.
 
 import math
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,15 +61,3 @@ def reconstruction_loss(model: AutoEncoder, batch: Batch) -> Tensor:
     """Mean cross-entropy over the tokens to rebuild."""
     logits_BTV = model(batch.ids_BT)
     return F.cross_entropy(logits_BTV.transpose(1, 2), batch.targets_BT, ignore_index=IGNORE)
-
-
-@torch.inference_mode()
-def predict(model: AutoEncoder, ids_NT: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    """The most likely token at every position, (N, T)."""
-    device = model.head.weight.device
-    rows = [
-        model(torch.from_numpy(ids_NT[start : start + batch_size]).to(device)).argmax(-1).cpu()
-        for start in range(0, len(ids_NT), batch_size)
-    ]
-    predictions_NT: NDArray[np.int64] = torch.cat(rows).numpy()
-    return predictions_NT

@@ -65,6 +65,21 @@ class Score(BaseModel):
         return math.copysign(math.inf, better) if better else 0.0
 
 
+class TaskConfig(BaseModel):
+    """Settings that every task has; a task's own config gives them defaults and adds to them.
+
+    Attributes:
+        seq_len: of an example as MAD counts it, at least its number of tokens less one.
+        num_train: size of MAD's training set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: int
+    seq_len: int
+    num_train: int
+
+
 class Task(ABC):
     """A family of examples with right answers.
 
@@ -73,7 +88,7 @@ class Task(ABC):
         category: what it tests.
         mixable: can be trained in a mixture with text, by next-token prediction.
         shares_examples: train and test come from the same few examples, by design.
-        Config: frozen settings; the task is made from one, or from None for the defaults.
+        Config: a `TaskConfig`; the task is made from one, or from None for the defaults.
     """
 
     name: ClassVar[str] = ""
@@ -82,14 +97,13 @@ class Task(ABC):
     shares_examples: ClassVar[bool] = False
     Config: ClassVar[Any]
 
-    @abstractmethod
     def __init__(self, config: Any = None) -> None:
-        """Make the task from its config."""
+        self.config = config or self.Config()
 
     @property
-    @abstractmethod
     def vocab_size(self) -> int:
         """Token ids run from 0 to this, exclusive."""
+        return int(self.config.vocab_size)
 
     @property
     @abstractmethod
@@ -104,8 +118,14 @@ class Task(ABC):
             UserError: there are too few different examples for the settings.
         """
 
-    @abstractmethod
     def score(
         self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """Score of each example from the predicted token at every position, (N,)."""
+        """Score of each example from the predicted token at every position, (N,).
+
+        Unless a task says otherwise, the share of its targets that were predicted.
+        """
+        asked_NT = targets_NT != IGNORE
+        right_NT = (predictions_NT == targets_NT) & asked_NT
+        share_N: NDArray[np.float64] = right_NT.sum(1) / np.maximum(1, asked_NT.sum(1))
+        return share_N

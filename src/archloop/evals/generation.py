@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archloop.errors import UserError
-from archloop.evals.base import IGNORE, Examples, Split
+from archloop.evals.base import Examples, Split
 
 TEST_SHARE_BITS = 3
 """One row in 2^3 belongs to the test split."""
@@ -66,16 +66,6 @@ def is_test(ids_NT: NDArray[np.int64]) -> NDArray[np.bool_]:
 def shift(ids_NT: NDArray[np.int64], answers_NT: NDArray[np.int64]) -> Examples:
     """Inputs without the last token, and the answers that come one token later."""
     return Examples(ids_NT[:, :-1], answers_NT[:, 1:])
-
-
-def mean_correct(
-    predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Share of each example's targets that were predicted, (N,)."""
-    asked_NT = targets_NT != IGNORE
-    right_NT = (predictions_NT == targets_NT) & asked_NT
-    share_N: NDArray[np.float64] = right_NT.sum(1) / np.maximum(1, asked_NT.sum(1))
-    return share_N
 
 
 def repeats(keys_NP: NDArray[np.int64]) -> NDArray[np.bool_]:

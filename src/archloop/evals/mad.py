@@ -276,7 +276,7 @@ def run_one(spec: StackSpec, config: MadConfig, run: Run, device: str) -> RunRes
     """One training and its test."""
     began = time.monotonic()
     task = make_task(run.task, run.settings)
-    num_train = config.num_train or int(task.config.num_train)  # type: ignore[attr-defined]
+    num_train = config.num_train or int(task.config.num_train)
     train_set = task.examples("train", config.seed, num_train)
     test_set = task.examples("test", config.seed, config.num_test)
     model = _model(spec, task, config.seed).to(device)
@@ -344,11 +344,7 @@ def _test(model: nn.Module, test_set: Examples) -> tuple[float, float]:
     """Macro and micro accuracy; the model goes on training afterwards as before."""
     was_training = model.training
     model.eval()
-    if isinstance(model, AutoEncoder):
-        predictions_NT = autoencoder.predict(model, test_set.ids_NT, 128)
-    else:
-        assert isinstance(model, Decoder)
-        predictions_NT = accuracy.predict(model, test_set.ids_NT, 128)
+    predictions_NT = accuracy.predict(model, test_set.ids_NT, 128)
     model.train(was_training)
     return (
         accuracy.macro_accuracy(predictions_NT, test_set.targets_NT),

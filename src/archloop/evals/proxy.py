@@ -95,7 +95,7 @@ class ProxyConfig(BaseModel):
                     f"tasks.{name} needs a head of its own and cannot be mixed with text; "
                     "remove it, or run it by archloop eval --suite mad"
                 )
-            length = task.examples("train", 0, 1).ids_NT.shape[1]
+            length = task.config.seq_len
             for key, most in (("batch_size", MAX_STEP_TOKENS), ("num_eval", MAX_EVAL_TOKENS)):
                 if getattr(share, key) * length > most:
                     raise ValueError(

@@ -11,11 +11,10 @@ Shape suffixes: N examples, T time.
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from archloop.evals.base import MAX_SIZE, Examples, Split, Task
-from archloop.evals.generation import draw_split, mean_correct
+from archloop.evals.base import MAX_SIZE, Examples, Split, Task, TaskConfig
+from archloop.evals.generation import draw_split
 
 
 class Compression(Task):
@@ -24,21 +23,14 @@ class Compression(Task):
     category = "compression"
     mixable: ClassVar[bool] = False
 
-    class Config(BaseModel):
+    class Config(TaskConfig):
         """MAD's baseline."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid")
 
         vocab_size: int = Field(default=16, ge=3, le=MAX_SIZE)
         seq_len: int = Field(default=32, ge=2, le=MAX_SIZE)
         num_train: int = Field(default=12_800, ge=1)
 
-    def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
-
-    @property
-    def vocab_size(self) -> int:  # noqa: D102
-        return self.config.vocab_size
+    config: Config
 
     @property
     def chance(self) -> float:
@@ -48,11 +40,6 @@ class Compression(Task):
 
     def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
         return draw_split(self._draw, split, seed, num_examples)
-
-    def score(  # noqa: D102
-        self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        return mean_correct(predictions_NT, targets_NT)
 
     def _draw(self, rng: np.random.Generator, num: int) -> Examples:
         last = self.config.vocab_size - 1

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task
-from archloop.evals.generation import draw_split, mean_correct, shift
+from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task, TaskConfig
+from archloop.evals.generation import draw_split, shift
 
 Ints = NDArray[np.int64]
 
@@ -25,10 +25,8 @@ class FuzzyInContextRecall(Task):
 
     category = "recall"
 
-    class Config(BaseModel):
+    class Config(TaskConfig):
         """MAD's baseline; the last token of the vocabulary pads."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid")
 
         vocab_size: int = Field(default=16, ge=5, le=MAX_SIZE)
         seq_len: int = Field(default=128, ge=8, le=MAX_SIZE)
@@ -53,14 +51,12 @@ class FuzzyInContextRecall(Task):
                 )
             return self
 
+    config: Config
+
     def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
+        super().__init__(config)
         self.num_keys = (self.config.vocab_size - 1) // 2
         self.num_values = self.config.vocab_size - 1 - self.num_keys
-
-    @property
-    def vocab_size(self) -> int:  # noqa: D102
-        return self.config.vocab_size
 
     @property
     def chance(self) -> float:
@@ -72,11 +68,6 @@ class FuzzyInContextRecall(Task):
             return self._draw(rng, num, split)
 
         return draw_split(draw, split, seed, num_examples)
-
-    def score(  # noqa: D102
-        self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        return mean_correct(predictions_NT, targets_NT)
 
     def _draw(self, rng: np.random.Generator, num: int, split: Split) -> Examples:
         rows = _Rows(num, self.config.seq_len + 1)

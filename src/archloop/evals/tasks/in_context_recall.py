@@ -11,11 +11,10 @@ Shape suffixes: N examples, T time.
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from archloop.evals.base import MAX_SIZE, Examples, Split, Task
-from archloop.evals.generation import draw_split, mean_correct
+from archloop.evals.base import MAX_SIZE, Examples, Split, Task, TaskConfig
+from archloop.evals.generation import draw_split
 from archloop.evals.recall import recall_rows
 
 
@@ -24,22 +23,15 @@ class InContextRecall(Task):
 
     category = "recall"
 
-    class Config(BaseModel):
+    class Config(TaskConfig):
         """MAD's baseline; `num_train` is the size of its training set."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid")
 
         vocab_size: int = Field(default=16, ge=4, le=MAX_SIZE)
         seq_len: int = Field(default=128, ge=4, le=MAX_SIZE, multiple_of=2)
         num_train: int = Field(default=12_800, ge=1)
         train_on: Literal["all", "answers"] = "all"
 
-    def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
-
-    @property
-    def vocab_size(self) -> int:  # noqa: D102
-        return self.config.vocab_size
+    config: Config
 
     @property
     def chance(self) -> float:
@@ -58,8 +50,3 @@ class InContextRecall(Task):
             )
 
         return draw_split(draw, split, seed, num_examples)
-
-    def score(  # noqa: D102
-        self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        return mean_correct(predictions_NT, targets_NT)

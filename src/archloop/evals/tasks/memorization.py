@@ -10,11 +10,10 @@ Shape suffixes: N examples, T time, P pairs.
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task
-from archloop.evals.generation import generator, mean_correct
+from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task, TaskConfig
+from archloop.evals.generation import generator
 
 
 class Memorization(Task):
@@ -23,27 +22,23 @@ class Memorization(Task):
     category = "memory"
     shares_examples: ClassVar[bool] = True
 
-    class Config(BaseModel):
+    class Config(TaskConfig):
         """MAD's baseline."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid")
 
         vocab_size: int = Field(default=256, ge=4, le=MAX_SIZE)
         seq_len: int = Field(default=32, ge=2, le=MAX_SIZE, multiple_of=2)
         num_train: int = Field(default=256, ge=1)
         map_seed: int = 12345
 
+    config: Config
+
     def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
+        super().__init__(config)
         self.num_keys = (self.config.vocab_size - 1) // 2
         self.num_values = self.config.vocab_size - 1 - self.num_keys
         values = np.arange(self.num_keys, self.config.vocab_size - 1)
         rng = np.random.default_rng(self.config.map_seed)
         self.value_of_key = rng.permutation(values)[: self.num_keys]
-
-    @property
-    def vocab_size(self) -> int:  # noqa: D102
-        return self.config.vocab_size
 
     @property
     def chance(self) -> float:
@@ -58,8 +53,3 @@ class Memorization(Task):
         ids_NT[:, ::2] = keys_NP
         targets_NT[:, 1::2] = self.value_of_key[keys_NP]
         return Examples(ids_NT, targets_NT)
-
-    def score(  # noqa: D102
-        self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        return mean_correct(predictions_NT, targets_NT)

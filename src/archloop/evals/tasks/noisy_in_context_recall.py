@@ -9,11 +9,10 @@ Shape suffixes: N examples, T time.
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from archloop.evals.base import MAX_SIZE, Examples, Split, Task
-from archloop.evals.generation import draw_split, mean_correct
+from archloop.evals.base import MAX_SIZE, Examples, Split, Task, TaskConfig
+from archloop.evals.generation import draw_split
 from archloop.evals.recall import recall_rows
 
 
@@ -22,10 +21,8 @@ class NoisyInContextRecall(Task):
 
     category = "recall"
 
-    class Config(BaseModel):
+    class Config(TaskConfig):
         """MAD's baseline: 16 of the 32 tokens are noise."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid")
 
         vocab_size: int = Field(default=32, ge=5, le=MAX_SIZE)
         noise_vocab_size: int = Field(default=16, ge=1, le=MAX_SIZE)
@@ -43,13 +40,11 @@ class NoisyInContextRecall(Task):
                 )
             return self
 
-    def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
-        self._num_tokens = self.config.vocab_size - self.config.noise_vocab_size
+    config: Config
 
-    @property
-    def vocab_size(self) -> int:  # noqa: D102
-        return self.config.vocab_size
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self._num_tokens = self.config.vocab_size - self.config.noise_vocab_size
 
     @property
     def chance(self) -> float:
@@ -69,8 +64,3 @@ class NoisyInContextRecall(Task):
             )
 
         return draw_split(draw, split, seed, num_examples)
-
-    def score(  # noqa: D102
-        self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        return mean_correct(predictions_NT, targets_NT)

@@ -8,11 +8,10 @@ Shape suffixes: N examples, T time, C tokens to copy, I inserted blanks.
 """
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task
-from archloop.evals.generation import draw_split, mean_correct
+from archloop.evals.base import IGNORE, MAX_SIZE, Examples, Split, Task, TaskConfig
+from archloop.evals.generation import draw_split
 
 
 class SelectiveCopying(Task):
@@ -20,10 +19,8 @@ class SelectiveCopying(Task):
 
     category = "copying"
 
-    class Config(BaseModel):
+    class Config(TaskConfig):
         """MAD's baseline."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid")
 
         vocab_size: int = Field(default=16, ge=4, le=MAX_SIZE)
         seq_len: int = Field(default=256, ge=5, le=MAX_SIZE)
@@ -40,12 +37,7 @@ class SelectiveCopying(Task):
                 )
             return self
 
-    def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
-
-    @property
-    def vocab_size(self) -> int:  # noqa: D102
-        return self.config.vocab_size
+    config: Config
 
     @property
     def chance(self) -> float:
@@ -54,11 +46,6 @@ class SelectiveCopying(Task):
 
     def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
         return draw_split(self._draw, split, seed, num_examples)
-
-    def score(  # noqa: D102
-        self, predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        return mean_correct(predictions_NT, targets_NT)
 
     def _draw(self, rng: np.random.Generator, num: int) -> Examples:
         num_to_copy, seq_len = self.config.num_to_copy, self.config.seq_len

@@ -34,7 +34,7 @@ class AttentionConfig(MixerConfig):
     scale: float | None = Field(None, gt=0)
     """Factor on q.k; default head_dim^-1/2."""
 
-    def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+    def sizes(self, d_model: int) -> dict[str, int]:
         num_heads = self.num_heads or count_heads(d_model, self.head_dim, f"d_model={d_model}")
         queries_per_kv = self.queries_per_kv or math.gcd(num_heads, 4)
         if num_heads % queries_per_kv:
@@ -46,7 +46,7 @@ class AttentionConfig(MixerConfig):
         num_kv_heads = num_heads // queries_per_kv
         return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": self.head_dim}
 
-    def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
         q, kv = self._widths(d_model)
         norms = (1 if consumer else 2) * self.head_dim if self.qk_norm else 0
         return 2 * d_model * q + (0 if consumer else 2 * d_model * kv) + norms

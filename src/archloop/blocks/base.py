@@ -234,7 +234,7 @@ class SequenceMixer(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(  # noqa: D102
+        def __call__(
             self, x_BTD: Tensor, state: State | None = None, **kwargs: Any
         ) -> tuple[Tensor, State | None]: ...
 
@@ -262,7 +262,7 @@ class ChannelMixer(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x_BTD: Tensor) -> Tensor: ...  # noqa: D102
+        def __call__(self, x_BTD: Tensor) -> Tensor: ...
 
 
 def _advance(state: State | None, span: Span) -> None:

@@ -40,26 +40,26 @@ class DeltaConfig(MixerConfig):
     """Write strengths up to 2, so that a state can be reflected as well as erased."""
     norm_eps: float = Field(1e-6, gt=0)
 
-    def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+    def sizes(self, d_model: int) -> dict[str, int]:
         heads = count_heads(d_model, self.head_dim, f"d_model={d_model}") * self._values_per_key()
         sizes = {"num_heads": heads, "head_dim": self.head_dim, "kernel": self.kernel}
         return sizes | ({"conv_core": 1} if self.core == "conv" else {})
 
-    def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
         total = self._weights(d_model, consumer) + self.head_dim
         if consumer:
             return total
         own = 0 if self.core == "conv" else self._gate_vectors(d_model)
         return total + self.kernel * self._convolved(d_model) + own
 
-    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         layout = {"conv": Held("recent", (self.kernel - 1, self._convolved(d_model)))}
         if self.core == "recurrent":
             heads = self.sizes(d_model)["num_heads"]
             layout["kv"] = Held("recurrent", (heads, self.head_dim, self.head_dim))
         return layout
 
-    def prefill_flops(  # noqa: D102
+    def prefill_flops(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
     ) -> int:
         total = num_tokens * self._token_flops(d_model, consumer)
@@ -71,9 +71,7 @@ class DeltaConfig(MixerConfig):
             mixing += delta_rule.corrected_flops(num_tokens, *widths, vector=self._vector())
         return total + self.sizes(d_model)["num_heads"] * mixing
 
-    def decode_flops(  # noqa: D102
-        self, d_model: int, context: int, *, consumer: bool = False
-    ) -> int:
+    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
         total = self._token_flops(d_model, consumer)
         if self.core == "conv":
             return total
@@ -160,7 +158,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
     def output_gate(self, x: Tensor) -> Tensor:
         """What passes through `gate_activation` and multiplies the normed outputs, (..., N V)."""
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         into_conv_BTd = self.conv_proj(x_BTD)
         past_BLd = None if state is None else state["conv"]
         if self.recurrent:
@@ -183,7 +181,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
             state["kv"].copy_(final_BNKV)
         return {"q": q_BGTK, "k": k_BGTK, "v": v_BNTV, "g": g, "states": states_BNnKV}
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         if not self.recurrent:
             return self._out(x_BTD, shared["v"])
         q = shared["q"]
@@ -193,7 +191,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
         o_BNTV = delta_rule.read(q, shared["k"], shared["v"], shared["g"], shared["states"])
         return self._out(x_BTD, join_heads(o_BNTV))
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         into_conv_Bd = self.conv_proj(x_BD)
         convolved_Bd = F.silu(causal_conv_step(into_conv_Bd, self.conv, state["conv"]))
         advance_past(state["conv"], into_conv_Bd[:, None])
@@ -207,7 +205,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
         state["kv"].copy_(delta_rule.advance(state["kv"], k_BNK, v_BNV, beta_BN, g_BNK))
         return {"kv": state["kv"], "q": q_BNK}
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         if not self.recurrent:
             return self._out(x_BD, shared["v"])
         q = shared["q"]

@@ -25,4 +25,4 @@ class Linear(nn.Linear):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
+        def __call__(self, x: Tensor) -> Tensor: ...

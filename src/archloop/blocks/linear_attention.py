@@ -19,10 +19,10 @@ from archloop.blocks.ops.heads import join_heads, only_real, split_heads
 class LinearAttentionConfig(MixerConfig):
     """A config whose `sizes` name num_heads, key_dim and head_dim (of values)."""
 
-    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         return {"kv": Held("recurrent", self._heads(d_model))}
 
-    def prefill_flops(  # noqa: D102
+    def prefill_flops(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
     ) -> int:
         heads, *widths = self._heads(d_model)
@@ -31,9 +31,7 @@ class LinearAttentionConfig(MixerConfig):
             mixing += linear_attention.states_flops(num_tokens, *widths)
         return num_tokens * 2 * self._weights(d_model, consumer) + heads * mixing
 
-    def decode_flops(  # noqa: D102
-        self, d_model: int, context: int, *, consumer: bool = False
-    ) -> int:
+    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
         heads, *widths = self._heads(d_model)
         mixing = heads * linear_attention.step_flops(*widths, consumer=consumer)
         return 2 * self._weights(d_model, consumer) + mixing
@@ -71,7 +69,7 @@ class LinearAttention(SequenceMixer):
     def output(self, o: Tensor, gate: Tensor | None) -> Tensor:
         """What becomes of the heads' outputs, (..., N V)."""
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         k, v, g = (split_heads(part, self.num_heads) for part in self.keys(x_BTD))
         k, g = only_real(k, span), only_real(g, span)
         initial = None if state is None else state["kv"]
@@ -80,7 +78,7 @@ class LinearAttention(SequenceMixer):
             state["kv"].copy_(final_BNKV)
         return {"k": k, "v": v, "g": g, "states": states_BNnKV}
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         q_BTd, gate = self.queries(x_BTD)
         o_BNTV = linear_attention.read(
             split_heads(q_BTd, self.num_heads),
@@ -91,12 +89,12 @@ class LinearAttention(SequenceMixer):
         )
         return self.output(join_heads(o_BNTV).to(q_BTd.dtype), gate)
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         k, v, g = (part.unflatten(-1, (self.num_heads, -1)) for part in self.keys(x_BD))
         state["kv"].copy_(linear_attention.advance(state["kv"], k, v, g))
         return {"kv": state["kv"]}
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         q_Bd, gate = self.queries(x_BD)
         q_BNK = q_Bd.unflatten(-1, (self.num_heads, -1))
         o_BNV = linear_attention.query(shared["kv"], q_BNK)

@@ -21,4 +21,4 @@ class RMSNorm(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
+        def __call__(self, x: Tensor) -> Tensor: ...

@@ -38,22 +38,22 @@ class ChannelSSMConfig(MixerConfig):
     def core_step_flops(self, d_model: int) -> int:
         """FLOPs of the core's step, without D."""
 
-    def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+    def sizes(self, d_model: int) -> dict[str, int]:
         return {"num_states": self.num_states}
 
-    def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
         return 2 * d_model**2 + d_model + self.core_params(d_model)
 
-    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+    def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         return {"x": Held("recurrent", (d_model, self.num_states))}
 
-    def prefill_flops(  # noqa: D102
+    def prefill_flops(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
     ) -> int:
         around = num_tokens * (4 * d_model**2 + 2 * d_model)
         return around + self.core_flops(d_model, num_tokens)
 
-    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:  # noqa: D102
+    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
         return 4 * d_model**2 + 2 * d_model + self.core_step_flops(d_model)
 
 
@@ -74,11 +74,11 @@ class ChannelSSM(KeepsFloat32, SequenceMixer):
     def core_step(self, u_BD: Tensor, state: State) -> Tensor:
         """One token of the state spaces."""
 
-    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         y_BTD = self.core(precise(x_BTD), state, span)
         return self._out(x_BTD, y_BTD.to(x_BTD.dtype))
 
-    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         y_BD = self.core_step(precise(x_BD), state)
         return self._out(x_BD, y_BD.to(x_BD.dtype))
 

@@ -20,7 +20,7 @@ _SAMPLE_S = 0.2
 class Host(Device):
     """The machine that archloop itself runs on."""
 
-    def describe(self) -> dict[str, str | int | float | None]:  # noqa: D102
+    def describe(self) -> dict[str, str | int | float | None]:
         memory = _table("/proc/meminfo").get("MemTotal")
         return {
             "cpu": _cpu_model(),
@@ -31,7 +31,7 @@ class Host(Device):
             "python": platform.python_version(),
         }
 
-    def readings(self) -> Readings:  # noqa: D102
+    def readings(self) -> Readings:
         busy_s, steal_s = _cpu_seconds()
         available = _table("/proc/meminfo").get("MemAvailable")
         kills = _table("/proc/vmstat", " ").get("oom_kill")
@@ -45,7 +45,7 @@ class Host(Device):
             oom_kills=None if kills is None else int(kills),
         )
 
-    def wait_until_ready(self, timeout_s: float) -> bool:  # noqa: D102
+    def wait_until_ready(self, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
         while True:
             before = self.readings()
@@ -59,10 +59,10 @@ class Host(Device):
             if time.monotonic() >= deadline:
                 return False
 
-    def push(self, local: Path) -> str:  # noqa: D102
+    def push(self, local: Path) -> str:
         return str(local.resolve())
 
-    def run(  # noqa: D102
+    def run(
         self, argv: Sequence[str], *, env: Mapping[str, str], stderr: IO[bytes]
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -75,7 +75,7 @@ class Host(Device):
             bufsize=0,
         )
 
-    def worker_argv(self) -> list[str]:  # noqa: D102
+    def worker_argv(self) -> list[str]:
         # -P: a stray random.py in the working folder must not stand in for a library.
         return [sys.executable, "-P", "-m", "archloop.profiling.worker"]
 

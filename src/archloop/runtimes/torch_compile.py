@@ -27,7 +27,7 @@ _COMPILERS = ("g++", "clang++")
 class TorchCompile(TorchEager):
     """Compiled PyTorch; needs a C++ compiler on the device."""
 
-    def missing(self) -> str | None:  # noqa: D102
+    def missing(self) -> str | None:
         named = os.environ.get("CXX")
         if any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
             return None
@@ -40,9 +40,7 @@ class TorchCompile(TorchEager):
         super().start(threads)
         torch.compile(_doubled)(torch.ones(8))
 
-    def load(  # noqa: D102
-        self, directory: Path, manifest: Manifest, threads: int, max_context: int
-    ) -> Session:
+    def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
         import torch
 
         from archloop.runtimes import _torch_weights

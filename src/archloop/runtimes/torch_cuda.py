@@ -28,10 +28,10 @@ class TorchCuda(Runtime):
     quants = ("bf16",)
     parity_tolerance: ClassVar[Mapping[str, float]] = {"bf16": 0.1}
 
-    def version(self) -> str:  # noqa: D102
+    def version(self) -> str:
         return metadata.version("torch")
 
-    def missing(self) -> str | None:  # noqa: D102
+    def missing(self) -> str | None:
         import torch
 
         if not torch.cuda.is_available():
@@ -40,12 +40,12 @@ class TorchCuda(Runtime):
             return "needs triton, which CUDA builds of PyTorch bring along; pip install triton"
         return None
 
-    def unsupported(self, spec: StackSpec) -> str | None:  # noqa: D102
+    def unsupported(self, spec: StackSpec) -> str | None:
         from archloop.stack import fused
 
         return fused.unsupported(spec)
 
-    def start(self, threads: int) -> None:  # noqa: D102
+    def start(self, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
@@ -59,20 +59,18 @@ class TorchCuda(Runtime):
 
         return torch.cuda.max_memory_reserved()
 
-    def reset_device_peak(self) -> None:  # noqa: D102
+    def reset_device_peak(self) -> None:
         import torch
 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
-    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:  # noqa: D102
+    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
         from archloop.runtimes.torch_eager import TorchEager
 
         return TorchEager().write(decoder, directory, quant)
 
-    def load(  # noqa: D102
-        self, directory: Path, manifest: Manifest, threads: int, max_context: int
-    ) -> Session:
+    def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
         import torch
 
         from archloop.runtimes import _torch_weights
@@ -95,10 +93,10 @@ class CudaSession(TorchSession):
         self.fused = FusedDecoder(decoder)
         self._graph: StepGraph | None = None
 
-    def take_chunk(self, ids_BT: "Tensor") -> "Tensor":  # noqa: D102
+    def take_chunk(self, ids_BT: "Tensor") -> "Tensor":
         return self.fused.prefill(ids_BT.cuda(), self.state).cpu()
 
-    def take_one(self, ids_B: "Tensor") -> "Tensor":  # noqa: D102
+    def take_one(self, ids_B: "Tensor") -> "Tensor":
         if self._graph is None:
             self._graph = self.fused.capture(self.state)
         return self._graph.step(ids_B).cpu()

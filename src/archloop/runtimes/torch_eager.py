@@ -25,7 +25,7 @@ class TorchEager(Runtime):
     quants = ("fp32", "bf16")
     parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "bf16": 0.1}
 
-    def version(self) -> str:  # noqa: D102
+    def version(self) -> str:
         return metadata.version("torch")
 
     def start(self, threads: int) -> None:
@@ -39,7 +39,7 @@ class TorchEager(Runtime):
         x = torch.ones(256, 256)
         torch.nn.functional.softmax(x @ x, -1)
 
-    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:  # noqa: D102
+    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
         import copy
 
         import torch
@@ -51,9 +51,7 @@ class TorchEager(Runtime):
             decoder = copy.deepcopy(decoder).to(wanted)
         return _torch_weights.save(decoder, directory)
 
-    def load(  # noqa: D102
-        self, directory: Path, manifest: Manifest, threads: int, max_context: int
-    ) -> Session:
+    def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
         import torch
 
         from archloop.runtimes import _torch_weights
@@ -81,7 +79,7 @@ class TorchSession(Session):
         with torch.inference_mode():
             self.state = decoder.init_state(1, max_context)
 
-    def prefill(self, ids: Sequence[int]) -> Logits:  # noqa: D102
+    def prefill(self, ids: Sequence[int]) -> Logits:
         if not ids:
             raise ValueError("prefill needs at least one token")
         self._check_known(min(ids), max(ids))
@@ -95,7 +93,7 @@ class TorchSession(Session):
         self.num_tokens += len(ids)
         return _to_numpy(logits_BV)
 
-    def decode_step(self, token: int) -> Logits:  # noqa: D102
+    def decode_step(self, token: int) -> Logits:
         self._check_known(token, token)
         self._make_room(1)
         with self.torch.inference_mode():
@@ -111,13 +109,13 @@ class TorchSession(Session):
         """Logits (B, V) after one token."""
         return self.decoder.step(ids_B, self.state)
 
-    def reset(self) -> None:  # noqa: D102
+    def reset(self) -> None:
         self.num_tokens = 0
         self._filled_with = None
         with self.torch.inference_mode():
             self.state.reset()
 
-    def fill(self, num_tokens: int, seed: int) -> None:  # noqa: D102
+    def fill(self, num_tokens: int, seed: int) -> None:
         self.num_tokens = 0
         self._make_room(num_tokens)
         if self._filled_with != seed:
@@ -138,11 +136,11 @@ class TorchSession(Session):
         self._filled_with = seed
 
     @property
-    def state_bytes(self) -> int:  # noqa: D102
+    def state_bytes(self) -> int:
         return self.state.nbytes
 
     @property
-    def prefill_chunk(self) -> int:  # noqa: D102
+    def prefill_chunk(self) -> int:
         return self.chunk
 
     def _check_known(self, lowest: int, highest: int) -> None:

@@ -49,7 +49,7 @@ class MoE(ChannelMixer):
         """Width of the shared expert over d_model; 0 for none."""
         activation: Literal["swiglu", "relu2"] = "swiglu"
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             if self.top_k > self.num_experts:
                 raise UserError(
                     f"top_k={self.top_k} exceeds num_experts={self.num_experts}; "
@@ -84,13 +84,13 @@ class MoE(ChannelMixer):
                     f"{per_group} a group; allowed: {fewest} to {self.num_groups}"
                 )
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             return self._count(d_model, self.num_experts)
 
-        def num_active_params(self, d_model: int) -> int:  # noqa: D102
+        def num_active_params(self, d_model: int) -> int:
             return self._count(d_model, self.top_k)
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             return num_tokens * 2 * self.num_active_params(d_model)
@@ -127,7 +127,7 @@ class MoE(ChannelMixer):
             kind = SwiGLU if config.activation == "swiglu" else ReLU2
             self.shared = kind.Config(expansion=config.shared_expansion).build(d_model)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD = self.routed(x_BTD)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 

@@ -22,13 +22,13 @@ class ReLU2(ChannelMixer):
             4.0, gt=0, le=64
         )
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_ff": hidden_width(self.expansion, d_model)}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             return 2 * d_model * hidden_width(self.expansion, d_model)
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             return num_tokens * 4 * d_model * hidden_width(self.expansion, d_model)
@@ -41,5 +41,5 @@ class ReLU2(ChannelMixer):
         self.up_proj = Linear(d_model, d_ff)
         self.down_proj = Linear(d_ff, d_model)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down_proj(F.relu(self.up_proj(x_BTD)).square())

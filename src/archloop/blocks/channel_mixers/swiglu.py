@@ -23,13 +23,13 @@ class SwiGLU(ChannelMixer):
             4.0, gt=0, le=64
         )
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_ff": hidden_width(self.expansion, d_model)}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             return 3 * d_model * hidden_width(self.expansion, d_model)
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             return num_tokens * 6 * d_model * hidden_width(self.expansion, d_model)
@@ -42,7 +42,7 @@ class SwiGLU(ChannelMixer):
         self.gate_up_proj = Linear(d_model, 2 * d_ff)
         self.down_proj = Linear(d_ff, d_model)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, -1)
         return self.down_proj(F.silu(gate_BTF) * up_BTF)
 

@@ -30,7 +30,7 @@ class CfC(SequenceMixer):
         backbone: Annotated[float, Gene((0.25, 0.5, 1.0), scale="ratio")] = Field(0.5, gt=0)
         mode: Literal["default", "no_gate", "pure"] = "default"
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_backbone": max(1, round(self.backbone * d_model))}
 
         @property
@@ -38,15 +38,15 @@ class CfC(SequenceMixer):
             """Outputs of the backbone per unit."""
             return 1 if self.mode == "pure" else 3
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             width = self.sizes(d_model)["d_backbone"]
             biases = width + self.num_heads * d_model + (2 * d_model if self.mode == "pure" else 0)
             return width * d_model * (2 + self.num_heads) + biases + d_model**2
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"h": Held("recurrent", (d_model,))}
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             width = self.sizes(d_model)["d_backbone"]
@@ -73,7 +73,7 @@ class CfC(SequenceMixer):
             self.rate = nn.Parameter(torch.zeros(d_model))
             self.amplitude = nn.Parameter(torch.ones(d_model))
 
-    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         p_BTU = precise(self.input(x_BTD))
         start_BD = p_BTU.new_zeros(x_BTD.shape[0], x_BTD.shape[2])
         if state is not None:
@@ -83,7 +83,7 @@ class CfC(SequenceMixer):
             state["h"].copy_(_last(h_BTD, start_BD, span.lengths_B))
         return self.out_proj(h_BTD.to(x_BTD.dtype))
 
-    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         p_BU = precise(self.input(x_BD))
         h_BD = cell_step(p_BU, *self._weights(), state["h"], self.head, *self._head_params())
         state["h"].copy_(h_BD)

@@ -52,10 +52,10 @@ class GatedDeltaNet(DeltaMixer):
             self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(0.01, 16).log())
             self.dt_bias = nn.Parameter(torch.ones(self.num_heads))
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.decay_proj(x).chunk(2, -1)
         g = decay_gate(a, self.dt_bias, precise(self.log_rate).exp())
         return g, torch.sigmoid(precise(b))
 
-    def output_gate(self, x: Tensor) -> Tensor:  # noqa: D102
+    def output_gate(self, x: Tensor) -> Tensor:
         return self.gate_proj(x)

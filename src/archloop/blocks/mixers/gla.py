@@ -32,7 +32,7 @@ class GLA(LinearAttention):
         gate_divisor: float = Field(16.0, gt=0)
         norm_eps: float = Field(1e-5, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             key_dim = round(self.head_dim * self.key_ratio)
             if key_dim != self.head_dim * self.key_ratio:
@@ -42,7 +42,7 @@ class GLA(LinearAttention):
                 )
             return {"num_heads": num_heads, "head_dim": self.head_dim, "key_dim": key_dim}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             heads, keys, values = self._heads(d_model)
             gate_bias = 0 if consumer else heads * keys
             return self._weights(d_model, consumer) + values + gate_bias
@@ -69,17 +69,17 @@ class GLA(LinearAttention):
             self.feature_proj = Linear(d_model, sum(self.feature_widths))
             self.gate_proj = Linear(config.gate_rank, keys, bias=True)
 
-    def keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         k, v, low = self.feature_proj(x).split(self.feature_widths, -1)
         logits = self.gate_proj(low)
         g = F.logsigmoid(logits.to(recurrent_dtype(logits.dtype))) / self.gate_divisor
         return k, v, g
 
-    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         q, gate = self.query_proj(x).split(self.query_widths, -1)
         return q * self.key_dim**-0.5, gate
 
-    def output(self, o: Tensor, gate: Tensor | None) -> Tensor:  # noqa: D102
+    def output(self, o: Tensor, gate: Tensor | None) -> Tensor:
         assert gate is not None
         o, gate = (x.unflatten(-1, (self.num_heads, -1)) for x in (o, gate))
         normed = gated_norm(o, self.norm.weight, self.norm.eps, gate, "silu")

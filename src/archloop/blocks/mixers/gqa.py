@@ -22,17 +22,17 @@ class GQA(Attention):
     class Config(AttentionConfig):
         """As `AttentionConfig`."""
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             cache = Held("cache", (self.sizes(d_model)["num_kv_heads"], context, self.head_dim))
             return {"k": cache, "v": cache}
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             pairs = num_tokens * context + num_tokens * (num_tokens + 1) // 2
             return self._flops(d_model, num_tokens, pairs, consumer)
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         k_BMTH, v_BMTH = self.keys_values(x_BTD, span.positions_BT)
         if state is None:
             return {"k": k_BMTH, "v": v_BMTH}
@@ -41,20 +41,20 @@ class GQA(Attention):
         found = _filled(state, state.reach(x_BTD.shape[1]), x_BTD.dtype)
         return found | held_before(state, span)
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         q_BNTH = self.queries(x_BTD, span.positions_BT)
         k_BMSH, v_BMSH = shared["k"], shared["v"]
         mask_B1TS = causal_mask(shared, k_BMSH.shape[2], span)
         return self.attend(q_BNTH, k_BMSH, v_BMSH, mask_B1TS)
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         k_BM1H, v_BM1H = self.keys_values(x_BD[:, None], positions_B[:, None])
         rows_B = torch.arange(x_BD.shape[0], device=x_BD.device)
         state["k"][rows_B, :, positions_B] = k_BM1H[:, :, 0].to(state["k"].dtype)
         state["v"][rows_B, :, positions_B] = v_BM1H[:, :, 0].to(state["v"].dtype)
         return _filled(state, state.step_reach(x_BD.device), x_BD.dtype)
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
         slots_S = torch.arange(shared["k"].shape[2], device=x_BD.device)
         mask_BS = slots_S <= positions_B[:, None]

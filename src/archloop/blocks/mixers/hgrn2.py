@@ -35,11 +35,11 @@ class HGRN2(LinearAttention):
         lower_bound: float | None = Field(None, ge=0, lt=1)
         norm_eps: float = Field(1e-5, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             return {"num_heads": num_heads, "head_dim": self.head_dim, "key_dim": self.head_dim}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             return self._weights(d_model, consumer) + d_model
 
         def _weights(self, d_model: int, consumer: bool) -> int:
@@ -58,7 +58,7 @@ class HGRN2(LinearAttention):
         if not consumer:
             self.feature_proj = Linear(d_model, 2 * d_model)
 
-    def keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         f, v = self.feature_proj(x).chunk(2, -1)
         f = f.to(recurrent_dtype(f.dtype))
         bound = self.lower_bound
@@ -70,8 +70,8 @@ class HGRN2(LinearAttention):
             g = torch.logaddexp(g + math.log1p(-bound), torch.full_like(g, math.log(bound)))
         return k, v, g
 
-    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return F.silu(self.query_proj(x)) * self.key_dim**-0.5, None
 
-    def output(self, o: Tensor, gate: Tensor | None) -> Tensor:  # noqa: D102
+    def output(self, o: Tensor, gate: Tensor | None) -> Tensor:
         return self.out_proj(self.norm(o))

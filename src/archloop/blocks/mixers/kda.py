@@ -50,10 +50,10 @@ class KDA(DeltaMixer):
             self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
             self.dt_bias = nn.Parameter(initial_dt_bias(d_model))
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raw, beta = self.decay_up(self.decay_down(x)), self.beta_proj(x)
         rate = precise(self.log_rate).exp().repeat_interleave(self.head_dim)
         return decay_gate(raw, self.dt_bias, rate), torch.sigmoid(precise(beta))
 
-    def output_gate(self, x: Tensor) -> Tensor:  # noqa: D102
+    def output_gate(self, x: Tensor) -> Tensor:
         return self.gate_up(self.gate_down(x))

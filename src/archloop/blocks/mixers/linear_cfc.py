@@ -31,16 +31,16 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
 
         backbone: Annotated[float, Gene((0.5, 1.0, 2.0), scale="ratio")] = Field(1.0, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_backbone": max(1, round(self.backbone * d_model))}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             return 3 * d_model * self.sizes(d_model)["d_backbone"] + d_model + d_model**2
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"h": Held("recurrent", (d_model,))}
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             width = self.sizes(d_model)["d_backbone"]
@@ -58,7 +58,7 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
         self.gate_bias = nn.Parameter(torch.logit(1 - leak_D))
         self.out_proj = Linear(d_model, d_model)
 
-    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         a_BTD, b_BTD = self._recurrence(x_BTD)
         valid_BT = span.valid_BT
         if valid_BT is not None:
@@ -69,7 +69,7 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
             state["h"].copy_(h_BTD[:, -1])
         return self.out_proj(h_BTD.to(x_BTD.dtype))
 
-    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         a_BD, b_BD = self._recurrence(x_BD)
         h_BD = a_BD * state["h"] + b_BD
         state["h"].copy_(h_BD)

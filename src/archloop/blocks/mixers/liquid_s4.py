@@ -43,16 +43,16 @@ class LiquidS4(ChannelSSM):
         state_dim: Annotated[int, Gene((8, 16, 32))] = Field(16, ge=2, multiple_of=2)
 
         @property
-        def num_states(self) -> int:  # noqa: D102
+        def num_states(self) -> int:
             return self.state_dim
 
-        def core_params(self, d_model: int) -> int:  # noqa: D102
+        def core_params(self, d_model: int) -> int:
             return 3 * self.state_dim * d_model + d_model
 
-        def core_flops(self, d_model: int, num_tokens: int) -> int:  # noqa: D102
+        def core_flops(self, d_model: int, num_tokens: int) -> int:
             return 8 * self.state_dim * d_model * num_tokens
 
-        def core_step_flops(self, d_model: int) -> int:  # noqa: D102
+        def core_step_flops(self, d_model: int) -> int:
             return 8 * self.state_dim * d_model
 
     def __init__(
@@ -69,7 +69,7 @@ class LiquidS4(ChannelSSM):
         )
         self.c = nn.Parameter(torch.randn(2, d_model, modes) * 0.5**0.5)
 
-    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         a, b, c = self.coefficients()
         if state is None:
             zero_BDM = u_BTD.new_zeros(u_BTD.shape[0], *a[0].shape)
@@ -79,7 +79,7 @@ class LiquidS4(ChannelSSM):
         state["x"].copy_(torch.cat(last, -1))
         return y_BTD
 
-    def core_step(self, u_BD: Tensor, state: State) -> Tensor:  # noqa: D102
+    def core_step(self, u_BD: Tensor, state: State) -> Tensor:
         a, b, c = self.coefficients()
         h = liquid_step(u_BD.tanh(), a, b, halves(state["x"]))
         state["x"].copy_(torch.cat(h, -1))

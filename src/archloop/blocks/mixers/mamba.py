@@ -43,14 +43,14 @@ class Mamba(KeepsFloat32, SequenceMixer):
         kernel: Annotated[int, Gene((2, 4))] = Field(4, ge=1, le=64)
         core: Literal["recurrent", "conv"] = "recurrent"
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             inner = whole_width(self.expansion, d_model)
             sizes = {"d_inner": inner, "kernel": self.kernel}
             if self.core == "recurrent":
                 sizes |= {"state_dim": self.state_dim, "dt_rank": math.ceil(d_model / 16)}
             return sizes
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             inner, states, rank = self._widths(d_model)
             own = 2 * d_model * inner + (d_model * states + inner if states else 0)
             if consumer:
@@ -61,14 +61,14 @@ class Mamba(KeepsFloat32, SequenceMixer):
                 total += inner * states + inner
             return total
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             inner, states, _ = self._widths(d_model)
             layout = {"conv": Held("recent", (self.kernel - 1, inner))}
             if states:
                 layout["ssm"] = Held("recurrent", (inner, states))
             return layout
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             inner, states, rank = self._widths(d_model)
@@ -114,7 +114,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         poles_N = torch.arange(1, states + 1, dtype=torch.float32)
         self.a_log = nn.Parameter(poles_N.log().repeat(self.inner, 1))
 
-    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         x_BTI = self._convolve(x_BTD, state, span)
         if not self.has_state:
             return self._out(x_BTD, x_BTI)
@@ -125,7 +125,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
             state["ssm"].copy_(last_BIN)
         return self._out(x_BTD, y_BTI + self.skip * x_BTI)
 
-    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         x_BI = self._convolve_step(x_BD, state)
         if not self.has_state:
             return self._out(x_BD, x_BI)
@@ -133,7 +133,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         y_BI = self._advance(x_BI, dt_BI, b_BN, c_BN, state).to(x_BI.dtype)
         return self._out(x_BD, y_BI + self.skip * x_BI)
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         x_BTI = self._convolve(x_BTD, state, span)
         if not self.has_state:
             return {"x": x_BTI}
@@ -146,7 +146,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
             shared["start"] = start_BIN
         return shared
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         x_BTI = shared["x"]
         if not self.has_state:
             return self._out(x_BTD, x_BTI)
@@ -155,7 +155,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         y_BTI, _ = selective_scan(x_BTI, shared["dt"], shared["a"], shared["b"], c_BTN, start)
         return self._out(x_BTD, y_BTI + self.skip * x_BTI)
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         x_BI = self._convolve_step(x_BD, state)
         if not self.has_state:
             return {"x": x_BI}
@@ -163,7 +163,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         self._advance(x_BI, dt_BI, b_BN, c_BN, state)
         return {"x": x_BI, "h": state["ssm"], "c": c_BN}
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         x_BI = shared["x"]
         if not self.has_state:
             return self._out(x_BD, x_BI)

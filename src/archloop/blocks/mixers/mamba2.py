@@ -50,7 +50,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         core: Literal["recurrent", "conv"] = "recurrent"
         norm_eps: float = Field(1e-5, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             inner = whole_width(self.expansion, d_model)
             heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
             if heads % self.num_groups:
@@ -65,7 +65,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
             own = {"num_heads": heads, "head_dim": self.head_dim, "state_dim": self.state_dim}
             return shared | own
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             inner, keys, heads = self._widths(d_model)
             own = d_model * (2 * inner + consumer * keys) + inner + heads
             if consumer:
@@ -73,14 +73,14 @@ class Mamba2(KeepsFloat32, SequenceMixer):
             convolved = inner + 2 * keys
             return own + d_model * (convolved + heads) + convolved * (self.kernel + 1) + 2 * heads
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             inner, keys, heads = self._widths(d_model)
             layout = {"conv": Held("recent", (self.kernel - 1, inner + 2 * keys))}
             if heads:
                 layout["kv"] = Held("recurrent", (heads, self.state_dim, self.head_dim))
             return layout
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             total = num_tokens * self._token_flops(d_model, consumer)
@@ -92,9 +92,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
                     total += heads * ssd.states_flops(num_tokens, *widths)
             return total
 
-        def decode_flops(  # noqa: D102
-            self, d_model: int, context: int, *, consumer: bool = False
-        ) -> int:
+        def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
             _, _, heads = self._widths(d_model)
             widths = self.state_dim, self.head_dim
             mixing = heads * linear_attention.step_flops(*widths, consumer=consumer)
@@ -145,7 +143,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
                 self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
                 self.dt_bias = nn.Parameter(initial_dt_bias(self.num_heads))
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         made_BTd = self.feature_proj(x_BTD)
         past_BLd = None if state is None else state["conv"]
         activated_BTd, dt_BTN = activated_conv(made_BTd, self.conv, self.conv_bias, past_BLd)
@@ -168,7 +166,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         q_BGTK = split_heads(q, self.num_groups)
         return {"x": x, "q": q_BGTK, "k": k_BGTK, "dt": dt_BNT, "g": g_BNT, "states": states}
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         z_BTI, own_q = self._query(x_BTD)
         if not self.recurrent:
             return self._out(shared["x"], z_BTI)
@@ -179,7 +177,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         )
         return self._gated(join_heads(y_BNTV), shared["x"], z_BTI)
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         into_conv_Bd, dt_BN = self.feature_proj(x_BD).split(self.feature_widths, -1)
         convolved_Bd = causal_conv_step(into_conv_Bd, self.conv, state["conv"]) + self.conv_bias
         x, k, q = F.silu(convolved_Bd).split(self.conv_widths, -1)
@@ -192,7 +190,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         state["kv"].copy_(linear_attention.advance(state["kv"], self._to_heads(k), v_BNV, g_BN1))
         return {"x": x, "q": q, "kv": state["kv"]}
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         z_BI, own_q = self._query(x_BD)
         if not self.recurrent:
             return self._out(shared["x"], z_BI)

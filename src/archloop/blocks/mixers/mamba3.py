@@ -53,7 +53,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         norm_eps: float = Field(1e-5, gt=0)
         decay_floor: float = Field(1e-4, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             inner = whole_width(self.expansion, d_model)
             heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
             angles = int(self.state_dim * self.rope_fraction) // 2
@@ -70,7 +70,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
                 "num_angles": angles,
             }
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             sizes = self.sizes(d_model)
             heads, angles = sizes["num_heads"], sizes["num_angles"]
             inner, keys = heads * self.head_dim, self.rank * self.state_dim
@@ -81,7 +81,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             made = d_model * (inner + keys + 3 * heads + angles)
             return own + made + self.state_dim + heads * keys + heads + ranked
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             sizes = self.sizes(d_model)
             shapes = {
                 "kv": (self.state_dim, self.head_dim),
@@ -92,7 +92,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             heads = sizes["num_heads"]
             return {name: Held("recurrent", (heads, *shape)) for name, shape in shapes.items()}
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             heads, widths = self.sizes(d_model)["num_heads"], (self.state_dim, self.head_dim)
@@ -103,9 +103,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
                 mixing += ranked_ssd.states_flops(num_tokens, self.rank, *widths)
             return num_tokens * self._projections(d_model, consumer) + heads * mixing
 
-        def decode_flops(  # noqa: D102
-            self, d_model: int, context: int, *, consumer: bool = False
-        ) -> int:
+        def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
             cells = self.sizes(d_model)["num_heads"] * self.state_dim * self.head_dim
             per_cell = 2 * self.rank if consumer else 6 * self.rank + 3
             return self._projections(d_model, consumer) + cells * per_cell
@@ -147,7 +145,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         if rank > 1:
             self.mimo_x = nn.Parameter(torch.full(shape, 1 / rank))
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         x, b, dt, g, trap, turn = self._features(x_BTD, span.valid_BT)
         angle = total_angle(turn, None if state is None else state["angle"])
         k_BNTRK = self._rotated(b, self.b_norm, self.b_bias, angle)
@@ -173,7 +171,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             "states": states,
         }
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         z, c = self.query_proj(x_BTD).split(self.query_widths, -1)
         q_BNTRK = self._rotated(c, self.c_norm, self.c_bias, shared["angle"])
         y = ranked_ssd.read(q_BNTRK, shared["k"], shared["scaled"], shared["g"], shared["states"])
@@ -188,7 +186,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         y = torch.addcmul(y, factor, v) if self.config.rank == 1 else y + factor @ v
         return self._out(x_BTD, y, z)
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         x, b, *rest = self._features(x_BD[:, None], None)
         dt, g, trap, turn = (part[:, :, 0] for part in rest)
         angle = (state["angle"] + turn).remainder(2 * math.pi)
@@ -202,7 +200,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             state[name].copy_(value)
         return {"angle": angle, "v": v_BNRV, "kv": state["kv"]}
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         z, c = self.query_proj(x_BD[:, None]).split(self.query_widths, -1)
         angle_BN1S = shared["angle"][:, :, None]
         q_BNRK = self._rotated(c, self.c_norm, self.c_bias, angle_BN1S)[:, :, 0]

@@ -41,7 +41,7 @@ class MLA(SequenceMixer):
         shared_key_dim: int = Field(32, ge=1)
         norm_eps: float = Field(1e-6, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             return {
                 "num_heads": num_heads,
@@ -50,16 +50,16 @@ class MLA(SequenceMixer):
                 "shared_key_dim": self.shared_key_dim,
             }
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             norm = 0 if consumer else self.latent_dim
             up = 2 * d_model * self.latent_dim
             return self._token_weights(d_model, consumer) + up + norm
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             width = self.latent_dim + self.shared_key_dim
             return {"latent": Held("cache", (context, width))}
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             heads = self.sizes(d_model)["num_heads"]
@@ -68,9 +68,7 @@ class MLA(SequenceMixer):
             attended = 2 * pairs * heads * (2 * self.head_dim + self.shared_key_dim)
             return num_tokens * 2 * self._token_weights(d_model, consumer) + expanded + attended
 
-        def decode_flops(  # noqa: D102
-            self, d_model: int, context: int, *, consumer: bool = False
-        ) -> int:
+        def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
             heads = self.sizes(d_model)["num_heads"]
             absorbed = 4 * self.latent_dim * d_model
             pair = 2 * heads * (2 * self.latent_dim + self.shared_key_dim)
@@ -97,7 +95,7 @@ class MLA(SequenceMixer):
             self.latent_proj = Linear(d_model, self.latent_dim + self.shared_key_dim)
             self.latent_norm = RMSNorm(self.latent_dim, config.norm_eps)
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         latent_BTL = self._latents(x_BTD)
         if state is None:
             return {"latent": latent_BTL}
@@ -106,7 +104,7 @@ class MLA(SequenceMixer):
         found = {"latent": cache_BSL[:, : state.reach(x_BTD.shape[1])].to(x_BTD.dtype)}
         return found | held_before(state, span)
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         q_BNTK = self._heads(self.query_proj(x_BTD))
         latent_BSL = shared["latent"]
         c_BSR, s_BSP = latent_BSL.split([self.latent_dim, self.shared_key_dim], -1)
@@ -123,13 +121,13 @@ class MLA(SequenceMixer):
         )
         return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         cache_BSL = state["latent"]
         rows_B = torch.arange(x_BD.shape[0], device=x_BD.device)
         cache_BSL[rows_B, positions_B] = self._latents(x_BD).to(cache_BSL.dtype)
         return {"latent": cache_BSL[:, : state.step_reach(x_BD.device)].to(x_BD.dtype)}
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         q_BNK = self.query_proj(x_BD).reshape(-1, self.num_heads, self.key_dim)
         q_BNH, q_BNP = q_BNK.split([self.head_dim, self.shared_key_dim], -1)
         up_NHR = self.up_proj.weight.reshape(2, self.num_heads, self.head_dim, self.latent_dim)

@@ -45,17 +45,17 @@ class RTF(ChannelSSM):
         order: Annotated[int, Gene((8, 16, 32))] = Field(16, ge=1)
 
         @property
-        def num_states(self) -> int:  # noqa: D102
+        def num_states(self) -> int:
             return self.order
 
-        def core_params(self, d_model: int) -> int:  # noqa: D102
+        def core_params(self, d_model: int) -> int:
             return d_model * (2 * self.order + 1)
 
-        def core_flops(self, d_model: int, num_tokens: int) -> int:  # noqa: D102
+        def core_flops(self, d_model: int, num_tokens: int) -> int:
             made = dense_chunk_flops(num_tokens, self.order)
             return d_model * (chunked_flops(num_tokens, self.order) + made)
 
-        def core_step_flops(self, d_model: int) -> int:  # noqa: D102
+        def core_step_flops(self, d_model: int) -> int:
             return 4 * self.order * d_model
 
     def __init__(
@@ -67,7 +67,7 @@ class RTF(ChannelSSM):
         self.slack = nn.Parameter(torch.full((d_model,), 0.1))
         self.b = nn.Parameter(torch.randn(d_model, order) * order**-0.5)
 
-    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         a_DN = self.denominator()
         shift_NN = torch.eye(self.num_states, dtype=a_DN.dtype, device=a_DN.device)[:-1]
         below_DNN = shift_NN.expand(a_DN.shape[0], -1, -1)
@@ -76,7 +76,7 @@ class RTF(ChannelSSM):
         system = DenseSystem(torch.cat([-a_DN[:, None], below_DNN], 1), first_DN, precise(self.b))
         return run_system(system, u_BTD, state, span)
 
-    def core_step(self, u_BD: Tensor, state: State) -> Tensor:  # noqa: D102
+    def core_step(self, u_BD: Tensor, state: State) -> Tensor:
         w_BD = u_BD - (self.denominator() * state["x"]).sum(-1)
         x_BDN = torch.cat([w_BD[..., None], state["x"][..., :-1]], -1)
         state["x"].copy_(x_BDN)

@@ -49,17 +49,17 @@ class S4(ChannelSSM):
         state_dim: Annotated[int, Gene((16, 32, 64))] = Field(32, ge=2, multiple_of=2)
 
         @property
-        def num_states(self) -> int:  # noqa: D102
+        def num_states(self) -> int:
             return self.state_dim
 
-        def core_params(self, d_model: int) -> int:  # noqa: D102
+        def core_params(self, d_model: int) -> int:
             return 3 * self.state_dim + d_model * (self.state_dim + 1)
 
-        def core_flops(self, d_model: int, num_tokens: int) -> int:  # noqa: D102
+        def core_flops(self, d_model: int, num_tokens: int) -> int:
             made = dense_chunk_flops(num_tokens, self.state_dim)
             return d_model * (chunked_flops(num_tokens, self.state_dim) + made)
 
-        def core_step_flops(self, d_model: int) -> int:  # noqa: D102
+        def core_step_flops(self, d_model: int) -> int:
             return 20 * self.state_dim * d_model
 
     def __init__(
@@ -74,14 +74,14 @@ class S4(ChannelSSM):
         self.b = nn.Parameter(torch.view_as_real(hippo.input_M).T.to(real).contiguous())
         self.c = nn.Parameter(torch.randn(2, d_model, config.state_dim // 2) * 0.5**0.5)
 
-    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         channels, states = self.skip.shape[0], self.num_states
         eye_NDN = torch.eye(states, dtype=u_BTD.dtype, device=u_BTD.device)[:, None]
         columns_NDN = self._solve(self._forward_half(eye_NDN.expand(-1, channels, -1)))
         system = DenseSystem(columns_NDN.permute(1, 2, 0), self._input(), self._output())
         return run_system(system, u_BTD, state, span)
 
-    def core_step(self, u_BD: Tensor, state: State) -> Tensor:  # noqa: D102
+    def core_step(self, u_BD: Tensor, state: State) -> Tensor:
         x_BDN = self._solve(self._forward_half(state["x"])) + self._input() * u_BD[..., None]
         state["x"].copy_(x_BDN)
         return (self._output() * x_BDN).sum(-1)

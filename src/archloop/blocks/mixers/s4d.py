@@ -35,16 +35,16 @@ class S4D(ChannelSSM):
         state_dim: Annotated[int, Gene((16, 32, 64))] = Field(32, ge=2, multiple_of=2)
 
         @property
-        def num_states(self) -> int:  # noqa: D102
+        def num_states(self) -> int:
             return self.state_dim
 
-        def core_params(self, d_model: int) -> int:  # noqa: D102
+        def core_params(self, d_model: int) -> int:
             return 2 * self.state_dim * d_model + d_model
 
-        def core_flops(self, d_model: int, num_tokens: int) -> int:  # noqa: D102
+        def core_flops(self, d_model: int, num_tokens: int) -> int:
             return d_model * chunked_flops(num_tokens, self.state_dim)
 
-        def core_step_flops(self, d_model: int) -> int:  # noqa: D102
+        def core_step_flops(self, d_model: int) -> int:
             return 6 * self.state_dim * d_model
 
     def __init__(
@@ -58,13 +58,13 @@ class S4D(ChannelSSM):
         self.frequency = nn.Parameter(frequency_M.repeat(d_model, 1))
         self.c = nn.Parameter(torch.randn(2, d_model, modes) * 0.5**0.5)
 
-    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         decay, frequency, dt, c = self._poles()
         _, b = zoh(decay, frequency, dt)
         system = DiagonalSystem((decay * dt, frequency * dt), b, c)
         return run_system(system, u_BTD, state, span)
 
-    def core_step(self, u_BD: Tensor, state: State) -> Tensor:  # noqa: D102
+    def core_step(self, u_BD: Tensor, state: State) -> Tensor:
         decay, frequency, dt, (cr, ci) = self._poles()
         a, (br, bi) = zoh(decay, frequency, dt)
         kept_r, kept_i = times(a, halves(state["x"]))

@@ -38,19 +38,19 @@ class S5(KeepsFloat32, SequenceMixer):
 
         modes: Annotated[float, Gene((0.25, 0.5, 1.0), scale="ratio")] = Field(0.5, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             return {"num_modes": max(1, round(self.modes * d_model))}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             modes = self.sizes(d_model)["num_modes"]
             own = 2 * modes * d_model + d_model + d_model**2
             return own if consumer else own + 2 * modes * d_model + 3 * modes
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             modes = (self.sizes(d_model)["num_modes"],)
             return {"re": Held("recurrent", modes), "im": Held("recurrent", modes)}
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             modes = self.sizes(d_model)["num_modes"]
@@ -90,7 +90,7 @@ class S5(KeepsFloat32, SequenceMixer):
         self.b.weight.copy_(torch.cat([b_PD.real, b_PD.imag]))
         self.c.weight.copy_(torch.cat([c_DP.real, -c_DP.imag], 1))
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         (ar, ai), (br, bi) = self._recurrence(x_BTD)
         valid_BT = span.valid_BT
         if valid_BT is not None:
@@ -106,10 +106,10 @@ class S5(KeepsFloat32, SequenceMixer):
             state["im"].copy_(im_BTP[:, -1])
         return {"x": torch.cat([re_BTP, im_BTP], -1).to(x_BTD.dtype)}
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         return self._read(x_BTD, shared)
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         (ar, ai), (br, bi) = self._recurrence(x_BD)
         re, im = state["re"], state["im"]
         re_BP, im_BP = ar * re - ai * im + br, ar * im + ai * re + bi
@@ -117,7 +117,7 @@ class S5(KeepsFloat32, SequenceMixer):
         im.copy_(im_BP)
         return {"x": torch.cat([re_BP, im_BP], -1).to(x_BD.dtype)}
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         return self._read(x_BD, shared)
 
     def _read(self, x: Tensor, shared: Features) -> Tensor:

@@ -28,16 +28,16 @@ class ShortConv(SequenceMixer):
         kernel: Annotated[int, Gene((3, 5, 7))] = Field(3, ge=1, le=64)
         bias: bool = False
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             return {"kernel": self.kernel}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:  # noqa: D102
+        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             return 4 * d_model**2 + self.kernel * d_model + (5 * d_model if self.bias else 0)
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"conv": Held("recent", (self.kernel - 1, d_model))}
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             return num_tokens * (8 * d_model**2 + 2 * self.kernel * d_model + 2 * d_model)
@@ -53,7 +53,7 @@ class ShortConv(SequenceMixer):
         self.out_proj = Linear(d_model, d_model, config.bias)
         nn.init.uniform_(self.conv, -(config.kernel**-0.5), config.kernel**-0.5)
 
-    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:  # noqa: D102
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         b_BTD, c_BTD, u_BTD = self.in_proj(x_BTD).chunk(3, -1)
         z_BTD = b_BTD * u_BTD
         past_BLD = None if state is None else state["conv"]
@@ -62,7 +62,7 @@ class ShortConv(SequenceMixer):
             advance_past(past_BLD, z_BTD, span.lengths_B)
         return self._out(c_BTD, y_BTD)
 
-    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         b_BD, c_BD, u_BD = self.in_proj(x_BD).chunk(3, -1)
         z_BD = b_BD * u_BD
         y_BD = causal_conv_step(z_BD, self.conv, state["conv"])

@@ -31,15 +31,15 @@ class SWA(Attention):
         window: Annotated[int, Gene((256, 512, 1024, 2048))] = Field(512, ge=1)
         rope_theta: float | None = Field(1e4, gt=1)
 
-        def sizes(self, d_model: int) -> dict[str, int]:  # noqa: D102
+        def sizes(self, d_model: int) -> dict[str, int]:
             return super().sizes(d_model) | {"window": self.window}
 
-        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:  # noqa: D102
+        def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             slots = min(self.window, context)
             ring = Held("recent", (self.sizes(d_model)["num_kv_heads"], slots, self.head_dim))
             return {"k": ring, "v": ring}
 
-        def prefill_flops(  # noqa: D102
+        def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             # Token t sees min(window, context + t + 1) keys: a ramp, then a plateau.
@@ -53,7 +53,7 @@ class SWA(Attention):
         super().__init__(config, d_model, block_index, num_blocks, consumer)
         self.window = config.window
 
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:  # noqa: D102
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         k_BMTH, v_BMTH = self.keys_values(x_BTD, span.positions_BT)
         if state is None:
             return {"k": k_BMTH, "v": v_BMTH}
@@ -66,7 +66,7 @@ class SWA(Attention):
             _write(state[name], kept_BMTH, span)
         return found
 
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:  # noqa: D102
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         q_BNTH = self.queries(x_BTD, span.positions_BT)
         k_BMSH, v_BMSH = shared["k"], shared["v"]
         time, num_keys = x_BTD.shape[1], k_BMSH.shape[2]
@@ -116,7 +116,7 @@ class SWA(Attention):
             mask_BnCc = mask_BnCc & (own_BnC1 == _windows(segments_BS, chunk)[:, :, None])
         return mask_BnCc.reshape(batch * num_chunks, 1, chunk, 2 * chunk)
 
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:  # noqa: D102
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         k_BM1H, v_BM1H = self.keys_values(x_BD[:, None], positions_B[:, None])
         rows_B = torch.arange(x_BD.shape[0], device=x_BD.device)
         num_slots = state["k"].shape[2]
@@ -128,7 +128,7 @@ class SWA(Attention):
             found[name] = state[name][:, :, :filled].to(x_BD.dtype)
         return found
 
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:  # noqa: D102
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
         slots_R = torch.arange(shared["k"].shape[2], device=x_BD.device)
         return self.attend_step(q_BN1H, shared["k"], shared["v"], slots_R <= positions_B[:, None])

@@ -74,7 +74,7 @@ class DiagonalSystem(System):
         angle = self.log_a[1] * exponent
         return size * angle.cos(), size * angle.sin()
 
-    def chunk(self, size: int) -> ChunkMatrices:  # noqa: D102
+    def chunk(self, size: int) -> ChunkMatrices:
         steps_C11 = torch.arange(size + 1, dtype=self.b[0].dtype, device=self.b[0].device)
         power_CDM = self.power(steps_C11[:, None, None])
         (wr, wi), (cr, ci) = times(power_CDM, self.b), self.c
@@ -84,12 +84,12 @@ class DiagonalSystem(System):
         read_CDS = 2 * torch.cat([rr, -ri], -1)[1:]
         return ChunkMatrices(kernel_CD.T, write_CDS.transpose(0, 1), read_CDS.permute(1, 2, 0))
 
-    def advance(self, x_DBS: Tensor, size: int) -> Tensor:  # noqa: D102
+    def advance(self, x_DBS: Tensor, size: int) -> Tensor:
         ar, ai = self.power(size)
         re, im = times((ar[:, None], ai[:, None]), halves(x_DBS))
         return torch.cat([re, im], -1)
 
-    def carry(self, added_DBKS: Tensor, start_DBS: Tensor, size: int) -> Tensor:  # noqa: D102
+    def carry(self, added_DBKS: Tensor, start_DBS: Tensor, size: int) -> Tensor:
         channels, batch, num_chunks, states = added_DBKS.shape
         if num_chunks == 1:
             return start_DBS[:, :, None]
@@ -120,7 +120,7 @@ class DenseSystem(System):
             self.powers[size] = half @ half
         return self.powers[size]
 
-    def chunk(self, size: int) -> ChunkMatrices:  # noqa: D102
+    def chunk(self, size: int) -> ChunkMatrices:
         columns_DSm, rows_DmS = self.b[:, :, None], self.c[:, None] @ self.power(1)
         count = 1
         while count < size:
@@ -132,10 +132,10 @@ class DenseSystem(System):
         write_DCS = columns_DSm.flip(-1).transpose(1, 2)
         return ChunkMatrices(kernel_DC, write_DCS, rows_DmS.transpose(1, 2))
 
-    def advance(self, x_DBS: Tensor, size: int) -> Tensor:  # noqa: D102
+    def advance(self, x_DBS: Tensor, size: int) -> Tensor:
         return x_DBS @ self.power(size).transpose(1, 2)
 
-    def carry(self, added_DBKS: Tensor, start_DBS: Tensor, size: int) -> Tensor:  # noqa: D102
+    def carry(self, added_DBKS: Tensor, start_DBS: Tensor, size: int) -> Tensor:
         channels, batch, num_chunks, states = added_DBKS.shape
         if num_chunks <= LONG_CARRY:
             return dense_carry(self.power(size), added_DBKS[:, :, :-1], start_DBS)

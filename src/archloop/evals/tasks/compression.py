@@ -38,7 +38,7 @@ class Compression(Task):
         guessed = (self.config.seq_len - 1) / (self.config.vocab_size - 1)
         return (guessed + 1) / self.config.seq_len
 
-    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
+    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
         return draw_split(self._draw, split, seed, num_examples)
 
     def _draw(self, rng: np.random.Generator, num: int) -> Examples:

@@ -63,7 +63,7 @@ class FuzzyInContextRecall(Task):
         """Any token of the values, each as likely."""
         return 1 / self.num_values
 
-    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
+    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
         def draw(rng: np.random.Generator, num: int) -> Examples:
             return self._draw(rng, num, split)
 

@@ -39,7 +39,7 @@ class InContextRecall(Task):
         num_keys = self.config.vocab_size // 2
         return 1 / (self.config.vocab_size - num_keys)
 
-    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
+    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
         def draw(rng: np.random.Generator, num: int) -> Examples:
             return recall_rows(
                 rng,

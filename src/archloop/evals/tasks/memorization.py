@@ -45,7 +45,7 @@ class Memorization(Task):
         """Any value, each as likely."""
         return 1 / self.num_values
 
-    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
+    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
         rng = generator(split, seed)
         keys_NP = rng.integers(self.num_keys, size=(num_examples, self.config.seq_len // 2))
         ids_NT = np.full((num_examples, self.config.seq_len), self.config.vocab_size - 1)

@@ -51,7 +51,7 @@ class NoisyInContextRecall(Task):
         """Any value, each as likely."""
         return 1 / (self._num_tokens - self._num_tokens // 2)
 
-    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
+    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
         def draw(rng: np.random.Generator, num: int) -> Examples:
             return recall_rows(
                 rng,

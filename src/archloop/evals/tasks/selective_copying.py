@@ -44,7 +44,7 @@ class SelectiveCopying(Task):
         """Any token that can be copied, each as likely."""
         return 1 / (self.config.vocab_size - 2)
 
-    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:  # noqa: D102
+    def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
         return draw_split(self._draw, split, seed, num_examples)
 
     def _draw(self, rng: np.random.Generator, num: int) -> Examples:

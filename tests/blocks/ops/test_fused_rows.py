@@ -1,4 +1,4 @@
-"""Kernels of the short convolution and of skip, gate and norm equal their plain forms, with gradients.
+"""Kernels of the short convolution, and of skip, gate and norm, equal their plain forms.
 
 Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
 """

@@ -9,7 +9,6 @@ parametrisation:
 Shape suffixes: B batch, T time, D model width, M = N/2 modes.
 """
 
-import math
 from typing import Annotated
 
 import torch
@@ -17,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from archloop.blocks.base import Gene, Span, State
+from archloop.blocks.ops.hippo import linear_poles
 from archloop.blocks.ops.liquid_scan import liquid_scan, liquid_step, read_out
 from archloop.blocks.ops.long_conv import halves
 from archloop.blocks.ops.precision import precise
@@ -61,9 +61,7 @@ class LiquidS4(ChannelSSM):
         super().__init__(config, d_model)
         modes = config.state_dim // 2
         self.log_dt = nn.Parameter(log_uniform(d_model, 1e-3, 1e-1))
-        self.log_decay = nn.Parameter(torch.full((d_model, modes), math.log(0.5)))
-        frequency_M = math.pi * torch.arange(modes, dtype=torch.float32)
-        self.frequency = nn.Parameter(frequency_M.repeat(d_model, 1))
+        self.log_decay, self.frequency = map(nn.Parameter, linear_poles(d_model, modes))
         self.beta = nn.Parameter(
             torch.cat([torch.ones(1, d_model, modes), torch.zeros(1, d_model, modes)])
         )

@@ -7,7 +7,6 @@ would absorb it. Real parts of A are negative by parametrisation, so modes alway
 Shape suffixes: B batch, T time, D model width, M = N/2 modes.
 """
 
-import math
 from typing import Annotated
 
 import torch
@@ -15,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from archloop.blocks.base import Gene, Span, State
+from archloop.blocks.ops.hippo import linear_poles
 from archloop.blocks.ops.long_conv import DiagonalSystem, halves, times
 from archloop.blocks.ops.precision import precise
 from archloop.blocks.ops.scan import Pair
@@ -53,9 +53,7 @@ class S4D(ChannelSSM):
         super().__init__(config, d_model)
         modes = config.state_dim // 2
         self.log_dt = nn.Parameter(log_uniform(d_model, 1e-3, 1e-1))
-        self.log_decay = nn.Parameter(torch.full((d_model, modes), math.log(0.5)))
-        frequency_M = math.pi * torch.arange(modes, dtype=torch.float32)
-        self.frequency = nn.Parameter(frequency_M.repeat(d_model, 1))
+        self.log_decay, self.frequency = map(nn.Parameter, linear_poles(d_model, modes))
         self.c = nn.Parameter(torch.randn(2, d_model, modes) * 0.5**0.5)
 
     def core(self, u_BTD: Tensor, state: State | None, span: Span) -> Tensor:

@@ -4,6 +4,7 @@
 conjugate pairs, of which one each is kept: N/2 complex modes stand for N real states.
 """
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -33,6 +34,17 @@ def legs(num_states: int) -> tuple[Tensor, Tensor]:
     root = (2 * n + 1).sqrt()
     a_NN = -(root[:, None] * root).tril(-1) - torch.diag(n + 1)
     return a_NN, root
+
+
+def linear_poles(num_channels: int, num_modes: int) -> tuple[Tensor, Tensor]:
+    """S4D-Lin, which stands in for the poles of HiPPO-LegS (arXiv 2206.11893): -1/2 + i pi n.
+
+    Returns:
+        Logarithm of the decay, and frequency, (D, M) each.
+    """
+    log_decay_DM = torch.full((num_channels, num_modes), math.log(0.5))
+    frequency_M = math.pi * torch.arange(num_modes, dtype=torch.float32)
+    return log_decay_DM, frequency_M.repeat(num_channels, 1)
 
 
 def dplr(num_states: int) -> Dplr:

@@ -153,6 +153,19 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _level(b_ptr, b, step, key, level, b_t, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of one halving: who asks, each token's decay to or from the middle, and which pairs meet."""
+    block = step >> level
+    middle = ((block | 1) << level) - 1
+    asks = ((block & 1) == 1)[:, None]
+    at_middle = tl.load(
+        b_ptr + middle[:, None] * b_t + key[None, :], mask=(key < K)[None, :], other=0.0
+    )
+    fade = tl.exp(tl.where(asks, b - at_middle, at_middle - b))
+    return asks, fade, (block >> 1)[:, None] == (block >> 1)[None, :]
+
+
+@jit
 def _read_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, b_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t, o_b, o_n, o_t,
@@ -187,16 +200,9 @@ def _read_kernel(  # type: ignore[no-untyped-def]
         ).to(v.dtype)
         o += tl.dot((q * tl.exp(b)).to(v.dtype), state, input_precision=PRECISION)
         for level in range(LEVELS):
-            block = step >> level
-            middle = ((block | 1) << level) - 1
-            asks = ((block & 1) == 1)[:, None]
-            at_middle = tl.load(
-                b_ptr + middle[:, None] * b_t + key[None, :], mask=key_in[None, :], other=0.0
-            )
-            fade = tl.exp(tl.where(asks, b - at_middle, at_middle - b))
+            asks, fade, meet = _level(b_ptr, b, step, key, level, b_t, K)
             queries = tl.where(asks, q * fade, 0.0).to(v.dtype)
             keys = tl.where(asks, 0.0, k * fade).to(v.dtype)
-            meet = (block >> 1)[:, None] == (block >> 1)[None, :]
             product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
             scores += tl.where(meet, product, 0.0)
         own = tl.sum(q * k, 1)
@@ -255,16 +261,9 @@ def _read_gradient_kernel(  # type: ignore[no-untyped-def]
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     scores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
     for level in range(LEVELS):
-        block = step >> level
-        middle = ((block | 1) << level) - 1
-        asks = ((block & 1) == 1)[:, None]
-        at_middle = tl.load(
-            b_ptr + middle[:, None] * b_t + key[None, :], mask=key_in[None, :], other=0.0
-        )
-        fade = tl.exp(tl.where(asks, b - at_middle, at_middle - b))
+        asks, fade, meet = _level(b_ptr, b, step, key, level, b_t, K)
         queries = tl.where(asks, q * fade, 0.0).to(dtype)
         keys = tl.where(asks, 0.0, k * fade).to(dtype)
-        meet = (block >> 1)[:, None] == (block >> 1)[None, :]
         product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         scores += tl.where(meet, product, 0.0)
         pairs = tl.where(meet, dscores, 0.0).to(dtype)
@@ -284,12 +283,11 @@ def _read_gradient_kernel(  # type: ignore[no-untyped-def]
     tl.store(dk_ptr + own_k + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
     own_b = batch * b_b + head * b_n + start * b_t
     tl.store(db_ptr + own_b + step[:, None] * b_t + key[None, :], db, mask=key_in[None, :])
-    scores = scores.to(dtype)
     for first in range(0, V, BLOCK_V):
         value = first + tl.arange(0, BLOCK_V)
         v_in = here[:, None] & (value < V)[None, :]
         do = tl.load(do_ptr + step[:, None] * do_t + value[None, :], mask=v_in, other=0.0).to(dtype)
-        dv = tl.dot(tl.trans(scores), do, input_precision=PRECISION)
+        dv = tl.dot(tl.trans(scores.to(dtype)), do, input_precision=PRECISION)
         tl.store(
             dv_ptr + step[:, None] * dv_t + value[None, :],
             dv.to(dv_ptr.dtype.element_ty),

@@ -1,6 +1,8 @@
 """The command line: JSON alone on stdout, one clear line and the right exit status on bad input."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,11 @@ def test_plugins_as_json() -> None:
         (["eval", "lfm2-350m", "--suite", "mmlu"], "unknown suite 'mmlu'"),
         (["eval", "lfm2-350m", "--tasks", "recall"], "not a task of MAD"),
         (["generate", "./absent", "--prompt", "x"], "absent"),
+        (["generate", "./absent", "--prompt", "x", "--device", "tpu"], "this machine has cpu:0"),
+        (["generate", "./absent", "--prompt", "x", "--max-new-tokens", "0"], "'--max-new-tokens'"),
+        (["generate", "./absent", "--prompt", "\udcff"], "not UTF-8"),
+        (["eval", "lfm2-350m", "--tasks", ""], "not a task of MAD"),
+        (["eval", "lfm2-350m", "--device", "cuda:99"], "device 'cuda:99' is not here"),
         (["search"], "Missing argument 'recipe'; see "),
         (["search", "a\0b.yaml"], "'recipe'"),
         (["profile", "lfm2-350m", "--threads", "x"], "'--threads'"),
@@ -107,3 +114,37 @@ def test_a_broken_spec_file_names_the_field(tmp_path: Path) -> None:
     assert status == 2
     assert "state_from=9" in err
     assert err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "invalid JSON"),
+        ("[]", "must be a mapping of keys"),
+        ('{"mixers": [{"name": "gqqa"}]}', "did you mean 'gqa'"),
+        ('{"mixers": [{"name": "gqa", "config": {"head_dim": 48}}]}', "head_dim=48"),
+        ('{"channel_mixer": {"name": "moe", "config": {"top_k": 99}}}', "top_k=99"),
+        ('{"mixers": [{"name": "gqa", "config": {"wide": 1}}]}', "gqa has no setting 'wide'"),
+    ],
+)
+def test_a_spec_that_cannot_be_built_is_named_before_anything_runs(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    whole = content if content in "{[]" else f'{{"d_model":64,"vocab_size":9,"blocks":[{content}]}}'
+    (tmp_path / "spec.json").write_text(whole)
+    status, out, err = run("profile", str(tmp_path / "spec.json"), "--contexts", "16")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"archloop: {tmp_path / 'spec.json'}: ")
+    assert message in err
+    assert err.count("\n") == 1, err
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    call = "from archloop.cli import main; main()"
+    program = [sys.executable, "-c", call, "presets", "--json"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

@@ -6,6 +6,7 @@ that ``--help`` answers at once.
 """
 
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -81,6 +82,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             resumes = function.__name__ in ("search", "eval")
             stderr.print("stopped" + "; the same command goes on from here" * resumes)
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Whoever read the output has seen enough; Python would complain once more at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
         except Exception as error:
             if not isinstance(error, _expected_failures()):
                 raise
@@ -90,7 +95,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(error: Exception, status: int) -> None:
-    _print_error(f"archloop: {' '.join(str(error).split())}")
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    _print_error(f"archloop: {' '.join(text.split())}")
     raise typer.Exit(status) from None
 
 
@@ -115,7 +123,7 @@ def load_spec(name: str) -> "StackSpec":
     """A preset by name, or a spec from a ``.json`` file.
 
     Raises:
-        UserError: neither exists, or the file is not a valid spec.
+        UserError: neither exists, or the file is not a spec that can be built.
     """
     from archloop.stack import presets
     from archloop.stack.spec import StackSpec
@@ -124,8 +132,16 @@ def load_spec(name: str) -> "StackSpec":
     if path.suffix != ".json":
         return presets.load(name)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a preset's name or a spec file")
-    return StackSpec.from_json(path.read_bytes())
+        what = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; give a preset's name or a spec file")
+    from archloop.stack import cost
+
+    try:
+        spec = StackSpec.from_json(path.read_bytes())
+        cost.check(spec)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return spec
 
 
 @_command
@@ -293,10 +309,12 @@ def eval(  # noqa: A001
     A spec file is taken as it is; of a preset, the order of mixers, at MAD's width of 128.
     """
     from archloop.evals.mad import CHANGES, MadConfig, RunResult, mad_spec, run_mad
+    from archloop.training.loop import torch_device
 
     if suite != "mad":
         raise UserError(f"unknown suite {suite!r}; {registry.suggest(suite, ['mad'])}")
-    chosen = tuple(tasks.split(",")) if tasks else tuple(CHANGES)
+    chosen = tuple(CHANGES) if tasks is None else tuple(dict.fromkeys(tasks.split(",")))
+    torch_device(device)
     config = MadConfig.quick(chosen) if quick else MadConfig(tasks=chosen)
 
     def tell(done: int, total: int, result: RunResult) -> None:
@@ -321,13 +339,13 @@ def generate(
     model: Annotated[str, typer.Argument(help="A checkpoint's folder or hub id.")],
     prompt: Annotated[str, typer.Option(help="What to continue, or with --chat to answer.")],
     chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option()] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=2**20)] = 256,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option()] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
     min_p: Annotated[float | None, typer.Option()] = None,
     repetition_penalty: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Such as bfloat16; default as stored.")] = None,
     device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
@@ -338,8 +356,12 @@ def generate(
     import torch
 
     from archloop.checkpoints.model import load_model, stream
+    from archloop.training.loop import torch_device
 
-    loaded = load_model(model, None if dtype is None else _dtype(dtype), device)
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise UserError("--prompt is not UTF-8 text; check the terminal's encoding")
+    kind = None if dtype is None else _dtype(dtype)
+    loaded = load_model(model, kind, torch_device(device))
     given: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,

@@ -91,6 +91,7 @@ VALUES = [
     ("proxy.tasks", {"memorization": {"num_eval": 10**9}}, r": proxy: .*num_eval.*allowed: 1 to"),
     ("proxy.tasks", {"memorization": {"batch_size": 10**7}}, r": proxy: .*batch_size.*allowed: 1"),
     ("profile.threads", 10**12, r": profile.threads: 1000000000000 must be less than or equal to"),
+    ("proxy.device", "cuda:99", r": proxy.device: device 'cuda:99' is not here; this machine has"),
     ("storage", "nonsense", r": storage: 'nonsense': no database URL, such as postgresql://"),
     ("promote_share", 1.5, r": promote_share: 1.5 must be less than or equal to 1"),
 ]
@@ -183,7 +184,7 @@ def test_a_bug_is_not_blamed_on_the_recipe(tmp_path, monkeypatch):
         raise ValueError("operands could not be broadcast together")
 
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings()))
-    monkeypatch.setattr("archloop.stack.cost.num_params", wrong)
+    monkeypatch.setattr("archloop.stack.cost.check", wrong)
     with pytest.raises(ValueError, match="broadcast") as caught:
         plan.resolve(load(tmp_path / "a.yaml"))
     assert not isinstance(caught.value, UserError)

@@ -74,13 +74,24 @@ class Config(BaseModel):
         """FLOPs of one decode step after `context` tokens are in the state."""
         return self.prefill_flops(d_model, 1, context, consumer=consumer)
 
+    def check(self, d_model: int, *, consumer: bool = False) -> None:
+        """Refuse what `build` could not make.
+
+        Raises:
+            UserError: as `sizes`, or the mixer cannot be a consumer.
+        """
+        self.sizes(d_model)
+        if consumer and not getattr(self.owner, "shareable", False):
+            raise UserError(f"state_from: {self.owner.__name__} does not share its features")
+
     def build(
         self, d_model: int, block_index: int = 0, num_blocks: int = 1, *, consumer: bool = False
     ) -> Any:
         """Make the module.
 
         Raises:
-            ValueError: as `sizes`, no such block, or the mixer cannot be a consumer.
+            UserError: as `check`.
+            ValueError: no such width or block.
         """
         if d_model < 1:
             raise ValueError(f"d_model={d_model} must be at least 1")
@@ -89,9 +100,7 @@ class Config(BaseModel):
                 f"block_index={block_index} is no block of num_blocks={num_blocks}; "
                 f"allowed: 0 to {num_blocks - 1}"
             )
-        self.sizes(d_model)
-        if consumer and not getattr(self.owner, "shareable", False):
-            raise UserError(f"state_from: {self.owner.__name__} does not share its features")
+        self.check(d_model, consumer=consumer)
         return self.owner(
             self, d_model, block_index=block_index, num_blocks=num_blocks, consumer=consumer
         )

@@ -23,6 +23,7 @@ from archloop.stack.genome import Genome
 from archloop.stack.space import Space
 from archloop.stack.spec import StackSpec
 from archloop.text import corpora
+from archloop.training.loop import torch_device
 
 
 class Plan(NamedTuple):
@@ -90,6 +91,7 @@ def _resolve(recipe: Recipe) -> Plan:
     check_budgets(recipe.budgets, [p.device for p in recipe.profile], contexts, True)
     for path in recipe.proxy.corpus.paths:
         _prefixed("proxy.corpus.paths", corpora.resolve, path, recipe.root)
+    _prefixed("proxy.device", torch_device, recipe.proxy.device)
     space = Space(recipe.space)
     _prefixed("proxy.training.seq_len", space.check_sequence_length, recipe.proxy.training.seq_len)
     vocab_size = _prefixed("proxy.tasks", proxy.vocab_size, recipe.proxy)
@@ -102,7 +104,7 @@ def _resolve(recipe: Recipe) -> Plan:
     proxy_width = recipe.space.proxy.d_model
     reference_proxy = reference.replace(d_model=proxy_width, vocab_size=vocab_size)
     for spec in (reference, reference_proxy):
-        _prefixed("reference", cost.num_params, spec)
+        _prefixed("reference", cost.check, spec)
     return Plan(
         recipe,
         space,

@@ -35,6 +35,19 @@ def channel_config(spec: ChannelMixerSpec) -> ChannelConfig:
     return config
 
 
+def check(spec: StackSpec) -> None:
+    """Refuse a spec whose decoder could not be built, without building it.
+
+    Raises:
+        UserError: a mixer is unknown, cannot have its settings at this width, or does not share.
+    """
+    for _, _, mixer in mixers(spec):
+        mixer_config(mixer).check(spec.d_model, consumer=mixer.state_from is not None)
+    for block in spec.blocks:
+        if block.channel_mixer is not None:
+            channel_config(block.channel_mixer).check(spec.d_model)
+
+
 def num_params(spec: StackSpec) -> int:
     """Parameters of the built decoder; shared weights count once."""
     return _count(spec, active=False)

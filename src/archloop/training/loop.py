@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import ChannelMixer
+from archloop.errors import UserError
 from archloop.stack.decoder import Decoder
 from archloop.training import checkpoint as checkpoints
 from archloop.training import optimiser, schedule
@@ -90,6 +91,23 @@ class TrainingConfig(BaseModel):
         if self.schedule == "cosine":
             return None
         return schedule.decay_start(self.num_steps, self.decay_share)
+
+
+def torch_device(name: str) -> torch.device:
+    """A device that PyTorch can compute on here.
+
+    Raises:
+        UserError: it is not one, or this build or machine lacks it.
+    """
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    here = [f"{kind}:{index}" for kind, count in counts.items() for index in range(count)]
+    if name not in counts.keys() | set(here) or not counts[name.partition(":")[0]]:
+        raise UserError(f"device {name!r} is not here; this machine has {', '.join(here)}")
+    return torch.device(name)
 
 
 class Batch(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from archloop.errors import UserError
 from archloop.report import html, layout, static, summary
 from archloop.report.outcome import print_outcome
 from archloop.search.record import FamilyRate
@@ -141,3 +142,8 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     empty = studies.study().model_copy(update={"trials": ()})
     with pytest.raises(ValueError, match="no trained trial"):
         static.write(empty, tmp_path / "front.svg")
+
+
+def test_a_picture_of_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"front.txt: draws .svg, .png, .pdf"):
+        static.write(studies.study(), tmp_path / "front.txt")

@@ -421,3 +421,14 @@ def test_the_password_of_the_database_is_in_no_file_and_may_change(tmp_path):
         assert file.is_dir() or b"hunter" not in file.read_bytes(), file
     assert len(store.read(study.folder).trials) == 2
     assert len(store.read(study.folder, url + "hunter2").trials) == 2
+
+
+def test_a_database_that_is_none_says_so(finished, tmp_path):
+    _, _, folder = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for file in copy.glob("study.db*"):
+        file.unlink()
+    (copy / "study.db").write_text("x" * 5000)
+    with pytest.raises(UserError, match="file is not a database; restore the database from a copy"):
+        store.read(copy)

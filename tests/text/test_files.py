@@ -1,10 +1,10 @@
-"""The cache folder: the user's where it can be written, and otherwise one that can."""
+"""Whole files that others may read, and a cache folder that can be written."""
 
 from pathlib import Path
 
 import pytest
 
-from archloop.text.files import usable_cache_dir
+from archloop.text.files import usable_cache_dir, write_atomic
 
 
 def test_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +33,12 @@ def test_a_user_without_a_home_has_no_cache_of_their_own(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert usable_cache_dir(tmp_path) == tmp_path
+
+
+def test_a_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a" / "file", b"old")
+    write_atomic(tmp_path / "a" / "file", b"new")
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "a" / "file").read_bytes() == b"new"
+    assert (tmp_path / "a" / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["file"]

@@ -13,6 +13,7 @@ from archloop.report import figures, summary
 from archloop.report.layout import describe, svg
 from archloop.report.palette import colour, label
 from archloop.search.record import StudyRecord, TrialRecord
+from archloop.text.files import write_atomic
 
 
 def render(study: StudyRecord) -> str:
@@ -39,9 +40,7 @@ def render(study: StudyRecord) -> str:
 
 def write(study: StudyRecord, path: Path) -> Path:
     """Render to a file, complete or not at all."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(render(study), encoding="utf-8")
-    partial.replace(path)
+    write_atomic(path, render(study).encode())
     return path
 
 

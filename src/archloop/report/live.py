@@ -51,7 +51,7 @@ def describe(event: Event) -> str:
 def result(event: Event) -> str:
     """Front, hypervolume and time left."""
     parts = [f"front {event.front_size}", f"hypervolume {event.hypervolume:.4f}"]
-    if event.seconds_left is not None:
+    if event.seconds_left:
         parts.append(f"about {duration(event.seconds_left)} left")
     return ", ".join(parts)
 

@@ -12,6 +12,7 @@ from archloop.report.palette import label
 from archloop.report.summary import at_rung, front_numbers
 from archloop.search.record import Objectives, Rung, StudyRecord, TrialRecord
 
+FORMATS = (".svg", ".png", ".pdf")
 _INK, _FRONT, _REST, _REFERENCE = "#26323f", "#1f5fbf", "#9aa5b1", "#c0392b"
 _BESIDE: dict[str, Any] = {
     "xytext": (6, 5),
@@ -25,8 +26,11 @@ def write(study: StudyRecord, path: Path) -> None:
     """Draw rung 0's front into a file; its suffix says the format (svg, png, pdf).
 
     Raises:
-        UserError: no trial was trained yet, or matplotlib does not know the suffix.
+        UserError: no trial was trained yet, or the suffix is none of these.
+        OSError: the file cannot be written.
     """
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: draws {', '.join(FORMATS)}; name a file with one of these ends")
     entries = at_rung(study, 0)
     if not entries:
         raise UserError(f"{study.name} has no trained trial to draw yet")

@@ -80,9 +80,21 @@ def open_for_reading(folder: Path, url: str | None, name: str) -> Database:
         storage = _sqlite(connect) if url is None else RDBStorage(url, skip_table_creation=True)
         return Database(storage, name)
     except (KeyError, SQLAlchemyError, sqlite3.Error, StorageInternalError, RuntimeError) as error:
-        what = " ".join(str(error).split())[:200]
-        remedy = "" if url is None else "; does its database take a password? Give --storage"
+        what = cause(error)
+        remedy = "; restore the database from a copy"
+        if url is not None:
+            remedy = "; does its database take a password? Give --storage"
         raise UserError(f"{folder}: study {name!r} cannot be read: {what}{remedy}") from error
+
+
+def cause(error: Exception) -> str:
+    """What is wrong with a database, in one line.
+
+    Optuna's own words only say that something went wrong; the cause is the driver's.
+    """
+    wrapped = isinstance(error, StorageInternalError) and error.__cause__ is not None
+    source = error.__cause__ if wrapped else error
+    return " ".join(str(getattr(source, "orig", None) or source).split())[:200]
 
 
 def _make(path: Path, name: str) -> None:
@@ -106,8 +118,7 @@ def _open_url(url: str, name: str) -> Database:
     except ImportError as error:
         raise UserError(f"storage: {error}; install the driver that the URL names") from error
     except SQLAlchemyError as error:
-        what = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise UserError(f"storage: the database cannot be opened: {what}") from error
+        raise UserError(f"storage: the database cannot be opened: {cause(error)}") from error
 
 
 def _create_study(storage: BaseStorage, name: str) -> None:

@@ -24,7 +24,7 @@ from archloop.search import front, plan, recipe, store, trial
 from archloop.search.base import SpaceExhausted, Told
 from archloop.search.baseline import FOLDER as REFERENCE
 from archloop.search.baseline import Baseline
-from archloop.search.connection import FILE, open_database
+from archloop.search.connection import FILE, cause, open_database
 from archloop.search.database import Database, Result, Stored
 from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
 from archloop.search.establish import establish
@@ -383,12 +383,12 @@ def _full_disk_in_one_line(folder: Path) -> Iterator[None]:
         where = error.filename or folder
         raise StudyError(f"{where}: {error.strerror}; mend it and run the same command") from error
     except (StorageInternalError, SQLAlchemyError) as error:
-        # Optuna's own words only say that something went wrong; the cause is SQLite's.
-        wrapped = isinstance(error, StorageInternalError) and error.__cause__ is not None
-        cause = " ".join(str(error.__cause__ if wrapped else error).split())
-        if "disk is full" in cause:
+        what = cause(error)
+        if "disk is full" in what:
             raise _disk_full(folder / FILE) from error
-        raise StudyError(f"{folder}: the database failed: {cause[:200]}") from error
+        raise StudyError(
+            f"{folder}: the database failed: {what}; if it stays so, restore it from a copy"
+        ) from error
 
 
 def _disk_full(where: str | Path) -> DiskFullError:

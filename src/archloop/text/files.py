@@ -7,6 +7,7 @@ disk, and are renamed into place.
 import hashlib
 import logging
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -42,15 +43,16 @@ def write_atomic(path: Path, content: bytes) -> None:
         OSError: the disk is full or the folder is not writable; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not a private temporary file: whoever may read the folder may read what it holds.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with draft.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        draft.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
     _sync(path.parent)
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from archloop.blocks.base import Span
+from archloop.blocks.span import Span
 from archloop.errors import UserError
 
 

@@ -219,6 +219,14 @@ def algorithms() -> dict[str, dict[str, float]]:
         q, k, v = heads
         return lambda: module.read(q, k, v, gate, module.states(k, v, gate, None)[0])
 
+    def delta(gate: Tensor) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+        q, _, v = heads
+        return (
+            [*heads, per_key],
+            lambda: delta_rule_chunked(q, unit, v, beta, gate),
+            lambda: delta_rule.recurrent(q, unit, v, beta, gate, None)[0],
+        )
+
     pairs: dict[str, tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]] = {
         "diagonal scan": (
             list(flat.values()),
@@ -235,11 +243,8 @@ def algorithms() -> dict[str, dict[str, float]]:
             chunked(ssd, per_key[..., 0]),
             lambda: ssd.recurrent(*heads, per_key[..., 0], None)[0],
         ),
-        "delta rule": (
-            [*heads, per_key],
-            lambda: delta_rule_chunked(heads[0], unit, heads[2], beta, per_key[..., :1]),
-            lambda: delta_rule.recurrent(heads[0], unit, heads[2], beta, per_key[..., :1], None)[0],
-        ),
+        "delta rule": delta(per_key[..., :1]),
+        "delta rule, vector": delta(per_key),
         "GLA": (
             [*heads, per_key],
             chunked(linear_attention, per_key),
@@ -248,11 +253,14 @@ def algorithms() -> dict[str, dict[str, float]]:
     }
     found = {}
     for name, (leaves, fast, loop) in pairs.items():
-        row = {}
-        for label, run in (("fast", fast), ("loop", loop)):
-            with torch.no_grad():
-                row[f"{label}_forward_ms"] = 1e3 * median_seconds(run, repeats=3)
-            row[f"{label}_training_ms"] = 1e3 * median_seconds(_training(run, leaves), repeats=3)
+        with torch.no_grad():
+            forward = in_turns(fast, loop)
+        training = in_turns(_training(fast, leaves), _training(loop, leaves))
+        row = {
+            f"{label}_{what}_ms": 1e3 * value
+            for what, pair in (("forward", forward), ("training", training))
+            for label, value in zip(("fast", "loop"), pair, strict=True)
+        }
         found[name] = row
         print(f"{name:22}" + "".join(f"{k:>24}{v:9.1f}" for k, v in row.items()), flush=True)
     return found
@@ -288,6 +296,12 @@ def median_seconds(run: Callable[[], Any], repeats: int = 7) -> float:
     if seconds(run) > SLOW_S and (again := seconds(run)) > SLOW_S:
         return again
     return sorted(seconds(run) for _ in range(repeats))[repeats // 2]
+
+
+def in_turns(*runs: Callable[[], Any], rounds: int = 7) -> list[float]:
+    """Median seconds of each; in turns, since how memory comes from the system differs by call."""
+    times = [[seconds(run) for run in runs] for _ in range(rounds + 2)][2:]
+    return [sorted(column)[rounds // 2] for column in zip(*times, strict=True)]
 
 
 def _training(run: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], None]:

@@ -80,12 +80,10 @@ class _LoopScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a_BTF: Tensor, b_BTF: Tensor, start_BF: Tensor) -> Tensor:
-        h_BTF = torch.empty(b_BTF.shape, dtype=b_BTF.dtype, device=b_BTF.device)
-        h_BF = start_BF
-        for a_BF, b_BF, out_BF in zip(
-            a_BTF.unbind(1), b_BTF.unbind(1), h_BTF.unbind(1), strict=True
-        ):
-            h_BF = torch.addcmul(b_BF, a_BF, h_BF, out=out_BF)
+        h_BTF = b_BTF.clone(memory_format=torch.contiguous_format)
+        before_BF = start_BF
+        for a_BF, h_BF in zip(a_BTF.unbind(1), h_BTF.unbind(1), strict=True):
+            before_BF = h_BF.addcmul_(a_BF, before_BF)
         ctx.save_for_backward(a_BTF, h_BTF, start_BF)
         return h_BTF
 
@@ -95,10 +93,9 @@ class _LoopScan(torch.autograd.Function):
         a_BTF, h_BTF, start_BF = ctx.saved_tensors
         (grad_BTF,) = grads
         a_steps = a_BTF.conj().resolve_conj().unbind(1)
-        back_BTF = torch.empty_like(h_BTF)
-        back_steps, grad_steps = back_BTF.unbind(1), grad_BTF.unbind(1)
-        back_BF = back_steps[-1].copy_(grad_steps[-1])
+        back_BTF = grad_BTF.clone(memory_format=torch.contiguous_format)
+        back_steps = back_BTF.unbind(1)
         for t in range(len(a_steps) - 2, -1, -1):
-            back_BF = torch.addcmul(grad_steps[t], a_steps[t + 1], back_BF, out=back_steps[t])
+            back_steps[t].addcmul_(a_steps[t + 1], back_steps[t + 1])
         grad_a_BTF = back_BTF * shifted(h_BTF, start_BF).conj()
-        return grad_a_BTF, back_BTF, a_steps[0] * back_BF
+        return grad_a_BTF, back_BTF, a_steps[0] * back_steps[0]

@@ -1,28 +1,18 @@
-"""Each fused kernel equals its plain form on fresh random inputs.
-
-Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
-"""
-
-import os
+"""Each fused kernel equals its plain form on fresh random inputs."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-triton = pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
-
-from archloop.blocks.channel_mixers.moe import MoE, sorted_experts  # noqa: E402
-from archloop.blocks.mixers.gqa import GQA  # noqa: E402
-from archloop.blocks.mixers.short_conv import ShortConv  # noqa: E402
-from archloop.blocks.ops.gpu import attention, experts, gemv, rows  # noqa: E402
-from archloop.blocks.rope import rotate  # noqa: E402
+from accelerator import DEVICE, INTERPRETED
+from archloop.blocks.channel_mixers.moe import MoE, sorted_experts
+from archloop.blocks.mixers.gqa import GQA
+from archloop.blocks.mixers.short_conv import ShortConv
+from archloop.blocks.ops.gpu import attention, experts, gemv, rows
+from archloop.blocks.rope import rotate
 
 pytestmark = pytest.mark.gpu
 
-DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
 ERROR = 1e-5 if INTERPRETED else 1e-2
 

@@ -1,34 +1,17 @@
-"""Whole mixers on kernels of linear attention equal the same mixers in float64, gradients too.
-
-Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
-"""
+"""Whole mixers on kernels of linear attention equal the same mixers in float64, gradients too."""
 
 import copy
-import os
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+from accelerator import DEVICE
+from archloop import registry
 
-from archloop import registry  # noqa: E402
-from archloop.blocks.ops import triton_kernels  # noqa: E402
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
-pytestmark = pytest.mark.gpu
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
 WIDTH = 64
-
-
-@pytest.fixture(autouse=True)
-def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    if INTERPRETED:
-        monkeypatch.setattr(triton_kernels, "usable", lambda x, *dtypes: x.dtype == torch.float32)
-    torch.manual_seed(0)
 
 
 def built(name: str) -> nn.Module:

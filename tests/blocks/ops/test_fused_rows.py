@@ -1,35 +1,18 @@
-"""Kernels of the short convolution, and of skip, gate and norm, equal their plain forms.
+"""Kernels of the short convolution, and of skip, gate and norm, equal their plain forms."""
 
-Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
-"""
-
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+from accelerator import DEVICE, DTYPES
+from archloop.blocks.ops import conv
+from archloop.blocks.ops.skip_gate_norm import skip_gate_norm
 
-from archloop.blocks.ops import conv, triton_kernels  # noqa: E402
-from archloop.blocks.ops.skip_gate_norm import skip_gate_norm  # noqa: E402
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
-pytestmark = pytest.mark.gpu
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
 ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-
-
-@pytest.fixture(autouse=True)
-def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    if INTERPRETED:
-        monkeypatch.setattr(triton_kernels, "usable", lambda x, *dtypes: x.dtype == torch.float32)
-    torch.manual_seed(0)
 
 
 def randn(*shape: int) -> Tensor:

@@ -1,9 +1,5 @@
-"""Kernels of both chunked linear attentions equal the float64 recurrences, with all gradients.
+"""Kernels of both chunked linear attentions equal the float64 recurrences, with all gradients."""
 
-Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
-"""
-
-import os
 from collections.abc import Callable
 
 import pytest
@@ -11,17 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+from accelerator import DEVICE, DTYPES, INTERPRETED
+from archloop.blocks.ops import linear_attention, ssd
 
-from archloop.blocks.ops import linear_attention, ssd, triton_kernels  # noqa: E402
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
-pytestmark = pytest.mark.gpu
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
 ERROR = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "mild": lambda x: F.logsigmoid(x) / 16,
@@ -49,12 +39,6 @@ if not INTERPRETED:
         (2, 8, 8, 4097, 64, 64, "mild", True),
         (1, 4, 1, 4097, 128, 64, "mild", True),
     ]
-
-
-@pytest.fixture(autouse=True)
-def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    if INTERPRETED:
-        monkeypatch.setattr(triton_kernels, "usable", lambda x, *dtypes: x.dtype == torch.float32)
 
 
 def leaves(shape, dtype, decay_width) -> list[Tensor]:

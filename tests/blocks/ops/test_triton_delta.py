@@ -4,25 +4,17 @@ Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytes
 3.4 to 3.7 can compile such kernels wrongly for Hopper, for some shapes only; hence this many.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+from accelerator import DEVICE, DTYPES, INTERPRETED
+from archloop.blocks.ops import delta_rule, linear_attention, ssd
+from archloop.blocks.ops.gpu.delta import CHUNK, Corrected
 
-from archloop.blocks.ops import delta_rule, linear_attention, ssd  # noqa: E402
-from archloop.blocks.ops.triton_delta import CHUNK, Corrected  # noqa: E402
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
-pytestmark = pytest.mark.gpu
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
 ERROR = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 # batch, key heads, value heads to a key head, time, key width, value width
 SHAPES = [
@@ -87,11 +79,6 @@ def compare(parts: list[Tensor], error: float) -> None:
     for a, b in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
         gap = (a.double() - b).detach().norm() / b.detach().norm().clamp(min=1)
         assert gap < error
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed() -> None:
-    torch.manual_seed(torch.seed() % 2**31)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

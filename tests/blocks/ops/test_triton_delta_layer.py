@@ -1,31 +1,20 @@
-"""Kernels around the delta rule equal the plain forms in float64, with every gradient.
-
-Runs on a CUDA device, or under Triton's interpreter: ``TRITON_INTERPRET=1 pytest -m gpu``.
-"""
-
-import os
+"""Kernels around the delta rule equal the plain forms in float64, with every gradient."""
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+from accelerator import DEVICE, DTYPES
+from archloop.blocks.ops import unit_conv as plain_conv
+from archloop.blocks.ops.decay_gate import decay_gate
+from archloop.blocks.ops.gated_norm import Activation, gated_norm
+from archloop.blocks.ops.gpu.decay_gate import DecayGate
+from archloop.blocks.ops.gpu.gated_norm import GatedNorm
+from archloop.blocks.ops.gpu.unit_conv import UnitConv
+from archloop.blocks.ops.heads import join_heads
 
-from archloop.blocks.ops import unit_conv as plain_conv  # noqa: E402
-from archloop.blocks.ops.decay_gate import decay_gate  # noqa: E402
-from archloop.blocks.ops.gated_norm import Activation, gated_norm  # noqa: E402
-from archloop.blocks.ops.heads import join_heads  # noqa: E402
-from archloop.blocks.ops.triton_decay_gate import DecayGate  # noqa: E402
-from archloop.blocks.ops.triton_gated_norm import GatedNorm  # noqa: E402
-from archloop.blocks.ops.triton_unit_conv import UnitConv  # noqa: E402
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
-pytestmark = pytest.mark.gpu
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
 ERROR = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 

@@ -196,7 +196,7 @@ class MoE(ChannelMixer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # The bias must keep float32 when the model is cast: its updates are below bf16's steps.
         bias = self.expert_bias
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
         moved = self.expert_bias
         if moved.dtype != torch.float32:
             kept = torch.zeros_like(moved, dtype=torch.float32) if bias.is_meta else bias

@@ -30,7 +30,7 @@ class LiquidS4(ChannelSSM):
 
     float32_params = frozenset({"log_dt", "log_decay", "frequency"})
     no_decay = frozenset({"log_decay", "frequency", "beta"})
-    lr_scale = {  # noqa: RUF012
+    lr_scale = {
         "log_decay": 0.25,
         "frequency": 0.25,
         "beta": 0.25,

@@ -33,7 +33,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
     shareable = True
     float32_params = frozenset({"a_log", "dt_bias"})
     no_decay = frozenset({"a_log"})
-    lr_scale = {"a_log": 0.25, "dt_bias": 0.25}  # noqa: RUF012
+    lr_scale = {"a_log": 0.25, "dt_bias": 0.25}
 
     class Config(MixerConfig):
         """The paper's: expansion 2, 16 states a channel, kernel 4, dt of rank d_model/16."""

@@ -27,10 +27,10 @@ from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixe
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import ranked_ssd, triton_kernels
+from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.chunks import chunk_size, join, split
 from archloop.blocks.ops.heads import count_heads, initial_dt_bias, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise
-from archloop.blocks.ops.scan import apply
 from archloop.errors import UserError
 
 
@@ -284,7 +284,7 @@ def total_angle(turn_BNTS: Tensor, start_BNS: Tensor | None) -> Tensor:
 def biased_rotation(x_BTRK: Tensor, bias_NRK: Tensor, angle_BNTS: Tensor) -> Tensor:
     """Each head's bias on a shared vector, then its rotation: (B, N, T, R, K)."""
     if triton_kernels.usable(angle_BNTS) and x_BTRK.shape[1] > 1:
-        from archloop.blocks.ops.triton_rotation import BiasedRotation
+        from archloop.blocks.ops.gpu.rotation import BiasedRotation
 
         rotated: Tensor = apply(BiasedRotation, x_BTRK, bias_NRK, angle_BNTS)
         return rotated

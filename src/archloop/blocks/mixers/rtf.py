@@ -37,7 +37,7 @@ class RTF(ChannelSSM):
 
     float32_params = frozenset({"a", "slack"})
     no_decay = frozenset({"a"})
-    lr_scale = {"a": 0.25, "slack": 0.25}  # noqa: RUF012
+    lr_scale = {"a": 0.25, "slack": 0.25}
 
     class Config(ChannelSSMConfig):
         """`order`: N."""

@@ -35,7 +35,7 @@ class S4(ChannelSSM):
 
     float32_params = frozenset({"log_dt", "log_decay", "frequency", "p", "b"})
     no_decay = frozenset({"p", "b"})
-    lr_scale = {  # noqa: RUF012
+    lr_scale = {
         "log_decay": 0.25,
         "frequency": 0.25,
         "p": 0.25,

@@ -27,7 +27,7 @@ class S4D(ChannelSSM):
 
     float32_params = frozenset({"log_dt", "log_decay", "frequency"})
     no_decay = frozenset({"log_decay", "frequency"})
-    lr_scale = {"log_decay": 0.25, "frequency": 0.25, "log_dt": 0.25}  # noqa: RUF012
+    lr_scale = {"log_decay": 0.25, "frequency": 0.25, "log_dt": 0.25}
 
     class Config(ChannelSSMConfig):
         """`state_dim`: N."""

@@ -31,7 +31,7 @@ class S5(KeepsFloat32, SequenceMixer):
     shareable = True
     float32_params = frozenset({"log_dt", "log_decay", "frequency"})
     no_decay = frozenset({"b.weight"})
-    lr_scale = {"b.weight": 0.25, "log_decay": 0.25, "frequency": 0.25, "log_dt": 0.25}  # noqa: RUF012
+    lr_scale = {"b.weight": 0.25, "log_decay": 0.25, "frequency": 0.25, "log_dt": 0.25}
 
     class Config(MixerConfig):
         """`modes`: complex modes over d_model (0.5: as many real states as channels)."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.autograd import apply
+
 Head = Callable[..., Tensor]
 """``head(o, *parameters) -> h``: (..., O) to (..., H), unit by unit."""
 
@@ -75,7 +77,7 @@ def cell_scan(
         head: see `Head`.
         more: the head's own parameters.
     """
-    h_BTH: Tensor = _CellScan.apply(p_BTU, w_r_UH, w_o_OU, b_O, start_BH, head, *more)  # type: ignore[no-untyped-call]
+    h_BTH: Tensor = apply(_CellScan, p_BTU, w_r_UH, w_o_OU, b_O, start_BH, head, *more)
     return h_BTH
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.ops import triton_kernels
-from archloop.blocks.ops.scan import apply
+from archloop.blocks.ops.autograd import apply
 
 
 def causal_conv(
@@ -23,7 +23,7 @@ def causal_conv(
     CPU beats a grouped convolution at the kernel sizes that blocks use. On a GPU it is one kernel.
     """
     if segments_BT is None and triton_kernels.usable(x_BTD, torch.float32, torch.bfloat16):
-        from archloop.blocks.ops.triton_conv import CausalConv
+        from archloop.blocks.ops.gpu.conv import CausalConv
 
         y_BTD: Tensor = apply(CausalConv, x_BTD, weight_DK, None, past_BLD, False)[0]
         return y_BTD
@@ -53,7 +53,7 @@ def activated_conv(
     One projection may thus make both, and its gradient is written once.
     """
     if triton_kernels.usable(x_BTE, torch.float32, torch.bfloat16):
-        from archloop.blocks.ops.triton_conv import CausalConv
+        from archloop.blocks.ops.gpu.conv import CausalConv
 
         activated_BTD, rest = apply(CausalConv, x_BTE, weight_DK, bias_D, past_BLD, True)
         return activated_BTD, rest

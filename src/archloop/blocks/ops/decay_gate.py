@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.ops import triton_kernels
+from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.precision import recurrent_dtype
 
 
@@ -22,8 +23,8 @@ def decay_gate(x_XD: Tensor, bias_D: Tensor, rate_D: Tensor) -> Tensor:
     dtype = recurrent_dtype(x_XD.dtype)
     bias_D, rate_D = bias_D.to(dtype), rate_D.to(dtype)
     if triton_kernels.usable(x_XD, torch.float32, torch.bfloat16):
-        from archloop.blocks.ops.triton_decay_gate import DecayGate
+        from archloop.blocks.ops.gpu.decay_gate import DecayGate
 
-        g_XD: Tensor = DecayGate.apply(x_XD, bias_D, rate_D)  # type: ignore[no-untyped-call]
+        g_XD: Tensor = apply(DecayGate, x_XD, bias_D, rate_D)
         return g_XD
     return -rate_D * F.softplus(x_XD.to(dtype) + bias_D)

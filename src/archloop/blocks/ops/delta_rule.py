@@ -12,7 +12,7 @@ system, ``(I + L) v' = beta v - (beta k e^b) S``, where for j < i
 ``[[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]`` from blocks of 4, whose inverse is the
 exact finite series. Products only, so it compiles and exports, and on a CPU it is as fast as a
 triangular solve; unlike the series over a whole chunk it loses nothing on repeated keys. On a GPU
-`ops.triton_delta` finds the same, in longer chunks.
+`ops.gpu.delta` finds the same, in longer chunks.
 
 Shape suffixes: as in `ops.chunks`; K is 1 in g where a head has one decay; G key heads, each of
 which serves N / G heads.
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from archloop.blocks.ops import linear_attention, ssd, triton_kernels
+from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.chunks import chunk_size, join, padded_time, split
 
 CHUNK = 32
@@ -72,10 +73,10 @@ def corrected(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Corrected values (B, N, T, V), state before each chunk (B, N, n, K, V), final state."""
     if _has_kernel(k_BGTK, v_BNTV, g_BNTK):
-        from archloop.blocks.ops.triton_delta import Corrected
+        from archloop.blocks.ops.gpu.delta import Corrected
 
-        values_BNTV, states_BNnKV, final_BNKV = Corrected.apply(  # type: ignore[no-untyped-call]
-            k_BGTK, v_BNTV, beta_BNT, g_BNTK, initial_BNKV
+        values_BNTV, states_BNnKV, final_BNKV = apply(
+            Corrected, k_BGTK, v_BNTV, beta_BNT, g_BNTK, initial_BNKV
         )
         return values_BNTV, states_BNnKV, final_BNKV
     k_BNTK = ssd.to_heads(k_BGTK, v_BNTV.shape[1])

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.ops import triton_kernels
+from archloop.blocks.ops.autograd import apply
 
 Activation = Literal["silu", "sigmoid"]
 WIDEST_KERNEL = 1024
@@ -30,11 +31,9 @@ def gated_norm(
     """
     kernel = triton_kernels.usable(x_XNV, torch.float32, torch.bfloat16)
     if kernel and x_XNV.dtype == gate_XNV.dtype and x_XNV.shape[-1] <= WIDEST_KERNEL:
-        from archloop.blocks.ops.triton_gated_norm import GatedNorm
+        from archloop.blocks.ops.gpu.gated_norm import GatedNorm
 
-        y_XNV: Tensor = GatedNorm.apply(  # type: ignore[no-untyped-call]
-            x_XNV, weight_V, eps, gate_XNV, activation
-        )
+        y_XNV: Tensor = apply(GatedNorm, x_XNV, weight_V, eps, gate_XNV, activation)
         return y_XNV
     gate_XNV = F.silu(gate_XNV) if activation == "silu" else torch.sigmoid(gate_XNV)
     return F.rms_norm(x_XNV, weight_V.shape, weight_V, eps) * gate_XNV

@@ -11,7 +11,7 @@ the left one, which makes both exponents at most 0, and only blocks of 4 are lef
 row by row. Exact at any gate strength, and nothing above the diagonal is computed.
 
 Everything is computed in the dtype of g: at least float32. On a GPU, kernels of our own do the same
-(`triton_linear_attention`): products take operands in the dtype of v and sum in float32, and the
+(`gpu.linear_attention`): products take operands in the dtype of v and sum in float32, and the
 outputs and the states before each chunk are in the dtype of v.
 
 Shape suffixes: as in `ops.chunks`; X all leading dimensions, h half-block.
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from archloop.blocks.ops import triton_kernels
+from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
-from archloop.blocks.ops.scan import apply
 
 CHUNK = 64
 LEAF = 4
@@ -63,8 +63,8 @@ def states(
 ) -> tuple[Tensor, Tensor]:
     """State before each chunk, (B, N, n, K, V), and after the last token."""
     if on_gpu(g_BNTK, k_BNTK, v_BNTV):
-        from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
-        from archloop.blocks.ops.triton_linear_attention import States, Sums
+        from archloop.blocks.ops.gpu.carry import SMALLEST_CHUNK
+        from archloop.blocks.ops.gpu.linear_attention import States, Sums
 
         chunk = chunk_size(k_BNTK.shape[2], CHUNK, SMALLEST_CHUNK)
         b_BNSK = apply(Sums, g_BNTK, chunk)
@@ -89,8 +89,8 @@ def read(
     """Outputs (B, N, T, V), given the state before each chunk of at most `largest` tokens."""
     time = q_BNTK.shape[2]
     if on_gpu(g_BNTK, q_BNTK, k_BNTK, v_BNTV):
-        from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
-        from archloop.blocks.ops.triton_linear_attention import Read, Sums
+        from archloop.blocks.ops.gpu.carry import SMALLEST_CHUNK
+        from archloop.blocks.ops.gpu.linear_attention import Read, Sums
 
         chunk = chunk_size(time, largest, SMALLEST_CHUNK)
         b_BNSK = apply(Sums, g_BNTK, chunk)

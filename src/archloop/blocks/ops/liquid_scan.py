@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from archloop.blocks.ops import triton_kernels
-from archloop.blocks.ops.scan import Pair, apply, scan_pair
+from archloop.blocks.ops.autograd import apply
+from archloop.blocks.ops.scan import Pair, scan_pair
 
 CHUNK = 64
 
@@ -58,7 +59,7 @@ def liquid_scan(
         valid_BT: True at tokens that advance the state; None when all do.
     """
     if triton_kernels.usable(v_BTD):
-        from archloop.blocks.ops.triton_liquid_scan import LiquidScan
+        from archloop.blocks.ops.gpu.liquid_scan import LiquidScan
 
         keeps_BT = v_BTD.new_zeros(v_BTD.shape[:2])
         if valid_BT is not None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from archloop.blocks.ops.scan import Pair, apply, scan_pair
+from archloop.blocks.ops.autograd import apply
+from archloop.blocks.ops.scan import Pair, scan_pair
 
 CHUNK = 64
 LONG_CARRY = 32

@@ -35,7 +35,7 @@ class KeepsFloat32(nn.Module):
             for n, p in self._parameters.items()
             if n in self.float32_params and p is not None
         }
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
         for name, before in kept.items():
             after = self._parameters[name]
             assert after is not None

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from archloop.blocks.ops import linear_attention, ssd, triton_kernels
+from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
-from archloop.blocks.ops.scan import apply
 from archloop.blocks.ops.ssd import decay_ratios
 
 CHUNK_ROWS = 64
@@ -80,7 +80,7 @@ def decayed_scores(scores_XMM: Tensor, b_XC: Tensor) -> Tensor:
     """Scores between a chunk's rows, C R of them, times the decay between their tokens."""
     rows, tokens = scores_XMM.shape[-1], b_XC.shape[-1]
     if triton_kernels.usable(b_XC) and rows >= 16:
-        from archloop.blocks.ops.triton_decay import DecayedScores
+        from archloop.blocks.ops.gpu.decay import DecayedScores
 
         decayed: Tensor = apply(DecayedScores, scores_XMM, b_XC)
         return decayed

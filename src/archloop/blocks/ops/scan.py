@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops import triton_kernels
+from archloop.blocks.ops.autograd import apply
 
 Pair = tuple[Tensor, Tensor]
 """Real and imaginary part."""
@@ -43,7 +44,7 @@ def scan(a_BTF: Tensor, b_BTF: Tensor, start_BF: Tensor | None = None) -> Tensor
     a_BTF = a_BTF.expand_as(b_BTF)
     start_BF = torch.zeros_like(b_BTF[:, 0]) if start_BF is None else start_BF
     if triton_kernels.usable(b_BTF):
-        from archloop.blocks.ops.triton_scan import TritonScan
+        from archloop.blocks.ops.gpu.scan import TritonScan
 
         h_BTF: Tensor = apply(TritonScan, a_BTF, b_BTF, start_BF)
     else:
@@ -57,17 +58,12 @@ def scan_pair(a: Pair, b: Pair, start: Pair | None = None) -> Pair:
     if start is None:
         start = (torch.zeros_like(b[0][:, 0]), torch.zeros_like(b[1][:, 0]))
     if triton_kernels.usable(b[0]):
-        from archloop.blocks.ops.triton_scan import TritonScanPair
+        from archloop.blocks.ops.gpu.scan import TritonScanPair
 
         re_BTF, im_BTF = apply(TritonScanPair, *a, *b, *start)
         return re_BTF, im_BTF
     h_BTF = apply(_LoopScan, torch.complex(*a), torch.complex(*b), torch.complex(*start))
     return h_BTF.real, h_BTF.imag
-
-
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply`, which PyTorch leaves untyped."""
-    return function.apply(*args)
 
 
 def shifted(h_BTF: Tensor, start_BF: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from archloop.blocks.ops import triton_kernels
-from archloop.blocks.ops.scan import apply, scan
+from archloop.blocks.ops.autograd import apply
+from archloop.blocks.ops.scan import scan
 
 CHUNK = 64
 
@@ -68,7 +69,7 @@ def selective_scan(
     if start_BDN is None:
         start_BDN = dt_BTD.new_zeros(x_BTD.shape[0], *a_DN.shape)
     if triton_kernels.usable(dt_BTD):
-        from archloop.blocks.ops.triton_selective_scan import SelectiveScan
+        from archloop.blocks.ops.gpu.selective_scan import SelectiveScan
 
         y_BTD, last_BDN = apply(SelectiveScan, x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, start_BDN)
         return y_BTD, last_BDN

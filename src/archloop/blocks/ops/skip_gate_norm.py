@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.ops import triton_kernels
-from archloop.blocks.ops.scan import apply
+from archloop.blocks.ops.autograd import apply
 
 WIDEST_ROW = 4096
 """Values normalised together that fit a program."""
@@ -36,7 +36,7 @@ def skip_gate_norm(
     """
     inner = o_XI.shape[-1]
     if o_XI.dim() == 3 and inner // num_groups <= WIDEST_ROW and _served(o_XI, x_XI, gate_XI):
-        from archloop.blocks.ops.triton_skip_gate_norm import SkipGateNorm
+        from archloop.blocks.ops.gpu.skip_gate_norm import SkipGateNorm
 
         y_XI: Tensor = apply(SkipGateNorm, o_XI, x_XI, skip_N, gate_XI, weight_I, num_groups, eps)
         return y_XI

@@ -6,7 +6,7 @@ are multiplied by ``exp(b_i - b_j)`` (b the cumulative log-decay; masked with -i
 in `ops.linear_attention`, the parallel form has two halves, `states` and `read`.
 
 Everything is computed in the dtype of g: at least float32. On a GPU, kernels of our own do the same
-(`triton_ssd`), with dtypes as in `ops.linear_attention`.
+(`gpu.ssd`), with dtypes as in `ops.linear_attention`.
 
 Shape suffixes: as in `ops.chunks`; G groups, N = G R heads.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from archloop.blocks.ops import linear_attention
+from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
-from archloop.blocks.ops.scan import apply
 
 CHUNK = 64
 
@@ -43,8 +43,8 @@ def states(
     """
     groups, heads = k_BGTK.shape[1], v_BNTV.shape[1]
     if linear_attention.on_gpu(g_BNT, k_BGTK, v_BNTV):
-        from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
-        from archloop.blocks.ops.triton_ssd import States
+        from archloop.blocks.ops.gpu.carry import SMALLEST_CHUNK
+        from archloop.blocks.ops.gpu.ssd import States
 
         chunk = chunk_size(k_BGTK.shape[2], CHUNK, SMALLEST_CHUNK)
         states_BNnKV, final_BNKV = apply(
@@ -85,8 +85,8 @@ def read(
     """
     groups, time = q_BGTK.shape[1:3]
     if linear_attention.on_gpu(g_BNT, q_BGTK, k_BGTK, v_BNTV):
-        from archloop.blocks.ops.triton_carry import SMALLEST_CHUNK
-        from archloop.blocks.ops.triton_ssd import Read
+        from archloop.blocks.ops.gpu.carry import SMALLEST_CHUNK
+        from archloop.blocks.ops.gpu.ssd import Read
 
         chunk = chunk_size(time, largest, SMALLEST_CHUNK)
         states_BNnKV = states_BGnKRV.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)

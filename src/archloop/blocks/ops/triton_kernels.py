@@ -3,13 +3,11 @@
 Nothing here imports Triton, so that a machine without it never does.
 """
 
-import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +23,6 @@ def usable(x: Tensor, *dtypes: torch.dtype) -> bool:
     """
     allowed = dtypes or (torch.float32,)
     return not _disabled and x.is_cuda and x.dtype in allowed and _installed()
-
-
-def jit(kernel: Callable[..., Any]) -> Any:
-    """`triton.jit`, typed. Modules that use it are imported only where Triton is installed."""
-    return importlib.import_module("triton").jit(kernel)
 
 
 class disabled:  # noqa: N801

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.ops import triton_kernels
+from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.conv import causal_conv
 from archloop.blocks.ops.heads import split_heads
 from archloop.blocks.ops.precision import recurrent_dtype
@@ -43,11 +44,9 @@ def unit_conv(
     value_heads = (x_BTD.shape[2] - 2 * keys) // head_dim
     kernel = triton_kernels.usable(x_BTD, torch.float32, torch.bfloat16)
     if kernel and head_dim <= WIDEST_KERNEL:
-        from archloop.blocks.ops.triton_unit_conv import UnitConv
+        from archloop.blocks.ops.gpu.unit_conv import UnitConv
 
-        q, k, v = UnitConv.apply(  # type: ignore[no-untyped-call]
-            x_BTD, weight_DK, past_BLD, key_heads, head_dim, LENGTH_EPS
-        )
+        q, k, v = apply(UnitConv, x_BTD, weight_DK, past_BLD, key_heads, head_dim, LENGTH_EPS)
         return split_heads(q, key_heads), split_heads(k, key_heads), split_heads(v, value_heads)
     convolved_BTD = F.silu(causal_conv(x_BTD, weight_DK, past_BLD))
     q, k, v = convolved_BTD.split([keys, keys, x_BTD.shape[2] - 2 * keys], -1)

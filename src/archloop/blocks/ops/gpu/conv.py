@@ -15,15 +15,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archloop.blocks.ops.triton_kernels import jit
-
 BLOCK_T, BLOCK_D = 32, 64
 ROUNDS = 8
 """Blocks of time that a program of the backward pass goes through before it adds up."""
 
 
-@jit
-def _convolved(  # type: ignore[no-untyped-def]
+@triton.jit
+def _convolved(
     x_ptr, w_ptr, past_ptr, bias_ptr, t, d, num_steps, num_channels, x_t,
     K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -50,8 +48,8 @@ def _convolved(  # type: ignore[no-untyped-def]
     return y
 
 
-@jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _forward_kernel(
     x_ptr, w_ptr, past_ptr, bias_ptr, y_ptr, num_steps, num_channels, num_blocks, x_b, x_t,
     K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -71,8 +69,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@jit
-def _through_silu_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _through_silu_kernel(
     x_ptr, w_ptr, past_ptr, bias_ptr, dy_ptr, du_ptr, num_steps, num_channels, num_blocks,
     x_b, x_t, K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -94,8 +92,8 @@ def _through_silu_kernel(  # type: ignore[no-untyped-def]
     tl.store(du_ptr + start + at, du.to(du_ptr.dtype.element_ty), mask=mask)
 
 
-@jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _backward_kernel(
     x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, dbias_ptr, num_steps, num_channels, num_blocks,
     x_b, x_t, dx_b, dx_t, K: tl.constexpr, BIAS: tl.constexpr, ROUNDS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,

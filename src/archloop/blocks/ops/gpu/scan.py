@@ -16,19 +16,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops.scan import shifted
-from archloop.blocks.ops.triton_kernels import jit
 
 BLOCK_T, BLOCK_F = 64, 16
 
 
-@jit
-def compose(a1, b1, a2, b2):  # type: ignore[no-untyped-def]
+@triton.jit
+def compose(a1, b1, a2, b2):
     """First ``h -> a1 h + b1``, then ``h -> a2 h + b2``."""
     return a1 * a2, a2 * b1 + b2
 
 
-@jit
-def compose_pair(ar1, ai1, br1, bi1, ar2, ai2, br2, bi2):  # type: ignore[no-untyped-def]
+@triton.jit
+def compose_pair(ar1, ai1, br1, bi1, ar2, ai2, br2, bi2):
     """As `compose`, in pairs."""
     return (
         ar1 * ar2 - ai1 * ai2,
@@ -38,14 +37,14 @@ def compose_pair(ar1, ai1, br1, bi1, ar2, ai2, br2, bi2):  # type: ignore[no-unt
     )
 
 
-@jit
-def last_row(x, BLOCK_T: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def last_row(x, BLOCK_T: tl.constexpr):
     """The last row of a tile."""
     return tl.sum(tl.where(tl.arange(0, BLOCK_T)[:, None] == BLOCK_T - 1, x, 0.0), 0)
 
 
-@jit
-def _scan_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _scan_kernel(
     a_ptr, ai_ptr, b_ptr, bi_ptr, start_ptr, starti_ptr, h_ptr, hi_ptr,
     num_steps, num_features,
     a_b, a_t, a_f, b_b, b_t, b_f,

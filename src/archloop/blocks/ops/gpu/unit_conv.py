@@ -17,15 +17,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archloop.blocks.ops.triton_kernels import jit
-
 BLOCK_T = 32
 BLOCKS = 8
 """Blocks of time to a program of the weights' gradient."""
 
 
-@jit
-def _convolved(  # type: ignore[no-untyped-def]
+@triton.jit
+def _convolved(
     x_ptr, w_ptr, past_ptr, row, t, d, mask, num_channels, x_b, x_t,
     K: tl.constexpr, PAST: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -45,8 +43,8 @@ def _convolved(  # type: ignore[no-untyped-def]
     return z
 
 
-@jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _forward_kernel(
     x_ptr, w_ptr, past_ptr, q_ptr, k_ptr, v_ptr, num_steps, num_channels, num_blocks, key_heads,
     x_b, x_t, scale, eps, H: tl.constexpr, BLOCK_H: tl.constexpr, K: tl.constexpr,
     PAST: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -74,8 +72,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         tl.store(v_ptr + out, y.to(v_ptr.dtype.element_ty), mask=mask)
 
 
-@jit
-def _output_gradient_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _output_gradient_kernel(
     x_ptr, w_ptr, dq_ptr, dk_ptr, dv_ptr, dz_ptr, num_steps, num_channels, num_blocks, key_heads,
     x_b, x_t, scale, eps, H: tl.constexpr, BLOCK_H: tl.constexpr, K: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -110,8 +108,8 @@ def _output_gradient_kernel(  # type: ignore[no-untyped-def]
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=mask)
 
 
-@jit
-def _input_gradient_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _input_gradient_kernel(
     x_ptr, w_ptr, dz_ptr, dx_ptr, dw_ptr, num_steps, num_channels, num_blocks, x_b, x_t,
     K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops.chunks import padded_time
-from archloop.blocks.ops.triton_carry import (
+from archloop.blocks.ops.gpu.carry import (
     arithmetic,
     by_token,
     carry_back,
@@ -30,11 +30,11 @@ from archloop.blocks.ops.triton_carry import (
     value_parts,
     widest,
 )
-from archloop.blocks.ops.triton_kernels import jit, without_wgmma
+from archloop.blocks.ops.triton_kernels import without_wgmma
 
 
-@jit
-def _sum_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _sum_kernel(
     x_ptr, y_ptr, num_steps, num_heads, num_chunks, x_b, x_n, x_t, y_b, y_n, y_t,
     K: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -54,8 +54,8 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptr + t * y_t + key, tl.cumsum(x, 0), mask=key < K)
 
 
-@jit
-def _states_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _states_kernel(
     k_ptr, v_ptr, b_ptr, initial_ptr, states_ptr, final_ptr, num_steps, num_heads, num_chunks,
     k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t,
     K: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -97,8 +97,8 @@ def _states_kernel(  # type: ignore[no-untyped-def]
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
 
 
-@jit
-def _states_gradient_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _states_gradient_kernel(
     k_ptr, v_ptr, b_ptr, states_ptr, after_ptr, dk_ptr, dv_ptr, db_ptr,
     num_steps, num_heads, num_chunks,
     k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t, dk_b, dk_n, dk_t, dv_b, dv_n, dv_t, dv_part,
@@ -152,8 +152,8 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
     tl.store(db_ptr + own_b + b_at, db, mask=key_in[None, :])
 
 
-@jit
-def _level(b_ptr, b, step, key, level, b_t, K: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _level(b_ptr, b, step, key, level, b_t, K: tl.constexpr):
     """Of one halving: who asks, each token's decay to or from the middle, and which pairs meet."""
     block = step >> level
     middle = ((block | 1) << level) - 1
@@ -165,8 +165,8 @@ def _level(b_ptr, b, step, key, level, b_t, K: tl.constexpr):  # type: ignore[no
     return asks, fade, (block >> 1)[:, None] == (block >> 1)[None, :]
 
 
-@jit
-def _read_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _read_kernel(
     q_ptr, k_ptr, v_ptr, b_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t, o_b, o_n, o_t,
     K: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr,
@@ -212,8 +212,8 @@ def _read_kernel(  # type: ignore[no-untyped-def]
     tl.store(o_ptr + step[:, None] * o_t + value[None, :], o.to(o_ptr.dtype.element_ty), mask=v_in)
 
 
-@jit
-def _read_gradient_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _read_gradient_kernel(
     q_ptr, k_ptr, v_ptr, b_ptr, states_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr, db_ptr, dstates_ptr,
     num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t, do_b, do_n, do_t,

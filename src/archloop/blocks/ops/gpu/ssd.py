@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archloop.blocks.ops.triton_carry import (
+from archloop.blocks.ops.gpu.carry import (
     arithmetic,
     by_token,
     carry_back,
@@ -26,11 +26,11 @@ from archloop.blocks.ops.triton_carry import (
     value_parts,
     widest,
 )
-from archloop.blocks.ops.triton_kernels import jit, without_wgmma
+from archloop.blocks.ops.triton_kernels import without_wgmma
 
 
-@jit
-def _states_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _states_kernel(
     k_ptr, v_ptr, g_ptr, w_ptr, initial_ptr, states_ptr, final_ptr, decay_ptr,
     num_steps, num_heads, num_chunks, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t,
     K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
@@ -81,8 +81,8 @@ def _states_kernel(  # type: ignore[no-untyped-def]
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
 
 
-@jit
-def _states_gradient_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _states_gradient_kernel(
     k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, after_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr,
     num_steps, num_groups, num_chunks,
     k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, dk_b, dk_n, dk_t,
@@ -154,8 +154,8 @@ def _states_gradient_kernel(  # type: ignore[no-untyped-def]
     tl.store(dk_ptr + own + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
 
 
-@jit
-def _read_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _read_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, o_b, o_n, o_t,
     K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
@@ -204,8 +204,8 @@ def _read_kernel(  # type: ignore[no-untyped-def]
     tl.store(o_ptr + o_at, o.to(o_ptr.dtype.element_ty), mask=v_in)
 
 
-@jit
-def _read_queries_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _read_queries_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, do_ptr, dq_ptr, dg_ptr, dstates_ptr,
     num_steps, num_groups, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, do_b, do_n, do_t,
@@ -273,8 +273,8 @@ def _read_queries_kernel(  # type: ignore[no-untyped-def]
     tl.store(dq_ptr + dq_at, dq.to(dq_ptr.dtype.element_ty), mask=mask)
 
 
-@jit
-def _read_keys_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _read_keys_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, do_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr,
     num_steps, num_groups, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, do_b, do_n, do_t,

@@ -15,15 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archloop.blocks.ops.triton_kernels import jit
-
 SMALLEST_CHUNK = 16
 """The least that a matrix unit multiplies."""
 BLOCK = 1024
 
 
-@jit
-def _carry_back_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _carry_back_kernel(
     decay_ptr, grad_ptr, last_ptr, after_ptr, initial_ptr, num_chunks,
     K: tl.constexpr, V: tl.constexpr, DECAYS: tl.constexpr, LAST: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -11,15 +11,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archloop.blocks.ops.triton_kernels import jit
-
 BLOCK_R, BLOCK_D = 32, 64
 PARTS = 256
 """Programs along the rows of the backward pass; each adds up its vectors' gradients."""
 
 
-@jit
-def _softplus(z):  # type: ignore[no-untyped-def]
+@triton.jit
+def _softplus(z):
     """``log(1 + e^z)`` to the last digits: ``log(w) u / (w - 1)`` undoes the rounding of 1 + u."""
     u = tl.exp(-tl.abs(z))
     w = 1.0 + u
@@ -27,8 +25,8 @@ def _softplus(z):  # type: ignore[no-untyped-def]
     return tl.maximum(z, 0.0) + tail
 
 
-@jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _forward_kernel(
     x_ptr, bias_ptr, rate_ptr, g_ptr, num_rows, num_channels, x_r,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -42,8 +40,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(g_ptr + at, -rate * _softplus(x + bias), mask=mask)
 
 
-@jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _backward_kernel(
     x_ptr, bias_ptr, rate_ptr, dg_ptr, dx_ptr, dbias_ptr, drate_ptr, num_rows, num_channels, x_r,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip

@@ -15,13 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archloop.blocks.ops.triton_kernels import jit
-
 BLOCK_T = 32
 
 
-@jit
-def _partner(k, S: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _partner(k, S: tl.constexpr):
     """Index of the other half of each pair, the sign of its sine, and which angle turns it."""
     first, second = k < S, (k >= S) & (k < 2 * S)
     other = tl.where(first, k + S, tl.where(second, k - S, k))
@@ -29,8 +27,8 @@ def _partner(k, S: tl.constexpr):  # type: ignore[no-untyped-def]
     return other, sign, tl.where(second, k - S, k), first | second
 
 
-@jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _forward_kernel(
     x_ptr, bias_ptr, angle_ptr, out_ptr, num_steps, num_heads, num_ranks,
     K: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
@@ -52,8 +50,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _backward_kernel(
     out_ptr, angle_ptr, grad_ptr, dx_ptr, dbias_ptr, dangle_ptr,
     num_steps, num_heads, num_ranks,
     K: tl.constexpr, KP: tl.constexpr, SP: tl.constexpr, S: tl.constexpr, BLOCK_T: tl.constexpr,

@@ -1,6 +1,6 @@
 """The liquid scan on a GPU: chunks of time in parallel, their states carried in between.
 
-The same three passes as `triton_selective_scan`, for complex modes whose decays are affine in the
+The same three passes as `gpu.selective_scan`, for complex modes whose decays are affine in the
 input; a chunk's decay has no closed form, so the first pass scans too. All arithmetic is float32.
 
 Imported only where Triton is installed. Shape suffixes: B batch, T time, D channels, M modes per
@@ -15,15 +15,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.gpu.scan import compose_pair, last_row, launch
 from archloop.blocks.ops.scan import Pair, shifted
-from archloop.blocks.ops.triton_kernels import jit
-from archloop.blocks.ops.triton_scan import compose_pair, last_row, launch
 
 BLOCK_T, BLOCK_D = 32, 32
 
 
-@jit
-def _tile(  # type: ignore[no-untyped-def]
+@triton.jit
+def _tile(
     v_ptr, keep_ptr, num_steps, num_channels, num_chunks,
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -39,8 +38,8 @@ def _tile(  # type: ignore[no-untyped-def]
     return at, mask, d, v * (1.0 - keep), keep, held
 
 
-@jit
-def _summary_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _summary_kernel(
     v_ptr, keep_ptr, ar_ptr, ai_ptr, br_ptr, bi_ptr, pr_ptr, pi_ptr, sr_ptr, si_ptr,
     num_steps, num_channels, num_chunks,
     M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -63,8 +62,8 @@ def _summary_kernel(  # type: ignore[no-untyped-def]
         tl.store(si_ptr + held * M + m, last_row(hi, BLOCK_T), mask=inside)
 
 
-@jit
-def _output_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _output_kernel(
     v_ptr, keep_ptr, ar_ptr, ai_ptr, br_ptr, bi_ptr, cr_ptr, ci_ptr, hr_ptr, hi_ptr, y_ptr,
     num_steps, num_channels, num_chunks,
     M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -91,8 +90,8 @@ def _output_kernel(  # type: ignore[no-untyped-def]
     tl.store(y_ptr + at, y, mask=mask)
 
 
-@jit
-def _adjoint_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _adjoint_kernel(
     v_ptr, keep_ptr, dy_ptr, ar_ptr, ai_ptr, br_ptr, bi_ptr, cr_ptr, ci_ptr, sr_ptr, si_ptr,
     num_steps, num_channels, num_chunks,
     M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -118,8 +117,8 @@ def _adjoint_kernel(  # type: ignore[no-untyped-def]
         tl.store(si_ptr + held * M + m, -tl.sum(2.0 * dy * (cr * pi + ci * pr), 0), mask=inside)
 
 
-@jit
-def _gradient_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _gradient_kernel(
     v_ptr, keep_ptr, dy_ptr, ar_ptr, ai_ptr, br_ptr, bi_ptr, cr_ptr, ci_ptr,
     hr_ptr, hi_ptr, er_ptr, ei_ptr,
     dv_ptr, dar_ptr, dai_ptr, dbr_ptr, dbi_ptr, dcr_ptr, dci_ptr,

@@ -5,7 +5,7 @@ system, what the values want, ``u = A beta v``, what the state answers, ``w = A 
 the keys decayed to the end of their chunk; (3) one program a head and block of values goes through
 the chunks: ``v' = u - w S``, then ``S = e^last S + keys^T v'``. Backward: (1) the mirror image of
 (3) carries the gradient of the state from the end to the start; (2) all chunks' gradients at once
-(`ops.triton_delta_grad`).
+(`ops.gpu.delta_grad`).
 
 Every exponential is taken of a number that is at most 0. With a decay per channel, a chunk is
 halved as in `ops.linear_attention`: at the level of half-blocks of h tokens, a key decays by
@@ -27,23 +27,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops import delta_rule
-from archloop.blocks.ops.triton_kernels import jit, without_wgmma
+from archloop.blocks.ops.triton_kernels import without_wgmma
 
 CHUNK = delta_rule.LONG_CHUNK
 LEVELS = CHUNK.bit_length() - 1
 """Halvings of a chunk down to one token."""
 
 
-@jit
-def joins_halves(row, col, level):  # type: ignore[no-untyped-def]
+@triton.jit
+def joins_halves(row, col, level):
     """Whether the pair stands in the right and the left half of one block of 2^(level+1) tokens."""
     return (((row >> level) ^ (col >> level)) == 1) & (row > col)
 
 
-@jit
-def level_decay(  # type: ignore[no-untyped-def]
-    b, b_ptr, i, j, length, level, K: tl.constexpr
-):
+@triton.jit
+def level_decay(b, b_ptr, i, j, length, level, K: tl.constexpr):
     """``e^-|b - ref|`` (C, K), ref being b at the end of the left half of each token's block."""
     end = ((i >> (level + 1)) << (level + 1)) + ((1 << level) - 1)
     at = tl.minimum(end, length - 1)[:, None] * K + j[None, :]
@@ -51,8 +49,8 @@ def level_decay(  # type: ignore[no-untyped-def]
     return tl.exp(-tl.abs(b - ref))
 
 
-@jit
-def in_place(x):  # type: ignore[no-untyped-def]
+@triton.jit
+def in_place(x):
     """`x` itself, but the compiler cannot move a change of layout from behind it to before it.
 
     It would load x once for each layout in which a product takes what is computed from it, and
@@ -61,8 +59,8 @@ def in_place(x):  # type: ignore[no-untyped-def]
     return tl.max(tl.join(x, x), 2)
 
 
-@jit
-def _cumulate_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _cumulate_kernel(
     g_ptr, b_ptr, time, num_chunks, heads, g_b, g_n, g_t,
     K: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -76,8 +74,8 @@ def _cumulate_kernel(  # type: ignore[no-untyped-def]
     tl.store(b_ptr + at, tl.cumsum(g, 0), mask=mask)
 
 
-@jit
-def _system_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _system_kernel(
     k_ptr, beta_ptr, b_ptr, lower_ptr, time, num_chunks, heads, sharing,
     k_b, k_n, k_t, beta_b, beta_n, beta_t,
     K: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, C: tl.constexpr,
@@ -111,8 +109,8 @@ def _system_kernel(  # type: ignore[no-untyped-def]
     tl.store(lower_ptr + tl.program_id(0).to(tl.int64) * C * C + row * C + col, lower)
 
 
-@jit
-def _corner(inverse, below, n: tl.constexpr, h: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _corner(inverse, below, n: tl.constexpr, h: tl.constexpr):
     """For n pairs of blocks of h rows, their inverses and what joins these (n, h, h) below."""
     pairs = tl.permute(tl.reshape(inverse, (n, 2, h, h)), (0, 2, 3, 1))
     first, second = tl.split(pairs)
@@ -120,8 +118,8 @@ def _corner(inverse, below, n: tl.constexpr, h: tl.constexpr):  # type: ignore[n
     return first, second, -tl.dot(corner, first, input_precision="tf32x3")
 
 
-@jit
-def _inverse_kernel(lower_ptr, a_ptr, C: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _inverse_kernel(lower_ptr, a_ptr, C: tl.constexpr):
     """``(I + L)^-1`` of one chunk in float32, by doubling blocks up to C = 64 rows."""
     tl.static_assert(C == 64)
     lower_ptr += tl.program_id(0).to(tl.int64) * C * C
@@ -148,8 +146,8 @@ def _inverse_kernel(lower_ptr, a_ptr, C: tl.constexpr):  # type: ignore[no-untyp
     tl.store(at + 32 * C + 32, second.to(dtype))
 
 
-@jit
-def _apply_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _apply_kernel(
     k_ptr, v_ptr, beta_ptr, b_ptr, a_ptr, w_ptr, u_ptr, keys_ptr, time, num_chunks, heads, sharing,
     k_b, k_n, k_t, v_b, v_n, v_t, beta_b, beta_n, beta_t,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -190,8 +188,8 @@ def _apply_kernel(  # type: ignore[no-untyped-def]
     tl.store(w_ptr + out, w.to(a.dtype), mask=mask)
 
 
-@jit
-def _decay(b_ptr, last, j, K: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _decay(b_ptr, last, j, K: tl.constexpr, VECTOR: tl.constexpr):
     """What is left of the state after the chunk whose last token is row `last`: (K, 1)."""
     if VECTOR:
         b = tl.load(b_ptr + last * K + j, mask=j < K, other=0.0)
@@ -200,8 +198,8 @@ def _decay(b_ptr, last, j, K: tl.constexpr, VECTOR: tl.constexpr):  # type: igno
     return tl.exp(b)[:, None]
 
 
-@jit
-def _carry_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _carry_kernel(
     w_ptr, u_ptr, keys_ptr, b_ptr, initial_ptr, values_ptr, states_ptr, final_ptr,
     time, num_chunks, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr, VECTOR: tl.constexpr, INITIAL: tl.constexpr, C: tl.constexpr,
@@ -240,8 +238,8 @@ def _carry_kernel(  # type: ignore[no-untyped-def]
     tl.store(final_ptr + head * K * V + held, state, mask=held_in)
 
 
-@jit
-def _carry_back_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _carry_back_kernel(
     w_ptr, keys_ptr, b_ptr, dvalues_ptr, dstates_ptr, dfinal_ptr, total_ptr, after_ptr,
     dinitial_ptr, time, num_chunks, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr, VECTOR: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -315,7 +313,7 @@ class Corrected(torch.autograd.Function):
     @without_wgmma()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of keys, values, write strengths, log-decays and the initial state."""
-        from archloop.blocks.ops.triton_delta_grad import chunk_gradients
+        from archloop.blocks.ops.gpu.delta_grad import chunk_gradients
 
         k, v, beta, b, a, w, keys, values, states = ctx.saved_tensors
         dvalues, dstates, dfinal = (grad.contiguous() for grad in grads)

@@ -10,15 +10,14 @@ M = C R rows.
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archloop.blocks.ops.triton_kernels import jit
 
-
-@jit
-def _ratio(b_ptr, C: tl.constexpr, R: tl.constexpr, M: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _ratio(b_ptr, C: tl.constexpr, R: tl.constexpr, M: tl.constexpr):
     """The program's decay ratios (M, M), 0 where the key is later."""
     token = tl.arange(0, M) // R
     b = tl.load(b_ptr + tl.program_id(0).to(tl.int64) * C + token)
@@ -27,18 +26,16 @@ def _ratio(b_ptr, C: tl.constexpr, R: tl.constexpr, M: tl.constexpr):  # type: i
     return tl.where(allowed, tl.exp(difference), 0.0)
 
 
-@jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
-    scores_ptr, b_ptr, out_ptr, C: tl.constexpr, R: tl.constexpr, M: tl.constexpr
-):
+@triton.jit
+def _forward_kernel(scores_ptr, b_ptr, out_ptr, C: tl.constexpr, R: tl.constexpr, M: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * M * M
     at += tl.arange(0, M)[:, None] * M + tl.arange(0, M)[None, :]
     out = tl.load(scores_ptr + at).to(tl.float32) * _ratio(b_ptr, C, R, M)
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty))
 
 
-@jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _backward_kernel(
     scores_ptr, b_ptr, grad_ptr, dscores_ptr, db_ptr,
     C: tl.constexpr, R: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip

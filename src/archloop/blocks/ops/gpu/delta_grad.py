@@ -5,7 +5,7 @@ With ``r = beta v - (beta k e^b) S`` and ``v' = A r``: ``dr = A^T dv'`` and, sin
 ``S_next = e^last S + (k e^(last - b))^T v'``. The chain passes through memory once: products that
 do not depend on each other spread over more warps, each with fewer registers.
 
-Imported only where Triton is installed. Shape suffixes and halving: as in `ops.triton_delta`.
+Imported only where Triton is installed. Shape suffixes and halving: as in `ops.gpu.delta`.
 """
 
 import torch
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archloop.blocks.ops.triton_delta import (
+from archloop.blocks.ops.gpu.delta import (
     CHUNK,
     LEVELS,
     in_place,
@@ -22,11 +22,10 @@ from archloop.blocks.ops.triton_delta import (
     padded_width,
     widths,
 )
-from archloop.blocks.ops.triton_kernels import jit
 
 
-@jit
-def _system_gradient_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _system_gradient_kernel(
     v_ptr, beta_ptr, a_ptr, values_ptr, total_ptr, lower_ptr, dv_ptr, dbeta_ptr,
     time, num_chunks, heads, v_b, v_n, v_t, beta_b, beta_n, beta_t, dv_b, dv_n, dv_t,
     V: tl.constexpr, BLOCK_V: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -65,8 +64,8 @@ def _system_gradient_kernel(  # type: ignore[no-untyped-def]
     tl.store(dbeta_ptr + head * time + start + i, dbeta, mask=i_in)
 
 
-@jit
-def _through_question(  # type: ignore[no-untyped-def]
+@triton.jit
+def _through_question(
     dr_ptr, states_ptr, i, i_in, j, K: tl.constexpr, V: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -82,8 +81,8 @@ def _through_question(  # type: ignore[no-untyped-def]
     return dasked
 
 
-@jit
-def _through_writes(  # type: ignore[no-untyped-def]
+@triton.jit
+def _through_writes(
     values_ptr, states_ptr, after_ptr, i, i_in, j, K: tl.constexpr, V: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -102,8 +101,8 @@ def _through_writes(  # type: ignore[no-untyped-def]
     return dkeys, ddecay
 
 
-@jit
-def _scalar_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _scalar_kernel(
     k_ptr, beta_ptr, b_ptr, values_ptr, states_ptr, dr_ptr, after_ptr, lower_ptr,
     dk_ptr, dbeta_ptr, dg_ptr, time, num_chunks, heads, sharing,
     k_b, k_n, k_t, beta_b, beta_n, beta_t, dk_b, dk_n, dk_t, dg_b, dg_n, dg_t,
@@ -163,8 +162,8 @@ def _scalar_kernel(  # type: ignore[no-untyped-def]
     tl.store(dk_ptr + i[:, None] * dk_t + j[None, :], dk, mask=mask)
 
 
-@jit
-def _vector_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _vector_kernel(
     k_ptr, beta_ptr, b_ptr, values_ptr, states_ptr, dr_ptr, after_ptr, lower_ptr,
     dk_ptr, dbeta_ptr, dg_ptr, time, num_chunks, heads, sharing,
     k_b, k_n, k_t, beta_b, beta_n, beta_t, dk_b, dk_n, dk_t, dg_b, dg_n, dg_t,

@@ -1,0 +1,16 @@
+"""Fixtures for all tests."""
+
+import os
+
+import pytest
+import torch
+
+from archloop.blocks.ops import triton_kernels
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatch picks kernels, under Triton's interpreter for CPU tensors too; seeded."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        monkeypatch.setattr(triton_kernels, "usable", lambda x, *dtypes: x.dtype == torch.float32)
+    torch.manual_seed(0)

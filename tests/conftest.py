@@ -2,6 +2,10 @@
 
 import os
 
+# Before torch is imported, and for the processes tests start: workers run side by side, and with
+# a thread per core in each of them they wait for one another (the suite took twice as long).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
-# make search runs the quickstart; make test runs every check. Both make .venv first.
+# make search runs the quickstart, make test every check, make test-kernels the Triton kernels in
+# Triton's interpreter, which needs no GPU. All make .venv first.
 PYTHON ?= python3
 # A package index (or folder of wheels) that holds a CPU build of torch, where yours needs one:
 #   make search TORCH_INDEX=<url>
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 RECIPE ?= recipes/quickstart.yaml
 
-.PHONY: search test test-all check clean
+.PHONY: search test test-all test-kernels check clean
 
 search: $(VENV)/.installed
 	$(BIN)/archloop search $(RECIPE)
@@ -18,6 +19,14 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not device"
+
+# In a folder beside the others' packages: the interpreter fails with newer versions of numpy.
+test-kernels: $(VENV)/.installed-test $(VENV)/interpreter
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/interpreter $(BIN)/python -m pytest -n 2 -m gpu tests/blocks tests/stack
+
+$(VENV)/interpreter: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==3.6.0 numpy==2.3.5
+	touch $@
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

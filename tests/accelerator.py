@@ -1,4 +1,4 @@
-"""Where tests of Triton kernels run: a CUDA device, or under ``TRITON_INTERPRET=1 pytest -m gpu``.
+"""Where tests of Triton kernels run: a CUDA device, or Triton's interpreter (`make test-kernels`).
 
 A test module that imports this is skipped where there is neither.
 """

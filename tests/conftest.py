@@ -15,6 +15,10 @@ from archloop.blocks.ops import triton_kernels
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dispatch picks kernels, under Triton's interpreter for CPU tensors too; seeded."""
+
+    def usable(x: torch.Tensor, *_: torch.dtype) -> bool:
+        return x.dtype == torch.float32 and not triton_kernels._disabled
+
     if os.environ.get("TRITON_INTERPRET") == "1":
-        monkeypatch.setattr(triton_kernels, "usable", lambda x, *dtypes: x.dtype == torch.float32)
+        monkeypatch.setattr(triton_kernels, "usable", usable)
     torch.manual_seed(0)

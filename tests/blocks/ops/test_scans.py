@@ -1,6 +1,6 @@
 """Fast forms of recurrences equal their loops: outputs, last states and gradients.
 
-On a CPU in float64; the tests marked gpu hold the Triton kernels against the plain forms.
+On a CPU in float64; `test_scan_kernels` holds Triton's kernels against the plain forms.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from archloop.blocks.mixers.mamba3 import biased_rotation
-from archloop.blocks.ops import cell_scan, conv, liquid_scan, long_conv, ranked_ssd, triton_kernels
+from archloop.blocks.ops import cell_scan, liquid_scan, long_conv, ranked_ssd, triton_kernels
 from archloop.blocks.ops import selective_scan as selective
 from archloop.blocks.ops.scan import scan, scan_pair, scan_reference
 
@@ -131,25 +130,3 @@ def test_ranked_ssd(ranks: int) -> None:
         return ranked_ssd.read(q, k, v, g, states), last
 
     compare(fast, ranked_ssd.recurrent, [*inputs, randn(B, 2, N, D)])
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("time", [1, 63, 300])
-def test_triton_kernels_equal_the_plain_forms(time: int) -> None:
-    def on_gpu(inputs: list[Tensor]) -> list[Tensor]:
-        return [x.detach().float().cuda() for x in inputs]
-
-    torch.manual_seed(0)
-    flat = [torch.rand(B, time, 40), randn(B, time, 40), randn(B, 40)]
-    turned = [randn(B, time, 1, 16), randn(4, 1, 16), randn(B, 4, time, 4)]
-    decays = [randn(B, 3, 64, 64), -torch.rand(B, 3, 64).cumsum(-1)]
-    cases: list[tuple[Form, list[Tensor]]] = [
-        (lambda *x: (scan(*x),), flat),
-        (selective.selective_scan, selective_inputs(time, 40)),
-        (liquid(liquid_scan.liquid_scan), liquid_inputs(time, 40)),
-        (lambda *x: (conv.causal_conv(*x),), [randn(B, time, 40), randn(40, 4)]),
-        (lambda *x: (biased_rotation(*x),), turned),
-        (lambda *x: (ranked_ssd.decayed_scores(*x),), decays),
-    ]
-    for form, inputs in cases:
-        compare(form, form, on_gpu(inputs), tolerance=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from archloop import registry
 from archloop.evals import proxy, worker
 from archloop.evals.proxy import ProxyConfig
 from archloop.evals.worker import Job, TrainingError, run_isolated
@@ -61,6 +62,22 @@ def test_equals_the_same_training_in_this_process_and_is_kept(root, tmp_path, mo
     assert run_isolated(asked, tmp_path, time_limit_s=60, threads=1) == result
     with pytest.raises(AssertionError, match="started"):
         run_isolated(job(root, seed=2), tmp_path, time_limit_s=60, threads=1)
+
+
+def test_a_worker_knows_the_plugins_and_no_stray_modules(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_folders", {})
+    (tmp_path / "mixers").mkdir()
+    (tmp_path / "mixers" / "mine.py").write_text(
+        "from archloop.blocks.mixers.short_conv import ShortConv\n\n"
+        "class Mine(ShortConv):\n    class Config(ShortConv.Config):\n        pass\n"
+    )
+    (tmp_path / "random.py").write_text("raise RuntimeError('a stray module')\n")
+    monkeypatch.chdir(tmp_path)
+    registry.add_folder(tmp_path)
+    spec = job(root).spec
+    block = spec.blocks[0].model_copy(update={"mixers": (MixerSpec(name="mine"),)})
+    asked = job(root, num_steps=1, spec=spec.replace(blocks=(block,)))
+    assert run_isolated(asked, tmp_path / "job", time_limit_s=60, threads=1).scores
 
 
 def test_a_hang_is_ended_and_the_whole_group_is_gone(root, tmp_path, monkeypatch):

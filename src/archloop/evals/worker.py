@@ -1,4 +1,4 @@
-"""One proxy training in a process of its own: ``python -m archloop.evals.worker JOB.json``.
+"""One proxy training in a process of its own: ``python -m archloop.evals.worker JOB PID [FOLDER]``.
 
 A crash, a hang or a process killed for memory marks its trial and nothing else. `run_isolated` is
 what callers use; the module run as a program is the process it starts. The result is one file,
@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from archloop import registry
+from archloop.devices._victim import prefer_as_victim
 from archloop.evals.proxy import ProxyConfig, ProxyResult, prepare, train_and_score
 from archloop.stack.spec import StackSpec
 from archloop.text.files import write_atomic
@@ -98,7 +100,9 @@ def run_isolated(
         return ProxyResult.model_validate_json(result_file.read_bytes())
     result_file.unlink(missing_ok=True)
     write_atomic(job_file, text.encode())
-    command = [sys.executable, "-m", "archloop.evals.worker", str(job_file), str(os.getpid())]
+    # -P: a stray random.py in the working folder must not stand in for a library.
+    command = [sys.executable, "-P", "-m", "archloop.evals.worker", str(job_file)]
+    command += [str(os.getpid()), *map(str, registry.folders())]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
@@ -127,13 +131,16 @@ def run_isolated(
     raise _failure(process.returncode, log_file)
 
 
-def main(job_file: Path, parent: int | None = None) -> int:
+def main(job_file: Path, parent: int | None = None, plugins: Sequence[Path] = ()) -> int:
     """The process: do the job and write ``result.json`` beside it; returns the exit status.
 
     Args:
         job_file: a `Job`.
         parent: process whose end ends this one.
+        plugins: folders of plug-ins, which the job may name.
     """
+    for folder in plugins:
+        registry.add_folder(folder)
     job = Job.model_validate_json(job_file.read_bytes())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
@@ -231,4 +238,5 @@ def _failure(status: int, log_file: Path) -> TrainingError:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:3])))
+    prefer_as_victim()
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), [Path(each) for each in sys.argv[3:]]))

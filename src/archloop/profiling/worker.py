@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from archloop import registry
+from archloop.devices._victim import prefer_as_victim
 from archloop.errors import UserError
 from archloop.profiling import memory
 from archloop.runtimes.base import Runtime, Session, build_random
@@ -209,13 +210,6 @@ def _trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-def _prefer_as_victim() -> None:
-    """When memory runs out the kernel should end this process, not the study."""
-    score = Path("/proc/self/oom_score_adj")
-    if score.exists():
-        score.write_text("1000")
-
-
 def _read_requests(stream: BinaryIO, requests: "queue.Queue[dict[str, Any]]") -> None:
     for line in stream:
         requests.put(json.loads(line))
@@ -229,7 +223,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    _prefer_as_victim()
+    prefer_as_victim()
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     reader = threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests), daemon=True)
     reader.start()

@@ -69,11 +69,21 @@ def reason(problem: "ErrorDetails") -> str:
         return "is too large; give a smaller whole number"
     if kind == "missing":
         return "is missing; add it"
-    family, _, rest = kind.partition("_")
-    if family in _EXPECTED and rest.startswith(("type", "parsing", "from", "unicode")):
-        return f"must be {_EXPECTED[family]}"
+    if kind == "too_short":
+        return f"has too few entries; give at least {problem['ctx']['min_length']}"
+    if kind == "too_long":
+        return f"has too many entries; give at most {problem['ctx']['max_length']}"
+    if wanted := expected(problem):
+        return f"must be {wanted}"
     message = message[:1].lower() + message[1:]
     return message.replace("input should", "must").replace("input", "value")
+
+
+def expected(problem: "ErrorDetails") -> str | None:
+    """What kind of value there must be, where the kind is what is wrong."""
+    family, _, rest = problem["type"].partition("_")
+    is_kind = rest.startswith(("type", "parsing", "from", "unicode"))
+    return _EXPECTED.get(family) if is_kind else None
 
 
 def shown(value: object) -> str:

@@ -172,8 +172,8 @@ def test_relative_budgets_read_the_ratios() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"device": "phone"}, r"budgets\[0\].device='phone'; the study has \['here'\]"),
-        ({"context": 512}, r"budgets\[0\].context=512; profiled are \[1024\]"),
+        ({"device": "phone"}, r"budgets\[0\].device='phone': give one of \['here'\]"),
+        ({"context": 512}, r"budgets\[0\].context=512: give one that is profiled: \[1024\]"),
         ({"relative": True}, r"budgets\[0\].relative: name a reference preset"),
     ],
 )

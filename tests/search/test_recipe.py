@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from archloop.errors import UserError
+from archloop.runtimes.torch_eager import TorchEager
 from archloop.search import plan
 from archloop.search.plain_yaml import MAX_BYTES
 from archloop.search.recipe import RecipeError, load
@@ -75,7 +76,7 @@ VALUES = [
     ("profile.device", "phone", r": profile.device='phone': unknown; known: .*host"),
     ("profile.quant", "int3", r": profile.quant: torch_eager has no 'int3'; known: "),
     ("budgets", [{"metric": "decode_p50", "limit": 1}], r": budgets\[0\].metric: 'decode_p50' mu"),
-    ("budgets", [{"metric": "ttft_ms", "limit": 1, "context": 7}], r": budgets\[0\].context=7; pr"),
+    ("budgets", [{"metric": "ttft_ms", "limit": 1, "context": 7}], r": budgets\[0\].context=7: gi"),
     ("tuning", {"learning_rates": [1e-3, 1e-2], "num_steps": 5}, r": tuning.learning_rates: .* 3"),
     ("plugins", "../elsewhere", r": plugins='../elsewhere' leads outside the recipe's folder"),
     ("plugins", "nowhere", r": plugins folder .*nowhere does not exist"),
@@ -93,6 +94,16 @@ VALUES = [
     ("profile.threads", 10**12, r": profile.threads: 1000000000000 must be less than or equal to"),
     ("proxy.device", "cuda:99", r": proxy.device: device 'cuda:99' is not here; this machine has"),
     ("storage", "nonsense", r": storage: 'nonsense': no database URL, such as postgresql://"),
+    ("num_trials", True, r": num_trials: true and false are no numbers; give a number"),
+    ("profile.contexts", [64, True], r": profile.contexts\[1\]: true and false are no numbers"),
+    ("initial", [["gqa", 1]], r": initial\[0\]\[1\]: 1 must be text"),
+    ("initial", [{}], r": initial\[0\]: {} must be text or a list"),
+    ("space.mixers.gqa.head_dim", {}, r": space.mixers.gqa.head_dim: {} must be true or false, a"),
+    ("space.mixers", [], r": space.mixers: {} has too few entries; give at least 1"),
+    ("space.interleaving.period", [2], r": space.interleaving.period\[1\]: missing; add it"),
+    ("space.interleaving.period", [2, 3, 4], r": space.interleaving.period: .*; give at most 2"),
+    ("profile.timed_steps", 10**15, r": profile.timed_steps: 1000000000000000 must be less than"),
+    ("proxy.device", "gpu", r": proxy.device: device 'gpu' is not here; this machine has cpu:0"),
     ("promote_share", 1.5, r": promote_share: 1.5 must be less than or equal to 1"),
 ]
 
@@ -102,6 +113,18 @@ VALUES = [
 )
 def test_wrong_value(tmp_path, path, value, expected):
     assert re.match(expected, refusal(tmp_path, changed(path, value)))
+
+
+def test_a_layout_off_the_budget_says_what_to_change(tmp_path):
+    data = settings()
+    data["space"]["channel_mixers"]["swiglu"]["expansion"] = [2.0, 2.1]
+    # What three convolutions and one attention come to, and no stack with two attentions.
+    budget = {"num_params": 699_968, "free": "swiglu.expansion", "tolerance": 1e-4}
+    message = refusal(
+        tmp_path, yaml.safe_dump(data | {"space": data["space"] | {"budget": budget}})
+    )
+    assert message.startswith(": reference: short_conv-gqa-short_conv-gqa comes to ")
+    assert message.endswith("; take another layout, or widen space.budget.tolerance")
 
 
 def test_missing_key(tmp_path):
@@ -177,6 +200,12 @@ def test_shipped_recipes_resolve():
     for path in recipes:
         resolved = plan.resolve(load(path))
         assert resolved.recipe.name == path.stem
+
+
+def test_a_runtime_that_this_machine_cannot_run_is_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(TorchEager, "missing", lambda self: "needs a chip; buy one")
+    message = refusal(tmp_path, yaml.safe_dump(settings()))
+    assert message == ": profile.runtime: torch_eager: needs a chip; buy one"
 
 
 def test_a_bug_is_not_blamed_on_the_recipe(tmp_path, monkeypatch):

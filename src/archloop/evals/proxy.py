@@ -82,7 +82,7 @@ class ProxyConfig(BaseModel):
     tasks: dict[str, TaskShare] = {}
     rungs: tuple[int, ...] = Field(default=(200,), min_length=1)
     training: TrainingConfig = TrainingConfig()
-    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    device: str = "cpu"
 
     @model_validator(mode="after")
     def _check(self) -> "ProxyConfig":

@@ -8,7 +8,10 @@ _MONTH_S = 30 * 24 * 3600.0
 """Longer limits overflow the timers of the system."""
 
 MAX_THREADS = 1024
+_MOST = 2**20
+"""Steps and repeats of which a process does so many take days."""
 Count = Annotated[int, Field(ge=1)]
+Repeats = Annotated[int, Field(ge=1, le=_MOST)]
 
 
 class ProfileConfig(BaseModel):
@@ -44,11 +47,11 @@ class ProfileConfig(BaseModel):
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
     contexts: tuple[Annotated[int, Field(ge=1, le=2**24)], ...] = Field((4096, 32768), min_length=1)
     processes: int = Field(5, ge=2, le=1000)
-    warmup_steps: int = Field(20, ge=0)
-    timed_steps: Count = 100
-    block_steps: Count = 20
-    settle_steps: int = Field(2, ge=0)
-    prefill_repeats: Count = 2
+    warmup_steps: int = Field(20, ge=0, le=_MOST)
+    timed_steps: Repeats = 100
+    block_steps: Repeats = 20
+    settle_steps: int = Field(2, ge=0, le=_MOST)
+    prefill_repeats: Repeats = 2
     full_prefill_tokens: int = Field(4096, ge=512)
     decode_tokens: Count = 256
     time_limit_s: float = Field(900.0, gt=0, le=_MONTH_S)

@@ -73,9 +73,10 @@ def check_budgets(
     for index, budget in enumerate(budgets):
         where = f"budgets[{index}]"
         if budget.device is not None and budget.device not in devices:
-            raise UserError(f"{where}.device={budget.device!r}; the study has {list(devices)}")
+            raise UserError(f"{where}.device={budget.device!r}: give one of {list(devices)}")
         if budget.context is not None and budget.context not in contexts:
-            raise UserError(f"{where}.context={budget.context}; profiled are {list(contexts)}")
+            known = f"give one that is profiled: {list(contexts)}"
+            raise UserError(f"{where}.context={budget.context}: {known}")
         if budget.relative and not reference:
             raise UserError(f"{where}.relative: name a reference preset, or give absolute limits")
 

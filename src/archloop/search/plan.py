@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from archloop import registry
 from archloop.errors import UserError
 from archloop.evals import proxy
+from archloop.runtimes.base import Runtime
 from archloop.search.base import Strategy
 from archloop.search.objectives import check_budgets
 from archloop.search.recipe import Recipe
@@ -20,7 +21,7 @@ from archloop.search.recipe_errors import RecipeError, describe
 from archloop.search.record import Costs
 from archloop.stack import cost, presets
 from archloop.stack.genome import Genome
-from archloop.stack.space import Space
+from archloop.stack.space import OutOfReachError, Space
 from archloop.stack.spec import StackSpec
 from archloop.text import corpora
 from archloop.training.loop import torch_device
@@ -83,10 +84,12 @@ def _resolve(recipe: Recipe) -> Plan:
         where = f"profile[{index}]" if len(recipe.profile) > 1 else "profile"
         _known(f"{where}.device", "devices", profile.device)
         _known(f"{where}.runtime", "runtimes", profile.runtime)
-        quants = registry.get("runtimes", profile.runtime).quants
-        if profile.quant not in quants:
-            near = registry.suggest(profile.quant, list(quants))
+        runtime: Runtime = registry.get("runtimes", profile.runtime)()
+        if profile.quant not in runtime.quants:
+            near = registry.suggest(profile.quant, list(runtime.quants))
             raise UserError(f"{where}.quant: {profile.runtime} has no {profile.quant!r}; {near}")
+        if missing := runtime.missing():
+            raise UserError(f"{where}.runtime: {profile.runtime}: {missing}")
     contexts = tuple(sorted({c for profile in recipe.profile for c in profile.contexts}))
     check_budgets(recipe.budgets, [p.device for p in recipe.profile], contexts, True)
     for path in recipe.proxy.corpus.paths:
@@ -123,6 +126,8 @@ def _prefixed(key: str, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
     except UserError as error:
         text = str(error)
+        if isinstance(error, OutOfReachError):
+            text += "; take another layout, or widen space.budget.tolerance"
         raise UserError(text if text.startswith(key) else f"{key}: {text}") from error
 
 

@@ -29,7 +29,7 @@ from archloop.evals.proxy import ProxyConfig
 from archloop.profiling.config import MAX_THREADS, ProfileConfig
 from archloop.search import plain_yaml
 from archloop.search.objectives import Budget
-from archloop.search.recipe_errors import RecipeError, describe
+from archloop.search.recipe_errors import RecipeError, boolean_for_number, describe
 from archloop.stack.space_config import SpaceConfig
 from archloop.stack.spec import StackSpec
 
@@ -243,9 +243,12 @@ def parse(data: Any, label: str) -> Recipe:
     if not isinstance(data, dict):
         raise RecipeError(f"{label}: a recipe is a mapping of keys, such as name: and space:")
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(f"{label}: {describe(error, Recipe, data)}") from error
+    if path := boolean_for_number(data, recipe.model_dump()):
+        raise RecipeError(f"{label}: {path}: true and false are no numbers; give a number")
+    return recipe
 
 
 __all__ = ["Recipe", "RecipeError", "load", "parse"]

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from archloop.errors import UserError, reason, shown, suggest
+from archloop.errors import UserError, expected, reason, shown, suggest
 
 
 class RecipeError(UserError):
@@ -20,9 +20,14 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> str:
 
     An unknown key comes before all others: it is often the cause of a missing one.
     """
-    problems = error.errors(include_url=False, include_context=False)
+    problems = error.errors(include_url=False)
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    keys = _keys(first["loc"], data)
+    # Where one of several types is allowed, there is a problem with each: that of the type which
+    # came furthest into the value is meant, or all of them.
+    started = _keys(first, data)
+    found = [p for p in problems if _keys(p, data)[: len(started)] == started]
+    first = max(found, key=lambda problem: len(_keys(problem, data)))
+    keys = _keys(first, data)
     path = _path(keys)
     if first["type"] == "extra_forbidden":
         known = sorted(_fields_at(model, first["loc"][:-1]))
@@ -33,10 +38,36 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> str:
     if first["type"] == "invalid_key":
         return f"{path}: the key {first['input']!r} is not text; correct it, or put it in quotes"
     problem = _problem(first)
+    wanted = dict.fromkeys(filter(None, (expected(p) for p in found if _keys(p, data) == keys)))
+    if len(wanted) > 1:
+        *others, last = wanted
+        problem = f"{shown(first['input'])} must be {', '.join(others)} or {last}"
     if first["type"] in ("model_type", "dict_type"):
         known = sorted(_fields_at(model, first["loc"]))
         problem += f": {', '.join(known)}" if known else ""
     return f"{path or 'recipe'}: {problem}"
+
+
+def boolean_for_number(given: Any, kept: Any, keys: tuple[int | str, ...] = ()) -> str | None:
+    """Path of a `true`, or of YAML's `yes` or `on`, that was read as the number 1, if any.
+
+    Args:
+        given: plain data of a recipe.
+        kept: what was read from it.
+        keys: where both stand.
+    """
+    if isinstance(given, bool):
+        return None if isinstance(kept, bool) else _path(list(keys))
+    if isinstance(kept, (list, tuple)) and not isinstance(given, list):
+        return boolean_for_number(given, kept[0] if kept else given, keys)
+    pairs: Any = ()
+    if isinstance(given, dict) and isinstance(kept, dict):
+        pairs = [(key, value, kept.get(key, value)) for key, value in given.items()]
+    elif isinstance(given, list) and isinstance(kept, (list, tuple)):
+        # Some lists are kept without what is given twice.
+        pairs = [(i, value, kept[min(i, len(kept) - 1)]) for i, value in enumerate(given) if kept]
+    found = (boolean_for_number(value, other, (*keys, key)) for key, value, other in pairs)
+    return next(filter(None, found), None)
 
 
 def _problem(details: ErrorDetails) -> str:
@@ -46,20 +77,21 @@ def _problem(details: ErrorDetails) -> str:
     return f"{shown(value)} {message}"
 
 
-def _keys(loc: tuple[int | str, ...], data: Any) -> list[int | str]:
-    """The part of an error's location that the recipe itself has.
+def _keys(problem: ErrorDetails, data: Any) -> list[int | str]:
+    """The part of an error's location that the recipe itself has, or lacks.
 
     Pydantic adds names of union members, and index 0 where one item stood for a list of one.
     """
     keys: list[int | str] = []
+    loc = problem["loc"]
     for position, part in enumerate(loc):
-        last = position == len(loc) - 1
-        if isinstance(data, dict) and isinstance(part, str) and (part in data or last):
+        lacks = problem["type"] == "missing" and position == len(loc) - 1
+        if isinstance(data, dict) and isinstance(part, str) and (part in data or lacks):
             keys.append(part)
             data = data.get(part)
-        elif isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):
+        elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data) + lacks:
             keys.append(part)
-            data = data[part]
+            data = None if lacks else data[part]
     return keys
 
 

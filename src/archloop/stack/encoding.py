@@ -97,7 +97,7 @@ def _period_of(space: "Space", blocks: Sequence[BlockGenes]) -> int | None:
             return period
     raise UserError(
         f"{'-'.join(block.mixer for block in blocks)} repeats with no period from "
-        f"{rules.period[0]} to {rules.period[1]}"
+        f"{rules.period[0]} to {rules.period[1]}; change it or space.interleaving.period"
     )
 
 

@@ -1,93 +1,199 @@
-"""Every sequence mixer's speed, beside SDPA attention and flash-linear-attention's GLA layer.
+"""Every sequence mixer's speed, beside the same layer of other packages and SDPA attention (`gqa`).
 
     python benchmarks/mixers.py [--mixers mamba s5] [--lengths 1024 8192] [--tokens 65536]
+    OMP_NUM_THREADS=1 python benchmarks/mixers.py     # on a CPU
 
-For each mixer and length, at d_model 512: the first call in this process, forward, forward and
-backward, prefill and decode at batch 1, peak memory of training; the time at the longest length
-times four over that at the longest, same batch; and the largest error of outputs and gradients
-against the same module in float64, which takes the plain PyTorch forms. Prints a table and one JSON
-line.
+For each layer and length, at d_model 512: parameters, the first forward and training pass, forward,
+forward and backward, prefill and decode at batch 1, peak memory. Each mixer's row is followed by
+its peer's (`peers.py`), with the peer's time over ours; a peer that is missing, refuses, runs out
+of memory or of time leaves the reason. Prints a table and one JSON line.
 
-On a GPU each mixer is first called in a process of its own with an empty kernel cache, several
-processes at once: what a search pays on a new machine, and for its next new shape. fla's layer is
-timed first, so that every row shows its ratio; its kernels tune themselves over all their
-configurations, which takes minutes once (`TRITON_CACHE_AUTOTUNING=1` keeps what they found). On a
-CPU the parallel algorithms are also timed against their loops.
+A row is stopped after `--limit` seconds. On a CPU it has a process of its own, and memory is what
+that holds; on a GPU it is the allocator's, of training.
+
+On a GPU fla's GLA layer is timed first, so that each row shows its time over that layer's too; its
+kernels tune themselves over all their configurations, without limit, which takes minutes once
+(`TRITON_CACHE_AUTOTUNING=1` keeps what they found). Each mixer is first called in a process of its
+own with an empty kernel cache, several processes at once: what a search pays on a new machine, and
+for its next new shape. Below a mixer stand its largest error of outputs and gradients against the
+same module in float64, which takes the plain PyTorch forms, and its time at four times the longest
+length over that at the longest, same batch.
 """
 
 import argparse
 import copy
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+import figures
+import peers
 from archloop import registry
-from archloop.blocks.ops import delta_rule, linear_attention, selective_scan, ssd
-from archloop.blocks.ops.scan import scan, scan_reference
+from figures import Figures, PeakMemory
+from timing import median_seconds, seconds
 
 D_MODEL = 512
-PEER = "fla_gla"
-COLUMNS = (
-    "first_call_s",
-    "forward_ms",
-    "forward_backward_ms",
-    "ratio_to_peer",
-    "prefill_tok_per_s",
-    "decode_tok_per_s",
-    "peak_memory_gib",
-)
+COLUMNS = {
+    "params_m": "params M",
+    "first_call_s": "first call s",
+    "forward_ms": "forward ms",
+    "forward_over_ours": "over ours",
+    "forward_backward_ms": "fwd+bwd ms",
+    "forward_backward_over_ours": "over ours",
+    "forward_backward_over_fla_gla": "over fla GLA",
+    "prefill_tok_per_s": "prefill tok/s",
+    "decode_tok_per_s": "decode tok/s",
+    "peak_memory_gib": "peak GiB",
+    "stopped": "",
+}
 FRESH_AT_ONCE = 6
 """Processes that make their first calls side by side."""
 SLOW_S = 0.5
-"""A run this long is timed once after its warm-up, and its growth shown at the shortest length."""
+"""The growth of a layer that trains longer than this is shown at the shortest length."""
+
+Rows = dict[str, dict[Any, dict[str, Any]]]
+
+
+class Setting(NamedTuple):
+    """Where and on how much every layer is timed."""
+
+    device: str
+    dtype: torch.dtype
+    tokens: int
+    limit_s: float
+
+    def batch(self, length: int) -> int:
+        return max(1, self.tokens // length)
+
+    def where(self) -> dict[str, Any]:
+        return {"device": self.device, "dtype": self.dtype}
 
 
 def main() -> None:
     options = _options()
     on_gpu = torch.cuda.is_available()
-    device = "cuda" if on_gpu else "cpu"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    tokens = options.tokens or (65_536 if on_gpu else 4_096)
-    lengths = options.lengths or ([1_024, 8_192] if on_gpu else [1_024])
+    place = ("cuda", torch.bfloat16, 65_536) if on_gpu else ("cpu", torch.float32, 8_192)
+    setting = Setting(*place[:2], options.tokens or place[2], options.limit)
     names = options.mixers or registry.names("mixers")
     if options.first_call:
-        print(json.dumps(first_call(options.first_call, lengths, tokens, device, dtype)))
+        print(json.dumps(first_call(options.first_call, options.lengths, setting)))
         return
-    results: dict[str, Any] = {"device": _device_name(), "tokens": tokens, "mixers": {}}
-    print(f"{results['device']}, {dtype}, d_model {D_MODEL}, {tokens} tokens a pass")
+    rows: Rows = {}
+    results: dict[str, Any] = {"device": _device_name(), "tokens": setting.tokens, "layers": rows}
+    threads = "" if on_gpu else f", {torch.get_num_threads()} threads"
+    print(f"{_device_name()}{threads}, {setting.dtype}, d_model {D_MODEL}, {setting.tokens} tokens")
+    # Rows on a CPU are forked from a process that has imported these already.
+    multiprocessing.set_forkserver_preload(["archloop.blocks.base", "transformers.modeling_utils"])
     if on_gpu:
         results["fresh"] = fresh_first_calls(names)
-    print(f"{'mixer':22}{'T':>7}" + "".join(f"{c:>21}" for c in COLUMNS), flush=True)
-    for name in [*([PEER] if on_gpu and not options.mixers else []), *names]:
-        results["mixers"][name] = rows = {}
-        for length in lengths:
-            rows[length] = _guarded(measure, name, length, max(1, tokens // length), device, dtype)
-            _print_row(name, length, rows[length], results["mixers"].get(PEER, {}))
-        if on_gpu and name != PEER:
-            rows.update(_guarded(check, name, device))
-            slow = rows[max(lengths)].get("forward_backward_ms", 0) > 1e3 * SLOW_S
-            at = min(lengths) if slow else max(lengths)
-            rows.update(_guarded(growth, name, at, device, dtype))
-            print(f"{'':22}{ ({k: v for k, v in rows.items() if isinstance(k, str)}) }", flush=True)
-    if not on_gpu:
-        results["algorithms"] = algorithms()
+    _print_cells(["layer", "T", *COLUMNS.values()], options.markdown)
+    if options.markdown:
+        _print_cells(["---"] * (2 + len(COLUMNS)), True)
+    if on_gpu and not options.mixers:
+        for length in options.lengths:
+            measured(rows, *peers.PEERS["gla"], length, setting)
+    for name in names:
+        for length in options.lengths:
+            compare(rows, name, length, setting, options)
+        if on_gpu:
+            rows[name] |= check_and_growth(name, rows[name], setting)
     print(json.dumps(results))
+
+
+def compare(
+    rows: Rows, name: str, length: int, setting: Setting, options: argparse.Namespace
+) -> None:
+    """Time a mixer, then its peers, and print their rows."""
+    ours = measured(rows, name, partial(make, name), length, setting)
+    reference = rows.get(peers.GLA, {}).get(length, {})
+    ours |= _ratios(ours, reference, "fla_gla", ["forward_backward"])
+    _print_row(f"`{name}`" if options.markdown else name, length, ours, options.markdown)
+    others = [peers.PEERS.get(name), peers.SLOW_TO_TUNE.get(name) if options.fla else None]
+    for label, build in filter(None, others):
+        row = measured(rows, label, build, length, setting)
+        row |= _ratios(row, ours, "ours", ["forward", "forward_backward"])
+        _print_row(f"- {label}", length, row, options.markdown)
+
+
+def measured(
+    rows: Rows, label: str, build: Callable[[int], nn.Module], length: int, setting: Setting
+) -> dict[str, Any]:
+    """The row of a layer; timed once, however often it is asked for."""
+    known = rows.setdefault(label, {})
+    if length not in known:
+        arguments = (measure, build, length, setting)
+        if setting.device == "cpu":
+            known[length] = figures.in_own_process(*arguments, limit_s=setting.limit_s)
+        else:
+            limit_s = 0.0 if label in peers.TUNED else setting.limit_s
+            known[length] = figures.here(*arguments, limit_s=limit_s)
+    return known[length]
+
+
+def measure(build: Callable[[int], nn.Module], length: int, setting: Setting) -> Figures:
+    """Training comes last, since it is what a slow layer does not finish."""
+    torch.manual_seed(0)
+    memory = PeakMemory()
+    where = setting.where()
+    layer = build(D_MODEL).to(**where)
+    yield "params_m", peers.num_params(layer) / 1e6
+    x_BTD = torch.randn(setting.batch(length), length, D_MODEL, **where, requires_grad=True)
+    grad_BTD = torch.randn_like(x_BTD)
+
+    def forward() -> None:
+        with torch.no_grad():
+            _sound(output(layer, x_BTD), x_BTD)
+
+    def train() -> None:
+        output(layer, x_BTD).backward(grad_BTD)
+
+    first_s = seconds(forward)
+    yield "forward_ms", 1e3 * median_seconds(forward, warm=True)
+    if getattr(layer, "decodes", True):
+        yield from inference(layer, x_BTD[:1].detach())
+    yield "first_call_s", first_s + seconds(train)
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    yield "forward_backward_ms", 1e3 * median_seconds(train, warm=True)
+    if setting.device == "cuda":
+        yield "peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30
+    elif (peak := memory.gib()) is not None:
+        yield "peak_memory_gib", peak
+
+
+def inference(layer: Any, x_1TD: Tensor) -> Figures:
+    """Tokens per second at batch 1: all at once, then one by one."""
+    length = x_1TD.shape[1]
+    state = layer.init_state(1, 2 * length)
+
+    def prefill() -> None:
+        state.reset()
+        layer(x_1TD, state)
+
+    yield "prefill_tok_per_s", length / median_seconds(prefill)
+    position_B = torch.full((1,), length, device=x_1TD.device)
+
+    def decode() -> None:
+        for t in range(16):
+            layer.step(x_1TD[:, t], state, positions_B=position_B + t)
+
+    yield "decode_tok_per_s", 16 / median_seconds(decode, repeats=3)
 
 
 def fresh_first_calls(names: list[str]) -> dict[str, Any]:
     """`first_call` of each mixer in a process of its own, with an empty cache of kernels."""
 
-    def run(name: str) -> dict[str, float]:
+    def run(name: str) -> Any:
         with tempfile.TemporaryDirectory() as cache:
             command = [sys.executable, __file__, "--first-call", name]
             environment = os.environ | {"TRITON_CACHE_DIR": cache}
@@ -103,14 +209,13 @@ def fresh_first_calls(names: list[str]) -> dict[str, Any]:
     return found
 
 
-def first_call(
-    name: str, lengths: list[int], tokens: int, device: str, dtype: torch.dtype
-) -> dict[str, float]:
+def first_call(name: str, lengths: list[int], setting: Setting) -> dict[str, float]:
     """Seconds of a first forward and backward pass, and of the first at an odd length after it."""
-    layer = make(name).to(device, dtype)
+    where = setting.where()
+    layer = make(name).to(**where)
     found = {}
     for label, length in (("first_call_s", max(lengths)), ("odd_length_s", min(lengths) - 24)):
-        x_BTD = torch.randn(max(1, tokens // length), length, D_MODEL, device=device, dtype=dtype)
+        x_BTD = torch.randn(setting.batch(length), length, D_MODEL, **where)
         (x_BTD.sum() + x_BTD[0] @ x_BTD[0].mT).sum().item()
 
         def train(x_BTD: Tensor = x_BTD) -> None:
@@ -121,57 +226,24 @@ def first_call(
     return found
 
 
-def measure(
-    name: str, length: int, batch: int, device: str, dtype: torch.dtype
-) -> dict[str, float]:
-    torch.manual_seed(0)
-    layer = make(name).to(device, dtype)
-    x_BTD = torch.randn(batch, length, D_MODEL, device=device, dtype=dtype, requires_grad=True)
-    grad_BTD = torch.randn_like(x_BTD)
-
-    def train() -> None:
-        output(layer, x_BTD).backward(grad_BTD)
-
-    def forward() -> None:
-        with torch.no_grad():
-            output(layer, x_BTD)
-
-    row = {"first_call_s": seconds(train)}
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    row["forward_backward_ms"] = 1e3 * median_seconds(train)
-    if device == "cuda":
-        row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    row["forward_ms"] = 1e3 * median_seconds(forward)
-    return row if name == PEER else row | inference(layer, x_BTD[:1].detach())
+def check_and_growth(
+    name: str, rows: dict[Any, dict[str, Any]], setting: Setting
+) -> dict[str, dict[str, Any]]:
+    slow = rows[max(rows)].get("forward_backward_ms", 0) > 1e3 * SLOW_S
+    found = {
+        "check": figures.here(check, name, setting),
+        "growth": figures.here(growth, name, min(rows) if slow else max(rows), setting),
+    }
+    print(f"{'':22}{found}", flush=True)
+    return found
 
 
-def inference(layer: nn.Module, x_1TD: Tensor) -> dict[str, float]:
-    """Tokens per second at batch 1: all at once, then one by one."""
-    length = x_1TD.shape[1]
-    state = layer.init_state(1, 2 * length)
-
-    def prefill() -> None:
-        state.reset()
-        layer(x_1TD, state)
-
-    prefill_s = median_seconds(prefill)
-    prefill()
-    position_B = torch.full((1,), length, device=x_1TD.device)
-
-    def decode() -> None:
-        for t in range(16):
-            layer.step(x_1TD[:, t], state, positions_B=position_B + t)
-
-    decode_s = seconds(decode) if length < 64 else median_seconds(decode, repeats=3)
-    return {"prefill_tok_per_s": length / prefill_s, "decode_tok_per_s": 16 / decode_s}
-
-
-def check(name: str, device: str) -> dict[str, float]:
+def check(name: str, setting: Setting) -> Figures:
     """Largest error, relative to the largest value, of float32 against float64."""
     torch.manual_seed(1)
-    layer = make(name).to(device)
-    x_BTD = torch.randn(2, 300, D_MODEL, device=device)
+    where = setting.where() | {"dtype": torch.float32}
+    layer = make(name).to(**where)
+    x_BTD = torch.randn(2, 300, D_MODEL, **where)
     grad_BTD = torch.randn_like(x_BTD)
     fast, plain = (
         _outputs_and_gradients(module, x_BTD.to(dtype), grad_BTD.to(dtype))
@@ -184,15 +256,17 @@ def check(name: str, device: str) -> dict[str, float]:
         float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-9))
         for a, b in zip(fast, plain, strict=True)
     ]
-    return {"output_error": errors[0], "gradient_error": max(errors[1:])}
+    yield "output_error", errors[0]
+    yield "gradient_error", max(errors[1:])
 
 
-def growth(name: str, length: int, device: str, dtype: torch.dtype) -> dict[str, float]:
+def growth(name: str, length: int, setting: Setting) -> Figures:
     """Training time at four times the length, over that at the length; the same batch."""
-    layer = make(name).to(device, dtype)
-    times = []
+    where = setting.where()
+    layer = make(name).to(**where)
+    times: list[float] = []
     for steps in (length, 4 * length):
-        x_BTD = torch.randn(4, steps, D_MODEL, device=device, dtype=dtype, requires_grad=True)
+        x_BTD = torch.randn(4, steps, D_MODEL, **where, requires_grad=True)
 
         def train(x_BTD: Tensor = x_BTD) -> None:
             y_BTD = output(layer, x_BTD)
@@ -201,116 +275,22 @@ def growth(name: str, length: int, device: str, dtype: torch.dtype) -> dict[str,
         if not times:
             train()
         times.append(median_seconds(train, repeats=3))
-    return {"growth_4x": times[1] / times[0]}
+    yield "growth_4x", times[1] / times[0]
 
 
-def algorithms() -> dict[str, dict[str, float]]:
-    """Parallel forms against their sequential loops, forward and forward with backward."""
-    torch.manual_seed(0)
-    flat = {"a": torch.rand(2, 1024, 2048), "b": torch.randn(2, 1024, 2048)}
-    heads = [torch.randn(2, 4, 1024, 64) for _ in range(3)]
-    per_key = -torch.nn.functional.softplus(torch.randn(2, 4, 1024, 64)) / 16
-    unit = torch.nn.functional.normalize(heads[1], dim=-1)
-    beta = torch.rand(2, 4, 1024)
-    x, dt = torch.randn(2, 1024, 256), torch.rand(2, 1024, 256)
-    select = [x, dt, -torch.rand(256, 16), torch.randn(2, 1024, 16), torch.randn(2, 1024, 16)]
-
-    def chunked(module: Any, gate: Tensor) -> Callable[[], Tensor]:
-        q, k, v = heads
-        return lambda: module.read(q, k, v, gate, module.states(k, v, gate, None)[0])
-
-    def delta(gate: Tensor) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
-        q, _, v = heads
-        return (
-            [*heads, per_key],
-            lambda: delta_rule_chunked(q, unit, v, beta, gate),
-            lambda: delta_rule.recurrent(q, unit, v, beta, gate, None)[0],
-        )
-
-    pairs: dict[str, tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]] = {
-        "diagonal scan": (
-            list(flat.values()),
-            lambda: scan(**{f"{k}_BTF": v for k, v in flat.items()}),
-            lambda: scan_reference(*flat.values()),
-        ),
-        "selective scan": (
-            select,
-            lambda: selective_scan.selective_scan(*select)[0],
-            lambda: selective_scan.selective_scan_reference(*select)[0],
-        ),
-        "SSD": (
-            [*heads, per_key],
-            chunked(ssd, per_key[..., 0]),
-            lambda: ssd.recurrent(*heads, per_key[..., 0], None)[0],
-        ),
-        "delta rule": delta(per_key[..., :1]),
-        "delta rule, vector": delta(per_key),
-        "GLA": (
-            [*heads, per_key],
-            chunked(linear_attention, per_key),
-            lambda: linear_attention.recurrent(*heads, per_key, None)[0],
-        ),
-    }
-    found = {}
-    for name, (leaves, fast, loop) in pairs.items():
-        with torch.no_grad():
-            forward = in_turns(fast, loop)
-        training = in_turns(_training(fast, leaves), _training(loop, leaves))
-        row = {
-            f"{label}_{what}_ms": 1e3 * value
-            for what, pair in (("forward", forward), ("training", training))
-            for label, value in zip(("fast", "loop"), pair, strict=True)
-        }
-        found[name] = row
-        print(f"{name:22}" + "".join(f"{k:>24}{v:9.1f}" for k, v in row.items()), flush=True)
-    return found
-
-
-def delta_rule_chunked(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor) -> Tensor:
-    corrected, before, _ = delta_rule.corrected(k, v, beta, g, None)
-    return delta_rule.read(q, k, corrected, g, before)
-
-
-def make(name: str) -> nn.Module:
-    if name == PEER:
-        from fla.layers import GatedLinearAttention
-
-        return GatedLinearAttention(hidden_size=D_MODEL, num_heads=4)
-    return registry.get("mixers", name).Config().build(D_MODEL)
+def make(name: str, d_model: int = D_MODEL) -> nn.Module:
+    layer: nn.Module = registry.get("mixers", name).Config().build(d_model)
+    return layer
 
 
 def output(layer: nn.Module, x_BTD: Tensor) -> Tensor:
-    return layer(x_BTD)[0]
+    y_BTD: Tensor = layer(x_BTD)[0]
+    return y_BTD
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    _synchronize()
-    start = time.perf_counter()
-    run()
-    _synchronize()
-    return time.perf_counter() - start
-
-
-def median_seconds(run: Callable[[], Any], repeats: int = 7) -> float:
-    """After one warm-up; a slow run is timed once."""
-    if seconds(run) > SLOW_S and (again := seconds(run)) > SLOW_S:
-        return again
-    return sorted(seconds(run) for _ in range(repeats))[repeats // 2]
-
-
-def in_turns(*runs: Callable[[], Any], rounds: int = 7) -> list[float]:
-    """Median seconds of each; in turns, since how memory comes from the system differs by call."""
-    times = [[seconds(run) for run in runs] for _ in range(rounds + 2)][2:]
-    return [sorted(column)[rounds // 2] for column in zip(*times, strict=True)]
-
-
-def _training(run: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], None]:
-    def train() -> None:
-        for leaf in leaves:
-            leaf.requires_grad_().grad = None
-        run().sum().backward()
-
-    return train
+def _sound(y_BTD: Tensor, x_BTD: Tensor) -> None:
+    if y_BTD.shape != x_BTD.shape or not y_BTD.sum().isfinite():
+        raise RuntimeError(f"computes {tuple(y_BTD.shape)}, or something not finite")
 
 
 def _outputs_and_gradients(layer: nn.Module, x_BTD: Tensor, grad_BTD: Tensor) -> list[Tensor]:
@@ -321,40 +301,44 @@ def _outputs_and_gradients(layer: nn.Module, x_BTD: Tensor, grad_BTD: Tensor) ->
     return [y_BTD.detach(), *(g for g in gradients if g is not None)]
 
 
-def _guarded(run: Callable[..., dict[str, float]], *args: Any) -> dict[str, Any]:
-    try:
-        return run(*args)
-    except Exception as error:
-        traceback.print_exc()
-        return {f"{run.__name__}_error": f"{type(error).__name__}: {error}"[:300]}
+def _ratios(
+    row: dict[str, Any], other: dict[str, Any], name: str, times: list[str]
+) -> dict[str, float]:
+    pairs = {time: (row.get(f"{time}_ms"), other.get(f"{time}_ms")) for time in times}
+    return {f"{time}_over_{name}": a / b for time, (a, b) in pairs.items() if a and b}
 
 
-def _print_row(name: str, length: int, row: dict[str, Any], peer: dict[int, Any]) -> None:
-    if "measure_error" in row:
-        print(f"{name:22}{length:>7}  {row['measure_error']}", flush=True)
+def _print_row(label: str, length: int, row: dict[str, Any], markdown: bool) -> None:
+    cells = [_cell(row[key]) if key in row else "-" for key in COLUMNS if key != "stopped"]
+    _print_cells([label, f"{length:,}", *cells, row.get("stopped", "")], markdown)
+
+
+def _cell(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
+
+
+def _print_cells(cells: list[str], markdown: bool) -> None:
+    if markdown:
+        print("| " + " | ".join(cells) + " |", flush=True)
         return
-    if "forward_backward_ms" in peer.get(length, {}):
-        row["ratio_to_peer"] = row["forward_backward_ms"] / peer[length]["forward_backward_ms"]
-    cells = "".join(f"{row[c]:>21,.3g}" if c in row else f"{'-':>21}" for c in COLUMNS)
-    print(f"{name:22}{length:>7}{cells}", flush=True)
+    *fixed, last = cells
+    print(f"{fixed[0]:32}" + "".join(f"{cell:>14}" for cell in fixed[1:]) + f"  {last}", flush=True)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mixers", nargs="*", help="default: all")
-    parser.add_argument("--lengths", nargs="*", type=int)
-    parser.add_argument("--first-call", help="time this mixer's first call, and nothing else")
+    parser.add_argument("--lengths", nargs="*", type=int, default=[1_024, 8_192])
     parser.add_argument("--tokens", type=int, help="tokens a training pass")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds a row may take")
+    parser.add_argument("--fla", action="store_true", help="fla's layers that tune for minutes too")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--first-call", help="time this mixer's first call, and nothing else")
     return parser.parse_args()
 
 
 def _device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # ruff: noqa: B023 -- every lambda runs before the loop variables that it reads change
 """Each inference kernel alone, over its block sizes, against memory and matrix rates.
 
-    python benchmarks/kernels.py [gemv moe attention dense rows]
+    python benchmarks/gpu_kernels.py [gemv moe attention dense rows]
 
 Prints a table and one JSON line; the block sizes that `blocks/ops/gpu` uses come from here.
 Inputs are random; weights are rotated so that none is read from a cache.

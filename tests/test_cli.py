@@ -1,15 +1,20 @@
 """The command line: JSON alone on stdout, one clear line and the right exit status on bad input."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from archloop.cli import app
+from archloop.search.study import Study
 from archloop.stack import presets
+from search.stand_in import StandIn, settings
 
 COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugins"}
 
@@ -54,10 +59,12 @@ def test_plugins_as_json() -> None:
         (["profile", "lfm2-350m", "--contexts", "1k"], "1k"),
         (["profile", "lfm2-350m", "--device", "hosts"], "did you mean 'host'"),
         (["profile", "lfm2-350m", "--runtime", "torch"], "torch_eager"),
-        (["profile", "lfm2-350m", "--processes", "1"], "processes"),
+        (["profile", "lfm2-350m", "--processes", "1"], "--processes 1: must be greater than"),
+        (["profile", "lfm2-350m", "--contexts", "64,0"], "--contexts 0: must be greater than"),
         (["profile", "absent.json"], "absent.json does not exist"),
         (["search", "absent.yaml"], "absent.yaml"),
         (["report", "absent"], "absent"),
+        (["report", __file__], "no study here"),
         (["eval", "lfm2-350m", "--suite", "mmlu"], "unknown suite 'mmlu'"),
         (["eval", "lfm2-350m", "--tasks", "recall"], "not a task of MAD"),
         (["generate", "./absent", "--prompt", "x"], "absent"),
@@ -103,6 +110,34 @@ def test_an_interrupted_command_says_whether_it_can_go_on(monkeypatch: pytest.Mo
         "stopped; the same command goes on from here\n",
     )
     assert run("profile", "lfm2-350m")[::2] == (130, "stopped\n")
+
+
+def test_sigterm_ends_a_search_as_cleanly_as_an_interrupt(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings()))
+    call = "from archloop.cli import main; main()"
+    program = [sys.executable, "-c", call, "search", str(tmp_path / "a.yaml"), "--runs"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [*program, str(tmp_path)], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        assert "preparing" in process.stderr.readline()
+        process.terminate()
+        assert process.stderr.read() == "stopped; the same command goes on from here\n"
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_search_that_meets_no_budget_still_shows_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = {"metric": "ttft_ms", "limit": 0.01, "relative": True}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings(num_trials=2, budgets=[budget])))
+    monkeypatch.setattr(Study, "_hardware", lambda _: StandIn())
+    status, out, err = run("search", str(tmp_path / "a.yaml"), "--runs", str(tmp_path))
+    assert status == 1
+    assert "archloop: no feasible trial; nearest was trial" in err.splitlines()[-1]
+    assert "rejected 1 " in out
+    assert (tmp_path / "test" / "report.html").is_file()
 
 
 def test_a_broken_spec_file_names_the_field(tmp_path: Path) -> None:

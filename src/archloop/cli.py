@@ -8,6 +8,7 @@ that ``--help`` answers at once.
 import json
 import os
 import sys
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -24,10 +25,11 @@ from typer.core import TyperGroup
 
 import archloop
 from archloop import registry
-from archloop.errors import UserError, invalid
+from archloop.errors import UserError, reason, shown
 
 if TYPE_CHECKING:
     from archloop.stack.spec import StackSpec
+    from archloop.search.record import StudyRecord
 
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -64,11 +66,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on st
 
 
 def main() -> None:
+class _Terminated(KeyboardInterrupt):
+    """Told to end by SIGTERM: as clean an end as by ^C."""
+
+
     """Run the command line and exit."""
     app()
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
     """Register a command whose expected failures end in one line and the right exit status."""
 
     @wraps(function)
@@ -77,11 +88,13 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **kwargs)
         except UserError as error:
             _fail(error, 2)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             # What was finished is kept by these two; the others begin afresh.
             resumes = function.__name__ in ("search", "eval")
             stderr.print("stopped" + "; the same command goes on from here" * resumes)
-            raise typer.Exit(130) from None
+            terminated = isinstance(interrupt, _Terminated)
+            number = signal.SIGTERM if terminated else signal.SIGINT
+            raise typer.Exit(128 + number) from None
         except BrokenPipeError:
             # Whoever read the output has seen enough; Python would complain once more at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -204,17 +217,26 @@ def search(
     runs: Annotated[Path, typer.Option(help="Folder that holds the studies.")] = Path("runs"),
 ) -> None:
     """Create or resume the study of a recipe, and write its report."""
-    from archloop.report import html
     from archloop.report.live import display
-    from archloop.report.outcome import print_outcome
+    from archloop.search.errors import NoFeasibleTrial
     from archloop.search.recipe import load
     from archloop.search.study import Study
 
     study = Study(load(recipe), runs)
-    with display(stderr) as progress:
-        record = study.run(progress)
-    page = html.write(record, study.folder / "report.html")
-    print_outcome(record, page, Console(highlight=False))
+    try:
+        with display(stderr) as progress:
+            record = study.run(progress)
+    except NoFeasibleTrial:
+        _show(study.read(), study.folder)
+        raise
+    _show(record, study.folder)
+
+
+def _show(record: "StudyRecord", folder: Path) -> None:
+    from archloop.report import html
+    from archloop.report.outcome import print_outcome
+
+    print_outcome(record, html.write(record, folder / "report.html"), Console(highlight=False))
 
 
 @_command
@@ -229,8 +251,6 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a study's report.html anew, or print its content as JSON."""
-    from archloop.report import html
-    from archloop.report.outcome import print_outcome
     from archloop.report.summary import summarize
     from archloop.search.store import read
 
@@ -242,7 +262,7 @@ def report(
     if as_json:
         _print_json(summarize(record))
         return
-    print_outcome(record, html.write(record, study / "report.html"), Console(highlight=False))
+    _show(record, study)
 
 
 @_command
@@ -272,7 +292,9 @@ def profile(
             processes=processes,
         )
     except ValidationError as error:
-        raise invalid(error) from error
+        first = error.errors(include_url=False)[0]
+        option, given = first["loc"][0], shown(first["input"])
+        raise UserError(f"--{option} {given}: {reason(first)}") from error
     spec = load_spec(model)
     other = None if reference is None else load_spec(reference)
     hidden = not stderr.is_terminal

@@ -77,6 +77,13 @@ def test_runs_each_task_once_and_resumes(tmp_path, monkeypatch):
     assert again.macro == report.macro
 
 
+def test_nothing_is_trained_where_nothing_can_be_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(mad, "run_one", None)
+    with pytest.raises(FileExistsError):
+        run_mad(mad_spec(["gqa"]), MadConfig.quick(), tmp_path / "file")
+
+
 def test_another_stack_is_another_result(tmp_path):
     config = MadConfig(tasks=("memorization",), **TINY)
     run_mad(small_spec(), config, tmp_path)

@@ -106,6 +106,24 @@ def test_terminal_outcome_names_front_rejections_and_report(tmp_path: Path) -> N
     assert "report: runs/example/report.html" in text
 
 
+def test_what_left_the_aggregate_and_what_no_runtime_runs_is_told(tmp_path: Path) -> None:
+    refused = studies.trial(
+        0, "CC", state="rejected", error="tiny on host: a width of 7", profiles={}
+    )
+    changes = {"trials": (refused,), "admitted": ("text",), "ended": "all was tried"}
+    study = studies.study().model_copy(update=changes)
+    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
+    print_outcome(study, Path("report.html"), console)
+    text = console.export_text()
+    assert "rejected 0 C C: tiny on host: a width of 7" in text
+    assert "memorization does not count: 1.2 standard errors above chance" in text
+    assert "quality is text alone" in text
+    assert "ended early: all was tried" in text
+    assert "0 broke a device budget before any training; 1 cannot run on the device" in text
+    assert "not measured: tiny on host: a width of 7" in html.render(study)
+    assert summary.summarize(study)["rejected"][0]["error"] == "tiny on host: a width of 7"
+
+
 def test_drawing_describes_runs_and_sharing() -> None:
     assert layout.describe(studies.spec("CCAC")) == "2 x short_conv, gqa, short_conv"
     spec = studies.spec("CASC")

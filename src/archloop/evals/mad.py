@@ -235,6 +235,8 @@ def run_mad(
         UserError: a task is not of the suite, or the spec cannot be built.
     """
     runs = plan(config)
+    # Where nothing can be kept, no training is begun.
+    directory.mkdir(parents=True, exist_ok=True)
     results = []
     for number, run in enumerate(runs, 1):
         file = directory / run.task / f"{_identity(spec, config, run)}.json"

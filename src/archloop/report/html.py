@@ -101,10 +101,13 @@ def headline(study: StudyRecord) -> str:
     states = [trial.state for trial in study.trials]
     numbers = summary.front_numbers(study, 0)
     curve = summary.hypervolume_curve(study)
+    broke = sum(bool(trial.broken) for trial in study.trials)
     parts = [
         f"{len(numbers)} of {len(states)} candidates are on the front",
-        f"{states.count('rejected')} broke a device budget before any training",
+        f"{broke} broke a device budget before any training",
     ]
+    if refused := states.count("rejected") - broke:
+        parts.append(f"{refused} cannot run on the device")
     if states.count("failed"):
         parts.append(f"{states.count('failed')} failed")
     text = "; ".join(parts)

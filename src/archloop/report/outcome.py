@@ -29,9 +29,19 @@ def print_outcome(study: StudyRecord, page: Path, console: Console) -> None:
                 + (" x reference" if b.relative else "")
                 for b in trial.broken
             )
-            console.print(f"rejected {trial.number} {_pattern(trial)}: {reasons}", markup=False)
+            # What the runtime cannot run was not measured, and broke no budget.
+            why = reasons or trial.error
+            console.print(f"rejected {trial.number} {_pattern(trial)}: {why}", markup=False)
         elif trial.state == "failed":
             console.print(f"failed {trial.number} {_pattern(trial)}: {trial.error}", markup=False)
+    for task, reason in study.dropped.items():
+        console.print(f"{task} does not count: {reason}", markup=False)
+    if len(study.admitted) == 1:
+        console.print(
+            f"quality is {study.admitted[0]} alone, which is little to judge by", markup=False
+        )
+    if study.ended is not None:
+        console.print(f"ended early: {study.ended}", markup=False)
     stages = ", ".join(
         f"{stage} {duration(seconds)}" for stage, seconds in study.seconds_by_stage.items()
     )

@@ -32,6 +32,7 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
                 "number": t.number,
                 "layout": t.spec.layout,
                 "broken": [b.model_dump() for b in t.broken],
+                "error": t.error,
             }
             for t in study.trials
             if t.state == "rejected"

@@ -105,7 +105,7 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str] | None:
         digest = str(kept["digest"])
         if kept["sha256"] != _checksum(settings):
             raise ValueError("the checksum differs")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); restore it from a copy") from error

@@ -7,8 +7,8 @@ that ``--help`` answers at once.
 
 import json
 import os
-import sys
 import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -28,8 +28,8 @@ from archloop import registry
 from archloop.errors import UserError, reason, shown
 
 if TYPE_CHECKING:
-    from archloop.stack.spec import StackSpec
     from archloop.search.record import StudyRecord
+    from archloop.stack.spec import StackSpec
 
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -65,21 +65,21 @@ stderr = Console(stderr=True, highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
 
-def main() -> None:
 class _Terminated(KeyboardInterrupt):
     """Told to end by SIGTERM: as clean an end as by ^C."""
 
 
+def main() -> None:
     """Run the command line and exit."""
-    app()
     signal.signal(signal.SIGTERM, _terminate)
+    app()
 
 
-def _command(function: Callable[..., None]) -> Callable[..., None]:
 def _terminate(*_: object) -> None:
     raise _Terminated
 
 
+def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command whose expected failures end in one line and the right exit status."""
 
     @wraps(function)

@@ -5,6 +5,7 @@ status 0 done, 1 failed, 2 the user's input. Heavy modules are imported inside t
 that ``--help`` answers at once.
 """
 
+import io
 import json
 import os
 import signal
@@ -394,6 +395,13 @@ def generate(
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     sampling = replace(loaded.sampling, **chosen)
+    filters = [key for key in ("top_k", "top_p", "min_p") if key in chosen]
+    if sampling.greedy and filters:
+        option = "--" + filters[0].replace("_", "-")
+        raise UserError(f"{option} changes nothing at temperature 0; give --temperature as well")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A model may write what the terminal's encoding cannot say.
+        sys.stdout.reconfigure(errors="replace")
     with torch.inference_mode():
         for piece in stream(
             loaded,

@@ -1,6 +1,7 @@
 """A checkpoint with tokenizer and chat template: defaults, streaming, turns, the hub."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tokenizers.models import BPE
 
 from archloop import checkpoints
 from archloop.checkpoints import files, hub
+from archloop.errors import UserError
 from archloop.stack.generation import Transcript, generate
 from archloop.stack.sampling import Sampling
 from archloop.text.chat import ChatTemplate
@@ -111,6 +113,39 @@ def test_a_chat_reads_only_its_new_turn(
     assert model.decode(ids) == model.decode(model.encode_chat(messages))
 
 
+def test_a_second_text_continues_the_first(model: checkpoints.Model) -> None:
+    """The token that opens a text comes once, and a refused text leaves no trace."""
+    transcript = Transcript(model.decoder, 24)
+    list(checkpoints.stream(model, "Hi", max_new_tokens=3, transcript=transcript))
+    before = [list(row) for row in transcript.ids]
+    with pytest.raises(ValueError, match="larger max_context"):
+        next(checkpoints.stream(model, "x" * 30, max_new_tokens=3, transcript=transcript))
+    assert transcript.ids == before
+    list(checkpoints.stream(model, "And?", max_new_tokens=3, transcript=transcript))
+    assert transcript.ids[0][len(before[0]) :][:4] == model.encode("And?")[1:]
+
+
+def test_a_reply_ends_with_the_longest_context(model: checkpoints.Model) -> None:
+    spec = folders.spec(vocab_size=261, max_context=9)
+    short = replace(model, decoder=folders.decoder(spec), stop_ids=())
+    transcripts = [checkpoints.stream(short, [1, 70, 71], max_new_tokens=n) for n in (7, 1 << 40)]
+    one, other = ("".join(pieces) for pieces in transcripts)
+    assert one == other
+    with pytest.raises(UserError, match="prompt has 10 tokens and the model is made for 9"):
+        next(checkpoints.stream(short, [70] * 10))
+
+
+def test_a_tokenizer_neither_cuts_nor_fills_up(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    trained = tokenizer()
+    trained.enable_truncation(4)
+    trained.enable_padding(length=6)
+    trained.save(str(tmp_path / "model" / "tokenizer.json"))
+    model = checkpoints.load_model(tmp_path / "model")
+    assert model.decode(model.encode("Hello world")) == "Hello world"
+    assert len(model.encode("a")) == 2
+
+
 def test_a_changed_conversation_is_read_anew(model: checkpoints.Model) -> None:
     transcript = Transcript(model.decoder, 256)
     first = [{"role": "user", "content": "Hi"}]
@@ -141,9 +176,20 @@ def test_defaults_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None
         assert model.stop_ids == (3, 0)
         path.write_text(json.dumps({"do_sample": False, **settings}))
         assert checkpoints.load_model(folder).sampling == Sampling(repetition_penalty=1.05)
-        path.write_text(json.dumps({"do_sample": True, "temperature": -1}))
-        with pytest.raises(ValueError, match=r"generation_config\.json.*temperature"):
-            checkpoints.load_model(folder)
+        path.write_text(json.dumps({"do_sample": True, "temperature": 0, "eos_token_id": None}))
+        assert checkpoints.load_model(folder).sampling.greedy
+        assert checkpoints.load_model(folder).stop_ids == (3,)
+        for wrong in (
+            {"temperature": -1},
+            {"temperature": 10**400},
+            {"top_k": 2.5},
+            {"top_p": 0},
+            {"repetition_penalty": 0},
+            {"do_sample": "no"},
+        ):
+            path.write_text(json.dumps({"do_sample": True} | wrong))
+            with pytest.raises(UserError, match=r"generation_config\.json"):
+                checkpoints.load_model(folder)
     finally:
         path.unlink()
 
@@ -157,6 +203,23 @@ def test_the_template_file_comes_first(folder: Path) -> None:
         assert template.render([]) == "<|startoftext|>!"
     finally:
         path.unlink()
+
+
+def test_template_and_special_tokens_from_other_places(folder: Path, tmp_path: Path) -> None:
+    """A list of named templates, and the older file of special tokens."""
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    other = tmp_path / "model" / "special_tokens_map.json"
+    named = [
+        1,
+        {"name": "tool_use", "template": "x"},
+        {"name": "default", "template": "{{ bos_token }}"},
+    ]
+    path.write_text(json.dumps({"chat_template": named}))
+    other.write_text(json.dumps({"bos_token": "<old>"}))
+    template = checkpoints.load_model(tmp_path / "model").chat_template
+    assert template is not None
+    assert template.render([]) == "<old>"
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -93,6 +93,19 @@ def test_rows_that_stop_early_keep_their_state(decoder: Decoder) -> None:
         assert two.ids == plain(decoder, [*row, *one.ids, *new], 6)
 
 
+def test_a_long_row_that_stopped_early_leaves_room(decoder: Decoder) -> None:
+    """Its steps along with the others are no tokens, so the next turn may use all the room."""
+    rows = [[3, 1, 4, 1, 5, 9, 2, 6], [9]]
+    stop = plain(decoder, rows[0], 1)
+    assert stop[0] not in plain(decoder, rows[1], 8)
+    transcript = Transcript(decoder, 15, batch_size=2)
+    first = generate(decoder, rows, 8, stop_ids=stop, transcript=transcript)
+    assert [len(reply.ids) for reply in first] == [1, 8]
+    second = generate(decoder, [[1], [2]], 6, transcript=transcript)
+    for row, new, one, two in zip(rows, [[1], [2]], first, second, strict=True):
+        assert two.ids == plain(decoder, [*row, *one.ids, *new], 6)
+
+
 def test_right_padded_prefill_keeps_the_last_real_tokens(decoder: Decoder) -> None:
     """Zeros of the padding must not enter the convolution state (transformers #48256)."""
     state, alone = decoder.init_state(2, 16), decoder.init_state(1, 16)
@@ -252,6 +265,7 @@ def test_streaming_gives_a_token_per_row_and_step(decoder: Decoder) -> None:
         (lambda d: Transcript(d, 0), "max_context=0"),
         (lambda d: Transcript(d, 8, batch_size=0), "batch_size=0"),
         (lambda d: verify(Transcript(d, 8), [1]), "row 0 has no unread token"),
+        (lambda d: verify(Transcript(d, 8), [VOCAB]), f"token {VOCAB} is not"),
         (lambda d: generate(d, [1], 0), "max_new_tokens=0"),
         (lambda d: generate(d, [1], 3, stop_strings=["x"]), "decode="),
         (lambda d: generate(d, [1], 3, seeds=[1, 2]), "2 seeds for 1 rows"),

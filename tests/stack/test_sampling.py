@@ -55,10 +55,15 @@ def test_greedy_ignores_seeds() -> None:
         ("top_p", 1.5),
         ("min_p", 2.0),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
+        ("temperature", float("inf")),
+        ("top_k", 2.5),
+        ("seed", -1),
+        ("seed", 2**63),
     ],
 )
 def test_values_out_of_range_are_refused(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(ValueError, match=f"not allowed: {field}"):
         Sampling(**{field: value})
 
 

@@ -1,7 +1,7 @@
 """A checkpoint as its user meets it: decoder, tokenizer, chat template and generation defaults."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from archloop.errors import UserError
 from archloop.stack.decoder import Decoder
 from archloop.stack.generation import Generation, Transcript
 from archloop.stack.sampling import Sampling
+from archloop.stack.spec import StackSpec
 from archloop.text.chat import ChatTemplate, Message
 from archloop.text.streaming import TextStream
 
@@ -41,13 +42,13 @@ class Model:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: tuple[int, ...] = ()
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, with the tokens that the tokenizer puts around it.
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids of plain text, with the tokens that the tokenizer puts around it or without.
 
         Raises:
             UserError: the checkpoint has no tokenizer.
         """
-        return list(self._tokenizer().encode(text).ids)
+        return list(self._tokenizer().encode(text, add_special_tokens=special_tokens).ids)
 
     def encode_chat(
         self,
@@ -78,7 +79,7 @@ class Model:
         kept = list(after) if text.startswith(known) else []
         # The template has written the special tokens itself.
         rest = text[len(known) :] if kept else text
-        return kept + list(self._tokenizer().encode(rest, add_special_tokens=False).ids)
+        return kept + self.encode(rest, special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """Text of token ids, with or without special tokens.
@@ -106,13 +107,13 @@ def load_model(
     decoder = load(folder, dtype, device)
     defaults = files.read_json(folder, "generation_config.json") or {}
     config = files.read_json(folder, files.CONFIG) or {}
-    end = defaults.get("eos_token_id", config.get("eos_token_id"))
+    end = defaults.get("eos_token_id")
     return Model(
         decoder,
         _load_tokenizer(folder),
         _load_template(folder),
         _default_sampling(folder, defaults),
-        _token_ids(folder, end),
+        _token_ids(folder, config.get("eos_token_id") if end is None else end),
     )
 
 
@@ -134,7 +135,8 @@ def stream(
         model: with a tokenizer.
         prompt: plain text, chat messages, or token ids.
         sampling: default: the checkpoint's own.
-        max_new_tokens: the reply ends here at the latest.
+        max_new_tokens: the reply ends here at the latest, or with the longest context that the
+            model is made for.
         stop_strings: the reply ends before the first of these.
         chunk_size: tokens per prefill pass.
         transcript: a conversation so far, of one row. Chat messages are the whole conversation,
@@ -143,24 +145,27 @@ def stream(
         special_tokens: also emit special tokens, such as those around LFM2's tool calls.
 
     Raises:
-        UserError: no tokenizer, no chat template, or not enough room in the transcript.
+        UserError: no tokenizer, no chat template, a prompt beyond the model's longest context, or
+            not enough room in the transcript.
     """
     before = transcript.ids[0] if transcript is not None else []
     ids, whole = _prompt_ids(model, prompt, tools, before)
     if transcript is None:
+        max_new_tokens = _within_context(model.decoder.spec, len(ids), max_new_tokens)
         transcript = Transcript(model.decoder, len(ids) + max_new_tokens)
-    if whole:
-        transcript.replace([ids])
-    else:
-        transcript.extend([ids])
     text = TextStream(partial(model.decode, special_tokens=special_tokens), stop_strings)
-    run = Generation(
-        transcript,
-        max_new_tokens,
-        model.sampling if sampling is None else sampling,
-        stop_ids=model.stop_ids,
-        chunk_size=chunk_size,
-    )
+    with transcript.unless_refused():
+        if whole:
+            transcript.replace([ids])
+        else:
+            transcript.extend([ids])
+        run = Generation(
+            transcript,
+            max_new_tokens,
+            model.sampling if sampling is None else sampling,
+            stop_ids=model.stop_ids,
+            chunk_size=chunk_size,
+        )
     for (token,) in run:
         if token is not None and run.ended[0] != "stop_id":
             if piece := text.push([token]):
@@ -179,11 +184,22 @@ def _prompt_ids(
 ) -> tuple[list[int], bool]:
     """Token ids, and whether they are the whole conversation."""
     if isinstance(prompt, str):
-        return model.encode(prompt), False
+        # What the tokenizer puts before a text belongs to its start alone.
+        return model.encode(prompt, special_tokens=not before), False
     given: list[Any] = list(prompt)
     if given and isinstance(given[0], int):
         return given, False
     return model.encode_chat(given, tools=tools, after=before), True
+
+
+def _within_context(spec: StackSpec, num_ids: int, max_new_tokens: int) -> int:
+    """New tokens that the longest context of a model leaves room for; the last one is not read."""
+    longest = spec.max_context or num_ids + max_new_tokens
+    if num_ids > longest:
+        raise UserError(
+            f"the prompt has {num_ids} tokens and the model is made for {longest}; shorten it"
+        )
+    return min(max_new_tokens, longest - num_ids + 1)
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -191,19 +207,25 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
     if text is None:
         return None
     try:
-        return Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # The library raises plain Exception.
         raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
+    # Settings of whoever trained it: prompts are neither cut nor filled up.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _load_template(folder: Path) -> ChatTemplate | None:
     """From ``chat_template.jinja``, else from ``tokenizer_config.json``, as transformers does."""
-    settings = files.read_json(folder, "tokenizer_config.json") or {}
+    settings = files.read_json(folder, "special_tokens_map.json") or {}
+    settings |= files.read_json(folder, "tokenizer_config.json") or {}
     source: Any = files.read_text(folder, "chat_template.jinja", _MAX_TEMPLATE_BYTES)
     if source is None:
         source = settings.get("chat_template")
     if isinstance(source, list):
-        named = {entry.get("name"): entry.get("template") for entry in source}
+        entries = [entry for entry in source if isinstance(entry, dict)]
+        named = {str(entry.get("name")): entry.get("template") for entry in entries}
         source = named.get("default")
     if source is None:
         return None
@@ -220,21 +242,31 @@ def _load_template(folder: Path) -> ChatTemplate | None:
 
 def _default_sampling(folder: Path, defaults: dict[str, Any]) -> Sampling:
     """The checkpoint's generation settings; without ``do_sample`` it is greedy."""
-    drawn = defaults.get("do_sample", False)
+    said = {key: value for key, value in defaults.items() if value is not None}
+    drawn = said.get("do_sample", False)
+
+    def number(key: str, default: float) -> float:
+        return float(said.get(key, default))
+
     try:
-        return Sampling(
-            repetition_penalty=float(defaults.get("repetition_penalty") or 1.0),
-            temperature=float(defaults.get("temperature") or 1.0) if drawn else 0.0,
-            top_k=(defaults.get("top_k") or None) if drawn else None,
-            top_p=float(defaults.get("top_p") or 1.0) if drawn else 1.0,
-            min_p=float(defaults.get("min_p") or 0.0) if drawn else 0.0,
+        if not isinstance(drawn, bool):
+            raise UserError(f"do_sample={drawn!r} must be true or false")
+        greedy = Sampling(number("repetition_penalty", 1.0))
+        if not drawn:
+            return greedy
+        return replace(
+            greedy,
+            temperature=number("temperature", 1.0),
+            top_k=said.get("top_k") or None,
+            top_p=number("top_p", 1.0),
+            min_p=number("min_p", 0.0),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / 'generation_config.json'}: {error}") from error
 
 
 def _token_ids(folder: Path, value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) for token in ids):
+    if not all(type(token) is int for token in ids):
         raise UserError(f"{folder}: eos_token_id={value!r} must be a token id or a list of them")
     return tuple(ids)

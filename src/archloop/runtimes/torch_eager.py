@@ -122,9 +122,8 @@ class TorchSession(Session):
             self._write_random(seed)
         with self.torch.inference_mode():
             self.state.lengths_B.fill_(num_tokens)
-        for state in self.state.mixers.values():
-            state.num_tokens = num_tokens
-        self.state.num_tokens = self.num_tokens = num_tokens
+        self.state.recount(num_tokens)
+        self.num_tokens = num_tokens
 
     def _write_random(self, seed: int) -> None:
         generator = self.torch.Generator().manual_seed(seed)

@@ -60,6 +60,12 @@ class DecoderState:
         for key, state in self.mixers.items():
             state.restore(snapshot.mixers[key])
 
+    def recount(self, num_tokens: int) -> None:
+        """Say how many tokens the longest row holds, where single rows have been put back."""
+        self.num_tokens = num_tokens
+        for state in self.mixers.values():
+            state.num_tokens = num_tokens
+
     def _copy(self, mixers: dict[MixerKey, State]) -> "DecoderState":
         copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
         copy.num_tokens = self.num_tokens

@@ -8,6 +8,7 @@ Shape suffixes: B batch, T time, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from operator import index
@@ -69,7 +70,7 @@ class Transcript:
         Raises:
             ValueError: not one prompt per row, or ids that are none of the vocabulary.
         """
-        for row, new in zip(self.ids, self._rows(prompts), strict=True):
+        for row, new in zip(self.ids, self.rows(prompts), strict=True):
             row.extend(new)
 
     def replace(self, prompts: Prompts) -> int:
@@ -82,13 +83,23 @@ class Transcript:
         Returns:
             Tokens that need not be read again.
         """
-        rows = self._rows(prompts)
+        rows = self.rows(prompts)
         known = zip(rows, self.ids, self.num_read, strict=True)
         if any(new[:read] != old[:read] or len(new) <= read for new, old, read in known):
             self.state.reset()
             self.num_read = [0] * len(rows)
         self.ids = rows
         return sum(self.num_read)
+
+    @contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """On a ValueError within, the rows' text is as before: what is refused is no part of it."""
+        before = [list(row) for row in self.ids]
+        try:
+            yield
+        except ValueError:
+            self.ids = before
+            raise
 
     def read(self, chunk_size: int | None = None) -> Tensor:
         """Take the unread tokens into the state; logits (B, V) for the next token of each row.
@@ -107,7 +118,12 @@ class Transcript:
         self.num_read = [len(row) for row in self.ids]
         return logits_BV
 
-    def _rows(self, prompts: Prompts) -> list[list[int]]:
+    def rows(self, prompts: Prompts) -> list[list[int]]:
+        """Prompts as lists of token ids, one for each row of this transcript.
+
+        Raises:
+            ValueError: not one per row, or ids that are none of the vocabulary.
+        """
         rows, vocab_size = as_rows(prompts), self.decoder.spec.vocab_size
         if len(rows) != len(self.ids):
             raise ValueError(f"{len(rows)} prompts for a transcript of {len(self.ids)} rows")
@@ -191,6 +207,8 @@ class Generation:
         """Put the state of rows that ended early back to where they ended."""
         for row, kept in self._frozen.items():
             _put_row(self.transcript.state, row, kept)
+        if self._frozen:
+            self.transcript.state.recount(max(self.transcript.num_read))
         self._frozen.clear()
         self._left = 0
 
@@ -270,10 +288,9 @@ def generate(
         rows = as_rows(prompts)
         longest = max((len(row) for row in rows), default=0)
         transcript = Transcript(decoder, max(1, longest + max_new_tokens), len(rows))
-    before = [len(row) for row in transcript.ids]
-    transcript.extend(prompts)
-    starts = [len(row) for row in transcript.ids]
-    try:
+    with transcript.unless_refused():
+        transcript.extend(prompts)
+        starts = [len(row) for row in transcript.ids]
         run = Generation(
             transcript,
             max_new_tokens,
@@ -282,11 +299,6 @@ def generate(
             chunk_size=chunk_size,
             seeds=seeds,
         )
-    except ValueError:
-        # Refused prompts are no part of the conversation.
-        for ids, length in zip(transcript.ids, before, strict=True):
-            del ids[length:]
-        raise
     streams = [TextStream(decode, stop_strings) for _ in starts] if decode else []
     for tokens in run:
         for row, stream in enumerate(streams):
@@ -330,11 +342,9 @@ def verify(
         New tokens of each row.
 
     Raises:
-        ValueError: a row has no unread token, or the state has no room.
+        ValueError: as `Transcript.rows`; a row has no unread token, or the state has no room.
     """
-    rows = as_rows(drafts)
-    if len(rows) != len(transcript.ids):
-        raise ValueError(f"{len(rows)} drafts for a transcript of {len(transcript.ids)} rows")
+    rows = transcript.rows(drafts)
     state, device = transcript.state, transcript.state.lengths_B.device
     unread = [ids[n:] for ids, n in zip(transcript.ids, transcript.num_read, strict=True)]
     if not all(unread):
@@ -425,7 +435,11 @@ def seen_tokens(ids: list[list[int]], like_BV: Tensor) -> Tensor:
 def _row_seeds(
     seeds: Sequence[int] | None, sampling: Sampling, batch: int, device: torch.device
 ) -> Tensor:
-    given = list(seeds) if seeds is not None else [sampling.seed + row for row in range(batch)]
+    given = (
+        list(seeds)
+        if seeds is not None
+        else [(sampling.seed + row) % 2**63 for row in range(batch)]
+    )
     if len(given) != batch:
         raise ValueError(f"{len(given)} seeds for {batch} rows")
     return torch.tensor(given, dtype=torch.int64, device=device)

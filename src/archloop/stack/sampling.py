@@ -7,7 +7,9 @@ its noise, and verifying a draft gives exactly the tokens that plain decoding wo
 Shape suffixes: B batch, V vocabulary.
 """
 
+import sys
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -42,13 +44,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        t, most = self.temperature, sys.float_info.max
+        whole = self.top_k is None or (isinstance(self.top_k, Integral) and self.top_k >= 1)
         allowed = {
-            "repetition_penalty above 0": self.repetition_penalty > 0,
+            "repetition_penalty above 0": 0 < self.repetition_penalty <= most,
             # Below, the quotient may overflow and no token is left to draw.
-            "temperature 0, or from 1e-6 up": self.temperature == 0 or self.temperature >= 1e-6,
-            "top_k at least 1": self.top_k is None or self.top_k >= 1,
+            "temperature 0, or from 1e-6 up": t == 0 or 1e-6 <= t <= most,
+            "top_k a whole number, at least 1": whole,
             "top_p above 0 and at most 1": 0 < self.top_p <= 1,
             "min_p from 0 to 1": 0 <= self.min_p <= 1,
+            "seed a whole number from 0 to 2**63 - 1": isinstance(self.seed, Integral)
+            and 0 <= self.seed < 2**63,
         }
         for rule, holds in allowed.items():
             if not holds:

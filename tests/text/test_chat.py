@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from archloop.errors import UserError
 from archloop.text.chat import ChatTemplate
 
 CHATML = """\
@@ -97,6 +98,9 @@ def test_known_text() -> None:
         ("{{ raise_exception('only user turns') }}", "only user turns"),
         ("{% include 'secret' %}", "failed"),
         ("{{ messages[0].content + 1 }}", "failed"),
+        ("{{ 1 / 0 }}", "failed.*division by zero"),
+        ("{{ messages[0].content.index('?!') }}", "failed"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "failed.*recursion"),
     ],
 )
 def test_templates_cannot_leave_the_sandbox(source: str, message: str) -> None:
@@ -109,9 +113,12 @@ def test_messages_are_plain_data() -> None:
         ChatTemplate("{{ messages }}").render([{"role": "user", "content": object()}])
 
 
-def test_a_broken_template_is_refused() -> None:
-    with pytest.raises(ValueError, match="not valid Jinja"):
-        ChatTemplate("{% for %}")
+@pytest.mark.parametrize(
+    "source", ["{% for %}", "{{" + "(" * 9000, "{% for a in b %}" * 60 + "{% endfor %}" * 60]
+)
+def test_a_broken_template_is_refused(source: str) -> None:
+    with pytest.raises(UserError, match="not valid Jinja"):
+        ChatTemplate(source)
 
 
 def test_loop_controls_and_dates() -> None:

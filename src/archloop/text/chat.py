@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -38,7 +38,7 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         try:
             self._template = _environment().from_string(source)
-        except TemplateError as error:
+        except Exception as error:  # Nested too deeply, it is an error of Python's own parser.
             raise UserError(f"the chat template is not valid Jinja: {error}") from error
 
     def render(
@@ -63,7 +63,7 @@ class ChatTemplate:
         """
         try:
             given = json.dumps({"messages": list(messages), "tools": tools, **variables})
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"messages and tools must be plain JSON data: {error}") from error
         try:
             return self._template.render(
@@ -72,7 +72,7 @@ class ChatTemplate:
             )
         except SecurityError as error:
             raise UserError(f"the chat template tried to leave its sandbox: {error}") from error
-        except (TemplateError, TypeError, KeyError, OverflowError) as error:
+        except Exception as error:  # A template can divide by zero, call itself forever, ...
             raise UserError(f"the chat template failed on these messages: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from archloop import checkpoints
 from archloop.checkpoints import files
+from archloop.errors import UserError
 from checkpoints import folders
 
 Damage = Callable[[Path], object]
@@ -41,6 +43,15 @@ def truncate(name: str, keep: float) -> Damage:
     return damage
 
 
+def say(**settings: object) -> Damage:
+    return lambda f: folders.edit_json(f / files.CONFIG, lambda config: config.update(settings))
+
+
+def link_to_itself(folder: Path) -> None:
+    (folder / files.WEIGHTS).unlink()
+    (folder / files.WEIGHTS).symlink_to(files.WEIGHTS)
+
+
 NORM = "model.embedding_norm.weight"
 Q = "model.layers.1.self_attn.q_proj.weight"
 
@@ -67,6 +78,9 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         (lambda f: (f / files.CONFIG).write_text("[1]"), "JSON object"),
         (lambda f: (f / files.CONFIG).write_text("[" * 200_000), "not valid JSON"),
         (lambda f: (f / files.CONFIG).write_bytes(b"\xff\xfe"), "not UTF-8"),
+        (say(hidden_size=1 << 30), r"embed_tokens.*asks for \[40, 1073741824\]"),
+        (say(intermediate_size=1 << 30), r"config\.json: swiglu\.expansion=33554432"),
+        (link_to_itself, r"'model\.safetensors' cannot be followed"),
     ],
 )
 def test_damaged_folder(damage: Damage, named: str, tmp_path: Path) -> None:
@@ -102,6 +116,9 @@ def point(to: object) -> Damage:
         (point("../model.safetensors"), r"'\.\./model\.safetensors' leads outside"),
         (point("/etc/model.safetensors"), "leads outside"),
         (point("a\\..\\model.safetensors"), "leads outside"),
+        (point("a" * 300 + ".safetensors"), "'aaa.* cannot be the name of a file"),
+        (point("\ud800.safetensors"), "cannot be the name of a file"),
+        (point("a\0.safetensors"), "cannot be the name of a file"),
         (point("pytorch_model.bin"), "embedding_norm.*pytorch_model.bin.*pickled ones never"),
         (point(7), "embedding_norm.*only .safetensors"),
         (lambda f: (f / files.INDEX).write_text("{}"), "no 'weight_map'"),
@@ -114,6 +131,24 @@ def test_damaged_shards(damage: Damage, named: str, tmp_path: Path) -> None:
     damage(folder)
     with pytest.raises(ValueError, match=named):
         checkpoints.load(folder)
+
+
+def test_a_small_file_cannot_ask_for_millions_of_tensors(tmp_path: Path) -> None:
+    """Names are compared as they come; listing them all took minutes and gigabytes."""
+    folder = folders.whole(tmp_path / "model")
+    most = {"num_hidden_layers": 4096, "layer_types": ["conv"] * 4096, "num_experts": 4096}
+    say(**most)(folder)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"layers\.1\.conv\.conv\.weight' is missing"):
+        checkpoints.load(folder)
+    assert time.monotonic() - start < 10
+
+
+def test_a_spec_too_large_for_memory_addresses(tmp_path: Path) -> None:
+    checkpoints.save(folders.decoder(), tmp_path / "model", layout="archloop")
+    folders.edit_json(tmp_path / "model" / files.SPEC, lambda spec: spec.update(d_model=1 << 40))
+    with pytest.raises(UserError, match="model that cannot be built"):
+        checkpoints.load(tmp_path / "model")
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -161,8 +196,9 @@ def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="is a file; give the checkpoint's folder"):
         checkpoints.load(file)
-    with pytest.raises(ValueError, match="no folder, and no hub id"):
-        checkpoints.load(tmp_path / "absent" / "folder")
+    for name in (tmp_path / "absent" / "folder", "a--b/c", "a/b..c", "a/" + "b" * 99, "a/b-"):
+        with pytest.raises(UserError, match="no folder, and no hub id"):
+            checkpoints.load(name)
 
 
 def test_offline_hub_id_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

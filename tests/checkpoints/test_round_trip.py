@@ -219,6 +219,19 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_saving_through_a_link_replaces_what_it_points_to(tmp_path: Path) -> None:
+    folders.whole(tmp_path / "model")
+    (tmp_path / "latest").symlink_to("model")
+    checkpoints.save(folders.decoder(folders.spec(vocab_size=41)), tmp_path / "latest")
+    assert checkpoints.load(tmp_path / "model").spec.vocab_size == 41
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "latest"}
+
+
+def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in folders.sharded(tmp_path / "m").iterdir()}
+    assert modes == {(tmp_path / "m").stat().st_mode & 0o666}
+
+
 def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="not a checkpoint; save to a new folder"):

@@ -5,14 +5,14 @@ outside the folder is read, apart from the blobs that a Hugging Face cache links
 """
 
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from archloop.errors import UserError
+from archloop.errors import UserError, shown
 
 CONFIG = "config.json"
 SPEC = "spec.json"
@@ -20,6 +20,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON_BYTES = 64 << 20
+_MAX_NAME_BYTES = 255
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -29,10 +30,15 @@ def inside(folder: Path, name: str) -> Path:
         UserError: the name is no plain relative path, or leads out of the folder.
     """
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or "\\" in name or ".." in parts or "\0" in name:
+    if not parts or name.startswith("/") or "\\" in name or ".." in parts:
         raise UserError(f"{folder}: file name {name!r} leads outside the checkpoint's folder")
+    if not name.isprintable() or len(name.encode()) > _MAX_NAME_BYTES:
+        raise UserError(f"{folder}: {shown(name)} cannot be the name of a file")
     path = folder / name
-    real, home = path.resolve(), folder.resolve()
+    try:
+        real, home = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # Python says that links run in a circle by either.
+        raise UserError(f"{folder}: {name!r} cannot be followed: {error}") from error
     if not real.is_relative_to(home) and not _is_cached_blob(real, home):
         raise UserError(f"{folder}: {name!r} links to {real}, outside the checkpoint's folder")
     return path
@@ -131,15 +137,18 @@ def replacing(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: `folder` exists and is not a checkpoint, so replacing it could lose files.
     """
+    folder = folder.resolve()
     kept = _kept_files(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         for path in kept:
             if not (temporary / path.name).exists():
                 shutil.copy2(path, temporary / path.name)
-        temporary.chmod(0o755)
+        for path in temporary.iterdir():
+            # The safetensors library lets only the owner read its files.
+            path.chmod(temporary.stat().st_mode & 0o666)
         old = temporary.with_name(temporary.name + "-old")
         if folder.exists():
             folder.rename(old)

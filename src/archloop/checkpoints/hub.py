@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -41,10 +42,13 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     name = str(path_or_hub_id)
     if path.exists():
         raise UserError(f"{name} is a file; give the checkpoint's folder")
+    no_name = UserError(f"{name} is no folder, and no hub id such as LiquidAI/LFM2-350M")
     if not _HUB_ID.fullmatch(name):
-        raise UserError(f"{name} is no folder, and no hub id such as LiquidAI/LFM2-350M")
+        raise no_name
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+    except HFValidationError as error:
+        raise no_name from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         if isinstance(error, RepositoryNotFoundError):
             raise UserError(f"the hub has no repository {name!r}, or it is private") from error

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from archloop.checkpoints import files, hub, lfm2, names
 from archloop.checkpoints.names import Piece
 from archloop.errors import UserError
+from archloop.stack import cost
 from archloop.stack.cost import mixer_config
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
@@ -60,6 +61,7 @@ def load(
     if spec_text is not None:
         try:
             spec = StackSpec.from_json(spec_text)
+            cost.check(spec)
         except ValueError as error:
             raise UserError(f"{folder / files.SPEC}: {error}") from error
         return _fill(folder, spec, None, dtype, device)
@@ -68,6 +70,7 @@ def load(
         raise UserError(f"{folder} has neither {files.CONFIG} nor {files.SPEC}: no checkpoint")
     try:
         spec = lfm2.to_spec(config)
+        cost.check(spec)
     except ValueError as error:
         raise UserError(f"{folder / files.CONFIG}: {error}") from error
     return _fill(folder, spec, config, dtype, device)
@@ -82,17 +85,13 @@ def _fill(
 ) -> Decoder:
     with ExitStack() as stack:
         stored = StoredTensors(folder, stack)
-        with torch.device("meta"):
-            decoder = Decoder(spec)
         if config is None:
-            pieces = names.own(decoder)
+            decoder = _without_memory(spec, folder)
+            pieces = _checked(stored, names.own(decoder))
         else:
-            fused = any(name.endswith("experts.gate_up_proj") for name in stored.shapes)
-            pieces = list(names.lfm2(spec, "fused" if fused else "separate"))
-        tied = config is not None and spec.tie_embeddings and "lm_head.weight" in stored.shapes
-        _check_names(stored, pieces, {"lm_head.weight"} if tied else set())
-        if tied:
-            _check_tied_head(stored)
+            # Sizes that no machine could hold are found before any module has them.
+            pieces = _lfm2_pieces(stored, spec)
+            decoder = _without_memory(spec, folder)
         if config is None and dtype is None:
             _take_dtypes(decoder, stored)
         else:
@@ -103,6 +102,14 @@ def _fill(
             for piece in pieces:
                 piece.view(targets[piece.target]).copy_(stored.tensor(piece.name))
     return decoder.eval()
+
+
+def _without_memory(spec: StackSpec, folder: Path) -> Decoder:
+    try:
+        with torch.device("meta"):
+            return Decoder(spec)
+    except RuntimeError as error:
+        raise UserError(f"{folder} describes a model that cannot be built: {error}") from error
 
 
 class StoredTensors:
@@ -150,30 +157,48 @@ class StoredTensors:
         return tensor
 
 
-def _check_names(stored: StoredTensors, pieces: Iterable[Piece], extra: set[str]) -> None:
-    wanted = {piece.name: piece.shape for piece in pieces}
-    if missing := sorted(wanted.keys() - stored.shapes.keys()):
-        raise UserError(f"{stored.folder}: tensor {missing[0]!r} is missing{_more(missing)}")
-    if unexpected := sorted(stored.shapes.keys() - wanted.keys() - extra):
-        raise UserError(
-            f"{stored.folder}: tensor {unexpected[0]!r} is not part of the model that the "
-            f"configuration describes{_more(unexpected)}"
-        )
-    for name, shape in wanted.items():
-        if stored.shapes[name] != shape:
+def _lfm2_pieces(stored: StoredTensors, spec: StackSpec) -> list[Piece]:
+    """The pieces of a Hugging Face layout, all there and as they must be."""
+    fused = any(name.endswith("experts.gate_up_proj") for name in stored.shapes)
+    tied = spec.tie_embeddings and "lm_head.weight" in stored.shapes
+    pieces = names.lfm2(spec, "fused" if fused else "separate")
+    checked = _checked(stored, pieces, {"lm_head.weight"} if tied else set())
+    if tied:
+        _check_tied_head(stored)
+    return checked
+
+
+def _checked(
+    stored: StoredTensors, pieces: Iterable[Piece], extra: Iterable[str] = ()
+) -> list[Piece]:
+    """The pieces, once each is stored in its shape and nothing but them and `extra` is.
+
+    The first that is not ends it: a few bytes of configuration can ask for millions.
+    """
+    checked: list[Piece] = []
+    for piece in pieces:
+        name, shape = piece.name, stored.shapes.get(piece.name)
+        if shape is None:
+            raise UserError(f"{stored.folder}: tensor {name!r} is missing")
+        if shape != piece.shape:
             raise UserError(
-                f"{stored.folder}: tensor {name!r} has shape {list(stored.shapes[name])}; the "
-                f"configuration asks for {list(shape)}"
+                f"{stored.folder}: tensor {name!r} has shape {list(shape)}; the configuration asks "
+                f"for {list(piece.shape)}"
             )
         if stored.dtypes[name] not in DTYPES:
             raise UserError(
                 f"{stored.folder}: tensor {name!r} has dtype {stored.dtypes[name]}; "
                 f"readable: {', '.join(DTYPES)}"
             )
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        checked.append(piece)
+    unexpected = sorted(stored.shapes.keys() - {piece.name for piece in checked} - set(extra))
+    if unexpected:
+        more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
+        raise UserError(
+            f"{stored.folder}: tensor {unexpected[0]!r} is not part of the model that the "
+            f"configuration describes{more}"
+        )
+    return checked
 
 
 def _check_tied_head(stored: StoredTensors) -> None:

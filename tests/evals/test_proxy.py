@@ -204,7 +204,7 @@ def test_wrong_vocabulary_says_what_is_needed(data):
 )
 def test_config_is_checked(settings, expected):
     with pytest.raises(ValueError, match=expected):
-        config(**settings)
+        proxy.vocab_size(config(**settings))
 
 
 def test_too_little_text_for_a_sequence(root):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from archloop import registry
 from archloop.errors import UserError
 from archloop.runtimes.torch_eager import TorchEager
 from archloop.search import plan
@@ -192,6 +193,25 @@ def test_digest_is_of_plugins_too(tmp_path):
     before = load(tmp_path / "a.yaml").digest
     (tmp_path / "own" / "x.py").write_text("X = 1\n")
     assert load(tmp_path / "a.yaml").digest != before
+
+
+def test_plugins_of_every_kind_that_a_recipe_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_folders", {})
+    for kind, module, base in (
+        ("tasks", "evals.tasks.memorization", "Memorization"),
+        ("mixers", "blocks.mixers.short_conv", "ShortConv"),
+        ("strategies", "search.strategies.random", "RandomSearch"),
+    ):
+        (tmp_path / "own" / kind).mkdir(parents=True)
+        source = f"from archloop.{module} import {base}\n\n\nclass Mine({base}):\n    pass\n"
+        (tmp_path / "own" / kind / "mine.py").write_text(source)
+    data = settings(plugins="own", strategy={"name": "mine"})
+    data["proxy"]["tasks"] = {"mine": {}}
+    data["space"]["mixers"]["mine"] = {}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(data))
+    resolved = plan.resolve(load(tmp_path / "a.yaml"))
+    assert "mine" in resolved.space.mixers
+    assert resolved.strategy.name == "mine"
 
 
 def test_shipped_recipes_resolve():

@@ -88,20 +88,6 @@ class ProxyConfig(BaseModel):
     def _check(self) -> "ProxyConfig":
         if any(steps < 1 for steps in self.rungs) or sorted(set(self.rungs)) != list(self.rungs):
             raise ValueError(f"rungs={self.rungs} must be rising numbers of steps, at least 1")
-        for name, share in self.tasks.items():
-            task = make_task(name, share.settings)
-            if not task.mixable:
-                raise ValueError(
-                    f"tasks.{name} needs a head of its own and cannot be mixed with text; "
-                    "remove it, or run it by archloop eval --suite mad"
-                )
-            length = task.config.seq_len
-            for key, most in (("batch_size", MAX_STEP_TOKENS), ("num_eval", MAX_EVAL_TOKENS)):
-                if getattr(share, key) * length > most:
-                    raise ValueError(
-                        f"tasks.{name}.{key}={getattr(share, key)}: its examples of {length} "
-                        f"tokens fill the memory; allowed: 1 to {most // length}"
-                    )
         return self
 
     def training_of(self, rung: int, learning_rate: float | None) -> TrainingConfig:
@@ -170,10 +156,32 @@ def make_task(name: str, settings: dict[str, Setting]) -> Task:
 
 
 def vocab_size(config: ProxyConfig) -> int:
-    """Token ids that a proxy needs, without reading the corpus."""
+    """Token ids that a proxy needs, without reading the corpus.
+
+    Raises:
+        UserError: as `make_task`, or a task cannot be mixed with text, or fills the memory. Not
+            found by `ProxyConfig` itself: a recipe is read before its plug-ins are known.
+    """
     return config.vocab_size + sum(
-        make_task(name, share.settings).vocab_size for name, share in config.tasks.items()
+        _mixable(name, share).vocab_size for name, share in config.tasks.items()
     )
+
+
+def _mixable(name: str, share: TaskShare) -> Task:
+    task = make_task(name, share.settings)
+    if not task.mixable:
+        raise UserError(
+            f"tasks.{name} needs a head of its own and cannot be mixed with text; "
+            "remove it, or run it by archloop eval --suite mad"
+        )
+    length = task.config.seq_len
+    for key, most in (("batch_size", MAX_STEP_TOKENS), ("num_eval", MAX_EVAL_TOKENS)):
+        if getattr(share, key) * length > most:
+            raise UserError(
+                f"tasks.{name}.{key}={getattr(share, key)}: its examples of {length} "
+                f"tokens fill the memory; allowed: 1 to {most // length}"
+            )
+    return task
 
 
 def prepare(config: ProxyConfig, cache_dir: Path | None, root: Path) -> ProxyData:

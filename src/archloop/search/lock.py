@@ -31,7 +31,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     with path.open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             who = file.read(20).strip()
             raise StudyBusyError(

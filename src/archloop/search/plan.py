@@ -97,7 +97,7 @@ def _resolve(recipe: Recipe) -> Plan:
     _prefixed("proxy.device", torch_device, recipe.proxy.device)
     space = Space(recipe.space)
     _prefixed("proxy.training.seq_len", space.check_sequence_length, recipe.proxy.training.seq_len)
-    vocab_size = _prefixed("proxy.tasks", proxy.vocab_size, recipe.proxy)
+    vocab_size = _prefixed("proxy", proxy.vocab_size, recipe.proxy)
     given = recipe.space.proxy.vocab_size
     if given not in (None, vocab_size):
         raise UserError(

@@ -66,6 +66,8 @@ def times_ms(run, repeats, warm=1):
 
 def ceilings():
     """Read bandwidth in bytes/s and bf16 matrix rate in FLOP/s of this card, on random data."""
+    if not torch.cuda.is_available():
+        raise SystemExit("this measures an NVIDIA GPU, and PyTorch finds none here")
     x = torch.randn(1 << 30, dtype=torch.bfloat16, device="cuda")
     read = 2 * x.numel() / median_ms(x.sum, 10, 3) * 1e3
     del x

@@ -36,11 +36,13 @@ def in_own_process(run: Callable[..., Figures], *args: Any, limit_s: float) -> d
     end = time.monotonic() + limit_s
     try:
         while receive.poll(max(0.0, end - time.monotonic())):
-            found.update([receive.recv()])
+            figure = receive.recv()
+            if figure is None:  # the end
+                return found
+            found.update([figure])
         found["stopped"] = f"stopped after {limit_s:g} s"
     except EOFError:
-        if not found.pop("finished", False):
-            found.setdefault("stopped", "its process was killed")
+        found["stopped"] = "its process was killed"
     finally:
         child.kill()
         child.join()
@@ -56,7 +58,7 @@ def _report(send: Connection, run: Callable[..., Figures], args: tuple[Any, ...]
             send.send(figure)
     except Exception as error:
         send.send(("stopped", reason(error)))
-    send.send(("finished", True))
+    send.send(None)
 
 
 def here(run: Callable[..., Figures], *args: Any, limit_s: float = 0.0) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def here(run: Callable[..., Figures], *args: Any, limit_s: float = 0.0) -> dict[
     def stop(*_: object) -> None:
         raise TimeoutError(f"stopped after {limit_s:g} s")
 
-    signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         for figure in run(*args):
@@ -79,6 +81,7 @@ def here(run: Callable[..., Figures], *args: Any, limit_s: float = 0.0) -> dict[
         found["stopped"] = reason(error)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
     gc.collect()
     torch.cuda.empty_cache()
     return found

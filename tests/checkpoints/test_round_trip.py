@@ -81,6 +81,14 @@ def test_a_bias_stored_in_half_precision_becomes_float32(tmp_path: Path) -> None
     assert torch.all(moe.channel_mixer.loads == 0)
 
 
+def test_a_bias_that_is_not_stored_is_zero(tmp_path: Path) -> None:
+    given = folders.spec().model_dump()
+    given["blocks"][1]["channel_mixer"]["config"]["use_bias"] = False
+    checkpoints.save(folders.decoder(StackSpec.model_validate(given)), tmp_path / "model")
+    moe: Any = checkpoints.load(tmp_path / "model").blocks[1]
+    assert torch.all(moe.channel_mixer.expert_bias == 0)
+
+
 def test_configuration_may_not_contradict_the_stored_dtype(tmp_path: Path) -> None:
     folder = folders.whole(tmp_path / "model")
     folders.edit_json(folder / files.CONFIG, lambda c: c.update(dtype="bfloat16"))

@@ -99,6 +99,9 @@ def _fill(
         _materialise(decoder, device)
         targets = names.stored(decoder)
         with torch.no_grad():
+            for name in targets.keys() - {piece.target for piece in pieces}:
+                # A bias that the router does not use, which LFM2's layout leaves out.
+                targets[name].zero_()
             for piece in pieces:
                 piece.view(targets[piece.target]).copy_(stored.tensor(piece.name))
     return decoder.eval()

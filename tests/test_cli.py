@@ -123,7 +123,8 @@ def test_sigterm_ends_a_search_as_cleanly_as_an_interrupt(tmp_path: Path) -> Non
         assert process.stderr is not None
         assert "preparing" in process.stderr.readline()
         process.terminate()
-        assert process.stderr.read() == "stopped; the same command goes on from here\n"
+        *_, last = process.stderr.read().splitlines()
+        assert last == "stopped; the same command goes on from here"
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -137,6 +138,8 @@ def test_a_search_that_meets_no_budget_still_shows_what_it_measured(
     assert status == 1
     assert "archloop: no feasible trial; nearest was trial" in err.splitlines()[-1]
     assert "rejected 1 " in out
+    status, out, _ = run("search", str(tmp_path / "a.yaml"), "--runs", str(tmp_path), "--json")
+    assert (status, len(json.loads(out)["rejected"])) == (1, 2)
     assert (tmp_path / "test" / "report.html").is_file()
 
 
@@ -172,6 +175,12 @@ def test_a_spec_that_cannot_be_built_is_named_before_anything_runs(
     assert err.startswith(f"archloop: {tmp_path / 'spec.json'}: ")
     assert message in err
     assert err.count("\n") == 1, err
+
+
+def test_a_terminal_of_few_characters_gets_others_in_their_place() -> None:
+    call = "import archloop.cli as cli; cli.app = lambda: print(chr(177)); cli.main()"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert subprocess.check_output([sys.executable, "-c", call], env=environment) == b"?\n"
 
 
 def test_a_closed_pipe_ends_quietly() -> None:

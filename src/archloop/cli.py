@@ -73,6 +73,9 @@ class _Terminated(KeyboardInterrupt):
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A model may write, and a table may hold, what the terminal's encoding cannot say.
+        sys.stdout.reconfigure(errors="replace")
     app()
 
 
@@ -216,6 +219,7 @@ def plugins(
 def search(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
     runs: Annotated[Path, typer.Option(help="Folder that holds the studies.")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Create or resume the study of a recipe, and write its report."""
     from archloop.report.live import display
@@ -228,16 +232,22 @@ def search(
         with display(stderr) as progress:
             record = study.run(progress)
     except NoFeasibleTrial:
-        _show(study.read(), study.folder)
+        _show(study.read(), study.folder, as_json)
         raise
-    _show(record, study.folder)
+    _show(record, study.folder, as_json)
 
 
-def _show(record: "StudyRecord", folder: Path) -> None:
+def _show(record: "StudyRecord", folder: Path, as_json: bool) -> None:
+    """Write a study's report, and print its outcome."""
     from archloop.report import html
     from archloop.report.outcome import print_outcome
+    from archloop.report.summary import summarize
 
-    print_outcome(record, html.write(record, folder / "report.html"), Console(highlight=False))
+    page = html.write(record, folder / "report.html")
+    if as_json:
+        _print_json(summarize(record))
+    else:
+        print_outcome(record, page, Console(highlight=False))
 
 
 @_command
@@ -252,7 +262,6 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a study's report.html anew, or print its content as JSON."""
-    from archloop.report.summary import summarize
     from archloop.search.store import read
 
     record = read(study, storage)
@@ -261,9 +270,12 @@ def report(
 
         static.write(record, figure)
     if as_json:
+        from archloop.report.summary import summarize
+
+        # Nothing is written, so that a copy to read only will do.
         _print_json(summarize(record))
         return
-    _show(record, study)
+    _show(record, study, as_json)
 
 
 @_command
@@ -399,9 +411,6 @@ def generate(
     if sampling.greedy and filters:
         option = "--" + filters[0].replace("_", "-")
         raise UserError(f"{option} changes nothing at temperature 0; give --temperature as well")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A model may write what the terminal's encoding cannot say.
-        sys.stdout.reconfigure(errors="replace")
     with torch.inference_mode():
         for piece in stream(
             loaded,

@@ -49,8 +49,12 @@ def describe(event: Event) -> str:
 
 
 def result(event: Event) -> str:
-    """Front, hypervolume and time left."""
-    parts = [f"front {event.front_size}", f"hypervolume {event.hypervolume:.4f}"]
+    """Front, hypervolume with its reference point, and time left; nothing before trial 0."""
+    if event.reference_point is None:
+        return ""
+    point = ", ".join(f"{value:g}" for value in event.reference_point)
+    volume = f"hypervolume {event.hypervolume:.4f} to ({point})"
+    parts = [f"front {event.front_size}", volume]
     if event.seconds_left:
         parts.append(f"about {duration(event.seconds_left)} left")
     return ", ".join(parts)
@@ -84,9 +88,11 @@ class _Live:
     def __call__(self, event: Event, /) -> None:
         if event.stage == "told":
             self.bar.console.print(_outcome(event), markup=False, highlight=False)
+        # Of a trial the detail is its layout, for which a line has no room.
+        detail = event.detail if event.trial is None or event.trial < 0 else ""
         self.bar.update(
             self.task,
-            description=describe(event),
+            description=f"{describe(event)} {detail}".rstrip(),
             completed=event.num_told,
             total=event.num_trials or None,
             result=result(event),

@@ -165,6 +165,7 @@ class _Run:
         self.seconds_told = 0.0
         self.front = np.empty((0, 3))
         self.hypervolume = 0.0
+        self.reference_point: tuple[float, float, float] | None = None
 
     def run(self) -> None:
         """All that is left to do."""
@@ -173,6 +174,8 @@ class _Run:
             self._prepare()
         setup_s = self.meter.last
         baseline = self._baseline(setup_s)
+        worst = baseline.worst
+        self.reference_point = (worst.quality, worst.latency, worst.memory)
         running = []
         for stored in self.database.trials():
             if stored.result is None:
@@ -331,6 +334,7 @@ class _Run:
                 num_trials=self.recipe.num_trials,
                 front_size=len(self.front),
                 hypervolume=self.hypervolume,
+                reference_point=self.reference_point,
                 seconds_left=remaining * self.seconds_told / num_told if num_told else None,
                 detail=detail,
                 state=state,

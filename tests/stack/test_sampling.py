@@ -58,6 +58,7 @@ def test_greedy_ignores_seeds() -> None:
         ("repetition_penalty", float("inf")),
         ("temperature", float("inf")),
         ("top_k", 2.5),
+        ("top_k", True),
         ("seed", -1),
         ("seed", 2**63),
     ],

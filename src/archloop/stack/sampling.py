@@ -45,12 +45,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         t, most = self.temperature, sys.float_info.max
-        whole = self.top_k is None or (isinstance(self.top_k, Integral) and self.top_k >= 1)
+        counted = isinstance(self.top_k, Integral) and self.top_k is not True
         allowed = {
             "repetition_penalty above 0": 0 < self.repetition_penalty <= most,
             # Below, the quotient may overflow and no token is left to draw.
             "temperature 0, or from 1e-6 up": t == 0 or 1e-6 <= t <= most,
-            "top_k a whole number, at least 1": whole,
+            "top_k a whole number, at least 1": self.top_k is None or (counted and self.top_k >= 1),
             "top_p above 0 and at most 1": 0 < self.top_p <= 1,
             "min_p from 0 to 1": 0 <= self.min_p <= 1,
             "seed a whole number from 0 to 2**63 - 1": isinstance(self.seed, Integral)

@@ -111,7 +111,10 @@ class MLA(SequenceMixer):
         k_BNSH, v_BNSH = (self._heads(part) for part in self.up_proj(c_BSR).chunk(2, -1))
         k_BNSK = torch.cat([k_BNSH, s_BSP[:, None].expand(-1, self.num_heads, -1, -1)], -1)
         mask_B1TS = causal_mask(shared, latent_BSL.shape[1], span)
-        y_BNTH = F.scaled_dot_product_attention(
+        if not x_BTD.is_cuda:
+            # On a CPU the attention that never holds all scores asks for values as wide as keys.
+            v_BNSH = F.pad(v_BNSH, (0, self.shared_key_dim))
+        y_BNTK = F.scaled_dot_product_attention(
             q_BNTK,
             k_BNSK,
             v_BNSH,
@@ -119,6 +122,7 @@ class MLA(SequenceMixer):
             is_causal=mask_B1TS is None,
             scale=self.key_dim**-0.5,
         )
+        y_BNTH = y_BNTK[..., : self.head_dim]
         return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:

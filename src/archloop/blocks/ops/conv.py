@@ -33,12 +33,12 @@ def causal_conv(
     y_BTD = x_BTD * weight_DK[:, -1]
     for back in range(1, kernel):
         start = kernel - 1 - back
-        term_BTD = padded_BSD[:, start : start + time] * weight_DK[:, kernel - 1 - back]
+        earlier_BTD = padded_BSD[:, start : start + time]
         if segments_BT is not None:
             same_BT = torch.zeros_like(segments_BT, dtype=torch.bool)
             same_BT[:, back:] = segments_BT[:, back:] == segments_BT[:, : max(time - back, 0)]
-            term_BTD = term_BTD * same_BT[..., None]
-        y_BTD = y_BTD + term_BTD
+            earlier_BTD = earlier_BTD * same_BT[..., None]
+        y_BTD.addcmul_(earlier_BTD, weight_DK[:, start])
     return y_BTD
 
 

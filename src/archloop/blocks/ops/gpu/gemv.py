@@ -310,7 +310,7 @@ def tile_width(width: int) -> int:
 
 
 def linear_block(num_rows: int, width: int) -> tuple[int, int]:
-    """Rows and warps per program that measured fastest on an H100 (``benchmarks/kernels.py``)."""
+    """Rows and warps a program that measured fastest on an H100 (``benchmarks/gpu_kernels.py``)."""
     if num_rows <= 256:
         return 1, 4
     if num_rows >= 32768:

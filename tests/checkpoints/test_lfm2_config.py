@@ -82,6 +82,14 @@ def test_second_generation_is_the_8b_preset() -> None:
     assert lfm2.to_spec(SECOND_GENERATION) == presets.load("lfm2-8b-a1b")
 
 
+def test_a_sparse_model_may_list_its_attention_layers() -> None:
+    """As other implementations of its first generation write it."""
+    listed = {"full_attn_idxs": [2, 6, 10, 14, 18, 21]}
+    for kinds in (SECOND_GENERATION["layer_types"], None):
+        spec = lfm2.to_spec(SECOND_GENERATION | listed | {"layer_types": kinds})
+        assert spec == presets.load("lfm2-8b-a1b")
+
+
 def test_lfm2_5_vocabulary() -> None:
     spec = lfm2.to_spec(SECOND_GENERATION | {"vocab_size": 128_000})
     assert cost.num_params(spec) == 8_339_929_856 + (128_000 - 65_536) * 2048
@@ -168,7 +176,7 @@ def test_refused_keys_are_named(change: dict[str, Any], named: str) -> None:
     "change, named",
     [
         ({"layer_types": None}, "'layer_types' is missing"),
-        ({"full_attn_idxs": [2]}, "full_attn_idxs.*lfm2_moe"),
+        ({"full_attn_idxs": [2]}, "contradict"),
         ({"block_ff_dim": 64}, "'block_ff_dim'.*lfm2_moe"),
         ({"block_auto_adjust_ff_dim": True}, "'block_auto_adjust_ff_dim'.*lfm2_moe"),
         ({"num_dense_layers": -1}, "num_dense_layers"),

@@ -164,8 +164,6 @@ def _layer_kinds(config: Mapping[str, Any], moe: bool) -> list[str]:
     num_layers = _number(config, "num_hidden_layers")
     kinds, indices = config.get("layer_types"), config.get("full_attn_idxs")
     if indices is not None:
-        if moe:
-            raise UserError("config key 'full_attn_idxs' has no meaning for lfm2_moe")
         if not isinstance(indices, list) or any(
             type(index) is not int or not 0 <= index < num_layers for index in indices
         ):

@@ -64,8 +64,6 @@ def test_repeated_keys_written_in_full_keep_float32_accuracy(
 def test_inverse_by_doubling_is_the_inverse() -> None:
     generator = torch.Generator().manual_seed(0)
     lower = torch.randn(3, 32, 32, generator=generator, dtype=torch.float64).tril(-1)
-    inverse = delta_rule.unit_lower_inverse(
-        delta_rule.diagonal_blocks(lower, 4), 32, lambda half: delta_rule.corner_blocks(lower, half)
-    )
+    inverse = delta_rule.unit_lower_inverse(lower)
     one = torch.eye(32, dtype=torch.float64)
     assert gap(inverse @ (one + lower), one.expand(3, 32, 32)) < 1e-8

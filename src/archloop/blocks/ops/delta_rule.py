@@ -3,22 +3,18 @@
 ``S = exp(g_t) S_{t-1}``; ``S_t = S + k_t (beta_t (v_t - S^T k_t))^T``; ``o_t = S_t^T q_t``. A write
 first takes back what the state already answers to its key. With the corrected value
 ``v'_t = beta_t (v_t - S^T k_t)`` this is gated linear attention, so `corrected` finds those values
-and the states, and `read` answers queries from them as `ops.ssd` or
-`ops.linear_attention` do.
+and the states, and `read` answers queries from them as `ops.ssd` or `ops.linear_attention` do.
 
 Within a chunk (b the cumulative log-decay) the corrected values solve a unit lower triangular
-system, ``(I + L) v' = beta v - (beta k e^b) S``, where for j < i
+system, ``(I + L) v' = beta (v - k e^b S)``, where for j < i
 ``L_ij = beta_i sum_k k_ik k_jk e^(b_ik - b_jk)``. Its inverse is built by doubling:
-``[[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]`` from blocks of 4, whose inverse is the
-exact finite series. Products only, so it compiles and exports, and on a CPU it is as fast as a
-triangular solve; unlike the series over a whole chunk it loses nothing on repeated keys. On a GPU
-`ops.gpu.delta` finds the same, in longer chunks.
+``[[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]`` from blocks of 1. Products only, so it
+compiles and exports, and on a CPU it is as fast as a triangular solve; unlike a series over a whole
+chunk it loses nothing on repeated keys. On a GPU `ops.gpu.delta` finds the same, in longer chunks.
 
 Shape suffixes: as in `ops.chunks`; K is 1 in g where a head has one decay; G key heads, each of
 which serves N / G heads.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -80,25 +76,29 @@ def corrected(
         )
         return values_BNTV, states_BNnKV, final_BNKV
     k_BNTK = ssd.to_heads(k_BGTK, v_BNTV.shape[1])
-    time, dtype = k_BNTK.shape[2], g_BNTK.dtype
+    (batch, heads, time, _), dtype = k_BNTK.shape, g_BNTK.dtype
     chunk = chunk_size(time, CHUNK, LEAF)
     k, v, g = (split(x.to(dtype), chunk) for x in (k_BNTK, v_BNTV, g_BNTK))
     beta_BNnC1 = split(beta_BNT.to(dtype), chunk)[..., None]
-    b = g.cumsum(3)
-    inverse_BNnCC = _inverse(k, beta_BNnC1, g, b)
-    wanted_BNnCV, asked_BNnCK = beta_BNnC1 * v, beta_BNnC1 * k * b.exp()
-    last = b[:, :, :, -1:]
-    keys_BNnKC = (k * (last - b).exp()).transpose(3, 4)
-    state_BNKV = initial_BNKV
-    if state_BNKV is None:
-        state_BNKV = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
+    scores_BNnCC, asked_BNnCK, keys_BNnCK, decay_BNn1K = _key_scores(k, g)
+    solve_BNnCC = unit_lower_inverse(beta_BNnC1 * scores_BNnCC) * beta_BNnC1.transpose(3, 4)
+    if initial_BNKV is None:
+        initial_BNKV = v.new_zeros(batch, heads, k.shape[-1], v.shape[-1])
+    state_XKV = initial_BNKV.flatten(0, 1)
+    parts = (v, asked_BNnCK, solve_BNnCC, keys_BNnCK.transpose(3, 4), decay_BNn1K.transpose(3, 4))
     before, values = [], []
-    parts = (last.exp().transpose(3, 4), keys_BNnKC, inverse_BNnCC, wanted_BNnCV, asked_BNnCK)
-    for decay, keys, inverse, wanted, asked in zip(*(x.unbind(2) for x in parts), strict=True):
-        before.append(state_BNKV)
-        values.append(inverse @ (wanted - asked @ state_BNKV))
-        state_BNKV = decay * state_BNKV + keys @ values[-1]
-    return join(torch.stack(values, 2), time), torch.stack(before, 2), state_BNKV
+    # The heads of all sequences in one dimension: `bmm` takes them as they are.
+    for wanted, asked, solve, keys, decay in zip(
+        *(x.flatten(0, 1).unbind(1) for x in parts), strict=True
+    ):
+        before.append(state_XKV)
+        values.append(solve.bmm(torch.baddbmm(wanted, asked, state_XKV, alpha=-1)))
+        state_XKV = torch.baddbmm(decay * state_XKV, keys, values[-1])
+    values_BNnCV, states_BNnKV, final_BNKV = (
+        x.unflatten(0, (batch, heads))
+        for x in (torch.stack(values, 1), torch.stack(before, 1), state_XKV)
+    )
+    return join(values_BNnCV, time), states_BNnKV, final_BNKV
 
 
 def read(
@@ -123,50 +123,31 @@ def _has_kernel(k: Tensor, v: Tensor, g: Tensor) -> bool:
     )
 
 
-def _inverse(k: Tensor, beta_BNnC1: Tensor, g: Tensor, b: Tensor) -> Tensor:
-    """``(I + L)^-1`` of each chunk, (B, N, n, C, C)."""
-    if b.shape[-1] > 1:
-        scaled = beta_BNnC1 * k
-        leaves = linear_attention.leaf_scores(scaled, k, g, diagonal=False)
-        return unit_lower_inverse(
-            leaves, k.shape[3], lambda half: linear_attention.half_scores(scaled, k, b, half)
-        )
-    lower = beta_BNnC1 * (k @ k.transpose(-1, -2)) * ssd.decay_ratios(b[..., 0], -1)
-    leaves = diagonal_blocks(lower, LEAF)
-    return unit_lower_inverse(leaves, k.shape[3], lambda half: corner_blocks(lower, half))
+def _key_scores(k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`linear_attention.chunk_scores` between keys, for either kind of decay."""
+    if g.shape[-1] > 1:
+        return linear_attention.chunk_scores(k, k, g, diagonal=False)
+    b = g.cumsum(3)
+    last = b[:, :, :, -1:]
+    scores_BNnCC = (k @ k.transpose(3, 4)) * ssd.decay_ratios(b[..., 0], -1)
+    return scores_BNnCC, k * b.exp(), k * (last - b).exp(), last.exp()
 
 
-def unit_lower_inverse(leaves_Xcc: Tensor, size: int, below: Callable[[int], Tensor]) -> Tensor:
-    """``(I + L)^-1``, (..., size, size), for strictly lower triangular L.
-
-    Args:
-        leaves_Xcc: L's diagonal blocks of `LEAF` rows, (..., size/LEAF, LEAF, LEAF).
-        size: rows of L.
-        below: for h, L's blocks under the diagonal that join two diagonal blocks of h rows,
-            (..., size/2h, h, h).
-    """
-    one = torch.eye(LEAF, dtype=leaves_Xcc.dtype, device=leaves_Xcc.device)
-    inverse = (one - leaves_Xcc) @ (one + leaves_Xcc @ leaves_Xcc)
-    half = LEAF
-    while half < size:
-        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        corner = -(second @ below(half) @ first)
-        above = torch.cat([first, torch.zeros_like(first)], -1)
-        inverse = torch.cat([above, torch.cat([corner, second], -1)], -2)
-        half *= 2
+def unit_lower_inverse(lower_XCC: Tensor) -> Tensor:
+    """``(I + L)^-1``, (..., C, C), for strictly lower triangular L."""
+    inverse = lower_XCC.new_ones(*lower_XCC.shape[:-1], 1, 1)
+    while (half := inverse.shape[-1]) < lower_XCC.shape[-1]:
+        left, right = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        corner = -(right @ _corners(lower_XCC, half) @ left)
+        inverse = linear_attention.lower_blocks(left, corner, right)
     return inverse[..., 0, :, :]
 
 
-def diagonal_blocks(lower_XCC: Tensor, length: int) -> Tensor:
-    """(..., C/length, length, length) along the diagonal."""
-    count = lower_XCC.shape[-1] // length
-    blocks = lower_XCC.reshape(*lower_XCC.shape[:-2], count, length, count, length)
-    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-
-
-def corner_blocks(lower_XCC: Tensor, half: int) -> Tensor:
-    """(..., C/2h, h, h): lower left quarter of each diagonal block of 2h rows."""
-    return diagonal_blocks(lower_XCC, 2 * half)[..., half:, :half]
+def _corners(lower_XCC: Tensor, half: int) -> Tensor:
+    """(..., C/2h, h, h): lower left quarter of each block of 2h rows along the diagonal."""
+    pairs = lower_XCC.shape[-1] // (2 * half)
+    blocks: Tensor = lower_XCC.unflatten(-1, (pairs, 2, half)).unflatten(-4, (pairs, 2, half))
+    return blocks[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
 def corrected_flops(time: int, key_width: int, value_width: int, *, vector: bool) -> int:
@@ -174,16 +155,14 @@ def corrected_flops(time: int, key_width: int, value_width: int, *, vector: bool
     chunk = chunk_size(time, CHUNK, LEAF)
     padded = padded_time(time, chunk)
     if vector:
-        leaves = linear_attention.leaf_flops(key_width, diagonal=False)
-        scores = padded * ((chunk - LEAF) * key_width + leaves)
+        scores = padded * linear_attention.scores_flops(chunk, key_width, diagonal=False)
     else:
         scores = padded * 2 * chunk * key_width
-    # Two products of h x h blocks for each of C/2h pairs: 2 C h^2, over h = 4, 8, ..., C/2.
-    halves = padded * 2 * (chunk**2 - LEAF**2) // 3
-    series = padded * 4 * LEAF**2
+    # Two products of h x h blocks for each of C/2h pairs: 2 C h^2, over h = 1, 2, 4, ..., C/2.
+    inverse = padded * 2 * (chunk**2 - 1) // 3
     apply = 2 * padded * chunk * value_width
     carried = 4 * padded * key_width * value_width
-    return scores + halves + series + apply + carried
+    return scores + inverse + apply + carried
 
 
 def read_flops(time: int, key_width: int, value_width: int, *, vector: bool) -> int:

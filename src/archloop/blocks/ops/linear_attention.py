@@ -5,10 +5,11 @@
 The parallel form has two halves, so that a block can read another's state: `states` folds keys and
 values into the state before each chunk; `read` answers queries from those states and from the keys
 of their own chunk. Within a chunk, ``sum_k q_ik k_jk exp(b_ik - b_jk)`` (b the cumulative
-log-decay) does not factor into ``q e^b`` and ``k e^-b`` without overflow. So a chunk is halved
-again and again: between the left and right half of each block the reference point is the end of
-the left one, which makes both exponents at most 0, and only blocks of 4 are left to be formed
-row by row. Exact at any gate strength, and nothing above the diagonal is computed.
+log-decay) does not factor into ``q e^b`` and ``k e^-b`` without overflow. So a chunk is put
+together from its halves, these from theirs, down to blocks of 4 that are formed row by row: queries
+come decayed since the start of their half, keys until the end of theirs, and they meet at the
+border. Every factor is a product of decays, at most 1. Exact at any gate strength, with one exp per
+gate, and nothing above the diagonal is computed.
 
 Everything is computed in the dtype of g: at least float32. On a GPU, kernels of our own do the same
 (`gpu.linear_attention`): products take operands in the dtype of v and sum in float32, and the
@@ -26,7 +27,7 @@ from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, spl
 
 CHUNK = 64
 LEAF = 4
-"""Block length at which halving stops."""
+"""Length of the blocks that are formed row by row."""
 
 
 def recurrent(
@@ -98,8 +99,8 @@ def read(
         return o_BNTV
     chunk = chunk_size(time, largest, LEAF)
     q, k, v, g = (split(x.to(g_BNTK.dtype), chunk) for x in (q_BNTK, k_BNTK, v_BNTV, g_BNTK))
-    b = g.cumsum(3)
-    return join((q * b.exp()) @ states_BNnKV + within_chunk(q, k, v, g, b), time)
+    scores_BNnCC, q, _, _ = chunk_scores(q, k, g)
+    return join(q @ states_BNnKV + scores_BNnCC @ v, time)
 
 
 def on_gpu(g: Tensor, *operands: Tensor) -> bool:
@@ -108,46 +109,31 @@ def on_gpu(g: Tensor, *operands: Tensor) -> bool:
     return triton_kernels.usable(g) and all(x.dtype in served for x in operands)
 
 
-def within_chunk(
-    q_XCK: Tensor, k_XCK: Tensor, v_XCV: Tensor, g_XCK: Tensor, b_XCK: Tensor
-) -> Tensor:
-    """``o_i = sum_{j <= i} sum_k q_ik k_jk exp(b_ik - b_jk) v_j``, (..., C, V), by halving."""
-    chunk = v_XCV.shape[-2]
-    y_XCV = (leaf_scores(q_XCK, k_XCK, g_XCK) @ _blocks(v_XCV, LEAF)).flatten(-3, -2)
-    half = LEAF
-    while half < chunk:
-        scores_Xhh = half_scores(q_XCK, k_XCK, b_XCK, half)
-        left_XhV = _blocks(v_XCV, half)[..., 0::2, :, :]
-        _blocks(y_XCV, half)[..., 1::2, :, :] += scores_Xhh @ left_XhV
-        half *= 2
-    return y_XCV
+def chunk_scores(
+    q_XCK: Tensor, k_XCK: Tensor, g_XCK: Tensor, *, diagonal: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A chunk's scores, and what crosses its borders.
 
-
-def leaf_scores(q_XCK: Tensor, k_XCK: Tensor, g_XCK: Tensor, *, diagonal: bool = True) -> Tensor:
-    """Scores inside each block of `LEAF` tokens, (..., C/LEAF, LEAF, LEAF), zero above.
-
-    Keys decay from row to row as the state does, so one exp per gate serves all rows and nothing
-    above the diagonal is formed.
+    Returns:
+        ``sum_k q_ik k_jk exp(b_ik - b_jk)`` for j < i, or for j <= i with the diagonal, and 0
+        elsewhere, (..., C, C); the queries decayed since the chunk's start; the keys decayed until
+        its end; the decay over all of it, (..., 1, K).
     """
-    q, k, e = (_blocks(x, LEAF).unbind(-2) for x in (q_XCK, k_XCK, g_XCK.exp()))
-    zero = torch.zeros_like(q[0][..., 0])
-    decayed: list[Tensor] = []
-    rows = []
-    for row in range(LEAF):
-        decayed = [key * e[row] for key in decayed]
-        scores = [(q[row] * key).sum(-1) for key in decayed]
-        scores.append((q[row] * k[row]).sum(-1) if diagonal else zero)
-        decayed.append(k[row])
-        rows.append(torch.stack(scores + [zero] * (LEAF - 1 - row), -1))
-    return torch.stack(rows, -2)
+    scores, q, k, decay = _leaves(q_XCK, k_XCK, g_XCK, diagonal)
+    while scores.shape[-3] > 1:
+        (q_left, q_right), (k_left, k_right) = _pairs(q), _pairs(k)
+        (decay_left, decay_right), (left, right) = _pairs(decay), _pairs(scores)
+        scores = lower_blocks(left, q_right @ k_left.transpose(-1, -2), right)
+        q = torch.cat([q_left, q_right * decay_left], -2)
+        k = torch.cat([k_left * decay_right, k_right], -2)
+        decay = decay_left * decay_right
+    return scores[..., 0, :, :], q[..., 0, :, :], k[..., 0, :, :], decay[..., 0, :, :]
 
 
-def half_scores(q_XCK: Tensor, k_XCK: Tensor, b_XCK: Tensor, half: int) -> Tensor:
-    """Scores of the queries in each block's right half on the keys in its left, (..., h, h)."""
-    q, b_right = (_blocks(x, half)[..., 1::2, :, :] for x in (q_XCK, b_XCK))
-    k, b_left = (_blocks(x, half)[..., 0::2, :, :] for x in (k_XCK, b_XCK))
-    middle = b_left[..., -1:, :]
-    return (q * (b_right - middle).exp()) @ (k * (middle - b_left).exp()).transpose(-1, -2)
+def lower_blocks(left_Xhh: Tensor, corner_Xhh: Tensor, right_Xhh: Tensor) -> Tensor:
+    """``[[left, 0], [corner, right]]``, (..., 2h, 2h)."""
+    above = torch.cat([left_Xhh, torch.zeros_like(left_Xhh)], -1)
+    return torch.cat([above, torch.cat([corner_Xhh, right_Xhh], -1)], -2)
 
 
 def states_flops(time: int, key_width: int, value_width: int) -> int:
@@ -161,15 +147,15 @@ def read_flops(time: int, key_width: int, value_width: int, largest: int = CHUNK
     """FLOPs of `read` for one head."""
     chunk = chunk_size(time, largest, LEAF)
     padded = padded_time(time, chunk)
-    halves = padded * (chunk - LEAF) * (key_width + value_width)
-    leaves = padded * (leaf_flops(key_width) + 2 * LEAF * value_width)
-    return 2 * padded * key_width * value_width + halves + leaves
+    scores = padded * scores_flops(chunk, key_width)
+    return scores + 2 * padded * (key_width + chunk) * value_width
 
 
-def leaf_flops(key_width: int, *, diagonal: bool = True) -> int:
-    """FLOPs of `leaf_scores` for one token of one head."""
+def scores_flops(chunk: int, key_width: int, *, diagonal: bool = True) -> int:
+    """FLOPs of `chunk_scores` for one token of one head."""
     pairs = LEAF * (LEAF - 1) // 2
-    return (3 * pairs + 2 * LEAF * diagonal) * key_width // LEAF
+    leaves = (3 * pairs + 2 * LEAF * diagonal) * key_width // LEAF
+    return (chunk - LEAF) * key_width + leaves
 
 
 def step_flops(key_width: int, value_width: int, *, consumer: bool = False) -> int:
@@ -177,6 +163,26 @@ def step_flops(key_width: int, value_width: int, *, consumer: bool = False) -> i
     return (2 if consumer else 5) * key_width * value_width
 
 
-def _blocks(x_XCK: Tensor, length: int) -> Tensor:
-    """(..., C/length, length, K)."""
-    return x_XCK.reshape(*x_XCK.shape[:-2], -1, length, x_XCK.shape[-1])
+def _leaves(
+    q_XCK: Tensor, k_XCK: Tensor, g_XCK: Tensor, diagonal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `chunk_scores`, of each block of `LEAF` tokens: (..., C/LEAF, LEAF, ...)."""
+    q, k, e = (x.unflatten(-2, (-1, LEAF)).unbind(-2) for x in (q_XCK, k_XCK, g_XCK.exp()))
+    zero = torch.zeros_like(q[0][..., 0])
+    decay, queries, keys, rows = e[0], [q[0] * e[0]], [k[0]], []
+    for row in range(LEAF):
+        if row:
+            decay = decay * e[row]
+            queries.append(q[row] * decay)
+            keys = [key * e[row] for key in keys] + [k[row]]
+        asked = keys if diagonal else keys[:-1]
+        scores = [(q[row] * key).sum(-1) for key in asked]
+        rows.append(torch.stack(scores + [zero] * (LEAF - len(scores)), -1))
+    blocks = (torch.stack(parts, -2) for parts in (rows, queries, keys))
+    return *blocks, decay[..., None, :]
+
+
+def _pairs(x_Xnab: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks at even and at odd places, (..., n/2, a, b) each."""
+    even, odd = x_Xnab.unflatten(-3, (-1, 2)).unbind(-3)
+    return even, odd

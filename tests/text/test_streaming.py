@@ -92,6 +92,11 @@ def test_stop_strings_cut_where_the_whole_text_would(
     assert stream.push([97]) == "" or not stream.stopped
 
 
+def test_one_stop_string_is_not_its_letters() -> None:
+    stream = TextStream(from_bytes, "END")
+    assert "".join(stream.push([byte]) for byte in b"DEN END.") == "DEN "
+
+
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ValueError, match="must not be empty"):
         TextStream(from_bytes, [""])

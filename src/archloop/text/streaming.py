@@ -34,7 +34,8 @@ class TextStream:
         self.text = ""
         self.stopped = False
         self._decode = decode
-        self._stops = tuple(stop_strings)
+        # A string is a sequence of strings, too: its letters.
+        self._stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         if not all(self._stops):
             raise UserError("a stop string must not be empty")
         self._ids: list[int] = []

@@ -197,6 +197,11 @@ def test_wrong_vocabulary_says_what_is_needed(data):
         ({"tasks": {"memorization": {"settings": {"vocab": 9}}}}, "did you mean 'vocab_size'"),
         ({"tasks": {"memorization": {"settings": {"vocab_size": 1}}}}, "vocab_size=1"),
         ({"tasks": {"compression": {}}}, "head of its own"),
+        ({"tasks": {"memorization": {"settings": {"map_seed": -1}}}}, "map_seed=-1"),
+        (
+            {"tasks": {"in_context_recall": {"settings": {"vocab_size": 4, "seq_len": 4}}}},
+            "tasks.in_context_recall: .* too few different examples .*; make its vocabulary",
+        ),
         ({"rungs": (10, 10)}, "rising"),
         ({"rungs": ()}, "rungs"),
         ({"vocab_size": 100}, "vocab_size"),

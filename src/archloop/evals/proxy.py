@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from archloop import registry
 from archloop.errors import UserError, invalid
 from archloop.evals import accuracy, bits_per_byte
-from archloop.evals.base import IGNORE, Examples, Score, Task
+from archloop.evals.base import IGNORE, Examples, Score, Split, Task
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
 from archloop.text import corpora, tokenizers
@@ -159,8 +159,8 @@ def vocab_size(config: ProxyConfig) -> int:
     """Token ids that a proxy needs, without reading the corpus.
 
     Raises:
-        UserError: as `make_task`, or a task cannot be mixed with text, or fills the memory. Not
-            found by `ProxyConfig` itself: a recipe is read before its plug-ins are known.
+        UserError: as `make_task`, or a task cannot be mixed with text, fills the memory or has too
+            few examples. `ProxyConfig` cannot tell: a recipe is read before its plug-ins are known.
     """
     return config.vocab_size + sum(
         _mixable(name, share).vocab_size for name, share in config.tasks.items()
@@ -181,6 +181,12 @@ def _mixable(name: str, share: TaskShare) -> Task:
                 f"tasks.{name}.{key}={getattr(share, key)}: its examples of {length} "
                 f"tokens fill the memory; allowed: 1 to {most // length}"
             )
+    splits: tuple[Split, ...] = ("train", "test")
+    try:
+        for split in splits:
+            task.examples(split, 0, 1)
+    except UserError as error:
+        raise UserError(f"tasks.{name}: {error}") from error
     return task
 
 

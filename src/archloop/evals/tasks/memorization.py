@@ -28,7 +28,7 @@ class Memorization(Task):
         vocab_size: int = Field(default=256, ge=4, le=MAX_SIZE)
         seq_len: int = Field(default=32, ge=2, le=MAX_SIZE, multiple_of=2)
         num_train: int = Field(default=256, ge=1)
-        map_seed: int = 12345
+        map_seed: int = Field(default=12345, ge=0)
 
     config: Config
 

@@ -8,7 +8,7 @@ and the states, and `read` answers queries from them as `ops.ssd` or `ops.linear
 Within a chunk (b the cumulative log-decay) the corrected values solve a unit lower triangular
 system, ``(I + L) v' = beta (v - k e^b S)``, where for j < i
 ``L_ij = beta_i sum_k k_ik k_jk e^(b_ik - b_jk)``. Its inverse is built by doubling:
-``[[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]`` from blocks of 1. Products only, so it
+``[[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]`` from single tokens. Products only, so it
 compiles and exports, and on a CPU it is as fast as a triangular solve; unlike a series over a whole
 chunk it loses nothing on repeated keys. On a GPU `ops.gpu.delta` finds the same, in longer chunks.
 
@@ -134,11 +134,14 @@ def _key_scores(k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def unit_lower_inverse(lower_XCC: Tensor) -> Tensor:
-    """``(I + L)^-1``, (..., C, C), for strictly lower triangular L."""
-    inverse = lower_XCC.new_ones(*lower_XCC.shape[:-1], 1, 1)
+    """``(I + L)^-1``, (..., C, C), for strictly lower triangular L of at least 2 rows."""
+    negative_XCC = -lower_XCC
+    corner = _corners(negative_XCC, 1)
+    one = torch.ones_like(corner)
+    inverse = linear_attention.lower_blocks(one, corner, one)
     while (half := inverse.shape[-1]) < lower_XCC.shape[-1]:
         left, right = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        corner = -(right @ _corners(lower_XCC, half) @ left)
+        corner = right @ _corners(negative_XCC, half) @ left
         inverse = linear_attention.lower_blocks(left, corner, right)
     return inverse[..., 0, :, :]
 
@@ -158,8 +161,8 @@ def corrected_flops(time: int, key_width: int, value_width: int, *, vector: bool
         scores = padded * linear_attention.scores_flops(chunk, key_width, diagonal=False)
     else:
         scores = padded * 2 * chunk * key_width
-    # Two products of h x h blocks for each of C/2h pairs: 2 C h^2, over h = 1, 2, 4, ..., C/2.
-    inverse = padded * 2 * (chunk**2 - 1) // 3
+    # Two products of h x h blocks for each of C/2h pairs: 2 C h^2, over h = 2, 4, ..., C/2.
+    inverse = padded * 2 * (chunk**2 - 4) // 3
     apply = 2 * padded * chunk * value_width
     carried = 4 * padded * key_width * value_width
     return scores + inverse + apply + carried

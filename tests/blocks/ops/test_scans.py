@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from archloop.blocks.ops import cell_scan, liquid_scan, long_conv, ranked_ssd, triton_kernels
+from archloop.blocks.ops import (
+    cell_scan,
+    chunks,
+    liquid_scan,
+    long_conv,
+    ranked_ssd,
+    triton_kernels,
+)
 from archloop.blocks.ops import selective_scan as selective
 from archloop.blocks.ops.scan import scan, scan_pair, scan_reference
 
@@ -79,8 +86,12 @@ def liquid(form: Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]]) -> Form:
     return run
 
 
-@pytest.mark.parametrize("time", [1, 63, 65, 130])
-def test_selective_and_liquid_scans(time: int) -> None:
+@pytest.mark.parametrize("time, most_bytes", [(1, 1), (63, 1), (65, 2**24), (130, 2**24)])
+def test_selective_and_liquid_scans(
+    time: int, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the longest chunks and, where states are large, the shortest."""
+    monkeypatch.setattr(chunks, "MOST_BYTES", most_bytes)
     compare(selective.selective_scan, selective.selective_scan_reference, selective_inputs(time))
     fast, plain = liquid(liquid_scan.liquid_scan), liquid(liquid_scan.liquid_scan_reference)
     compare(fast, plain, liquid_inputs(time))

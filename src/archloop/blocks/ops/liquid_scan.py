@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.autograd import apply
+from archloop.blocks.ops.chunks import tokens_at_once
 from archloop.blocks.ops.scan import Pair, scan_pair
 
 CHUNK = 64
@@ -67,8 +68,9 @@ def liquid_scan(
         y_BTD, re, im = apply(LiquidScan, v_BTD, *a, *b, *c, *start, keeps_BT)
         return y_BTD, (re, im)
     h, outputs = start, []
-    valid = [None] * v_BTD.shape[1] if valid_BT is None else valid_BT.split(CHUNK, 1)
-    for piece, real in zip(v_BTD.split(CHUNK, 1), valid, strict=False):
+    chunk = tokens_at_once(2 * start[0].nbytes, CHUNK)
+    valid = [None] * v_BTD.shape[1] if valid_BT is None else valid_BT.split(chunk, 1)
+    for piece, real in zip(v_BTD.split(chunk, 1), valid, strict=False):
         if torch.is_grad_enabled():
             y, *h_parts = checkpoint(
                 _chunk, piece, a, b, c, h, real, use_reentrant=False, preserve_rng_state=False

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.autograd import apply
+from archloop.blocks.ops.chunks import tokens_at_once
 from archloop.blocks.ops.scan import scan
 
 CHUNK = 64
@@ -74,7 +75,8 @@ def selective_scan(
         y_BTD, last_BDN = apply(SelectiveScan, x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, start_BDN)
         return y_BTD, last_BDN
     h_BDN, outputs = start_BDN, []
-    pieces = (x.to(dt_BTD.dtype).split(CHUNK, 1) for x in (x_BTD, dt_BTD, b_BTN, c_BTN))
+    chunk = tokens_at_once(start_BDN.nbytes, CHUNK)
+    pieces = (x.to(dt_BTD.dtype).split(chunk, 1) for x in (x_BTD, dt_BTD, b_BTN, c_BTN))
     for x, dt, b, c in zip(*pieces, strict=True):
         if torch.is_grad_enabled():
             y, h_BDN = checkpoint(

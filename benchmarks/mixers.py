@@ -5,8 +5,8 @@
 
 For each layer and length, at d_model 512: parameters, the first forward and training pass, forward,
 forward and backward, prefill and decode at batch 1, peak memory. Each mixer's row is followed by
-its peer's (`peers.py`), with the peer's time over ours; a peer that is missing, refuses, runs out
-of memory or of time leaves the reason. Prints a table and one JSON line.
+its peer's (`layer_peers.py`), with the peer's time over ours; a peer that is missing, refuses, runs
+out of memory or of time leaves the reason. Prints a table and one JSON line.
 
 A row is stopped after `--limit` seconds. On a CPU it has a process of its own, and memory is what
 that holds; on a GPU it is the allocator's, of training.
@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 import figures
-import peers
+import layer_peers as peers
 from archloop import registry
 from figures import Figures, PeakMemory
 from timing import median_seconds, seconds

@@ -1,20 +1,10 @@
 """Other packages' layers that the mixer benchmark times: ours' sizes, and a decode that agrees."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
+import layer_peers as peers
 from archloop import registry
-
-# By its path: the oracle tests have a module of that name too.
-FILE = Path(__file__).parents[2] / "benchmarks/peers.py"
-spec = importlib.util.spec_from_file_location("layer_peers", FILE)
-assert spec is not None
-assert spec.loader is not None
-peers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(peers)
 
 WIDTH, TIME = 64, 20
 

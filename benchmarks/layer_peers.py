@@ -9,6 +9,7 @@ Shape suffixes: B batch, T time, D model width.
 
 import importlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -31,7 +32,7 @@ class PeerState:
         self.num_tokens = 0
 
 
-class Peer(nn.Module):
+class Peer(nn.Module, ABC):
     """A layer of another package with the calls of our mixers."""
 
     decodes = True
@@ -43,8 +44,9 @@ class Peer(nn.Module):
     def fresh_cache(self) -> Any:
         return None
 
+    @abstractmethod
     def run(self, x_BTD: Tensor, state: PeerState | None) -> Tensor:
-        raise NotImplementedError
+        """Outputs (B, T, D); takes in and moves on the state, if given."""
 
     def init_state(self, batch_size: int, max_context: int) -> PeerState:
         return PeerState(self.fresh_cache)
@@ -129,7 +131,7 @@ class S5Torch(Peer):
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(fn(tensor.new_empty(0, dtype=torch.float32)).device)
 
-        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]  # as in PyTorch
 
     def run(self, x_BTD: Tensor, state: PeerState | None) -> Tensor:
         y_BTD: Tensor

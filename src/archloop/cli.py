@@ -330,7 +330,7 @@ def profile(
 
 
 @_command
-def eval(  # noqa: A001
+def eval(  # noqa: A001  (a command has its function's name)
     model: Annotated[str, typer.Argument(help="A preset's name or a spec's .json file.")],
     suite: Annotated[str, typer.Option(help="Only 'mad' so far.")] = "mad",
     tasks: Annotated[str | None, typer.Option(help="Some of the suite, by commas.")] = None,

@@ -7,7 +7,7 @@ import pytest
 
 from archloop import registry
 from archloop.search import front
-from archloop.search.base import SpaceExhausted, Strategy, Told, minimised
+from archloop.search.base import SpaceExhaustedError, Strategy, Told, minimised
 from archloop.search.strategies.nsga2 import NSGA2, constrained_order
 from archloop.stack.genome import Genome
 from archloop.stack.space import Space, SpaceConfig
@@ -146,5 +146,5 @@ def test_an_exhausted_space_says_so_after_its_last_genome() -> None:
     for number in range(space.size):
         genome = strategy.ask(number, 0, history).genome
         history.append(Told(number, genome, "complete", (0.1, 1.0, 1.0)))
-    with pytest.raises(SpaceExhausted, match="12 different specs were tried"):
+    with pytest.raises(SpaceExhaustedError, match="12 different specs were tried"):
         strategy.ask(space.size, 0, history)

@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -180,14 +181,14 @@ class Worker:
             signal.alarm(0)
 
 
-class _no_collection:  # noqa: N801  (used as a statement)
+@contextmanager
+def _no_collection() -> Iterator[None]:
     """Keeps Python's garbage collector out of timed code."""
-
-    def __enter__(self) -> None:
-        gc.collect()
-        gc.disable()
-
-    def __exit__(self, *exc: object) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
         gc.enable()
 
 

@@ -4,7 +4,7 @@ Weights and state are in one dtype, float32 or bfloat16 (recurrent state stays i
 """
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,8 +32,8 @@ class TorchEager(Runtime):
         """Set up threads; denormals are flushed before any worker thread inherits the setting."""
         import torch
 
-        from archloop.runtimes import _torch_weights  # noqa: F401  (part of the engine's baseline)
-
+        # What opening a model needs is part of the engine's baseline, not of the model's memory.
+        import_module("archloop.runtimes._torch_weights")
         torch.set_flush_denormal(True)
         torch.set_num_threads(threads)
         x = torch.ones(256, 256)

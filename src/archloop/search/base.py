@@ -22,7 +22,7 @@ NUM_RANDOM = 300
 """Random genomes drawn in a row that were all tried before, until the space counts as exhausted."""
 
 
-class SpaceExhausted(RuntimeError):  # noqa: N818
+class SpaceExhaustedError(RuntimeError):
     """Everything that could be proposed has been tried."""
 
 
@@ -96,7 +96,7 @@ class Strategy(ABC):
             history: finished trials in any order; trials still running are simply absent.
 
         Raises:
-            SpaceExhausted: nothing new was found.
+            SpaceExhaustedError: nothing new was found.
         """
         self._catch_up(history)
         rng = np.random.default_rng([seed, number])
@@ -117,7 +117,7 @@ class Strategy(ABC):
             genome = self.space.sample(rng)
             if self.digest(genome) not in self._tried:
                 return Proposal(genome, "random")
-        raise SpaceExhausted(
+        raise SpaceExhaustedError(
             f"{len(self._tried)} different specs were tried and {NUM_RANDOM} random genomes in a "
             "row are among them; widen the recipe's space or ask for fewer trials"
         )
@@ -126,17 +126,17 @@ class Strategy(ABC):
     def propose(self, number: int, rng: np.random.Generator, history: Sequence[Told]) -> Proposal:
         """A genome from `rng` and the history alone; it may have been tried before."""
 
-    def tell(self, told: Told) -> None:  # noqa: B027
+    def tell(self, told: Told) -> None:  # noqa: B027  (a strategy may need no news)
         """A trial has finished. Nothing to do: `ask` is given the whole history."""
 
     def digest(self, genome: Genome) -> str:
         """What makes two genomes the same trial: their spec at ship scale."""
         return self.space.to_spec(genome, "ship").digest
 
-    def remember(self, new: Sequence[Told]) -> None:  # noqa: B027
+    def remember(self, new: Sequence[Told]) -> None:  # noqa: B027  (it may keep no caches)
         """Take entries into the caches; called once with each entry of the history."""
 
-    def forget(self) -> None:  # noqa: B027
+    def forget(self) -> None:  # noqa: B027  (likewise)
         """Empty the caches: another history follows."""
 
     def _catch_up(self, history: Sequence[Told]) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from archloop.errors import UserError
 from archloop.search import front, plan, recipe, store, trial
-from archloop.search.base import SpaceExhausted, Told
+from archloop.search.base import SpaceExhaustedError, Told
 from archloop.search.baseline import FOLDER as REFERENCE
 from archloop.search.baseline import Baseline
 from archloop.search.connection import FILE, cause, open_database
@@ -189,7 +189,7 @@ class _Run:
         while number < self.recipe.num_trials:
             try:
                 stored = self._ask(number)
-            except SpaceExhausted as error:
+            except SpaceExhaustedError as error:
                 ended = str(error)
                 break
             self._finish(stored, baseline)

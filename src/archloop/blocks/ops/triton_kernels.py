@@ -25,16 +25,15 @@ def usable(x: Tensor, *dtypes: torch.dtype) -> bool:
     return not _disabled and x.is_cuda and x.dtype in allowed and _installed()
 
 
-class disabled:  # noqa: N801
-    """Context in which the pure PyTorch forms run everywhere, to compare against."""
-
-    def __enter__(self) -> None:
-        global _disabled
-        self._before, _disabled = _disabled, True
-
-    def __exit__(self, *_: object) -> None:
-        global _disabled
-        _disabled = self._before
+@contextmanager
+def disabled() -> Iterator[None]:
+    """The pure PyTorch forms run everywhere inside, to compare against."""
+    global _disabled
+    before, _disabled = _disabled, True
+    try:
+        yield
+    finally:
+        _disabled = before
 
 
 @contextmanager

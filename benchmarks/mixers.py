@@ -14,10 +14,10 @@ that holds; on a GPU it is the allocator's, of training.
 On a GPU fla's GLA layer is timed first, so that each row shows its time over that layer's too; its
 kernels tune themselves over all their configurations, without limit, which takes minutes once
 (`TRITON_CACHE_AUTOTUNING=1` keeps what they found). Each mixer is first called in a process of its
-own with an empty kernel cache, several processes at once: what a search pays on a new machine, and
-for its next new shape. Below a mixer stand its largest error of outputs and gradients against the
-same module in float64, which takes the plain PyTorch forms, and its time at four times the longest
-length over that at the longest, same batch.
+own with an empty kernel cache, several processes at once, then alone with its kernels compiled
+ahead, as a training does: what a new machine costs, and the next new shape. Below a mixer stand its
+largest error of outputs and gradients against the same module in float64, which takes the plain
+PyTorch forms, and its time at four times the longest length over that at the longest, same batch.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 import figures
 import layer_peers as peers
 from archloop import registry
+from archloop.blocks.ops import triton_kernels
 from figures import Figures, PeakMemory
 from timing import median_seconds, seconds
 
@@ -86,7 +87,7 @@ def main() -> None:
     setting = Setting(*place[:2], options.tokens or place[2], options.limit)
     names = options.mixers or registry.names("mixers")
     if options.first_call:
-        print(json.dumps(first_call(options.first_call, options.lengths, setting)))
+        print(json.dumps(first_call(options.first_call, options.lengths, setting, options.ahead)))
         return
     rows: Rows = {}
     results: dict[str, Any] = {"device": _device_name(), "tokens": setting.tokens, "layers": rows}
@@ -191,11 +192,14 @@ def inference(layer: Any, x_1TD: Tensor) -> Figures:
 
 
 def fresh_first_calls(names: list[str]) -> dict[str, Any]:
-    """`first_call` of each mixer in a process of its own, with an empty cache of kernels."""
+    """`first_call` of each mixer in a process of its own, with an empty cache of kernels.
 
-    def run(name: str) -> Any:
+    Once as kernels come, several processes at once; once compiled ahead, which takes all cores.
+    """
+
+    def run(name: str, *options: str) -> Any:
         with tempfile.TemporaryDirectory() as cache:
-            command = [sys.executable, __file__, "--first-call", name]
+            command = [sys.executable, __file__, "--first-call", name, *options]
             environment = os.environ | {"TRITON_CACHE_DIR": cache}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -205,11 +209,12 @@ def fresh_first_calls(names: list[str]) -> dict[str, Any]:
     with ThreadPoolExecutor(FRESH_AT_ONCE) as pool:
         found = dict(zip(names, pool.map(run, names), strict=True))
     for name, row in found.items():
+        row["ahead"] = run(name, "--ahead")
         print(f"{name:22} new process: {row}", flush=True)
     return found
 
 
-def first_call(name: str, lengths: list[int], setting: Setting) -> dict[str, float]:
+def first_call(name: str, lengths: list[int], setting: Setting, ahead: bool) -> dict[str, float]:
     """Seconds of a first forward and backward pass, and of the first at an odd length after it."""
     where = setting.where()
     layer = make(name).to(**where)
@@ -222,7 +227,12 @@ def first_call(name: str, lengths: list[int], setting: Setting) -> dict[str, flo
             y_BTD = output(layer, x_BTD.requires_grad_())
             y_BTD.backward(torch.ones_like(y_BTD))
 
-        found[label] = seconds(train)
+        def both(train: Callable[[], None] = train) -> None:
+            if ahead:
+                triton_kernels.compile_ahead(train)
+            train()
+
+        found[label] = seconds(both)
     return found
 
 
@@ -334,6 +344,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fla", action="store_true", help="fla's layers that tune for minutes too")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--first-call", help="time this mixer's first call, and nothing else")
+    parser.add_argument("--ahead", action="store_true", help="its kernels compiled ahead")
     return parser.parse_args()
 
 

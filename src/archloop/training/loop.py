@@ -7,6 +7,7 @@ tasks); its loss is their weighted sum.
 Shape suffixes: B batch, T time, D model width, X scored positions, V vocabulary.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import ChannelMixer
+from archloop.blocks.ops.triton_kernels import compile_ahead
 from archloop.errors import UserError
 from archloop.stack.decoder import Decoder
 from archloop.training import checkpoint as checkpoints
@@ -200,6 +202,9 @@ def train(
     losses: list[tuple[int, float]] = []
     kept, diverged = None, False
     model.train()
+    if next(model.parameters()).is_cuda:
+        with torch.random.fork_rng():
+            compile_ahead(lambda: _backward(copy.deepcopy(model), batches(first), loss))
     with deterministic(seed):
         for step in range(first, config.num_steps):
             if step == config.checkpoint_step:
@@ -240,14 +245,8 @@ def _step(
     loss: Loss,
 ) -> tuple[float, int]:
     """One optimiser step; its loss (not finite: no update was made) and tokens."""
-    device = next(model.parameters()).device
-    total, num_tokens = 0.0, 0
-    for batch in batches:
-        on_device = Batch(batch.ids_BT.to(device), batch.targets_BT.to(device), batch.weight)
-        value = loss(model, on_device) * batch.weight
-        value.backward()
-        total += float(value.detach())
-        num_tokens += batch.ids_BT.numel()
+    total = _backward(model, batches, loss)
+    num_tokens = sum(batch.ids_BT.numel() for batch in batches)
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
     if not torch.isfinite(norm):
         return float("nan"), num_tokens
@@ -258,6 +257,17 @@ def _step(
         if isinstance(module, ChannelMixer):
             module.after_optimizer_step()
     return total, num_tokens
+
+
+def _backward(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> float:
+    """Gradients of a step's loss, added to those there; the loss."""
+    device, total = next(model.parameters()).device, 0.0
+    for batch in batches:
+        on_device = Batch(batch.ids_BT.to(device), batch.targets_BT.to(device), batch.weight)
+        value = loss(model, on_device) * batch.weight
+        value.backward()
+        total += float(value.detach())
+    return total
 
 
 def _check_start(start: Checkpoint, config: TrainingConfig) -> None:

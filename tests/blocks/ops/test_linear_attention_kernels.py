@@ -18,6 +18,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "plain": F.logsigmoid,
     "strong": lambda x: 4000 * F.logsigmoid(x - 2),
     "none": torch.zeros_like,
+    "resets": lambda x: torch.where(x > 1.9, -1e5, F.logsigmoid(x) / 16),
 }
 # Batch, heads, groups, time, key width, value width, gate, initial state.
 SHAPES = [
@@ -25,6 +26,7 @@ SHAPES = [
     (2, 2, 2, 17, 6, 5, "plain", True),
     (2, 2, 1, 65, 16, 40, "strong", True),
     (1, 2, 2, 130, 72, 16, "mild", False),
+    (1, 2, 1, 90, 16, 16, "resets", True),
 ]
 if not INTERPRETED:
     SHAPES += [
@@ -33,6 +35,7 @@ if not INTERPRETED:
         (4, 8, 1, 300, 32, 64, "mild", True),
         (2, 4, 1, 300, 256, 64, "plain", True),
         (2, 4, 4, 300, 64, 128, "strong", True),
+        (2, 4, 2, 300, 64, 128, "resets", True),
         (2, 4, 2, 300, 128, 64, "none", True),
         (2, 2, 1, 300, 128, 256, "mild", True),
         (2, 16, 1, 1025, 128, 64, "plain", False),

@@ -97,6 +97,16 @@ def test_strong_and_absent_gates_and_writes_up_to_two(
     compare(inputs((1, 1, 2, 150, 64, 64), vector, strength, 2.0, dtype), ERROR[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vector", [False, True], ids=["scalar", "vector"])
+def test_weak_decays_after_resets(vector: bool, dtype: torch.dtype) -> None:
+    parts = inputs((1, 1, 2, 150, 64, 64), vector, 0.1, 1.0, dtype)
+    g = parts[3].detach()
+    parts[3] = torch.where(torch.rand_like(g) < 0.03, -1e5, g).requires_grad_()
+    # A weak decay is a difference of sums to some hundreds, each rounded at its 24th digit.
+    compare(parts, max(ERROR[dtype], 2e-5))
+
+
 @pytest.mark.skipif(INTERPRETED, reason="dispatch asks for a CUDA device")
 @pytest.mark.parametrize("vector", [False, True], ids=["scalar", "vector"])
 def test_read_takes_the_longer_chunks(vector: bool) -> None:

@@ -5,7 +5,7 @@ Nothing here imports Triton, so that a machine without it never does.
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -53,6 +53,18 @@ def without_wgmma() -> Iterator[None]:
             del os.environ[_NO_WGMMA]
         else:
             os.environ[_NO_WGMMA] = before
+
+
+def compile_ahead(run: Callable[[], object]) -> None:
+    """Compile all kernels that `run` would launch, on all cores at once instead of on one.
+
+    Worth it before a first training step on a GPU; elsewhere nothing happens. `run` is called once,
+    but its kernels compute nothing, so what it changes must not be kept: give it a copy of a model.
+    """
+    if torch.cuda.is_available() and _installed() and not _disabled:
+        from archloop.blocks.ops.gpu import ahead
+
+        ahead.compile_ahead(run)
 
 
 @cache

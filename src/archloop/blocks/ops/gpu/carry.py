@@ -15,12 +15,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archloop.blocks.ops.gpu.lengths import any_length
+
 SMALLEST_CHUNK = 16
 """The least that a matrix unit multiplies."""
 BLOCK = 1024
 
 
 @triton.jit
+def decay_sums(g_ptr, mask):
+    """Log-decays (C, ...) summed from the start of the chunk; 0 where masked.
+
+    Below -104, where ``e^g`` is 0 in float32, they count as that: greater sums would round away the
+    weak decays that follow a strong one.
+    """
+    g = tl.load(g_ptr, mask=mask, other=0.0)
+    return tl.cumsum(tl.where(g < -104.0, -104.0, g), 0)
+
+
+@any_length
 def _carry_back_kernel(
     decay_ptr, grad_ptr, last_ptr, after_ptr, initial_ptr, num_chunks,
     K: tl.constexpr, V: tl.constexpr, DECAYS: tl.constexpr, LAST: tl.constexpr,

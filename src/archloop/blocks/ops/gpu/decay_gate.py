@@ -11,21 +11,32 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.gpu.lengths import any_length
+
 BLOCK_R, BLOCK_D = 32, 64
 PARTS = 256
 """Programs along the rows of the backward pass; each adds up its vectors' gradients."""
 
 
 @triton.jit
+def _exp(x):
+    """``e^x`` for x <= 0. `tl.exp` rounds x / log 2 first, an error that grows with x: here that is
+    a whole number and a small rest, with log 2 in two parts.
+    """
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    return tl.exp2(n) * tl.exp(x - n * 0.693359375 + n * 2.12194440e-4)
+
+
+@triton.jit
 def _softplus(z):
     """``log(1 + e^z)`` to the last digits: ``log(w) u / (w - 1)`` undoes the rounding of 1 + u."""
-    u = tl.exp(-tl.abs(z))
+    u = _exp(-tl.abs(z))
     w = 1.0 + u
     tail = tl.where(w == 1.0, u, tl.log(w) * u / tl.where(w == 1.0, 1.0, w - 1.0))
     return tl.maximum(z, 0.0) + tail
 
 
-@triton.jit
+@any_length
 def _forward_kernel(
     x_ptr, bias_ptr, rate_ptr, g_ptr, num_rows, num_channels, x_r,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -40,7 +51,7 @@ def _forward_kernel(
     tl.store(g_ptr + at, -rate * _softplus(x + bias), mask=mask)
 
 
-@triton.jit
+@any_length
 def _backward_kernel(
     x_ptr, bias_ptr, rate_ptr, dg_ptr, dx_ptr, dbias_ptr, drate_ptr, num_rows, num_channels, x_r,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,

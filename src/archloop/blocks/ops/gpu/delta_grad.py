@@ -22,9 +22,10 @@ from archloop.blocks.ops.gpu.delta import (
     padded_width,
     widths,
 )
+from archloop.blocks.ops.gpu.lengths import any_length
 
 
-@triton.jit
+@any_length
 def _system_gradient_kernel(
     v_ptr, beta_ptr, a_ptr, values_ptr, total_ptr, lower_ptr, dv_ptr, dbeta_ptr,
     time, num_chunks, heads, v_b, v_n, v_t, beta_b, beta_n, beta_t, dv_b, dv_n, dv_t,
@@ -101,7 +102,7 @@ def _through_writes(
     return dkeys, ddecay
 
 
-@triton.jit
+@any_length
 def _scalar_kernel(
     k_ptr, beta_ptr, b_ptr, values_ptr, states_ptr, dr_ptr, after_ptr, lower_ptr,
     dk_ptr, dbeta_ptr, dg_ptr, time, num_chunks, heads, sharing,
@@ -153,8 +154,10 @@ def _scalar_kernel(
     part *= tl.exp(tl.minimum(last - b, 0.0))[:, None]
     dk += part
     by_key = tl.sum(part * k, 1)
+    # The last key does not decay: left out, strong decays leave exactly nothing.
+    by_key = tl.where(i == length - 1, 0.0, by_key)
     dlast = tl.sum(by_key, 0) + tl.sum(ddecay, 0) * tl.exp(last)
-    db += tl.where(i == length - 1, dlast, 0.0) - by_key
+    db += tl.where(i == length - 1, dlast, -by_key)
     dg_ptr += batch * dg_b + own * dg_n + start * dg_t
     tl.store(dg_ptr + i * dg_t, tl.cumsum(db, 0, reverse=True), mask=i_in)
     dk_ptr += batch * dk_b + own * dk_n + start * dk_t
@@ -162,7 +165,7 @@ def _scalar_kernel(
     tl.store(dk_ptr + i[:, None] * dk_t + j[None, :], dk, mask=mask)
 
 
-@triton.jit
+@any_length
 def _vector_kernel(
     k_ptr, beta_ptr, b_ptr, values_ptr, states_ptr, dr_ptr, after_ptr, lower_ptr,
     dk_ptr, dbeta_ptr, dg_ptr, time, num_chunks, heads, sharing,
@@ -222,9 +225,9 @@ def _vector_kernel(
     dk_ptr += batch * dk_b + own * dk_n + start * dk_t
     dk = (dk + part).to(dk_ptr.dtype.element_ty)
     tl.store(dk_ptr + i[:, None] * dk_t + j[None, :], dk, mask=mask)
-    part *= k
+    part = tl.where((i == length - 1)[:, None], 0.0, part * k)
     dlast = tl.sum(part, 0) + ddecay * tl.exp(last)
-    db += tl.where((i == length - 1)[:, None], dlast[None, :], 0.0) - part
+    db += tl.where((i == length - 1)[:, None], dlast[None, :], -part)
     dg_ptr += batch * dg_b + own * dg_n + start * dg_t
     tl.store(dg_ptr + i[:, None] * dg_t + j[None, :], tl.cumsum(db, 0, reverse=True), mask=mask)
 

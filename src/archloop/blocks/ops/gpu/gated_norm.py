@@ -12,13 +12,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.gpu.lengths import any_length
+
 TILE = 4096
 """Elements that a program holds of each tensor."""
 PROGRAMS = 1056
 """Of the backward pass: each adds up the weight's gradient over many rows."""
 
 
-@triton.jit
+@any_length
 def _forward_kernel(
     x_ptr, w_ptr, gate_ptr, y_ptr, num_rows, eps, SILU: tl.constexpr,
     V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -36,7 +38,7 @@ def _forward_kernel(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@any_length
 def _backward_kernel(
     x_ptr, w_ptr, gate_ptr, dy_ptr, dx_ptr, dgate_ptr, dw_ptr, num_rows, eps, SILU: tl.constexpr,
     V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,

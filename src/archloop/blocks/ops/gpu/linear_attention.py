@@ -23,6 +23,7 @@ from archloop.blocks.ops.gpu.carry import (
     arithmetic,
     by_token,
     carry_back,
+    decay_sums,
     dense_rows,
     strides,
     tile,
@@ -30,15 +31,18 @@ from archloop.blocks.ops.gpu.carry import (
     value_parts,
     widest,
 )
+from archloop.blocks.ops.gpu.lengths import any_length
 from archloop.blocks.ops.triton_kernels import without_wgmma
 
 
-@triton.jit
+@any_length
 def _sum_kernel(
     x_ptr, y_ptr, num_steps, num_heads, num_chunks, x_b, x_n, x_t, y_b, y_n, y_t,
     K: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Sums from the start of each chunk, or to its end; inputs past the end count as zeros."""
+    """Log-decays summed from the start of each chunk, past the end as at the last token; or
+    gradients summed to the end of each chunk.
+    """
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
     batch, head = row // num_heads, row % num_heads
     t = chunk * CHUNK + tl.arange(0, CHUNK)[:, None]
@@ -50,11 +54,12 @@ def _sum_kernel(
         y = tl.cumsum(x, 0, reverse=True)
         tl.store(y_ptr + t * y_t + key, y, mask=(t < num_steps) & (key < K))
     else:
-        x = tl.load(x_ptr + t * x_t + key, mask=(t < num_steps) & (key < K), other=0.0)
-        tl.store(y_ptr + t * y_t + key, tl.cumsum(x, 0), mask=key < K)
+        y = decay_sums(x_ptr + t * x_t + key, (t < num_steps) & (key < K))
+        end = tl.sum(tl.where(t == num_steps - 1, y, 0.0), 0)
+        tl.store(y_ptr + t * y_t + key, tl.where(t < num_steps, y, end[None, :]), mask=key < K)
 
 
-@triton.jit
+@any_length
 def _states_kernel(
     k_ptr, v_ptr, b_ptr, initial_ptr, states_ptr, final_ptr, num_steps, num_heads, num_chunks,
     k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t,
@@ -97,7 +102,7 @@ def _states_kernel(
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
 
 
-@triton.jit
+@any_length
 def _states_gradient_kernel(
     k_ptr, v_ptr, b_ptr, states_ptr, after_ptr, dk_ptr, dv_ptr, db_ptr,
     num_steps, num_heads, num_chunks,
@@ -142,9 +147,11 @@ def _states_gradient_kernel(
         dv_at = step[:, None] * dv_t + value[None, :]
         tl.store(dv_ptr + dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_in)
     dk *= fade
-    turned = k * dk
+    # The last token's key does not decay: left out, strong decays leave exactly nothing.
+    at_last = (step == tl.minimum(num_steps - start, CHUNK) - 1)[:, None]
+    turned = tl.where(at_last, 0.0, k * dk)
     at_end = tl.sum(turned, 0) + tl.exp(last) * kept
-    db = tl.where((step == CHUNK - 1)[:, None], at_end[None, :], 0.0) - turned
+    db = tl.where(at_last, at_end[None, :], -turned)
     dk_ptr += batch * dk_b + head * dk_n + start * dk_t
     tl.store(
         dk_ptr + step[:, None] * dk_t + key[None, :], dk.to(dk_ptr.dtype.element_ty), mask=mask
@@ -165,7 +172,7 @@ def _level(b_ptr, b, step, key, level, b_t, K: tl.constexpr):
     return asks, fade, (block >> 1)[:, None] == (block >> 1)[None, :]
 
 
-@triton.jit
+@any_length
 def _read_kernel(
     q_ptr, k_ptr, v_ptr, b_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t, o_b, o_n, o_t,
@@ -212,7 +219,7 @@ def _read_kernel(
     tl.store(o_ptr + step[:, None] * o_t + value[None, :], o.to(o_ptr.dtype.element_ty), mask=v_in)
 
 
-@triton.jit
+@any_length
 def _read_gradient_kernel(
     q_ptr, k_ptr, v_ptr, b_ptr, states_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr, db_ptr, dstates_ptr,
     num_steps, num_heads, num_chunks,

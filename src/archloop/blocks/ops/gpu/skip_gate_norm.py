@@ -12,13 +12,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.gpu.lengths import any_length
+
 TILE = 2048
 """Values a program holds of each tensor."""
 ROUNDS = 8
 """Tiles that a backward program goes through, so that partial sums stay few."""
 
 
-@triton.jit
+@any_length
 def _forward_kernel(
     o_ptr, x_ptr, skip_ptr, gate_ptr, weight_ptr, y_ptr, num_tokens, o_t, x_t, gate_t, y_t, eps,
     V: tl.constexpr, W: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
@@ -39,7 +41,7 @@ def _forward_kernel(
     tl.store(y_ptr + t * y_t + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@any_length
 def _backward_kernel(
     o_ptr, x_ptr, skip_ptr, gate_ptr, weight_ptr, dy_ptr, do_ptr, dx_ptr, dgate_ptr, dskip_ptr,
     dweight_ptr, num_tokens, num_channels, o_t, x_t, gate_t, y_t, eps,

@@ -19,6 +19,7 @@ from archloop.blocks.ops.gpu.carry import (
     arithmetic,
     by_token,
     carry_back,
+    decay_sums,
     dense_rows,
     strides,
     tile,
@@ -26,10 +27,11 @@ from archloop.blocks.ops.gpu.carry import (
     value_parts,
     widest,
 )
+from archloop.blocks.ops.gpu.lengths import any_length
 from archloop.blocks.ops.triton_kernels import without_wgmma
 
 
-@triton.jit
+@any_length
 def _states_kernel(
     k_ptr, v_ptr, g_ptr, w_ptr, initial_ptr, states_ptr, final_ptr, decay_ptr,
     num_steps, num_heads, num_chunks, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t,
@@ -64,9 +66,10 @@ def _states_kernel(
             mask=here[:, None] & value_in[None, :],
             other=0.0,
         )
-        g = tl.load(g_ptr + step * g_t, mask=here, other=0.0)
-        b = tl.cumsum(g, 0)
-        decay = tl.sum(tl.where(step == CHUNK - 1, b, 0.0), 0)
+        b = decay_sums(g_ptr + step * g_t, here)
+        # Taken from b: a sum in another order would not be 0 away from the last token's.
+        last = tl.minimum(num_steps - chunk * CHUNK, CHUNK) - 1
+        decay = tl.sum(tl.where(step == last, b, 0.0), 0)
         fade = tl.exp(decay - b)
         if WEIGHTED:
             fade *= tl.load(w_ptr + step * w_t, mask=here, other=0.0)
@@ -81,7 +84,7 @@ def _states_kernel(
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
 
 
-@triton.jit
+@any_length
 def _states_gradient_kernel(
     k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, after_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr,
     num_steps, num_groups, num_chunks,
@@ -107,16 +110,15 @@ def _states_gradient_kernel(
     k = tl.load(k_ptr + step[:, None] * k_t + key[None, :], mask=mask, other=0.0).to(dtype)
     dv_ptr += tl.program_id(1).to(tl.int64) * dv_part
     part = tl.program_id(1).to(tl.int64) * dg_part + batch * dg_b
+    last = tl.minimum(num_steps - start, CHUNK) - 1
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     for rank in range(SHARED):
         head = group * SHARED + rank
         held = ((batch * num_groups * SHARED + head) * num_chunks + chunk) * K * V
         v_head = v_ptr + batch * v_b + head * v_n + start * v_t
         dv_head = dv_ptr + batch * dv_b + head * dv_n + start * dv_t
-        g = tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0)
-        # A sum in another order would not be 0 away from the last token's.
-        b = tl.cumsum(g, 0)
-        decay = tl.sum(tl.where(step == CHUNK - 1, b, 0.0), 0)
+        b = decay_sums(g_ptr + head * g_n + step * g_t, here)
+        decay = tl.sum(tl.where(step == last, b, 0.0), 0)
         fade = tl.exp(decay - b)
         weight = fade
         if WEIGHTED:
@@ -145,16 +147,17 @@ def _states_gradient_kernel(
         dg_at = part + head * dg_n + (start + step) * dg_t
         if WEIGHTED:
             tl.store(dw_ptr + dg_at, turned * fade, mask=here)
-        turned *= weight
+        # The last token's key does not decay: left out, strong decays leave exactly nothing.
+        turned = tl.where(step == last, 0.0, turned * weight)
         at_end = tl.sum(turned, 0) + tl.exp(decay) * tl.sum(kept, 0)
-        db = tl.where(step == CHUNK - 1, at_end, 0.0) - turned
+        db = tl.where(step == last, at_end, -turned)
         tl.store(dg_ptr + dg_at, tl.cumsum(db, 0, reverse=True), mask=here)
     own = batch * dk_b + group * dk_n + start * dk_t
     dk_at = step[:, None] * dk_t + key[None, :]
     tl.store(dk_ptr + own + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@any_length
 def _read_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, o_b, o_n, o_t,
@@ -176,10 +179,7 @@ def _read_kernel(
     o_ptr += batch * o_b + head * o_n + start * o_t
     states_ptr += (row * num_chunks + chunk) * K * V
     v = tl.load(v_ptr + step[:, None] * v_t + value[None, :], mask=v_in, other=0.0)
-    b = tl.cumsum(
-        tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0),
-        0,
-    )
+    b = decay_sums(g_ptr + head * g_n + step * g_t, here)
     scores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
     o = tl.zeros([CHUNK, BLOCK_V], dtype=tl.float32)
     for first in range(0, K, BLOCK_K):
@@ -204,7 +204,7 @@ def _read_kernel(
     tl.store(o_ptr + o_at, o.to(o_ptr.dtype.element_ty), mask=v_in)
 
 
-@triton.jit
+@any_length
 def _read_queries_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, do_ptr, dq_ptr, dg_ptr, dstates_ptr,
     num_steps, num_groups, num_chunks,
@@ -237,7 +237,7 @@ def _read_queries_kernel(
         held = ((batch * num_groups * SHARED + head) * num_chunks + chunk) * K * V
         v_head = v_ptr + batch * v_b + head * v_n + start * v_t
         do_head = do_ptr + batch * do_b + head * do_n + start * do_t
-        b = tl.cumsum(tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0), 0)
+        b = decay_sums(g_ptr + head * g_n + step * g_t, here)
         grown = tl.exp(b)[:, None]
         dscores = tl.zeros([CHUNK, CHUNK], dtype=tl.float32)
         asked = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
@@ -273,7 +273,7 @@ def _read_queries_kernel(
     tl.store(dq_ptr + dq_at, dq.to(dq_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@any_length
 def _read_keys_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, do_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr,
     num_steps, num_groups, num_chunks,
@@ -309,7 +309,7 @@ def _read_keys_kernel(
         v_head = v_ptr + batch * v_b + head * v_n + start * v_t
         do_head = do_ptr + batch * do_b + head * do_n + start * do_t
         dv_head = dv_ptr + head * dv_n
-        b = tl.cumsum(tl.load(g_ptr + head * g_n + step * g_t, mask=here, other=0.0), 0)
+        b = decay_sums(g_ptr + head * g_n + step * g_t, here)
         ratio = tl.exp(tl.where(later, b[None, :] - b[:, None], 0.0))
         ratio = tl.where(later, ratio, 0.0)
         weight = tl.full([CHUNK], 1.0, dtype=tl.float32)
@@ -445,7 +445,7 @@ class Read(torch.autograd.Function):
         num_q, num_k = triton.cdiv(keys, block_q), triton.cdiv(keys, block_k)
         dq_BGTK, dk_BGTK = (by_token(x, keys, x.dtype) for x in (q_BGTK, k_BGTK))
         dv_parts, _, dw_parts = _parts(v_BNTV, g_BNT, num_k)
-        dg_parts = g_BNT.new_empty(num_q, *g_BNT.shape)
+        dg_parts = _decay_parts(g_BNT, num_q)
         dstates_BNnKV = torch.empty_like(states_BNnKV)
         inputs = q_BGTK, k_BGTK, v_BNTV, g_BNT, weight
         sizes = v_BNTV.shape[2], groups, num_chunks
@@ -475,5 +475,9 @@ class Read(torch.autograd.Function):
 
 def _parts(v_BNTV: Tensor, g_BNT: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
     """Room for gradients of values, log-decays and weights, a part for each block of keys."""
-    dg_parts = g_BNT.new_empty(parts, *g_BNT.shape)
-    return value_parts(v_BNTV, parts), dg_parts, torch.empty_like(dg_parts)
+    return value_parts(v_BNTV, parts), _decay_parts(g_BNT, parts), _decay_parts(g_BNT, parts)
+
+
+def _decay_parts(g_BNT: Tensor, parts: int) -> Tensor:
+    batch, heads, time = g_BNT.shape
+    return g_BNT.new_empty(parts, batch, time, heads).transpose(2, 3)

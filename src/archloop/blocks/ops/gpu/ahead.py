@@ -1,0 +1,56 @@
+"""The kernels of a pass compiled side by side, before the pass runs.
+
+Triton compiles a kernel when it is first launched: the twenty of a mixer's first training pass one
+after the other, on one core, and as many again for a length that divides otherwise.
+
+Imported only where Triton is installed.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+import torch
+import triton
+
+from archloop.blocks.ops.triton_kernels import without_wgmma
+
+
+def compile_ahead(run: Callable[[], object]) -> None:
+    """As `triton_kernels.compile_ahead`.
+
+    Everything is compiled `without_wgmma`, an environment variable that all threads see.
+    """
+    if not hasattr(triton, "AsyncCompileMode"):  # before Triton 3.5
+        return
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, without_wgmma():
+        # Autograd's own threads would compile for themselves.
+        with (
+            torch.autograd.set_multithreading_enabled(False),
+            _queued(),
+            triton.AsyncCompileMode(pool) as mode,
+        ):
+            run()
+        kernels = [future.result() for future in mode.future_kernels.values()]
+        # What launches a kernel is C, compiled when it is first asked for.
+        list(pool.map(attrgetter("run"), kernels))
+
+
+@contextmanager
+def _queued() -> Iterator[None]:
+    """Launches made by this thread compile only."""
+    launch, thread = triton.JITFunction.run, threading.get_ident()
+
+    def run(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        mine = threading.get_ident() == thread
+        return launch(kernel, *args, warmup=warmup or mine, **options)
+
+    triton.JITFunction.run = run
+    try:
+        yield
+    finally:
+        triton.JITFunction.run = launch

@@ -14,8 +14,8 @@ that holds; on a GPU it is the allocator's, of training.
 On a GPU fla's GLA layer is timed first, so that each row shows its time over that layer's too; its
 kernels tune themselves over all their configurations, without limit, which takes minutes once
 (`TRITON_CACHE_AUTOTUNING=1` keeps what they found). Each mixer is first called in a process of its
-own with an empty kernel cache, several processes at once, then alone with its kernels compiled
-ahead, as a training does: what a new machine costs, and the next new shape. Below a mixer stand its
+own with an empty kernel cache, several processes at once, then so with its kernels compiled ahead,
+as a training does: what a new machine costs, and the next new shape. Below a mixer stand its
 largest error of outputs and gradients against the same module in float64, which takes the plain
 PyTorch forms, and its time at four times the longest length over that at the longest, same batch.
 """
@@ -57,6 +57,8 @@ COLUMNS = {
     "peak_memory_gib": "peak GiB",
     "stopped": "",
 }
+REPEATS = 25
+"""Of a forward and of a training pass, within a second."""
 FRESH_AT_ONCE = 6
 """Processes that make their first calls side by side."""
 SLOW_S = 0.5
@@ -95,11 +97,23 @@ def main() -> None:
     print(f"{_device_name()}{threads}, {setting.dtype}, d_model {D_MODEL}, {setting.tokens} tokens")
     # Rows on a CPU are forked from a process that has imported these already.
     multiprocessing.set_forkserver_preload(["archloop.blocks.base", "transformers.modeling_utils"])
-    if on_gpu:
-        results["fresh"] = fresh_first_calls(names)
+    if on_gpu and options.part != "rows":
+        results["first_calls"] = first_calls(names)
+    if on_gpu and options.part == "first-calls":
+        print(json.dumps(results))
+        return
     _print_cells(["layer", "T", *COLUMNS.values()], options.markdown)
     if options.markdown:
         _print_cells(["---"] * (2 + len(COLUMNS)), True)
+    try:
+        fill(rows, names, setting, options)
+    finally:  # what there is, if it is stopped
+        print(json.dumps(results))
+
+
+def fill(rows: Rows, names: list[str], setting: Setting, options: argparse.Namespace) -> None:
+    """Measure every layer at every length."""
+    on_gpu = setting.device == "cuda"
     if on_gpu and not options.mixers:
         for length in options.lengths:
             measured(rows, *peers.PEERS["gla"], length, setting)
@@ -108,7 +122,6 @@ def main() -> None:
             compare(rows, name, length, setting, options)
         if on_gpu:
             rows[name] |= check_and_growth(name, rows[name], setting)
-    print(json.dumps(results))
 
 
 def compare(
@@ -158,15 +171,20 @@ def measure(build: Callable[[int], nn.Module], length: int, setting: Setting) ->
     def train() -> None:
         output(layer, x_BTD).backward(grad_BTD)
 
+    on_gpu = setting.device == "cuda"
+    if on_gpu and not isinstance(layer, peers.Peer):
+        compile_ahead(layer, x_BTD)  # first calls are timed in processes of their own
     first_s = seconds(forward)
-    yield "forward_ms", 1e3 * median_seconds(forward, warm=True)
+    yield "forward_ms", 1e3 * median_seconds(forward, REPEATS, warm=True)
     if getattr(layer, "decodes", True):
         yield from inference(layer, x_BTD[:1].detach())
-    yield "first_call_s", first_s + seconds(train)
-    if setting.device == "cuda":
+    first_s += seconds(train)
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    yield "forward_backward_ms", 1e3 * median_seconds(train, warm=True)
-    if setting.device == "cuda":
+    else:
+        yield "first_call_s", first_s
+    yield "forward_backward_ms", 1e3 * median_seconds(train, REPEATS, warm=True)
+    if on_gpu:
         yield "peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30
     elif (peak := memory.gib()) is not None:
         yield "peak_memory_gib", peak
@@ -191,10 +209,20 @@ def inference(layer: Any, x_1TD: Tensor) -> Figures:
     yield "decode_tok_per_s", 16 / median_seconds(decode, repeats=3)
 
 
-def fresh_first_calls(names: list[str]) -> dict[str, Any]:
-    """`first_call` of each mixer in a process of its own, with an empty cache of kernels.
+def compile_ahead(layer: nn.Module, x_BTD: Tensor) -> None:
+    """The kernels of a training pass, of this layer alone."""
 
-    Once as kernels come, several processes at once; once compiled ahead, which takes all cores.
+    def train() -> None:
+        y_BTD = output(copy.deepcopy(layer), x_BTD.detach().requires_grad_())
+        y_BTD.backward(torch.ones_like(y_BTD))
+
+    triton_kernels.compile_ahead(train)
+
+
+def first_calls(names: list[str]) -> dict[str, Any]:
+    """`first_call` of each mixer in processes of its own, each with an empty cache of kernels.
+
+    Once with kernels compiled as they come, once ahead; several processes at once.
     """
 
     def run(name: str, *options: str) -> Any:
@@ -206,11 +234,13 @@ def fresh_first_calls(names: list[str]) -> dict[str, Any]:
             return {"error": done.stderr.strip().splitlines()[-1][:300]}
         return json.loads(done.stdout.splitlines()[-1])
 
+    found = {}
     with ThreadPoolExecutor(FRESH_AT_ONCE) as pool:
-        found = dict(zip(names, pool.map(run, names), strict=True))
-    for name, row in found.items():
-        row["ahead"] = run(name, "--ahead")
-        print(f"{name:22} new process: {row}", flush=True)
+        plain = list(pool.map(run, names))
+        ahead = pool.map(lambda name: run(name, "--ahead"), names)
+        for name, *rows in zip(names, plain, ahead, strict=True):
+            found[name] = dict(zip(("plain", "ahead"), rows, strict=True))
+            print(f"{name:22} first calls: {found[name]}", flush=True)
     return found
 
 
@@ -220,19 +250,18 @@ def first_call(name: str, lengths: list[int], setting: Setting, ahead: bool) -> 
     layer = make(name).to(**where)
     found = {}
     for label, length in (("first_call_s", max(lengths)), ("odd_length_s", min(lengths) - 24)):
-        x_BTD = torch.randn(setting.batch(length), length, D_MODEL, **where)
-        (x_BTD.sum() + x_BTD[0] @ x_BTD[0].mT).sum().item()
+        x_BTD = torch.randn(setting.batch(length), length, D_MODEL, **where, requires_grad=True)
+        # PyTorch's own first time, its backward pass included, is not the mixer's.
+        product_BTD = x_BTD @ x_BTD[0, :D_MODEL]
+        product_BTD.backward(torch.ones_like(product_BTD))
 
         def train(x_BTD: Tensor = x_BTD) -> None:
-            y_BTD = output(layer, x_BTD.requires_grad_())
+            if ahead:
+                compile_ahead(layer, x_BTD)
+            y_BTD = output(layer, x_BTD)
             y_BTD.backward(torch.ones_like(y_BTD))
 
-        def both(train: Callable[[], None] = train) -> None:
-            if ahead:
-                triton_kernels.compile_ahead(train)
-            train()
-
-        found[label] = seconds(both)
+        found[label] = seconds(train)
     return found
 
 
@@ -254,6 +283,7 @@ def check(name: str, setting: Setting) -> Figures:
     where = setting.where() | {"dtype": torch.float32}
     layer = make(name).to(**where)
     x_BTD = torch.randn(2, 300, D_MODEL, **where)
+    compile_ahead(layer, x_BTD)
     grad_BTD = torch.randn_like(x_BTD)
     fast, plain = (
         _outputs_and_gradients(module, x_BTD.to(dtype), grad_BTD.to(dtype))
@@ -343,6 +373,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds a row may take")
     parser.add_argument("--fla", action="store_true", help="fla's layers that tune for minutes too")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--part", choices=["first-calls", "rows"], help="of a GPU's figures")
     parser.add_argument("--first-call", help="time this mixer's first call, and nothing else")
     parser.add_argument("--ahead", action="store_true", help="its kernels compiled ahead")
     return parser.parse_args()

@@ -14,6 +14,7 @@ from archloop.blocks.ops.decay_gate import decay_gate
 from archloop.blocks.ops.triton_kernels import compile_ahead
 
 triton = pytest.importorskip("triton")
+tl = triton.language
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.usefixtures("kernels"),
@@ -52,8 +53,8 @@ def gradient(layer: nn.Module, x_BTD: Tensor) -> Tensor:
 
 
 def layer_and_input(mixer: str, batch: int, time: int) -> tuple[nn.Module, Tensor]:
-    layer = registry.get("mixers", mixer).Config().build(192).cuda()
-    return layer, torch.randn(batch, time, 192, device="cuda")
+    layer = registry.get("mixers", mixer).Config().build(512).cuda()
+    return layer, torch.randn(batch, time, 512, device="cuda")
 
 
 @pytest.mark.parametrize("mixer", WITH_KERNELS)
@@ -74,9 +75,24 @@ def test_compiled_for_all_lengths(mixer: str, compiled: list[str]) -> None:
     gradient(layer, x_BTD)
     compiled.clear()
     for batch, time in ((4, 100), (5, 77), (4, 1025), (7, 257)):
-        gradient(layer, torch.randn(batch, time, 192, device="cuda"))
+        gradient(layer, torch.randn(batch, time, 512, device="cuda"))
     # How many values a program carries depends on how many rows there are.
     assert not [name for name in compiled if "_carry" not in name]
+
+
+@triton.autotune([triton.Config({"BLOCK": 32}), triton.Config({"BLOCK": 64})], key=[])
+@triton.jit
+def _add_one_kernel(x_ptr, BLOCK: tl.constexpr):
+    tl.store(x_ptr + tl.arange(0, BLOCK), tl.load(x_ptr + tl.arange(0, BLOCK)) + 1)
+
+
+def test_kernels_that_tune_themselves_wait() -> None:
+    x = torch.zeros(64, device="cuda")
+    compile_ahead(lambda: _add_one_kernel[(1,)](x))
+    assert not x.any()
+    assert not _add_one_kernel.cache
+    _add_one_kernel[(1,)](x)
+    assert x.any()
 
 
 def test_launches_of_other_threads_run() -> None:

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from accelerator import DEVICE, DTYPES
 from archloop.blocks.ops import unit_conv as plain_conv
+from archloop.blocks.ops.bounded_gate import bounded_gate
 from archloop.blocks.ops.decay_gate import decay_gate
 from archloop.blocks.ops.gated_norm import Activation, gated_norm
+from archloop.blocks.ops.gpu.bounded_gate import BoundedGate
 from archloop.blocks.ops.gpu.decay_gate import DecayGate
 from archloop.blocks.ops.gpu.gated_norm import GatedNorm
 from archloop.blocks.ops.gpu.unit_conv import UnitConv
@@ -85,3 +87,20 @@ def test_decay_gate(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     found, expected = DecayGate.apply(*leaves), decay_gate(*exact)
     assert ((found - expected).abs() <= 1e-6 * expected.abs() + 1e-12).all()
     compare([found], [expected], leaves, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bound", [0.0, 1e-3, 0.75])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 37, 100), (3, 70, 256)])
+def test_bounded_gate(shape: tuple[int, ...], bound: float, dtype: torch.dtype) -> None:
+    wide = (8 * torch.randn(*shape[:-1], 2 * shape[-1], device=DEVICE)).to(dtype)
+    x = wide.chunk(2, -1)[0].requires_grad_()
+    (exact,) = in_double([x])
+    (keys, decays), (exact_keys, exact_decays) = (
+        BoundedGate.apply(x, bound),
+        bounded_gate(exact, bound),
+    )
+    assert ((decays - exact_decays).abs() <= 1e-6 * exact_decays.abs() + 1e-12).all()
+    rounding = torch.finfo(dtype).eps + 1e-6
+    assert ((keys - exact_keys).abs() <= rounding * exact_keys.abs() + 1e-12).all()
+    compare([keys, decays], [exact_keys, exact_decays], [x], [exact])

@@ -5,10 +5,8 @@
 no output gate. The lower bound b rises with depth, so that upper blocks remember longer.
 """
 
-import math
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,8 +15,8 @@ from archloop.blocks.base import Gene
 from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.bounded_gate import bounded_gate
 from archloop.blocks.ops.heads import count_heads
-from archloop.blocks.ops.precision import recurrent_dtype
 
 
 class HGRN2(LinearAttention):
@@ -60,14 +58,8 @@ class HGRN2(LinearAttention):
 
     def keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         f, v = self.feature_proj(x).chunk(2, -1)
-        f = f.to(recurrent_dtype(f.dtype))
-        bound = self.lower_bound
-        assert bound is not None
-        # 1 - f without cancellation where the gate is nearly open.
-        k = (1 - bound) * torch.sigmoid(-f)
-        g = F.logsigmoid(f)
-        if bound > 0:
-            g = torch.logaddexp(g + math.log1p(-bound), torch.full_like(g, math.log(bound)))
+        assert self.lower_bound is not None
+        k, g = bounded_gate(f, self.lower_bound)
         return k, v, g
 
     def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import triton
+from triton.runtime import Autotuner
 
 from archloop.blocks.ops.triton_kernels import without_wgmma
 
@@ -28,12 +29,9 @@ def compile_ahead(run: Callable[[], object]) -> None:
     if not hasattr(triton, "AsyncCompileMode"):  # before Triton 3.5
         return
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, without_wgmma():
-        # Autograd's own threads would compile for themselves.
-        with (
-            torch.autograd.set_multithreading_enabled(False),
-            _queued(),
-            triton.AsyncCompileMode(pool) as mode,
-        ):
+        # Autograd's own threads would launch for themselves.
+        one_thread = torch.autograd.set_multithreading_enabled(False)
+        with one_thread, _queued(), triton.AsyncCompileMode(pool) as mode:
             run()
         kernels = [future.result() for future in mode.future_kernels.values()]
         # What launches a kernel is C, compiled when it is first asked for.
@@ -42,15 +40,23 @@ def compile_ahead(run: Callable[[], object]) -> None:
 
 @contextmanager
 def _queued() -> Iterator[None]:
-    """Launches made by this thread compile only."""
-    launch, thread = triton.JITFunction.run, threading.get_ident()
+    """Launches made by this thread compile only; those of kernels that tune themselves do nothing.
+
+    Tuning would time launches that never were.
+    """
+    launch, tune, thread = triton.JITFunction.run, Autotuner.run, threading.get_ident()
 
     def run(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
         mine = threading.get_ident() == thread
         return launch(kernel, *args, warmup=warmup or mine, **options)
 
-    triton.JITFunction.run = run
+    def run_tuned(kernel: Any, *args: Any, **options: Any) -> Any:
+        if threading.get_ident() == thread:
+            return None
+        return tune(kernel, *args, **options)
+
+    triton.JITFunction.run, Autotuner.run = run, run_tuned
     try:
         yield
     finally:
-        triton.JITFunction.run = launch
+        triton.JITFunction.run, Autotuner.run = launch, tune

@@ -33,7 +33,7 @@ def decay_sums(g_ptr, mask):
     return tl.cumsum(tl.where(g < -104.0, -104.0, g), 0)
 
 
-@any_length
+@any_length()
 def _carry_back_kernel(
     decay_ptr, grad_ptr, last_ptr, after_ptr, initial_ptr, num_chunks,
     K: tl.constexpr, V: tl.constexpr, DECAYS: tl.constexpr, LAST: tl.constexpr,

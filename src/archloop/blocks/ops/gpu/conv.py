@@ -50,7 +50,7 @@ def _convolved(
     return y
 
 
-@any_length
+@any_length()
 def _forward_kernel(
     x_ptr, w_ptr, past_ptr, bias_ptr, y_ptr, num_steps, num_channels, num_blocks, x_b, x_t,
     K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
@@ -71,7 +71,7 @@ def _forward_kernel(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length()
 def _through_silu_kernel(
     x_ptr, w_ptr, past_ptr, bias_ptr, dy_ptr, du_ptr, num_steps, num_channels, num_blocks,
     x_b, x_t, K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -94,7 +94,7 @@ def _through_silu_kernel(
     tl.store(du_ptr + start + at, du.to(du_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length()
 def _backward_kernel(
     x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, dbias_ptr, num_steps, num_channels, num_blocks,
     x_b, x_t, dx_b, dx_t, K: tl.constexpr, BIAS: tl.constexpr, ROUNDS: tl.constexpr,

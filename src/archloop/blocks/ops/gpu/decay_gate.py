@@ -19,7 +19,7 @@ PARTS = 256
 
 
 @triton.jit
-def _exp(x):
+def exp(x):
     """``e^x`` for x <= 0. `tl.exp` rounds x / log 2 first, an error that grows with x: here that is
     a whole number and a small rest, with log 2 in two parts.
     """
@@ -28,15 +28,19 @@ def _exp(x):
 
 
 @triton.jit
-def _softplus(z):
-    """``log(1 + e^z)`` to the last digits: ``log(w) u / (w - 1)`` undoes the rounding of 1 + u."""
-    u = _exp(-tl.abs(z))
+def log1p(u):
+    """``log(1 + u)`` to the last digits: ``log(w) u / (w - 1)`` undoes the rounding of 1 + u."""
     w = 1.0 + u
-    tail = tl.where(w == 1.0, u, tl.log(w) * u / tl.where(w == 1.0, 1.0, w - 1.0))
-    return tl.maximum(z, 0.0) + tail
+    return tl.where(w == 1.0, u, tl.log(w) * u / tl.where(w == 1.0, 1.0, w - 1.0))
 
 
-@any_length
+@triton.jit
+def softplus(z):
+    """``log(1 + e^z)`` to the last digits."""
+    return tl.maximum(z, 0.0) + log1p(exp(-tl.abs(z)))
+
+
+@any_length()
 def _forward_kernel(
     x_ptr, bias_ptr, rate_ptr, g_ptr, num_rows, num_channels, x_r,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -48,10 +52,10 @@ def _forward_kernel(
     rate = tl.load(rate_ptr + d, mask=d < num_channels, other=0.0)[None, :]
     x = tl.load(x_ptr + row[:, None] * x_r + d[None, :], mask=mask, other=0.0).to(tl.float32)
     at = row[:, None] * num_channels + d[None, :]
-    tl.store(g_ptr + at, -rate * _softplus(x + bias), mask=mask)
+    tl.store(g_ptr + at, -rate * softplus(x + bias), mask=mask)
 
 
-@any_length
+@any_length()
 def _backward_kernel(
     x_ptr, bias_ptr, rate_ptr, dg_ptr, dx_ptr, dbias_ptr, drate_ptr, num_rows, num_channels, x_r,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -73,7 +77,7 @@ def _backward_kernel(
         dz = -rate * tl.sigmoid(z) * dg
         tl.store(dx_ptr + at, dz.to(dx_ptr.dtype.element_ty), mask=mask)
         dbias += dz
-        drate -= dg * _softplus(z)
+        drate -= dg * softplus(z)
     out = tl.program_id(0) * num_channels + d
     tl.store(dbias_ptr + out, tl.sum(dbias, 0), mask=d_in)
     tl.store(drate_ptr + out, tl.sum(drate, 0), mask=d_in)

@@ -61,7 +61,7 @@ def in_place(x):
     return tl.max(tl.join(x, x), 2)
 
 
-@any_length
+@any_length()
 def _cumulate_kernel(
     g_ptr, b_ptr, time, num_chunks, heads, g_b, g_n, g_t,
     K: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -75,7 +75,7 @@ def _cumulate_kernel(
     tl.store(b_ptr + head * time * K + t[:, None] * K + j[None, :], b, mask=mask)
 
 
-@any_length
+@any_length("beta_b")
 def _system_kernel(
     k_ptr, beta_ptr, b_ptr, lower_ptr, time, num_chunks, heads, sharing,
     k_b, k_n, k_t, beta_b, beta_n, beta_t,
@@ -119,7 +119,7 @@ def _corner(inverse, below, n: tl.constexpr, h: tl.constexpr):
     return first, second, -tl.dot(corner, first, input_precision="tf32x3")
 
 
-@any_length
+@any_length()
 def _inverse_kernel(lower_ptr, a_ptr, C: tl.constexpr):
     """``(I + L)^-1`` of one chunk in float32, by doubling blocks up to C = 64 rows."""
     tl.static_assert(C == 64)
@@ -147,7 +147,7 @@ def _inverse_kernel(lower_ptr, a_ptr, C: tl.constexpr):
     tl.store(at + 32 * C + 32, second.to(dtype))
 
 
-@any_length
+@any_length("beta_b")
 def _apply_kernel(
     k_ptr, v_ptr, beta_ptr, b_ptr, a_ptr, w_ptr, u_ptr, keys_ptr, time, num_chunks, heads, sharing,
     k_b, k_n, k_t, v_b, v_n, v_t, beta_b, beta_n, beta_t,
@@ -199,7 +199,7 @@ def _decay(b_ptr, last, j, K: tl.constexpr, VECTOR: tl.constexpr):
     return tl.exp(b)[:, None]
 
 
-@any_length
+@any_length()
 def _carry_kernel(
     w_ptr, u_ptr, keys_ptr, b_ptr, initial_ptr, values_ptr, states_ptr, final_ptr,
     time, num_chunks, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -239,7 +239,7 @@ def _carry_kernel(
     tl.store(final_ptr + head * K * V + held, state, mask=held_in)
 
 
-@any_length
+@any_length()
 def _carry_back_kernel(
     w_ptr, keys_ptr, b_ptr, dvalues_ptr, dstates_ptr, dfinal_ptr, total_ptr, after_ptr,
     dinitial_ptr, time, num_chunks, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr,

@@ -25,7 +25,7 @@ from archloop.blocks.ops.gpu.delta import (
 from archloop.blocks.ops.gpu.lengths import any_length
 
 
-@any_length
+@any_length("beta_b")
 def _system_gradient_kernel(
     v_ptr, beta_ptr, a_ptr, values_ptr, total_ptr, lower_ptr, dv_ptr, dbeta_ptr,
     time, num_chunks, heads, v_b, v_n, v_t, beta_b, beta_n, beta_t, dv_b, dv_n, dv_t,
@@ -102,7 +102,7 @@ def _through_writes(
     return dkeys, ddecay
 
 
-@any_length
+@any_length("beta_b", "dg_b")
 def _scalar_kernel(
     k_ptr, beta_ptr, b_ptr, values_ptr, states_ptr, dr_ptr, after_ptr, lower_ptr,
     dk_ptr, dbeta_ptr, dg_ptr, time, num_chunks, heads, sharing,
@@ -165,7 +165,7 @@ def _scalar_kernel(
     tl.store(dk_ptr + i[:, None] * dk_t + j[None, :], dk, mask=mask)
 
 
-@any_length
+@any_length("beta_b")
 def _vector_kernel(
     k_ptr, beta_ptr, b_ptr, values_ptr, states_ptr, dr_ptr, after_ptr, lower_ptr,
     dk_ptr, dbeta_ptr, dg_ptr, time, num_chunks, heads, sharing,

@@ -20,7 +20,7 @@ PROGRAMS = 1056
 """Of the backward pass: each adds up the weight's gradient over many rows."""
 
 
-@any_length
+@any_length()
 def _forward_kernel(
     x_ptr, w_ptr, gate_ptr, y_ptr, num_rows, eps, SILU: tl.constexpr,
     V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -38,7 +38,7 @@ def _forward_kernel(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length()
 def _backward_kernel(
     x_ptr, w_ptr, gate_ptr, dy_ptr, dx_ptr, dgate_ptr, dw_ptr, num_rows, eps, SILU: tl.constexpr,
     V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,

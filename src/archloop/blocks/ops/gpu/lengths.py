@@ -6,18 +6,23 @@ from typing import Any
 
 import triton
 
-OF_LENGTH = {"num_steps", "time", "num_tokens", "num_rows", "num_blocks", "num_chunks", "beta_b"}
-"""Names of kernel parameters that change with the length or the batch.
-
-Of the strides only that of what has one number a token, which is not loaded wide.
-"""
+OF_LENGTH = {"num_steps", "time", "num_tokens", "num_rows", "num_blocks", "num_chunks"}
+"""Names of kernel parameters that change with the length or the batch."""
 
 
-def any_length(kernel: Callable[..., Any]) -> Any:
+def any_length(*strides: str) -> Callable[[Callable[..., Any]], Any]:
     """`triton.jit`, not specialised on the `OF_LENGTH` parameters.
 
-    Triton would compile anew where 16 divides one that it did not before, or where one is 1. Other
-    strides stay specialised: that 16 divides them is what makes loads wide.
+    Triton would compile anew where 16 divides one that it did not before, or where one is 1.
+
+    Args:
+        strides: names of further such parameters: strides between sequences of what has one number
+            a token. Others stay specialised: that 16 divides them is what makes loads wide.
     """
-    counts = [name for name in inspect.signature(kernel).parameters if name in OF_LENGTH]
-    return triton.jit(do_not_specialize=counts)(kernel)
+
+    def jit(kernel: Callable[..., Any]) -> Any:
+        names = inspect.signature(kernel).parameters
+        counts = [name for name in names if name in OF_LENGTH or name in strides]
+        return triton.jit(do_not_specialize=counts)(kernel)
+
+    return jit

@@ -35,7 +35,7 @@ from archloop.blocks.ops.gpu.lengths import any_length
 from archloop.blocks.ops.triton_kernels import without_wgmma
 
 
-@any_length
+@any_length()
 def _sum_kernel(
     x_ptr, y_ptr, num_steps, num_heads, num_chunks, x_b, x_n, x_t, y_b, y_n, y_t,
     K: tl.constexpr, CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, REVERSE: tl.constexpr,
@@ -59,7 +59,7 @@ def _sum_kernel(
         tl.store(y_ptr + t * y_t + key, tl.where(t < num_steps, y, end[None, :]), mask=key < K)
 
 
-@any_length
+@any_length()
 def _states_kernel(
     k_ptr, v_ptr, b_ptr, initial_ptr, states_ptr, final_ptr, num_steps, num_heads, num_chunks,
     k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t,
@@ -102,7 +102,7 @@ def _states_kernel(
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
 
 
-@any_length
+@any_length()
 def _states_gradient_kernel(
     k_ptr, v_ptr, b_ptr, states_ptr, after_ptr, dk_ptr, dv_ptr, db_ptr,
     num_steps, num_heads, num_chunks,
@@ -172,7 +172,7 @@ def _level(b_ptr, b, step, key, level, b_t, K: tl.constexpr):
     return asks, fade, (block >> 1)[:, None] == (block >> 1)[None, :]
 
 
-@any_length
+@any_length()
 def _read_kernel(
     q_ptr, k_ptr, v_ptr, b_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, b_b, b_n, b_t, o_b, o_n, o_t,
@@ -219,7 +219,7 @@ def _read_kernel(
     tl.store(o_ptr + step[:, None] * o_t + value[None, :], o.to(o_ptr.dtype.element_ty), mask=v_in)
 
 
-@any_length
+@any_length()
 def _read_gradient_kernel(
     q_ptr, k_ptr, v_ptr, b_ptr, states_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr, db_ptr, dstates_ptr,
     num_steps, num_heads, num_chunks,

@@ -39,7 +39,7 @@ def _tile(
     return at, mask, d, v * (1.0 - keep), keep, held
 
 
-@any_length
+@any_length()
 def _summary_kernel(
     v_ptr, keep_ptr, ar_ptr, ai_ptr, br_ptr, bi_ptr, pr_ptr, pi_ptr, sr_ptr, si_ptr,
     num_steps, num_channels, num_chunks,
@@ -63,7 +63,7 @@ def _summary_kernel(
         tl.store(si_ptr + held * M + m, last_row(hi, BLOCK_T), mask=inside)
 
 
-@any_length
+@any_length()
 def _output_kernel(
     v_ptr, keep_ptr, ar_ptr, ai_ptr, br_ptr, bi_ptr, cr_ptr, ci_ptr, hr_ptr, hi_ptr, y_ptr,
     num_steps, num_channels, num_chunks,
@@ -91,7 +91,7 @@ def _output_kernel(
     tl.store(y_ptr + at, y, mask=mask)
 
 
-@any_length
+@any_length()
 def _adjoint_kernel(
     v_ptr, keep_ptr, dy_ptr, ar_ptr, ai_ptr, br_ptr, bi_ptr, cr_ptr, ci_ptr, sr_ptr, si_ptr,
     num_steps, num_channels, num_chunks,
@@ -118,7 +118,7 @@ def _adjoint_kernel(
         tl.store(si_ptr + held * M + m, -tl.sum(2.0 * dy * (cr * pi + ci * pr), 0), mask=inside)
 
 
-@any_length
+@any_length()
 def _gradient_kernel(
     v_ptr, keep_ptr, dy_ptr, ar_ptr, ai_ptr, br_ptr, bi_ptr, cr_ptr, ci_ptr,
     hr_ptr, hi_ptr, er_ptr, ei_ptr,

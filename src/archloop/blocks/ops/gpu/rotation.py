@@ -29,7 +29,7 @@ def _partner(k, S: tl.constexpr):
     return other, sign, tl.where(second, k - S, k), first | second
 
 
-@any_length
+@any_length()
 def _forward_kernel(
     x_ptr, bias_ptr, angle_ptr, out_ptr, num_steps, num_heads, num_ranks,
     K: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -52,7 +52,7 @@ def _forward_kernel(
         tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length()
 def _backward_kernel(
     out_ptr, angle_ptr, grad_ptr, dx_ptr, dbias_ptr, dangle_ptr,
     num_steps, num_heads, num_ranks,

@@ -44,7 +44,7 @@ def last_row(x, BLOCK_T: tl.constexpr):
     return tl.sum(tl.where(tl.arange(0, BLOCK_T)[:, None] == BLOCK_T - 1, x, 0.0), 0)
 
 
-@any_length
+@any_length()
 def _scan_kernel(
     a_ptr, ai_ptr, b_ptr, bi_ptr, start_ptr, starti_ptr, h_ptr, hi_ptr,
     num_steps, num_features,

@@ -25,7 +25,7 @@ from archloop.blocks.ops.scan import shifted
 BLOCK_T, BLOCK_D, NUM_WARPS = 32, 32, 2
 
 
-@any_length
+@any_length()
 def _summary_kernel(
     x_ptr, dt_ptr, a_ptr, w_ptr, decay_ptr, sum_ptr, num_steps, num_channels, num_chunks,
     N: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -56,7 +56,7 @@ def _summary_kernel(
         tl.store(decay_ptr + out + n, tl.exp(a * total), mask=d_in)
 
 
-@any_length
+@any_length()
 def _output_kernel(
     x_ptr, dt_ptr, a_ptr, b_ptr, c_ptr, start_ptr, y_ptr, num_steps, num_channels, num_chunks,
     N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -83,7 +83,7 @@ def _output_kernel(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length()
 def _gradient_kernel(
     x_ptr, dt_ptr, a_ptr, b_ptr, c_ptr, start_ptr, dy_ptr, end_ptr,
     dx_ptr, ddt_ptr, da_ptr, db_ptr, dc_ptr, num_steps, num_channels, num_chunks,

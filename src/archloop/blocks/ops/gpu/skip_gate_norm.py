@@ -20,7 +20,7 @@ ROUNDS = 8
 """Tiles that a backward program goes through, so that partial sums stay few."""
 
 
-@any_length
+@any_length()
 def _forward_kernel(
     o_ptr, x_ptr, skip_ptr, gate_ptr, weight_ptr, y_ptr, num_tokens, o_t, x_t, gate_t, y_t, eps,
     V: tl.constexpr, W: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
@@ -41,7 +41,7 @@ def _forward_kernel(
     tl.store(y_ptr + t * y_t + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length()
 def _backward_kernel(
     o_ptr, x_ptr, skip_ptr, gate_ptr, weight_ptr, dy_ptr, do_ptr, dx_ptr, dgate_ptr, dskip_ptr,
     dweight_ptr, num_tokens, num_channels, o_t, x_t, gate_t, y_t, eps,

@@ -31,7 +31,7 @@ from archloop.blocks.ops.gpu.lengths import any_length
 from archloop.blocks.ops.triton_kernels import without_wgmma
 
 
-@any_length
+@any_length("g_b", "w_b")
 def _states_kernel(
     k_ptr, v_ptr, g_ptr, w_ptr, initial_ptr, states_ptr, final_ptr, decay_ptr,
     num_steps, num_heads, num_chunks, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t,
@@ -84,7 +84,7 @@ def _states_kernel(
     tl.store(final_ptr + row * K * V + at, state, mask=inside)
 
 
-@any_length
+@any_length("g_b", "w_b", "dg_b", "dg_part")
 def _states_gradient_kernel(
     k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, after_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr,
     num_steps, num_groups, num_chunks,
@@ -157,7 +157,7 @@ def _states_gradient_kernel(
     tl.store(dk_ptr + own + dk_at, dk.to(dk_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length("g_b", "w_b")
 def _read_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, o_b, o_n, o_t,
@@ -204,7 +204,7 @@ def _read_kernel(
     tl.store(o_ptr + o_at, o.to(o_ptr.dtype.element_ty), mask=v_in)
 
 
-@any_length
+@any_length("g_b", "w_b", "dg_b", "dg_part")
 def _read_queries_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, do_ptr, dq_ptr, dg_ptr, dstates_ptr,
     num_steps, num_groups, num_chunks,
@@ -273,7 +273,7 @@ def _read_queries_kernel(
     tl.store(dq_ptr + dq_at, dq.to(dq_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length("g_b", "w_b", "dg_b", "dg_part")
 def _read_keys_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, do_ptr, dk_ptr, dv_ptr, dg_ptr, dw_ptr,
     num_steps, num_groups, num_chunks,

@@ -45,7 +45,7 @@ def _convolved(
     return z
 
 
-@any_length
+@any_length()
 def _forward_kernel(
     x_ptr, w_ptr, past_ptr, q_ptr, k_ptr, v_ptr, num_steps, num_channels, num_blocks, key_heads,
     x_b, x_t, scale, eps, H: tl.constexpr, BLOCK_H: tl.constexpr, K: tl.constexpr,
@@ -74,7 +74,7 @@ def _forward_kernel(
         tl.store(v_ptr + out, y.to(v_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length()
 def _output_gradient_kernel(
     x_ptr, w_ptr, dq_ptr, dk_ptr, dv_ptr, dz_ptr, num_steps, num_channels, num_blocks, key_heads,
     x_b, x_t, scale, eps, H: tl.constexpr, BLOCK_H: tl.constexpr, K: tl.constexpr,
@@ -110,7 +110,7 @@ def _output_gradient_kernel(
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=mask)
 
 
-@any_length
+@any_length()
 def _input_gradient_kernel(
     x_ptr, w_ptr, dz_ptr, dx_ptr, dw_ptr, num_steps, num_channels, num_blocks, x_b, x_t,
     K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCKS: tl.constexpr,

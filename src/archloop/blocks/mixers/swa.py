@@ -70,45 +70,66 @@ class SWA(Attention):
         q_BNTH = self.queries(x_BTD, span.positions_BT)
         k_BMSH, v_BMSH = shared["k"], shared["v"]
         time, num_keys = x_BTD.shape[1], k_BMSH.shape[2]
-        if num_keys == time <= self.window and span.segments_BT is None:
+        alone = num_keys == time and span.segments_BT is None
+        if alone and time <= self.window:
             return self.attend(q_BNTH, k_BMSH, v_BMSH, None)
         chunk = max(self.window, min(MIN_CHUNK, time))
-        num_chunks = -(-time // chunk)
-        tail = num_chunks * chunk - time
-        front = chunk + time - num_keys
-        q_XNCH = _chunks(F.pad(q_BNTH, (0, 0, 0, tail)), chunk)
-        k_XMcH, v_XMcH = (
-            _pairs_of_chunks(F.pad(kv, (0, 0, front, tail)), chunk) for kv in (k_BMSH, v_BMSH)
-        )
-        mask_X1Cc = self._allowed(span, chunk, num_chunks, num_keys - time)
+        tail = -(-time // chunk) * chunk - time
+        front = 0 if alone else chunk + time - num_keys
+        q_BNSH = F.pad(q_BNTH, (0, 0, 0, tail))
+        k_BMSH, v_BMSH = (F.pad(kv, (0, 0, front, tail)) for kv in (k_BMSH, v_BMSH))
+        if alone:
+            y_BNSH = self._alone(q_BNSH, k_BMSH, v_BMSH, chunk)
+        else:
+            mask_X1Cc = self._allowed(span, chunk, num_keys - time)
+            y_BNSH = self._in_pairs(q_BNSH, k_BMSH, v_BMSH, mask_X1Cc, chunk)
+        return self.out_proj(y_BNSH[:, :, :time].transpose(1, 2).flatten(2))
+
+    def _alone(self, q_BNSH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, chunk: int) -> Tensor:
+        """One sequence a row, from its start: all chunks but the first share a small mask."""
+        band_Cc = self._band(chunk, q_BNSH.device)
+        q_BNCH, k_BMCH, v_BMCH = (x[:, :, :chunk] for x in (q_BNSH, k_BMSH, v_BMSH))
+        y_BNCH = self._mixed(q_BNCH, k_BMCH, v_BMCH, band_Cc[:, chunk:])
+        if q_BNSH.shape[2] == chunk:
+            return y_BNCH
+        later = self._in_pairs(q_BNSH[:, :, chunk:], k_BMSH, v_BMSH, band_Cc, chunk)
+        return torch.cat([y_BNCH, later], 2)
+
+    def _in_pairs(
+        self, q_BNSH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask: Tensor, chunk: int
+    ) -> Tensor:
+        """Outputs (B, N, S, H) of chunks of queries that see a chunk of keys and the one before."""
+        k_XMcH, v_XMcH = (_pairs_of_chunks(kv, chunk) for kv in (k_BMSH, v_BMSH))
+        y_XNCH = self._mixed(_chunks(q_BNSH, chunk), k_XMcH, v_XMcH, mask)
+        y_BnNCH: Tensor = y_XNCH.unflatten(0, (q_BNSH.shape[0], -1))
+        return y_BnNCH.transpose(1, 2).flatten(2, 3)
+
+    def _mixed(self, q_XNCH: Tensor, k_XMcH: Tensor, v_XMcH: Tensor, mask: Tensor) -> Tensor:
         shared_keys = self.num_heads != self.num_kv_heads
-        if shared_keys and x_BTD.is_cuda:
+        if shared_keys and q_XNCH.is_cuda:
             # The kernel that takes masks wants keys for each head; without it all scores are kept.
             each = self.num_heads // self.num_kv_heads
             k_XMcH, v_XMcH = (kv.repeat_interleave(each, 1) for kv in (k_XMcH, v_XMcH))
             shared_keys = False
-        y_XNCH = F.scaled_dot_product_attention(
-            q_XNCH,
-            k_XMcH,
-            v_XMcH,
-            attn_mask=mask_X1Cc,
-            scale=self.scale,
-            enable_gqa=shared_keys,
+        return F.scaled_dot_product_attention(
+            q_XNCH, k_XMcH, v_XMcH, attn_mask=mask, scale=self.scale, enable_gqa=shared_keys
         )
-        y_BTNH = y_XNCH.transpose(1, 2).reshape(x_BTD.shape[0], num_chunks * chunk, -1)[:, :time]
-        return self.out_proj(y_BTNH)
 
-    def _allowed(self, span: Span, chunk: int, num_chunks: int, num_past: int) -> Tensor:
+    def _band(self, chunk: int, device: torch.device) -> Tensor:
+        """Mask (C, 2C) of the window."""
+        query_C1 = torch.arange(chunk, device=device)[:, None]
+        key_c = torch.arange(2 * chunk, device=device) - chunk
+        return (key_c <= query_C1) & (key_c > query_C1 - self.window)
+
+    def _allowed(self, span: Span, chunk: int, num_past: int) -> Tensor:
         """Mask (B n, 1, C, 2C): window, existence and sequence of each pair of a chunk."""
         positions_BT, device = span.positions_BT, span.positions_BT.device
         batch, time = positions_BT.shape
-        query_C1 = torch.arange(chunk, device=device)[:, None]
-        key_c = torch.arange(2 * chunk, device=device) - chunk
-        band_Cc = (key_c <= query_C1) & (key_c > query_C1 - self.window)
+        num_chunks = -(-time // chunk)
         # Of the keys before the call, those down to position 0 exist.
         slots_S = torch.arange((num_chunks + 1) * chunk, device=device) - chunk
         exists_BS = slots_S + positions_BT[:, :1].clamp(max=num_past) >= 0
-        mask_BnCc = band_Cc & _windows(exists_BS, chunk)[:, :, None]
+        mask_BnCc = self._band(chunk, device) & _windows(exists_BS, chunk)[:, :, None]
         if span.segments_BT is not None:
             tail = num_chunks * chunk - time
             segments_BS = F.pad(span.segments_BT, (chunk, tail), value=-2)

@@ -18,6 +18,16 @@ BLOCK_R, BLOCK_D = 16, 128
 
 
 @triton.jit
+def _tile(x_ptr, num_rows, num_channels, x_r, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The program's part of the projection, its place in dense tensors, and what of it there is."""
+    row = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
+    d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
+    mask = (row < num_rows) & (d < num_channels)
+    x = tl.load(x_ptr + row * x_r + d, mask=mask, other=0.0).to(tl.float32)
+    return x, row * num_channels + d, mask
+
+
+@triton.jit
 def _sigmoids(x):
     """``sigmoid(x)`` and ``sigmoid(-x)``, neither of which loses digits where it is small."""
     u = exp(-tl.abs(x))
@@ -30,17 +40,13 @@ def _forward_kernel(
     x_ptr, k_ptr, g_ptr, bound, num_rows, num_channels, x_r,
     BOUNDED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
-    d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
-    mask = (row < num_rows) & (d < num_channels)
-    x = tl.load(x_ptr + row * x_r + d, mask=mask, other=0.0).to(tl.float32)
+    x, at, mask = _tile(x_ptr, num_rows, num_channels, x_r, BLOCK_R, BLOCK_D)
     opened, shut = _sigmoids(x)
     k = (1.0 - bound) * shut
     g = -softplus(-x)
     if BOUNDED:
         f = bound + (1.0 - bound) * opened
         g = tl.where(f < 0.5, tl.log(f), log1p(-k))
-    at = row * num_channels + d
     tl.store(k_ptr + at, k.to(k_ptr.dtype.element_ty), mask=mask)
     tl.store(g_ptr + at, g, mask=mask)
 
@@ -50,11 +56,7 @@ def _backward_kernel(
     x_ptr, dk_ptr, dg_ptr, dx_ptr, bound, num_rows, num_channels, x_r,
     BOUNDED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
-    d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
-    mask = (row < num_rows) & (d < num_channels)
-    x = tl.load(x_ptr + row * x_r + d, mask=mask, other=0.0).to(tl.float32)
-    at = row * num_channels + d
+    x, at, mask = _tile(x_ptr, num_rows, num_channels, x_r, BLOCK_R, BLOCK_D)
     dk = tl.load(dk_ptr + at, mask=mask, other=0.0).to(tl.float32)
     dg = tl.load(dg_ptr + at, mask=mask, other=0.0)
     opened, shut = _sigmoids(x)

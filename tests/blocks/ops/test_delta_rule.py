@@ -61,6 +61,15 @@ def test_repeated_keys_written_in_full_keep_float32_accuracy(
         assert gap(a.double(), b) < tolerance
 
 
+@pytest.mark.parametrize("width", [1, 6])
+def test_weak_decays_after_resets(width: int) -> None:
+    q, k, v, beta, g, initial = (p.detach() for p in inputs(150, width, 0.1, torch.float32))
+    parts = (q, k, v, beta, torch.where(g < g.quantile(0.1), -1e5, g), initial)
+    exact = delta_rule.recurrent(*(p.double() for p in parts))
+    for a, b in zip(chunked(*parts), exact, strict=True):
+        assert gap(a.double(), b) < 1e-4
+
+
 def test_inverse_by_doubling_is_the_inverse() -> None:
     generator = torch.Generator().manual_seed(0)
     lower = torch.randn(3, 32, 32, generator=generator, dtype=torch.float64).tril(-1)

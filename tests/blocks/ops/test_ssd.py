@@ -45,6 +45,14 @@ def test_chunked_equals_recurrence_with_gradients(time: int, groups: int, streng
         assert gap(a, b) < 1e-10
 
 
+def test_weak_decays_after_resets() -> None:
+    q, k, v, g, initial = (p.detach().float() for p in inputs(150, 2, 0.1))
+    parts = (q, k, v, torch.where(g < g.quantile(0.1), -1e5, g), initial)
+    exact = ssd.recurrent(*(p.double() for p in parts))
+    for a, b in zip(chunked(*parts), exact, strict=True):
+        assert gap(a.double(), b) < 1e-4
+
+
 def test_no_state_is_the_zero_state() -> None:
     q, k, v, g, initial = inputs(70, 2, 1.0)
     for a, b in zip(chunked(q, k, v, g, None), chunked(q, k, v, g, 0 * initial), strict=True):

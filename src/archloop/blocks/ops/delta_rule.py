@@ -21,7 +21,7 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import chunk_size, join, padded_time, split
+from archloop.blocks.ops.chunks import chunk_size, decay_sums, join, padded_time, split
 
 CHUNK = 32
 """Half that of the other forms: the inverse and its use grow with the chunk."""
@@ -127,7 +127,7 @@ def _key_scores(k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`linear_attention.chunk_scores` between keys, for either kind of decay."""
     if g.shape[-1] > 1:
         return linear_attention.chunk_scores(k, k, g, diagonal=False)
-    b = g.cumsum(3)
+    b = decay_sums(g)
     last = b[:, :, :, -1:]
     scores_BNnCC = (k @ k.transpose(3, 4)) * ssd.decay_ratios(b[..., 0], -1)
     return scores_BNnCC, k * b.exp(), k * (last - b).exp(), last.exp()

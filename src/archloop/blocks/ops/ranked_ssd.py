@@ -15,7 +15,7 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
+from archloop.blocks.ops.chunks import carry, chunk_size, decay_sums, join, padded_time, split
 from archloop.blocks.ops.ssd import decay_ratios
 
 CHUNK_ROWS = 64
@@ -44,7 +44,7 @@ def states(
         return before_BNnK1V[..., 0, :], final_BNKV
     chunk = tokens_per_chunk(*k_BNTRK.shape[2:4])
     k, v, g = (split(x, chunk) for x in (k_BNTRK, v_BNTRV, g_BNT))
-    b = g.cumsum(3)
+    b = decay_sums(g)
     last = b[..., -1:]
     v = v * (last - b).exp().to(v.dtype)[..., None, None]
     added_BNnKV = k.flatten(3, 4).transpose(3, 4) @ v.flatten(3, 4)
@@ -61,7 +61,7 @@ def read(
         return ssd.read(q, k, v, g_BNT, states_BNnKV.unsqueeze(4))[..., None, :]
     chunk = tokens_per_chunk(time, ranks)
     q, k, v, g = (split(x, chunk) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT))
-    b = g.cumsum(3)
+    b = decay_sums(g)
     q, k, v = (x.flatten(3, 4) for x in (q, k, v))
     decay = b.exp()[..., None].to(v.dtype)
     if ranks > 1:

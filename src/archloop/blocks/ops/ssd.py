@@ -16,7 +16,7 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import carry, chunk_size, join, padded_time, split
+from archloop.blocks.ops.chunks import carry, chunk_size, decay_sums, join, padded_time, split
 
 CHUNK = 64
 
@@ -55,7 +55,7 @@ def states(
         v_BNTV = v_BNTV * weight_BNT[..., None]
     chunk = chunk_size(k_BGTK.shape[2], CHUNK)
     k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (k_BGTK, v_BNTV, g_BNT))
-    b = g.cumsum(3)
+    b = decay_sums(g)
     v = v * (b[..., -1:] - b).exp()[..., None]
     # The heads of a group stand side by side in one product with the keys that they share.
     v_BGnCRV = v.unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2, 5)
@@ -96,7 +96,7 @@ def read(
         v_BNTV = v_BNTV * weight_BNT[..., None]
     chunk = chunk_size(time, largest, smallest)
     q, k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (q_BGTK, k_BGTK, v_BNTV, g_BNT))
-    b = g.cumsum(3)
+    b = decay_sums(g)
     from_state = (q @ states_BGnKRV.flatten(4)).unflatten(4, states_BGnKRV.shape[4:])
     from_state = from_state.permute(0, 1, 4, 2, 3, 5).flatten(1, 2) * b.exp()[..., None]
     scores_BG1nCC = (q @ k.transpose(3, 4))[:, :, None]

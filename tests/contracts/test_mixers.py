@@ -126,7 +126,7 @@ def test_a_full_state_and_an_empty_call_are_refused(case: Case) -> None:
 def test_packed_sequences_do_not_leak(case: Case) -> None:
     mixer = kit.make(case)
     x_BTD = kit.inputs(23)
-    segments_BT = torch.tensor([[0] * 9 + [1] * 14, [4] * 1 + [2] * 15 + [9] * 7])
+    segments_BT = torch.tensor([[0] * 9 + [1] * 14, [4] * 1 + [2] * 15 + [4] * 7])
     with torch.no_grad():
         y_BTD, _ = mixer(x_BTD, segments_BT=segments_BT)
         for row, start, stop in ((0, 0, 9), (0, 9, 23), (1, 0, 1), (1, 1, 16), (1, 16, 23)):

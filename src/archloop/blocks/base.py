@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from archloop.blocks.config import ChannelConfig, Config, Gene, MixerConfig
-from archloop.blocks.packing import unpack
+from archloop.blocks.packing import runs, unpack
 from archloop.blocks.span import Span, align_right_padding, default_positions
 from archloop.blocks.state import Held, State
 
@@ -151,7 +151,7 @@ class SequenceMixer(nn.Module):
                 place, without autograd, to after each row's last real token, and returned.
             positions_BT: default: each row's real tokens counted from the state's `num_tokens`, or
                 from 0; give them where rows of the state hold different numbers of tokens.
-            segments_BT: packed sequences, training only.
+            segments_BT: packed sequences, one for each run of equal ids; training only.
             mask_BT: True at real tokens; padding may stand left or right, its output is 0.
             shared: features of this or an earlier block; then `state` is left alone.
 
@@ -163,6 +163,7 @@ class SequenceMixer(nn.Module):
             raise ValueError(f"x_BTD has shape {tuple(x_BTD.shape)}; give at least one token")
         if segments_BT is not None and state is not None:
             raise ValueError("segments_BT marks packed training sequences; it takes no state")
+        segments_BT = None if segments_BT is None else runs(segments_BT)
         if positions_BT is None:
             positions_BT = default_positions(x_BTD, state, segments_BT, mask_BT)
         if mask_BT is None:

@@ -55,6 +55,11 @@ def unpack(segments_BT: Tensor) -> Unpacking:
     return Unpacking(row_N[:, None], columns_NT, steps_T < length_N[:, None])
 
 
+def runs(segments_BT: Tensor) -> Tensor:
+    """The same sequences under ids from 1 on, so that an id met again is another sequence."""
+    return _starts(segments_BT).cumsum(1)
+
+
 def segment_positions(segments_BT: Tensor) -> Tensor:
     """Positions that restart at each packed sequence."""
     steps_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.packing import segment_positions, unpack
+from archloop.blocks.packing import runs, segment_positions, unpack
 from archloop.blocks.span import align_right_padding
 from archloop.stack.cost import channel_config, mixer_config, mixers
 from archloop.stack.spec import BlockSpec, StackSpec
@@ -165,7 +165,8 @@ class Decoder(nn.Module):
         Args:
             ids_BT: token ids.
             state: None in training; otherwise the tokens continue it and it is advanced in place.
-            segments_BT: which sequence each token of a packed training row belongs to.
+            segments_BT: which sequence each token of a packed training row belongs to, one for
+                each run of equal ids.
             mask_BT: True at real tokens; logits at padding mean nothing.
             logits: of every token, or of the last.
 
@@ -399,6 +400,7 @@ class Decoder(nn.Module):
         if state is not None:
             check_rows(ids_BT, state)
         if segments_BT is not None:
+            segments_BT = runs(segments_BT)
             positions_BT = segment_positions(segments_BT)
         else:
             steps_T = torch.arange(time, device=ids_BT.device)

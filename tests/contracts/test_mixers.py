@@ -269,6 +269,10 @@ def test_declared_flops_lie_between_matmuls_and_all_work(case: Case) -> None:
     declared = settings.decode_flops(width, 100)
     assert work.matmul_flops * 0.98 <= declared <= 1.02 * (work.matmul_flops + work.elementwise)
     with kit.WorkCounter() as work:
+        mixer(torch.randn(1, 16, width), state)
+    declared = settings.prefill_flops(width, 16, 101)
+    assert work.matmul_flops * 0.3 <= declared <= 1.02 * (work.matmul_flops + work.elementwise)
+    with kit.WorkCounter() as work:
         mixer(torch.randn(1, 128, width))
     # Half: kernels count the masked half of causal attention, the declaration does not.
     declared = settings.prefill_flops(width, 128, 0)

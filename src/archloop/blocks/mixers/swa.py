@@ -3,9 +3,11 @@
 Mistral (arXiv 2310.06825). The state is a ring of ``min(window, max_context)`` slots: a token's
 slot is its position modulo the ring, and keys keep their absolute RoPE, so the order of slots means
 nothing. The parallel form cuts time into chunks no shorter than the window; a chunk of queries
-reads the chunk before it and its own, which is exact and linear in T.
+reads the chunk before it and its own, which is exact and linear in T. A call of one chunk reads
+the keys that there are.
 
-Shape suffixes: as in `blocks.attention`, and C chunk, n chunks, L past keys, R ring slots.
+Shape suffixes: as in `blocks.attention`, and C chunk, n chunks, c keys that a chunk reads, L past
+keys, R ring slots.
 """
 
 from typing import Annotated
@@ -73,21 +75,25 @@ class SWA(Attention):
         alone = num_keys == time and span.segments_BT is None
         if alone and time <= self.window:
             return self.attend(q_BNTH, k_BMSH, v_BMSH, None)
-        chunk = max(self.window, min(MIN_CHUNK, time))
+        chunk, num_past = max(self.window, min(MIN_CHUNK, time)), num_keys - time
+        if not alone and time <= chunk:
+            mask_B1Tk = self._allowed(span, time, num_past, num_past)
+            y_BNTH = self._mixed(q_BNTH, k_BMSH, v_BMSH, mask_B1Tk)
+            return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))
         tail = -(-time // chunk) * chunk - time
-        front = 0 if alone else chunk + time - num_keys
+        front = 0 if alone else chunk - num_past
         q_BNSH = F.pad(q_BNTH, (0, 0, 0, tail))
         k_BMSH, v_BMSH = (F.pad(kv, (0, 0, front, tail)) for kv in (k_BMSH, v_BMSH))
         if alone:
             y_BNSH = self._alone(q_BNSH, k_BMSH, v_BMSH, chunk)
         else:
-            mask_X1Cc = self._allowed(span, chunk, num_keys - time)
+            mask_X1Cc = self._allowed(span, chunk, chunk, num_past)
             y_BNSH = self._in_pairs(q_BNSH, k_BMSH, v_BMSH, mask_X1Cc, chunk)
         return self.out_proj(y_BNSH[:, :, :time].transpose(1, 2).flatten(2))
 
     def _alone(self, q_BNSH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, chunk: int) -> Tensor:
         """One sequence a row, from its start: all chunks but the first share a small mask."""
-        band_Cc = self._band(chunk, q_BNSH.device)
+        band_Cc = self._band(chunk, chunk, q_BNSH.device)
         q_BNCH, k_BMCH, v_BMCH = (x[:, :, :chunk] for x in (q_BNSH, k_BMSH, v_BMSH))
         y_BNCH = self._mixed(q_BNCH, k_BMCH, v_BMCH, band_Cc[:, chunk:])
         if q_BNSH.shape[2] == chunk:
@@ -115,27 +121,27 @@ class SWA(Attention):
             q_XNCH, k_XMcH, v_XMcH, attn_mask=mask, scale=self.scale, enable_gqa=shared_keys
         )
 
-    def _band(self, chunk: int, device: torch.device) -> Tensor:
-        """Mask (C, 2C) of the window."""
+    def _band(self, chunk: int, before: int, device: torch.device) -> Tensor:
+        """Mask (C, c) of the window: a chunk of queries, `before` keys and the chunk's own."""
         query_C1 = torch.arange(chunk, device=device)[:, None]
-        key_c = torch.arange(2 * chunk, device=device) - chunk
+        key_c = torch.arange(-before, chunk, device=device)
         return (key_c <= query_C1) & (key_c > query_C1 - self.window)
 
-    def _allowed(self, span: Span, chunk: int, num_past: int) -> Tensor:
-        """Mask (B n, 1, C, 2C): window, existence and sequence of each pair of a chunk."""
+    def _allowed(self, span: Span, chunk: int, before: int, num_past: int) -> Tensor:
+        """Mask (B n, 1, C, c): window, existence and sequence of each pair of a chunk."""
         positions_BT, device = span.positions_BT, span.positions_BT.device
         batch, time = positions_BT.shape
         num_chunks = -(-time // chunk)
         # Of the keys before the call, those down to position 0 exist.
-        slots_S = torch.arange((num_chunks + 1) * chunk, device=device) - chunk
+        slots_S = torch.arange(-before, num_chunks * chunk, device=device)
         exists_BS = slots_S + positions_BT[:, :1].clamp(max=num_past) >= 0
-        mask_BnCc = self._band(chunk, device) & _windows(exists_BS, chunk)[:, :, None]
+        mask_BnCc = self._band(chunk, before, device) & _windows(exists_BS, chunk, before)
         if span.segments_BT is not None:
             tail = num_chunks * chunk - time
-            segments_BS = F.pad(span.segments_BT, (chunk, tail), value=-2)
-            own_BnC1 = segments_BS[:, chunk:].reshape(batch, num_chunks, chunk, 1)
-            mask_BnCc = mask_BnCc & (own_BnC1 == _windows(segments_BS, chunk)[:, :, None])
-        return mask_BnCc.reshape(batch * num_chunks, 1, chunk, 2 * chunk)
+            segments_BS = F.pad(span.segments_BT, (before, tail), value=-2)
+            own_BnC1 = segments_BS[:, before:].reshape(batch, num_chunks, chunk, 1)
+            mask_BnCc = mask_BnCc & (own_BnC1 == _windows(segments_BS, chunk, before))
+        return mask_BnCc.reshape(batch * num_chunks, 1, chunk, before + chunk)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         k_BM1H, v_BM1H = self.keys_values(x_BD[:, None], positions_B[:, None])
@@ -190,7 +196,6 @@ def _pairs_of_chunks(x_BMSH: Tensor, chunk: int) -> Tensor:
     return torch.cat([x_BnMCH[:, :-1], x_BnMCH[:, 1:]], 3).flatten(0, 1)
 
 
-def _windows(x_BS: Tensor, chunk: int) -> Tensor:
-    """(B, n, 2C): as `_pairs_of_chunks` for one value per key."""
-    x_BnC = x_BS.reshape(x_BS.shape[0], -1, chunk)
-    return torch.cat([x_BnC[:, :-1], x_BnC[:, 1:]], 2)
+def _windows(x_BS: Tensor, chunk: int, before: int) -> Tensor:
+    """(B, n, 1, c): each chunk's keys, for one value per key."""
+    return x_BS.unfold(1, before + chunk, chunk)[:, :, None]

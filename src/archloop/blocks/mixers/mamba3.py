@@ -150,9 +150,9 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         angle = total_angle(turn, None if state is None else state["angle"])
         k_BNTRK = self._rotated(b, self.b_norm, self.b_bias, angle)
         v_BNTRV = self._ranked(x)
-        share = dt * (1 - trap)
+        share, own_share = dt * (1 - trap), dt * trap
         next_share = F.pad(share[:, :, 1:], (0, 1))
-        scaled = v_BNTRV * (dt * trap + next_share)[..., None, None].to(x.dtype)
+        scaled = v_BNTRV * (own_share + next_share)[..., None, None].to(x.dtype)
         initial = None
         if state is not None:
             past = self._past(state)
@@ -166,6 +166,7 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             "k": k_BNTRK,
             "v": v_BNTRV,
             "scaled": scaled,
+            "own": own_share,
             "next": next_share,
             "g": g,
             "states": states,
@@ -174,14 +175,26 @@ class Mamba3(KeepsFloat32, SequenceMixer):
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         z, c = self.query_proj(x_BTD).split(self.query_widths, -1)
         q_BNTRK = self._rotated(c, self.c_norm, self.c_bias, shared["angle"])
-        y = ranked_ssd.read(q_BNTRK, shared["k"], shared["scaled"], shared["g"], shared["states"])
-        # What a token reads of itself beyond its share, and the skip: small products of ranks.
+        # Of what it adds, a token reads its own share alone. Kernels read all of it, and the next
+        # step's share is taken back out; elsewhere it is left out, which rounds nothing away where
+        # the next step is far longer.
+        kernels = triton_kernels.usable(shared["g"])
+        y = ranked_ssd.read(
+            q_BNTRK,
+            shared["k"],
+            shared["scaled"],
+            shared["g"],
+            shared["states"],
+            diagonal=0 if kernels else -1,
+        )
+        read_BNT = -shared["next"] if kernels else shared["own"]
+        # What a token reads of itself, and the skip: small products of ranks.
         if self.config.rank == 1:
             own = (q_BNTRK * shared["k"]).sum(-1, keepdim=True)
         else:
             own = q_BNTRK @ shared["k"].transpose(-1, -2)
         eye = torch.eye(self.config.rank, dtype=own.dtype, device=own.device)
-        factor = self.skip[:, None, None, None] * eye - shared["next"][..., None, None] * own
+        factor = self.skip[:, None, None, None] * eye + read_BNT[..., None, None] * own
         v, factor = shared["v"], factor.to(own.dtype)
         y = torch.addcmul(y, factor, v) if self.config.rank == 1 else y + factor @ v
         return self._out(x_BTD, y, z)

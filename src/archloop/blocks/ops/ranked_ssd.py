@@ -52,11 +52,20 @@ def states(
 
 
 def read(
-    q_BNTRK: Tensor, k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor, states_BNnKV: Tensor
+    q_BNTRK: Tensor,
+    k_BNTRK: Tensor,
+    v_BNTRV: Tensor,
+    g_BNT: Tensor,
+    states_BNnKV: Tensor,
+    diagonal: int = 0,
 ) -> Tensor:
-    """Outputs (B, N, T, R, V) in the dtype of v, given the state before each chunk."""
+    """Outputs (B, N, T, R, V) in the dtype of v, given the state before each chunk.
+
+    With diagonal -1 a token does not read what it adds itself; kernels know 0 alone.
+    """
     time, ranks = q_BNTRK.shape[2:4]
     if _is_ssd(k_BNTRK, v_BNTRV, g_BNT):
+        assert diagonal == 0
         q, k, v = (x[..., 0, :] for x in (q_BNTRK, k_BNTRK, v_BNTRV))
         return ssd.read(q, k, v, g_BNT, states_BNnKV.unsqueeze(4))[..., None, :]
     chunk = tokens_per_chunk(time, ranks)
@@ -67,7 +76,7 @@ def read(
     if ranks > 1:
         decay = decay.repeat_interleave(ranks, -2)
     from_state = (q * decay) @ states_BNnKV.to(v.dtype)
-    y = from_state + decayed_scores(q @ k.transpose(3, 4), b) @ v
+    y = from_state + decayed_scores(q @ k.transpose(3, 4), b, diagonal) @ v
     return join(y.unflatten(3, (chunk, ranks)), time)
 
 
@@ -76,15 +85,17 @@ def _is_ssd(k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor) -> bool:
     return k_BNTRK.shape[3] == 1 and linear_attention.on_gpu(g_BNT, k_BNTRK, v_BNTRV)
 
 
-def decayed_scores(scores_XMM: Tensor, b_XC: Tensor) -> Tensor:
-    """Scores between a chunk's rows, C R of them, times the decay between their tokens."""
+def decayed_scores(scores_XMM: Tensor, b_XC: Tensor, diagonal: int = 0) -> Tensor:
+    """Scores between a chunk's rows, C R of them, times the decay between their tokens (j up to a
+    diagonal).
+    """
     rows, tokens = scores_XMM.shape[-1], b_XC.shape[-1]
-    if triton_kernels.usable(b_XC) and rows >= 16:
+    if triton_kernels.usable(b_XC) and rows >= 16 and diagonal == 0:
         from archloop.blocks.ops.gpu.decay import DecayedScores
 
         decayed: Tensor = apply(DecayedScores, scores_XMM, b_XC)
         return decayed
-    ratios = decay_ratios(b_XC).to(scores_XMM.dtype)
+    ratios = decay_ratios(b_XC, diagonal).to(scores_XMM.dtype)
     if rows > tokens:
         ratios = ratios.repeat_interleave(rows // tokens, -1)
         ratios = ratios.repeat_interleave(rows // tokens, -2)

@@ -49,6 +49,19 @@ def test_consumer_in_parallel_equals_consumer_by_steps(case: Case) -> None:
     assert kit.error(rest_BTD, full_BTD[:, 20:]) < 1e-9
 
 
+@pytest.mark.parametrize("consumer", [False, True], ids=["source", "consumer"])
+@pytest.mark.parametrize("case", CASES, ids=kit.case_id)
+def test_every_parameter_acts_and_a_consumer_asks_for_itself(case: Case, consumer: bool) -> None:
+    source, mixer = kit.make(case), kit.make(case, seed=1, consumer=consumer)
+    x_BTD, own_BTD = kit.inputs(7), kit.inputs(7, seed=8).requires_grad_()
+    span = Span(torch.arange(7).expand(kit.BATCH, 7))
+    shared = source.share(x_BTD, None, span) if consumer else None
+    mixer.run(own_BTD, None, span, shared).square().sum().backward()
+    assert own_BTD.grad is not None
+    for name, parameter in mixer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
 @pytest.mark.parametrize("second", [{"state_from": 0}, {"weights_from": 0}], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=kit.case_id)
 def test_stack_decodes_as_it_trains_and_counts_once(case: Case, second: dict[str, int]) -> None:

@@ -128,8 +128,6 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
     shareable = True
     float32_params = frozenset({"log_rate", "dt_bias"})
     gate_activation: ClassVar[Activation]
-    query_proj: Linear | None = None
-    """A consumer's own; queries of a block with a state pass through its convolution."""
 
     def __init__(self, config: DeltaConfig, d_model: int, consumer: bool) -> None:
         super().__init__(config, d_model)
@@ -141,8 +139,10 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
         keys, values = d_model, self.num_heads * config.head_dim
         self.norm = RMSNorm(config.head_dim, config.norm_eps)
         self.out_proj = Linear(values, d_model)
+        # A consumer's own; queries of a block with a state pass through its convolution.
+        asks = consumer and self.recurrent
+        self.query_proj = Linear(d_model, keys) if asks else None
         if consumer:
-            self.query_proj = Linear(d_model, keys) if self.recurrent else None
             return
         self.conv_widths = [keys, keys, values] if self.recurrent else [0, 0, values]
         self.conv_proj = Linear(d_model, sum(self.conv_widths))

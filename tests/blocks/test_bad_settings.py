@@ -23,6 +23,8 @@ REFUSED = [
     ("mamba3", {"expansion": 1.01}, ["expansion=1.01", "d_model=64", "multiples of 1/d_model"]),
     ("mamba3", {"head_dim": 48}, ["head_dim=48", "expansion * d_model = 128", "64, 128]"]),
     ("moe", {"top_k": 9}, ["top_k=9", "num_experts=8", "1 to 8"]),
+    ("moe", {"shared_expansion": 65}, ["shared_expansion", "65", "less than or equal to 64"]),
+    ("moe", {"expansion": 1e9}, ["expansion", "less than or equal to 64"]),
     ("moe", {"num_groups": 2}, ["num_groups=2", "router='kimi'"]),
     ("moe", {"router": "kimi", "num_groups": 3}, ["num_groups=3", "num_experts=8", "[1, 2, 4, 8]"]),
     (

@@ -23,6 +23,7 @@ def test_each_token_is_on_its_own(case: Case) -> None:
     assert whole.shape == x_BTD.shape
     assert kit.error(one_by_one, whole) < 1e-9
     assert kit.error(alone, whole[1, 5:6]) < 1e-9
+    assert mixer(x_BTD[:, :0]).shape == x_BTD[:, :0].shape
 
 
 @every_case

@@ -59,7 +59,8 @@ def test_every_parameter_acts_and_a_consumer_asks_for_itself(case: Case, consume
     mixer.run(own_BTD, None, span, shared).square().sum().backward()
     assert own_BTD.grad is not None
     for name, parameter in mixer.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
 
 
 @pytest.mark.parametrize("second", [{"state_from": 0}, {"weights_from": 0}], ids=str)

@@ -37,7 +37,7 @@ class MoE(ChannelMixer):
 
         num_experts: Annotated[int, Gene((8, 16, 32))] = Field(8, ge=1)
         top_k: Annotated[int, Gene((1, 2, 4))] = Field(2, ge=1)
-        expansion: Annotated[float, Gene((0.5, 0.75, 1.0), scale="ratio")] = Field(1.0, gt=0)
+        expansion: Annotated[float, Gene((0.5, 0.75, 1.0), scale="ratio")] = Field(1.0, gt=0, le=64)
         use_bias: bool = True
         normalize: bool = True
         routed_scale: float = Field(1.0, gt=0)
@@ -45,7 +45,7 @@ class MoE(ChannelMixer):
         router: Literal["lfm2", "kimi", "granite"] = "lfm2"
         num_groups: int = Field(1, ge=1)
         top_groups: int = Field(1, ge=1)
-        shared_expansion: float = Field(0.0, ge=0)
+        shared_expansion: float = Field(0.0, ge=0, le=64)
         """Width of the shared expert over d_model; 0 for none."""
         activation: Literal["swiglu", "relu2"] = "swiglu"
 
@@ -234,7 +234,7 @@ def sorted_experts(
     counts = torch.bincount(experts_XK.flatten(), minlength=gate_up.shape[0]).tolist()
     token = order // top_k
     groups = x_XD[token].split(counts)
-    outputs = []
+    outputs = [x_XD[:0]]  # what there is of no tokens
     for expert, group_XD in enumerate(groups):
         if group_XD.shape[0]:
             hidden_XF = _activate(F.linear(group_XD, gate_up[expert]), down)

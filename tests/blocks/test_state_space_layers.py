@@ -5,7 +5,10 @@ import copy
 import pytest
 import torch
 
-from archloop.blocks import Mamba3
+from archloop import registry
+from archloop.blocks import Mamba, Mamba3
+from archloop.errors import UserError
+from contracts.mixers import WorkCounter
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -23,3 +26,44 @@ def test_mamba3_reads_of_itself_what_a_longer_next_step_does_not_round_away(rank
         got_BTD, _ = mixer(x_BTD)
     error_BT = (got_BTD.double() - want_BTD).norm(dim=-1) / want_BTD.norm(dim=-1)
     assert error_BT.max() < 0.12
+
+
+@pytest.mark.parametrize(
+    "name, field, value",
+    [
+        ("s5", "modes", 1e308),
+        ("cfc", "backbone", 1e308),
+        ("linear_cfc", "backbone", 1e308),
+        ("mamba", "expansion", 1e308),
+        ("mamba3", "decay_floor", 1e308),
+    ],
+)
+def test_ratios_beyond_any_width_are_refused(name: str, field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"(?s){field}.*less than or equal to"):
+        registry.get("mixers", name).Config(**{field: value}).check(640)
+
+
+@pytest.mark.parametrize("expansion, width", [(1.1, 1600), (2.2, 3200), (7 / 3, 1728)])
+def test_an_expansion_that_is_not_exact_in_binary_gives_a_whole_width(
+    expansion: float, width: int
+) -> None:
+    assert Mamba.Config(expansion=expansion).sizes(width)["d_inner"] == round(expansion * width)
+
+
+@pytest.mark.parametrize("state_dim", [44, 196])
+def test_the_least_rotation_that_is_allowed_can_be_built(state_dim: int) -> None:
+    with pytest.raises(UserError) as refusal:
+        Mamba3.Config(state_dim=state_dim, rope_fraction=0.001).sizes(64)
+    least = float(str(refusal.value).rsplit(maxsplit=1)[-1])
+    assert Mamba3.Config(state_dim=state_dim, rope_fraction=least).sizes(64)["num_angles"] == 1
+
+
+def test_a_step_of_a_mamba_consumer_reads_the_state_alone() -> None:
+    config = Mamba.Config(expansion=1.0, state_dim=32)
+    producer, consumer = config.build(16), config.build(16, consumer=True)
+    x_BD, positions_B = torch.randn(1, 16), torch.tensor([0])
+    shared = producer.share_step(x_BD, producer.init_state(1, 4), positions_B)
+    with WorkCounter() as work:
+        consumer.step(x_BD, None, positions_B=positions_B, shared=shared)
+    declared = config.decode_flops(16, 1, consumer=True)
+    assert work.matmul_flops <= declared <= 1.02 * (work.matmul_flops + work.elementwise)

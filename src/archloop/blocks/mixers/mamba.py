@@ -38,7 +38,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
     class Config(MixerConfig):
         """The paper's: expansion 2, 16 states a channel, kernel 4, dt of rank d_model/16."""
 
-        expansion: Annotated[float, Gene((1.0, 1.5, 2.0), scale="ratio")] = Field(2.0, gt=0)
+        expansion: Annotated[float, Gene((1.0, 1.5, 2.0), scale="ratio")] = Field(2.0, gt=0, le=8)
         state_dim: Annotated[int, Gene((8, 16, 32))] = Field(16, ge=1)
         kernel: Annotated[int, Gene((2, 4))] = Field(4, ge=1, le=64)
         core: Literal["recurrent", "conv"] = "recurrent"
@@ -78,6 +78,14 @@ class Mamba(KeepsFloat32, SequenceMixer):
             if states:
                 token += 7 * inner * states + (2 * d_model * states if consumer else 0)
             return num_tokens * token
+
+        def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
+            total = self.prefill_flops(d_model, 1, context, consumer=consumer)
+            if consumer:
+                # A step reads the producer's state, which in parallel form is computed again.
+                inner, states, _ = self._widths(d_model)
+                total -= 5 * inner * states
+            return total
 
         def _widths(self, d_model: int) -> tuple[int, int, int]:
             sizes = self.sizes(d_model)

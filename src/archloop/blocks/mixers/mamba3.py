@@ -51,16 +51,18 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         rope_fraction: float = Field(0.5, gt=0, le=1)
         """Share of the state that rotates."""
         norm_eps: float = Field(1e-5, gt=0)
-        decay_floor: float = Field(1e-4, gt=0)
+        decay_floor: float = Field(1e-4, gt=0, le=1)
+        """Least speed of decay; a rate of 0 gives 1."""
 
         def sizes(self, d_model: int) -> dict[str, int]:
             inner = whole_width(self.expansion, d_model)
             heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
-            angles = int(self.state_dim * self.rope_fraction) // 2
+            # A fraction such as 2/196 is not exact in binary, nor then is what it leaves.
+            angles = int(self.state_dim * self.rope_fraction * (1 + 1e-12)) // 2
             if not angles:
                 raise UserError(
                     f"rope_fraction={self.rope_fraction} rotates nothing of "
-                    f"state_dim={self.state_dim}; allowed: at least {2 / self.state_dim:g}"
+                    f"state_dim={self.state_dim}; allowed: at least {2 / self.state_dim}"
                 )
             return {
                 "num_heads": heads,

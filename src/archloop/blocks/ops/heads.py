@@ -31,7 +31,8 @@ def whole_width(expansion: float, d_model: int) -> int:
         UserError: not a whole number of channels.
     """
     width = round(expansion * d_model)
-    if width < 1 or width != expansion * d_model:
+    # 1.1 and 7/3 are not exact in binary, nor then is their product.
+    if width < 1 or not math.isclose(width, expansion * d_model, rel_tol=1e-12):
         raise UserError(
             f"expansion={expansion} times d_model={d_model} is not whole; "
             "allowed: positive multiples of 1/d_model"

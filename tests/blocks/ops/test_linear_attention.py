@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.ops import chunks, linear_attention
+from archloop.blocks.ops.bounded_gate import bounded_gate
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "mild": lambda x: F.logsigmoid(x) / 16,
@@ -71,6 +72,17 @@ def test_weak_decays_after_resets() -> None:
     # A weak decay is a difference of sums to some hundreds, each rounded at its 24th digit.
     for a, b in zip(chunked(*parts), exact, strict=True):
         assert gap(a.double(), b) < 1e-4
+
+
+@pytest.mark.parametrize("bound", [0.0, 1e-6, 0.1, 0.5, 0.9])
+def test_bounded_gate_keeps_its_digits_at_both_ends(bound: float) -> None:
+    x = torch.linspace(-30, 30, 301)
+    k, g = bounded_gate(x, bound)
+    # f = (1 + b u) / (1 + u)
+    u = torch.exp(-x.double())
+    exact = torch.log1p(bound * u) - torch.log1p(u)
+    torch.testing.assert_close(g.double(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(k.double(), (1 - bound) * u / (1 + u), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 64, 65, 100, 256])

@@ -30,7 +30,8 @@ def bounded_gate(x_XD: Tensor, bound: float) -> tuple[Tensor, Tensor]:
         k_XD, g_XD = apply(BoundedGate, x_XD, bound)
         return k_XD, g_XD
     x_XD = x_XD.to(recurrent_dtype(x_XD.dtype))
-    g_XD = F.logsigmoid(x_XD)
+    k_XD, g_XD = (1 - bound) * torch.sigmoid(-x_XD), F.logsigmoid(x_XD)
     if bound > 0:
-        g_XD = torch.logaddexp(g_XD + math.log1p(-bound), torch.full_like(g_XD, math.log(bound)))
-    return (1 - bound) * torch.sigmoid(-x_XD), g_XD
+        sum_XD = torch.logaddexp(g_XD + math.log1p(-bound), torch.full_like(g_XD, math.log(bound)))
+        g_XD = torch.where(k_XD > 0.5, sum_XD, torch.log1p(-k_XD.clamp(max=0.5)))
+    return k_XD, g_XD

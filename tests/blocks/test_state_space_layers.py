@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from archloop import registry
-from archloop.blocks import Mamba, Mamba3
+from archloop.blocks import S4D, S5, Mamba, Mamba3
 from archloop.errors import UserError
 from contracts.mixers import WorkCounter
 
@@ -67,3 +67,33 @@ def test_a_step_of_a_mamba_consumer_reads_the_state_alone() -> None:
         consumer.step(x_BD, None, positions_B=positions_B, shared=shared)
     declared = config.decode_flops(16, 1, consumer=True)
     assert work.matmul_flops <= declared <= 1.02 * (work.matmul_flops + work.elementwise)
+
+
+@pytest.mark.parametrize("modes", [37, 64, 211])
+def test_s5_starts_from_many_frequencies_whatever_the_number_of_modes(modes: int) -> None:
+    mixer = S5.Config(modes=1.0).build(modes)
+    assert mixer.frequency.unique().numel() >= 16
+    assert torch.allclose(mixer.log_decay, torch.tensor(0.5).log())
+    per_mode = mixer.b.weight.detach().square().sum(1).unflatten(0, (2, -1)).sum(0)
+    assert float((per_mode / per_mode.mean() - 1).abs().max()) < 2
+
+
+def test_a_mode_that_has_stopped_decaying_is_a_number() -> None:
+    mixer = S4D.Config().build(16)
+    with torch.no_grad():
+        mixer.log_decay.fill_(-60.0)
+    x_BTD = torch.randn(2, 70, 16, requires_grad=True)
+    y_BTD, _ = mixer(x_BTD)
+    for gradient in torch.autograd.grad(y_BTD.sum(), [x_BTD, *mixer.parameters()]):
+        assert gradient.isfinite().all()
+    assert y_BTD.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["s4", "s4d", "s5", "liquid_s4", "rtf", "mamba"])
+def test_all_parameters_take_the_default_dtype(name: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        mixer = registry.get("mixers", name).Config().build(16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in mixer.parameters()} == {torch.float64}

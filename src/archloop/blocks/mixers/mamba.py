@@ -23,7 +23,7 @@ from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixe
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
 from archloop.blocks.ops.heads import initial_dt_bias, whole_width
-from archloop.blocks.ops.precision import KeepsFloat32, precise
+from archloop.blocks.ops.precision import KeepsFloat32, precise, recurrent_dtype
 from archloop.blocks.ops.selective_scan import selective_scan, selective_step
 
 
@@ -119,7 +119,8 @@ class Mamba(KeepsFloat32, SequenceMixer):
         self.dt_proj = Linear(rank, self.inner)
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
         self.dt_bias = nn.Parameter(initial_dt_bias(self.inner))
-        poles_N = torch.arange(1, states + 1, dtype=torch.float32)
+        real = recurrent_dtype(torch.get_default_dtype())
+        poles_N = torch.arange(1, states + 1, dtype=real)
         self.a_log = nn.Parameter(poles_N.log().repeat(self.inner, 1))
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:

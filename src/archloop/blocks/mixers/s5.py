@@ -24,6 +24,9 @@ from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import Pair, scan_pair
 from archloop.blocks.ops.zoh import log_uniform, zoh
 
+LARGEST_BLOCK = 32
+"""Modes of one HiPPO matrix at the start."""
+
 
 class S5(KeepsFloat32, SequenceMixer):
     """Diagonal MIMO state space; 2 P float32 values of state for the layer."""
@@ -75,18 +78,23 @@ class S5(KeepsFloat32, SequenceMixer):
 
     @torch.no_grad()
     def _start_from_hippo(self, modes: int, d_model: int) -> None:
-        """Equal blocks of HiPPO-N of up to 64 states, with B and C drawn in its real basis."""
-        block = next(size for size in range(min(32, modes), 0, -1) if modes % size == 0)
-        hippo = dplr(2 * block)
-        repeat = modes // block
-        self.log_decay.copy_(torch.log(-hippo.poles_M.real).repeat(repeat))
-        self.frequency.copy_(hippo.poles_M.imag.repeat(repeat))
-        basis_NM = hippo.basis_NM.to(torch.complex64)
-        b0_RND = torch.randn(repeat, 2 * block, d_model) * d_model**-0.5
-        c0_RDN = torch.randn(repeat, d_model, 2 * block) * (2 * modes) ** -0.5
-        b_PD = (basis_NM.conj().T @ b0_RND.to(basis_NM.dtype)).reshape(modes, d_model)
-        c_RDM = 2 * c0_RDN.to(basis_NM.dtype) @ basis_NM
-        c_DP = c_RDM.permute(1, 0, 2).reshape(d_model, modes)
+        """Blocks of HiPPO-N of up to 64 states, as equal as can be, with B and C drawn in their
+        real bases.
+        """
+        num_blocks = -(-modes // LARGEST_BLOCK)
+        sizes = [modes // num_blocks + (i < modes % num_blocks) for i in range(num_blocks)]
+        blocks = [dplr(2 * size) for size in sizes]
+        poles_P = torch.cat([block.poles_M for block in blocks])
+        self.log_decay.copy_(torch.log(-poles_P.real))
+        self.frequency.copy_(poles_P.imag)
+        inputs, outputs = [], []
+        for block in blocks:
+            basis_NM = block.basis_NM.to(torch.complex64)
+            b0_ND = torch.randn(basis_NM.shape[0], d_model) * d_model**-0.5
+            c0_DN = torch.randn(d_model, basis_NM.shape[0]) * (2 * modes) ** -0.5
+            inputs.append(basis_NM.conj().T @ b0_ND.to(basis_NM.dtype))
+            outputs.append(2 * c0_DN.to(basis_NM.dtype) @ basis_NM)
+        b_PD, c_DP = torch.cat(inputs), torch.cat(outputs, 1)
         self.b.weight.copy_(torch.cat([b_PD.real, b_PD.imag]))
         self.c.weight.copy_(torch.cat([c_DP.real, -c_DP.imag], 1))
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from archloop.blocks.ops.precision import recurrent_dtype
+
 
 class Dplr(NamedTuple):
     """One of each conjugate pair, ordered by frequency; M = N/2 modes.
@@ -42,8 +44,9 @@ def linear_poles(num_channels: int, num_modes: int) -> tuple[Tensor, Tensor]:
     Returns:
         Logarithm of the decay, and frequency, (D, M) each.
     """
-    log_decay_DM = torch.full((num_channels, num_modes), math.log(0.5))
-    frequency_M = math.pi * torch.arange(num_modes, dtype=torch.float32)
+    real = recurrent_dtype(torch.get_default_dtype())
+    log_decay_DM = torch.full((num_channels, num_modes), math.log(0.5), dtype=real)
+    frequency_M = math.pi * torch.arange(num_modes, dtype=real)
     return log_decay_DM, frequency_M.repeat(num_channels, 1)
 
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from archloop.blocks.ops.scan import Pair
 
+SLOWEST = 1e-15
+"""Rate of decay whose square is still a float32."""
+
 
 def zoh(real: Tensor, imag: Tensor, dt: Tensor) -> tuple[Pair, Pair]:
     """Zero-order hold of ``x' = l x + b u`` for poles l, elementwise and without cancellation.
@@ -14,6 +17,8 @@ def zoh(real: Tensor, imag: Tensor, dt: Tensor) -> tuple[Pair, Pair]:
     Returns:
         ``exp(l dt)`` and ``(exp(l dt) - 1) / l``, as pairs.
     """
+    # What decays less than this lasts for good; 0 / 0 would be no number.
+    real = real.clamp(max=-SLOWEST)
     grow, angle = real * dt, imag * dt
     a = (grow.exp() * angle.cos(), grow.exp() * angle.sin())
     # Re(exp(z) - 1) as sums of small terms: exp(z).real - 1 would lose them for small dt.

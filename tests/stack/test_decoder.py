@@ -222,8 +222,21 @@ def test_impossible_sharing_is_refused(blocks: tuple[BlockSpec, ...], message: s
 
 def test_a_mixer_without_features_has_no_consumers() -> None:
     spec = stack(block(mixer("short_conv")), block(mixer("short_conv", state_from=0)))
-    with pytest.raises(ValueError, match="state_from"):
+    with pytest.raises(ValueError, match=r"state_from.*allowed: None"):
         Decoder(spec)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["norm_eps", "embedding_multiplier", "logits_divisor"])
+def test_factors_that_are_not_finite_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"(?s){field}.*finite"):
+        stack(block()).replace(**{field: value})
+
+
+def test_logits_are_divided_by_more_than_nothing() -> None:
+    for divisor in (0.0, -1.0):
+        with pytest.raises(ValueError, match=r"(?s)logits_divisor.*greater than 0"):
+            stack(block()).replace(logits_divisor=divisor)
 
 
 @pytest.mark.parametrize(

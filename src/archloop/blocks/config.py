@@ -82,7 +82,9 @@ class Config(BaseModel):
         """
         self.sizes(d_model)
         if consumer and not getattr(self.owner, "shareable", False):
-            raise UserError(f"state_from: {self.owner.__name__} does not share its features")
+            raise UserError(
+                f"state_from: {self.owner.__name__} does not share its features; allowed: None"
+            )
 
     def build(
         self, d_model: int, block_index: int = 0, num_blocks: int = 1, *, consumer: bool = False

@@ -30,7 +30,7 @@ Settings = Annotated[dict[str, Scalar], AfterValidator(_one_spelling)]
 
 
 class _Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MixerSpec(_Plain):
@@ -88,7 +88,7 @@ class StackSpec(_Plain):
     tie_embeddings: bool = True
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     embedding_multiplier: float = 1.0
-    logits_divisor: float = 1.0
+    logits_divisor: Annotated[float, Field(gt=0)] = 1.0
     max_context: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")

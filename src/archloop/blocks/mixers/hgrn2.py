@@ -26,7 +26,7 @@ class HGRN2(LinearAttention):
         """The paper's state expansion is 128 (head_dim); keys and values are equally wide.
 
         `lower_bound` None takes block_index / num_blocks, where the paper's cumulative softmax over
-        blocks starts; a number sets it for this block.
+        blocks starts; a number sets it for this block. A block with weights_from has its source's.
         """
 
         head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from accelerator import DEVICE
 from archloop import registry
+from archloop.blocks.base import Span
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
@@ -42,3 +43,16 @@ def test_prefill_continues_from_a_state(name: str) -> None:
     parts = [layer(part, state)[0] for part in x_BTD.split([41, 28, 1], 1)]
     whole = copy.deepcopy(layer).double()(x_BTD.double())[0]
     assert float((torch.cat(parts, 1).double() - whole).norm() / whole.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gla", "hgrn2", "gated_deltanet", "kda"])
+@torch.no_grad()
+def test_a_consumer_asks_the_state_of_another(name: str) -> None:
+    config = registry.get("mixers", name).Config()
+    source, consumer = config.build(WIDTH).to(DEVICE), config.build(WIDTH, consumer=True).to(DEVICE)
+    x_BTD, own_BTD = (torch.randn(2, 70, WIDTH, device=DEVICE) for _ in range(2))
+    span = Span(torch.arange(70, device=DEVICE).expand(2, 70))
+    fast = consumer.run(own_BTD, None, span, source.share(x_BTD, None, span))
+    source, consumer = source.double(), consumer.double()
+    plain = consumer.run(own_BTD.double(), None, span, source.share(x_BTD.double(), None, span))
+    assert float((fast.double() - plain).norm() / plain.norm()) < 1e-4

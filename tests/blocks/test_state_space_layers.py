@@ -97,3 +97,19 @@ def test_all_parameters_take_the_default_dtype(name: str) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in mixer.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name, config", [("cfc", {}), ("mamba2", {}), ("mamba3", {"rank": 2})])
+def test_a_state_may_be_coarser_than_its_model(name: str, config: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    mixer = registry.get("mixers", name).Config(**config).build(64).double()
+    x_BTD = torch.randn(2, 70, 64, dtype=torch.float64)
+    state = mixer.init_state(2, 70, torch.float32)
+    with torch.no_grad():
+        want_BTD, _ = mixer(x_BTD)
+    for start, stop in ((0, 40), (40, 69)):
+        got_BTD, _ = mixer(x_BTD[:, start:stop], state)
+        assert float((got_BTD - want_BTD[:, start:stop]).abs().max()) < 1e-5
+    got_BD, _ = mixer.step(x_BTD[:, 69], state, positions_B=torch.tensor([69, 69]))
+    assert got_BD.dtype == torch.float64
+    assert float((got_BD - want_BTD[:, 69]).abs().max()) < 1e-5

@@ -85,7 +85,8 @@ class CfC(SequenceMixer):
 
     def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         p_BU = precise(self.input(x_BD))
-        h_BD = cell_step(p_BU, *self._weights(), state["h"], self.head, *self._head_params())
+        h_BD = state["h"].to(p_BU.dtype)
+        h_BD = cell_step(p_BU, *self._weights(), h_BD, self.head, *self._head_params())
         state["h"].copy_(h_BD)
         return self.out_proj(h_BD.to(x_BD.dtype))
 

@@ -159,7 +159,7 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         dt_BNT = dt_BTN.transpose(1, 2)
         x_BNTV, k_BGTK = split_heads(x, self.num_heads), split_heads(k, self.num_groups)
         g_BNT = dt_BNT * self._rate()[:, None]
-        initial = None if state is None else state["kv"]
+        initial = None if state is None else state["kv"].to(g_BNT.dtype)
         states, final_BNKV = ssd.states(k_BGTK, x_BNTV, g_BNT, initial, dt_BNT)
         if state is not None:
             state["kv"].copy_(final_BNKV)

@@ -219,7 +219,8 @@ class Mamba3(KeepsFloat32, SequenceMixer):
         z, c = self.query_proj(x_BD[:, None]).split(self.query_widths, -1)
         angle_BN1S = shared["angle"][:, :, None]
         q_BNRK = self._rotated(c, self.c_norm, self.c_bias, angle_BN1S)[:, :, 0]
-        y = precise(q_BNRK) @ shared["kv"] + precise(self.skip)[:, None, None] * shared["v"]
+        q_BNRK = precise(q_BNRK)
+        y = q_BNRK @ shared["kv"].to(q_BNRK.dtype) + precise(self.skip)[:, None, None] * shared["v"]
         return self._out(x_BD[:, None], y[:, :, None], z)[:, 0]
 
     def _features(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, ...]:
@@ -255,8 +256,8 @@ class Mamba3(KeepsFloat32, SequenceMixer):
 
     def _past(self, state: State) -> Tensor:
         """What the last token's key and value would add to the state, (B, N, K, V)."""
-        v_BNRV = self._ranked(state["v"][:, :, None])[:, :, 0]
-        return state["k"].transpose(-1, -2) @ v_BNRV
+        v_BNRV = precise(self._ranked(state["v"][:, :, None])[:, :, 0])
+        return state["k"].to(v_BNRV.dtype).transpose(-1, -2) @ v_BNRV
 
     def _keep(self, state: State, span: Span, angle: Tensor, k: Tensor, x: Tensor) -> None:
         """Remember the angle, key and value of each row's last real token."""

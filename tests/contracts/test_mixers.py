@@ -208,6 +208,20 @@ def test_low_precision_stays_near_float64(case: Case) -> None:
 
 
 @every_case
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_a_state_may_have_another_precision_than_its_mixer(
+    case: Case, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    mixer, x_BTD = kit.make(case, dtype=dtypes[0]), kit.inputs(47, dtype=dtypes[0])
+    with torch.no_grad():
+        full_BTD, _ = mixer(x_BTD)
+    state = mixer.init_state(kit.BATCH, 47, dtypes[1])
+    y_BTD = [kit.chunks(mixer, x_BTD[:, :43], state, [1, 42])]
+    y_BTD.append(kit.steps(mixer, x_BTD[:, 43:], state, start=43))
+    assert kit.error(torch.cat(y_BTD, 1), full_BTD) < 1e-4
+
+
+@every_case
 def test_poles_and_time_steps_stay_float32_in_a_cast(case: Case) -> None:
     mixer = kit.make(case, dtype=torch.float32)
     before = {name: p.detach().clone() for name, p in mixer.named_parameters()}

@@ -173,7 +173,7 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
             return {"v": v_BTd}
         g, beta = (split_heads(gate, self.num_heads) for gate in self.gates(x_BTD))
         g, beta_BNT = only_real(g, span), only_real(self.max_beta * beta, span)[..., 0]
-        initial = None if state is None else state["kv"]
+        initial = None if state is None else state["kv"].to(g.dtype)
         v_BNTV, states_BNnKV, final_BNKV = delta_rule.corrected(
             k_BGTK, v_BNTV, beta_BNT, g, initial
         )

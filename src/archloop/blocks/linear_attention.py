@@ -72,7 +72,7 @@ class LinearAttention(SequenceMixer):
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         k, v, g = (split_heads(part, self.num_heads) for part in self.keys(x_BTD))
         k, g = only_real(k, span), only_real(g, span)
-        initial = None if state is None else state["kv"]
+        initial = None if state is None else state["kv"].to(g.dtype)
         states_BNnKV, final_BNKV = linear_attention.states(k, v, g, initial)
         if state is not None:
             state["kv"].copy_(final_BNKV)

@@ -58,8 +58,8 @@ def advance(
     state_BNKV: Tensor, k_BNK: Tensor, v_BNV: Tensor, beta_BN: Tensor, g_BNK: Tensor
 ) -> Tensor:
     """The state one token later."""
-    k_BNK, v_BNV, beta_BN = (x.to(state_BNKV.dtype) for x in (k_BNK, v_BNV, beta_BN))
     state_BNKV = g_BNK.exp()[..., None] * state_BNKV
+    k_BNK, v_BNV, beta_BN = (x.to(state_BNKV.dtype) for x in (k_BNK, v_BNV, beta_BN))
     error_BNV = v_BNV - linear_attention.query(state_BNKV, k_BNK)
     return state_BNKV + k_BNK[..., None] * (beta_BN[..., None] * error_BNV)[..., None, :]
 

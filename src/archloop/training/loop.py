@@ -202,7 +202,7 @@ def train(
     losses: list[tuple[int, float]] = []
     kept, diverged = None, False
     model.train()
-    if next(model.parameters()).is_cuda:
+    if next(model.parameters()).is_cuda and first < config.num_steps:
         with torch.random.fork_rng():
             compile_ahead(lambda: _backward(copy.deepcopy(model), batches(first), loss))
     with deterministic(seed):

@@ -63,18 +63,22 @@ def exact(parts: list[Tensor]) -> list[Tensor]:
     return [part.detach().double().requires_grad_() for part in parts]
 
 
-def mixed(module, inputs: list[Tensor], weighted: bool) -> tuple[Tensor, Tensor]:
+def mixed(
+    module, inputs: list[Tensor], weighted: bool, options: dict[str, int]
+) -> tuple[Tensor, Tensor]:
     """Outputs and final state; the last of the inputs may weigh the values."""
     q, k, v, g, *initial = inputs
     weight = {"weight_BNT": initial.pop()} if weighted else {}
     before, final = module.states(k, v, g, initial[0] if initial else None, **weight)
-    return module.read(q, k, v, g, before, **weight), final
+    return module.read(q, k, v, g, before, **weight, **options), final
 
 
-def compare(module, parts: list[Tensor], dtype: torch.dtype, weighted: bool = False) -> None:
+def compare(
+    module, parts: list[Tensor], dtype: torch.dtype, weighted: bool = False, **options: int
+) -> None:
     results = []
     for inputs in (parts, parts, exact(parts)):
-        outputs, final = mixed(module, inputs, weighted)
+        outputs, final = mixed(module, inputs, weighted, options)
         torch.manual_seed(1)
         weights, ends = (torch.randn(x.shape, device=DEVICE) for x in (outputs, final))
         weights = weights.to(dtype)
@@ -119,6 +123,14 @@ def test_weights_of_values(shape, dtype: torch.dtype) -> None:
     parts = leaves(shape, dtype, decay_width=False)
     weight = torch.rand(shape[0], shape[3], shape[1], device=DEVICE).transpose(1, 2)
     compare(ssd, [*parts, weight.requires_grad_()], dtype, weighted=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_the_token_itself(shape, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parts = leaves(shape, dtype, decay_width=False)
+    compare(ssd, parts, dtype, diagonal=-1)
 
 
 @pytest.mark.parametrize("largest", [16, 32])

@@ -28,6 +28,7 @@ def test_equal_the_plain_forms(time: int) -> None:
         (lambda *x: (conv.causal_conv(*x),), [randn(B, time, FEATURES), randn(FEATURES, 4)]),
         (lambda *x: (biased_rotation(*x),), turned),
         (lambda *x: (ranked_ssd.decayed_scores(*x),), decays),
+        (lambda *x: (ranked_ssd.decayed_scores(*x, diagonal=-1),), decays),
     ]
     for form, inputs in cases:
         on_device = [x.detach().float().to(DEVICE) for x in inputs]

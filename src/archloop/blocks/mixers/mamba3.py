@@ -169,7 +169,6 @@ class Mamba3(KeepsFloat32, SequenceMixer):
             "v": v_BNTRV,
             "scaled": scaled,
             "own": own_share,
-            "next": next_share,
             "g": g,
             "states": states,
         }
@@ -177,26 +176,17 @@ class Mamba3(KeepsFloat32, SequenceMixer):
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         z, c = self.query_proj(x_BTD).split(self.query_widths, -1)
         q_BNTRK = self._rotated(c, self.c_norm, self.c_bias, shared["angle"])
-        # Of what it adds, a token reads its own share alone. Kernels read all of it, and the next
-        # step's share is taken back out; elsewhere it is left out, which rounds nothing away where
-        # the next step is far longer.
-        kernels = triton_kernels.usable(shared["g"])
-        y = ranked_ssd.read(
-            q_BNTRK,
-            shared["k"],
-            shared["scaled"],
-            shared["g"],
-            shared["states"],
-            diagonal=0 if kernels else -1,
-        )
-        read_BNT = -shared["next"] if kernels else shared["own"]
+        # Of what it adds, a token reads its own share alone. Taking the next step's back out again
+        # would round that away where the next step is far longer.
+        added = shared["k"], shared["scaled"], shared["g"], shared["states"]
+        y = ranked_ssd.read(q_BNTRK, *added, diagonal=-1)
         # What a token reads of itself, and the skip: small products of ranks.
         if self.config.rank == 1:
             own = (q_BNTRK * shared["k"]).sum(-1, keepdim=True)
         else:
             own = q_BNTRK @ shared["k"].transpose(-1, -2)
         eye = torch.eye(self.config.rank, dtype=own.dtype, device=own.device)
-        factor = self.skip[:, None, None, None] * eye + read_BNT[..., None, None] * own
+        factor = self.skip[:, None, None, None] * eye + shared["own"][..., None, None] * own
         v, factor = shared["v"], factor.to(own.dtype)
         y = torch.addcmul(y, factor, v) if self.config.rank == 1 else y + factor @ v
         return self._out(x_BTD, y, z)

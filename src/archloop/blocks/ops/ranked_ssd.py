@@ -61,13 +61,13 @@ def read(
 ) -> Tensor:
     """Outputs (B, N, T, R, V) in the dtype of v, given the state before each chunk.
 
-    With diagonal -1 a token does not read what it adds itself; kernels know 0 alone.
+    With diagonal -1 a token does not read what it adds itself.
     """
     time, ranks = q_BNTRK.shape[2:4]
     if _is_ssd(k_BNTRK, v_BNTRV, g_BNT):
-        assert diagonal == 0
         q, k, v = (x[..., 0, :] for x in (q_BNTRK, k_BNTRK, v_BNTRV))
-        return ssd.read(q, k, v, g_BNT, states_BNnKV.unsqueeze(4))[..., None, :]
+        states_BNnK1V = states_BNnKV.unsqueeze(4)
+        return ssd.read(q, k, v, g_BNT, states_BNnK1V, diagonal=diagonal)[..., None, :]
     chunk = tokens_per_chunk(time, ranks)
     q, k, v, g = (split(x, chunk) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT))
     b = decay_sums(g)
@@ -90,10 +90,10 @@ def decayed_scores(scores_XMM: Tensor, b_XC: Tensor, diagonal: int = 0) -> Tenso
     diagonal).
     """
     rows, tokens = scores_XMM.shape[-1], b_XC.shape[-1]
-    if triton_kernels.usable(b_XC) and rows >= 16 and diagonal == 0:
+    if triton_kernels.usable(b_XC) and rows >= 16:
         from archloop.blocks.ops.gpu.decay import DecayedScores
 
-        decayed: Tensor = apply(DecayedScores, scores_XMM, b_XC)
+        decayed: Tensor = apply(DecayedScores, scores_XMM, b_XC, diagonal)
         return decayed
     ratios = decay_ratios(b_XC, diagonal).to(scores_XMM.dtype)
     if rows > tokens:

@@ -79,9 +79,10 @@ def read(
     largest: int = CHUNK,
     smallest: int = 1,
     weight_BNT: Tensor | None = None,
+    diagonal: int = 0,
 ) -> Tensor:
     """Outputs (B, N, T, V), given the state before each chunk, the sizes of these and the weights
-    of the values.
+    of the values. With diagonal -1 a token does not read what it adds itself.
     """
     groups, time = q_BGTK.shape[1:3]
     if linear_attention.on_gpu(g_BNT, q_BGTK, k_BGTK, v_BNTV):
@@ -90,7 +91,8 @@ def read(
 
         chunk = chunk_size(time, largest, SMALLEST_CHUNK)
         states_BNnKV = states_BGnKRV.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-        o_BNTV: Tensor = apply(Read, q_BGTK, k_BGTK, v_BNTV, g_BNT, weight_BNT, states_BNnKV, chunk)
+        inputs = q_BGTK, k_BGTK, v_BNTV, g_BNT, weight_BNT, states_BNnKV
+        o_BNTV: Tensor = apply(Read, *inputs, chunk, diagonal)
         return o_BNTV
     if weight_BNT is not None:
         v_BNTV = v_BNTV * weight_BNT[..., None]
@@ -100,7 +102,7 @@ def read(
     from_state = (q @ states_BGnKRV.flatten(4)).unflatten(4, states_BGnKRV.shape[4:])
     from_state = from_state.permute(0, 1, 4, 2, 3, 5).flatten(1, 2) * b.exp()[..., None]
     scores_BG1nCC = (q @ k.transpose(3, 4))[:, :, None]
-    scores = (scores_BG1nCC * decay_ratios(b).unflatten(1, (groups, -1))).flatten(1, 2)
+    scores = (scores_BG1nCC * decay_ratios(b, diagonal).unflatten(1, (groups, -1))).flatten(1, 2)
     return join(from_state + scores @ v, time)
 
 

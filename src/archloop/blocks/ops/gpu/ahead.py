@@ -28,10 +28,12 @@ def compile_ahead(run: Callable[[], object]) -> None:
     """
     if not hasattr(triton, "AsyncCompileMode"):  # before Triton 3.5
         return
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, without_wgmma():
-        # Autograd's own threads would launch for themselves.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores) as pool, without_wgmma():
+        # Autograd's own threads would launch for themselves; what is not computed may be NaN.
         one_thread = torch.autograd.set_multithreading_enabled(False)
-        with one_thread, _queued(), triton.AsyncCompileMode(pool) as mode:
+        lenient = torch.autograd.set_detect_anomaly(False)
+        with one_thread, lenient, _queued(), triton.AsyncCompileMode(pool) as mode:
             run()
         kernels = [future.result() for future in mode.future_kernels.values()]
         # What launches a kernel is C, compiled when it is first asked for.

@@ -1,7 +1,8 @@
 """`ops.ssd` on a GPU: one decay per head, a chunk as decayed attention, forward and back.
 
 Gradients of queries and keys sum over the heads of a group, so one program goes through these in
-turn, and the product of queries and keys is formed once for all of them.
+turn, and the product of queries and keys is formed once for all of them. Where GAP is 1, a token
+does not read what it adds itself.
 
 Products feed products here, so everything compiles `without_wgmma`. Imported only where Triton is
 installed. Shape suffixes: as in `ops.ssd`.
@@ -162,7 +163,8 @@ def _read_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, w_ptr, states_ptr, o_ptr, num_steps, num_heads, num_chunks,
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, o_b, o_n, o_t,
     K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, GAP: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
     batch, head = row // num_heads, row % num_heads
@@ -193,7 +195,7 @@ def _read_kernel(
         state = tl.load(states_ptr + at, mask=inside, other=0.0).to(v.dtype)
         scores += tl.dot(q, tl.trans(k), input_precision=PRECISION)
         o += tl.dot(q, state, input_precision=PRECISION)
-    later = step[:, None] >= step[None, :]
+    later = step[:, None] >= step[None, :] + GAP
     ratio = tl.exp(tl.where(later, b[:, None] - b[None, :], 0.0))
     if WEIGHTED:
         w = tl.load(w_ptr + head * w_n + step * w_t, mask=here, other=0.0)
@@ -211,7 +213,8 @@ def _read_queries_kernel(
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, do_b, do_n, do_t,
     dq_b, dq_n, dq_t, dg_b, dg_n, dg_t, dg_part,
     K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, GAP: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries and states, and of the decays as far as queries feel them."""
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
@@ -266,7 +269,9 @@ def _read_queries_kernel(
         own = tl.sum(tl.where(diagonal, dscores, 0.0), 1)
         pairs = tl.where(before, dscores, 0.0).to(dtype)
         asked += tl.dot(pairs, k, input_precision=PRECISION)
-        dq += asked + own[:, None] * k.to(tl.float32)
+        dq += asked
+        if GAP == 0:
+            dq += own[:, None] * k.to(tl.float32)
         db = tl.sum(asked * q.to(tl.float32), 1)
         tl.store(dg_ptr + head * dg_n + step * dg_t, tl.cumsum(db, 0, reverse=True), mask=here)
     dq_at = step[:, None] * dq_t + key[None, :]
@@ -280,7 +285,8 @@ def _read_keys_kernel(
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, g_b, g_n, g_t, w_b, w_n, w_t, do_b, do_n, do_t,
     dk_b, dk_n, dk_t, dv_b, dv_n, dv_t, dg_b, dg_n, dg_t, dv_part, dg_part,
     K: tl.constexpr, V: tl.constexpr, SHARED: tl.constexpr, WEIGHTED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, GAP: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys, values and weights, and those of the decays completed; parts as above."""
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
@@ -302,7 +308,7 @@ def _read_keys_kernel(
     part = tl.program_id(1).to(tl.int64) * dg_part + batch * dg_b + start * dg_t
     # Rows are keys here, columns the queries after them.
     product = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    later, diagonal = step[:, None] <= step[None, :], step[:, None] == step[None, :]
+    later, diagonal = step[:, None] + GAP <= step[None, :], step[:, None] == step[None, :]
     dk = tl.zeros([CHUNK, BLOCK_K], dtype=tl.float32)
     for rank in range(SHARED):
         head = group * SHARED + rank
@@ -413,7 +419,7 @@ class Read(torch.autograd.Function):
     @without_wgmma()
     def forward(
         ctx: Any, q_BGTK: Tensor, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor,
-        weight_BNT: Tensor | None, states_BNnKV: Tensor, chunk: int,
+        weight_BNT: Tensor | None, states_BNnKV: Tensor, chunk: int, diagonal: int,
     ) -> Tensor:  # fmt: skip
         """Outputs (B, N, T, V) in the dtype of v."""
         q_BGTK, k_BGTK, v_BNTV = (dense_rows(x) for x in (q_BGTK, k_BGTK, v_BNTV))
@@ -426,10 +432,11 @@ class Read(torch.autograd.Function):
             v_BNTV.shape[2], heads, num_chunks,
             *strides(q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, o_BNTV),
             K=keys, V=values, SHARED=heads // q_BGTK.shape[1], WEIGHTED=weight_BNT is not None,
-            CHUNK=chunk, BLOCK_K=tile(keys), BLOCK_V=block_v, **arithmetic(v_BNTV.dtype),
+            CHUNK=chunk, GAP=-diagonal, BLOCK_K=tile(keys), BLOCK_V=block_v,
+            **arithmetic(v_BNTV.dtype),
         )  # fmt: skip
         ctx.save_for_backward(q_BGTK, k_BGTK, v_BNTV, g_BNT, weight, states_BNnKV)
-        ctx.chunk, ctx.weighted = chunk, weight_BNT is not None
+        ctx.chunk, ctx.gap, ctx.weighted = chunk, -diagonal, weight_BNT is not None
         return o_BNTV
 
     @staticmethod
@@ -455,6 +462,7 @@ class Read(torch.autograd.Function):
             "SHARED": heads // groups,
             "WEIGHTED": ctx.weighted,
             "CHUNK": ctx.chunk,
+            "GAP": ctx.gap,
             "BLOCK_V": tile(values, widest(v_BNTV.dtype, 64)),
             **arithmetic(v_BNTV.dtype),
         }
@@ -470,7 +478,7 @@ class Read(torch.autograd.Function):
         )  # fmt: skip
         dv, dg = total(dv_parts, v_BNTV.dtype), total(dg_parts, g_BNT.dtype)
         dweight = total(dw_parts, g_BNT.dtype) if ctx.weighted else None
-        return dq_BGTK, dk_BGTK, dv, dg, dweight, dstates_BNnKV, None
+        return dq_BGTK, dk_BGTK, dv, dg, dweight, dstates_BNnKV, None, None
 
 
 def _parts(v_BNTV: Tensor, g_BNT: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:

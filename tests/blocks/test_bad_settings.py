@@ -26,6 +26,7 @@ REFUSED = [
     ("moe", {"shared_expansion": 65}, ["shared_expansion", "65", "less than or equal to 64"]),
     ("moe", {"expansion": 1e9}, ["expansion", "less than or equal to 64"]),
     ("moe", {"num_groups": 2}, ["num_groups=2", "router='kimi'"]),
+    ("moe", {"router": "granite", "normalize": False}, ["normalize=False", "granite", "True"]),
     ("moe", {"router": "kimi", "num_groups": 3}, ["num_groups=3", "num_experts=8", "[1, 2, 4, 8]"]),
     (
         "moe",

@@ -55,6 +55,11 @@ class MoE(ChannelMixer):
                     f"top_k={self.top_k} exceeds num_experts={self.num_experts}; "
                     f"allowed: 1 to {self.num_experts}"
                 )
+            if self.router == "granite" and not self.normalize:
+                raise UserError(
+                    "normalize=False is not for router='granite', whose weights are a softmax; "
+                    "allowed here: True"
+                )
             self._check_groups()
             d_expert = hidden_width(self.expansion, d_model)
             sizes = {"num_experts": self.num_experts, "top_k": self.top_k, "d_expert": d_expert}

@@ -131,7 +131,7 @@ class S5Torch(Peer):
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(fn(tensor.new_empty(0, dtype=torch.float32)).device)
 
-        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]  # as in PyTorch
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
 
     def run(self, x_BTD: Tensor, state: PeerState | None) -> Tensor:
         y_BTD: Tensor

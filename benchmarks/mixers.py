@@ -55,7 +55,7 @@ COLUMNS = {
     "prefill_tok_per_s": "prefill tok/s",
     "decode_tok_per_s": "decode tok/s",
     "peak_memory_gib": "peak GiB",
-    "stopped": "",
+    "stopped": "remark",
 }
 REPEATS = 25
 """Of a forward and of a training pass, within a second."""
@@ -102,6 +102,8 @@ def main() -> None:
     if on_gpu and options.part == "first-calls":
         print(json.dumps(results))
         return
+    if not on_gpu:  # where its peer does not run
+        del COLUMNS["forward_backward_over_fla_gla"]
     _print_cells(["layer", "T", *COLUMNS.values()], options.markdown)
     if options.markdown:
         _print_cells(["---"] * (2 + len(COLUMNS)), True)
@@ -134,6 +136,8 @@ def compare(
     _print_row(f"`{name}`" if options.markdown else name, length, ours, options.markdown)
     others = [peers.PEERS.get(name), peers.SLOW_TO_TUNE.get(name) if options.fla else None]
     for label, build in filter(None, others):
+        if label in peers.TUNED and setting.device == "cpu":
+            continue
         row = measured(rows, label, build, length, setting)
         row |= _ratios(row, ours, "ours", ["forward", "forward_backward"])
         _print_row(f"- {label}", length, row, options.markdown)
@@ -252,7 +256,7 @@ def first_call(name: str, lengths: list[int], setting: Setting, ahead: bool) -> 
     for label, length in (("first_call_s", max(lengths)), ("odd_length_s", min(lengths) - 24)):
         x_BTD = torch.randn(setting.batch(length), length, D_MODEL, **where, requires_grad=True)
         # PyTorch's own first time, its backward pass included, is not the mixer's.
-        product_BTD = x_BTD @ x_BTD[0, :D_MODEL]
+        product_BTD = x_BTD @ torch.eye(D_MODEL, **where)
         product_BTD.backward(torch.ones_like(product_BTD))
 
         def train(x_BTD: Tensor = x_BTD) -> None:
@@ -349,7 +353,8 @@ def _ratios(
 
 
 def _print_row(label: str, length: int, row: dict[str, Any], markdown: bool) -> None:
-    cells = [_cell(row[key]) if key in row else "-" for key in COLUMNS if key != "stopped"]
+    missing = "" if markdown else "-"
+    cells = [_cell(row[key]) if key in row else missing for key in COLUMNS if key != "stopped"]
     _print_cells([label, f"{length:,}", *cells, row.get("stopped", "")], markdown)
 
 

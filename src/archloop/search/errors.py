@@ -14,5 +14,5 @@ class DiskFullError(StudyError, UserError):
     """No space is left; what is finished is whole, and the same command goes on."""
 
 
-class NoFeasibleTrial(StudyError):  # noqa: N818
+class NoFeasibleTrial(StudyError):  # noqa: N818  (how a search ended, not a fault)
     """Every trial broke a budget or failed; the message names the nearest."""

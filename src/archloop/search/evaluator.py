@@ -12,7 +12,7 @@ from archloop.search.record import Rung
 from archloop.stack.spec import StackSpec
 
 
-class CandidateFailed(RuntimeError):  # noqa: N818
+class CandidateFailed(RuntimeError):  # noqa: N818  (how a trial ended, not a fault of ours)
     """A worker crashed, hung or ran out of memory; the message is one line for the trial."""
 
     def __init__(self, message: str) -> None:

@@ -423,7 +423,7 @@ class Decoder(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(  # noqa: D102
+        def __call__(  # noqa: D102  (its docstring is forward's)
             self,
             ids_BT: Tensor,
             state: DecoderState | None = None,

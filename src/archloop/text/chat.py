@@ -79,7 +79,7 @@ class ChatTemplate:
 class _Generation(Extension):
     """``{% generation %}`` marks words to train on; here it only passes them on."""
 
-    tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from archloop import registry
+from archloop.blocks.ops import triton_kernels
 
 
 class PeerState:
@@ -165,6 +166,17 @@ class Fla(Peer):
 
     def run(self, x_BTD: Tensor, state: PeerState | None) -> Tensor:
         y_BTD: Tensor = self.layer(x_BTD)[0]
+        return y_BTD
+
+
+class OnFla(Peer):
+    """A mixer of ours on flash-linear-attention's kernels."""
+
+    decodes = False
+
+    def run(self, x_BTD: Tensor, state: PeerState | None) -> Tensor:
+        with triton_kernels.from_fla():
+            y_BTD: Tensor = self.layer(x_BTD)[0]
         return y_BTD
 
 
@@ -362,6 +374,13 @@ def fla_gated_deltanet(d_model: int) -> Peer:
 
 Build = Callable[[int], Peer]
 
+
+def on_fla(mixer: str) -> tuple[str, Build]:
+    return f"{mixer} on fla's kernels", lambda d_model: OnFla(
+        registry.get("mixers", mixer).Config().build(d_model)
+    )
+
+
 GLA = "fla GatedLinearAttention"
 PEERS: dict[str, tuple[str, Build]] = {
     "short_conv": ("transformers Lfm2ShortConv", short_conv),
@@ -379,12 +398,13 @@ PEERS: dict[str, tuple[str, Build]] = {
 }
 """Of each mixer that has one: the layer's name, and what builds it at a width."""
 
-SLOW_TO_TUNE: dict[str, tuple[str, Build]] = {
-    "hgrn2": ("fla HGRN2Attention", fla_hgrn2),
-    "kda": ("fla KimiDeltaAttention", fla_kda),
-    "gated_deltanet": ("fla GatedDeltaNet", fla_gated_deltanet),
+SLOW_TO_TUNE: dict[str, list[tuple[str, Build]]] = {
+    "gla": [on_fla("gla")],
+    "hgrn2": [("fla HGRN2Attention", fla_hgrn2), on_fla("hgrn2")],
+    "kda": [("fla KimiDeltaAttention", fla_kda), on_fla("kda")],
+    "gated_deltanet": [("fla GatedDeltaNet", fla_gated_deltanet)],
 }
-"""fla's layers that tune for minutes at the first call, or refuse some Triton versions."""
+"""What runs fla's kernels and tunes for minutes at the first call, or refuses some Tritons."""
 
-TUNED = frozenset([GLA, *(label for label, _ in SLOW_TO_TUNE.values())])
+TUNED = frozenset([GLA, *(label for peers in SLOW_TO_TUNE.values() for label, _ in peers)])
 """Layers whose first call may take as long as it wants."""

@@ -134,8 +134,9 @@ def compare(
     reference = rows.get(peers.GLA, {}).get(length, {})
     ours |= _ratios(ours, reference, "fla_gla", ["forward_backward"])
     _print_row(f"`{name}`" if options.markdown else name, length, ours, options.markdown)
-    others = [peers.PEERS.get(name), peers.SLOW_TO_TUNE.get(name) if options.fla else None]
-    for label, build in filter(None, others):
+    others = [peers.PEERS[name]] if name in peers.PEERS else []
+    others += peers.SLOW_TO_TUNE.get(name, []) if options.fla else []
+    for label, build in others:
         if label in peers.TUNED and setting.device == "cpu":
             continue
         row = measured(rows, label, build, length, setting)
@@ -376,7 +377,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lengths", nargs="*", type=int, default=[1_024, 8_192])
     parser.add_argument("--tokens", type=int, help="tokens a training pass")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds a row may take")
-    parser.add_argument("--fla", action="store_true", help="fla's layers that tune for minutes too")
+    parser.add_argument(
+        "--fla", action="store_true", help="rows on fla's kernels that tune for minutes"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--part", choices=["first-calls", "rows"], help="of a GPU's figures")
     parser.add_argument("--first-call", help="time this mixer's first call, and nothing else")

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops import delta_rule, linear_attention, ssd
+from archloop.blocks.ops import delta_rule, linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
 from archloop.blocks.ops.gated_norm import Activation, gated_norm
 from archloop.blocks.ops.heads import count_heads, join_heads, only_real, split_heads
@@ -173,6 +173,9 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
             return {"v": v_BTd}
         g, beta = (split_heads(gate, self.num_heads) for gate in self.gates(x_BTD))
         g, beta_BNT = only_real(g, span), only_real(self.max_beta * beta, span)[..., 0]
+        vector = g.shape[-1] > 1
+        if state is None and vector and triton_kernels.taken_from_fla(v_BNTV, self.head_dim):
+            return {"q": q_BGTK, "k": k_BGTK, "v": v_BNTV, "beta": beta_BNT, "g": g}
         initial = None if state is None else state["kv"].to(g.dtype)
         v_BNTV, states_BNnKV, final_BNKV = delta_rule.corrected(
             k_BGTK, v_BNTV, beta_BNT, g, initial
@@ -188,7 +191,12 @@ class DeltaMixer(KeepsFloat32, SequenceMixer):
         if self.query_proj is not None:
             q = unit(split_heads(F.silu(self.query_proj(x_BTD)), self.num_key_heads))
             q = q * self.head_dim**-0.5
-        o_BNTV = delta_rule.read(q, shared["k"], shared["v"], shared["g"], shared["states"])
+        if "states" in shared:
+            o_BNTV = delta_rule.read(q, shared["k"], shared["v"], shared["g"], shared["states"])
+        else:
+            from archloop.blocks.ops.gpu import fla
+
+            o_BNTV = fla.kda(q, shared["k"], shared["v"], shared["beta"], shared["g"])
         return self._out(x_BTD, join_heads(o_BNTV))
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from archloop.blocks.base import Features, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
-from archloop.blocks.ops import linear_attention
+from archloop.blocks.ops import linear_attention, triton_kernels
 from archloop.blocks.ops.heads import join_heads, only_real, split_heads
 
 
@@ -72,6 +72,8 @@ class LinearAttention(SequenceMixer):
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         k, v, g = (split_heads(part, self.num_heads) for part in self.keys(x_BTD))
         k, g = only_real(k, span), only_real(g, span)
+        if state is None and triton_kernels.taken_from_fla(v, self.key_dim):
+            return {"k": k, "v": v, "g": g}
         initial = None if state is None else state["kv"].to(g.dtype)
         states_BNnKV, final_BNKV = linear_attention.states(k, v, g, initial)
         if state is not None:
@@ -80,13 +82,14 @@ class LinearAttention(SequenceMixer):
 
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         q_BTd, gate = self.queries(x_BTD)
-        o_BNTV = linear_attention.read(
-            split_heads(q_BTd, self.num_heads),
-            shared["k"],
-            shared["v"],
-            shared["g"],
-            shared["states"],
-        )
+        q_BNTK = split_heads(q_BTd, self.num_heads)
+        parts = q_BNTK, shared["k"], shared["v"], shared["g"]
+        if "states" in shared:
+            o_BNTV = linear_attention.read(*parts, shared["states"])
+        else:
+            from archloop.blocks.ops.gpu import fla
+
+            o_BNTV = fla.gla(*parts)
         return self.output(join_heads(o_BNTV).to(q_BTd.dtype), gate)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:

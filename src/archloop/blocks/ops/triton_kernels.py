@@ -12,8 +12,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from archloop.errors import UserError
+
 _disabled = False
+_from_fla = False
 _NO_WGMMA = "DISABLE_MMA_V3"
+FLA_WIDEST_KEY = 256
 
 
 def usable(x: Tensor, *dtypes: torch.dtype) -> bool:
@@ -34,6 +38,34 @@ def disabled() -> Iterator[None]:
         yield
     finally:
         _disabled = before
+
+
+@contextmanager
+def from_fla() -> Iterator[None]:
+    """Inside, flash-linear-attention's kernels serve what of GLA, HGRN2 and KDA they do right.
+
+    That is passes in bfloat16 that neither start from a state nor leave one, training above all;
+    all else is as outside. They tune themselves for minutes at the first call of each shape.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    global _from_fla
+    if importlib.util.find_spec("fla") is None:
+        raise UserError(
+            "flash-linear-attention is not installed; install it with pip install 'archloop[gpu]'"
+        )
+    before, _from_fla = _from_fla, True
+    try:
+        yield
+    finally:
+        _from_fla = before
+
+
+def taken_from_fla(v: Tensor, key_width: int) -> bool:
+    """Whether `from_fla` holds here, for values v and keys of this width."""
+    served = v.dtype == torch.bfloat16 and key_width <= FLA_WIDEST_KEY
+    return _from_fla and served and usable(v, torch.bfloat16)
 
 
 @contextmanager

@@ -400,8 +400,8 @@ PEERS: dict[str, tuple[str, Build]] = {
 
 SLOW_TO_TUNE: dict[str, list[tuple[str, Build]]] = {
     "gla": [on_fla("gla")],
-    "hgrn2": [("fla HGRN2Attention", fla_hgrn2), on_fla("hgrn2")],
-    "kda": [("fla KimiDeltaAttention", fla_kda), on_fla("kda")],
+    "hgrn2": [on_fla("hgrn2"), ("fla HGRN2Attention", fla_hgrn2)],
+    "kda": [on_fla("kda"), ("fla KimiDeltaAttention", fla_kda)],
     "gated_deltanet": [("fla GatedDeltaNet", fla_gated_deltanet)],
 }
 """What runs fla's kernels and tunes for minutes at the first call, or refuses some Tritons."""

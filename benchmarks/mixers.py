@@ -17,7 +17,8 @@ kernels tune themselves over all their configurations, without limit, which take
 own with an empty kernel cache, several processes at once, then so with its kernels compiled ahead,
 as a training does: what a new machine costs, and the next new shape. Below a mixer stand its
 largest error of outputs and gradients against the same module in float64, which takes the plain
-PyTorch forms, and its time at four times the longest length over that at the longest, same batch.
+PyTorch forms. At the end comes the growth of its time: four times the longest length over the
+longest, same batch.
 """
 
 import argparse
@@ -63,6 +64,7 @@ FRESH_AT_ONCE = 6
 """Processes that make their first calls side by side."""
 SLOW_S = 0.5
 """The growth of a layer that trains longer than this is shown at the shortest length."""
+PARTS = ["first-calls", "rows", "growth"]
 
 Rows = dict[str, dict[Any, dict[str, Any]]]
 
@@ -97,24 +99,25 @@ def main() -> None:
     print(f"{_device_name()}{threads}, {setting.dtype}, d_model {D_MODEL}, {setting.tokens} tokens")
     # Rows on a CPU are forked from a process that has imported these already.
     multiprocessing.set_forkserver_preload(["archloop.blocks.base", "transformers.modeling_utils"])
-    if on_gpu and options.part != "rows":
-        results["first_calls"] = first_calls(names)
-    if on_gpu and options.part == "first-calls":
-        print(json.dumps(results))
-        return
     if not on_gpu:  # where its peer does not run
         del COLUMNS["forward_backward_over_fla_gla"]
-    _print_cells(["layer", "T", *COLUMNS.values()], options.markdown)
-    if options.markdown:
-        _print_cells(["---"] * (2 + len(COLUMNS)), True)
+    parts = options.parts if on_gpu else ["rows"]
     try:
-        fill(rows, names, setting, options)
+        if "first-calls" in parts:
+            results["first_calls"] = first_calls(names)
+        if "rows" in parts:
+            fill(rows, names, setting, options)
+        if "growth" in parts:
+            results["growth"] = growths(names, options.lengths, setting)
     finally:  # what there is, if it is stopped
         print(json.dumps(results))
 
 
 def fill(rows: Rows, names: list[str], setting: Setting, options: argparse.Namespace) -> None:
     """Measure every layer at every length."""
+    _print_cells(["layer", "T", *COLUMNS.values()], options.markdown)
+    if options.markdown:
+        _print_cells(["---"] * (2 + len(COLUMNS)), True)
     on_gpu = setting.device == "cuda"
     if on_gpu and not options.mixers:
         for length in options.lengths:
@@ -123,7 +126,8 @@ def fill(rows: Rows, names: list[str], setting: Setting, options: argparse.Names
         for length in options.lengths:
             compare(rows, name, length, setting, options)
         if on_gpu:
-            rows[name] |= check_and_growth(name, rows[name], setting)
+            rows[name]["check"] = figures.here(check, name, setting)
+            print(f"{'':22}{rows[name]['check']}", flush=True)
 
 
 def compare(
@@ -270,18 +274,6 @@ def first_call(name: str, lengths: list[int], setting: Setting, ahead: bool) -> 
     return found
 
 
-def check_and_growth(
-    name: str, rows: dict[Any, dict[str, Any]], setting: Setting
-) -> dict[str, dict[str, Any]]:
-    slow = rows[max(rows)].get("forward_backward_ms", 0) > 1e3 * SLOW_S
-    found = {
-        "check": figures.here(check, name, setting),
-        "growth": figures.here(growth, name, min(rows) if slow else max(rows), setting),
-    }
-    print(f"{'':22}{found}", flush=True)
-    return found
-
-
 def check(name: str, setting: Setting) -> Figures:
     """Largest error, relative to the largest value, of float32 against float64."""
     torch.manual_seed(1)
@@ -305,22 +297,39 @@ def check(name: str, setting: Setting) -> Figures:
     yield "gradient_error", max(errors[1:])
 
 
-def growth(name: str, length: int, setting: Setting) -> Figures:
-    """Training time at four times the length, over that at the length; the same batch."""
+def growths(names: list[str], lengths: list[int], setting: Setting) -> dict[str, dict[str, Any]]:
+    """`growth` of each mixer."""
+    found = {}
+    for name in names:
+        found[name] = figures.here(growth, name, lengths, setting)
+        print(f"{name:22} growth: {found[name]}", flush=True)
+    return found
+
+
+def growth(name: str, lengths: list[int], setting: Setting) -> Figures:
+    """Training time at four times the longest length over that at the longest, same batch.
+
+    Of a slow layer at the shortest.
+    """
     where = setting.where()
     layer = make(name).to(**where)
-    times: list[float] = []
-    for steps in (length, 4 * length):
-        x_BTD = torch.randn(4, steps, D_MODEL, **where, requires_grad=True)
 
-        def train(x_BTD: Tensor = x_BTD) -> None:
+    def training_s(length: int, steps: int) -> float:
+        x_BTD = torch.randn(setting.batch(length), steps, D_MODEL, **where, requires_grad=True)
+
+        def train() -> None:
             y_BTD = output(layer, x_BTD)
             y_BTD.backward(torch.ones_like(y_BTD))
 
-        if not times:
-            train()
-        times.append(median_seconds(train, repeats=3))
-    yield "growth_4x", times[1] / times[0]
+        compile_ahead(layer, x_BTD)
+        return median_seconds(train, repeats=5)
+
+    for length in (max(lengths), min(lengths)):
+        once_s = training_s(length, length)
+        if once_s <= SLOW_S:
+            break
+    yield "from_length", length
+    yield "growth_4x", training_s(length, 4 * length) / once_s
 
 
 def make(name: str, d_model: int = D_MODEL) -> nn.Module:
@@ -381,7 +390,7 @@ def _options() -> argparse.Namespace:
         "--fla", action="store_true", help="rows on fla's kernels that tune for minutes"
     )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--part", choices=["first-calls", "rows"], help="of a GPU's figures")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="on a GPU")
     parser.add_argument("--first-call", help="time this mixer's first call, and nothing else")
     parser.add_argument("--ahead", action="store_true", help="its kernels compiled ahead")
     return parser.parse_args()

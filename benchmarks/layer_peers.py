@@ -157,15 +157,18 @@ class LiquidS5(S5Torch):
 class Fla(Peer):
     """A layer of flash-linear-attention: Triton kernels, so a GPU."""
 
-    decodes = False
-
     def __init__(self, name: str, **sizes: Any) -> None:
         if not torch.cuda.is_available():
             raise RuntimeError("flash-linear-attention's kernels need a GPU")
-        super().__init__(getattr(importlib.import_module("fla.layers"), name)(**sizes))
+        layer = getattr(importlib.import_module("fla.layers"), name)
+        super().__init__(layer(**sizes, layer_idx=0))
+
+    def fresh_cache(self) -> Any:
+        return importlib.import_module("fla.models.utils").Cache()
 
     def run(self, x_BTD: Tensor, state: PeerState | None) -> Tensor:
-        y_BTD: Tensor = self.layer(x_BTD)[0]
+        cache = {} if state is None else {"past_key_values": state.cache, "use_cache": True}
+        y_BTD: Tensor = self.layer(x_BTD, **cache)[0]
         return y_BTD
 
 

@@ -115,9 +115,9 @@ def main() -> None:
 
 def fill(rows: Rows, names: list[str], setting: Setting, options: argparse.Namespace) -> None:
     """Measure every layer at every length."""
-    _print_cells(["layer", "T", *COLUMNS.values()], options.markdown)
+    print_cells(["layer", "T", *COLUMNS.values()], options.markdown)
     if options.markdown:
-        _print_cells(["---"] * (2 + len(COLUMNS)), True)
+        print_cells(["---"] * (2 + len(COLUMNS)), True)
     on_gpu = setting.device == "cuda"
     if on_gpu and not options.mixers:
         for length in options.lengths:
@@ -364,15 +364,15 @@ def _ratios(
 
 def _print_row(label: str, length: int, row: dict[str, Any], markdown: bool) -> None:
     missing = "" if markdown else "-"
-    cells = [_cell(row[key]) if key in row else missing for key in COLUMNS if key != "stopped"]
-    _print_cells([label, f"{length:,}", *cells, row.get("stopped", "")], markdown)
+    cells = [cell(row[key]) if key in row else missing for key in COLUMNS if key != "stopped"]
+    print_cells([label, f"{length:,}", *cells, row.get("stopped", "")], markdown)
 
 
-def _cell(value: float) -> str:
+def cell(value: float) -> str:
     return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
 
 
-def _print_cells(cells: list[str], markdown: bool) -> None:
+def print_cells(cells: list[str], markdown: bool) -> None:
     if markdown:
         print("| " + " | ".join(cells) + " |", flush=True)
         return

@@ -1,12 +1,11 @@
 """flash-linear-attention's kernels (the `gpu` extra) in the place of our own, by request only.
 
-Ours are the default: theirs try hundreds of configurations at the first call of each shape, for
-minutes; in float32 they compute in TF32 (errors of 1e-3, where ours have 1e-6); they hand out no
-states before each chunk, so that a block that reads another's computes those again. In bfloat16
-they are right for decays of any use (`docs/log.md`), so they are a second opinion on a GPU.
-`triton_kernels.from_fla` asks for them.
+`triton_kernels.from_fla` asks for them. Ours are the default: theirs try hundreds of configurations
+at the first call of each shape, for minutes; in float32 they compute in TF32; they hand out no states
+before each chunk, so that a block that reads another's state computes it again. In bfloat16 they are
+right for decays that occur, and for GLA and HGRN2 a little faster once tuned (`docs/mixers.md`).
 
-Theirs takes tokens before heads, (B, T, N, width). Shape suffixes: as in `ops.chunks`.
+They take tokens before heads, (B, T, N, width). Shape suffixes: as in `ops.chunks`.
 """
 
 from torch import Tensor

@@ -13,10 +13,8 @@ from typing import Any
 import layer_peers as peers
 from mixers import COLUMNS, cell, print_cells
 
-SUMMARY = [
-    "mixer",
-    "fwd+bwd over fla's GLA, T 1,024",
-    "T 8,192",
+OVER_FLA = "forward_backward_over_fla_gla"
+LATER = [
     "32K over 8K",
     "first call s, kernels as they come",
     "compiled ahead",
@@ -24,8 +22,9 @@ SUMMARY = [
     "output error",
     "gradient error",
 ]
-OVER_FLA = "forward_backward_over_fla_gla"
-LENGTHS = ["1024", "8192"]
+"""Columns of the summary after those by length."""
+
+Record = dict[str, Any]
 
 
 def main() -> None:
@@ -33,39 +32,43 @@ def main() -> None:
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--join", type=Path, help="write all parts as one record here")
     options = parser.parse_args()
-    record: dict[str, Any] = {}
+    record: Record = {}
     for path in options.records:
         record |= {key: part for key, part in json.loads(path.read_text()).items() if part}
     if options.join:
         options.join.write_text(json.dumps(record, indent=1) + "\n")
-    layers = record["layers"]
-    ours = list(record["growth"])
-    header(SUMMARY)
-    for name in sorted(ours, key=lambda name: layers[name]["8192"][OVER_FLA]):
-        print_cells([f"`{name}`", *summary(record, name)], True)
+    names = list(record["growth"])
+    lengths = [key for key in record["layers"][names[0]] if key.isdigit()]
+    print_summary(record, names, lengths)
     print()
+    print_layers(record["layers"], names, lengths)
+
+
+def print_summary(record: Record, names: list[str], lengths: list[str]) -> None:
+    layers, growth, calls = (record[part] for part in ("layers", "growth", "first_calls"))
+    header(["mixer", *(f"over fla's GLA, T {int(length):,}" for length in lengths), *LATER])
+    for name in sorted(names, key=lambda name: layers[name][lengths[-1]][OVER_FLA]):
+        errors = (layers[name]["check"][key] for key in ("output_error", "gradient_error"))
+        cells = [
+            *(f"{layers[name][length][OVER_FLA]:.2f}" for length in lengths),
+            f"{growth[name]['growth_4x']:.1f}",
+            *(f"{calls[name][kind]['first_call_s']:.1f}" for kind in ("plain", "ahead")),
+            f"{calls[name]['plain']['odd_length_s']:.2f}",
+            *(f"{error:.1e}".replace("e-0", "e-") for error in errors),
+        ]
+        print_cells([f"`{name}`", *cells], True)
+
+
+def print_layers(layers: Record, names: list[str], lengths: list[str]) -> None:
     columns = [key for key in COLUMNS if key not in (OVER_FLA, "first_call_s")]
     header(["layer", "T", *(COLUMNS[key] for key in columns)])
-    for name in ours:
+    for name in names:
         peer = peers.PEERS.get(name, (None, None))[0]
-        for length in LENGTHS:
+        for length in lengths:
             for label, row in ((f"`{name}`", layers[name]), (f"- {peer}", layers.get(peer))):
                 if row is not None:
                     values = (row[length].get(key, "") for key in columns)
                     print_cells([label, f"{int(length):,}", *map(shown, values)], True)
-
-
-def summary(record: dict[str, Any], name: str) -> list[str]:
-    row, calls = record["layers"][name], record["first_calls"][name]
-    ratios = (row[length][OVER_FLA] for length in LENGTHS)
-    errors = (row["check"][key] for key in ("output_error", "gradient_error"))
-    return [
-        *(f"{ratio:.2f}" for ratio in ratios),
-        f"{record['growth'][name]['growth_4x']:.1f}",
-        *(f"{calls[kind]['first_call_s']:.1f}" for kind in ("plain", "ahead")),
-        f"{calls['plain']['odd_length_s']:.2f}",
-        *(f"{error:.1e}".replace("e-0", "e-") for error in errors),
-    ]
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Whether Triton kernels of our own can run on a tensor; pure PyTorch is the fallback.
+"""Whether Triton kernels can run on a tensor, and whose; pure PyTorch is the fallback.
 
 Nothing here imports Triton, so that a machine without it never does.
 """
@@ -18,6 +18,7 @@ _disabled = False
 _from_fla = False
 _NO_WGMMA = "DISABLE_MMA_V3"
 FLA_WIDEST_KEY = 256
+"""Keys that fla's kernels take."""
 
 
 def usable(x: Tensor, *dtypes: torch.dtype) -> bool:

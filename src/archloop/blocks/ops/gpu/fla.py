@@ -1,9 +1,10 @@
 """flash-linear-attention's kernels (the `gpu` extra) in the place of our own, by request only.
 
-`triton_kernels.from_fla` asks for them. Ours are the default: theirs try hundreds of configurations
-at the first call of each shape, for minutes; in float32 they compute in TF32; they hand out no states
-before each chunk, so that a block that reads another's state computes it again. In bfloat16 they are
-right for decays that occur, and for GLA and HGRN2 a little faster once tuned (`docs/mixers.md`).
+`triton_kernels.from_fla` asks for them. Ours are the default: theirs try hundreds of
+configurations at the first call of each shape, for minutes; in float32 they compute in TF32; they
+hand out no states before each chunk, so that a block that reads another's state computes it again.
+In bfloat16 they are right for decays that occur, and for GLA and HGRN2 a little faster once tuned
+(`docs/mixers.md`).
 
 They take tokens before heads, (B, T, N, width). Shape suffixes: as in `ops.chunks`.
 """

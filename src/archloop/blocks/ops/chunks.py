@@ -67,6 +67,20 @@ def decay_sums(g_BNnCX: Tensor) -> Tensor:
     return g_BNnCX.clamp(min=VANISHED[g_BNnCX.dtype]).cumsum(3)
 
 
+def decays_to_end(g_BNnCX: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left at the end of each chunk of each token's write, and of the state before it (one
+    token long).
+
+    Summed from the end: a total less the sum so far would round away the weak decays that follow
+    strong ones.
+    """
+    g_BNnCX = g_BNnCX.clamp(min=VANISHED[g_BNnCX.dtype])
+    later_BNnCX = torch.cat([g_BNnCX[:, :, :, 1:], torch.zeros_like(g_BNnCX[:, :, :, :1])], 3)
+    sums_BNnCX = later_BNnCX.flip(3).cumsum(3).flip(3)
+    total_BNn1X = sums_BNnCX[:, :, :, :1] + g_BNnCX[:, :, :, :1]
+    return sums_BNnCX.exp(), total_BNn1X.exp()
+
+
 def carry(
     decay_BNnK1: Tensor, input_BNnKV: Tensor, initial_BNKV: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import chunk_size, decay_sums, join, padded_time, split
+from archloop.blocks.ops.chunks import (
+    chunk_size,
+    decay_sums,
+    decays_to_end,
+    join,
+    padded_time,
+    split,
+)
 
 CHUNK = 32
 """Half that of the other forms: the inverse and its use grow with the chunk."""
@@ -128,9 +135,9 @@ def _key_scores(k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if g.shape[-1] > 1:
         return linear_attention.chunk_scores(k, k, g, diagonal=False)
     b = decay_sums(g)
-    last = b[:, :, :, -1:]
     scores_BNnCC = (k @ k.transpose(3, 4)) * ssd.decay_ratios(b[..., 0], -1)
-    return scores_BNnCC, k * b.exp(), k * (last - b).exp(), last.exp()
+    kept, decay = decays_to_end(g)
+    return scores_BNnCC, k * b.exp(), k * kept, decay
 
 
 def unit_lower_inverse(lower_XCC: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import carry, chunk_size, decay_sums, join, padded_time, split
+from archloop.blocks.ops.chunks import carry, chunk_size, decays_to_end, join, padded_time, split
 
 CHUNK = 64
 LEAF = 4
@@ -73,10 +73,9 @@ def states(
         return states_BNnKV, final_BNKV
     chunk = chunk_size(k_BNTK.shape[2], CHUNK, LEAF)
     k, v, g = (split(x.to(g_BNTK.dtype), chunk) for x in (k_BNTK, v_BNTV, g_BNTK))
-    b = decay_sums(g)
-    last = b[:, :, :, -1:]
-    added_BNnKV = (k * (last - b).exp()).transpose(3, 4) @ v
-    return carry(last.exp().transpose(3, 4), added_BNnKV, initial_BNKV)
+    kept_BNnCK, decay_BNn1K = decays_to_end(g)
+    added_BNnKV = (k * kept_BNnCK).transpose(3, 4) @ v
+    return carry(decay_BNn1K.transpose(3, 4), added_BNnKV, initial_BNKV)
 
 
 def read(

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import carry, chunk_size, decay_sums, join, padded_time, split
+from archloop.blocks.ops.chunks import (
+    carry,
+    chunk_size,
+    decay_sums,
+    decays_to_end,
+    join,
+    padded_time,
+    split,
+)
 from archloop.blocks.ops.ssd import decay_ratios
 
 CHUNK_ROWS = 64
@@ -44,11 +52,10 @@ def states(
         return before_BNnK1V[..., 0, :], final_BNKV
     chunk = tokens_per_chunk(*k_BNTRK.shape[2:4])
     k, v, g = (split(x, chunk) for x in (k_BNTRK, v_BNTRV, g_BNT))
-    b = decay_sums(g)
-    last = b[..., -1:]
-    v = v * (last - b).exp().to(v.dtype)[..., None, None]
+    kept_BNnC, decay_BNn1 = decays_to_end(g)
+    v = v * kept_BNnC.to(v.dtype)[..., None, None]
     added_BNnKV = k.flatten(3, 4).transpose(3, 4) @ v.flatten(3, 4)
-    return carry(last.exp()[..., None], added_BNnKV.to(g.dtype), initial_BNKV)
+    return carry(decay_BNn1[..., None], added_BNnKV.to(g.dtype), initial_BNKV)
 
 
 def read(

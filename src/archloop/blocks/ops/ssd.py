@@ -16,7 +16,15 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import carry, chunk_size, decay_sums, join, padded_time, split
+from archloop.blocks.ops.chunks import (
+    carry,
+    chunk_size,
+    decay_sums,
+    decays_to_end,
+    join,
+    padded_time,
+    split,
+)
 
 CHUNK = 64
 
@@ -55,17 +63,17 @@ def states(
         v_BNTV = v_BNTV * weight_BNT[..., None]
     chunk = chunk_size(k_BGTK.shape[2], CHUNK)
     k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (k_BGTK, v_BNTV, g_BNT))
-    b = decay_sums(g)
-    v = v * (b[..., -1:] - b).exp()[..., None]
+    kept_BNnC, decay_BNn1 = decays_to_end(g)
+    v = v * kept_BNnC[..., None]
     # The heads of a group stand side by side in one product with the keys that they share.
     v_BGnCRV = v.unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2, 5)
     added = k.transpose(3, 4) @ v_BGnCRV.flatten(4)
     added_BGnKRV = added.unflatten(4, v_BGnCRV.shape[4:])
-    decay_BGn1R1 = b[..., -1].exp().unflatten(1, (groups, -1)).transpose(2, 3)[..., None, :, None]
+    decay_BGnR = decay_BNn1[..., 0].unflatten(1, (groups, -1)).transpose(2, 3)
     initial = None
     if initial_BNKV is not None:
         initial = initial_BNKV.unflatten(1, (groups, -1)).transpose(2, 3)
-    before_BGnKRV, final_BGKRV = carry(decay_BGn1R1, added_BGnKRV, initial)
+    before_BGnKRV, final_BGKRV = carry(decay_BGnR[..., None, :, None], added_BGnKRV, initial)
     final_BNKV = final_BGKRV.transpose(2, 3).reshape(-1, heads, *added_BGnKRV.shape[3::2])
     return before_BGnKRV, final_BNKV
 
@@ -107,10 +115,16 @@ def read(
 
 
 def decay_ratios(b_XC: Tensor, diagonal: int = 0) -> Tensor:
-    """``exp(b_i - b_j)`` for j up to a diagonal, 0 above it, (..., C, C)."""
+    """``exp(b_i - b_j)`` for j up to a diagonal (0 or -1), 0 above it, (..., C, C).
+
+    A token's own ratio is the constant 1: decays would get the difference of two equal gradients,
+    whose rounding is all that strong decays have.
+    """
     chunk = b_XC.shape[-1]
-    allowed = torch.ones(chunk, chunk, dtype=torch.bool, device=b_XC.device).tril(diagonal)
-    return (b_XC[..., :, None] - b_XC[..., None, :]).masked_fill(~allowed, -torch.inf).exp()
+    edge_CC = torch.full((chunk, chunk), -torch.inf, dtype=b_XC.dtype, device=b_XC.device)
+    edge_CC = edge_CC.triu(diagonal + 1)
+    earlier_CC = torch.ones_like(edge_CC, dtype=torch.bool).tril(-1)
+    return torch.where(earlier_CC, b_XC[..., :, None] - b_XC[..., None, :], edge_CC).exp()
 
 
 def to_heads(x_BGTK: Tensor, num_heads: int) -> Tensor:

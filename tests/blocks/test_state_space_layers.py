@@ -113,3 +113,11 @@ def test_a_state_may_be_coarser_than_its_model(name: str, config: dict[str, int]
     got_BD, _ = mixer.step(x_BTD[:, 69], state, positions_B=torch.tensor([69, 69]))
     assert got_BD.dtype == torch.float64
     assert float((got_BD - want_BTD[:, 69]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["s4", "s4d", "rtf", "mamba"])
+def test_a_cast_down_from_float64_keeps_float32_at_most(name: str) -> None:
+    mixer = registry.get("mixers", name).Config().build(16).double().bfloat16()
+    assert {p.dtype for p in mixer.parameters()} == {torch.float32, torch.bfloat16}
+    x_BTD = torch.randn(1, 70, 16, dtype=torch.bfloat16)
+    assert mixer(x_BTD)[0].isfinite().all()

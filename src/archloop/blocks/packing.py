@@ -60,10 +60,13 @@ def runs(segments_BT: Tensor) -> Tensor:
     return _starts(segments_BT).cumsum(1)
 
 
-def segment_positions(segments_BT: Tensor) -> Tensor:
-    """Positions that restart at each packed sequence."""
-    steps_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
-    return steps_T - torch.where(_starts(segments_BT), steps_T, 0).cummax(1).values
+def segment_positions(segments_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """Positions that restart at each packed sequence, of real tokens (where the mask is True)."""
+    if mask_BT is None:
+        mask_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    counted_BT = mask_BT.cumsum(1)
+    before_BT = torch.where(_starts(segments_BT), counted_BT - mask_BT.long(), 0).cummax(1).values
+    return (counted_BT - 1 - before_BT).clamp(min=0)
 
 
 def _starts(segments_BT: Tensor) -> Tensor:

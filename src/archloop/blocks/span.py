@@ -39,11 +39,13 @@ class Span:
 def default_positions(
     x_BTD: Tensor, state: State | None, segments_BT: Tensor | None, mask_BT: Tensor | None
 ) -> Tensor:
-    """Contiguous positions, from the tokens in the state, restarting at each packed sequence."""
+    """Contiguous positions of real tokens, from the tokens in the state, restarting at each packed
+    sequence.
+    """
     batch, time = x_BTD.shape[:2]
     steps_T = torch.arange(time, device=x_BTD.device)
     if segments_BT is not None:
-        return segment_positions(segments_BT)
+        return segment_positions(segments_BT, mask_BT)
     start = 0 if state is None else state.num_tokens
     if mask_BT is not None:
         return start + (mask_BT.cumsum(1) - 1).clamp(min=0)

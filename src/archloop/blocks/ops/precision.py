@@ -39,6 +39,7 @@ class KeepsFloat32(nn.Module):
         for name, before in kept.items():
             after = self._parameters[name]
             assert after is not None
-            if after.dtype != recurrent_dtype(after.dtype):
-                after.data = precise(before).to(after.device)
+            kept_as = recurrent_dtype(after.dtype)
+            if after.dtype != kept_as:
+                after.data = before.to(after.device, kept_as)
         return self

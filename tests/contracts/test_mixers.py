@@ -17,8 +17,13 @@ EXACT = 1e-9
 every_case = pytest.mark.parametrize("case", kit.cases(), ids=kit.case_id)
 
 
-def init_state(mixer: SequenceMixer, max_context: int, batch: int = kit.BATCH) -> State:
-    return mixer.init_state(batch, max_context, torch.float64)
+def init_state(
+    mixer: SequenceMixer,
+    max_context: int,
+    batch: int = kit.BATCH,
+    dtype: torch.dtype = torch.float64,
+) -> State:
+    return mixer.init_state(batch, max_context, dtype)
 
 
 @every_case
@@ -293,38 +298,62 @@ def test_declared_flops_lie_between_matmuls_and_all_work(case: Case) -> None:
     assert work.matmul_flops * 0.3 <= declared <= 1.02 * (work.matmul_flops + work.elementwise)
 
 
+class Call(torch.nn.Module):
+    """A mixer with the tensors of its state as inputs and outputs, as engines hold them."""
+
+    def __init__(self, mixer: SequenceMixer, state: State) -> None:
+        super().__init__()
+        self.mixer, self.names, self.room = mixer, list(state.tensors), state.max_context
+
+    def forward(
+        self, x: torch.Tensor, start_B: torch.Tensor, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """One token (B, D), or a chunk (B, T, D)."""
+        named = zip(self.names, tensors, strict=True)
+        held = State(self.room, **{name: tensor.clone() for name, tensor in named})
+        held.static = True
+        if x.dim() == 2:
+            y, _ = self.mixer.step(x, held, positions_B=start_B)
+        else:
+            y, _ = self.mixer(x, held, positions_BT=start_B[:, None] + torch.arange(x.shape[1]))
+        return (y, *held.tensors.values())
+
+
+def exported(
+    case: Case, num_tokens: int | None
+) -> tuple[torch.export.ExportedProgram, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The program of a chunk of tokens (None: of a step); what it and eager give from elsewhere."""
+    mixer = kit.make(case, dtype=torch.float32)
+    state = init_state(mixer, 16, batch=1, dtype=torch.float32)
+    mixer(kit.inputs(5, dtype=torch.float32, batch=1), state)
+    call = Call(mixer, state)
+
+    def arguments(start: int, seed: int) -> tuple[torch.Tensor, ...]:
+        x = kit.inputs(num_tokens or 1, seed=seed, dtype=torch.float32, batch=1)
+        x = x if num_tokens else x[:, 0]
+        return (x, torch.tensor([start]), *[t.clone() for t in state.tensors.values()])
+
+    program = torch.export.export(call, arguments(start=5, seed=9))
+    elsewhere = arguments(start=7, seed=10)
+    with torch.no_grad():
+        pairs = zip(program.module()(*elsewhere), call(*elsewhere), strict=True)
+    return program, list(pairs)
+
+
 @every_case
 def test_step_exports_without_complex_numbers_or_fft(case: Case) -> None:
-    mixer = kit.make(case, dtype=torch.float32)
-    state = mixer.init_state(1, 16)
-    mixer(kit.inputs(5, dtype=torch.float32, batch=1), state)
-    names = list(state.tensors)
-
-    class Step(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mixer = mixer
-
-        def forward(
-            self, x_BD: torch.Tensor, positions_B: torch.Tensor, *tensors: torch.Tensor
-        ) -> tuple[torch.Tensor, ...]:
-            held = State(16, **{n: t.clone() for n, t in zip(names, tensors, strict=True)})
-            held.static = True
-            y_BD, _ = self.mixer.step(x_BD, held, positions_B=positions_B)
-            return (y_BD, *held.tensors.values())
-
-    x_BD = kit.inputs(1, seed=9, dtype=torch.float32, batch=1)[:, 0]
-    arguments = (x_BD, torch.tensor([5]), *[t.clone() for t in state.tensors.values()])
-    program = torch.export.export(Step(), arguments)
+    program, pairs = exported(case, None)
     for node in program.graph.nodes:
         assert "fft" not in str(node.target)
         value = node.meta.get("val")
         assert not (isinstance(value, torch.Tensor) and value.is_complex()), node
-    got = program.module()(*arguments)
-    want, _ = mixer.step(x_BD, state, positions_B=torch.tensor([5]))
-    assert kit.error(got[0], want) < 1e-5
-    for tensor, name in zip(got[1:], names, strict=True):
-        assert kit.error(tensor, state[name]) < 1e-5
+    assert all(kit.error(got, want) < 1e-5 for got, want in pairs)
+
+
+@every_case
+def test_a_chunk_of_prefill_exports(case: Case) -> None:
+    _, pairs = exported(case, 6)
+    assert all(kit.error(got, want) < 1e-5 for got, want in pairs)
 
 
 @pytest.mark.parametrize("name", registry.names("mixers"))

@@ -270,14 +270,14 @@ def _last_state(
     u_DBKC = u_DXC.view(channels, batch, num_chunks, size)
     if lengths_B is None:
         x_DBS, u_DBC = starts_DBKS[:, :, -1], u_DBKC[:, :, -1]
-        left_B = torch.full((batch,), time - (num_chunks - 1) * size)
-        sizes = [p for p in _powers_down(size) if p & int(left_B[0])]
+        left = time - (num_chunks - 1) * size
+        left_B = torch.full((batch,), left, device=u_DXC.device)
+        sizes = [p for p in _powers_down(size) if p & left]
     else:
         rows_B = torch.arange(batch, device=lengths_B.device)
         chunk_B = (lengths_B // size).clamp(max=num_chunks - 1)
         x_DBS, u_DBC = starts_DBKS[:, rows_B, chunk_B], u_DBKC[:, rows_B, chunk_B]
         left_B, sizes = lengths_B - chunk_B * size, _powers_down(size)
-    left_B = left_B.to(u_DXC.device)
     done_B = torch.zeros_like(left_B)
     for power in sizes:
         takes_B = (left_B & power) > 0

@@ -21,8 +21,9 @@ def zoh(real: Tensor, imag: Tensor, dt: Tensor) -> tuple[Pair, Pair]:
     real = real.clamp(max=-SLOWEST)
     grow, angle = real * dt, imag * dt
     a = (grow.exp() * angle.cos(), grow.exp() * angle.sin())
-    # Re(exp(z) - 1) as sums of small terms: exp(z).real - 1 would lose them for small dt.
-    num_r, num_i = torch.expm1(grow) * angle.cos() - 2 * (angle / 2).sin().square(), a[1]
+    # Re(exp(z) - 1) as a sum of two negative terms: exp(z).real - 1 would lose them for small dt,
+    # and what the angle adds must vanish with exp(grow), in gradients too.
+    num_r, num_i = torch.expm1(grow) - 2 * grow.exp() * (angle / 2).sin().square(), a[1]
     square = real.square() + imag.square()
     factor = (
         (num_r * real + num_i * imag) / square,

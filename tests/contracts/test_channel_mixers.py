@@ -48,8 +48,14 @@ def test_declared_flops_lie_between_matmuls_and_all_work(case: Case) -> None:
 
 
 @every_case
-def test_compiled_form_agrees(case: Case) -> None:
+@pytest.mark.parametrize("num_tokens", [1, 3, 40])
+def test_exported_form_agrees_and_copies_no_weights_for_each_token(
+    case: Case, num_tokens: int
+) -> None:
     mixer = kit.make(case, kind="channel_mixers")
-    x_XD = kit.inputs(5)[0]
+    x_XD = kit.inputs(num_tokens)[0]
     program = torch.export.export(mixer, (x_XD,))
     assert kit.error(program.module()(x_XD), mixer(x_XD)) < 1e-9
+    values = [node.meta.get("val") for node in program.graph.nodes]
+    largest = max(value.numel() for value in values if isinstance(value, torch.Tensor))
+    assert largest <= max(parameter.numel() for parameter in mixer.parameters())

@@ -65,8 +65,8 @@ class _CompiledSession(TorchSession):
         self._step: _Graph = torch.compile(self._step_once, dynamic=False)
         self._chunk: _Graph = torch.compile(self._chunk_once, dynamic=False)
         self.chunk = _power_of_two_below(min(PREFILL_CHUNK, max_context))
-        # Compiled, a mixture of experts gathers each token's experts: right for one token, but
-        # for a chunk that is a copy of the weights per token.
+        # Compiled, a mixture of experts gathers one token's experts, but runs every expert on a
+        # chunk; not compiled, only those that act.
         spec = decoder.spec
         self.compiles_chunk = num_active_params(spec) == num_params(spec)
         self.prefill([0] * self.chunk)

@@ -28,6 +28,9 @@ from archloop.blocks.channel_mixers.swiglu import SwiGLU, hidden_width
 from archloop.blocks.linear import Linear
 from archloop.errors import UserError
 
+Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Output (X, D) from tokens, weights and indices of their experts, and the experts' matrices."""
+
 
 class MoE(ChannelMixer):
     """Experts of width `expansion * d_model`, of which `top_k` act on each token."""
@@ -142,11 +145,17 @@ class MoE(ChannelMixer):
         weights_XK, experts_XK = self.route(x_XD)
         if self.training:
             self._count(experts_XK)
-        if torch.compiler.is_compiling() or x_XD.shape[0] == 1:
-            y_XD = gathered_experts(x_XD, weights_XK, experts_XK, self.gate_up, self.down)
-        else:
-            y_XD = sorted_experts(x_XD, weights_XK, experts_XK, self.gate_up, self.down)
+        run = self._form(x_XD.shape[0])
+        y_XD = run(x_XD, weights_XK, experts_XK, self.gate_up, self.down)
         return y_XD.view_as(x_BTD)
+
+    def _form(self, num_tokens: int) -> Experts:
+        """How to run the experts; compiled or exported, shapes cannot depend on the routing."""
+        if not torch.compiler.is_compiling():
+            return gathered_experts if num_tokens == 1 else sorted_experts
+        # Of many tokens each would copy its experts' weights, more than all experts have.
+        few = num_tokens * self.config.top_k <= self.config.num_experts
+        return gathered_experts if few else dense_experts
 
     def route(self, x_XD: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and indices of the experts that act on each token, both (X, K)."""
@@ -213,7 +222,10 @@ class MoE(ChannelMixer):
 def dense_experts(
     x_XD: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """The plain reference: every expert on every token, weighted by 0 where it does not act."""
+    """The plain reference: every expert on every token, weighted by 0 where it does not act.
+
+    Static shapes, so it compiles and exports.
+    """
     mixed_XE = torch.zeros(x_XD.shape[0], gate_up.shape[0], dtype=x_XD.dtype, device=x_XD.device)
     mixed_XE = mixed_XE.scatter(1, experts_XK, weights_XK.to(x_XD.dtype))
     hidden_XEF = _activate(torch.einsum("xd,efd->xef", x_XD, gate_up), down)
@@ -224,7 +236,7 @@ def dense_experts(
 def gathered_experts(
     x_XD: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """Reads each token's experts by index: static shapes, so it compiles and exports."""
+    """Reads each token's experts by index: for few tokens. Static shapes here too."""
     hidden_XKF = _activate(torch.einsum("xd,xkfd->xkf", x_XD, gate_up[experts_XK]), down)
     y_XKD = torch.einsum("xkf,xkdf->xkd", hidden_XKF, down[experts_XK])
     return torch.einsum("xkd,xk->xd", y_XKD, weights_XK.to(x_XD.dtype))

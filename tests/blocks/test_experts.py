@@ -36,3 +36,13 @@ def test_fast_forms_equal_the_plain_one(fast: Experts, hidden: int, tokens: int)
     mine, plain = (torch.autograd.grad((y * weight_XD).sum(), inputs) for y in outputs)
     for got, expected in zip(mine, plain, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_float32_logits_are_float32_under_autocast_too() -> None:
+    torch.manual_seed(0)
+    mixer, x_XD = moe.MoE.Config(router="kimi").build(64), torch.randn(50, 64)
+    weights_XK, experts_XK = mixer.route(x_XD)
+    with torch.autocast("cpu", torch.bfloat16):
+        same_XK, the_same_XK = mixer.route(x_XD)
+    assert torch.equal(same_XK, weights_XK)
+    assert torch.equal(the_same_XK, experts_XK)

@@ -213,6 +213,27 @@ def test_low_precision_stays_near_float64(case: Case) -> None:
 
 
 @every_case
+def test_autocast_is_as_near_to_float32_as_a_cast(case: Case) -> None:
+    """What is kept in float32 in a cast is kept so there too, in both directions."""
+    mixer = kit.make(case, dtype=torch.float32)
+    x_BTD = kit.inputs(130, dtype=torch.float32).requires_grad_()
+    leaves = [x_BTD, *mixer.parameters()]
+    weights_BTD, state = kit.inputs(130, seed=5, dtype=torch.float32), mixer.init_state(2, 130)
+    want_BTD, _ = mixer(x_BTD)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_BTD, _ = mixer(x_BTD)
+        pieces = [kit.chunks(mixer, x_BTD[:, :128], state, [65, 63])]
+        pieces.append(kit.steps(mixer, x_BTD[:, 128:], state, start=128))
+    assert kit.error(y_BTD.float(), want_BTD) < 3e-2
+    assert kit.error(torch.cat(pieces, 1).float(), want_BTD) < 3e-2
+    gradients = (torch.autograd.grad((y * weights_BTD).sum(), leaves) for y in (y_BTD, want_BTD))
+    for got, want in zip(*gradients, strict=True):
+        # A rate for each of one or two heads is a sum over all tokens that nearly cancels.
+        if want.numel() > 2:
+            assert (got - want).norm() < 5e-2 * want.norm()
+
+
+@every_case
 @pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
 def test_a_state_may_have_another_precision_than_its_mixer(
     case: Case, dtypes: tuple[torch.dtype, torch.dtype]

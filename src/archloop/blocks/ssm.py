@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.long_conv import System, chunk_size, state_space
-from archloop.blocks.ops.precision import KeepsFloat32, precise
+from archloop.blocks.ops.precision import KeepsFloat32, exact, precise
 
 
 class ChannelSSMConfig(MixerConfig):
@@ -75,11 +75,13 @@ class ChannelSSM(KeepsFloat32, SequenceMixer):
         """One token of the state spaces."""
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
-        y_BTD = self.core(precise(x_BTD), state, span)
+        with exact(x_BTD):
+            y_BTD = self.core(precise(x_BTD), state, span)
         return self._out(x_BTD, y_BTD.to(x_BTD.dtype))
 
     def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
-        y_BD = self.core_step(precise(x_BD), state)
+        with exact(x_BD):
+            y_BD = self.core_step(precise(x_BD), state)
         return self._out(x_BD, y_BD.to(x_BD.dtype))
 
     def _out(self, x: Tensor, y: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
 from archloop.blocks.channel_mixers.relu2 import ReLU2
 from archloop.blocks.channel_mixers.swiglu import SwiGLU, hidden_width
 from archloop.blocks.linear import Linear
+from archloop.blocks.ops.precision import exact
 from archloop.errors import UserError
 
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -180,7 +181,8 @@ class MoE(ChannelMixer):
         if self.config.router == "lfm2":
             return self.router(x_XD).sigmoid(), 1e-6
         dtype = torch.promote_types(x_XD.dtype, torch.float32)
-        logits_XE = F.linear(x_XD.to(dtype), self.router.weight.to(dtype))
+        with exact(x_XD):
+            logits_XE = F.linear(x_XD.to(dtype), self.router.weight.to(dtype))
         return logits_XE.sigmoid(), 1e-20
 
     def _in_best_groups(self, ranked_XE: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from archloop.blocks.base import Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.cell_scan import Head, cell_scan, cell_step
-from archloop.blocks.ops.precision import precise
+from archloop.blocks.ops.precision import exact, precise
 
 
 class CfC(SequenceMixer):
@@ -78,7 +78,8 @@ class CfC(SequenceMixer):
         start_BD = p_BTU.new_zeros(x_BTD.shape[0], x_BTD.shape[2])
         if state is not None:
             start_BD = state["h"].to(p_BTU.dtype, copy=True)
-        h_BTD = cell_scan(p_BTU, *self._weights(), start_BD, self.head, *self._head_params())
+        with exact(p_BTU):
+            h_BTD = cell_scan(p_BTU, *self._weights(), start_BD, self.head, *self._head_params())
         if state is not None:
             state["h"].copy_(_last(h_BTD, start_BD, span.lengths_B))
         return self.out_proj(h_BTD.to(x_BTD.dtype))
@@ -86,7 +87,8 @@ class CfC(SequenceMixer):
     def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         p_BU = precise(self.input(x_BD))
         h_BD = state["h"].to(p_BU.dtype)
-        h_BD = cell_step(p_BU, *self._weights(), h_BD, self.head, *self._head_params())
+        with exact(p_BU):
+            h_BD = cell_step(p_BU, *self._weights(), h_BD, self.head, *self._head_params())
         state["h"].copy_(h_BD)
         return self.out_proj(h_BD.to(x_BD.dtype))
 

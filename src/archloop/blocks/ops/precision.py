@@ -1,6 +1,7 @@
 """Where recurrences compute: at least float32, and float64 when the model is float64."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,17 @@ def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
 def precise(x: Tensor) -> Tensor:
     """`x` in the dtype of log-decays, cumulative sums and recurrent state."""
     return x.to(recurrent_dtype(x.dtype))
+
+
+def exact(x: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast, which rounds the factors of every matrix product, whatever their dtype.
+
+    Where it is off there is nothing to do, and nothing in a compiled or exported graph.
+    """
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 class KeepsFloat32(nn.Module):

@@ -76,3 +76,13 @@ def test_inverse_by_doubling_is_the_inverse() -> None:
     inverse = delta_rule.unit_lower_inverse(lower)
     one = torch.eye(32, dtype=torch.float64)
     assert gap(inverse @ (one + lower), one.expand(3, 32, 32)) < 1e-8
+
+
+@pytest.mark.parametrize("width", [1, 6])
+def test_autocast_rounds_no_inverse(width: int) -> None:
+    _, k, v, beta, g, initial = (p.detach() for p in inputs(150, width, 0.1, torch.float32))
+    parts = (k[:, :, :1].expand_as(k), v, beta, g, initial)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = delta_rule.corrected(*parts)
+    for a, b in zip(rounded, delta_rule.corrected(*parts), strict=True):
+        assert torch.equal(a, b)

@@ -29,6 +29,7 @@ from archloop.blocks.ops.chunks import (
     padded_time,
     split,
 )
+from archloop.blocks.ops.precision import exact
 
 CHUNK = 32
 """Half that of the other forms: the inverse and its use grow with the chunk."""
@@ -82,6 +83,14 @@ def corrected(
             Corrected, k_BGTK, v_BNTV, beta_BNT, g_BNTK, initial_BNKV
         )
         return values_BNTV, states_BNnKV, final_BNKV
+    # Rounded factors would make the inverse of repeated keys another matrix.
+    with exact(g_BNTK):
+        return _corrected(k_BGTK, v_BNTV, beta_BNT, g_BNTK, initial_BNKV)
+
+
+def _corrected(
+    k_BGTK: Tensor, v_BNTV: Tensor, beta_BNT: Tensor, g_BNTK: Tensor, initial_BNKV: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     k_BNTK = ssd.to_heads(k_BGTK, v_BNTV.shape[1])
     (batch, heads, time, _), dtype = k_BNTK.shape, g_BNTK.dtype
     chunk = chunk_size(time, CHUNK, LEAF)

@@ -128,6 +128,24 @@ def test_a_full_state_and_an_empty_call_are_refused(case: Case) -> None:
 
 
 @every_case
+def test_wrong_shapes_are_refused_not_broadcast(case: Case) -> None:
+    mixer, one_BTD = kit.make(case), kit.inputs(4, batch=1)
+    for rows, other_BTD in ((3, one_BTD), (1, kit.inputs(4, batch=3))):
+        state, given = init_state(mixer, 8, batch=rows), other_BTD.shape[0]
+        with pytest.raises(ValueError, match=rf"{given} rows and its state {rows}"):
+            mixer(other_BTD, state)
+        with pytest.raises(ValueError, match=rf"{given} rows and its state {rows}"):
+            mixer.step(other_BTD[:, 0], state, positions_B=torch.zeros(given, dtype=torch.int64))
+        assert kit.state_error(init_state(mixer, 8, batch=rows), state) == 0
+    for wrong in (one_BTD[0], one_BTD[:0], one_BTD[..., :32]):
+        with pytest.raises(ValueError, match=r"x_BTD has shape .*\(rows, tokens, d_model=64\)"):
+            mixer(wrong)
+    for name in ("mask_BT", "segments_BT", "positions_BT"):
+        with pytest.raises(ValueError, match=rf"{name} has shape \(1, 4\); must be \(3, 4\)"):
+            mixer(one_BTD.expand(3, -1, -1), **{name: torch.ones(1, 4, dtype=torch.bool)})
+
+
+@every_case
 def test_packed_sequences_do_not_leak(case: Case) -> None:
     mixer = kit.make(case)
     x_BTD = kit.inputs(23)

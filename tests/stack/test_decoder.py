@@ -121,6 +121,19 @@ def test_packed_sequences_score_as_if_alone(spec: StackSpec) -> None:
 
 
 @every_stack
+@torch.no_grad()
+def test_packed_sequences_may_be_padded_anywhere(spec: StackSpec) -> None:
+    decoder, ids_BT = build(spec), tokens(2, 16)
+    segments_BT = torch.tensor([[0] * 9 + [1] * 7, [1] * 4 + [0] * 2 + [1] * 10])
+    mask_BT = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)) < 0.6
+    packed = decoder(ids_BT, segments_BT=segments_BT, mask_BT=mask_BT)
+    for row, start, stop in ((0, 0, 9), (0, 9, 16), (1, 0, 4), (1, 6, 16)):
+        real_T = mask_BT[row, start:stop]
+        alone = decoder(ids_BT[row : row + 1, start:stop][:, real_T])
+        assert close(packed[row : row + 1, start:stop][:, real_T], alone)
+
+
+@every_stack
 def test_costs_equal_the_built_decoder(spec: StackSpec) -> None:
     decoder = Decoder(spec)
     assert sum(p.numel() for p in decoder.parameters()) == cost.num_params(spec)
@@ -185,6 +198,15 @@ def test_wrong_shapes_are_refused_not_broadcast() -> None:
             call()
     with pytest.raises(ValueError, match=r"shape \(3, 0\).*at least one token"):
         decoder.prefill(torch.ones(3, 0, dtype=torch.int64), state)
+    with pytest.raises(ValueError, match=r"shape \(0, 3\).*at least one token"):
+        decoder(torch.ones(0, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"shape \(4,\): must be \(rows, tokens\)"):
+        decoder(one[0])
+    with pytest.raises(ValueError, match=r"shape \(3, 1\): must be \(rows,\)"):
+        decoder.step(torch.ones(3, 1, dtype=torch.int64), state)
+    for name in ("mask_BT", "segments_BT"):
+        with pytest.raises(ValueError, match=rf"{name} has shape \(1, 4\); must be \(3, 4\)"):
+            decoder(one.expand(3, 4), **{name: torch.ones(1, 4, dtype=torch.bool)})
     with pytest.raises(ValueError, match="chunk_size=-1"):
         decoder.prefill(one, decoder.init_state(1, 8), chunk_size=-1)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from archloop.blocks.config import ChannelConfig, Config, Gene, MixerConfig
 from archloop.blocks.packing import runs, unpack
-from archloop.blocks.span import Span, align_right_padding, default_positions
+from archloop.blocks.span import Span, align_right_padding, check_marks, default_positions
 from archloop.blocks.state import Held, State
 
 __all__ = [
@@ -156,11 +156,13 @@ class SequenceMixer(nn.Module):
             shared: features of this or an earlier block; then `state` is left alone.
 
         Raises:
-            ValueError: no tokens, segments together with a state, or more tokens than the state
-                has room for.
+            ValueError: no tokens, arguments whose shapes do not agree, segments together with a
+                state, or more tokens than the state has room for.
         """
-        if x_BTD.shape[1] == 0:
-            raise ValueError(f"x_BTD has shape {tuple(x_BTD.shape)}; give at least one token")
+        self._check_shape("x_BTD", x_BTD, ("rows", "tokens"), state)
+        check_marks(
+            x_BTD.shape[:2], positions_BT=positions_BT, segments_BT=segments_BT, mask_BT=mask_BT
+        )
         if segments_BT is not None and state is not None:
             raise ValueError("segments_BT marks packed training sequences; it takes no state")
         segments_BT = None if segments_BT is None else runs(segments_BT)
@@ -204,8 +206,10 @@ class SequenceMixer(nn.Module):
         """Process one token per row; positions_B counts the tokens already in each row's state.
 
         Raises:
-            ValueError: the state is full.
+            ValueError: the state is full, or shapes do not agree.
         """
+        self._check_shape("x_BD", x_BD, ("rows",), state)
+        check_marks(x_BD.shape[:1], positions_B=positions_B)
         with torch.no_grad():
             if shared is not None:
                 return self.step_read(x_BD, shared, positions_B), state
@@ -232,6 +236,21 @@ class SequenceMixer(nn.Module):
             y_NTD = self.mix(sequences.split(x_BTD), None, Span(sequences.positions_NT))
             return sequences.join(y_NTD, *x_BTD.shape[:2])
         return self.mix(x_BTD, None, replace(span, lengths_B=None))
+
+    def _check_shape(
+        self, name: str, x: Tensor, sizes: tuple[str, ...], state: State | None
+    ) -> None:
+        """Tensors of other shapes would broadcast, to wrong outputs and states."""
+        if x.dim() != len(sizes) + 1 or x.shape[-1] != self.d_model or 0 in x.shape:
+            wanted = ", ".join([*sizes, f"d_model={self.d_model}"])
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; must be ({wanted}), with at least one token"
+            )
+        if state is not None and state.num_rows != x.shape[0]:
+            raise ValueError(
+                f"{name} has {x.shape[0]} rows and its state {state.num_rows}; "
+                "make one for as many rows with init_state"
+            )
 
     if TYPE_CHECKING:
 

@@ -52,6 +52,17 @@ def default_positions(
     return (start + steps_T).expand(batch, time)
 
 
+def check_marks(shape: tuple[int, ...], **marks: Tensor | None) -> None:
+    """Refuse marks of tokens (positions, segments, a mask) that would broadcast.
+
+    Raises:
+        ValueError: one that is given has not `shape`, one value for each token.
+    """
+    for name, mark in marks.items():
+        if mark is not None and mark.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(mark.shape)}; must be {tuple(shape)}")
+
+
 def align_right_padding(
     mask_BT: Tensor, positions_BT: Tensor, segments_BT: Tensor | None
 ) -> tuple[Tensor, Span]:

@@ -18,7 +18,7 @@ from archloop.blocks.base import Features, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.packing import runs, segment_positions, unpack
-from archloop.blocks.span import align_right_padding
+from archloop.blocks.span import align_right_padding, check_marks
 from archloop.stack.cost import channel_config, mixer_config, mixers
 from archloop.stack.spec import BlockSpec, StackSpec
 
@@ -171,8 +171,8 @@ class Decoder(nn.Module):
             logits: of every token, or of the last.
 
         Raises:
-            ValueError: the state has no room for the tokens, or is for another number of rows; a
-                row whose last token is asked for has no real one.
+            ValueError: no tokens, or arguments whose shapes do not agree; the state has no room for
+                the tokens; a row whose last token is asked for has no real one.
         """
         if logits == "last":
             _check_real(ids_BT, mask_BT)
@@ -194,17 +194,18 @@ class Decoder(nn.Module):
         if state is not None and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.hidden(ids_BT, state, segments_BT=segments_BT, mask_BT=mask_BT)
-        if segments_BT is not None and state is None and not self._shares_packed:
-            # Padding keeps its own segments' ids, so it only follows sequences, never joins them.
-            sequences = unpack(segments_BT if mask_BT is None else segments_BT * 2 + mask_BT)
-            return sequences.join(self.hidden(sequences.split(ids_BT)), *ids_BT.shape)
+        _check_ids(ids_BT)
+        check_marks(ids_BT.shape, segments_BT=segments_BT, mask_BT=mask_BT)
         order_BT, span, held = self._span(ids_BT, state, segments_BT, mask_BT)
         if order_BT is not None:
             ids_BT = ids_BT.gather(1, order_BT)
-        x_BTD = self.embed(ids_BT)
-        shared: dict[MixerKey, Features] = {}
-        for index, block in enumerate(self._blocks()):
-            x_BTD = block.channel(self._mix(x_BTD, index, block, state, span, shared))
+        if span.segments_BT is not None and not self._shares_packed:
+            sequences = unpack(span.segments_BT)
+            alone = Span(sequences.positions_NT)
+            x_NTD = self.norm(self._through_blocks(sequences.split(ids_BT), None, alone))
+            x_BTD = sequences.join(x_NTD, *ids_BT.shape)
+        else:
+            x_BTD = self.norm(self._through_blocks(ids_BT, state, span))
         if state is not None:
             counts = ids_BT.shape[1] if span.lengths_B is None else span.lengths_B
             state.lengths_B += counts
@@ -212,7 +213,7 @@ class Decoder(nn.Module):
         if order_BT is not None:
             index_BTD = order_BT[..., None].expand_as(x_BTD)
             x_BTD = torch.zeros_like(x_BTD).scatter(1, index_BTD, x_BTD)
-        return self.norm(x_BTD)
+        return x_BTD
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of token ids, any shape."""
@@ -302,6 +303,8 @@ class Decoder(nn.Module):
             ValueError: the state is full, or is for another number of rows.
         """
         check_rows(ids_B, state)
+        if ids_B.dim() != 1:
+            raise ValueError(f"ids of shape {tuple(ids_B.shape)}: must be (rows,), a token each")
         if state.num_tokens >= state.max_context:
             raise _full(state, 1)
         logits_BV = self.step_unchecked(ids_B, state)
@@ -320,6 +323,13 @@ class Decoder(nn.Module):
         return self.logits(self.norm(x_BD))
 
     # --- blocks -------------------------------------------------------------------------------
+
+    def _through_blocks(self, ids_BT: Tensor, state: DecoderState | None, span: Span) -> Tensor:
+        x_BTD = self.embed(ids_BT)
+        shared: dict[MixerKey, Features] = {}
+        for index, block in enumerate(self._blocks()):
+            x_BTD = block.channel(self._mix(x_BTD, index, block, state, span, shared))
+        return x_BTD
 
     def _mix(
         self,
@@ -401,7 +411,7 @@ class Decoder(nn.Module):
             check_rows(ids_BT, state)
         if segments_BT is not None:
             segments_BT = runs(segments_BT)
-            positions_BT = segment_positions(segments_BT)
+            positions_BT = segment_positions(segments_BT, mask_BT)
         else:
             steps_T = torch.arange(time, device=ids_BT.device)
             positions_BT = steps_T.expand(batch, time)
@@ -453,10 +463,18 @@ def check_rows(ids: Tensor, state: DecoderState) -> None:
         )
 
 
+def _check_ids(ids_BT: Tensor) -> None:
+    if ids_BT.dim() != 2 or 0 in ids_BT.shape:
+        raise ValueError(
+            f"ids of shape {tuple(ids_BT.shape)}: must be (rows, tokens), "
+            "with at least one token in each row"
+        )
+
+
 def _check_real(ids_BT: Tensor, mask_BT: Tensor | None) -> None:
     """A row without a real token has no last one, and so no logits."""
-    if 0 in ids_BT.shape:
-        raise ValueError(f"ids of shape {tuple(ids_BT.shape)}: give at least one token in each row")
+    _check_ids(ids_BT)
+    check_marks(ids_BT.shape, mask_BT=mask_BT)
     if mask_BT is not None and not bool((real_B := mask_BT.any(1)).all()):
         row = real_B.tolist().index(False)
         raise ValueError(

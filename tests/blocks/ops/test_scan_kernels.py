@@ -20,15 +20,15 @@ TIMES, FEATURES = ([1, 70], 5) if INTERPRETED else ([1, 63, 300], 40)
 def test_equal_the_plain_forms(time: int) -> None:
     flat = [torch.rand(B, time, FEATURES), randn(B, time, FEATURES), randn(B, FEATURES)]
     turned = [randn(B, time, 1, 16), randn(4, 1, 16), randn(B, 4, time, 4)]
-    decays = [randn(B, 3, 64, 64), -torch.rand(B, 3, 64).cumsum(-1)]
+    decays = [randn(B, 3, 1, 64, 64), -torch.rand(B, 3, 1, 64)]
     cases: list[tuple[Form, list[Tensor]]] = [
         (lambda *x: (scan(*x),), flat),
         (selective_scan.selective_scan, selective_inputs(time, FEATURES)),
         (liquid(liquid_scan.liquid_scan), liquid_inputs(time, FEATURES)),
         (lambda *x: (conv.causal_conv(*x),), [randn(B, time, FEATURES), randn(FEATURES, 4)]),
         (lambda *x: (biased_rotation(*x),), turned),
-        (lambda *x: (ranked_ssd.decayed_scores(*x),), decays),
-        (lambda *x: (ranked_ssd.decayed_scores(*x, diagonal=-1),), decays),
+        (ranked_ssd.decayed_scores, decays),
+        (lambda scores, g: ranked_ssd.decayed_scores(scores, g, -1), decays),
     ]
     for form, inputs in cases:
         on_device = [x.detach().float().to(DEVICE) for x in inputs]

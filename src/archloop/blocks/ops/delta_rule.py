@@ -21,14 +21,7 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import (
-    chunk_size,
-    decay_sums,
-    decays_to_end,
-    join,
-    padded_time,
-    split,
-)
+from archloop.blocks.ops.chunks import chunk_size, join, padded_time, split
 from archloop.blocks.ops.precision import exact
 
 CHUNK = 32
@@ -143,10 +136,9 @@ def _key_scores(k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`linear_attention.chunk_scores` between keys, for either kind of decay."""
     if g.shape[-1] > 1:
         return linear_attention.chunk_scores(k, k, g, diagonal=False)
-    b = decay_sums(g)
-    scores_BNnCC = (k @ k.transpose(3, 4)) * ssd.decay_ratios(b[..., 0], -1)
-    kept, decay = decays_to_end(g)
-    return scores_BNnCC, k * b.exp(), k * kept, decay
+    ratios_BNnCC, since_BNnC, until_BNnC = ssd.decay_ratios(g[..., 0], -1)
+    scores_BNnCC, since_BNnC1 = (k @ k.transpose(3, 4)) * ratios_BNnCC, since_BNnC[..., None]
+    return scores_BNnCC, k * since_BNnC1, k * until_BNnC[..., None], since_BNnC1[:, :, :, -1:]
 
 
 def unit_lower_inverse(lower_XCC: Tensor) -> Tensor:

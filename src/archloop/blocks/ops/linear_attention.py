@@ -120,8 +120,8 @@ def chunk_scores(
     """
     scores, q, k, decay = _leaves(q_XCK, k_XCK, g_XCK, diagonal)
     while scores.shape[-3] > 1:
-        (q_left, q_right), (k_left, k_right) = _pairs(q), _pairs(k)
-        (decay_left, decay_right), (left, right) = _pairs(decay), _pairs(scores)
+        (q_left, q_right), (k_left, k_right) = halves(q), halves(k)
+        (decay_left, decay_right), (left, right) = halves(decay), halves(scores)
         scores = lower_blocks(left, q_right @ k_left.transpose(-1, -2), right)
         q = torch.cat([q_left, q_right * decay_left], -2)
         k = torch.cat([k_left * decay_right, k_right], -2)
@@ -133,6 +133,12 @@ def lower_blocks(left_Xhh: Tensor, corner_Xhh: Tensor, right_Xhh: Tensor) -> Ten
     """``[[left, 0], [corner, right]]``, (..., 2h, 2h)."""
     above = torch.cat([left_Xhh, torch.zeros_like(left_Xhh)], -1)
     return torch.cat([above, torch.cat([corner_Xhh, right_Xhh], -1)], -2)
+
+
+def halves(x: Tensor, dim: int = -3) -> tuple[Tensor, Tensor]:
+    """Blocks at even and at odd places of a dimension: left and right halves of larger ones."""
+    even, odd = x.unflatten(dim, (-1, 2)).unbind(dim)
+    return even, odd
 
 
 def states_flops(time: int, key_width: int, value_width: int) -> int:
@@ -179,9 +185,3 @@ def _leaves(
         rows.append(torch.stack(scores + [zero] * (LEAF - len(scores)), -1))
     blocks = (torch.stack(parts, -2) for parts in (rows, queries, keys))
     return *blocks, decay[..., None, :]
-
-
-def _pairs(x_Xnab: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks at even and at odd places, (..., n/2, a, b) each."""
-    even, odd = x_Xnab.unflatten(-3, (-1, 2)).unbind(-3)
-    return even, odd

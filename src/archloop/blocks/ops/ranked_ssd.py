@@ -77,13 +77,12 @@ def read(
         return ssd.read(q, k, v, g_BNT, states_BNnK1V, diagonal=diagonal)[..., None, :]
     chunk = tokens_per_chunk(time, ranks)
     q, k, v, g = (split(x, chunk) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT))
-    b = decay_sums(g)
     q, k, v = (x.flatten(3, 4) for x in (q, k, v))
-    decay = b.exp()[..., None].to(v.dtype)
+    scores, since_BNnC = decayed_scores(q @ k.transpose(3, 4), g, diagonal)
+    since = since_BNnC[..., None].to(v.dtype)
     if ranks > 1:
-        decay = decay.repeat_interleave(ranks, -2)
-    from_state = (q * decay) @ states_BNnKV.to(v.dtype)
-    y = from_state + decayed_scores(q @ k.transpose(3, 4), b, diagonal) @ v
+        since = since.repeat_interleave(ranks, -2)
+    y = (q * since) @ states_BNnKV.to(v.dtype) + scores @ v
     return join(y.unflatten(3, (chunk, ranks)), time)
 
 
@@ -92,21 +91,25 @@ def _is_ssd(k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor) -> bool:
     return k_BNTRK.shape[3] == 1 and linear_attention.on_gpu(g_BNT, k_BNTRK, v_BNTRV)
 
 
-def decayed_scores(scores_XMM: Tensor, b_XC: Tensor, diagonal: int = 0) -> Tensor:
+def decayed_scores(
+    scores_BNnMM: Tensor, g_BNnC: Tensor, diagonal: int = 0
+) -> tuple[Tensor, Tensor]:
     """Scores between a chunk's rows, C R of them, times the decay between their tokens (j up to a
-    diagonal).
+    diagonal); and the decay since the chunk's start, (B, N, n, C).
     """
-    rows, tokens = scores_XMM.shape[-1], b_XC.shape[-1]
-    if triton_kernels.usable(b_XC) and rows >= 16:
+    rows, tokens = scores_BNnMM.shape[-1], g_BNnC.shape[-1]
+    if triton_kernels.usable(g_BNnC) and rows >= 16:
         from archloop.blocks.ops.gpu.decay import DecayedScores
 
-        decayed: Tensor = apply(DecayedScores, scores_XMM, b_XC, diagonal)
-        return decayed
-    ratios = decay_ratios(b_XC, diagonal).to(scores_XMM.dtype)
+        b_BNnC = decay_sums(g_BNnC)
+        decayed: Tensor = apply(DecayedScores, scores_BNnMM, b_BNnC, diagonal)
+        return decayed, b_BNnC.exp()
+    ratios, since_BNnC, _ = decay_ratios(g_BNnC, diagonal)
+    ratios = ratios.to(scores_BNnMM.dtype)
     if rows > tokens:
         ratios = ratios.repeat_interleave(rows // tokens, -1)
         ratios = ratios.repeat_interleave(rows // tokens, -2)
-    return scores_XMM * ratios
+    return scores_BNnMM * ratios, since_BNnC
 
 
 def tokens_per_chunk(time: int, ranks: int) -> int:

@@ -2,8 +2,8 @@
 
 ``S_t = exp(g_t) S_{t-1} + k_t v_t^T``; ``o_t = S_t^T q_t``, with log-decays g <= 0. Heads of a
 group share queries and keys. Because the decay is a scalar, a chunk is plain attention whose scores
-are multiplied by ``exp(b_i - b_j)`` (b the cumulative log-decay; masked with -inf before exp). As
-in `ops.linear_attention`, the parallel form has two halves, `states` and `read`.
+are multiplied by what is left of token j's write at token i (`decay_ratios`: products of decays,
+none above 1). As in `ops.linear_attention`, the parallel form has two halves, `states` and `read`.
 
 Everything is computed in the dtype of g: at least float32. On a GPU, kernels of our own do the same
 (`gpu.ssd`), with dtypes as in `ops.linear_attention`.
@@ -19,7 +19,6 @@ from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.chunks import (
     carry,
     chunk_size,
-    decay_sums,
     decays_to_end,
     join,
     padded_time,
@@ -106,25 +105,37 @@ def read(
         v_BNTV = v_BNTV * weight_BNT[..., None]
     chunk = chunk_size(time, largest, smallest)
     q, k, v, g = (split(x.to(g_BNT.dtype), chunk) for x in (q_BGTK, k_BGTK, v_BNTV, g_BNT))
-    b = decay_sums(g)
+    ratios_BNnCC, since_BNnC, _ = decay_ratios(g, diagonal)
     from_state = (q @ states_BGnKRV.flatten(4)).unflatten(4, states_BGnKRV.shape[4:])
-    from_state = from_state.permute(0, 1, 4, 2, 3, 5).flatten(1, 2) * b.exp()[..., None]
+    from_state = from_state.permute(0, 1, 4, 2, 3, 5).flatten(1, 2) * since_BNnC[..., None]
     scores_BG1nCC = (q @ k.transpose(3, 4))[:, :, None]
-    scores = (scores_BG1nCC * decay_ratios(b, diagonal).unflatten(1, (groups, -1))).flatten(1, 2)
+    scores = (scores_BG1nCC * ratios_BNnCC.unflatten(1, (groups, -1))).flatten(1, 2)
     return join(from_state + scores @ v, time)
 
 
-def decay_ratios(b_XC: Tensor, diagonal: int = 0) -> Tensor:
-    """``exp(b_i - b_j)`` for j up to a diagonal (0 or -1), 0 above it, (..., C, C).
+def decay_ratios(g_XC: Tensor, diagonal: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """How much of what each token writes each later one still finds in a chunk.
 
-    A token's own ratio is the constant 1: decays would get the difference of two equal gradients,
-    whose rounding is all that strong decays have.
+    Put together from halves, as products of what decays until their border and from there on.
+    Differences of cumulative sums would round weak decays that follow strong ones, and the
+    gradients of strong ones would be what two equal numbers leave of each other.
+
+    Returns:
+        ``exp(g_{j+1} + .. + g_i)`` for j up to a diagonal (0 or -1), 0 above it, (..., C, C); the
+        decay since the chunk's start and from behind a token to its end, (..., C) each.
     """
-    chunk = b_XC.shape[-1]
-    edge_CC = torch.full((chunk, chunk), -torch.inf, dtype=b_XC.dtype, device=b_XC.device)
-    edge_CC = edge_CC.triu(diagonal + 1)
-    earlier_CC = torch.ones_like(edge_CC, dtype=torch.bool).tril(-1)
-    return torch.where(earlier_CC, b_XC[..., :, None] - b_XC[..., None, :], edge_CC).exp()
+    since = g_XC.exp()[..., None]
+    until = torch.ones_like(since)
+    ratios = torch.full_like(since, 1 + diagonal)[..., None]
+    while ratios.shape[-3] > 1:
+        left, right = linear_attention.halves(ratios)
+        since_left, since_right = linear_attention.halves(since, -2)
+        until_left, until_right = linear_attention.halves(until, -2)
+        corner = since_right[..., None] * until_left[..., None, :]
+        ratios = linear_attention.lower_blocks(left, corner, right)
+        since = torch.cat([since_left, since_right * since_left[..., -1:]], -1)
+        until = torch.cat([until_left * since_right[..., -1:], until_right], -1)
+    return ratios[..., 0, :, :], since[..., 0, :], until[..., 0, :]
 
 
 def to_heads(x_BGTK: Tensor, num_heads: int) -> Tensor:

@@ -380,6 +380,17 @@ def exported(
 
 
 @every_case
+def test_shapes_are_inferred_without_data(case: Case) -> None:
+    mixer = kit.make(case, dtype=torch.float32).to("meta")
+    x_BTD, state = kit.inputs(70, dtype=torch.float32).to("meta"), mixer.init_state(kit.BATCH, 71)
+    y_BTD, _ = mixer(x_BTD, state)
+    y_BD, _ = mixer.step(
+        x_BTD[:, 0], state, positions_B=torch.full((kit.BATCH,), 70, device="meta")
+    )
+    assert (y_BTD.shape, y_BD.shape) == (x_BTD.shape, x_BTD[:, 0].shape)
+
+
+@every_case
 def test_step_exports_without_complex_numbers_or_fft(case: Case) -> None:
     program, pairs = exported(case, None)
     for node in program.graph.nodes:

@@ -24,9 +24,9 @@ def exact(x: Tensor) -> AbstractContextManager[Any]:
     Where it is off there is nothing to do, and nothing in a compiled or exported graph.
     """
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 class KeepsFloat32(nn.Module):

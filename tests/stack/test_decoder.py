@@ -248,6 +248,17 @@ def test_a_mixer_without_features_has_no_consumers() -> None:
         Decoder(spec)
 
 
+def test_specs_are_equal_where_their_text_is() -> None:
+    bias = [
+        stack(block(MixerSpec(name="short_conv", config={"bias": value})))
+        for value in (True, 1, 1.0)
+    ]
+    scale = [block(mixer("gqa"), residual_multiplier=value) for value in (0.0, -0.0)]
+    for a, b in ((bias[0], bias[1]), (bias[1], bias[2]), (stack(scale[0]), stack(scale[1]))):
+        assert (a == b) == (a.digest == b.digest) == (hash(a) == hash(b))
+    assert bias[1] == bias[2]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("field", ["norm_eps", "embedding_multiplier", "logits_divisor"])
 def test_factors_that_are_not_finite_are_refused(field: str, value: float) -> None:

@@ -155,6 +155,10 @@ class StackSpec(_Plain):
         """Short hash of the canonical JSON, an identity for files and caches."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
+    def __eq__(self, other: object) -> bool:
+        # In Python True equals 1, and 0.0 equals -0.0; as text, and in files, they differ.
+        return isinstance(other, StackSpec) and self.to_json() == other.to_json()
+
     def __hash__(self) -> int:
         return hash(self.to_json())
 

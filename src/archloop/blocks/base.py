@@ -246,11 +246,12 @@ class SequenceMixer(nn.Module):
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; must be ({wanted}), with at least one token"
             )
-        if state is not None and state.num_rows != x.shape[0]:
-            raise ValueError(
-                f"{name} has {x.shape[0]} rows and its state {state.num_rows}; "
-                "make one for as many rows with init_state"
-            )
+        for tensor in () if state is None else state.tensors.values():
+            if tensor.shape[0] != x.shape[0]:
+                raise ValueError(
+                    f"{name} has {x.shape[0]} rows and its state {tensor.shape[0]}; "
+                    "make one for as many rows with init_state"
+                )
 
     if TYPE_CHECKING:
 

@@ -53,11 +53,6 @@ class State:
         return self.tensors[name]
 
     @property
-    def num_rows(self) -> int:
-        """Sequences that it is for."""
-        return next(iter(self.tensors.values())).shape[0]
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(t.nbytes for t in self.tensors.values())

@@ -132,7 +132,7 @@ class S5Torch(Peer):
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(fn(tensor.new_empty(0, dtype=torch.float32)).device)
 
-        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
+        return super()._apply(moved, recurse)
 
     def run(self, x_BTD: Tensor, state: PeerState | None) -> Tensor:
         y_BTD: Tensor
@@ -202,7 +202,7 @@ def _model(name: str) -> Any:
     """
     importlib.import_module("transformers").logging.set_verbosity_error()
     kept = {"fla": sys.modules["fla"]} if "fla" in sys.modules else {}
-    sys.modules["fla"] = None  # type: ignore[assignment]  # how Python marks a missing module
+    sys.modules["fla"] = None
     try:
         return importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     finally:

@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -45,11 +46,18 @@ KINDS = {
 }
 
 _folders: dict[Path, None] = {}
+_importing: list[str | Path] = []
+"""Plug-ins whose files are being run, the outermost first."""
 
 
 def names(kind: str) -> list[str]:
     """Sorted names of the plug-ins of a kind, without importing any of them."""
     return sorted(_locations(kind))
+
+
+def shipped(kind: str) -> list[str]:
+    """As `names`, of those that are part of archloop itself."""
+    return sorted(_shipped(kind))
 
 
 def get(kind: str, name: str) -> Any:
@@ -90,13 +98,7 @@ def _kind(kind: str) -> Kind:
 
 def _locations(kind: str) -> dict[str, str | Path]:
     """Plug-in name -> "module:attribute-less module path" or file; nothing is imported."""
-    package = _kind(kind).package
-    found: dict[str, str | Path] = {}
-    spec = importlib.util.find_spec(package)
-    assert spec is not None, package
-    for module in pkgutil.iter_modules(spec.submodule_search_locations):
-        if module.name != "base" and not module.name.startswith("_") and not module.ispkg:
-            found[module.name] = f"{package}.{module.name}"
+    found: dict[str, str | Path] = dict(_shipped(kind))
     for point in metadata.entry_points(group=f"archloop.{kind}"):
         found[point.name] = point.module
     for folder in _folders:
@@ -105,9 +107,20 @@ def _locations(kind: str) -> dict[str, str | Path]:
     return found
 
 
+def _shipped(kind: str) -> dict[str, str]:
+    package = _kind(kind).package
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, package
+    return {
+        module.name: f"{package}.{module.name}"
+        for module in pkgutil.iter_modules(spec.submodule_search_locations)
+        if module.name != "base" and not module.name.startswith("_") and not module.ispkg
+    }
+
+
 @cache
 def _load(kind: str, name: str, location: str | Path) -> Any:
-    module = _import_file(kind, location) if isinstance(location, Path) else _import(location)
+    module = _imported(kind, location)
     base_module, base_name = _kind(kind).base.split(":")
     base = getattr(importlib.import_module(base_module), base_name)
     defined = [
@@ -116,16 +129,72 @@ def _load(kind: str, name: str, location: str | Path) -> Any:
         if inspect.isclass(value)
         and issubclass(value, base)
         and value.__module__ == module.__name__
-        and not inspect.isabstract(value)
     ]
+    if len(defined) > 1:
+        defined = [value for value in defined if not inspect.isabstract(value)]
     if len(defined) != 1:
         raise UserError(
             f"{kind} file {module.__file__} must define exactly one {base_name}, "
             f"found {[c.__name__ for c in defined]}"
         )
     plugin: Any = defined[0]
+    if missing := _missing_members(plugin, base):
+        raise UserError(
+            f"{kind} file {module.__file__}: {plugin.__name__} must define {', '.join(missing)}, "
+            f"as {base_name} says"
+        )
     plugin.name = name
     return plugin
+
+
+def _missing_members(plugin: Any, base: Any) -> list[str]:
+    """Members of the contract that a plug-in has not written, its nested `Config`'s included.
+
+    Bases that are PyTorch modules have no abstract methods, and tell by `missing_members`.
+    """
+    missing = sorted(getattr(plugin, "__abstractmethods__", ()))
+    if hasattr(base, "missing_members"):
+        missing += base.missing_members(plugin)
+    config = getattr(plugin, "Config", None)
+    return missing + [f"Config.{name}" for name in sorted(_abstract(config))]
+
+
+def _abstract(config: Any) -> frozenset[str]:
+    return getattr(config, "__abstractmethods__", None) or frozenset()
+
+
+def _imported(kind: str, location: str | Path) -> ModuleType:
+    """A plug-in's module; what goes wrong in it is told with its file and line.
+
+    Raises:
+        UserError: its own code raised, ended the process, or asks for itself.
+    """
+    where = location if isinstance(location, Path) else f"module {location}"
+    if location in _importing:
+        raise UserError(f"plug-in {where} asks for itself while it is imported; remove that import")
+    _importing.append(location)
+    try:
+        return _import_file(kind, location) if isinstance(location, Path) else _import(location)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(location, str) and location.startswith("archloop."):
+            raise  # One of ours is broken or lacks an extra: a bug, with its traceback.
+        line = _line(error, location)
+        raise UserError(
+            f"plug-in {where}{line} cannot be imported: {error!r}; correct it"
+        ) from error
+    finally:
+        _importing.remove(location)
+
+
+def _line(error: BaseException, location: str | Path) -> str:
+    """The line of the plug-in's own file at which the error passed, as ", line 3"."""
+    if isinstance(error, SyntaxError) and error.filename == str(location):
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == str(location)]
+    return f", line {own[-1].lineno}" if own else ""
 
 
 def _import(module: str) -> ModuleType:
@@ -141,7 +210,7 @@ def _import_file(kind: str, file: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException:
         del sys.modules[name]
-        raise UserError(f"plug-in {file} cannot be imported: {error!r}; correct it") from error
+        raise
     return module

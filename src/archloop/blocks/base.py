@@ -8,7 +8,6 @@ Whatever such a file needs is imported from here.
 Shape suffixes: B batch, T time, D model width.
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,6 +72,16 @@ class SequenceMixer(nn.Module):
         super().__init_subclass__(**kwargs)
         if "Config" in vars(cls):
             cls.Config.owner = cls
+
+    @staticmethod
+    def missing_members(mixer: type["SequenceMixer"]) -> list[str]:
+        """Names of what a mixer must define and does not."""
+        base = SequenceMixer
+        wanted = ["mix", "mix_step"]
+        if mixer.shareable:
+            wanted = ["features", "read", "step_features", "step_read"]
+        missing = [name for name in wanted if getattr(mixer, name) is getattr(base, name)]
+        return missing if hasattr(mixer, "Config") else ["Config", *missing]
 
     # --- what a subclass writes -------------------------------------------------------------
 
@@ -274,9 +283,15 @@ class ChannelMixer(nn.Module):
         if "Config" in vars(cls):
             cls.Config.owner = cls
 
-    @abstractmethod
+    @staticmethod
+    def missing_members(mixer: type["ChannelMixer"]) -> list[str]:
+        """Names of what a channel mixer must define and does not."""
+        missing = ["forward"] if mixer.forward is ChannelMixer.forward else []
+        return missing if hasattr(mixer, "Config") else ["Config", *missing]
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Transform each token."""
+        raise AssertionError(f"{type(self).__name__} must write forward")
 
     def after_optimizer_step(self) -> None:
         """Called once per optimiser step, on every rank (expert bias update)."""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from archloop.runtimes.cuda.fused import FusedDecoder
 from archloop.stack import cost, presets
 from archloop.stack.decoder import Decoder
-from archloop.stack.fused import FusedDecoder
 from gpu_models import balance, random_decoder, random_ids, restart
 from inference import ceilings, median_ms, times_ms
 

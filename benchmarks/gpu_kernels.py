@@ -16,7 +16,7 @@ import triton
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from archloop.blocks.ops.gpu import attention, experts, gemv, rows
+from archloop.runtimes.cuda.kernels import attention, experts, gemv, rows
 
 D, F_DENSE, F_EXPERT, E, K, V, N, M, H = 2048, 8192, 1536, 64, 4, 65536, 32, 8, 64
 DTYPE = torch.bfloat16

@@ -7,9 +7,9 @@ meta device and its parameters are made views of ours: same numbers, no copy.
 import torch
 from torch import nn
 
+from archloop.runtimes.cuda.fused import FusedDecoder
 from archloop.stack import presets
 from archloop.stack.decoder import Decoder
-from archloop.stack.fused import FusedDecoder
 
 DTYPE = torch.bfloat16
 

@@ -16,8 +16,8 @@ import time
 
 import torch
 
+from archloop.runtimes.cuda.fused import FusedDecoder
 from archloop.stack import cost
-from archloop.stack.fused import FusedDecoder
 from gpu_models import balance, peer_of, random_decoder, random_ids, restart
 from parity import (
     compare_prefill_blocks,

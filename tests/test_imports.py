@@ -9,7 +9,7 @@ TORCH_FREE = [
     "archloop",
     "archloop.cli",
     "archloop.report",
-    "archloop.search.record",
+    "archloop.store.record",
     "archloop.search.strategies",
     "archloop.search.strategies.nsga2",
     "archloop.search.strategies.random",

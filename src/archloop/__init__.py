@@ -18,7 +18,7 @@ _HOMES = {
     "Study": "archloop.search.study:Study",
     "build": "archloop.stack.decoder:build",
     "load_preset": "archloop.stack.presets:load",
-    "load_recipe": "archloop.search.recipe:load",
+    "load_recipe": "archloop.search.recipe.recipe:load",
     "profile": "archloop.profiling.protocol:profile",
 }
 
@@ -34,7 +34,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from archloop.profiling.protocol import profile
-    from archloop.search.recipe import load as load_recipe
+    from archloop.search.recipe.recipe import load as load_recipe
     from archloop.search.study import Study
     from archloop.stack.decoder import build
     from archloop.stack.presets import load as load_preset

@@ -29,8 +29,8 @@ from archloop import registry
 from archloop.errors import UserError, reason, shown
 
 if TYPE_CHECKING:
-    from archloop.search.record import StudyRecord
     from archloop.stack.spec import StackSpec
+    from archloop.store.record import StudyRecord
 
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -125,8 +125,8 @@ def _print_error(text: str) -> None:
 
 def _expected_failures() -> tuple[type[Exception], ...]:
     """Errors that are results, not bugs: a message is enough. Loaded only once one happened."""
-    from archloop.evals.worker import TrainingError
     from archloop.profiling import MeasurementError
+    from archloop.proxy.worker import TrainingError
     from archloop.search.errors import StudyError
 
     return (StudyError, MeasurementError, TrainingError, OSError)
@@ -224,7 +224,7 @@ def search(
     """Create or resume the study of a recipe, and write its report."""
     from archloop.report.live import display
     from archloop.search.errors import NoFeasibleTrial
-    from archloop.search.recipe import load
+    from archloop.search.recipe.recipe import load
     from archloop.search.study import Study
 
     study = Study(load(recipe), runs)
@@ -262,7 +262,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a study's report.html anew, or print its content as JSON."""
-    from archloop.search.store import read
+    from archloop.store.store import read
 
     record = read(study, storage)
     if figure is not None:
@@ -343,7 +343,7 @@ def eval(  # noqa: A001  (a command has its function's name)
 
     A spec file is taken as it is; of a preset, the order of mixers, at MAD's width of 128.
     """
-    from archloop.evals.mad import CHANGES, MadConfig, RunResult, mad_spec, run_mad
+    from archloop.proxy.mad import CHANGES, MadConfig, RunResult, mad_spec, run_mad
     from archloop.training.loop import torch_device
 
     if suite != "mad":
@@ -390,7 +390,7 @@ def generate(
 
     import torch
 
-    from archloop.checkpoints.model import load_model, stream
+    from archloop.generation.model import load_model, stream
     from archloop.training.loop import torch_device
 
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):

@@ -5,7 +5,7 @@ import pytest
 
 from archloop import registry
 from archloop.search.base import Strategy, Told
-from stack.spaces import assert_valid, named
+from space.spaces import assert_valid, named
 
 every_strategy = pytest.mark.parametrize("name", registry.names("strategies"))
 SEED = 11

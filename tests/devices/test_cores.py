@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from archloop.devices import _cores
+from archloop.devices import cores
 
 
 @pytest.mark.parametrize(
@@ -25,13 +25,13 @@ def test_quotas_of_every_group_count(
     (tmp_path / "groups" / "pod" / "box" / "cpu.max").write_text(own + "\n")
     (tmp_path / "groups" / "pod" / "cpu.max").write_text(around + "\n")
     (tmp_path / "cgroup").write_text("1:cpu:/elsewhere\n0::/pod/box\n")
-    monkeypatch.setattr(_cores, "CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(_cores, "OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(cores, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cores, "OWN_CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert _cores.usable_cores() == expected
+    assert cores.usable_cores() == expected
 
 
 def test_a_system_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cores, "OWN_CGROUP", tmp_path / "absent")
+    monkeypatch.setattr(cores, "OWN_CGROUP", tmp_path / "absent")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
-    assert _cores.usable_cores() == 2
+    assert cores.usable_cores() == 2

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from archloop import checkpoints
-from archloop.stack.generation import generate
-from archloop.stack.sampling import Sampling, filtered, penalise
+from archloop.generation.generation import generate
+from archloop.generation.sampling import Sampling, filtered, penalise
 from oracles import lfm2_peer
 
 NAMES = (*lfm2_peer.DENSE, *lfm2_peer.MOE)

@@ -13,11 +13,11 @@ import torch
 
 from archloop.devices.base import Readings
 from archloop.devices.host import Host
-from archloop.profiling.client import MeasurementError, WorkerProcess
 from archloop.runtimes.base import build_random
 from archloop.runtimes.torch_eager import TorchEager
 from archloop.stack.cost import state_bytes
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.workers.client import MeasurementError, WorkerProcess
 
 MIB = 1 << 20
 PLUGINS = Path(__file__).parent / "plugins"

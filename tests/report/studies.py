@@ -4,15 +4,14 @@ import numpy as np
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Figures, Identity, Interval, Profile
-from archloop.search.record import (
-    BrokenBudget,
+from archloop.ranking.record import BrokenBudget, Objectives
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.store.record import (
     Costs,
-    Objectives,
     Rung,
     StudyRecord,
     TrialRecord,
 )
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 
 def spec(pattern: str) -> StackSpec:

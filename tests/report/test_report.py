@@ -11,7 +11,7 @@ from rich.console import Console
 from archloop.errors import UserError
 from archloop.report import html, layout, static, summary
 from archloop.report.outcome import print_outcome
-from archloop.search.record import FamilyRate
+from archloop.store.record import FamilyRate
 from report import studies
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from archloop.evals.base import Score
 from archloop.profiling.record import Figures, Identity, Interval, Profile
 from archloop.search.evaluator import CandidateFailed, TrainJob
-from archloop.search.recipe import Recipe, parse
-from archloop.search.record import Rung
+from archloop.search.recipe.recipe import Recipe, parse
 from archloop.stack.spec import StackSpec
+from archloop.store.record import Rung
 
 CONTEXTS = (64, 128)
 IDENTITY = Identity(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from archloop.evals.proxy import ProxyResult
-from archloop.evals.worker import Job
+from archloop.proxy.proxy import ProxyResult
+from archloop.proxy.worker import Job
 from archloop.search import hardware
 from archloop.search.evaluator import TrainJob
 from archloop.search.hardware import HardwareEvaluator

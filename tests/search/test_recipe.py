@@ -11,8 +11,8 @@ from archloop import registry
 from archloop.errors import UserError
 from archloop.runtimes.torch_eager import TorchEager
 from archloop.search import plan
-from archloop.search.plain_yaml import MAX_BYTES
-from archloop.search.recipe import RecipeError, load
+from archloop.search.recipe.plain_yaml import MAX_BYTES
+from archloop.search.recipe.recipe import RecipeError, load
 from search.stand_in import recipe, settings
 
 

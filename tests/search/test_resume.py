@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from archloop.search import connection, stages, store
 from archloop.search.errors import DiskFullError
-from archloop.search.record import StudyRecord
 from archloop.search.study import Study
+from archloop.store import connection, stages, store
+from archloop.store.record import StudyRecord
 from search.stand_in import StandIn, no_time, recipe
 
 SHORT = recipe(num_trials=7)

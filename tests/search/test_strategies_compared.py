@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from archloop import registry
-from archloop.search import front
+from archloop.ranking import front
 from archloop.search.base import SpaceExhaustedError, Strategy, Told, minimised
 from archloop.search.strategies.nsga2 import NSGA2, constrained_order
-from archloop.stack.genome import Genome
-from archloop.stack.space import Space, SpaceConfig
-from stack.spaces import SMALL, changed, named
+from archloop.space.genome import Genome
+from archloop.space.space import Space, SpaceConfig
+from space.spaces import SMALL, changed, named
 
 REFERENCE = (0.0, 1.5, 1.5)
 

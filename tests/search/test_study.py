@@ -12,16 +12,17 @@ import yaml
 
 from archloop.errors import UserError
 from archloop.profiling.record import Profile
+from archloop.ranking import front
+from archloop.ranking.objectives import as_point
 from archloop.report import summary
-from archloop.search import front, store
 from archloop.search.errors import NoFeasibleTrial, StudyError
 from archloop.search.evaluator import TrainJob, Unsupported
-from archloop.search.lock import StudyBusyError, exclusive
-from archloop.search.objectives import as_point
 from archloop.search.progress import Event
-from archloop.search.recipe import RecipeError, load
-from archloop.search.record import Rung, StudyRecord
+from archloop.search.recipe.recipe import RecipeError, load
 from archloop.search.study import Study
+from archloop.store import store
+from archloop.store.lock import StudyBusyError, exclusive
+from archloop.store.record import Rung, StudyRecord
 from search.stand_in import StandIn, no_time, recipe, settings
 
 

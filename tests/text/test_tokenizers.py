@@ -4,9 +4,9 @@ import sys
 import numpy as np
 import pytest
 
+from archloop.files import read_checked, write_atomic, write_checked
 from archloop.text import tokenizers
 from archloop.text.corpora import Corpus
-from archloop.text.files import read_checked, write_atomic, write_checked
 
 DOCUMENTS = [f"def name_{i}(self):\n    return {i} # the {i}-th one\n" for i in range(400)]
 CORPUS = Corpus(DOCUMENTS, ["held out"], "0123456789abcdef0000")

@@ -1,7 +1,6 @@
 """Checkpoints in and out: LFM2 and LFM2-MoE in Hugging Face layout, any stack in our own."""
 
 from archloop.checkpoints.loading import load
-from archloop.checkpoints.model import Model, load_model, stream
 from archloop.checkpoints.saving import save
 
-__all__ = ["Model", "load", "load_model", "save", "stream"]
+__all__ = ["load", "save"]

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from archloop.devices._cores import usable_cores
 from archloop.devices.base import Device, Readings
+from archloop.devices.cores import usable_cores
 
 _QUIET_CORES = 0.25
 """Other programs may keep this many cores busy before the machine counts as not ready."""

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from archloop.profiling.client import MeasurementError
     from archloop.profiling.config import ProfileConfig
     from archloop.profiling.protocol import extend, noise_floor, profile
     from archloop.profiling.samples import read_samples
     from archloop.profiling.summary import profile_from_samples
     from archloop.profiling.tables import table
+    from archloop.workers.client import MeasurementError
 
 _HOMES = {
     "MeasurementError": "client",

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from archloop import registry
 from archloop.devices.base import Device
-from archloop.profiling.client import MeasurementError, Role, WorkerProcess
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity, Profile
 from archloop.profiling.samples import Memory, PairSamples, Samples, read_samples
@@ -25,6 +24,7 @@ from archloop.profiling.summary import profile_from_samples
 from archloop.profiling.turns import Subject, measure_context, start, wait_started
 from archloop.runtimes.base import Manifest, Runtime, read_manifest
 from archloop.stack.spec import StackSpec
+from archloop.workers.client import MeasurementError, Role, WorkerProcess
 
 MAX_LOOKS = 2
 """Looking again until the answer pleases would make the intervals lie."""

@@ -10,11 +10,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from archloop.devices.base import Readings
+from archloop.files import write_atomic
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity
 from archloop.profiling.statistics import percentile
 from archloop.stack.spec import StackSpec
-from archloop.text.files import write_atomic
 
 SAMPLES = "samples.json"
 

@@ -8,9 +8,9 @@ meanwhile, such as the clock or a neighbour, meets both alike and leaves their r
 from collections.abc import Iterator
 from typing import Any
 
-from archloop.profiling.client import WorkerProcess
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.samples import ContextSamples, Memory, ProcessSamples
+from archloop.workers.client import WorkerProcess
 
 _CHUNK_DEPTHS = 5
 _WARM_TOKENS = 128

@@ -25,11 +25,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from archloop import registry
-from archloop.devices._victim import prefer_as_victim
 from archloop.errors import UserError
 from archloop.profiling import memory
 from archloop.runtimes.base import Runtime, Session, build_random
 from archloop.stack.spec import StackSpec
+from archloop.workers.victim import prefer_as_victim
 
 _ALARM_GRACE_S = 5
 _MEMORY_WORDS = ("allocate memory", "bad_alloc", "out of memory", "cannot allocate")

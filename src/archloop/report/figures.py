@@ -4,9 +4,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from archloop.ranking.record import Objectives
 from archloop.report import summary
 from archloop.report.layout import describe
-from archloop.search.record import Objectives, StudyRecord, TrialRecord
+from archloop.store.record import (
+    StudyRecord,
+    TrialRecord,
+)
 
 _INK, _GRID, _FRONT, _REST = "#26323f", "#e3e7ec", "#1f5fbf", "#9aa5b1"
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"

@@ -8,12 +8,12 @@ import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from archloop.files import write_atomic
 from archloop.profiling.record import Interval
 from archloop.report import figures, summary
 from archloop.report.layout import describe, svg
 from archloop.report.palette import colour, label
-from archloop.search.record import StudyRecord, TrialRecord
-from archloop.text.files import write_atomic
+from archloop.store.record import StudyRecord, TrialRecord
 
 
 def render(study: StudyRecord) -> str:

@@ -5,10 +5,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from archloop.ranking.record import Objectives
 from archloop.report.html import count, duration, headline
 from archloop.report.palette import label
 from archloop.report.summary import front_numbers
-from archloop.search.record import Objectives, StudyRecord, TrialRecord
+from archloop.store.record import (
+    StudyRecord,
+    TrialRecord,
+)
 
 
 def print_outcome(study: StudyRecord, page: Path, console: Console) -> None:

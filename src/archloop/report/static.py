@@ -8,9 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from archloop.errors import UserError
+from archloop.ranking.record import Objectives
 from archloop.report.palette import label
 from archloop.report.summary import at_rung, front_numbers
-from archloop.search.record import Objectives, Rung, StudyRecord, TrialRecord
+from archloop.store.record import (
+    Rung,
+    StudyRecord,
+    TrialRecord,
+)
 
 FORMATS = (".svg", ".png", ".pdf")
 _INK, _FRONT, _REST, _REFERENCE = "#26323f", "#1f5fbf", "#9aa5b1", "#c0392b"

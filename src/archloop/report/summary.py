@@ -6,10 +6,16 @@ Everything is recomputed from the records; nothing is looked up anywhere else.
 import math
 from typing import Any
 
-from archloop.search.front import nondominated
-from archloop.search.objectives import as_point
-from archloop.search.record import FamilyRate, Objectives, Rung, StudyRecord, TrialRecord
-from archloop.search.store import hypervolume_curve
+from archloop.ranking.front import nondominated
+from archloop.ranking.objectives import as_point
+from archloop.ranking.record import Objectives
+from archloop.store.record import (
+    FamilyRate,
+    Rung,
+    StudyRecord,
+    TrialRecord,
+)
+from archloop.store.store import hypervolume_curve
 
 __all__ = ["at_rung", "diverged", "front_numbers", "hypervolume_curve", "rungs", "summarize"]
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from archloop.errors import UserError
+from archloop.files import write_atomic
 from archloop.registry import suggest
 from archloop.stack.spec import StackSpec
-from archloop.text.files import write_atomic
 
 if TYPE_CHECKING:
     from archloop.stack.decoder import Decoder

@@ -1,6 +1,7 @@
 """Fused kernels and CUDA graphs on an NVIDIA GPU, for stacks of the LFM2 kind, in bfloat16.
 
-The engine is `archloop.stack.fused`; a decode step is captured on first use and replayed after.
+The engine is `archloop.runtimes.cuda.fused`; a decode step is captured on first use and replayed
+after.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ class TorchCuda(Runtime):
         return None
 
     def unsupported(self, spec: StackSpec) -> str | None:
-        from archloop.stack import fused
+        from archloop.runtimes.cuda import fused
 
         return fused.unsupported(spec)
 
@@ -86,7 +87,7 @@ class CudaSession(TorchSession):
     plans_by_shape = True
 
     def __init__(self, decoder: "Decoder", max_context: int) -> None:
-        from archloop.stack.fused import FusedDecoder, StepGraph
+        from archloop.runtimes.cuda.fused import FusedDecoder, StepGraph
 
         super().__init__(decoder, max_context)
         self.chunk = PREFILL_CHUNK

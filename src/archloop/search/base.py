@@ -12,8 +12,8 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from archloop.stack.genome import Genome
-from archloop.stack.space import Space
+from archloop.space.genome import Genome
+from archloop.space.space import Space
 
 ToldState = Literal["complete", "rejected", "failed"]
 NUM_REMUTATIONS = 20

@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from archloop.search import objectives
-from archloop.search.baseline import FOLDER, Baseline, averaged, mean_rate
+from archloop.ranking import objectives
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
-from archloop.search.record import Rung
-from archloop.search.stages import Proposed, Stage, StageFiles
 from archloop.search.tuning import FOLDER as TUNING
 from archloop.search.tuning import tune
 from archloop.search.workshop import Workshop, checkpoint
+from archloop.store.baseline import FOLDER, Baseline, averaged, mean_rate
+from archloop.store.record import Rung
+from archloop.store.stages import Proposed, Stage, StageFiles
 
 _SEED_STREAM = 2**32
 """Added to a seed's index: training seeds of the reference preset are no trial's."""

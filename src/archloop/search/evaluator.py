@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from archloop.profiling.record import Profile
-from archloop.search.record import Rung
 from archloop.stack.spec import StackSpec
+from archloop.store.record import Rung
 
 
 class CandidateFailed(RuntimeError):  # noqa: N818  (how a trial ended, not a fault of ours)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from archloop.profiling.record import Profile
-from archloop.search import objectives
-from archloop.search.objectives import Budget
-from archloop.search.record import BrokenBudget
+from archloop.ranking import objectives
+from archloop.ranking.objectives import Budget
+from archloop.ranking.record import BrokenBudget
 
 Measure = Callable[[int], Mapping[str, Profile]]
 """Profiles by device, of look 1 or 2."""

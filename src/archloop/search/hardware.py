@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from archloop import __version__, registry
-from archloop.devices._cores import usable_cores
-from archloop.evals import proxy
-from archloop.evals.worker import Job, TrainingError, run_isolated
+from archloop.devices.cores import usable_cores
+from archloop.files import usable_cache_dir
 from archloop.profiling import MeasurementError, extend, profile, profile_from_samples, read_samples
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Profile
+from archloop.proxy import proxy
+from archloop.proxy.worker import Job, TrainingError, run_isolated
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
-from archloop.search.recipe import Recipe
-from archloop.search.record import Rung
+from archloop.search.recipe.recipe import Recipe
 from archloop.stack.spec import StackSpec
-from archloop.text.files import usable_cache_dir
+from archloop.store.record import Rung
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 

@@ -12,17 +12,17 @@ from pydantic import ValidationError
 
 from archloop import registry
 from archloop.errors import UserError
-from archloop.evals import proxy
+from archloop.proxy import proxy
+from archloop.ranking.objectives import check_budgets
 from archloop.runtimes.base import Runtime
 from archloop.search.base import Strategy
-from archloop.search.objectives import check_budgets
-from archloop.search.recipe import Recipe
-from archloop.search.recipe_errors import RecipeError, describe
-from archloop.search.record import Costs
+from archloop.search.recipe.errors import RecipeError, describe
+from archloop.search.recipe.recipe import Recipe
+from archloop.space.genome import Genome
+from archloop.space.space import OutOfReachError, Space
 from archloop.stack import cost, presets
-from archloop.stack.genome import Genome
-from archloop.stack.space import OutOfReachError, Space
 from archloop.stack.spec import StackSpec
+from archloop.store.record import Costs
 from archloop.text import corpora
 from archloop.training.loop import torch_device
 

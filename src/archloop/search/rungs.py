@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from archloop.search import front
-from archloop.search.objectives import as_point, noise
-from archloop.search.record import Objectives
+from archloop.ranking import front
+from archloop.ranking.objectives import as_point, noise
+from archloop.ranking.record import Objectives
 
 MAX_COMPARED = 64
 """Trials compared by expected contribution; of more, those of the best non-domination ranks."""

@@ -20,27 +20,30 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from archloop.errors import UserError
-from archloop.search import front, plan, recipe, store, trial
+from archloop.files import write_atomic
+from archloop.ranking import front
+from archloop.ranking.objectives import as_point
+from archloop.search import plan, trial
 from archloop.search.base import SpaceExhaustedError, Told
-from archloop.search.baseline import FOLDER as REFERENCE
-from archloop.search.baseline import Baseline
-from archloop.search.connection import FILE, cause, open_database
-from archloop.search.database import Database, Result, Stored
 from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
 from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
-from archloop.search.lock import exclusive
 from archloop.search.meter import Clock, Meter
-from archloop.search.objectives import as_point
 from archloop.search.plan import Plan
 from archloop.search.progress import Event, Progress, Stage, ignore
-from archloop.search.recipe import Recipe
-from archloop.search.record import StudyRecord
+from archloop.search.recipe import recipe
+from archloop.search.recipe.recipe import Recipe
 from archloop.search.rungs import Standings
 from archloop.search.tuning import FOLDER as TUNING
 from archloop.search.workshop import Workshop
-from archloop.stack.genome import Genome
-from archloop.text.files import write_atomic
+from archloop.space.genome import Genome
+from archloop.store import store
+from archloop.store.baseline import FOLDER as REFERENCE
+from archloop.store.baseline import Baseline
+from archloop.store.connection import FILE, cause, open_database
+from archloop.store.database import Database, Result, Stored
+from archloop.store.lock import exclusive
+from archloop.store.record import StudyRecord
 
 
 class Study:

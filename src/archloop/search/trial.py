@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from archloop.profiling.record import Profile
-from archloop.search import gate, objectives, store
-from archloop.search.baseline import FOLDER as REFERENCE
-from archloop.search.baseline import Baseline
-from archloop.search.database import Result, Stored
+from archloop.ranking import objectives
+from archloop.ranking.record import Objectives
+from archloop.search import gate
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.plan import Plan, training_seed
-from archloop.search.record import Objectives, Rung
 from archloop.search.rungs import Standings, promoted
-from archloop.search.stages import Profiled, Proposed, Stage, StageFiles
 from archloop.search.workshop import Workshop, checkpoint
-from archloop.stack.genome import Genome
+from archloop.space.genome import Genome
+from archloop.store import store
+from archloop.store.baseline import FOLDER as REFERENCE
+from archloop.store.baseline import Baseline
+from archloop.store.database import Result, Stored
+from archloop.store.record import (
+    Rung,
+)
+from archloop.store.stages import Profiled, Proposed, Stage, StageFiles
 
 UNSUPPORTED_EXCESS = 1e6
 """Constraint excess of a spec that the runtime cannot run: behind any that a budget rejected."""

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from archloop.search import objectives
+from archloop.ranking import objectives
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import TrainJob
 from archloop.search.plan import Plan, training_seed
-from archloop.search.record import FamilyRate, Rung
-from archloop.search.stages import StageFiles
 from archloop.search.workshop import Workshop
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.store.record import FamilyRate, Rung
+from archloop.store.stages import StageFiles
 
 FOLDER = "tuning"
 TEXT = "bits_per_byte"

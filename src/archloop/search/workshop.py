@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from archloop.search.evaluator import CandidateFailed, Evaluator, TrainJob
 from archloop.search.meter import Meter
-from archloop.search.record import Rung
-from archloop.search.stages import Profiled, Stage, StageFiles
 from archloop.stack.spec import StackSpec
+from archloop.store.record import Rung
+from archloop.store.stages import Profiled, Stage, StageFiles
 
 _DISK_FULL = "No space left on device"
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from archloop.errors import UserError
+from archloop.files import default_cache_dir, read_checked, write_checked
 from archloop.text.corpora import Corpus
-from archloop.text.files import default_cache_dir, read_checked, write_checked
 
 END_OF_TEXT = "<|end_of_text|>"
 MIN_VOCAB_SIZE = 257

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from archloop.text.files import write_atomic
+from archloop.files import write_atomic
 
 _FORMAT = "archloop-training-1"
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from archloop.search import front
+from archloop.ranking import front
 from archloop.search.base import Proposal, Strategy, StrategyConfig, Told, minimised
-from archloop.stack.genome import Genome
-from archloop.stack.space import Space
+from archloop.space.genome import Genome
+from archloop.space.space import Space
 
 
 class NSGA2(Strategy):

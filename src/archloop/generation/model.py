@@ -1,0 +1,272 @@
+"""A checkpoint as its user meets it: decoder, tokenizer, chat template and generation defaults."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from archloop.checkpoints import files, hub
+from archloop.checkpoints.loading import load
+from archloop.errors import UserError
+from archloop.generation.generation import Generation, Transcript
+from archloop.generation.sampling import Sampling
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import StackSpec
+from archloop.text.chat import ChatTemplate, Message
+from archloop.text.streaming import TextStream
+
+_MAX_TOKENIZER_BYTES = 256 << 20
+_MAX_TEMPLATE_BYTES = 1 << 20
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `load_model` found.
+
+    Attributes:
+        decoder: in evaluation mode.
+        tokenizer: None when the checkpoint has no ``tokenizer.json``.
+        chat_template: None when it has none.
+        sampling: the checkpoint's own defaults; greedy when it states none.
+        stop_ids: its end-of-sequence tokens.
+    """
+
+    decoder: Decoder
+    tokenizer: Tokenizer | None = None
+    chat_template: ChatTemplate | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: tuple[int, ...] = ()
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids of plain text, with the tokens that the tokenizer puts around it or without.
+
+        Raises:
+            UserError: the checkpoint has no tokenizer.
+        """
+        return list(self._tokenizer().encode(text, add_special_tokens=special_tokens).ids)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        after: Sequence[int] = (),
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn.
+
+        Args:
+            messages: in order.
+            tools: JSON schemas of functions that the model may call.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            after: tokens of this conversation so far. Where its text begins with theirs, they are
+                kept as they are: a reply may be cut into other tokens than its text would be.
+
+        Raises:
+            UserError: the checkpoint has no tokenizer or no chat template.
+        """
+        if self.chat_template is None:
+            raise UserError("this checkpoint has no chat template; give plain text instead")
+        text = self.chat_template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt
+        )
+        known = self.decode(after, special_tokens=True)
+        kept = list(after) if text.startswith(known) else []
+        # The template has written the special tokens itself.
+        rest = text[len(known) :] if kept else text
+        return kept + self.encode(rest, special_tokens=False)
+
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """Text of token ids, with or without special tokens.
+
+        Raises:
+            UserError: the checkpoint has no tokenizer.
+        """
+        return str(self._tokenizer().decode(list(ids), skip_special_tokens=not special_tokens))
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError("this checkpoint has no tokenizer.json; work with token ids")
+        return self.tokenizer
+
+
+def load_model(
+    path_or_hub_id: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    revision: str | None = None,
+) -> Model:
+    """A decoder with what its checkpoint says about text. Arguments and errors as `load`."""
+    folder = hub.resolve(path_or_hub_id, revision)
+    decoder = load(folder, dtype, device)
+    defaults = files.read_json(folder, "generation_config.json") or {}
+    config = files.read_json(folder, files.CONFIG) or {}
+    end = defaults.get("eos_token_id")
+    return Model(
+        decoder,
+        _load_tokenizer(folder),
+        _load_template(folder),
+        _default_sampling(folder, defaults),
+        _token_ids(folder, config.get("eos_token_id") if end is None else end),
+    )
+
+
+def stream(
+    model: Model,
+    prompt: str | Sequence[Message] | Sequence[int],
+    sampling: Sampling | None = None,
+    *,
+    max_new_tokens: int = 256,
+    stop_strings: Sequence[str] = (),
+    chunk_size: int | None = None,
+    transcript: Transcript | None = None,
+    tools: Sequence[dict[str, Any]] | None = None,
+    special_tokens: bool = False,
+) -> Iterator[str]:
+    """The reply to a prompt, in pieces of whole characters as they come.
+
+    Args:
+        model: with a tokenizer.
+        prompt: plain text, chat messages, or token ids.
+        sampling: default: the checkpoint's own.
+        max_new_tokens: the reply ends here at the latest, or with the longest context that the
+            model is made for.
+        stop_strings: the reply ends before the first of these.
+        chunk_size: tokens per prefill pass.
+        transcript: a conversation so far, of one row. Chat messages are the whole conversation,
+            of which only what is new is read; text and ids are what is new.
+        tools: with chat messages, JSON schemas of functions that the model may call.
+        special_tokens: also emit special tokens, such as those around LFM2's tool calls.
+
+    Raises:
+        UserError: no tokenizer, no chat template, a prompt beyond the model's longest context, or
+            not enough room in the transcript.
+    """
+    before = transcript.ids[0] if transcript is not None else []
+    ids, whole = _prompt_ids(model, prompt, tools, before)
+    if transcript is None:
+        max_new_tokens = _within_context(model.decoder.spec, len(ids), max_new_tokens)
+        transcript = Transcript(model.decoder, len(ids) + max_new_tokens)
+    text = TextStream(partial(model.decode, special_tokens=special_tokens), stop_strings)
+    with transcript.unless_refused():
+        if whole:
+            transcript.replace([ids])
+        else:
+            transcript.extend([ids])
+        run = Generation(
+            transcript,
+            max_new_tokens,
+            model.sampling if sampling is None else sampling,
+            stop_ids=model.stop_ids,
+            chunk_size=chunk_size,
+        )
+    for (token,) in run:
+        if token is not None and run.ended[0] != "stop_id":
+            if piece := text.push([token]):
+                yield piece
+            if text.stopped:
+                run.end(0)
+    if rest := text.flush():
+        yield rest
+
+
+def _prompt_ids(
+    model: Model,
+    prompt: str | Sequence[Message] | Sequence[int],
+    tools: Sequence[dict[str, Any]] | None,
+    before: list[int],
+) -> tuple[list[int], bool]:
+    """Token ids, and whether they are the whole conversation."""
+    if isinstance(prompt, str):
+        # What the tokenizer puts before a text belongs to its start alone.
+        return model.encode(prompt, special_tokens=not before), False
+    given: list[Any] = list(prompt)
+    if given and isinstance(given[0], int):
+        return given, False
+    return model.encode_chat(given, tools=tools, after=before), True
+
+
+def _within_context(spec: StackSpec, num_ids: int, max_new_tokens: int) -> int:
+    """New tokens that the longest context of a model leaves room for; the last one is not read."""
+    longest = spec.max_context or num_ids + max_new_tokens
+    if num_ids > longest:
+        raise UserError(
+            f"the prompt has {num_ids} tokens and the model is made for {longest}; shorten it"
+        )
+    return min(max_new_tokens, longest - num_ids + 1)
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer | None:
+    text = files.read_text(folder, "tokenizer.json", _MAX_TOKENIZER_BYTES)
+    if text is None:
+        return None
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # The library raises plain Exception.
+        raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
+    # Settings of whoever trained it: prompts are neither cut nor filled up.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _load_template(folder: Path) -> ChatTemplate | None:
+    """From ``chat_template.jinja``, else from ``tokenizer_config.json``, as transformers does."""
+    settings = files.read_json(folder, "special_tokens_map.json") or {}
+    settings |= files.read_json(folder, "tokenizer_config.json") or {}
+    source: Any = files.read_text(folder, "chat_template.jinja", _MAX_TEMPLATE_BYTES)
+    if source is None:
+        source = settings.get("chat_template")
+    if isinstance(source, list):
+        entries = [entry for entry in source if isinstance(entry, dict)]
+        named = {str(entry.get("name")): entry.get("template") for entry in entries}
+        source = named.get("default")
+    if source is None:
+        return None
+    if not isinstance(source, str) or len(source) > _MAX_TEMPLATE_BYTES:
+        raise UserError(f"{folder}: the chat template must be text of at most 1 MiB")
+    special = {}
+    for name in _SPECIAL:
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            special[name] = token
+    return ChatTemplate(source, special)
+
+
+def _default_sampling(folder: Path, defaults: dict[str, Any]) -> Sampling:
+    """The checkpoint's generation settings; without ``do_sample`` it is greedy."""
+    said = {key: value for key, value in defaults.items() if value is not None}
+    drawn = said.get("do_sample", False)
+
+    def number(key: str, default: float) -> float:
+        return float(said.get(key, default))
+
+    try:
+        if not isinstance(drawn, bool):
+            raise UserError(f"do_sample={drawn!r} must be true or false")
+        greedy = Sampling(number("repetition_penalty", 1.0))
+        if not drawn:
+            return greedy
+        return replace(
+            greedy,
+            temperature=number("temperature", 1.0),
+            top_k=said.get("top_k") or None,
+            top_p=number("top_p", 1.0),
+            min_p=number("min_p", 0.0),
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{folder / 'generation_config.json'}: {error}") from error
+
+
+def _token_ids(folder: Path, value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int for token in ids):
+        raise UserError(f"{folder}: eos_token_id={value!r} must be a token id or a list of them")
+    return tuple(ids)

@@ -1,0 +1,1 @@
+"""What one trial costs: a short training on a mixture of text and tasks, and its scores."""

@@ -1,0 +1,1 @@
+"""Pure functions of plain figures: objectives, non-domination, hypervolume, the front."""

@@ -1,0 +1,1 @@
+"""The CUDA engine: decoders of fused kernels, and the kernels that only serving needs."""

@@ -1,0 +1,254 @@
+"""Recipes: a whole study as one YAML file, checked before anything runs.
+
+Whatever is wrong with a recipe is a `RecipeError`: one line that names the file, the key and the
+remedy. What can be known without measuring (names, types, widths, budgets that no spec can meet,
+missing corpus files) is refused here; `search.plan` resolves the rest.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from archloop.profiling.config import MAX_THREADS, ProfileConfig
+from archloop.proxy.proxy import ProxyConfig
+from archloop.ranking.objectives import Budget
+from archloop.search.recipe import plain_yaml
+from archloop.search.recipe.errors import RecipeError, boolean_for_number, describe
+from archloop.space.config import SpaceConfig
+from archloop.stack.spec import StackSpec
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _one_or_many(value: object) -> object:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _without_password(url: str | None) -> str | None:
+    """A database's URL without what may open it; the URL itself if it has no such part."""
+    if url is None:
+        return None
+    parsed = make_url(url)
+    secret = [key for key in parsed.query if "password" in key.lower()]
+    if parsed.password is None and not secret:
+        return url
+    # To `set`, None means no change; a URL is also a named tuple.
+    rest = parsed._replace(password=None).difference_update_query(secret)
+    return rest.render_as_string(hide_password=False)
+
+
+def _preset_or_section(value: object) -> object:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reference(_Section):
+    """The reference preset, by one of three ways; a bare word is the name of a preset.
+
+    Attributes:
+        preset: a named spec.
+        layout: mixers by block, with the first listed values of the space's genes.
+        spec: a whole spec, at ship width.
+    """
+
+    preset: str | None = None
+    layout: tuple[str, ...] | None = None
+    spec: StackSpec | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "Reference":
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError("give one of preset, layout and spec")
+        return self
+
+
+class StrategySection(_Section):
+    """A strategy's plug-in name and its settings."""
+
+    name: str = "nsga2"
+    settings: dict[str, Any] = {}
+
+
+class Tuning(_Section):
+    """Learning rates to try for each mixer of the space, on a stack of that mixer alone.
+
+    Attributes:
+        learning_rates: at least 3.
+        num_steps: of each run.
+    """
+
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...]
+    num_steps: Annotated[int, Field(ge=1)]
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _check_count(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        rates = tuple(sorted(set(rates)))
+        if len(rates) < 3:
+            raise ValueError(f"{len(rates)} different values; tuning needs at least 3")
+        return rates
+
+
+class TimeLimits(_Section):
+    """Wall time that a worker may take, in seconds."""
+
+    train_s: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class Recipe(_Section):
+    """A study.
+
+    Attributes:
+        name: of the study and its folder.
+        seed: with a trial's number, the source of everything random.
+        reference: what ratios and budgets refer to.
+        initial: layouts to try first: names of presets, or mixers by block.
+        profile: one device, or a list of several.
+        promote_share: a trial whose expected hypervolume contribution is in this top share of its
+            rung goes to the next one.
+        reference_seeds: trainings of the reference preset that give the noise of seeds.
+        tuning: of learning rates; without it the record says that they were not tuned.
+        threads: of a training; None takes one per core.
+        plugins: folder of plug-ins, from the recipe's own folder.
+        storage: RDB URL of the study; SQLite in the study's folder if None. Its password is used
+            and never kept: no file of the study has it, and another one is no other recipe.
+    """
+
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    num_trials: Annotated[int, Field(ge=1)]
+    reference: Annotated[Reference, BeforeValidator(_preset_or_section)]
+    initial: tuple[str | tuple[str, ...], ...] = ()
+    space: SpaceConfig
+    profile: Annotated[
+        tuple[ProfileConfig, ...], BeforeValidator(_one_or_many), Field(min_length=1)
+    ] = (ProfileConfig.model_validate({}),)
+    budgets: tuple[Budget, ...] = ()
+    proxy: ProxyConfig = ProxyConfig()
+    promote_share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
+    reference_seeds: Annotated[int, Field(ge=2, le=1000)] = 2
+    tuning: Tuning | None = None
+    strategy: StrategySection = StrategySection()
+    time_limits: TimeLimits = TimeLimits()
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
+    plugins: str | None = None
+    storage: str | None = None
+
+    _file: Path | None = PrivateAttr(None)
+    _source: bytes = PrivateAttr(b"")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "a name is a folder's name: up to 100 letters, digits, '.', '_' and '-', "
+                "the first a letter or digit"
+            )
+        return name
+
+    @field_validator("profile")
+    @classmethod
+    def _check_devices(cls, profiles: tuple[ProfileConfig, ...]) -> tuple[ProfileConfig, ...]:
+        names = [profile.device for profile in profiles]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"device {twice[0]!r} is listed twice; list each device once")
+        return profiles
+
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, url: str | None) -> str | None:
+        try:
+            _without_password(url)
+        except ArgumentError:
+            raise ValueError("no database URL, such as postgresql://user@host/name") from None
+        return url
+
+    @property
+    def root(self) -> Path:
+        """Folder that relative paths start from: the recipe's, or the working directory."""
+        return self._file.parent if self._file else Path.cwd()
+
+    @property
+    def label(self) -> str:
+        """What messages call it: its file, or its name."""
+        return str(self._file) if self._file else f"recipe {self.name!r}"
+
+    @property
+    def source(self) -> bytes:
+        """The YAML it was read from, or YAML that says the same; without a password."""
+        if self._source and self.storage == _without_password(self.storage):
+            return self._source
+        return yaml.safe_dump(self.plain(), sort_keys=False).encode()
+
+    def plain(self) -> dict[str, Any]:
+        """All settings, defaults included, as JSON data; without the password of the storage."""
+        return {**self.model_dump(mode="json"), "storage": _without_password(self.storage)}
+
+    @property
+    def digest(self) -> str:
+        """Hash of all settings and of the plug-ins' sources; layout and comments play no part."""
+        hasher = hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode())
+        if self.plugins is not None:
+            folder = self.root / self.plugins
+            for file in sorted(folder.rglob("*.py")):
+                hasher.update(str(file.relative_to(folder)).encode())
+                hasher.update(hashlib.sha256(file.read_bytes()).digest())
+        return hasher.hexdigest()
+
+    def error(self, message: str) -> RecipeError:
+        """An error about this recipe."""
+        return RecipeError(f"{self.label}: {message}")
+
+
+def load(path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        RecipeError: it is not plain YAML, or a key, type or value is wrong.
+    """
+    path = Path(path)
+    try:
+        data, source = plain_yaml.load(path)
+    except plain_yaml.PlainYamlError as error:
+        raise RecipeError(str(error)) from error
+    recipe = parse(data, str(path))
+    recipe._file, recipe._source = path.resolve(), source
+    return recipe
+
+
+def parse(data: Any, label: str) -> Recipe:
+    """A recipe from plain data; `label` is what messages call it. Raises as `load`."""
+    if not isinstance(data, dict):
+        raise RecipeError(f"{label}: a recipe is a mapping of keys, such as name: and space:")
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{label}: {describe(error, Recipe, data)}") from error
+    if path := boolean_for_number(data, recipe.model_dump()):
+        raise RecipeError(f"{label}: {path}: true and false are no numbers; give a number")
+    return recipe
+
+
+__all__ = ["Recipe", "RecipeError", "load", "parse"]

@@ -1,0 +1,147 @@
+"""The `space:` section of a recipe: which stacks a search may try, as plain data.
+
+Only shapes are checked here; `space.families` checks names and values against the plug-ins, and
+`space.space` whether any spec can meet it all.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from archloop.stack.spec import Scalar
+
+Scope = Literal["global", "family", "block"]
+FamilyGenes = dict[str, Scalar | list[Scalar]]
+MAX_GRID = 8
+"""Values of a budget's free gene: few, so that blocks repeat and cached artifacts are reused."""
+
+
+def _one_or_many(value: object) -> object:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+MAX_BLOCKS = 1024
+"""Deeper stacks would take minutes only to be counted."""
+
+Width = Annotated[int, Field(ge=1, le=2**17)]
+Vocabulary = Annotated[int, Field(ge=1, le=2**24)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShipScale(_Section):
+    """The width that is profiled and shipped."""
+
+    d_model: Width
+    vocab_size: Vocabulary
+    tie_embeddings: bool = True
+
+
+class ProxyScale(_Section):
+    """The width that is trained; its vocabulary may be known only once a tokenizer is."""
+
+    d_model: Width
+    vocab_size: Vocabulary | None = None
+
+
+class Interleaving(_Section):
+    """Rules on the order of mixers.
+
+    Attributes:
+        rule: free, or periodic, where the first `period` blocks repeat.
+        period: allowed periods, inclusive; for the periodic rule.
+        min_global: at least so many blocks whose mixer reaches every earlier token.
+    """
+
+    rule: Literal["free", "periodic"] = "free"
+    period: tuple[int, int] = (2, 6)
+    min_global: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("period")
+    @classmethod
+    def _check_period(cls, period: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= period[0] <= period[1]:
+            raise ValueError(f"period={list(period)} must be [shortest, longest], at least 1")
+        return period
+
+
+class Sharing(_Section):
+    """What blocks may take from an earlier block of the same mixer and settings."""
+
+    weights: bool = False
+    state: bool = False
+
+
+class ParamBudget(_Section):
+    """A number of parameters at ship scale, met by moving one gene of a channel mixer.
+
+    Attributes:
+        num_params: the target.
+        tolerance: largest relative distance from it.
+        free: ``family.gene``, whose listed values are the grid (at most 8).
+    """
+
+    num_params: Annotated[int, Field(ge=1)]
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    free: str = "swiglu.expansion"
+
+
+class SpaceConfig(_Section):
+    """Which stacks a search may try.
+
+    Attributes:
+        num_blocks: one depth or several.
+        mixers: family -> gene -> values to search, or one fixed value.
+        channel_mixers: likewise.
+        scope: where a gene varies, by ``gene`` or ``family.gene``; family unless said otherwise.
+        budget: None leaves the number of parameters to the genes.
+    """
+
+    ship: ShipScale
+    proxy: ProxyScale
+    num_blocks: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_BLOCKS)], ...],
+        BeforeValidator(_one_or_many),
+        Field(min_length=1),
+    ]
+    mixers: Annotated[dict[str, FamilyGenes], Field(min_length=1)]
+    channel_mixers: Annotated[dict[str, FamilyGenes], Field(min_length=1)]
+    scope: dict[str, Scope] = {}
+    interleaving: Interleaving = Interleaving()
+    sharing: Sharing = Sharing()
+    budget: ParamBudget | None = None
+
+    @field_validator("num_blocks")
+    @classmethod
+    def _sort_depths(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(depths)))
+
+    @field_validator("mixers", "channel_mixers", mode="before")
+    @classmethod
+    def _bare_names(cls, families: object) -> object:
+        """``gqa:`` with nothing after it, or a list of names, means no genes."""
+        if isinstance(families, (list, tuple)):
+            families = {str(name): {} for name in families}
+        if isinstance(families, dict):
+            return {name: {} if genes is None else genes for name, genes in families.items()}
+        return families
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "SpaceConfig":
+        twice = sorted(set(self.mixers) & set(self.channel_mixers))
+        if twice:
+            raise ValueError(f"{twice[0]} is listed under both mixers and channel_mixers")
+        rules = self.interleaving
+        if rules.min_global > self.num_blocks[0]:
+            raise ValueError(
+                f"interleaving.min_global={rules.min_global} exceeds "
+                f"num_blocks={self.num_blocks[0]}; lower it or allow more blocks only"
+            )
+        if rules.rule == "periodic" and rules.period[0] > self.num_blocks[0]:
+            raise ValueError(
+                f"interleaving.period starts at {rules.period[0]}, above "
+                f"num_blocks={self.num_blocks[0]}; a period must fit the stack"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""What a study keeps: its folder, its database and the plain records that reports read."""

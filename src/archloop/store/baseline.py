@@ -1,0 +1,87 @@
+"""What is fixed before trial 0: the reference preset's outcome, its noise, the reference point."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from archloop.evals.base import Score
+from archloop.profiling.record import Identity
+from archloop.ranking.record import Objectives
+from archloop.store.record import (
+    FamilyRate,
+    Rung,
+)
+
+FOLDER = "reference"
+
+
+class Baseline(BaseModel):
+    """What was fixed before trial 0; an attribute of the study.
+
+    Attributes:
+        worst: the reference point.
+        objectives: of the reference preset, by rung.
+        scores: of the reference preset at rung 0, averaged over seeds.
+        identities: what it was measured on, by device.
+        seed_sd: standard deviation of quality over the reference preset's seeds, at rung 0.
+        files: checksums of its stage files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    worst: Objectives
+    objectives: tuple[Objectives, ...]
+    scores: dict[str, Score]
+    identities: dict[str, Identity]
+    admitted: tuple[str, ...]
+    dropped: dict[str, str]
+    seed_sd: float
+    learning_rates: dict[str, FamilyRate] = {}
+    files: dict[str, str]
+    seconds: dict[str, float]
+
+    def learning_rate(self, layout: Sequence[str]) -> float | None:
+        """For a stack: geometric mean over blocks of each family's tuned rate; None if untuned."""
+        return mean_rate(self.learning_rates, layout)
+
+
+def averaged(by_seed: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
+    """Scores averaged over seeds, with the standard error over examples.
+
+    How much seeds differ is a noise of its own (`Baseline.seed_sd`).
+    """
+    count = len(by_seed)
+    averaged = {}
+    for task, first in by_seed[0].items():
+        values = [scores[task].value for scores in by_seed]
+        error = math.sqrt(math.fsum(s[task].standard_error ** 2 for s in by_seed)) / count
+        averaged[task] = first.model_copy(
+            update={
+                "value": math.fsum(values) / count,
+                "standard_error": error,
+                "num_examples": sum(scores[task].num_examples for scores in by_seed),
+            }
+        )
+    return averaged
+
+
+def reference_rungs(rungs: Sequence[Sequence[Rung]], values: Sequence[Objectives]) -> list[Rung]:
+    """The reference preset's rungs as a record has them: one each, scores averaged over seeds."""
+    return [
+        by_seed[0].model_copy(
+            update={
+                "objectives": objective,
+                "scores": averaged([rung.scores for rung in by_seed])
+                if len(by_seed) > 1
+                else by_seed[0].scores,
+            }
+        )
+        for by_seed, objective in zip(rungs, values, strict=True)
+    ]
+
+
+def mean_rate(rates: Mapping[str, FamilyRate], layout: Sequence[str]) -> float | None:
+    """Geometric mean over blocks, less those of mixers nobody tuned; None if all are such."""
+    known = [rates[name].value for name in layout if name in rates]
+    return math.exp(math.fsum(map(math.log, known)) / len(known)) if known else None

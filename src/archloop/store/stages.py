@@ -1,0 +1,139 @@
+"""Stage files: what a finished stage of a trial left on disk, whole and checksummed or not at all.
+
+A stage (proposal, profile, rung) that is on disk under the right key is never run again. The key
+ties a file to its study and spec, so that a file of another recipe is not taken for this one's.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archloop.errors import UserError
+from archloop.files import write_atomic
+from archloop.profiling.record import Profile
+from archloop.stack.spec import StackSpec
+from archloop.store.record import Costs
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Proposed(_Plain):
+    """A trial's specs and what formulas say of the ship spec."""
+
+    spec: StackSpec
+    proxy_spec: StackSpec
+    costs: Costs
+
+
+class Profiled(_Plain):
+    """Profiles by device."""
+
+    profiles: dict[str, Profile]
+
+
+class Stage(NamedTuple, Generic[T]):
+    """A stage's result, the wall time it took and the checksum of its file."""
+
+    value: T
+    seconds: float
+    checksum: str
+
+
+class StageFiles:
+    """The stage files of one trial.
+
+    Args:
+        folder: where they lie; made when the first is saved.
+        key: of the study and the spec.
+
+    Attributes:
+        checksums: of the files loaded or saved, by name.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder
+        self.key = key
+        self.checksums: dict[str, str] = {}
+
+    def path(self, name: str) -> Path:
+        """File of a stage."""
+        return self.folder / f"{name}.json"
+
+    def load(self, name: str, kind: type[T]) -> Stage[T] | None:
+        """A finished stage; None when there is none, or its file is damaged or not ours."""
+        try:
+            stage, key = _parse(self.path(name).read_bytes(), kind)
+        except (FileNotFoundError, ValueError):
+            return None
+        if key != self.key:
+            return None
+        self.checksums[name] = stage.checksum
+        return stage
+
+    def save(self, name: str, value: T, seconds: float) -> Stage[T]:
+        """Write a finished stage.
+
+        Raises:
+            OSError: the disk is full, or the folder is not writable; no half of it remains.
+        """
+        data = value.model_dump(mode="json")
+        checksum = _checksum(data)
+        content = {"key": self.key, "seconds": seconds, "sha256": checksum, "data": data}
+        write_atomic(self.path(name), json.dumps(content).encode())
+        self.checksums[name] = checksum
+        return Stage(value, seconds, checksum)
+
+
+def read(path: Path, kind: type[T], checksum: str) -> Stage[T]:
+    """A stage file that the store vouches for.
+
+    Raises:
+        UserError: missing, damaged, or not the file that was stored.
+    """
+    try:
+        stage, _ = _parse(path.read_bytes(), kind)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: missing or damaged ({_one_line(error)}); restore it from a copy"
+        ) from error
+    if stage.checksum != checksum:
+        raise UserError(f"{path}: not the file that the study stored; restore it from a copy")
+    return stage
+
+
+def peek(path: Path, kind: type[T]) -> T:
+    """A stage file of a running trial, whole but not vouched for.
+
+    Raises:
+        OSError, ValueError: missing or damaged.
+    """
+    return _parse(path.read_bytes(), kind)[0].value
+
+
+def _parse(content: bytes, kind: type[T]) -> tuple[Stage[T], str]:
+    try:
+        file = json.loads(content)
+        data, checksum = file["data"], file["sha256"]
+        value = kind.model_validate(data)
+        seconds, key = float(file["seconds"]), str(file["key"])
+    except (KeyError, TypeError, RecursionError, ValidationError) as error:
+        raise ValueError(f"not a stage file: {_one_line(error)}") from error
+    if _checksum(data) != checksum:
+        raise ValueError("the checksum differs")
+    return Stage(value, seconds, checksum), key
+
+
+def _checksum(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,194 @@
+"""Each fused kernel equals its plain form on fresh random inputs."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from accelerator import DEVICE, INTERPRETED
+from archloop.blocks.channel_mixers.moe import MoE, sorted_experts
+from archloop.blocks.mixers.gqa import GQA
+from archloop.blocks.mixers.short_conv import ShortConv
+from archloop.blocks.rope import rotate
+from archloop.runtimes.cuda.kernels import attention, experts, gemv, rows
+
+pytestmark = pytest.mark.gpu
+
+DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
+ERROR = 1e-5 if INTERPRETED else 1e-2
+
+
+def randn(*shape, scale=1.0):
+    return (torch.randn(*shape, device=DEVICE) * scale).to(DTYPE)
+
+
+def norm_of(x, weight, eps=1e-5):
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def close(out, ref):
+    out, ref = out.double(), ref.double()
+    assert torch.isfinite(out).all()
+    assert (out - ref).norm() <= ERROR * ref.norm()
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed():
+    torch.manual_seed(torch.seed() % 2**31)
+
+
+@pytest.mark.parametrize("width", [96, 256])
+@pytest.mark.parametrize("residual", [False, True])
+def test_linear(width, residual):
+    x, w, weight = randn(width), randn(40, width), 1 + randn(width, scale=0.1)
+    out = randn(40)
+    ref = F.linear(norm_of(x, weight), w) + (out if residual else 0)
+    close(gemv.linear(x, w, out, norm=(weight, 1e-5), residual=residual), ref)
+    close(gemv.linear(x, w, torch.full_like(out, torch.nan)), F.linear(x, w))
+
+
+def test_conv_of_one_token():
+    width = 128
+    x, weight = randn(width), 1 + randn(width, scale=0.1)
+    mixer = ShortConv.Config(kernel=3).build(width).to(DEVICE, DTYPE)
+    state = mixer.init_state(1, 8)
+    state["conv"].copy_(randn(1, 2, width))
+    past = state["conv"][0].clone()
+    ref = mixer.mix_step(norm_of(x, weight)[None], state, torch.zeros(1))
+    y = torch.full_like(x, torch.nan)
+    gemv.conv(x, (weight, 1e-5), mixer.in_proj.weight, mixer.conv, past, y)
+    close(F.linear(y, mixer.out_proj.weight), ref[0])
+    close(past, state["conv"][0])
+
+
+def test_gate_up():
+    x, w, weight = randn(160), randn(96, 160), 1 + randn(160, scale=0.1)
+    gate, up = F.linear(norm_of(x, weight), w).chunk(2)
+    close(gemv.gate_up(x, (weight, 1e-5), w, torch.full_like(gate, torch.nan)), F.silu(gate) * up)
+
+
+def moe(width=128, num_experts=8, top_k=3):
+    config = MoE.Config(num_experts=num_experts, top_k=top_k, expansion=0.5, routed_scale=1.5)
+    module = config.build(width).to(DEVICE, DTYPE)
+    module.expert_bias.normal_(0, 0.05)
+    return module
+
+
+@torch.no_grad()
+def test_experts_of_one_token():
+    module, x, weight = moe(), randn(128), 1 + randn(128, scale=0.1)
+    ref, norm = module(norm_of(x, weight)[None])[0], (weight, 1e-5)
+    logits = gemv.linear(x, module.router.weight, randn(8), norm=norm)
+    hidden = torch.full((3, 64), torch.nan, device=DEVICE, dtype=DTYPE)
+    gemv.experts_up(x, norm, logits, module.expert_bias, module.gate_up, hidden)
+    out = torch.zeros_like(x)
+    gemv.experts_down(
+        hidden, logits, module.expert_bias, module.down, out, normalize=True, routed_scale=1.5
+    )
+    close(out, ref)
+
+
+TILINGS = [
+    experts.Tiling(16, 32, 32, 4, 2, swap=True, tma=True),
+    experts.Tiling(16, 64, 32, 4, 2, swap=False, tma=False),
+    experts.Tiling(64, 32, 64, 4, 2, swap=False, tma=True),
+    experts.Tiling(128, 32, 64, 4, 2, swap=False, tma=True),
+]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 67, 250])
+@pytest.mark.parametrize("tiling", TILINGS)
+@torch.no_grad()
+def test_experts(num_tokens, tiling):
+    module, x = moe(), randn(num_tokens, 128)
+    weights, chosen = module.route(x)
+    ref = sorted_experts(x, weights, chosen, module.gate_up, module.down)
+    counts = torch.zeros(8, dtype=torch.int32, device=DEVICE)
+    pair_weights, bins = experts.route(
+        module.router(x), module.expert_bias, counts, 3, normalize=True, routed_scale=1.5
+    )
+    assert counts.tolist() == torch.bincount(chosen.flatten(), minlength=8).tolist()
+    y = experts.experts(
+        x, pair_weights, bins, counts, module.gate_up, module.down, tiling=(tiling, tiling)
+    )
+    close(y.sum(1), ref)
+    residual, weight = randn(num_tokens, 128), 1 + randn(128, scale=0.1)
+    after = residual + y.sum(1)
+    close(experts.join(residual, y, weight, 1e-5), norm_of(after, weight))
+    close(residual, after)
+
+
+def test_norm_and_gates():
+    x, weight = randn(7, 96), 1 + randn(96, scale=0.1)
+    close(rows.norm(x, weight, 1e-5), norm_of(x, weight))
+    gate, up = x.chunk(2, -1)
+    close(rows.silu_mul(x), F.silu(gate) * up)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("time", [1, 2, 3, 37])
+@torch.no_grad()
+def test_conv(kernel, time):
+    mixer = ShortConv.Config(kernel=kernel).build(96).to(DEVICE, DTYPE)
+    x, state = randn(2, time, 96), mixer.init_state(2, 64)
+    state["conv"].copy_(randn(2, kernel - 1, 96))
+    past = state["conv"].clone()
+    ref, _ = mixer(x, state)
+    y = rows.conv(F.linear(x, mixer.in_proj.weight), mixer.conv, past)
+    close(F.linear(y, mixer.out_proj.weight), ref)
+    close(past, state["conv"])
+    x = randn(2, 96)
+    ref, _ = mixer.step(x, state, positions_B=torch.zeros(2))
+    y = rows.conv_step(F.linear(x, mixer.in_proj.weight), mixer.conv, past)
+    close(F.linear(y, mixer.out_proj.weight), ref)
+    close(past, state["conv"])
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@torch.no_grad()
+def test_attention(parts):
+    mixer = GQA.Config(head_dim=32, queries_per_kv=2).build(192).to(DEVICE, DTYPE)
+    for weight in (mixer.q_norm.weight, mixer.k_norm.weight):
+        weight.normal_(1, 0.1)
+    batch, time, slots = 2, 21, 64
+    state = mixer.init_state(batch, slots)
+    mine = state.snapshot()
+    x = randn(batch, time, 192)
+    mixer(x, state)
+    norms = (mixer.q_norm.weight, mixer.k_norm.weight, 1e-5)
+    tables = attention.rope_tables(slots, 32, 1e6, torch.device(DEVICE))
+    lengths = torch.zeros(batch, dtype=torch.int64, device=DEVICE)
+    qkv = F.linear(x, mixer.qkv_proj.weight)
+    attention.store(qkv, norms, tables, mine["k"], mine["v"], lengths)
+    close(mine["k"], state["k"])
+    close(mine["v"], state["v"])
+    positions = torch.arange(time, device=DEVICE).expand(batch, time)
+    queries = qkv[..., :192].unflatten(-1, (-1, 32)).transpose(1, 2)
+    close(queries, mixer.queries(x, positions))
+    lengths += torch.tensor([time, 3], device=DEVICE)
+    x = randn(batch, 192)
+    ref, _ = mixer.step(x, state, positions_B=lengths)
+    y = attention.step(
+        F.linear(x, mixer.qkv_proj.weight), norms, tables, mine["k"], mine["v"], lengths,
+        mixer.scale, block=16, parts=parts,
+    )  # fmt: skip
+    close(mixer.out_proj(y), ref)
+    close(mine["k"], state["k"])
+
+
+def test_rope_tables_match_rotate():
+    cos, sin = attention.rope_tables(50, 32, 1e4, torch.device(DEVICE))
+    x = torch.randn(1, 1, 50, 32, device=DEVICE)
+    low, high = x.chunk(2, -1)
+    ref = rotate(x, torch.arange(50, device=DEVICE)[None], 1e4)
+    close(torch.cat([low * cos - high * sin, high * cos + low * sin], -1), ref)
+
+
+def test_greedy_choice_takes_the_first_of_equals():
+    logits = randn(3, 5000).round()
+    ids, lengths = (torch.zeros(3, dtype=torch.int64, device=DEVICE) for _ in range(2))
+    rows.choose_greedily(logits, ids, lengths)
+    top = logits.max(1, keepdim=True).values
+    assert ids.tolist() == [
+        int((row == t).nonzero()[0]) for row, t in zip(logits, top, strict=True)
+    ]
+    assert lengths.tolist() == [1, 1, 1]

@@ -1,0 +1,160 @@
+"""The fused decoder equals the plain one: prefill, chunks, decode, captured decode."""
+
+import os
+
+import pytest
+import torch
+
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
+ERROR = 1e-4 if INTERPRETED else 3e-2
+
+CONV, GQA = MixerSpec(name="short_conv"), MixerSpec(name="gqa")
+DENSE = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
+SPARSE = ChannelMixerSpec(name="moe", config={"num_experts": 8, "top_k": 2, "expansion": 1.0})
+
+
+def spec(mixers="CAC", channels="DMM"):
+    blocks = tuple(
+        BlockSpec(mixers=(CONV if m == "C" else GQA,), channel_mixer=DENSE if c == "D" else SPARSE)
+        for m, c in zip(mixers, channels, strict=True)
+    )
+    return StackSpec(d_model=256, vocab_size=512, blocks=blocks)
+
+
+def test_unsupported_names_the_block():
+    from archloop.runtimes.cuda.fused import unsupported
+
+    assert unsupported(spec()) is None
+    odd = spec().replace(d_model=192)
+    assert "d_model=192" in (unsupported(odd) or "")
+    swa = BlockSpec(mixers=(MixerSpec(name="swa"),), channel_mixer=DENSE)
+    reason = unsupported(spec().replace(blocks=(*spec().blocks, swa)))
+    assert reason is not None
+    assert reason.startswith("blocks[3]: swa")
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"num_experts": 8, "top_k": 2, "router": "granite"}, "moe.router"),
+        ({"num_experts": 8, "top_k": 2, "shared_expansion": 1.0}, "moe.shared_expansion"),
+        ({"num_experts": 8, "top_k": 2, "expansion": 0.75}, "multiple of 128"),
+    ],
+)
+def test_unsupported_experts(config, word):
+    from archloop.runtimes.cuda.fused import unsupported
+
+    odd = BlockSpec(mixers=(CONV,), channel_mixer=ChannelMixerSpec(name="moe", config=config))
+    assert word in unsupported(spec().replace(blocks=(odd,)))
+
+
+def models(**kwargs):
+    from archloop.runtimes.cuda.fused import FusedDecoder
+
+    torch.manual_seed(torch.seed() % 2**31)
+    decoder = Decoder(spec(**kwargs)).to(DEVICE, DTYPE)
+    for name, parameter in decoder.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data.normal_(1, 0.1)
+    for name, buffer in decoder.named_buffers():
+        # Biases this far apart decide every choice: no near tie falls differently in bf16.
+        if name.endswith("expert_bias"):
+            buffer.copy_(torch.randperm(buffer.shape[0]) * 2.0)
+    return decoder, FusedDecoder(decoder, overlap=not INTERPRETED)
+
+
+def error(out, ref):
+    assert torch.isfinite(out).all()
+    return float((out.double() - ref.double()).norm() / ref.double().norm())
+
+
+def check_states(mine, plain):
+    assert mine.lengths_B.tolist() == plain.lengths_B.tolist()
+    assert mine.num_tokens == plain.num_tokens
+    for key, state in mine.mixers.items():
+        for name, tensor in state.tensors.items():
+            assert error(tensor, plain.mixers[key][name]) < ERROR, (key, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 3])
+def test_prefill_and_steps(batch):
+    decoder, fused = models()
+    ids = torch.randint(0, 512, (batch, 24), device=DEVICE)
+    plain, mine = decoder.init_state(batch, 32), fused.init_state(batch, 32)
+    ref = decoder.prefill(ids[:, :13], plain)
+    assert error(fused.prefill(ids[:, :13], mine, tokens_per_pass=26), ref) < ERROR
+    ref = decoder.prefill(ids[:, 13:20], plain)
+    assert error(fused.prefill(ids[:, 13:20], mine), ref) < ERROR
+    for t in range(20, 24):
+        ref = decoder.step(ids[:, t], plain)
+        assert error(fused.step(ids[:, t], mine), ref) < ERROR
+    check_states(mine, plain)
+
+
+@pytest.mark.gpu
+def test_rows_of_different_lengths_decode_and_refuse_prefill():
+    decoder, fused = models(mixers="CA", channels="DM")
+    ids = torch.randint(0, 512, (2, 9), device=DEVICE)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, :4] = False
+    plain = decoder.init_state(2, 16)
+    decoder.prefill(ids, plain, mask_BT=mask)
+    mine = plain.snapshot()
+    fused.init_state(1, 16)
+    ref = decoder.step(ids[:, 0], plain)
+    assert error(fused.step(ids[:, 0], mine), ref) < ERROR
+    with pytest.raises(ValueError, match="different numbers"):
+        fused.prefill(ids[:, :2], mine)
+
+
+@pytest.mark.gpu
+def test_wrong_shapes_are_refused_not_broadcast():
+    _, fused = models(mixers="CA", channels="DM")
+    ids, state = torch.ones(3, 4, dtype=torch.int64, device=DEVICE), fused.init_state(3, 8)
+    with pytest.raises(ValueError, match="2 rows for a state of 3"):
+        fused.prefill(ids[:2], state)
+    with pytest.raises(ValueError, match="1 rows for a state of 3"):
+        fused.step(ids[:1, 0], state)
+    with pytest.raises(ValueError, match="at least one token"):
+        fused.prefill(ids[:, :0], state)
+    assert state.num_tokens == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="graphs need a CUDA device")
+def test_a_step_is_captured_over_the_smallest_state():
+    """Warm-up steps stay within one slot."""
+    decoder, fused = models()
+    plain, mine = decoder.init_state(1, 1), fused.init_state(1, 1)
+    for state in (plain, mine):
+        for own in state.mixers.values():
+            for tensor in own.tensors.values():
+                tensor.zero_()
+    ids = torch.randint(0, 512, (1,), device=DEVICE)
+    graph = fused.capture(mine)
+    assert error(graph.step(ids), decoder.step(ids, plain)) < ERROR
+    check_states(mine, plain)
+    with pytest.raises(ValueError, match="full at max_context=1"):
+        graph.step(ids)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="graphs need a CUDA device")
+@pytest.mark.parametrize("batch", [1, 5])
+def test_captured_steps_equal_plain_ones(batch):
+    decoder, fused = models()
+    ids = torch.randint(0, 512, (batch, 16), device=DEVICE)
+    plain, mine = decoder.init_state(batch, 64), fused.init_state(batch, 64)
+    fused.prefill(ids, mine)
+    graph = fused.capture(mine)
+    decoder.prefill(ids, plain)
+    for t in range(8):
+        ref = decoder.step(ids[:, t], plain)
+        assert error(graph.step(ids[:, t]), ref) < ERROR
+    check_states(mine, plain)

@@ -1,0 +1,71 @@
+"""Spaces that several tests search: every rule, the periodic rule, few enough to count."""
+
+from functools import cache
+from typing import Any
+
+from archloop.space.genome import Genome
+from archloop.space.space import Space, SpaceConfig
+from archloop.stack import cost
+
+BUDGET = 28_000_000
+
+RICH: dict[str, Any] = {
+    "ship": {"d_model": 512, "vocab_size": 8192},
+    "proxy": {"d_model": 128},
+    "num_blocks": [6, 8],
+    "mixers": {
+        "short_conv": {"kernel": [3, 5, 7]},
+        "gqa": {"head_dim": [32, 64], "queries_per_kv": [1, 2]},
+        "swa": {"head_dim": [32, 64], "window": [16, 32]},
+    },
+    "channel_mixers": {
+        "swiglu": {"expansion": [1, 1.5, 2, 2.5, 3, 3.5, 4]},
+        "moe": {"num_experts": 4, "expansion": [0.5, 0.75]},
+    },
+    "scope": {"short_conv.kernel": "block", "head_dim": "global"},
+    "interleaving": {"min_global": 1},
+    "sharing": {"weights": True, "state": True},
+    "budget": {"num_params": BUDGET},
+}
+PERIODIC = RICH | {"interleaving": {"rule": "periodic", "period": [2, 4], "min_global": 2}}
+SMALL: dict[str, Any] = {
+    "ship": {"d_model": 256, "vocab_size": 512},
+    "proxy": {"d_model": 64, "vocab_size": 256},
+    "num_blocks": [1, 2],
+    "mixers": {"short_conv": {"kernel": [3, 5]}, "gqa": None},
+    "channel_mixers": {"swiglu": {"expansion": 2}},
+    "scope": {"kernel": "block"},
+}
+NAMED = {"rich": RICH, "periodic": PERIODIC, "small": SMALL}
+
+
+@cache
+def named(name: str) -> Space:
+    return Space(SpaceConfig(**NAMED[name]))
+
+
+def changed(**changes: Any) -> SpaceConfig:
+    """The rich space with some sections replaced."""
+    return SpaceConfig(**(RICH | changes))
+
+
+def assert_valid(space: Space, genome: Genome) -> None:
+    """All the rules of a space, checked on the genome and on both of its specs."""
+    config, rules = space.config, space.config.interleaving
+    ship, proxy = space.to_spec(genome, "ship"), space.to_spec(genome, "proxy", 300)
+    assert space.repair(genome) == genome
+    assert Genome.from_json(genome.to_json()) == genome
+    assert len(genome.blocks) in config.num_blocks
+    assert sum(name in space.global_mixers for name in ship.layout) >= rules.min_global
+    assert ship.layout == proxy.layout == genome.layout
+    for (_, _, mine), (_, _, other) in zip(cost.mixers(ship), cost.mixers(proxy), strict=True):
+        assert mine == other
+    if rules.rule == "periodic":
+        assert genome.period is not None
+        for index, block in enumerate(genome.blocks):
+            like = genome.blocks[index % genome.period]
+            assert (block.mixer, block.genes) == (like.mixer, like.genes)
+            assert block.channel_mixer == like.channel_mixer
+    if config.budget is not None:
+        away = abs(cost.num_params(ship) - config.budget.num_params)
+        assert away <= config.budget.tolerance * config.budget.num_params

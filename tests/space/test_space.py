@@ -1,0 +1,315 @@
+"""Every genome that leaves a space keeps its rules; a recipe that cannot be met says why."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from archloop.space.genome import Genome
+from archloop.space.space import Space, SpaceConfig
+from archloop.space.variation import OPERATORS
+from archloop.stack import cost
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import StackSpec
+from space.spaces import NAMED, RICH, SMALL, assert_valid, changed, named
+
+every_space = pytest.mark.parametrize("name", NAMED)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def generator(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+# --- what leaves a space ------------------------------------------------------------------------
+
+
+@every_space
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_a_walk_of_all_operators_keeps_every_rule(name: str, seed: int) -> None:
+    space, rng = named(name), generator(seed)
+    a, b = space.sample(rng), space.sample(rng)
+    assert_valid(space, a)
+    for _ in range(6):
+        a, b = space.mutate(a, rng), space.crossover(a, b, rng)
+        assert_valid(space, a)
+        assert_valid(space, b)
+
+
+@every_space
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds)
+def test_mutation_changes_the_genome_and_is_repeatable(name: str, seed: int) -> None:
+    space = named(name)
+    genome = space.sample(generator(seed))
+    child = space.mutate(genome, generator(seed + 1))
+    assert child != genome
+    assert child == space.mutate(genome, generator(seed + 1))
+    assert genome == space.sample(generator(seed))
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.__name__)
+def test_each_operator_acts_and_repairs_to_a_valid_genome(operator: Any) -> None:
+    space = named("periodic" if operator.__name__ == "change_period" else "rich")
+    rng, num_changed = generator(0), 0
+    for _ in range(40):
+        genome = space.sample(rng)
+        child = operator(space, genome, rng)
+        if child is None:
+            continue
+        try:
+            child = space.repair(child)
+        except ValueError:
+            continue
+        assert_valid(space, child)
+        num_changed += child != genome
+    assert num_changed >= 5
+
+
+def test_sampling_reaches_pure_and_mixed_stacks_sharing_and_every_depth() -> None:
+    space, rng = named("rich"), generator(0)
+    genomes = [space.sample(rng) for _ in range(300)]
+    kinds = {len(set(genome.layout)) for genome in genomes}
+    assert kinds == {1, 2, 3}
+    assert {len(genome.blocks) for genome in genomes} == {6, 8}
+    blocks = [block for genome in genomes for block in genome.blocks]
+    assert any(block.weights_from is not None for block in blocks)
+    assert any(block.state_from is not None for block in blocks)
+
+
+def test_a_child_has_blocks_of_both_parents_at_their_depth() -> None:
+    space, rng = Space(changed(budget=None, sharing={}, num_blocks=8)), generator(1)
+    a, b = space.from_layout(["gqa"] * 8), space.from_layout(["short_conv"] * 7 + ["gqa"])
+    children = [space.crossover(a, b, rng).layout for _ in range(40)]
+    for child in children:
+        assert all(name in (x, y) for name, x, y in zip(child, a.layout, b.layout, strict=True))
+        # Two cuts: the stretches from one parent and the other alternate at most twice.
+        assert sum(x != y for x, y in itertools.pairwise(child)) <= 3
+    assert len({tuple(child) for child in children}) > 10
+
+
+def test_sharing_follows_its_source_when_blocks_move() -> None:
+    space = Space(changed(budget=None, num_blocks=[3, 4], sharing={"state": True}))
+    genome = space.from_layout(["gqa", "short_conv", "gqa"])
+    consumer = genome.blocks[2].model_copy(update={"state_from": 0})
+    genome = space.repair(genome.replace(blocks=(*genome.blocks[:2], consumer)))
+    rng = generator(0)
+    for _ in range(50):
+        child = space.mutate(genome, rng)
+        assert_valid(space, child)
+        for block in child.blocks:
+            if block.state_from is not None:
+                assert child.blocks[block.state_from].mixer == block.mixer
+
+
+@every_space
+def test_a_built_decoder_has_the_parameters_that_the_budget_counted(name: str) -> None:
+    space, rng = named(name), generator(3)
+    for _ in range(2):
+        genome = space.sample(rng)
+        for spec in (space.to_spec(genome, "ship"), space.to_spec(genome, "proxy", 300)):
+            with torch.device("meta"):
+                decoder = Decoder(spec)
+            assert sum(p.numel() for p in decoder.parameters()) == cost.num_params(spec)
+    decoder = Decoder(spec)
+    logits = decoder(torch.randint(0, 300, (2, 9)))
+    assert logits.shape == (2, 9, 300)
+    assert logits.isfinite().all()
+
+
+# --- specs in and out ---------------------------------------------------------------------------
+
+
+@every_space
+def test_a_spec_is_read_back_as_the_genome_that_gave_it(name: str) -> None:
+    space, rng = named(name), generator(5)
+    for _ in range(10):
+        spec = space.to_spec(space.sample(rng), "ship")
+        assert space.to_spec(space.from_spec(spec), "ship") == spec
+
+
+def test_a_preset_like_spec_seeds_a_space_of_other_widths() -> None:
+    layout = ["short_conv", "short_conv", "gqa", "short_conv", "gqa", "short_conv"]
+    blocks = [
+        {
+            "mixers": [{"name": name, "config": {"kernel": 3} if name == "short_conv" else {}}],
+            "channel_mixer": {"name": "swiglu", "config": {"expansion": 4.5}},
+        }
+        for name in layout
+    ]
+    spec = StackSpec(d_model=1024, vocab_size=65536, blocks=blocks)
+    genome = named("rich").from_spec(spec)
+    assert genome.layout == layout
+    assert genome.global_genes == {"head_dim": 64}, "the default of the mixer's config"
+    assert_valid(named("rich"), genome)
+    with pytest.raises(ValueError, match="blocks; the space allows"):
+        named("rich").from_spec(spec.replace(blocks=spec.blocks[:5]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixers": []}, "one mixer and one channel mixer"),
+        ({"post_norms": True}, "post_norms"),
+        ({"mixers": [{"name": "mamba2"}]}, "'mamba2' is not in the space"),
+        ({"mixers": [{"name": "short_conv", "config": {"kernel": 4}}]}, r"kernel=4: allowed are"),
+        ({"mixers": [{"name": "short_conv", "config": {"bias": True}}]}, "bias=True; in the space"),
+    ],
+)
+def test_a_spec_outside_the_space_is_refused_with_the_reason(
+    change: dict[str, Any], message: str
+) -> None:
+    space = named("small")
+    spec = space.to_spec(space.from_layout(["short_conv"]), "ship").model_dump()
+    spec["blocks"] = [spec["blocks"][0] | change]
+    with pytest.raises(ValueError, match=message):
+        space.from_spec(StackSpec(**spec))
+
+
+def test_a_layout_outside_the_space_is_refused_with_a_near_name() -> None:
+    with pytest.raises(ValueError, match=r"layout\[1\]='short_konv'.*did you mean 'short_conv'"):
+        named("small").from_layout(["gqa", "short_konv"])
+    with pytest.raises(ValueError, match=r"3 blocks; the space allows \[1, 2\]"):
+        named("small").from_layout(["gqa"] * 3)
+
+
+def test_a_periodic_space_finds_the_period_of_a_layout() -> None:
+    space = named("periodic")
+    assert space.from_layout(["short_conv", "short_conv", "gqa"] * 2).period == 3
+    with pytest.raises(ValueError, match="repeats with no period from 2 to 4"):
+        space.from_layout(["gqa", "gqa", "short_conv", "gqa", "swa", "short_conv"])
+
+
+def test_the_proxy_vocabulary_may_come_later() -> None:
+    genome = named("rich").sample(generator(0))
+    with pytest.raises(ValueError, match="give vocab_size"):
+        named("rich").to_spec(genome, "proxy")
+    assert named("rich").to_spec(genome, "proxy", 99).vocab_size == 99
+    small = named("small").sample(generator(0))
+    assert named("small").to_spec(small, "proxy").vocab_size == 256
+
+
+# --- the space as a whole -----------------------------------------------------------------------
+
+
+def test_size_counts_the_genomes_of_a_small_space() -> None:
+    space, rng = named("small"), generator(0)
+    seen = {space.sample(rng) for _ in range(500)}
+    # Per block: two kernels of short_conv, or gqa; one or two blocks.
+    assert space.size == 3 + 9 == len(seen)
+
+
+def test_size_counts_patterns_of_a_periodic_space() -> None:
+    config = SMALL | {"num_blocks": 4, "interleaving": {"rule": "periodic", "period": [1, 2]}}
+    assert Space(SpaceConfig(**config)).size == 3 + 9
+
+
+def test_description_and_summary_name_every_family() -> None:
+    space = named("rich")
+    assert all(name in space.describe() for name in space.families)
+    summary = space.summary(space.from_layout(["gqa"] + ["short_conv"] * 5))
+    assert summary == {
+        "num_blocks": 6, "num_short_conv": 5, "num_gqa": 1, "num_swa": 0, "num_sharing": 0,
+    }  # fmt: skip
+
+
+def test_proxy_sequences_hold_the_largest_window_four_times() -> None:
+    named("rich").check_sequence_length(128)
+    with pytest.raises(ValueError, match=r"127 tokens.*swa.window=32.*at least 128"):
+        named("rich").check_sequence_length(127)
+    named("small").check_sequence_length(1)
+
+
+# --- recipes that are refused -------------------------------------------------------------------
+
+
+def rich_mixer(**genes: Any) -> dict[str, Any]:
+    return {"mixers": RICH["mixers"] | genes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (rich_mixer(gqq={}), r"space.mixers: unknown mixer 'gqq'; did you mean 'gqa'"),
+        ({"channel_mixers": {"swigloo": {}}}, r"unknown channel mixer 'swigloo'.*'swiglu'"),
+        (rich_mixer(gqa={"headdim": [32]}), r"gqa.headdim: .*did you mean 'head_dim'"),
+        (
+            rich_mixer(short_conv={"kernel": [3, 0]}),
+            r"short_conv.kernel=0 is not allowed.*usual values: 3, 5, 7",
+        ),
+        (rich_mixer(short_conv={"kernel": "wide"}), r"short_conv.kernel='wide' is not allowed"),
+        (rich_mixer(short_conv={"kernel": []}), r"kernel=\[\]: give at least one value"),
+        (rich_mixer(gqa={"qk_norm": [True, False]}), r"qk_norm=.*not a gene.*genes of gqa: head"),
+        ({"scope": {"kernal": "block"}}, r"space.scope.kernal: .*did you mean 'kernel'"),
+        ({"scope": {"swiglu.expansion": "family"}}, r"budget moves this gene block by block"),
+        (
+            rich_mixer(swa={"head_dim": [16, 64]}) | {"scope": {"head_dim": "global"}},
+            r"head_dim is global but swa lists \[16, 64\] and gqa \[32, 64\]",
+        ),
+        ({"interleaving": {"min_global": 1}, "mixers": {"short_conv": {}}}, "add gqa to space.mix"),
+        (
+            {"proxy": {"d_model": 96}} | rich_mixer(gqa={"head_dim": 64, "queries_per_kv": 1}),
+            r"head_dim=64, queries_per_kv=1 cannot be built at proxy.d_model=96: head_dim",
+        ),
+        (
+            {"channel_mixers": {"swiglu": {"expansion": [2, 2.01, 3]}}},
+            r"expansion=2.0 and expansion=2.01 coincide at proxy.d_model=128 \(d_ff=256\); widen",
+        ),
+        (
+            {"budget": {"num_params": 90e6}},
+            r"=90,000,000: no spec meets it \(.* nearest",
+        ),
+        ({"budget": {"num_params": 28e6, "free": "swigl.expansion"}}, "did you mean 'swiglu'"),
+        ({"budget": {"num_params": 28e6, "free": "moe.top_k"}}, "list the values that top_k may"),
+        (
+            {"channel_mixers": {"swiglu": {"expansion": [1 + i / 4 for i in range(9)]}}},
+            "9 values; give at most 8",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_met_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Space(changed(**({"scope": {}} | changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixres": {}},
+        {"num_blocks": 0},
+        {"num_blocks": []},
+        {"mixers": {}},
+        {"scope": {"kernel": "everywhere"}},
+        {"mixers": {"swiglu": {}}},
+        {"interleaving": {"min_global": 7}},
+        {"interleaving": {"rule": "periodic", "period": [7, 8]}},
+        {"interleaving": {"rule": "periodic", "period": [3, 2]}},
+        {"budget": {"num_params": 0}},
+        {"ship": {"d_model": 512}},
+    ],
+    ids=str,
+)
+def test_a_section_of_the_wrong_shape_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        changed(**changes)
+
+
+def test_genomes_from_elsewhere_are_refused() -> None:
+    space = named("small")
+    genome = space.from_layout(["short_conv"])
+    block = genome.blocks[0]
+    for wrong, message in (
+        (genome.replace(period=1), "period=1; the space is free"),
+        (genome.replace(global_genes={"kernel": 3}), r"global_genes: genes \['kernel'\]"),
+        (block.model_copy(update={"genes": {"kernel": 9}}), r"kernel=9: allowed are \[3, 5\]"),
+        (block.model_copy(update={"mixer": "swiglu"}), "'swiglu' is not in space.mixers"),
+    ):
+        other = wrong if isinstance(wrong, Genome) else genome.replace(blocks=(wrong,))
+        with pytest.raises(ValueError, match=message):
+            space.repair(other)

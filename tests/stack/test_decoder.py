@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from archloop import registry
+from archloop.blocks.base import Span
 from archloop.stack import cost
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
@@ -14,8 +15,8 @@ VOCAB = 50
 SHAREABLE = [n for n in registry.names("mixers") if registry.get("mixers", n).shareable]
 
 
-def mixer(name: str, **sharing: int) -> MixerSpec:
-    return MixerSpec(name=name, **sharing)
+def mixer(name: str, **more: Any) -> MixerSpec:
+    return MixerSpec(name=name, **more)
 
 
 def block(*mixers: MixerSpec, channel: str | None = "swiglu", **more: Any) -> BlockSpec:
@@ -27,10 +28,34 @@ def stack(*blocks: BlockSpec, **more: Any) -> StackSpec:
     return StackSpec(d_model=64, vocab_size=VOCAB, blocks=blocks, **more)
 
 
+def lent(source: int, **more: Any) -> BlockSpec:
+    """A block whose SwiGLU is that of an earlier block."""
+    channel = ChannelMixerSpec(name="swiglu", weights_from=source, **more)
+    return BlockSpec(mixers=(mixer("gqa"),), channel_mixer=channel)
+
+
 STACKS = {
     "lfm2": stack(block(mixer("short_conv")), block(mixer("gqa")), block(mixer("short_conv"))),
     "moe": stack(block(mixer("short_conv")), block(mixer("gqa"), channel="moe")),
     "parallel": stack(block(mixer("short_conv"), mixer("gqa"), post_norms=True)),
+    "parallel-mean": stack(block(mixer("mamba2"), mixer("gqa"), combine="mean")),
+    "parallel-normed-mean": stack(
+        block(
+            mixer("gqa", input_multiplier=2.0, multiplier=0.5),
+            mixer("mamba2", multiplier=3.0),
+            combine="normed_mean",
+        ),
+        block(mixer("gqa", input_multiplier=2.0, state_from=0)),
+    ),
+    "shared-blocks": stack(
+        block(mixer("mamba2"), channel=None),
+        block(mixer("gqa")),
+        block(mixer("mamba2"), channel=None),
+        BlockSpec(
+            mixers=(mixer("gqa", weights_from=1),),
+            channel_mixer=ChannelMixerSpec(name="swiglu", multiplier=0.5, weights_from=1),
+        ),
+    ),
     "mixer-only": stack(block(mixer("gqa"), channel=None), block(), block(mixer("gqa"))),
     "multipliers": stack(
         block(mixer("gqa"), residual_multiplier=0.5),
@@ -235,11 +260,32 @@ def test_gradients_reach_every_parameter() -> None:
             "itself shares",
         ),
         ((block(mixer("gqa")), block(mixer("gqa", state_from=0, weights_from=0))), "exclude"),
+        ((lent(0),), r"channel_mixer.weights_from=0: must be an earlier block"),
+        ((block(mixer("gqa"), channel=None), lent(0)), "block 0 has no channel mixer"),
+        ((block(channel="moe"), lent(0)), "must be equal"),
+        ((block(), lent(0), lent(1)), "itself shares"),
     ],
 )
 def test_impossible_sharing_is_refused(blocks: tuple[BlockSpec, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stack(*blocks)
+
+
+@torch.no_grad()
+def test_parallel_outputs_are_combined_as_the_spec_says() -> None:
+    """Against the branches run one by one: sum, mean, and mean of each through its own norm."""
+    mixers = (mixer("mamba2", input_multiplier=2.0, multiplier=0.5), mixer("gqa", multiplier=3.0))
+    x_BTD = torch.randn(2, 7, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for combine in ("sum", "mean", "normed_mean"):
+        decoder = build(stack(block(*mixers, channel=None, combine=combine)))
+        built = decoder.blocks[0]
+        h_BTD = built.mixer_norm(x_BTD)
+        outputs = [built.mixers[0](2 * h_BTD)[0], built.mixers[1](h_BTD)[0]]
+        if combine == "normed_mean":
+            outputs = [y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() for y in outputs]
+        expected = x_BTD + (0.5 * outputs[0] + 3 * outputs[1]) / (1 if combine == "sum" else 2)
+        span = Span(torch.arange(7).expand(2, 7))
+        assert close(decoder._mix(x_BTD, 0, built, None, span, {}), expected)
 
 
 def test_a_mixer_without_features_has_no_consumers() -> None:

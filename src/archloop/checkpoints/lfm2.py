@@ -368,7 +368,8 @@ def _settled(block: BlockSpec, width: int) -> dict[str, Any]:
     (mixer,), channel = block.mixers, block.channel_mixer
     assert channel is not None
     found: dict[str, Any] = {"post_norms": block.post_norms, "m": block.residual_multiplier}
-    found |= {"sharing": (mixer.weights_from, mixer.state_from)}
+    found |= {"sharing": (mixer.weights_from, mixer.state_from, channel.weights_from)}
+    found |= {"multipliers": (mixer.input_multiplier, mixer.multiplier, channel.multiplier)}
     for part, config in ((mixer, mixer_config(mixer)), (channel, channel_config(channel))):
         values = config.model_dump(exclude={"bias_update_rate", "num_heads", "expansion"})
         found[part.name] = values | config.sizes(width)

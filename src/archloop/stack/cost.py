@@ -110,16 +110,25 @@ def _count(spec: StackSpec, active: bool) -> int:
             total += mixer_config(mixer).num_params(width, consumer=consumer)
     for block in spec.blocks:
         total += num_norms(block) * width
-        if block.channel_mixer is not None:
+        if block.channel_mixer is not None and block.channel_mixer.weights_from is None:
             config = channel_config(block.channel_mixer)
             total += config.num_active_params(width) if active else config.num_params(width)
     return total
 
 
 def num_norms(block: BlockSpec) -> int:
-    """RMS norms of model width in a block: one a branch, two with post-norms."""
-    branches = bool(block.mixers) + (block.channel_mixer is not None)
-    return branches * (2 if block.post_norms else 1)
+    """RMS norms of model width in a block.
+
+    One before each half that there is, one more behind it with post-norms, and one for each of
+    parallel mixers whose normed outputs are averaged.
+    """
+    halves = bool(block.mixers) + (block.channel_mixer is not None)
+    return halves * (2 if block.post_norms else 1) + num_mixer_norms(block)
+
+
+def num_mixer_norms(block: BlockSpec) -> int:
+    """Norms of single mixers' outputs, before they are averaged."""
+    return len(block.mixers) if block.combine == "normed_mean" and len(block.mixers) > 1 else 0
 
 
 @lru_cache(maxsize=4096)

@@ -19,8 +19,9 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.packing import runs, segment_positions, unpack
 from archloop.blocks.span import align_right_padding, check_marks
-from archloop.stack.cost import channel_config, mixer_config, mixers
-from archloop.stack.spec import BlockSpec, StackSpec
+from archloop.stack.block import Block
+from archloop.stack.cost import mixers
+from archloop.stack.spec import StackSpec
 
 MixerKey = tuple[int, int]
 """Block index and slot of a mixer."""
@@ -79,43 +80,6 @@ class DecoderState:
             state.reset()
 
 
-class Block(nn.Module):
-    """Norm, mixers, residual; norm, channel mixer, residual (see `BlockSpec`)."""
-
-    def __init__(self, spec: BlockSpec, stack: StackSpec, index: int) -> None:
-        super().__init__()
-        width, eps = stack.d_model, stack.norm_eps
-        self.multiplier = spec.residual_multiplier
-        self.mixers = nn.ModuleList(
-            mixer_config(mixer).build(
-                width, index, stack.num_blocks, consumer=mixer.state_from is not None
-            )
-            for mixer in spec.mixers
-        )
-        self.mixer_norm = RMSNorm(width, eps) if spec.mixers else None
-        self.mixer_post_norm = RMSNorm(width, eps) if spec.mixers and spec.post_norms else None
-        channel = spec.channel_mixer
-        self.channel_mixer = None
-        if channel is not None:
-            self.channel_mixer = channel_config(channel).build(width, index, stack.num_blocks)
-        self.channel_norm = RMSNorm(width, eps) if channel else None
-        self.channel_post_norm = RMSNorm(width, eps) if channel and spec.post_norms else None
-
-    def add_mixed(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the mixers' summed output to the residual stream."""
-        return self._add(x, y, self.mixer_post_norm)
-
-    def channel(self, x: Tensor) -> Tensor:
-        """The channel mixer's half of the block."""
-        if self.channel_mixer is None or self.channel_norm is None:
-            return x
-        return self._add(x, self.channel_mixer(self.channel_norm(x)), self.channel_post_norm)
-
-    def _add(self, x: Tensor, y: Tensor, post_norm: nn.Module | None) -> Tensor:
-        y = y if post_norm is None else post_norm(y)
-        return x + (y if self.multiplier == 1.0 else self.multiplier * y)
-
-
 class Decoder(nn.Module):
     """The built model. `spec` says everything about it.
 
@@ -148,6 +112,11 @@ class Decoder(nn.Module):
             if mixer.weights_from is not None:
                 source = self._block(mixer.weights_from).mixers[slot]
                 self._block(index).mixers[slot] = source
+        for index, block in enumerate(self.spec.blocks):
+            channel = block.channel_mixer
+            if channel is not None and channel.weights_from is not None:
+                lender = self._block(channel.weights_from)
+                self._block(index).channel_mixer = lender.channel_mixer
 
     # --- training and scoring -----------------------------------------------------------------
 
@@ -342,19 +311,17 @@ class Decoder(nn.Module):
     ) -> Tensor:
         if block.mixer_norm is None:
             return x_BTD
-        h_BTD, y_BTD = block.mixer_norm(x_BTD), None
+        h_BTD, outputs = block.mixer_norm(x_BTD), []
         for slot, spec in enumerate(self.spec.blocks[index].mixers):
             mixer, key = self._mixer(index, slot), (index, slot)
             own = None if state is None else state.mixers.get(key)
-            features = None
+            in_BTD, features = block.mixer_input(h_BTD, slot), None
             if spec.state_from is not None:
                 features = shared[spec.state_from, slot]
             elif key in self._sources:
-                features = shared[key] = mixer.share(h_BTD, own, span)
-            out_BTD = mixer.run(h_BTD, own, span, features)
-            y_BTD = out_BTD if y_BTD is None else y_BTD + out_BTD
-        assert y_BTD is not None
-        return block.add_mixed(x_BTD, y_BTD)
+                features = shared[key] = mixer.share(in_BTD, own, span)
+            outputs.append(mixer.run(in_BTD, own, span, features))
+        return block.add_mixed(x_BTD, outputs)
 
     def _mix_step(
         self,
@@ -367,21 +334,20 @@ class Decoder(nn.Module):
     ) -> Tensor:
         if block.mixer_norm is None:
             return x_BD
-        h_BD, y_BD = block.mixer_norm(x_BD), None
+        h_BD, outputs = block.mixer_norm(x_BD), []
         for slot, spec in enumerate(self.spec.blocks[index].mixers):
             mixer, key = self._mixer(index, slot), (index, slot)
-            features = None
+            in_BD, features = block.mixer_input(h_BD, slot), None
             if spec.state_from is not None:
                 features = shared[spec.state_from, slot]
-                out_BD = mixer.step_read(h_BD, features, positions_B)
+                out_BD = mixer.step_read(in_BD, features, positions_B)
             else:
                 own = state.mixers[key]
                 if key in self._sources:
-                    features = shared[key] = mixer.share_step(h_BD, own, positions_B)
-                out_BD, _ = mixer.step(h_BD, own, positions_B=positions_B, shared=features)
-            y_BD = out_BD if y_BD is None else y_BD + out_BD
-        assert y_BD is not None
-        return block.add_mixed(x_BD, y_BD)
+                    features = shared[key] = mixer.share_step(in_BD, own, positions_B)
+                out_BD, _ = mixer.step(in_BD, own, positions_B=positions_B, shared=features)
+            outputs.append(out_BD)
+        return block.add_mixed(x_BD, outputs)
 
     def _mixer(self, index: int, slot: int) -> SequenceMixer:
         mixer = self._block(index).mixers[slot]

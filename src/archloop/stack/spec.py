@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from archloop.errors import invalid
 
 Scalar = bool | int | float | str | None
+Combine = Literal["sum", "mean", "normed_mean"]
+"""Ways to make one output of those of parallel mixers."""
 
 
 def _one_spelling(settings: dict[str, Scalar]) -> dict[str, Scalar]:
@@ -37,6 +39,8 @@ class MixerSpec(_Plain):
     """One sequence mixer of a block: a plug-in's name, its settings and what it shares.
 
     Attributes:
+        input_multiplier: factor on the normed input of this mixer alone.
+        multiplier: factor on its output, before branches are combined (Falcon-H1 has both).
         weights_from: index of an earlier block whose mixer in the same slot lends its weights.
         state_from: index of an earlier block whose mixer in the same slot lends its features and
             state (K and V, or k, v and gates); this one keeps queries and output of its own.
@@ -44,28 +48,40 @@ class MixerSpec(_Plain):
 
     name: str
     config: Settings = {}
+    input_multiplier: float = 1.0
+    multiplier: float = 1.0
     weights_from: int | None = None
     state_from: int | None = None
 
 
 class ChannelMixerSpec(_Plain):
-    """The channel mixer of a block: a plug-in's name and its settings."""
+    """The channel mixer of a block: a plug-in's name, its settings and what it shares.
+
+    Attributes:
+        multiplier: factor on its output.
+        weights_from: index of an earlier block whose channel mixer lends its weights (Zamba2).
+    """
 
     name: str
     config: Settings = {}
+    multiplier: float = 1.0
+    weights_from: int | None = None
 
 
 class BlockSpec(_Plain):
     """One block: ``x += m * mixers(norm x)``, then ``x += m * channel_mixer(norm x)``.
 
     Attributes:
-        mixers: none, one, or several in parallel on the same normed input, their outputs summed.
+        mixers: none, one, or several in parallel on the same normed input.
+        combine: what becomes of parallel mixers' outputs: their sum, their mean, or the mean of
+            their outputs each through an RMS norm of its own (Hymba). Of one mixer: its output.
         channel_mixer: may be absent.
         post_norms: also normalise each branch's output before it is added.
         residual_multiplier: m above.
     """
 
     mixers: tuple[MixerSpec, ...] = ()
+    combine: Combine = "sum"
     channel_mixer: ChannelMixerSpec | None = None
     post_norms: bool = False
     residual_multiplier: float = 1.0
@@ -102,27 +118,31 @@ class StackSpec(_Plain):
                         f"blocks[{index}].mixers[{slot}]: weights_from and state_from exclude "
                         "each other; a consumer of state has no such weights to take"
                     )
+            self._check_channel_source(index, block.channel_mixer)
         return self
+
+    def _check_channel_source(self, index: int, channel: ChannelMixerSpec | None) -> None:
+        if channel is None or channel.weights_from is None:
+            return
+        where = f"blocks[{index}].channel_mixer.weights_from={channel.weights_from}"
+        _check_earlier(where, channel.weights_from, index)
+        source = self.blocks[channel.weights_from].channel_mixer
+        if source is None:
+            raise ValueError(f"{where}: block {channel.weights_from} has no channel mixer")
+        _check_lender(where, channel, source, source.weights_from is not None)
 
     def _check_source(self, index: int, slot: int, mixer: MixerSpec, field: str) -> None:
         source_index = getattr(mixer, field)
         if source_index is None:
             return
         where = f"blocks[{index}].mixers[{slot}].{field}={source_index}"
-        if not 0 <= source_index < index:
-            allowed = f"0 to {index - 1}" if index else "none, as no block comes before this one"
-            raise ValueError(f"{where}: must be an earlier block; allowed: {allowed}")
+        _check_earlier(where, source_index, index)
         slots = self.blocks[source_index].mixers
         if slot >= len(slots):
             raise ValueError(f"{where}: block {source_index} has no mixer in slot {slot}")
         source = slots[slot]
-        if (source.name, source.config) != (mixer.name, mixer.config):
-            raise ValueError(
-                f"{where}: the source is {source.name} {source.config}, "
-                f"this is {mixer.name} {mixer.config}; they must be equal"
-            )
-        if source.weights_from is not None or source.state_from is not None:
-            raise ValueError(f"{where}: the source itself shares; name the block it shares from")
+        shares = source.weights_from is not None or source.state_from is not None
+        _check_lender(where, mixer, source, shares)
 
     @property
     def num_blocks(self) -> int:
@@ -165,3 +185,24 @@ class StackSpec(_Plain):
     def replace(self, **changes: Any) -> "StackSpec":
         """A validated copy with other field values."""
         return StackSpec.model_validate({**self.model_dump(), **changes})
+
+
+def _check_earlier(where: str, source: int, index: int) -> None:
+    if not 0 <= source < index:
+        allowed = f"0 to {index - 1}" if index else "none, as no block comes before this one"
+        raise ValueError(f"{where}: must be an earlier block; allowed: {allowed}")
+
+
+def _check_lender(
+    where: str,
+    mine: MixerSpec | ChannelMixerSpec,
+    source: MixerSpec | ChannelMixerSpec,
+    shares: bool,
+) -> None:
+    if (source.name, source.config) != (mine.name, mine.config):
+        raise ValueError(
+            f"{where}: the source is {source.name} {source.config}, "
+            f"this is {mine.name} {mine.config}; they must be equal"
+        )
+    if shares:
+        raise ValueError(f"{where}: the source itself shares; name the block it shares from")

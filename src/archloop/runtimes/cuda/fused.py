@@ -22,7 +22,8 @@ from archloop.blocks.channel_mixers.swiglu import SwiGLU
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
 from archloop.stack.cost import channel_config, mixer_config
-from archloop.stack.decoder import Block, Decoder, DecoderState, check_rows
+from archloop.stack.block import Block
+from archloop.stack.decoder import Decoder, DecoderState, check_rows
 from archloop.stack.spec import BlockSpec, StackSpec
 
 TOKENS_PER_PASS = 32768
@@ -63,7 +64,10 @@ def _unsupported_block(block: BlockSpec) -> str | None:
     mixer = block.mixers[0]
     if mixer.name not in ("short_conv", "gqa") or mixer.config.get("bias"):
         return f"{mixer.name} {mixer.config} is not fused; short_conv without bias and gqa are"
-    if mixer.weights_from is not None or mixer.state_from is not None:
+    channel = block.channel_mixer
+    if {mixer.input_multiplier, mixer.multiplier, channel.multiplier} != {1.0}:
+        return "multipliers of branches are not fused"
+    if {mixer.weights_from, mixer.state_from, channel.weights_from} != {None}:
         return "sharing between blocks is not fused"
     if mixer.name == "short_conv" and mixer.config.get("kernel", 3) == 1:
         return "a short_conv of kernel 1 has no state"

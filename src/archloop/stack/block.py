@@ -1,0 +1,84 @@
+"""A built block: norm, parallel mixers, residual; norm, channel mixer, residual.
+
+The decoder runs the mixers, since they may read other blocks' features; what stands around them,
+how their outputs become one and the whole second half are here. See `BlockSpec` for the meaning of
+each setting.
+
+Shape suffixes: B batch, T time, D model width.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from archloop.blocks.norms import RMSNorm
+from archloop.stack.cost import channel_config, mixer_config, num_mixer_norms
+from archloop.stack.spec import BlockSpec, StackSpec
+
+
+class Block(nn.Module):
+    """The modules of one block.
+
+    Args:
+        spec: of the block.
+        stack: of the decoder, for the width and the norms' epsilon.
+        index: of the block in the stack.
+
+    Raises:
+        UserError: an unknown mixer or a setting that cannot be built.
+    """
+
+    def __init__(self, spec: BlockSpec, stack: StackSpec, index: int) -> None:
+        super().__init__()
+        width, eps = stack.d_model, stack.norm_eps
+        self.spec = spec
+        self.mixers = nn.ModuleList(
+            mixer_config(mixer).build(
+                width, index, stack.num_blocks, consumer=mixer.state_from is not None
+            )
+            for mixer in spec.mixers
+        )
+        self.mixer_norm = RMSNorm(width, eps) if spec.mixers else None
+        self.output_norms = nn.ModuleList(RMSNorm(width, eps) for _ in range(num_mixer_norms(spec)))
+        self.mixer_post_norm = RMSNorm(width, eps) if spec.mixers and spec.post_norms else None
+        channel = spec.channel_mixer
+        self.channel_mixer = None
+        if channel is not None:
+            self.channel_mixer = channel_config(channel).build(width, index, stack.num_blocks)
+        self.channel_norm = RMSNorm(width, eps) if channel else None
+        self.channel_post_norm = RMSNorm(width, eps) if channel and spec.post_norms else None
+
+    def mixer_input(self, h: Tensor, slot: int) -> Tensor:
+        """What a mixer is given of the normed input, (..., D) both."""
+        return _scaled(h, self.spec.mixers[slot].input_multiplier)
+
+    def add_mixed(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """Combine the mixers' outputs and add them to the residual stream, (..., D) each."""
+        if self.output_norms:
+            outputs = [norm(y) for norm, y in zip(self.output_norms, outputs, strict=True)]
+        scaled = [
+            _scaled(y, mixer.multiplier) for y, mixer in zip(outputs, self.spec.mixers, strict=True)
+        ]
+        total = scaled[0]
+        for y in scaled[1:]:
+            total = total + y
+        if self.spec.combine != "sum":
+            total = _scaled(total, 1 / len(scaled))
+        return self._add(x, total, self.mixer_post_norm)
+
+    def channel(self, x: Tensor) -> Tensor:
+        """The channel mixer's half of the block, (..., D) to the same."""
+        channel = self.spec.channel_mixer
+        if channel is None or self.channel_mixer is None or self.channel_norm is None:
+            return x
+        y = self.channel_mixer(self.channel_norm(x))
+        return self._add(x, _scaled(y, channel.multiplier), self.channel_post_norm)
+
+    def _add(self, x: Tensor, y: Tensor, post_norm: nn.Module | None) -> Tensor:
+        y = y if post_norm is None else post_norm(y)
+        return x + _scaled(y, self.spec.residual_multiplier)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """The product, or the tensor itself where the factor changes nothing."""
+    return x if factor == 1.0 else factor * x

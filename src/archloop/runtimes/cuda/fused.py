@@ -21,8 +21,8 @@ from archloop.blocks.channel_mixers.moe import MoE
 from archloop.blocks.channel_mixers.swiglu import SwiGLU
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
-from archloop.stack.cost import channel_config, mixer_config
 from archloop.stack.block import Block
+from archloop.stack.cost import channel_config, mixer_config
 from archloop.stack.decoder import Decoder, DecoderState, check_rows
 from archloop.stack.spec import BlockSpec, StackSpec
 

@@ -11,7 +11,7 @@ package costs nothing:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from archloop.version import __version__
 
 _HOMES = {
     "StackSpec": "archloop.stack.spec:StackSpec",

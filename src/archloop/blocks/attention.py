@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from archloop.blocks.base import Gene, MixerConfig, SequenceMixer
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops.heads import count_heads
 from archloop.blocks.rope import rotate
+from archloop.blocks.widths import count_heads
 from archloop.errors import UserError
 
 

@@ -25,9 +25,11 @@ from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import delta_rule, linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
 from archloop.blocks.ops.gated_norm import Activation, gated_norm
-from archloop.blocks.ops.heads import count_heads, join_heads, only_real, split_heads
+from archloop.blocks.ops.heads import join_heads, split_heads
 from archloop.blocks.ops.precision import KeepsFloat32
 from archloop.blocks.ops.unit_conv import unit, unit_conv
+from archloop.blocks.span import only_real
+from archloop.blocks.widths import count_heads
 
 
 class DeltaConfig(MixerConfig):

@@ -13,7 +13,8 @@ from torch import Tensor
 from archloop.blocks.base import Features, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, triton_kernels
-from archloop.blocks.ops.heads import join_heads, only_real, split_heads
+from archloop.blocks.ops.heads import join_heads, split_heads
+from archloop.blocks.span import only_real
 
 
 class LinearAttentionConfig(MixerConfig):

@@ -1,6 +1,6 @@
 """Where the tokens of one call stand: positions, packed sequences, padding.
 
-Shape suffixes: B batch, T time.
+Shape suffixes: B batch, T time, N heads, H head width.
 """
 
 from dataclasses import dataclass
@@ -78,3 +78,9 @@ def align_right_padding(
         return order_BT, Span(positions_BT, segments_BT, lengths_B)
     first_B = positions_BT.gather(1, order_BT[:, :1])
     return order_BT, Span(first_B + steps_T, None, lengths_B)
+
+
+def only_real(x_BNTH: Tensor, span: Span) -> Tensor:
+    """Zero at padding: a zero key or log-decay there leaves the state as it is."""
+    valid_BT = span.valid_BT
+    return x_BNTH if valid_BT is None else x_BNTH.where(valid_BT[:, None, :, None], 0)

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from archloop import __version__, registry
+from archloop import registry
 from archloop.devices.cores import usable_cores
 from archloop.files import usable_cache_dir
 from archloop.profiling import MeasurementError, extend, profile, profile_from_samples, read_samples
@@ -18,6 +18,7 @@ from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.recipe.recipe import Recipe
 from archloop.stack.spec import StackSpec
 from archloop.store.record import Rung
+from archloop.version import __version__
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 

@@ -15,8 +15,8 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.gated_norm import gated_norm
-from archloop.blocks.ops.heads import count_heads
 from archloop.blocks.ops.precision import recurrent_dtype
+from archloop.blocks.widths import count_heads
 from archloop.errors import UserError
 
 

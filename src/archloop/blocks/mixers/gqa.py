@@ -11,7 +11,7 @@ from torch import Tensor
 
 from archloop.blocks.attention import Attention, AttentionConfig
 from archloop.blocks.base import Features, Held, Span, State
-from archloop.blocks.ops.slots import causal_mask, held_before, write_slots
+from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
 
 
 class GQA(Attention):

@@ -16,7 +16,7 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.bounded_gate import bounded_gate
-from archloop.blocks.ops.heads import count_heads
+from archloop.blocks.widths import count_heads
 
 
 class HGRN2(LinearAttention):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from archloop.blocks.delta import DeltaConfig, DeltaMixer
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.decay_gate import decay_gate
-from archloop.blocks.ops.heads import initial_dt_bias
 from archloop.blocks.ops.precision import precise
+from archloop.blocks.ops.time_steps import initial_dt_bias
 
 
 class KDA(DeltaMixer):

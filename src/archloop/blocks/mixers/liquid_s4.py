@@ -21,7 +21,7 @@ from archloop.blocks.ops.liquid_scan import liquid_scan, liquid_step, read_out
 from archloop.blocks.ops.long_conv import halves
 from archloop.blocks.ops.precision import precise
 from archloop.blocks.ops.scan import Pair
-from archloop.blocks.ops.zoh import log_uniform
+from archloop.blocks.ops.time_steps import log_uniform
 from archloop.blocks.ssm import ChannelSSM, ChannelSSMConfig
 
 

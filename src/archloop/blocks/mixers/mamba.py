@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
-from archloop.blocks.ops.heads import initial_dt_bias, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise, recurrent_dtype
 from archloop.blocks.ops.selective_scan import selective_scan, selective_step
+from archloop.blocks.ops.time_steps import initial_dt_bias
+from archloop.blocks.widths import whole_width
 
 
 class Mamba(KeepsFloat32, SequenceMixer):

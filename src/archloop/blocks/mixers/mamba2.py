@@ -21,15 +21,11 @@ from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixe
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
-from archloop.blocks.ops.heads import (
-    count_heads,
-    initial_dt_bias,
-    join_heads,
-    split_heads,
-    whole_width,
-)
+from archloop.blocks.ops.heads import join_heads, split_heads
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.skip_gate_norm import skip_gate_norm
+from archloop.blocks.ops.time_steps import initial_dt_bias
+from archloop.blocks.widths import count_heads, whole_width
 from archloop.errors import UserError
 
 

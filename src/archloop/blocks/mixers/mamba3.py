@@ -29,8 +29,9 @@ from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import ranked_ssd, triton_kernels
 from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.chunks import chunk_size, join, split
-from archloop.blocks.ops.heads import count_heads, initial_dt_bias, whole_width
 from archloop.blocks.ops.precision import KeepsFloat32, precise
+from archloop.blocks.ops.time_steps import initial_dt_bias
+from archloop.blocks.widths import count_heads, whole_width
 from archloop.errors import UserError
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops.heads import count_heads
-from archloop.blocks.ops.slots import causal_mask, held_before, write_slots
+from archloop.blocks.widths import count_heads
 
 
 class MLA(SequenceMixer):

@@ -20,7 +20,7 @@ from archloop.blocks.base import Gene, Span, State
 from archloop.blocks.ops.hippo import dplr
 from archloop.blocks.ops.long_conv import DenseSystem, halves, times
 from archloop.blocks.ops.precision import precise
-from archloop.blocks.ops.zoh import log_uniform
+from archloop.blocks.ops.time_steps import log_uniform
 from archloop.blocks.ssm import (
     ChannelSSM,
     ChannelSSMConfig,

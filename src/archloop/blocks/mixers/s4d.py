@@ -18,7 +18,8 @@ from archloop.blocks.ops.hippo import linear_poles
 from archloop.blocks.ops.long_conv import DiagonalSystem, halves, times
 from archloop.blocks.ops.precision import precise
 from archloop.blocks.ops.scan import Pair
-from archloop.blocks.ops.zoh import log_uniform, zoh
+from archloop.blocks.ops.time_steps import log_uniform
+from archloop.blocks.ops.zoh import zoh
 from archloop.blocks.ssm import ChannelSSM, ChannelSSMConfig, chunked_flops, run_system
 
 

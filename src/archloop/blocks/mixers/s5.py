@@ -22,7 +22,8 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.ops.hippo import dplr
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import Pair, scan_pair
-from archloop.blocks.ops.zoh import log_uniform, zoh
+from archloop.blocks.ops.time_steps import log_uniform
+from archloop.blocks.ops.zoh import zoh
 
 LARGEST_BLOCK = 32
 """Modes of one HiPPO matrix at the start."""

@@ -14,14 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MOST_BYTES = 16 << 20
-"""Of one tensor with the states of a chunk. The C library takes tensors of 32 MiB and more from the
-system anew each time: on a CPU, training Mamba with them took 2.7 times as long.
+"""Largest tensor that holds the states of a chunk. For each tensor of 32 MiB and more the C library
+asks the system for memory anew: on a CPU, training Mamba took 2.7 times as long with such tensors.
 """
 FEWEST_TOKENS = 8
 VANISHED = {torch.float32: -104.0, torch.float64: -746.0}
-"""Log-decays of which nothing is left: ``e^g`` is 0."""
+"""The weakest log-decay g, by precision, whose factor ``e^g`` rounds to 0."""
 LONG_CARRY = 64
 """Chunks beyond which the carry runs in two levels, about 2 sqrt(n) sequential steps, not n."""
+
+LONG_CHUNK = 64
+"""Chunk of the delta rule where Triton kernels compute it: matrix units do the products of the
+inverse, which would cost a CPU more than a longer chunk saves."""
 
 
 def chunk_size(time: int, largest: int, smallest: int = 1) -> int:
@@ -61,24 +65,29 @@ def join(x: Tensor, time: int) -> Tensor:
 def decay_sums(g_BNnCX: Tensor) -> Tensor:
     """Log-decays summed from the start of each chunk.
 
-    Those that leave nothing count as the weakest such: greater sums would round away the weak
-    decays that follow a strong one.
+    A decay that leaves nothing counts as `VANISHED`, however strong it is: in a sum much larger
+    than that, the weak decays of the tokens after it would be rounded away.
     """
     return g_BNnCX.clamp(min=VANISHED[g_BNnCX.dtype]).cumsum(3)
 
 
 def decays_to_end(g_BNnCX: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left at the end of each chunk of each token's write, and of the state before it (one
-    token long).
+    """Decay from each token to the end of its chunk, (B, N, n, C, X), and over each whole chunk,
+    (B, N, n, 1, X).
 
-    Summed from the end: a total less the sum so far would round away the weak decays that follow
-    strong ones.
+    Each is summed from the end of the chunk. Taking the sum so far from the total would give the
+    same number, but would round away the weak decays that follow a strong one.
     """
     g_BNnCX = g_BNnCX.clamp(min=VANISHED[g_BNnCX.dtype])
     later_BNnCX = torch.cat([g_BNnCX[:, :, :, 1:], torch.zeros_like(g_BNnCX[:, :, :, :1])], 3)
     sums_BNnCX = later_BNnCX.flip(3).cumsum(3).flip(3)
     total_BNn1X = sums_BNnCX[:, :, :, :1] + g_BNnCX[:, :, :, :1]
     return sums_BNnCX.exp(), total_BNn1X.exp()
+
+
+def shifted(h_BTF: Tensor, start_BF: Tensor) -> Tensor:
+    """The state before each step (B, T, F), given those after each step and the first one."""
+    return torch.cat([start_BF[:, None], h_BTF[:, :-1]], 1)
 
 
 def carry(

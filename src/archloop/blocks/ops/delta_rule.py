@@ -21,13 +21,11 @@ from torch import Tensor
 
 from archloop.blocks.ops import linear_attention, ssd, triton_kernels
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.chunks import chunk_size, join, padded_time, split
+from archloop.blocks.ops.chunks import LONG_CHUNK, chunk_size, join, padded_time, split
 from archloop.blocks.ops.precision import exact
 
 CHUNK = 32
 """Half that of the other forms: the inverse and its use grow with the chunk."""
-LONG_CHUNK = 64
-"""Where kernels of our own compute: matrix units do the inverse's products."""
 WIDEST_KERNEL = 128
 """Key and value widths that fit a program's registers."""
 LEAF = linear_attention.LEAF

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.autograd import apply
+from archloop.blocks.ops.chunks import shifted
 
 Pair = tuple[Tensor, Tensor]
 """Real and imaginary part."""
@@ -64,11 +65,6 @@ def scan_pair(a: Pair, b: Pair, start: Pair | None = None) -> Pair:
         return re_BTF, im_BTF
     h_BTF = apply(_LoopScan, torch.complex(*a), torch.complex(*b), torch.complex(*start))
     return h_BTF.real, h_BTF.imag
-
-
-def shifted(h_BTF: Tensor, start_BF: Tensor) -> Tensor:
-    """The state before each step."""
-    return torch.cat([start_BF[:, None], h_BTF[:, :-1]], 1)
 
 
 class _LoopScan(torch.autograd.Function):

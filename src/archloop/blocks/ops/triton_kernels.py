@@ -4,7 +4,6 @@ Nothing here imports Triton, so that a machine without it never does.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +15,6 @@ from archloop.errors import UserError
 
 _disabled = False
 _from_fla = False
-_NO_WGMMA = "DISABLE_MMA_V3"
 FLA_WIDEST_KEY = 256
 """Keys that fla's kernels take."""
 
@@ -67,25 +65,6 @@ def taken_from_fla(v: Tensor, key_width: int) -> bool:
     """Whether `from_fla` holds here, for values v and keys of this width."""
     served = v.dtype == torch.bfloat16 and key_width <= FLA_WIDEST_KEY
     return _from_fla and served and usable(v, torch.bfloat16)
-
-
-@contextmanager
-def without_wgmma() -> Iterator[None]:
-    """Kernels compiled inside use the matrix instructions of before Hopper.
-
-    The assembler of Triton 3.4 to 3.7 lets registers that a Hopper instruction (wgmma) still reads
-    be overwritten: wrong numbers or an illegal access where one product feeds the next
-    (triton-lang/triton#11366 and #11781, flash-linear-attention#640 and #984).
-    """
-    before = os.environ.get(_NO_WGMMA)
-    os.environ[_NO_WGMMA] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_NO_WGMMA]
-        else:
-            os.environ[_NO_WGMMA] = before
 
 
 def compile_ahead(run: Callable[[], object]) -> None:

@@ -1,6 +1,4 @@
-"""Discretisation of diagonal state spaces in real arithmetic, and where time steps start."""
-
-import math
+"""Discretisation of diagonal state spaces in real arithmetic."""
 
 import torch
 from torch import Tensor
@@ -8,7 +6,7 @@ from torch import Tensor
 from archloop.blocks.ops.scan import Pair
 
 SLOWEST = 1e-15
-"""Rate of decay whose square is still a float32."""
+"""Smallest rate of decay: its square, by which the second result is divided, is still a float32."""
 
 
 def zoh(real: Tensor, imag: Tensor, dt: Tensor) -> tuple[Pair, Pair]:
@@ -17,12 +15,13 @@ def zoh(real: Tensor, imag: Tensor, dt: Tensor) -> tuple[Pair, Pair]:
     Returns:
         ``exp(l dt)`` and ``(exp(l dt) - 1) / l``, as pairs.
     """
-    # What decays less than this lasts for good; 0 / 0 would be no number.
+    # A pole at 0 would give 0 / 0; one as slow as this forgets nothing of any length of text.
     real = real.clamp(max=-SLOWEST)
     grow, angle = real * dt, imag * dt
     a = (grow.exp() * angle.cos(), grow.exp() * angle.sin())
-    # Re(exp(z) - 1) as a sum of two negative terms: exp(z).real - 1 would lose them for small dt,
-    # and what the angle adds must vanish with exp(grow), in gradients too.
+    # The real part of exp(z) - 1, for z = grow + i angle, as a sum of two terms of which neither is
+    # positive: subtracting 1 from exp(z).real would round them away where dt is small. The term of
+    # the angle is multiplied by exp(grow), so that it and its gradient vanish in a long step.
     num_r, num_i = torch.expm1(grow) - 2 * grow.exp() * (angle / 2).sin().square(), a[1]
     square = real.square() + imag.square()
     factor = (
@@ -30,8 +29,3 @@ def zoh(real: Tensor, imag: Tensor, dt: Tensor) -> tuple[Pair, Pair]:
         (num_i * real - num_r * imag) / square,
     )
     return a, factor
-
-
-def log_uniform(size: int, low: float, high: float) -> Tensor:
-    """Logarithms drawn uniformly between those of `low` and `high`."""
-    return torch.empty(size).uniform_(math.log(low), math.log(high))

@@ -18,7 +18,7 @@ import torch
 import triton
 from triton.runtime import Autotuner
 
-from archloop.blocks.ops.triton_kernels import without_wgmma
+from archloop.blocks.ops.gpu.wgmma import without_wgmma
 
 
 def compile_ahead(run: Callable[[], object]) -> None:

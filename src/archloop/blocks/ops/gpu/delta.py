@@ -26,39 +26,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archloop.blocks.ops import delta_rule
 from archloop.blocks.ops.gpu.carry import decay_sums
+from archloop.blocks.ops.gpu.delta_grad import chunk_gradients
+from archloop.blocks.ops.gpu.delta_tiles import (
+    CHUNK,
+    LEVELS,
+    in_place,
+    joins_halves,
+    level_decay,
+    padded_width,
+    widths,
+)
 from archloop.blocks.ops.gpu.lengths import any_length
-from archloop.blocks.ops.triton_kernels import without_wgmma
-
-CHUNK = delta_rule.LONG_CHUNK
-LEVELS = CHUNK.bit_length() - 1
-"""Halvings of a chunk down to one token."""
-
-
-@triton.jit
-def joins_halves(row, col, level):
-    """Whether the pair stands in the right and the left half of one block of 2^(level+1) tokens."""
-    return (((row >> level) ^ (col >> level)) == 1) & (row > col)
-
-
-@triton.jit
-def level_decay(b, b_ptr, i, j, length, level, K: tl.constexpr):
-    """``e^-|b - ref|`` (C, K), ref being b at the end of the left half of each token's block."""
-    end = ((i >> (level + 1)) << (level + 1)) + ((1 << level) - 1)
-    at = tl.minimum(end, length - 1)[:, None] * K + j[None, :]
-    ref = tl.load(b_ptr + at, mask=(j < K)[None, :], other=0.0)
-    return tl.exp(-tl.abs(b - ref))
-
-
-@triton.jit
-def in_place(x):
-    """`x` itself, but the compiler cannot move a change of layout from behind it to before it.
-
-    It would load x once for each layout in which a product takes what is computed from it, and
-    compute that as often: too many registers.
-    """
-    return tl.max(tl.join(x, x), 2)
+from archloop.blocks.ops.gpu.wgmma import without_wgmma
 
 
 @any_length()
@@ -314,8 +294,6 @@ class Corrected(torch.autograd.Function):
     @without_wgmma()
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of keys, values, write strengths, log-decays and the initial state."""
-        from archloop.blocks.ops.gpu.delta_grad import chunk_gradients
-
         k, v, beta, b, a, w, keys, values, states = ctx.saved_tensors
         dvalues, dstates, dfinal = (grad.contiguous() for grad in grads)
         total, after, dinitial = (torch.empty_like(x) for x in (values, states, dfinal))
@@ -332,18 +310,6 @@ class Corrected(torch.autograd.Function):
 def unit_stride(x: Tensor) -> Tensor:
     """`x`, copied if its last dimension is not dense."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def padded_width(width: int) -> int:
-    """The power of two that holds a width and that a matrix unit takes."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-def widths(k: Tensor) -> dict[str, Any]:
-    """Constants of a kernel that holds whole keys."""
-    key_width = k.shape[3]
-    block = padded_width(key_width)
-    return {"K": key_width, "BLOCK_K": block, "C": CHUNK, "PRECISION": "tf32x3"}
 
 
 def carry_options(k: Tensor, v: Tensor, b: Tensor) -> dict[str, Any]:

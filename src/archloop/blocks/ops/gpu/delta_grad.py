@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archloop.blocks.ops.gpu.delta import (
+from archloop.blocks.ops.gpu.delta_tiles import (
     CHUNK,
     LEVELS,
     in_place,

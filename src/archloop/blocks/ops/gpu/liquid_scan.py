@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.chunks import shifted
 from archloop.blocks.ops.gpu.lengths import any_length
 from archloop.blocks.ops.gpu.scan import compose_pair, last_row, launch
-from archloop.blocks.ops.scan import Pair, shifted
+from archloop.blocks.ops.scan import Pair
 
 BLOCK_T, BLOCK_D = 32, 32
 

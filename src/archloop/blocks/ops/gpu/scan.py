@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.chunks import shifted
 from archloop.blocks.ops.gpu.lengths import any_length
-from archloop.blocks.ops.scan import shifted
 
 BLOCK_T, BLOCK_F = 64, 16
 

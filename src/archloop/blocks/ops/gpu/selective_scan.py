@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.chunks import shifted
 from archloop.blocks.ops.gpu.lengths import any_length
 from archloop.blocks.ops.gpu.scan import compose, launch
-from archloop.blocks.ops.scan import shifted
 
 BLOCK_T, BLOCK_D, NUM_WARPS = 32, 32, 2
 

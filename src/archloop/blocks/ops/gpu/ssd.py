@@ -29,7 +29,7 @@ from archloop.blocks.ops.gpu.carry import (
     widest,
 )
 from archloop.blocks.ops.gpu.lengths import any_length
-from archloop.blocks.ops.triton_kernels import without_wgmma
+from archloop.blocks.ops.gpu.wgmma import without_wgmma
 
 
 @any_length("g_b", "w_b")

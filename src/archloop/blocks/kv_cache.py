@@ -8,7 +8,9 @@ Shape suffixes: B batch, T new tokens, S keys, C slots of the cache.
 import torch
 from torch import Tensor
 
-from archloop.blocks.base import Features, Span, State
+from archloop.blocks.base import Features
+from archloop.blocks.span import Span
+from archloop.blocks.state import State
 
 
 def write_slots(cache_BC: Tensor, new_BT: Tensor, span: Span) -> None:
@@ -33,7 +35,10 @@ def write_slots(cache_BC: Tensor, new_BT: Tensor, span: Span) -> None:
 
 
 def held_before(state: State, span: Span) -> Features:
-    """Marks features of a state that held tokens before the call: plain order is not enough."""
+    """Features for `causal_mask`: where each row's new tokens begin, if the state held any before.
+
+    The mask must then compare positions; from an empty state the plain causal order says it all.
+    """
     return {"first_B": span.positions_BT[:, 0]} if state.static or state.num_tokens else {}
 
 

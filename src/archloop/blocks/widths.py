@@ -1,0 +1,33 @@
+"""Widths that follow from the model's: refused, with what is allowed, where they are not whole."""
+
+import math
+
+from archloop.errors import UserError
+
+
+def count_heads(width: int, head_dim: int, what: str) -> int:
+    """How many heads of `head_dim` make up `width`, which the message calls `what`.
+
+    Raises:
+        UserError: not a whole number; names the divisors.
+    """
+    if width % head_dim:
+        allowed = [size for size in range(1, width + 1) if width % size == 0]
+        raise UserError(f"head_dim={head_dim} does not divide {what}; allowed: {allowed}")
+    return width // head_dim
+
+
+def whole_width(expansion: float, d_model: int) -> int:
+    """Inner width ``expansion * d_model``.
+
+    Raises:
+        UserError: not a whole number of channels.
+    """
+    width = round(expansion * d_model)
+    # 1.1 and 7/3 are not exact in binary, nor then is their product.
+    if width < 1 or not math.isclose(width, expansion * d_model, rel_tol=1e-12):
+        raise UserError(
+            f"expansion={expansion} times d_model={d_model} is not whole; "
+            "allowed: positive multiples of 1/d_model"
+        )
+    return width

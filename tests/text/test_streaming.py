@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from archloop.text.streaming import TextStream
 
@@ -30,9 +31,21 @@ def without_leading_space(ids: list[int]) -> str:
     return "".join(f" {i}" for i in ids)[1:]
 
 
+def from_byte_tokens(ids: list[int]) -> str:
+    """The byte fallback of the tokenizers library: a run of bytes is text or all replacements."""
+    return str(BYTE_FALLBACK.decode(ids))
+
+
+BYTE_FALLBACK = Tokenizer(models.BPE({f"<0x{i:02X}>": i for i in range(256)} | {"▁ab": 256}, []))
+BYTE_FALLBACK.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="aé€😀\N{REPLACEMENT CHARACTER} ", max_size=12), st.integers(1, 3))
 @example("😀" * 3, 1)
+@example("€" * 5 + "é", 1)
 @pytest.mark.parametrize("decode", [from_bytes, from_bytes_one_by_one])
 def test_pieces_join_to_the_text_and_never_split_a_character(
     decode: object, text: str, size: int
@@ -54,6 +67,26 @@ def test_an_unfinished_character_is_dropped_at_the_end() -> None:
     assert stream.push(list("a€".encode())[:-1]) == "a"
     assert stream.flush() == ""
     assert stream.text == "a"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet="é€😀", min_size=1, max_size=9), st.integers(1, 7), st.integers(0, 3))
+@example("€€", 1, 2)
+@example("€€", 5, 2)
+def test_byte_fallback_shows_each_character_when_it_is_whole(
+    text: str, size: int, num_missing: int
+) -> None:
+    """An unfinished character turns the whole run of bytes into replacements, for a while."""
+    ids = [256, *text.encode()]
+    ids = ids[: max(1, len(ids) - num_missing)]
+    stream = TextStream(from_byte_tokens)
+    for at in range(0, len(ids), size):
+        read = ids[: at + size]
+        stream.push(ids[at : at + size])
+        whole = " ab" + bytes(read[1:]).decode(errors="ignore")
+        assert stream.text == whole if size == 1 else whole.startswith(stream.text)
+    stream.flush()
+    assert stream.text == " ab" + bytes(ids[1:]).decode(errors="ignore")
 
 
 def test_bytes_that_are_no_text_do_not_block_the_stream() -> None:

@@ -1,7 +1,9 @@
 """Text from a stream of tokens: whole characters only, cut at the first stop string.
 
 A byte-level token may hold part of a character, and a stop string may begin in one token and end
-in another, so some text is held back until what follows settles it.
+in another, so some text is held back until what follows settles it. Tokenizers with byte fallback
+(Llama's, Gemma's) decode a run of byte tokens as a whole: one unfinished character at its end turns
+every character of the run into replacements, so the run is also looked at without its last tokens.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +15,7 @@ Decode = Callable[[list[int]], str]
 
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _MAX_PARTIAL = 3
-"""A character has at most 4 bytes, so an incomplete one shows as at most 3 replacements."""
+"""A character has at most 4 bytes, so an incomplete one has at most 3, each in a token at most."""
 
 
 class TextStream:
@@ -51,20 +53,45 @@ class TextStream:
         self._ids.extend(ids)
         text = self._decode(self._ids[self._context :])
         partial = len(text) - len(text.rstrip(_UNKNOWN))
+        if not partial:
+            return self._cut(self._settle(len(self._ids), text))
+        if partial > _MAX_PARTIAL and (whole := self._last_whole()):
+            return self._cut(self._settle(*whole))
         end = len(text) - min(partial, _MAX_PARTIAL)
         new = text[self._emitted : end]
         self._emitted = max(self._emitted, end)
-        if not partial:
-            # Decoders may treat a first token differently: keep the last ones as context.
-            self._context, self._settled = self._settled, len(self._ids)
-            self._emitted = len(self._decode(self._ids[self._context :]))
         return self._cut(new)
 
     def flush(self) -> str:
         """The rest, at the end of the tokens; a character that never became whole is dropped."""
+        new = ""
+        if not self.stopped and (whole := self._last_whole()):
+            new = self._cut(self._settle(*whole))
         rest, self._held = ("" if self.stopped else self._held), ""
         self.text += rest
-        return rest
+        return new + rest
+
+    def _last_whole(self) -> tuple[int, str] | None:
+        """The longest text of whole characters that ends after `_settled`, and its tokens' end.
+
+        At most the tokens of one incomplete character are left out. None when there is no such
+        text: all of it is known, or its end is no text at all.
+        """
+        for end in range(len(self._ids), max(self._settled, len(self._ids) - _MAX_PARTIAL - 1), -1):
+            text = self._decode(self._ids[self._context : end])
+            if not text.endswith(_UNKNOWN):
+                return end, text
+        known = self._settled and len(self._ids) - self._settled <= _MAX_PARTIAL
+        return (self._settled, "") if known else None
+
+    def _settle(self, end: int, text: str) -> str:
+        """What is new in the text of the tokens before `end`, all of whose characters are whole."""
+        new = text[self._emitted :]
+        if end > self._settled:
+            # Decoders may treat a first token differently: keep the last ones as context.
+            self._context, self._settled = self._settled, end
+            self._emitted = len(self._decode(self._ids[self._context : end]))
+        return new
 
     def _cut(self, new: str) -> str:
         if self.stopped:

@@ -19,7 +19,7 @@ Generate = Callable[..., Result]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model"
-    checkpoints.save(folders.decoder(folders.spec(vocab_size=261)), path, tokens={})
+    checkpoints.save(folders.decoder(folders.spec(vocab_size=261)), path)
     tokenizer().save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     return path

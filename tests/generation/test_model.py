@@ -17,6 +17,7 @@ from archloop.errors import UserError
 from archloop.generation.generation import Transcript, generate
 from archloop.generation.sampling import Sampling
 from archloop.text.chat import ChatTemplate
+from archloop.text.special_tokens import SpecialTokens
 from checkpoints import folders
 
 TEMPLATE = (
@@ -44,7 +45,7 @@ def tokenizer() -> Tokenizer:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model"
     decoder = folders.decoder(folders.spec(vocab_size=261)).double()
-    checkpoints.save(decoder, path, tokens={"eos_token_id": 3})
+    checkpoints.save(decoder, path, tokens=SpecialTokens(eos=(3,)))
     tokenizer().save(str(path / "tokenizer.json"))
     settings = {"bos_token": {"content": "<|startoftext|>"}, "chat_template": TEMPLATE}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,10 +1,11 @@
-"""Reading a checkpoint's folder without trusting it, and replacing one all at once.
+"""Reading a checkpoint's folder without trusting it, and replacing what it holds all at once.
 
 Only JSON, Jinja text and safetensors are ever opened; pickled weights are refused by name. Nothing
 outside the folder is read, apart from the blobs that a Hugging Face cache links to.
 """
 
 import json
+import logging
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from archloop.errors import UserError, shown
+from archloop.text.files import publish
 
 CONFIG = "config.json"
 SPEC = "spec.json"
@@ -21,6 +23,37 @@ INDEX = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON_BYTES = 64 << 20
 _MAX_NAME_BYTES = 255
+
+_STAGING = ".archloop-save-"
+_WEIGHT_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "consolidated*.pth",
+    "tf_model.h5",
+    "flax_model.msgpack",
+)
+"""Weights that a save replaces: beside new ones they would be another model's."""
+_EXPORT_PATTERNS = ("*.gguf", "*.onnx", "onnx", "*.pte", "openvino*")
+_HARMLESS = frozenset(
+    [
+        "README.md",
+        "LICENSE",
+        "LICENSE.txt",
+        "lost+found",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ]
+)
+"""What a folder may hold that is no checkpoint yet: a new repository, a new volume, a tokenizer."""
+_log = logging.getLogger(__name__)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -128,47 +161,92 @@ def _no_weights(folder: Path) -> UserError:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place once all is written.
+    """An empty folder to write a checkpoint to, whose files take their places once all are there.
 
-    Weights and configuration of an existing checkpoint are replaced whole, so that no old shard
-    stays beside new ones; its other files (tokenizer, licence) are kept. On an error the old
-    folder is left as it was.
+    The folder itself is never renamed: it may be a mounted volume, or where a process stands.
+
+    1. All new files are written to a hidden folder inside `folder`, so on the same disk.
+    2. Weights and configuration of the old checkpoint are moved into that folder, so that no old
+       shard and no weights of another format stay beside the new ones. Whatever else lies there
+       (tokenizer, licence, ``.git``) stays.
+    3. The new files are moved into place, those last that make a folder a checkpoint.
+
+    On an error in any step the old checkpoint is there again as it was. A process that is killed
+    in step 2 or 3 leaves a folder that is no checkpoint, and the hidden folder with all files.
 
     Raises:
-        UserError: `folder` exists and is not a checkpoint, so replacing it could lose files.
+        UserError: `folder` holds files and is not a checkpoint, so that it may be a mistake.
     """
     folder = folder.resolve()
-    kept = _kept_files(folder)
-    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    temporary.mkdir(parents=True)
+    _check_replaceable(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f"{_STAGING}{secrets.token_hex(4)}"
     try:
-        yield temporary
-        for path in kept:
-            if not (temporary / path.name).exists():
-                shutil.copy2(path, temporary / path.name)
-        for path in temporary.iterdir():
-            # The safetensors library lets only the owner read its files.
-            path.chmod(temporary.stat().st_mode & 0o666)
-        old = temporary.with_name(temporary.name + "-old")
-        if folder.exists():
-            folder.rename(old)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+        _swap(staging, folder)
+        _warn_of_exports(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
-def _kept_files(folder: Path) -> list[Path]:
+def interrupted(folder: Path) -> str:
+    """What to add to "no checkpoint" where a save was cut off; empty where none was."""
+    left = sorted(folder.glob(f"{_STAGING}*"))
+    if not left:
+        return ""
+    return f"; a save was cut off here, whose files are in {left[0].name}: save again, or move them"
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    """Steps 2 and 3 of `replacing`."""
+    new = sorted(staging.iterdir(), key=lambda path: (path.name in (CONFIG, SPEC), path.name))
+    names = {path.name for path in new}
+    old = [path for path in folder.iterdir() if _is_replaced(path) or path.name in names]
+    aside = staging / "old"
+    aside.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for path in old:
+            path.rename(aside / path.name)
+            moved.append((path, aside / path.name))
+        for path in new:
+            # The safetensors library lets only the owner read its files.
+            path.chmod(folder.stat().st_mode & 0o666)
+            publish(path, folder / path.name)
+            moved.append((path, folder / path.name))
+    except BaseException:
+        for before, after in reversed(moved):
+            after.rename(before)
+        raise
+
+
+def _is_replaced(path: Path) -> bool:
+    """Configuration, or weights in a format that a loader might prefer to ours."""
+    named = path.name in (CONFIG, SPEC, INDEX)
+    return named or any(path.match(pattern) for pattern in _WEIGHT_PATTERNS)
+
+
+def _check_replaceable(folder: Path) -> None:
     if not folder.exists():
-        return []
-    paths = list(folder.iterdir()) if folder.is_dir() else [folder]
-    names = {path.name for path in paths}
-    checkpoint = names & {CONFIG, SPEC} and names & {WEIGHTS, INDEX}
-    if paths and not (checkpoint and all(path.is_file() for path in paths)):
-        raise UserError(f"{folder} exists and is not a checkpoint; save to a new folder")
-    return [p for p in paths if p.suffix != ".safetensors" and p.name not in (CONFIG, SPEC, INDEX)]
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} exists and is a file; save to a folder")
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    strange = names - _HARMLESS
+    checkpoint = names & {CONFIG, SPEC} and any(_is_replaced(folder / name) for name in strange)
+    if strange and not checkpoint:
+        raise UserError(
+            f"{folder} exists and is not a checkpoint (it holds {min(strange)!r}); "
+            "save to a new folder"
+        )
+
+
+def _warn_of_exports(folder: Path) -> None:
+    """Exports of the weights before stay, since they may be wanted; that they are old is said."""
+    stale = sorted(p.name for p in folder.iterdir() if any(p.match(e) for e in _EXPORT_PATTERNS))
+    if stale:
+        _log.warning("%s: %s was made from the weights before", folder, ", ".join(stale))

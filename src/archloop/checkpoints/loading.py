@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from archloop.checkpoints import files, hub, lfm2, names
+from archloop.checkpoints import files, hub, lfm2, names, tokens
 from archloop.checkpoints.names import Piece
 from archloop.errors import UserError
 from archloop.stack import cost
@@ -49,7 +49,7 @@ def load(
         revision: branch, tag or commit on the hub.
 
     Returns:
-        The decoder in evaluation mode.
+        The decoder in evaluation mode, with its `special_tokens`.
 
     Raises:
         UserError: whatever is wrong with the checkpoint, by name: a file that is missing,
@@ -57,6 +57,12 @@ def load(
             a wrong shape or dtype; a configuration that is not understood; the hub unreachable.
     """
     folder = hub.resolve(path_or_hub_id, revision)
+    decoder = _load(folder, dtype, device)
+    decoder.special_tokens = tokens.read(folder)
+    return decoder
+
+
+def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str) -> Decoder:
     spec_text = files.read_text(folder, files.SPEC)
     if spec_text is not None:
         try:
@@ -67,7 +73,10 @@ def load(
         return _fill(folder, spec, None, dtype, device)
     config = files.read_json(folder, files.CONFIG)
     if config is None:
-        raise UserError(f"{folder} has neither {files.CONFIG} nor {files.SPEC}: no checkpoint")
+        raise UserError(
+            f"{folder} has neither {files.CONFIG} nor {files.SPEC}: no checkpoint"
+            + files.interrupted(folder)
+        )
     try:
         spec = lfm2.to_spec(config)
         cost.check(spec)

@@ -8,14 +8,17 @@ and saving is the view itself.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from archloop.stack.cost import channel_config, mixer_config
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, StackSpec
+
+_COMPILED = "_orig_mod"
+"""Where `torch.compile` keeps the module that it was given."""
 
 ExpertLayout = Literal["separate", "fused"]
 """One tensor per expert (as on the hub), or one for all (as in transformers 5's memory)."""
@@ -54,14 +57,31 @@ def own(decoder: Decoder) -> list[Piece]:
 
 
 def stored(decoder: Decoder) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; a shared one once, under its first name."""
+    """Parameters and persistent buffers by name; a shared one once, under its first name.
+
+    Blocks that were compiled one by one have the names that they had before.
+    """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in decoder.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            found[name] = tensor
+            found[name.replace(f"{_COMPILED}.", "")] = tensor
     return found
+
+
+def unwrapped(decoder: nn.Module) -> Decoder:
+    """The decoder inside what `torch.compile` or a data-parallel wrapper made of it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    inner: Any = decoder
+    while not isinstance(inner, Decoder):
+        inner = getattr(inner, _COMPILED, None) or getattr(inner, "module", None)
+        if inner is None:
+            raise ValueError(f"{type(decoder).__name__} is no Decoder and holds none")
+    return inner
 
 
 def lfm2(spec: StackSpec, experts: ExpertLayout) -> Iterator[Piece]:

@@ -10,15 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from archloop.checkpoints import files, lfm2, names
+from archloop.checkpoints import tokens as special_tokens
 from archloop.checkpoints.names import ExpertLayout, Piece
 from archloop.stack.decoder import Decoder
-
-LFM2_TOKENS: Mapping[str, int | list[int]] = {
-    "bos_token_id": 1,
-    "eos_token_id": 7,
-    "pad_token_id": 0,
-}
-"""Special tokens of the LFM2 tokenizer."""
+from archloop.text.special_tokens import SpecialTokens
 
 
 def save(
@@ -28,42 +23,47 @@ def save(
     max_shard_bytes: int = 5 << 30,
     *,
     experts: ExpertLayout = "separate",
-    tokens: Mapping[str, int | list[int]] = LFM2_TOKENS,
+    tokens: SpecialTokens | None = None,
 ) -> None:
-    """Write a checkpoint folder, all or nothing.
+    """Write a checkpoint's folder; on an error what was there before is there again.
 
     Args:
-        decoder: what to save, in its own dtype.
-        path: a new folder, or that of a checkpoint to replace (its tokenizer files stay).
+        decoder: what to save, in its own dtype; compiled or wrapped for data parallelism too.
+        path: a new or empty folder, or that of a checkpoint, whose weights and configuration are
+            replaced; whatever else it holds stays.
         layout: ``huggingface`` for the LFM2 family, ``archloop`` (``spec.json``) for any stack.
         max_shard_bytes: weight files are at most this large, or one tensor.
         experts: with ``huggingface``, a tensor per expert as on the hub, or all in one.
-        tokens: ids of special tokens for ``config.json``.
+        tokens: written to ``config.json`` and ``generation_config.json``; default: those that the
+            decoder was loaded with, else those that the files in `path` name, else none.
 
     Raises:
-        UserError: the stack is not of the LFM2 family, or `path` holds something else.
+        UserError: the stack is not of the LFM2 family, `path` holds something else, or a token is
+            not in the vocabulary.
     """
+    decoder = names.unwrapped(decoder)
     targets = names.stored(decoder)
     for name, tensor in targets.items():
         if not names.is_float(tensor.dtype) or tensor.is_meta:
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; cannot be saved")
+    if tokens is not None:
+        special_tokens.check(tokens, decoder.spec.vocab_size)
+    tokens = tokens or decoder.special_tokens or special_tokens.read(Path(path))
     if layout == "archloop":
         pieces, texts = names.own(decoder), {files.SPEC: decoder.spec.to_json()}
     else:
-        config = lfm2.from_spec(decoder.spec)
-        config |= {key: tokens[key] for key in tokens if _fits(tokens[key], decoder)}
+        config = lfm2.from_spec(decoder.spec) | special_tokens.settings(tokens)
         config["dtype"] = str(decoder.embedding.weight.dtype).removeprefix("torch.")
         pieces = list(names.lfm2(decoder.spec, experts))
         texts = {files.CONFIG: json.dumps(config, indent=2, sort_keys=True)}
+    generation = files.read_json(Path(path), special_tokens.GENERATION) or {}
+    if generation or tokens != SpecialTokens():
+        generation |= special_tokens.settings(tokens)
+        texts[special_tokens.GENERATION] = json.dumps(generation, indent=2, sort_keys=True)
     with files.replacing(Path(path)) as folder:
         for name, text in texts.items():
             (folder / name).write_text(text + "\n", encoding="utf-8")
         _write(folder, pieces, targets, max_shard_bytes)
-
-
-def _fits(token: int | list[int], decoder: Decoder) -> bool:
-    ids = token if isinstance(token, list) else [token]
-    return max(ids) < decoder.spec.vocab_size
 
 
 def _write(

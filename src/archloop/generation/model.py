@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from archloop.checkpoints import files, hub
+from archloop.checkpoints import files, hub, tokens
 from archloop.checkpoints.loading import load
 from archloop.errors import UserError
 from archloop.generation.generation import Generation, Transcript
@@ -19,9 +19,7 @@ from archloop.stack.spec import StackSpec
 from archloop.text.chat import ChatTemplate, Message
 from archloop.text.streaming import TextStream
 
-_MAX_TOKENIZER_BYTES = 256 << 20
 _MAX_TEMPLATE_BYTES = 1 << 20
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
 @dataclass(frozen=True)
@@ -105,15 +103,14 @@ def load_model(
     """A decoder with what its checkpoint says about text. Arguments and errors as `load`."""
     folder = hub.resolve(path_or_hub_id, revision)
     decoder = load(folder, dtype, device)
-    defaults = files.read_json(folder, "generation_config.json") or {}
-    config = files.read_json(folder, files.CONFIG) or {}
-    end = defaults.get("eos_token_id")
+    defaults = files.read_json(folder, tokens.GENERATION) or {}
+    assert decoder.special_tokens is not None
     return Model(
         decoder,
-        _load_tokenizer(folder),
+        tokens.load_tokenizer(folder),
         _load_template(folder),
         _default_sampling(folder, defaults),
-        _token_ids(folder, config.get("eos_token_id") if end is None else end),
+        decoder.special_tokens.eos,
     )
 
 
@@ -202,24 +199,9 @@ def _within_context(spec: StackSpec, num_ids: int, max_new_tokens: int) -> int:
     return min(max_new_tokens, longest - num_ids + 1)
 
 
-def _load_tokenizer(folder: Path) -> Tokenizer | None:
-    text = files.read_text(folder, "tokenizer.json", _MAX_TOKENIZER_BYTES)
-    if text is None:
-        return None
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # The library raises plain Exception.
-        raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
-    # Settings of whoever trained it: prompts are neither cut nor filled up.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def _load_template(folder: Path) -> ChatTemplate | None:
     """From ``chat_template.jinja``, else from ``tokenizer_config.json``, as transformers does."""
-    settings = files.read_json(folder, "special_tokens_map.json") or {}
-    settings |= files.read_json(folder, "tokenizer_config.json") or {}
+    settings = files.read_json(folder, "tokenizer_config.json") or {}
     source: Any = files.read_text(folder, "chat_template.jinja", _MAX_TEMPLATE_BYTES)
     if source is None:
         source = settings.get("chat_template")
@@ -231,13 +213,7 @@ def _load_template(folder: Path) -> ChatTemplate | None:
         return None
     if not isinstance(source, str) or len(source) > _MAX_TEMPLATE_BYTES:
         raise UserError(f"{folder}: the chat template must be text of at most 1 MiB")
-    special = {}
-    for name in _SPECIAL:
-        token = settings.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            special[name] = token
-    return ChatTemplate(source, special)
+    return ChatTemplate(source, tokens.texts(folder))
 
 
 def _default_sampling(folder: Path, defaults: dict[str, Any]) -> Sampling:
@@ -262,11 +238,4 @@ def _default_sampling(folder: Path, defaults: dict[str, Any]) -> Sampling:
             min_p=number("min_p", 0.0),
         )
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{folder / 'generation_config.json'}: {error}") from error
-
-
-def _token_ids(folder: Path, value: Any) -> tuple[int, ...]:
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token) is int for token in ids):
-        raise UserError(f"{folder}: eos_token_id={value!r} must be a token id or a list of them")
-    return tuple(ids)
+        raise UserError(f"{folder / tokens.GENERATION}: {error}") from error

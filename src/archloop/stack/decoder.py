@@ -22,6 +22,7 @@ from archloop.blocks.span import align_right_padding, check_marks
 from archloop.stack.block import Block
 from archloop.stack.cost import mixers
 from archloop.stack.spec import StackSpec
+from archloop.text.special_tokens import SpecialTokens
 
 MixerKey = tuple[int, int]
 """Block index and slot of a mixer."""
@@ -83,6 +84,9 @@ class DecoderState:
 class Decoder(nn.Module):
     """The built model. `spec` says everything about it.
 
+    Attributes:
+        special_tokens: those that its checkpoint names; None for a decoder of random weights.
+
     Raises:
         UserError: the spec names an unknown mixer or a setting that cannot be built.
     """
@@ -90,6 +94,7 @@ class Decoder(nn.Module):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.special_tokens: SpecialTokens | None = None
         self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.blocks = nn.ModuleList(

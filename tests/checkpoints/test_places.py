@@ -1,7 +1,6 @@
 """Where people save to: mounted volumes, hub folders, the folder that a process stands in."""
 
 import logging
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,7 @@ def test_the_folder_is_the_same_one_afterwards(
     inode = folder.stat().st_ino
     monkeypatch.chdir(folder)
     checkpoints.save(checkpoints.load("."), ".")
-    assert files.WEIGHTS in os.listdir()
+    assert Path(files.WEIGHTS) in list(Path().iterdir())
     assert same(Path(), folders.decoder())
     assert folder.stat().st_ino == inode
 

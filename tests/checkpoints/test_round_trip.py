@@ -222,7 +222,7 @@ def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="not a checkpoint.*save to a new folder"):
+    with pytest.raises(ValueError, match=r"not a checkpoint.*save to a new folder"):
         checkpoints.save(folders.decoder(), tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import transformers
+from checkpoints.test_model import SPECIAL, TEMPLATE, tokenizer
 
 from archloop import checkpoints
 from archloop.errors import UserError
 from archloop.text.special_tokens import SpecialTokens
 from checkpoints import folders
-from checkpoints.test_model import SPECIAL, TEMPLATE, tokenizer
 
 SAID = SpecialTokens(bos=1, eos=(2, 5), pad=0)
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from archloop.errors import UserError, shown
-from archloop.text.files import publish
+from archloop.files import publish
 
 CONFIG = "config.json"
 SPEC = "spec.json"
@@ -36,22 +36,10 @@ _WEIGHT_PATTERNS = (
 )
 """Weights that a save replaces: beside new ones they would be another model's."""
 _EXPORT_PATTERNS = ("*.gguf", "*.onnx", "onnx", "*.pte", "openvino*")
-_HARMLESS = frozenset(
-    [
-        "README.md",
-        "LICENSE",
-        "LICENSE.txt",
-        "lost+found",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.json",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
-        "generation_config.json",
-    ]
-)
+_HARMLESS = {"README.md", "LICENSE", "LICENSE.txt", "lost+found"} | {
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "chat_template.jinja", "generation_config.json"),
+}
 """What a folder may hold that is no checkpoint yet: a new repository, a new volume, a tokenizer."""
 _log = logging.getLogger(__name__)
 

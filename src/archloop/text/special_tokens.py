@@ -1,7 +1,7 @@
 """Ids of the tokens that begin, end and fill up texts: what belongs to weights beside numbers.
 
-A model says that it has finished by one of its ending tokens, so these travel with its decoder, from
-the files that it was loaded from to those that it is saved to.
+A model says that it has finished by one of its ending tokens, so the ids travel with its decoder,
+from the files that it was loaded from to those that it is saved to.
 """
 
 from dataclasses import dataclass

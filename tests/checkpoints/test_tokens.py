@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import transformers
-from checkpoints.test_model import SPECIAL, TEMPLATE, tokenizer
 
 from archloop import checkpoints
 from archloop.errors import UserError
@@ -17,9 +16,9 @@ SAID = SpecialTokens(bos=1, eos=(2, 5), pad=0)
 
 
 def with_tokenizer(folder: Path) -> Path:
-    tokenizer().save(str(folder / "tokenizer.json"))
-    named = {"bos_token": {"content": SPECIAL[1]}, "eos_token": SPECIAL[3]}
-    text = json.dumps(named | {"chat_template": TEMPLATE})
+    folders.tokenizer().save(str(folder / "tokenizer.json"))
+    named = {"bos_token": {"content": folders.SPECIAL[1]}, "eos_token": folders.SPECIAL[3]}
+    text = json.dumps(named | {"chat_template": folders.TEMPLATE})
     (folder / "tokenizer_config.json").write_text(text)
     return folder
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
 
 from archloop import checkpoints, generation
 from archloop.checkpoints import files, hub
@@ -20,34 +18,14 @@ from archloop.text.chat import ChatTemplate
 from archloop.text.special_tokens import SpecialTokens
 from checkpoints import folders
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ["<|pad|>", "<|startoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-def tokenizer() -> Tokenizer:
-    """Byte-level with one merge: nearly a token per byte, so characters span tokens."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters, "ok"])}
-    built = Tokenizer(BPE(vocabulary, [("o", "k")]))
-    built.add_special_tokens(SPECIAL)
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    built.decoder = decoders.ByteLevel()
-    built.post_processor = processors.TemplateProcessing(
-        single="<|startoftext|> $A", special_tokens=[("<|startoftext|>", 1)]
-    )
-    return built
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model"
     decoder = folders.decoder(folders.spec(vocab_size=261)).double()
     checkpoints.save(decoder, path, tokens=SpecialTokens(eos=(3,)))
-    tokenizer().save(str(path / "tokenizer.json"))
-    settings = {"bos_token": {"content": "<|startoftext|>"}, "chat_template": TEMPLATE}
+    folders.tokenizer().save(str(path / "tokenizer.json"))
+    settings = {"bos_token": {"content": "<|startoftext|>"}, "chat_template": folders.TEMPLATE}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     return path
 
@@ -138,7 +116,7 @@ def test_a_reply_ends_with_the_longest_context(model: generation.Model) -> None:
 
 def test_a_tokenizer_neither_cuts_nor_fills_up(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "model")
-    trained = tokenizer()
+    trained = folders.tokenizer()
     trained.enable_truncation(4)
     trained.enable_padding(length=6)
     trained.save(str(tmp_path / "model" / "tokenizer.json"))

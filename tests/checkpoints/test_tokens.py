@@ -9,6 +9,7 @@ import transformers
 
 from archloop import checkpoints
 from archloop.errors import UserError
+from archloop.generation.model import load_model
 from archloop.text.special_tokens import SpecialTokens
 from checkpoints import folders
 
@@ -34,7 +35,7 @@ def test_they_survive_load_and_save(file: str, layout: str, tmp_path: Path) -> N
     for target in (tmp_path / "copy", folder):
         checkpoints.save(checkpoints.load(folder), target, layout=layout)  # type: ignore[arg-type]
         assert checkpoints.load(target).special_tokens == SAID
-        assert checkpoints.load_model(target).stop_ids == (2, 5)
+        assert load_model(target).stop_ids == (2, 5)
         theirs = transformers.GenerationConfig.from_pretrained(target)
         assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, [2, 5], 0)
 
@@ -48,7 +49,7 @@ def test_the_tokenizers_own_are_read(tmp_path: Path) -> None:
         assert checkpoints.load(folder).special_tokens == SpecialTokens()
         with_tokenizer(folder)
         assert checkpoints.load(folder).special_tokens == SpecialTokens(bos=1, eos=(3,))
-        assert checkpoints.load_model(folder).stop_ids == (3,)
+        assert load_model(folder).stop_ids == (3,)
 
 
 def test_a_new_decoder_takes_those_of_the_tokenizer_beside_it(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from archloop import checkpoints
-from archloop.blocks.rope import rotate
+from archloop.blocks.ops.rope import rotate
 from archloop.checkpoints import lfm2
 from archloop.stack import presets
 from archloop.stack.decoder import Decoder

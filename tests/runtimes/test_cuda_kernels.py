@@ -8,7 +8,7 @@ from accelerator import DEVICE, INTERPRETED
 from archloop.blocks.channel_mixers.moe import MoE, sorted_experts
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
-from archloop.blocks.rope import rotate
+from archloop.blocks.ops.rope import rotate
 from archloop.runtimes.cuda.kernels import attention, experts, gemv, rows
 
 pytestmark = pytest.mark.gpu

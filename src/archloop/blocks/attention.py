@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from archloop.blocks.base import Gene, MixerConfig, SequenceMixer
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.rope import rotate
+from archloop.blocks.ops.attention import attention
+from archloop.blocks.ops.norm_rotate import norm_rotate
 from archloop.blocks.widths import count_heads
 from archloop.errors import UserError
 
@@ -93,34 +94,25 @@ class Attention(SequenceMixer):
     def queries(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
         """Queries after norm and RoPE, (B, N, T, H)."""
         width = self.num_heads * self.head_dim
-        q_BNTH = self._heads(F.linear(x_BTD, self.qkv_proj.weight[:width]))
-        q_BNTH = self.q_norm(q_BNTH)
-        return q_BNTH if self.rope_theta is None else rotate(q_BNTH, positions_BT, self.rope_theta)
+        q_BTd = F.linear(x_BTD, self.qkv_proj.weight[:width])
+        return self._placed(q_BTd, self.num_heads, self.q_norm, positions_BT)
 
     def keys_values(self, x_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Keys after norm and RoPE, and values, each (B, M, T, H)."""
         assert self.k_norm is not None, "a consumer has no keys of its own"
         width = self.num_heads * self.head_dim
         kv = F.linear(x_BTD, self.qkv_proj.weight[width:])
-        k_BMTH, v_BMTH = (self._heads(part) for part in kv.chunk(2, -1))
-        k_BMTH = self.k_norm(k_BMTH)
-        if self.rope_theta is not None:
-            k_BMTH = rotate(k_BMTH, positions_BT, self.rope_theta)
-        return k_BMTH, v_BMTH
+        k_BTd, v_BTd = kv.chunk(2, -1)
+        return self._placed(k_BTd, self.num_kv_heads, self.k_norm, positions_BT), self._heads(v_BTd)
 
     def attend(self, q_BNTH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask: Tensor | None) -> Tensor:
         """Output of each query; `mask` (B or 1, 1, T, S) is True where allowed, None for causal."""
-        batch, _, time, _ = q_BNTH.shape
-        y_BNTH = F.scaled_dot_product_attention(
-            q_BNTH,
-            k_BMSH,
-            v_BMSH,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=self.scale,
-            enable_gqa=self.num_heads != self.num_kv_heads,
-        )
-        return self.out_proj(y_BNTH.transpose(1, 2).reshape(batch, time, -1))
+        y_BNTH = attention(q_BNTH, k_BMSH, v_BMSH, mask, self.scale)
+        return self.join(y_BNTH)
+
+    def join(self, y_BNTH: Tensor) -> Tensor:
+        """What becomes of the heads' outputs, (B, T, D)."""
+        return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))
 
     def attend_step(
         self, q_BN1H: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask_BS: Tensor
@@ -128,10 +120,15 @@ class Attention(SequenceMixer):
         """As `attend` for one token: the queries of a group read their KV head once."""
         batch = q_BN1H.shape[0]
         q_BMGH = q_BN1H.view(batch, self.num_kv_heads, -1, self.head_dim)
-        y_BMGH = F.scaled_dot_product_attention(
-            q_BMGH, k_BMSH, v_BMSH, attn_mask=mask_BS[:, None, None], scale=self.scale
-        )
+        y_BMGH = attention(q_BMGH, k_BMSH, v_BMSH, mask_BS[:, None, None], self.scale)
         return self.out_proj(y_BMGH.reshape(batch, -1))
+
+    def _placed(
+        self, x_BTd: Tensor, num_heads: int, norm: nn.Module, positions_BT: Tensor
+    ) -> Tensor:
+        """Heads after norm and RoPE."""
+        weight_H, eps = (norm.weight, norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
+        return norm_rotate(x_BTd, num_heads, weight_H, eps, positions_BT, self.rope_theta)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.stream import Stream
 from archloop.stack.cost import channel_config, mixer_config, num_mixer_norms
 from archloop.stack.spec import BlockSpec, StackSpec
 
@@ -52,7 +53,7 @@ class Block(nn.Module):
         """What a mixer is given of the normed input, (..., D) both."""
         return _scaled(h, self.spec.mixers[slot].input_multiplier)
 
-    def add_mixed(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    def add_mixed(self, stream: Stream, outputs: Sequence[Tensor]) -> None:
         """Combine the mixers' outputs and add them to the residual stream, (..., D) each."""
         if self.output_norms:
             outputs = [norm(y) for norm, y in zip(self.output_norms, outputs, strict=True)]
@@ -64,19 +65,25 @@ class Block(nn.Module):
             total = total + y
         if self.spec.combine != "sum":
             total = _scaled(total, 1 / len(scaled))
-        return self._add(x, total, self.mixer_post_norm)
+        self._add(stream, total, self.mixer_post_norm)
 
-    def channel(self, x: Tensor) -> Tensor:
-        """The channel mixer's half of the block, (..., D) to the same."""
+    def add_channel(self, stream: Stream) -> None:
+        """The channel mixer's half of the block."""
         channel = self.spec.channel_mixer
         if channel is None or self.channel_mixer is None or self.channel_norm is None:
-            return x
-        y = self.channel_mixer(self.channel_norm(x))
-        return self._add(x, _scaled(y, channel.multiplier), self.channel_post_norm)
+            return
+        y = self.channel_mixer(stream.normed(self.channel_norm))
+        self._add(stream, _scaled(y, channel.multiplier), self.channel_post_norm)
 
-    def _add(self, x: Tensor, y: Tensor, post_norm: nn.Module | None) -> Tensor:
+    def channel(self, x: Tensor) -> Tensor:
+        """`add_channel` alone, (..., D) to the same."""
+        stream = Stream(x)
+        self.add_channel(stream)
+        return stream.plain()
+
+    def _add(self, stream: Stream, y: Tensor, post_norm: nn.Module | None) -> None:
         y = y if post_norm is None else post_norm(y)
-        return x + _scaled(y, self.spec.residual_multiplier)
+        stream.add(_scaled(y, self.spec.residual_multiplier))
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.precision import product_dtype
 from archloop.blocks.packing import runs, segment_positions, unpack
 from archloop.blocks.span import align_right_padding, check_marks
+from archloop.blocks.stream import Stream
 from archloop.stack.block import Block
 from archloop.stack.cost import mixers
 from archloop.stack.spec import StackSpec
@@ -176,10 +178,10 @@ class Decoder(nn.Module):
         if span.segments_BT is not None and not self._shares_packed:
             sequences = unpack(span.segments_BT)
             alone = Span(sequences.positions_NT)
-            x_NTD = self.norm(self._through_blocks(sequences.split(ids_BT), None, alone))
+            x_NTD = self._through_blocks(sequences.split(ids_BT), None, alone)
             x_BTD = sequences.join(x_NTD, *ids_BT.shape)
         else:
-            x_BTD = self.norm(self._through_blocks(ids_BT, state, span))
+            x_BTD = self._through_blocks(ids_BT, state, span)
         if state is not None:
             counts = ids_BT.shape[1] if span.lengths_B is None else span.lengths_B
             state.lengths_B += counts
@@ -190,8 +192,9 @@ class Decoder(nn.Module):
         return x_BTD
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids, any shape."""
+        """Embeddings of token ids, any shape: the start of the residual stream."""
         x = F.embedding(ids, self.embedding.weight)
+        x = x.to(product_dtype(x))
         multiplier = self.spec.embedding_multiplier
         return x if multiplier == 1.0 else x * multiplier
 
@@ -288,35 +291,37 @@ class Decoder(nn.Module):
     def step_unchecked(self, ids_B: Tensor, state: DecoderState) -> Tensor:
         """As `step`, without host-side bookkeeping: what runtimes capture, compile or export."""
         positions_B = state.lengths_B
-        x_BD = self.embed(ids_B)
+        stream = Stream(self.embed(ids_B))
         shared: dict[MixerKey, Features] = {}
         for index, block in enumerate(self._blocks()):
-            x_BD = self._mix_step(x_BD, index, block, state, positions_B, shared)
-            x_BD = block.channel(x_BD)
+            self._mix_step(stream, index, block, state, positions_B, shared)
+            block.add_channel(stream)
         state.lengths_B += 1
-        return self.logits(self.norm(x_BD))
+        return self.logits(stream.normed(self.norm))
 
     # --- blocks -------------------------------------------------------------------------------
 
     def _through_blocks(self, ids_BT: Tensor, state: DecoderState | None, span: Span) -> Tensor:
-        x_BTD = self.embed(ids_BT)
+        """Hidden states after the last norm."""
+        stream = Stream(self.embed(ids_BT))
         shared: dict[MixerKey, Features] = {}
         for index, block in enumerate(self._blocks()):
-            x_BTD = block.channel(self._mix(x_BTD, index, block, state, span, shared))
-        return x_BTD
+            self._mix(stream, index, block, state, span, shared)
+            block.add_channel(stream)
+        return stream.normed(self.norm)
 
     def _mix(
         self,
-        x_BTD: Tensor,
+        stream: Stream,
         index: int,
         block: Block,
         state: DecoderState | None,
         span: Span,
         shared: dict[MixerKey, Features],
-    ) -> Tensor:
+    ) -> None:
         if block.mixer_norm is None:
-            return x_BTD
-        h_BTD, outputs = block.mixer_norm(x_BTD), []
+            return
+        h_BTD, outputs = stream.normed(block.mixer_norm), []
         for slot, spec in enumerate(self.spec.blocks[index].mixers):
             mixer, key = self._mixer(index, slot), (index, slot)
             own = None if state is None else state.mixers.get(key)
@@ -326,20 +331,20 @@ class Decoder(nn.Module):
             elif key in self._sources:
                 features = shared[key] = mixer.share(in_BTD, own, span)
             outputs.append(mixer.run(in_BTD, own, span, features))
-        return block.add_mixed(x_BTD, outputs)
+        block.add_mixed(stream, outputs)
 
     def _mix_step(
         self,
-        x_BD: Tensor,
+        stream: Stream,
         index: int,
         block: Block,
         state: DecoderState,
         positions_B: Tensor,
         shared: dict[MixerKey, Features],
-    ) -> Tensor:
+    ) -> None:
         if block.mixer_norm is None:
-            return x_BD
-        h_BD, outputs = block.mixer_norm(x_BD), []
+            return
+        h_BD, outputs = stream.normed(block.mixer_norm), []
         for slot, spec in enumerate(self.spec.blocks[index].mixers):
             mixer, key = self._mixer(index, slot), (index, slot)
             in_BD, features = block.mixer_input(h_BD, slot), None
@@ -352,7 +357,7 @@ class Decoder(nn.Module):
                     features = shared[key] = mixer.share_step(in_BD, own, positions_B)
                 out_BD, _ = mixer.step(in_BD, own, positions_B=positions_B, shared=features)
             outputs.append(out_BD)
-        return block.add_mixed(x_BD, outputs)
+        block.add_mixed(stream, outputs)
 
     def _mixer(self, index: int, slot: int) -> SequenceMixer:
         mixer = self._block(index).mixers[slot]

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
 from archloop.blocks.linear import Linear
+from archloop.blocks.ops.silu_gate import silu_gate
 
 WIDTH_MULTIPLE = 8
 """Hidden widths are multiples of this, which vector units like and every LFM2 size already is."""
@@ -43,8 +43,7 @@ class SwiGLU(ChannelMixer):
         self.down_proj = Linear(d_ff, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, -1)
-        return self.down_proj(F.silu(gate_BTF) * up_BTF)
+        return self.down_proj(silu_gate(self.gate_up_proj(x_BTD)))
 
 
 def hidden_width(expansion: float, d_model: int) -> int:

@@ -23,6 +23,7 @@ from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixe
 from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.attention import attention
 from archloop.blocks.widths import count_heads
 
 
@@ -114,14 +115,7 @@ class MLA(SequenceMixer):
         if not x_BTD.is_cuda:
             # On a CPU the attention that never holds all scores asks for values as wide as keys.
             v_BNSH = F.pad(v_BNSH, (0, self.shared_key_dim))
-        y_BNTK = F.scaled_dot_product_attention(
-            q_BNTK,
-            k_BNSK,
-            v_BNSH,
-            attn_mask=mask_B1TS,
-            is_causal=mask_B1TS is None,
-            scale=self.key_dim**-0.5,
-        )
+        y_BNTK = attention(q_BNTK, k_BNSK, v_BNSH, mask_B1TS, self.key_dim**-0.5)
         y_BNTH = y_BNTK[..., : self.head_dim]
         return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))
 
@@ -138,12 +132,12 @@ class MLA(SequenceMixer):
         q_BNR = torch.einsum("bnh,nhr->bnr", q_BNH, up_NHR[0])
         latent_B1SL = shared["latent"][:, None]
         slots_S = torch.arange(latent_B1SL.shape[2], device=x_BD.device)
-        y_B1NR = F.scaled_dot_product_attention(
+        y_B1NR = attention(
             torch.cat([q_BNR, q_BNP], -1)[:, None],
             latent_B1SL,
             latent_B1SL[..., : self.latent_dim],
-            attn_mask=(slots_S <= positions_B[:, None])[:, None, None],
-            scale=self.key_dim**-0.5,
+            (slots_S <= positions_B[:, None])[:, None, None],
+            self.key_dim**-0.5,
         )
         y_BNH = torch.einsum("bnr,nhr->bnh", y_B1NR[:, 0], up_NHR[1])
         return self.out_proj(y_BNH.flatten(1))

@@ -3,7 +3,8 @@
 ``(b, c, u) = W_in x``; ``y = W_out(c * conv_K(b * u))`` with a depthwise causal convolution and no
 activation. The state holds the last K-1 gated inputs ``b * u``.
 
-Shape suffixes: B batch, T time, D model width, K kernel, L = K-1.
+Shape suffixes: B batch, T time, D model width, K kernel, L = K-1;
+E = 3D.
 """
 
 from typing import Annotated
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from archloop.blocks.base import Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
+from archloop.blocks.ops.gated_conv import gated_conv
 
 
 class ShortConv(SequenceMixer):
@@ -54,7 +56,10 @@ class ShortConv(SequenceMixer):
         nn.init.uniform_(self.conv, -(config.kernel**-0.5), config.kernel**-0.5)
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
-        b_BTD, c_BTD, u_BTD = self.in_proj(x_BTD).chunk(3, -1)
+        made_BTE = self.in_proj(x_BTD)
+        if state is None and span.segments_BT is None and self.conv_bias is None:
+            return self.out_proj(gated_conv(made_BTE, self.conv))
+        b_BTD, c_BTD, u_BTD = made_BTE.chunk(3, -1)
         z_BTD = b_BTD * u_BTD
         past_BLD = None if state is None else state["conv"]
         y_BTD = causal_conv(z_BTD, self.conv, past_BLD, span.segments_BT)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from archloop.blocks.attention import Attention, AttentionConfig
 from archloop.blocks.base import Features, Gene, Held, Span, State
+from archloop.blocks.ops.attention import attention, takes_windows, window_attention
 
 MIN_CHUNK = 64
 """Chunks shorter than this spend more on dispatch than on arithmetic."""
@@ -75,11 +76,12 @@ class SWA(Attention):
         alone = num_keys == time and span.segments_BT is None
         if alone and time <= self.window:
             return self.attend(q_BNTH, k_BMSH, v_BMSH, None)
+        if alone and takes_windows(q_BNTH):
+            return self.join(window_attention(q_BNTH, k_BMSH, v_BMSH, self.window, self.scale))
         chunk, num_past = max(self.window, min(MIN_CHUNK, time)), num_keys - time
         if not alone and time <= chunk:
             mask_B1Tk = self._allowed(span, time, num_past, num_past)
-            y_BNTH = self._mixed(q_BNTH, k_BMSH, v_BMSH, mask_B1Tk)
-            return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))
+            return self.attend(q_BNTH, k_BMSH, v_BMSH, mask_B1Tk)
         tail = -(-time // chunk) * chunk - time
         front = 0 if alone else chunk - num_past
         q_BNSH = F.pad(q_BNTH, (0, 0, 0, tail))
@@ -89,13 +91,13 @@ class SWA(Attention):
         else:
             mask_X1Cc = self._allowed(span, chunk, chunk, num_past)
             y_BNSH = self._in_pairs(q_BNSH, k_BMSH, v_BMSH, mask_X1Cc, chunk)
-        return self.out_proj(y_BNSH[:, :, :time].transpose(1, 2).flatten(2))
+        return self.join(y_BNSH[:, :, :time])
 
     def _alone(self, q_BNSH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, chunk: int) -> Tensor:
         """One sequence a row, from its start: all chunks but the first share a small mask."""
         band_Cc = self._band(chunk, chunk, q_BNSH.device)
         q_BNCH, k_BMCH, v_BMCH = (x[:, :, :chunk] for x in (q_BNSH, k_BMSH, v_BMSH))
-        y_BNCH = self._mixed(q_BNCH, k_BMCH, v_BMCH, band_Cc[:, chunk:])
+        y_BNCH = attention(q_BNCH, k_BMCH, v_BMCH, band_Cc[:, chunk:], self.scale)
         if q_BNSH.shape[2] == chunk:
             return y_BNCH
         later = self._in_pairs(q_BNSH[:, :, chunk:], k_BMSH, v_BMSH, band_Cc, chunk)
@@ -106,20 +108,9 @@ class SWA(Attention):
     ) -> Tensor:
         """Outputs (B, N, S, H) of chunks of queries that see a chunk of keys and the one before."""
         k_XMcH, v_XMcH = (_pairs_of_chunks(kv, chunk) for kv in (k_BMSH, v_BMSH))
-        y_XNCH = self._mixed(_chunks(q_BNSH, chunk), k_XMcH, v_XMcH, mask)
+        y_XNCH = attention(_chunks(q_BNSH, chunk), k_XMcH, v_XMcH, mask, self.scale)
         y_BnNCH: Tensor = y_XNCH.unflatten(0, (q_BNSH.shape[0], -1))
         return y_BnNCH.transpose(1, 2).flatten(2, 3)
-
-    def _mixed(self, q_XNCH: Tensor, k_XMcH: Tensor, v_XMcH: Tensor, mask: Tensor) -> Tensor:
-        shared_keys = self.num_heads != self.num_kv_heads
-        if shared_keys and q_XNCH.is_cuda:
-            # The kernel that takes masks wants keys for each head; without it all scores are kept.
-            each = self.num_heads // self.num_kv_heads
-            k_XMcH, v_XMcH = (kv.repeat_interleave(each, 1) for kv in (k_XMcH, v_XMcH))
-            shared_keys = False
-        return F.scaled_dot_product_attention(
-            q_XNCH, k_XMcH, v_XMcH, attn_mask=mask, scale=self.scale, enable_gqa=shared_keys
-        )
 
     def _band(self, chunk: int, before: int, device: torch.device) -> Tensor:
         """Mask (C, c) of the window: a chunk of queries, `before` keys and the chunk's own."""

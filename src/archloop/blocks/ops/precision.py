@@ -29,6 +29,14 @@ def exact(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products of x compute with: autocast's dtype where that is on, else that of x."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
 class KeepsFloat32(nn.Module):
     """A module some of whose own parameters stay float32 when it is cast below.
 

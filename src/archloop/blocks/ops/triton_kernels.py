@@ -28,6 +28,14 @@ def usable(x: Tensor, *dtypes: torch.dtype) -> bool:
     return not _disabled and x.is_cuda and x.dtype in allowed and _installed()
 
 
+def fusible(x: Tensor) -> bool:
+    """Whether elementwise work on x goes to a kernel of ours: on a GPU, unless PyTorch compiles.
+
+    Its compiler fuses such work itself, and would stop at our kernels.
+    """
+    return not torch.compiler.is_compiling() and usable(x, torch.float32, torch.bfloat16)
+
+
 @contextmanager
 def disabled() -> Iterator[None]:
     """The pure PyTorch forms run everywhere inside, to compare against."""

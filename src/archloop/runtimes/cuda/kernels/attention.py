@@ -216,7 +216,7 @@ def join_kernel(
 def rope_tables(
     max_context: int, head_dim: int, theta: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position and frequency, float32 (C, H/2), as `blocks.rope`."""
+    """Cosine and sine of every position and frequency, float32 (C, H/2), as `ops.rope`."""
     half = head_dim // 2
     exponents = torch.arange(half, device=device, dtype=torch.float32) / half
     angles = torch.arange(max_context, device=device, dtype=torch.float32)[:, None]

@@ -14,12 +14,17 @@ def rotate(x_BNTH: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
     """
     half = x_BNTH.shape[-1] // 2
     dtype = torch.promote_types(x_BNTH.dtype, torch.float32)
-    exponents = torch.arange(half, device=x_BNTH.device, dtype=dtype) / half
-    # Reciprocal of the power, not power of the negative: the rounding that checkpoints expect.
-    angles_BTh = positions_BT[..., None].to(dtype) * (1.0 / theta**exponents)
+    angles_BTh = positions_BT[..., None].to(dtype) * frequencies(half, theta, dtype, x_BNTH.device)
     cos_B1Th = angles_BTh.cos().to(x_BNTH.dtype)[:, None]
     sin_B1Th = angles_BTh.sin().to(x_BNTH.dtype)[:, None]
     a_BNTh, b_BNTh = x_BNTH.chunk(2, -1)
     return torch.cat(
         [a_BNTh * cos_B1Th - b_BNTh * sin_B1Th, b_BNTh * cos_B1Th + a_BNTh * sin_B1Th], -1
     )
+
+
+def frequencies(half: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Angle by which each of a head's `half` pairs turns from one position to the next."""
+    exponents = torch.arange(half, device=device, dtype=dtype) / half
+    # Reciprocal of the power, not power of the negative: the rounding that checkpoints expect.
+    return 1.0 / theta**exponents

@@ -1,0 +1,78 @@
+"""Softmax attention by PyTorch's kernels, within the limits that these have on a GPU.
+
+Their grids hold a batch on an axis of 65,535 programs; the ones that take a mask want keys for each
+query head, or they keep all scores; and sliding windows have no public name.
+
+Shape suffixes: B batch, T queries, S keys, N query heads, M key and value heads, H head width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MOST_ROWS = 65_535
+"""Rows that one launch of a GPU's attention takes."""
+WIDEST_FLASH = 256
+"""Head width up to which PyTorch has flash attention."""
+
+
+def attention(
+    q_BNTH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Output of each query, (B, N, T, H); `mask` is True where allowed, None for causal.
+
+    The mask broadcasts to (B, N, T, S).
+    """
+    rows = q_BNTH.shape[0]
+    if q_BNTH.is_cuda and rows > MOST_ROWS:
+        parts = []
+        for start in range(0, rows, MOST_ROWS):
+            part = slice(start, start + MOST_ROWS)
+            own = mask
+            if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
+                own = mask[part]
+            parts.append(attention(q_BNTH[part], k_BMSH[part], v_BMSH[part], own, scale))
+        return torch.cat(parts)
+    grouped = q_BNTH.shape[1] != k_BMSH.shape[1]
+    if grouped and mask is not None and q_BNTH.is_cuda:
+        each = q_BNTH.shape[1] // k_BMSH.shape[1]
+        k_BMSH, v_BMSH = (kv.repeat_interleave(each, 1) for kv in (k_BMSH, v_BMSH))
+        grouped = False
+    return F.scaled_dot_product_attention(
+        q_BNTH,
+        k_BMSH,
+        v_BMSH,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=grouped,
+    )
+
+
+def takes_windows(q_BNTH: Tensor) -> bool:
+    """Whether `window_attention` serves queries of this kind."""
+    return (
+        q_BNTH.is_cuda
+        and q_BNTH.dtype in (torch.bfloat16, torch.float16)
+        and q_BNTH.shape[-1] <= WIDEST_FLASH
+        and q_BNTH.shape[-1] % 8 == 0
+        and q_BNTH.shape[0] <= MOST_ROWS
+        and not torch.compiler.is_compiling()
+        and torch.backends.cuda.is_flash_attention_available()
+    )
+
+
+def window_attention(
+    q_BNTH: Tensor, k_BMTH: Tensor, v_BMTH: Tensor, window: int, scale: float
+) -> Tensor:
+    """Causal attention over the last `window` tokens, each row from its own start.
+
+    Flash attention knows windows, and skips what lies outside; PyTorch has no public name for it.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q_BNTH, k_BMTH, v_BMTH))
+    time = q.shape[1]
+    y_BTNH: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, None, None, time, time, 0.0, True, False,
+        scale=scale, window_size_left=window - 1, window_size_right=0,
+    )[0]  # fmt: skip
+    return y_BTNH.transpose(1, 2)

@@ -1,0 +1,138 @@
+"""`ops.norm_rotate` on a GPU: split into heads, RMSNorm and RoPE in one pass, forward and back.
+
+Queries come out in the order of memory (token, head), in which attention kernels read them. All
+arithmetic is float32. Imported only where Triton is installed. Shape suffixes: as in
+`ops.norm_rotate`; h half a head.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from archloop.blocks.ops.gpu.lengths import any_length
+
+BLOCK_T = 32
+
+
+@triton.jit
+def _turn(positions_ptr, freq_ptr, token, num_tokens, num_steps, p_b, p_t, k, HALF: tl.constexpr):
+    """Cosine and sine of each pair's angle, (tokens, H)."""
+    inside = token < num_tokens
+    at = (token // num_steps) * p_b + (token % num_steps) * p_t
+    position = tl.load(positions_ptr + at, mask=inside, other=0).to(tl.float32)
+    freq = tl.load(freq_ptr + k % HALF, mask=k < 2 * HALF, other=0.0)
+    angle = position[:, None] * freq[None, :]
+    return tl.cos(angle), tl.sin(angle)
+
+
+@any_length("x_t", "p_b")
+def _forward_kernel(
+    x_ptr, w_ptr, positions_ptr, freq_ptr, out_ptr, num_tokens, num_steps, x_t, p_b, p_t, eps,
+    N: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    head, k, half = tl.program_id(1), tl.arange(0, HP), H // 2
+    other = tl.where(k < half, k + half, k - half)
+    mask = (token < num_tokens)[:, None] & (k < H)[None, :]
+    at = (token * x_t)[:, None] + head * H
+    x = tl.load(x_ptr + at + k[None, :], mask=mask, other=0.0).to(tl.float32)
+    partner = tl.load(x_ptr + at + other[None, :], mask=mask, other=0.0).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
+        x *= scale * tl.load(w_ptr + k, mask=k < H, other=0.0).to(tl.float32)[None, :]
+        partner *= scale * tl.load(w_ptr + other, mask=k < H, other=0.0).to(tl.float32)[None, :]
+    if ROTATE:
+        cos, sin = _turn(positions_ptr, freq_ptr, token, num_tokens, num_steps, p_b, p_t, k, half)
+        x = x * cos + tl.where(k < half, -1.0, 1.0)[None, :] * partner * sin
+    out_at = (token * N + head)[:, None] * H + k[None, :]
+    tl.store(out_ptr + out_at, x.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@any_length("x_t", "p_b", "g_b")
+def _backward_kernel(
+    x_ptr, w_ptr, positions_ptr, freq_ptr, grad_ptr, dx_ptr, dw_ptr, num_tokens, num_steps, x_t,
+    p_b, p_t, g_b, g_n, g_t, eps,
+    N: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Gradient of x (heads side by side); that of the weight is a partial sum, one a program."""
+    token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    head, k, half = tl.program_id(1), tl.arange(0, HP), H // 2
+    other = tl.where(k < half, k + half, k - half)
+    mask = (token < num_tokens)[:, None] & (k < H)[None, :]
+    g_at = ((token // num_steps) * g_b + (token % num_steps) * g_t)[:, None] + head * g_n
+    g = tl.load(grad_ptr + g_at + k[None, :], mask=mask, other=0.0).to(tl.float32)
+    if ROTATE:
+        partner = tl.load(grad_ptr + g_at + other[None, :], mask=mask, other=0.0).to(tl.float32)
+        cos, sin = _turn(positions_ptr, freq_ptr, token, num_tokens, num_steps, p_b, p_t, k, half)
+        # The inverse rotation: the sine with the opposite sign.
+        g = g * cos + tl.where(k < half, 1.0, -1.0)[None, :] * partner * sin
+    if NORM:
+        w = tl.load(w_ptr + k, mask=k < H, other=0.0).to(tl.float32)[None, :]
+        at = (token * x_t)[:, None] + head * H + k[None, :]
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
+        unit = x * inverse
+        part = tl.program_id(0).to(tl.int64) * N + head
+        tl.store(dw_ptr + part * H + k, tl.sum(g * unit, 0), mask=k < H)
+        g *= w
+        g = inverse * (g - unit * (tl.sum(g * unit, 1) / H)[:, None])
+    dx_at = (token * N + head)[:, None] * H + k[None, :]
+    tl.store(dx_ptr + dx_at, g.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+class NormRotate(torch.autograd.Function):
+    """`ops.norm_rotate.norm_rotate` on a GPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTd: Tensor, heads: int, weight_H: Tensor | None, eps: float,
+        positions_BT: Tensor, freq_h: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Heads (B, N, T, H), a view of (B, T, N, H)."""
+        batch, time, width = x_BTd.shape
+        even = batch == 1 or x_BTd.stride(0) == time * x_BTd.stride(1)
+        if not even or x_BTd.stride(2) != 1:
+            x_BTd = x_BTd.contiguous()
+        head = width // heads
+        out_BTNH = x_BTd.new_empty(batch, time, heads, head)
+        ctx.options = {
+            "N": heads, "H": head, "HP": triton.next_power_of_2(head),
+            "NORM": weight_H is not None, "ROTATE": freq_h is not None, "BLOCK_T": BLOCK_T,
+        }  # fmt: skip
+        weight = x_BTd if weight_H is None else weight_H
+        freq = weight if freq_h is None else freq_h
+        tokens = batch * time
+        _forward_kernel[(triton.cdiv(tokens, BLOCK_T), heads)](
+            x_BTd, weight, positions_BT, freq, out_BTNH, tokens, time, x_BTd.stride(1),
+            *positions_BT.stride(), eps, **ctx.options,
+        )  # fmt: skip
+        ctx.save_for_backward(x_BTd, weight, positions_BT, freq)
+        ctx.eps = eps
+        return out_BTNH.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and of the norm's weight."""
+        x_BTd, weight, positions_BT, freq = ctx.saved_tensors
+        (batch, time, _), options = x_BTd.shape, ctx.options
+        grad_BNTH = grads[0] if grads[0].stride(3) == 1 else grads[0].contiguous()
+        dx_BTd = torch.empty(x_BTd.shape, dtype=x_BTd.dtype, device=x_BTd.device)
+        tokens, heads = batch * time, options["N"]
+        grid = triton.cdiv(tokens, BLOCK_T), heads
+        rows = grid[0] * heads if options["NORM"] else 0
+        parts = torch.empty(rows, options["H"], dtype=torch.float32, device=x_BTd.device)
+        stride_b, stride_n, stride_t, _ = grad_BNTH.stride()
+        _backward_kernel[grid](
+            x_BTd, weight, positions_BT, freq, grad_BNTH, dx_BTd, parts,
+            tokens, time, x_BTd.stride(1), *positions_BT.stride(), stride_b, stride_n, stride_t,
+            ctx.eps, **options,
+        )  # fmt: skip
+        dweight = parts.sum(0).to(weight.dtype) if options["NORM"] else None
+        return dx_BTd, None, dweight, None, None, None

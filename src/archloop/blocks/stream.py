@@ -1,0 +1,34 @@
+"""The residual stream on its way through the blocks: what was added last waits for the next norm.
+
+Blocks do nothing to the stream but norm it and add to it, in turns; so each addition can be made
+together with the norm that follows, which on a GPU is one pass over the stream instead of two.
+"""
+
+from torch import Tensor
+
+from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.norm import add_norm
+
+
+class Stream:
+    """The stream (..., D) of all tokens."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._waiting: Tensor | None = None
+
+    def normed(self, norm: RMSNorm) -> Tensor:
+        """The stream with everything added so far, normed."""
+        if self._waiting is None:
+            return norm(self._x)
+        self._x, normed = add_norm(self._x, self._waiting, norm.weight, norm.eps)
+        self._waiting = None
+        return normed
+
+    def add(self, y: Tensor) -> None:
+        """Add a branch's output."""
+        self._x, self._waiting = self.plain(), y
+
+    def plain(self) -> Tensor:
+        """The stream itself."""
+        return self._x if self._waiting is None else self._x + self._waiting

@@ -7,6 +7,7 @@ import torch
 
 from archloop import registry
 from archloop.blocks.base import Span
+from archloop.blocks.stream import Stream
 from archloop.stack import cost
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
@@ -285,7 +286,9 @@ def test_parallel_outputs_are_combined_as_the_spec_says() -> None:
             outputs = [y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() for y in outputs]
         expected = x_BTD + (0.5 * outputs[0] + 3 * outputs[1]) / (1 if combine == "sum" else 2)
         span = Span(torch.arange(7).expand(2, 7))
-        assert close(decoder._mix(x_BTD, 0, built, None, span, {}), expected)
+        stream = Stream(x_BTD)
+        decoder._mix(stream, 0, built, None, span, {})
+        assert close(stream.plain(), expected)
 
 
 def test_a_mixer_without_features_has_no_consumers() -> None:

@@ -9,6 +9,7 @@ Shape suffixes: V vocabulary.
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -260,6 +261,11 @@ class Runtime(ABC):
         bound = max(self.parity_tolerance[manifest.quant], _ROUNDING_FACTOR * rounding)
         bound = min(bound, _LARGEST_BOUND)
         if not error <= bound:
+            if not math.isfinite(rounding) and (part := _not_finite(decoder)):
+                raise UserError(
+                    f"{part} gives numbers that are not finite, in eager PyTorch too: "
+                    "that part is at fault, whatever runtime is chosen"
+                )
             raise UserError(
                 f"runtime {self.name} ({manifest.quant}): logits differ from eager PyTorch's by "
                 f"{error:.3g} standard deviations, more than {bound:.3g}; the export is wrong "
@@ -326,6 +332,17 @@ def build_random(spec: StackSpec, seed: int) -> "Decoder":
         torch.manual_seed(seed)
         decoder = Decoder(spec)
     return decoder.eval().requires_grad_(False)
+
+
+def _not_finite(decoder: "Decoder") -> str | None:
+    """The part of a decoder that gives numbers which are not finite, by itself, on a prompt."""
+    import torch
+
+    from archloop.stack.finite import first_not_finite
+
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(decoder.spec.vocab_size, (1, _PARITY_PROMPT), generator=generator)
+    return first_not_finite(decoder, ids_BT)
 
 
 def _checksums(directory: Path) -> dict[str, str]:

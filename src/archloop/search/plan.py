@@ -16,6 +16,7 @@ from archloop.proxy import proxy
 from archloop.ranking.objectives import check_budgets
 from archloop.runtimes.base import Runtime
 from archloop.search.base import Strategy
+from archloop.search.mixer_checks import check_mixers
 from archloop.search.recipe.errors import RecipeError, describe
 from archloop.search.recipe.recipe import Recipe
 from archloop.space.genome import Genome
@@ -108,6 +109,7 @@ def _resolve(recipe: Recipe) -> Plan:
     reference_proxy = reference.replace(d_model=proxy_width, vocab_size=vocab_size)
     for spec in (reference, reference_proxy):
         _prefixed("reference", cost.check, spec)
+    check_mixers(space, reference_proxy)
     return Plan(
         recipe,
         space,

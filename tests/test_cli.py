@@ -103,7 +103,7 @@ def test_an_interrupted_command_says_whether_it_can_go_on(monkeypatch: pytest.Mo
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("archloop.search.recipe.load", stop)
+    monkeypatch.setattr("archloop.search.recipe.recipe.load", stop)
     monkeypatch.setattr("archloop.cli.load_spec", stop)
     assert run("search", "any.yaml")[::2] == (
         130,

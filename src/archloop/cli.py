@@ -125,9 +125,9 @@ def _print_error(text: str) -> None:
 
 def _expected_failures() -> tuple[type[Exception], ...]:
     """Errors that are results, not bugs: a message is enough. Loaded only once one happened."""
-    from archloop.profiling import MeasurementError
     from archloop.proxy.worker import TrainingError
     from archloop.search.errors import StudyError
+    from archloop.workers.client import MeasurementError
 
     return (StudyError, MeasurementError, TrainingError, OSError)
 

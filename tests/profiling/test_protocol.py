@@ -9,7 +9,6 @@ import pytest
 
 from archloop import registry
 from archloop.profiling import (
-    MeasurementError,
     ProfileConfig,
     extend,
     noise_floor,
@@ -19,6 +18,7 @@ from archloop.profiling import (
 )
 from archloop.profiling.turns import Subject, measure_context
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.workers.client import MeasurementError
 
 PLUGINS = Path(__file__).parent / "plugins"
 QUICK = ProfileConfig(

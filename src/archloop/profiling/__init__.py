@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from archloop.profiling.samples import read_samples
     from archloop.profiling.summary import profile_from_samples
     from archloop.profiling.tables import table
-    from archloop.workers.client import MeasurementError
 
 _HOMES = {
-    "MeasurementError": "client",
     "ProfileConfig": "config",
     "extend": "protocol",
     "noise_floor": "protocol",
@@ -28,7 +26,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "MeasurementError",
     "ProfileConfig",
     "extend",
     "noise_floor",

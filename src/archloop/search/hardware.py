@@ -9,7 +9,7 @@ from typing import Any
 from archloop import registry
 from archloop.devices.cores import usable_cores
 from archloop.files import usable_cache_dir
-from archloop.profiling import MeasurementError, extend, profile, profile_from_samples, read_samples
+from archloop.profiling import extend, profile, profile_from_samples, read_samples
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Profile
 from archloop.proxy import proxy
@@ -19,6 +19,7 @@ from archloop.search.recipe.recipe import Recipe
 from archloop.stack.spec import StackSpec
 from archloop.store.record import Rung
 from archloop.version import __version__
+from archloop.workers.client import MeasurementError
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 

@@ -1,1 +1,1 @@
-"""Pure functions of plain figures: objectives, non-domination, hypervolume, the front."""
+"""Plain records of figures and pure functions of them: noise, budgets, fronts, membership."""

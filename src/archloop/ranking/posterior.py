@@ -1,0 +1,93 @@
+"""What is believed of the stacks' true values: estimates shrunk towards their mean.
+
+The best of many noisy estimates is too good on average, and the more so the less stacks differ.
+Each objective is a normal model in two levels: true values around a mean with a spread between
+stacks, and estimates around the true values with their noise. The spread, and the size of noise
+that comes from a common pool, are drawn from their own posterior on a grid, so that a pool of few
+degrees of freedom leaves open whether stacks differ at all (Gelman et al., Bayesian Data Analysis,
+3rd edition, section 5.4; flat prior on the spread).
+
+Shape suffixes: K draws, N stacks, M objectives, G cells of the grid.
+"""
+
+import math
+
+import numpy as np
+from scipy import special
+
+from archloop.ranking.table import Floats, Table
+
+NUM_SPREADS = 40
+NUM_SCALES = 15
+WIDEST = 3.0
+"""Largest spread between stacks that is considered, in ranges of the estimates."""
+
+
+class Draws:
+    """Draws of the true values.
+
+    Attributes:
+        values_KNM: true values.
+        spread_KM: standard deviation between stacks.
+        noise_KM: root mean square of the estimates' standard errors.
+    """
+
+    def __init__(self, table: Table, seed: int, num_draws: int) -> None:
+        rng = np.random.default_rng(seed)
+        num_stacks, num_objectives = table.mean_NM.shape
+        self.values_KNM = np.empty((num_draws, num_stacks, num_objectives))
+        self.spread_KM = np.empty((num_draws, num_objectives))
+        self.noise_KM = np.empty((num_draws, num_objectives))
+        scales_KNM = table.scales(rng, num_draws)
+        for column in range(num_objectives):
+            self._draw(table, column, rng, scales_KNM[:, :, column])
+
+    def _draw(self, table: Table, column: int, rng: np.random.Generator, scales_KN: Floats) -> None:
+        y_N, se_N = table.mean_NM[:, column], table.se_NM[:, column]
+        shared_N = table.shared_NM[:, column]
+        num_draws = len(scales_KN)
+        width = float(np.ptp(y_N)) or float(se_N.max()) or 1.0
+        # Cells grow with the spread: whether stacks differ at all is decided near zero.
+        edge = np.linspace(0, 1, NUM_SPREADS + 1) ** 2 * WIDEST * width
+        spread_S, weight_S = (edge[1:] + edge[:-1]) / 2, np.diff(edge)
+        df = table.pool_df(column)
+        quantile = (np.arange(NUM_SCALES) + 0.5) / NUM_SCALES
+        scale_C = np.ones(1) if math.isinf(df) else np.sqrt(df / special.chdtri(df, quantile))
+        spread_G = np.tile(spread_S, len(scale_C))
+        scale_G = np.repeat(scale_C, len(spread_S))
+        log_weight_G = np.tile(np.log(weight_S), len(scale_C))
+        variance_GN = np.where(shared_N, scale_G[:, None] ** 2, 1.0) * se_N**2
+        precision_GN = 1 / (variance_GN + spread_G[:, None] ** 2)
+        total_G = precision_GN.sum(1)
+        mean_G = (precision_GN * y_N).sum(1) / total_G
+        log_G = log_weight_G + 0.5 * (
+            np.log(precision_GN).sum(1)
+            - np.log(total_G)
+            - (precision_GN * (y_N - mean_G[:, None]) ** 2).sum(1)
+        )
+        chance_G = np.exp(log_G - log_G.max())
+        cell_K = rng.choice(len(log_G), num_draws, p=chance_G / chance_G.sum())
+        spread_K, scale_K = spread_G[cell_K], scale_G[cell_K]
+        mu_K = mean_G[cell_K] + rng.standard_normal(num_draws) / np.sqrt(total_G[cell_K])
+        scale_KN = np.where(shared_N, scale_K[:, None], scales_KN)
+        variance_KN = (scale_KN * se_N) ** 2
+        pull_KN = variance_KN / (variance_KN + spread_K[:, None] ** 2)
+        self.values_KNM[:, :, column] = (
+            y_N
+            + pull_KN * (mu_K[:, None] - y_N)
+            + np.sqrt(variance_KN * (1 - pull_KN)) * rng.standard_normal(scale_KN.shape)
+        )
+        self.spread_KM[:, column] = spread_K
+        self.noise_KM[:, column] = np.sqrt(variance_KN.mean(1))
+
+    @property
+    def reliability_M(self) -> Floats:
+        """Share of the variance of estimates that is variance of the true values, (M,).
+
+        The intraclass correlation: 1 where a repeated study would rank stacks alike, 0 where the
+        estimates are noise. The median over the posterior.
+        """
+        true_KM = self.spread_KM**2
+        seen_KM = true_KM + self.noise_KM**2
+        share: Floats = np.median(true_KM / np.where(seen_KM > 0, seen_KM, 1.0), axis=0)
+        return share

@@ -27,11 +27,16 @@ __all__ = ["KINDS", "Kind", "add_folder", "folders", "get", "names", "suggest"]
 
 
 class Kind(NamedTuple):
-    """What one plug-in of a kind is called, where they live and what they must subclass."""
+    """What one plug-in of a kind is called, where they live and what they must subclass.
+
+    Attributes:
+        shared: files of the package that plug-ins share and that are none themselves.
+    """
 
     noun: str
     package: str
     base: str
+    shared: tuple[str, ...] = ("base",)
 
 
 KINDS = {
@@ -40,7 +45,12 @@ KINDS = {
         "channel mixer", "archloop.blocks.channel_mixers", "archloop.blocks.base:ChannelMixer"
     ),
     "runtimes": Kind("runtime", "archloop.runtimes", "archloop.runtimes.base:Runtime"),
-    "devices": Kind("device", "archloop.devices", "archloop.devices.base:Device"),
+    "devices": Kind(
+        "device",
+        "archloop.devices",
+        "archloop.devices.base:Device",
+        shared=("base", "choice", "cores", "linux"),
+    ),
     "tasks": Kind("task", "archloop.evals.tasks", "archloop.evals.base:Task"),
     "strategies": Kind("strategy", "archloop.search.strategies", "archloop.search.base:Strategy"),
 }
@@ -108,13 +118,13 @@ def _locations(kind: str) -> dict[str, str | Path]:
 
 
 def _shipped(kind: str) -> dict[str, str]:
-    package = _kind(kind).package
+    package, shared = _kind(kind).package, _kind(kind).shared
     spec = importlib.util.find_spec(package)
     assert spec is not None, package
     return {
         module.name: f"{package}.{module.name}"
         for module in pkgutil.iter_modules(spec.submodule_search_locations)
-        if module.name != "base" and not module.name.startswith("_") and not module.ispkg
+        if module.name not in shared and not module.name.startswith("_") and not module.ispkg
     }
 
 

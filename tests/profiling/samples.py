@@ -1,6 +1,6 @@
 """Samples made by hand, whose figures are known."""
 
-from archloop.devices.base import Readings
+from archloop.devices.base import DeviceInfo, Readings
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity
 from archloop.profiling.samples import (
@@ -10,6 +10,7 @@ from archloop.profiling.samples import (
     ProcessSamples,
     Samples,
 )
+from archloop.profiling.target import Target
 from archloop.stack.spec import BlockSpec, StackSpec
 
 SPEC = StackSpec(d_model=64, vocab_size=16, blocks=(BlockSpec(),))
@@ -62,13 +63,13 @@ def pair(
 
 
 def samples(*pairs: PairSamples, contexts: tuple[int, ...] = CONTEXTS) -> Samples:
-    config = ProfileConfig(contexts=contexts, processes=max(2, len(pairs)))
     return Samples(
         spec=SPEC,
         reference=SPEC if pairs[0].reference else None,
-        config=config,
+        target=Target(contexts=contexts),
+        config=ProfileConfig(processes=max(2, len(pairs))),
         identity=Identity(
-            device="host: test, 2 cores",
+            device="test, 2 cores",
             runtime="torch_eager",
             runtime_version="0",
             quant="fp32",
@@ -76,7 +77,7 @@ def samples(*pairs: PairSamples, contexts: tuple[int, ...] = CONTEXTS) -> Sample
             threads=1,
             contexts=contexts,
         ),
-        device={"cpu": "test", "num_cores": 2},
+        device=DeviceInfo(processor="test", num_cores=2, os="none"),
         pairs=pairs,
         looks=1,
         seconds=20.0,

@@ -10,6 +10,7 @@ import pytest
 from archloop import registry
 from archloop.profiling import (
     ProfileConfig,
+    Target,
     extend,
     noise_floor,
     profile,
@@ -21,10 +22,9 @@ from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpe
 from archloop.workers.client import MeasurementError
 
 PLUGINS = Path(__file__).parent / "plugins"
+TARGET = Target(contexts=(64, 1024), threads=1)
 QUICK = ProfileConfig(
-    contexts=(64, 1024),
     processes=2,
-    threads=1,
     warmup_steps=2,
     timed_steps=12,
     block_steps=5,
@@ -48,6 +48,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder, seen = tmp_path_factory.mktemp("measured"), []
     found = profile(
         stack("short_conv", "gqa"),
+        TARGET,
         QUICK,
         reference=stack("short_conv", "gqa", d_model=512),
         directory=folder,
@@ -124,8 +125,9 @@ def test_second_look_adds_processes_once(measured: Any) -> None:
 
 
 def test_a_a_run_finds_no_difference(tmp_path: Path) -> None:
-    config = QUICK.model_copy(update={"contexts": (64,), "timed_steps": 40})
-    found = noise_floor(stack("gqa", d_model=256), config, directory=tmp_path)
+    target = TARGET.model_copy(update={"contexts": (64,)})
+    config = QUICK.model_copy(update={"timed_steps": 40})
+    found = noise_floor(stack("gqa", d_model=256), target, config, directory=tmp_path)
     assert found.memory is not None
     assert found.memory.value == pytest.approx(1.0, abs=0.1)
     assert found.latency is not None
@@ -142,9 +144,9 @@ def plugins() -> Iterator[None]:
 
 @pytest.mark.usefixtures("plugins")
 def test_plugins_reach_the_worker_and_faults_reach_the_caller(tmp_path: Path) -> None:
-    config = QUICK.model_copy(update={"runtime": "faulty", "quant": "crash"})
+    target = TARGET.model_copy(update={"runtime": "faulty", "quant": "crash"})
     with pytest.raises(MeasurementError) as caught:
-        profile(stack("gqa"), config, directory=tmp_path)
+        profile(stack("gqa"), target, QUICK, directory=tmp_path)
     assert (caught.value.kind, caught.value.role) == ("crash", "candidate")
     assert "SIGSEGV" in caught.value.detail
     assert not (tmp_path / "samples.json").exists()
@@ -153,10 +155,10 @@ def test_plugins_reach_the_worker_and_faults_reach_the_caller(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("plugins")
 def test_what_a_runtime_cannot_run_is_never_started(tmp_path: Path) -> None:
-    config = QUICK.model_copy(update={"runtime": "faulty", "quant": "fine"})
+    target = TARGET.model_copy(update={"runtime": "faulty", "quant": "fine"})
     odd = stack("gqa", vocab_size=255)
     with pytest.raises(MeasurementError, match="unsupported: an odd vocabulary") as caught:
-        profile(stack("gqa"), config, reference=odd, directory=tmp_path)
+        profile(stack("gqa"), target, QUICK, reference=odd, directory=tmp_path)
     assert caught.value.role == "reference"
 
 
@@ -164,7 +166,8 @@ def test_what_a_runtime_cannot_run_is_never_started(tmp_path: Path) -> None:
     "change, words",
     [
         ({"runtime": "torch_eagre"}, "did you mean 'torch_eager'"),
-        ({"device": "hots"}, "did you mean 'host'"),
+        ({"device": {"name": "hots"}}, "did you mean 'host'"),
+        ({"device": {"name": "host", "gup": 1}}, "device host has no setting 'gup'; did you mean"),
         ({"quant": "fp23"}, "did you mean 'fp32'"),
     ],
 )
@@ -172,7 +175,7 @@ def test_wrong_names_are_refused_at_once(
     change: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        profile(stack("gqa"), QUICK.model_copy(update=change), directory=tmp_path)
+        profile(stack("gqa"), Target(**change), directory=tmp_path)
 
 
 class _Recorder:

@@ -176,8 +176,8 @@ def test_impossible_configs_are_refused(change: dict[str, object]) -> None:
 
 
 def test_config_puts_contexts_in_order() -> None:
-    config = ProfileConfig(contexts=(200, 100, 200), timed_steps=50, block_steps=20)
-    assert config.contexts == (100, 200)
+    config = ProfileConfig(timed_steps=50, block_steps=20)
+    assert Target(contexts=(200, 100, 200)).contexts == (100, 200)
     assert config.blocks == [20, 20, 10]
     assert config.room == 20 + 50 + 3 * 2
 

@@ -2,16 +2,23 @@
 
 A device is one file in `devices/` with one subclass of `Device`. Programs are ordinary child
 processes here (of `ssh` or `adb` for a device elsewhere) that are spoken to through their standard
-input and output, so nothing above knows where they run.
+input and output, so nothing above knows where they run. What it takes to reach one device and not
+another of the same kind (an address, a serial number, a card's index) is the class's own `Config`,
+which a recipe gives beside the device's name.
 """
 
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import IO, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+
+QUIET_CORES = 0.25
+"""Other programs may keep this many cores busy before a device counts as not ready."""
+_SAMPLE_S = 0.2
 
 
 class Readings(BaseModel):
@@ -37,8 +44,51 @@ class Readings(BaseModel):
     oom_kills: int | None = None
 
 
+class Accelerator(BaseModel):
+    """A processor beside the main one, such as a graphics card, with memory of its own or None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    memory_bytes: int | None = None
+
+
+class DeviceInfo(BaseModel):
+    """Which hardware a device is, and which system runs on it.
+
+    Attributes:
+        processor: model of the main processor.
+        num_cores: that programs may keep busy.
+        memory_bytes: of the machine; None where it does not tell.
+        os: operating system and kernel.
+        accelerators: that programs may use, in the order in which they are numbered.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    processor: str
+    num_cores: int
+    memory_bytes: int | None = None
+    os: str
+    accelerators: tuple[Accelerator, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Which hardware this is, as part of a measurement's identity.
+
+        Memory and system are left out: a kernel's update changes both by a little, and leaves the
+        hardware what it is.
+        """
+        cards = [card.name for card in self.accelerators]
+        cores = f"{self.num_cores} core" + "s" * (self.num_cores != 1)
+        return ", ".join([self.processor, cores, *cards])
+
+
 class Device(ABC):
     """A machine that models run on.
+
+    Args:
+        config: which one, and how it is reached; the defaults if None.
 
     Attributes:
         name: the plug-in's name, set by the registry.
@@ -46,25 +96,52 @@ class Device(ABC):
 
     name: ClassVar[str] = ""
 
-    @abstractmethod
-    def describe(self) -> dict[str, str | int | float | None]:
-        """Processor model, cores, memory, operating system, kernel: what a report shows."""
+    class Config(BaseModel):
+        """Settings of a device, which a recipe gives beside its name; none in the base."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
 
     @abstractmethod
-    def readings(self) -> Readings:
-        """Load, clock and temperature now. They flag a measurement, they do not forbid it."""
-
-    @abstractmethod
-    def wait_until_ready(self, timeout_s: float) -> bool:
-        """Wait until nothing else keeps the device busy; False when time ran out first.
+    def describe(self) -> DeviceInfo:
+        """Processor, cores, memory, accelerators and system.
 
         Raises:
             ValueError: the device cannot be reached; the message says what to check.
         """
 
     @abstractmethod
+    def readings(self) -> Readings:
+        """Load, clock and temperature now. They flag a measurement, they do not forbid it."""
+
+    def wait_until_ready(self, timeout_s: float) -> bool:
+        """Wait until nothing else keeps the device busy; False when time ran out first.
+
+        Raises:
+            ValueError: the device cannot be reached; the message says what to check.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            before = self.readings()
+            if before.busy_s is None:
+                return True
+            time.sleep(_SAMPLE_S)
+            after = self.readings()
+            assert after.busy_s is not None
+            if (after.busy_s - before.busy_s) / (after.time_s - before.time_s) <= QUIET_CORES:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+
+    @abstractmethod
     def push(self, local: Path) -> str:
         """Bring a folder to the device, unless it is there already; returns its path there."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Delete a folder that `push` brought; what was there before `push` stays."""
 
     @abstractmethod
     def run(
@@ -79,9 +156,3 @@ class Device(ABC):
     @abstractmethod
     def worker_argv(self) -> list[str]:
         """``python -m archloop.profiling.worker``, or a program that speaks its protocol."""
-
-    @property
-    def label(self) -> str:
-        """Which hardware this is, as part of a measurement's identity."""
-        about = self.describe()
-        return f"{self.name}: {about['cpu']}, {about['num_cores']} cores"

@@ -2,65 +2,63 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
-from archloop.devices.base import Device, Readings
+from pydantic import Field
+
+from archloop.devices import linux
+from archloop.devices.base import Accelerator, Device, DeviceInfo, Readings
 from archloop.devices.cores import usable_cores
 
-_QUIET_CORES = 0.25
-"""Other programs may keep this many cores busy before the machine counts as not ready."""
-_SAMPLE_S = 0.2
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Host(Device):
     """The machine that archloop itself runs on."""
 
-    def describe(self) -> dict[str, str | int | float | None]:
-        memory = _table("/proc/meminfo").get("MemTotal")
-        return {
-            "cpu": _cpu_model(),
-            "num_cores": usable_cores(),
-            "memory_bytes": None if memory is None else _kib(memory),
-            "os": platform.platform(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-        }
+    class Config(Device.Config):
+        """Which part of the machine.
 
-    def readings(self) -> Readings:
-        busy_s, steal_s = _cpu_seconds()
-        available = _table("/proc/meminfo").get("MemAvailable")
-        kills = _table("/proc/vmstat", " ").get("oom_kill")
-        return Readings(
-            time_s=time.monotonic(),
-            busy_s=busy_s,
-            steal_s=steal_s,
-            clock_mhz=_clock_mhz(),
-            temperature_c=_temperature_c(),
-            available_memory_bytes=None if available is None else _kib(available),
-            oom_kills=None if kills is None else int(kills),
+        Attributes:
+            gpu: index of the one graphics card that programs may see, as ``nvidia-smi`` counts;
+                None leaves them all.
+        """
+
+        gpu: Annotated[int, Field(ge=0)] | None = None
+
+    config: Config
+
+    def describe(self) -> DeviceInfo:
+        files = _read(linux.CPUINFO, linux.MEMINFO)
+        return DeviceInfo(
+            processor=linux.processor(files) or platform.processor() or platform.machine(),
+            num_cores=usable_cores(),
+            memory_bytes=linux.memory_bytes(files),
+            os=platform.platform(),
+            accelerators=self._accelerators(),
         )
 
-    def wait_until_ready(self, timeout_s: float) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            before = self.readings()
-            if before.busy_s is None:
-                return True
-            time.sleep(_SAMPLE_S)
-            after = self.readings()
-            assert after.busy_s is not None
-            if (after.busy_s - before.busy_s) / (after.time_s - before.time_s) <= _QUIET_CORES:
-                return True
-            if time.monotonic() >= deadline:
-                return False
+    def readings(self) -> Readings:
+        return linux.readings(
+            _read(linux.STAT, linux.MEMINFO, linux.VMSTAT),
+            _read(*_matching(linux.CLOCKS)).values(),
+            _read(*_matching(linux.SENSORS)).values(),
+            time_s=time.monotonic(),
+            ticks=os.sysconf("SC_CLK_TCK"),
+        )
 
     def push(self, local: Path) -> str:
         return str(local.resolve())
+
+    def remove(self, path: str) -> None:
+        """Nothing: a pushed folder is the caller's own."""
 
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str], stderr: IO[bytes]
@@ -70,7 +68,7 @@ class Host(Device):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env={**os.environ, **env},
+            env={**os.environ, **self._card(), **env},
             start_new_session=True,
             bufsize=0,
         )
@@ -79,56 +77,47 @@ class Host(Device):
         # -P: a stray random.py in the working folder must not stand in for a library.
         return [sys.executable, "-P", "-m", "archloop.profiling.worker"]
 
+    def _card(self) -> dict[str, str]:
+        if self.config.gpu is None:
+            return {}
+        # CUDA counts the fastest card first unless told to count as nvidia-smi does.
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", _VISIBLE: str(self.config.gpu)}
 
-def _table(path: str, separator: str = ":") -> dict[str, str]:
-    """``key<separator>value`` lines of a file; empty where the system has no such file."""
-    if not Path(path).exists():
-        return {}
-    lines = Path(path).read_text(errors="replace").splitlines()
-    pairs = (line.partition(separator) for line in lines)
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _kib(text: str) -> int:
-    return int(text.split()[0]) * 1024
-
-
-def _cpu_model() -> str:
-    table = _table("/proc/cpuinfo")
-    model = table.get("model name") or table.get("Hardware") or platform.processor()
-    return " ".join((model or platform.machine()).split())
-
-
-def _cpu_seconds() -> tuple[float | None, float | None]:
-    """Busy and stolen seconds since boot, over all cores."""
-    cpu = _table("/proc/stat", " ").get("cpu")
-    if cpu is None:
-        return None, None
-    ticks = [int(field) for field in cpu.split()]
-    user, nice, system, _idle, _iowait, irq, softirq, *rest = ticks
-    per_second = os.sysconf("SC_CLK_TCK")
-    steal = rest[0] if rest else 0
-    return (user + nice + system + irq + softirq) / per_second, steal / per_second
+    def _accelerators(self) -> tuple[Accelerator, ...]:
+        cards = _cards()
+        if self.config.gpu is not None:
+            if self.config.gpu >= len(cards):
+                raise ValueError(
+                    f"device host has no gpu {self.config.gpu}; nvidia-smi lists {len(cards)}"
+                )
+            return (cards[self.config.gpu],)
+        visible = [word.strip() for word in os.environ.get(_VISIBLE, "").split(",")]
+        if _VISIBLE not in os.environ or any(word.startswith(("GPU-", "MIG-")) for word in visible):
+            return cards
+        chosen = [int(word) for word in visible if word.isdigit()]
+        return tuple(cards[index] for index in chosen if index < len(cards))
 
 
-def _clock_mhz() -> float | None:
-    files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    clocks = _thousandths(files)
-    return sum(clocks) / len(clocks) if clocks else None
+@cache
+def _cards() -> tuple[Accelerator, ...]:
+    """All graphics cards of this machine."""
+    if shutil.which(linux.NVIDIA_SMI[0]) is None:
+        return ()
+    told = subprocess.run(linux.NVIDIA_SMI, capture_output=True, text=True, check=False)
+    return linux.accelerators(told.stdout) if told.returncode == 0 else ()
 
 
-def _temperature_c() -> float | None:
-    return max(_thousandths(Path("/sys/class/thermal").glob("thermal_zone*/temp")), default=None)
+def _matching(pattern: str) -> list[str]:
+    """Paths that an absolute pattern matches."""
+    return [str(path) for path in Path("/").glob(pattern.removeprefix("/"))]
 
 
-def _thousandths(files: Iterable[Path]) -> list[float]:
-    """Readings in thousands, each from a file of its own."""
-    found = []
-    for file in files:
+def _read(*paths: str) -> dict[str, str]:
+    """Contents by path; a file that is absent, or that the kernel refuses to read, is left out."""
+    found = {}
+    for path in paths:
         try:
-            found.append(int(file.read_text()) / 1000)
-        except (OSError, ValueError):
-            # A core or sensor that is off answers with an error or "<unsupported>"; the others
-            # still count.
+            found[path] = Path(path).read_text(errors="replace")
+        except OSError:
             continue
     return found

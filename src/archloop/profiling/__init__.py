@@ -1,6 +1,6 @@
 """Measuring on devices: protocol, statistics, and the records that come of it.
 
-    >>> from archloop.profiling import ProfileConfig, profile, table  # doctest: +SKIP
+    >>> from archloop.profiling import Target, profile, table  # doctest: +SKIP
 
 Names are loaded when first used: reading a stored profile needs no engine.
 """
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from archloop.profiling.samples import read_samples
     from archloop.profiling.summary import profile_from_samples
     from archloop.profiling.tables import table
+    from archloop.profiling.target import Target
 
 _HOMES = {
     "ProfileConfig": "config",
@@ -23,10 +24,12 @@ _HOMES = {
     "profile_from_samples": "summary",
     "read_samples": "samples",
     "table": "tables",
+    "Target": "target",
 }
 
 __all__ = [
     "ProfileConfig",
+    "Target",
     "extend",
     "noise_floor",
     "profile",

@@ -1,15 +1,14 @@
-"""What to measure, where and how often."""
+"""How to measure: how often, how long, and when to give up. What on is a `Target`."""
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 _MONTH_S = 30 * 24 * 3600.0
 """Longer limits overflow the timers of the system."""
 
-MAX_THREADS = 1024
 _MOST = 2**20
-"""Steps and repeats of which a process does so many take days."""
+"""Upper bound on steps and repeats; more would run for days."""
 Count = Annotated[int, Field(ge=1)]
 Repeats = Annotated[int, Field(ge=1, le=_MOST)]
 
@@ -17,12 +16,9 @@ Repeats = Annotated[int, Field(ge=1, le=_MOST)]
 class ProfileConfig(BaseModel):
     """The measuring protocol's settings; the defaults are those of `docs/methodology.md`.
 
+    They hold for every target of a study alike.
+
     Attributes:
-        device: plug-in name of the device.
-        runtime: plug-in name of the engine.
-        quant: one of the runtime's quantisations.
-        threads: of the engine; None takes one per core of the device.
-        contexts: prompt lengths, and depths at which decode steps are timed; kept ascending.
         processes: fresh processes, each one sample; at least 2, or there is no interval.
         warmup_steps: untimed decode steps at each context.
         timed_steps: timed decode steps at each context.
@@ -41,11 +37,6 @@ class ProfileConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str = "host"
-    runtime: str = "torch_eager"
-    quant: str = "fp32"
-    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
-    contexts: tuple[Annotated[int, Field(ge=1, le=2**24)], ...] = Field((4096, 32768), min_length=1)
     processes: int = Field(5, ge=2, le=1000)
     warmup_steps: int = Field(20, ge=0, le=_MOST)
     timed_steps: Repeats = 100
@@ -58,11 +49,6 @@ class ProfileConfig(BaseModel):
     memory_limit_bytes: Count | None = None
     ready_timeout_s: float = Field(5.0, ge=0, le=_MONTH_S)
     seed: int = Field(0, ge=0)
-
-    @field_validator("contexts")
-    @classmethod
-    def _ascending(cls, contexts: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(set(contexts)))
 
     @property
     def blocks(self) -> list[int]:

@@ -1,9 +1,9 @@
 """The measuring protocol: fresh processes, the reference beside the candidate, every sample kept.
 
     >>> from archloop import load_preset, profile
-    >>> from archloop.profiling import ProfileConfig
-    >>> config = ProfileConfig(contexts=(1024,))
-    >>> profile(load_preset("lfm2-350m"), config, directory=Path("out"))  # doctest: +SKIP
+    >>> from archloop.profiling import Target
+    >>> target = Target(runtime="torch_eager", contexts=(1024,))
+    >>> profile(load_preset("lfm2-350m"), target, directory=Path("out"))  # doctest: +SKIP
 
 How each number comes about is told in `docs/methodology.md`.
 """
@@ -17,10 +17,12 @@ from pathlib import Path
 
 from archloop import registry
 from archloop.devices.base import Device
+from archloop.devices.choice import DeviceChoice
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity, Profile
 from archloop.profiling.samples import Memory, PairSamples, Samples, read_samples
 from archloop.profiling.summary import profile_from_samples
+from archloop.profiling.target import Target
 from archloop.profiling.turns import Subject, measure_context, start, wait_started
 from archloop.runtimes.base import Manifest, Runtime, read_manifest
 from archloop.stack.spec import StackSpec
@@ -35,18 +37,20 @@ Progress = Callable[[float, str], None]
 
 def profile(
     spec: StackSpec,
-    config: ProfileConfig,
+    target: Target,
+    config: ProfileConfig | None = None,
     *,
     reference: StackSpec | None = None,
     directory: Path,
     artifacts: Path | None = None,
     progress: Progress | None = None,
 ) -> Profile:
-    """Measure a spec with random weights on a device, beside a reference if one is given.
+    """Measure a spec with random weights on a target, beside a reference if one is given.
 
     Args:
         spec: the candidate; equal to `reference` in an A/A run.
-        config: what to measure.
+        target: what to measure on.
+        config: how to measure; the defaults if None.
         reference: measured in the same run, for ratios.
         directory: gets `samples.json`, and logs of processes that had something to say.
         artifacts: folder of artifacts to use; the reference's is added to it for later runs, the
@@ -54,12 +58,13 @@ def profile(
         progress: called as work is done.
 
     Raises:
-        ValueError: the config names an unknown device, runtime or quantisation, or one that lacks
-            something on this machine; the message says what to install.
+        ValueError: the target names an unknown device, runtime or quantisation, or one that lacks
+            something; the message says what to install.
         MeasurementError: the runtime cannot run a spec, or a process crashed, hung or ran out of
             memory; it says which one and how.
     """
-    run = _Run(spec, config, reference, directory, artifacts, progress)
+    config = config or ProfileConfig.model_validate({})
+    run = _Run(spec, target, config, reference, directory, artifacts, progress)
     samples = run.measure(first_pair=0, num_pairs=config.processes)
     samples.write(directory)
     return profile_from_samples(samples)
@@ -90,7 +95,7 @@ def extend(
         raise ValueError(
             f"{directory} was looked at {old.looks} times already; measure it afresh instead"
         )
-    run = _Run(old.spec, old.config, old.reference, directory, artifacts, progress)
+    run = _Run(old.spec, old.target, old.config, old.reference, directory, artifacts, progress)
     new = run.measure(first_pair=len(old.pairs), num_pairs=processes or len(old.pairs))
     if new.identity != old.identity:
         raise ValueError(
@@ -109,7 +114,8 @@ def extend(
 
 def noise_floor(
     spec: StackSpec,
-    config: ProfileConfig,
+    target: Target,
+    config: ProfileConfig | None = None,
     *,
     directory: Path,
     progress: Progress | None = None,
@@ -117,9 +123,9 @@ def noise_floor(
     """An A/A run: the spec beside itself. Its ratios would all be 1 without noise.
 
     Differences no larger than the distance of these intervals' ends from 1 mean nothing on this
-    device. Arguments and errors as `profile`.
+    target. Arguments and errors as `profile`.
     """
-    return profile(spec, config, reference=spec, directory=directory, progress=progress)
+    return profile(spec, target, config, reference=spec, directory=directory, progress=progress)
 
 
 class _Run:
@@ -128,6 +134,7 @@ class _Run:
     def __init__(
         self,
         spec: StackSpec,
+        target: Target,
         config: ProfileConfig,
         reference: StackSpec | None,
         directory: Path,
@@ -138,14 +145,16 @@ class _Run:
         self.specs: dict[Role, StackSpec] = {"candidate": spec}
         if reference is not None:
             self.specs["reference"] = reference
+        self.target = target
         self.config = config
         self.directory = directory
         self.artifacts = artifacts
         self.progress = progress or (lambda share, doing: None)
-        self.device: Device = registry.get("devices", config.device)()
-        self.runtime: Runtime = registry.get("runtimes", config.runtime)()
+        target.check()
+        self.device = target.device.open()
+        self.runtime: Runtime = registry.get("runtimes", target.runtime)()
         self.about = self.device.describe()
-        self.threads = config.threads or int(self.about["num_cores"] or 1)
+        self.threads = target.threads or self.about.num_cores
         self._check()
 
     def measure(self, first_pair: int, num_pairs: int) -> Samples:
@@ -160,6 +169,7 @@ class _Run:
         return Samples(
             spec=self.specs["candidate"],
             reference=self.specs.get("reference"),
+            target=self.target,
             config=self.config,
             identity=self._identity(manifest, pairs[0].candidate.baseline),
             device=self.about,
@@ -169,17 +179,19 @@ class _Run:
         )
 
     def _check(self) -> None:
-        self.runtime.check(self.config.quant)
+        self.runtime.check(self.target.quant)
         for role, spec in self.specs.items():
             if reason := self.runtime.unsupported(spec):
                 raise MeasurementError("unsupported", reason, role)
 
     def _pair(self, index: int, done: float, share: float, folder: Path) -> PairSamples:
         """Start a process for each spec, measure all contexts in turns, end the processes."""
-        config, contexts = self.config, self.config.contexts
+        config, contexts = self.config, self.target.contexts
         was_ready = self.device.wait_until_ready(config.ready_timeout_s)
         with self._subjects(index) as subjects:
-            start(list(subjects.values()), config, self.threads, self._plugins())
+            start(
+                list(subjects.values()), self.target.runtime, config, self.threads, self._plugins()
+            )
             for role, subject in subjects.items():
                 self.progress(done, f"exporting the {role}")
                 self._export(role, folder)
@@ -237,13 +249,13 @@ class _Run:
 
     def _export_to(self, role: Role, directory: Path) -> None:
         """Export in a process of its own on this machine."""
-        host: Device = registry.get("devices", "host")()
+        host = DeviceChoice().open()
         worker = self._worker(host, role, f"export-{role}")
         try:
             worker.ask(
                 "start",
-                runtime=self.config.runtime,
-                threads=int(host.describe()["num_cores"] or 1),
+                runtime=self.target.runtime,
+                threads=host.describe().num_cores,
                 plugins=[str(path) for path in registry.folders()],
                 memory_limit_bytes=None,
                 time_limit_s=self.config.time_limit_s,
@@ -252,7 +264,7 @@ class _Run:
                 "export",
                 spec=self.specs[role].model_dump(mode="json"),
                 seed=self.config.seed,
-                quant=self.config.quant,
+                quant=self.target.quant,
                 directory=str(directory),
             )
         finally:
@@ -275,22 +287,22 @@ class _Run:
                 shutil.rmtree(candidate)
 
     def _home(self, role: Role, folder: Path) -> Path:
-        config = self.config
-        engine = f"{config.runtime}-{self.runtime.version()}-{config.quant}"
-        return folder / f"{self.specs[role].digest}-{engine}-{config.seed}"
+        target = self.target
+        engine = f"{target.runtime}-{self.runtime.version()}-{target.quant}"
+        return folder / f"{self.specs[role].digest}-{engine}-{self.config.seed}"
 
     def _plugins(self) -> list[str]:
         return [self.device.push(folder) for folder in registry.folders()]
 
     def _identity(self, manifest: Manifest, baseline: Memory) -> Identity:
         return Identity(
-            device=self.device.label,
+            device=self.about.label,
             runtime=manifest.runtime,
             runtime_version=manifest.version,
             quant=manifest.quant,
             precision=manifest.precision,
             threads=self.threads,
-            contexts=self.config.contexts,
+            contexts=self.target.contexts,
             decode_tokens=self.config.decode_tokens,
             memory="process" if baseline.device_peak_bytes is None else "device",
         )

@@ -9,11 +9,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from archloop.devices.base import Readings
+from archloop.devices.base import DeviceInfo, Readings
 from archloop.files import write_atomic
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity
 from archloop.profiling.statistics import percentile
+from archloop.profiling.target import Target
 from archloop.stack.spec import StackSpec
 
 SAMPLES = "samples.json"
@@ -121,12 +122,13 @@ class PairSamples(_Record):
 class Samples(_Record):
     """A whole measurement; `looks` counts how often processes were added."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     spec: StackSpec
     reference: StackSpec | None
+    target: Target
     config: ProfileConfig
     identity: Identity
-    device: dict[str, str | int | float | None]
+    device: DeviceInfo
     pairs: tuple[PairSamples, ...]
     looks: int
     seconds: float

@@ -27,7 +27,7 @@ def profile_from_samples(samples: Samples) -> Profile:
     """The profile that the samples amount to; nothing else enters."""
     candidates = [pair.candidate for pair in samples.pairs]
     references = [pair.reference for pair in samples.pairs if pair.reference is not None]
-    contexts = samples.config.contexts
+    contexts = samples.target.contexts
     figures = tuple(
         Figures(context=context, **_intervals(candidates, index))
         for index, context in enumerate(contexts)

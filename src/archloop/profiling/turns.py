@@ -117,12 +117,14 @@ class Subject:
         )
 
 
-def start(subjects: list[Subject], config: ProfileConfig, threads: int, plugins: list[str]) -> None:
+def start(
+    subjects: list[Subject], runtime: str, config: ProfileConfig, threads: int, plugins: list[str]
+) -> None:
     """Ask all workers to load their engine; `wait_started` waits for them."""
     for subject in subjects:
         subject.worker.send(
             "start",
-            runtime=config.runtime,
+            runtime=runtime,
             threads=threads,
             plugins=plugins,
             memory_limit_bytes=config.memory_limit_bytes,

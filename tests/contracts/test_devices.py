@@ -1,0 +1,109 @@
+"""Every device: describes itself, runs a program with pipes, is there or says why not."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from archloop import registry
+from archloop.devices.base import Device, DeviceInfo
+from archloop.devices.choice import DeviceChoice
+
+MakeDevice = Callable[[], Device]
+REACHED: dict[str, dict[str, Any]] = {"host": {}}
+"""Settings by device for those that every machine can reach."""
+
+
+@pytest.fixture(params=sorted(REACHED))
+def device(request: pytest.FixtureRequest) -> Device:
+    return DeviceChoice(name=request.param, **REACHED[request.param]).open()
+
+
+@pytest.mark.parametrize("name", registry.names("devices"))
+def test_settings_are_frozen_and_closed(name: str) -> None:
+    kind = registry.get("devices", name)
+    assert kind.Config.model_config["frozen"]
+    with pytest.raises(ValidationError, match="nonsense"):
+        kind.Config(nonsense=1)
+
+
+def test_describes_itself(device: Device) -> None:
+    about = device.describe()
+    assert about.processor
+    assert about.num_cores >= 1
+    assert about.os
+    assert about.processor in about.label
+    assert all(card.name in about.label for card in about.accelerators)
+    assert DeviceInfo.model_validate_json(about.model_dump_json()) == about
+
+
+def test_readings_advance(device: Device) -> None:
+    before = device.readings()
+    deadline = time.process_time() + 0.05
+    while time.process_time() < deadline:
+        pass
+    after = device.readings()
+    assert after.time_s > before.time_s
+    if before.busy_s is not None:
+        assert after.busy_s is not None
+        assert after.busy_s >= before.busy_s + 0.03
+    assert before.available_memory_bytes is None or before.available_memory_bytes > 0
+
+
+def test_runs_a_program_with_pipes_in_a_group_of_its_own(device: Device, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; print(input() + os.environ['GREETING'], file=sys.stdout, flush=True); 1/0"
+    )
+    with (tmp_path / "err").open("wb") as stderr:
+        process = device.run([sys.executable, "-c", code], env={"GREETING": "!"}, stderr=stderr)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert os.getpgid(process.pid) == process.pid
+    process.stdin.write(b"hello\n")
+    assert process.stdout.readline() == b"hello!\n"
+    assert process.wait(10) == 1
+    assert b"ZeroDivisionError" in (tmp_path / "err").read_bytes()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_arguments_and_settings_arrive_as_they_are(device: Device, tmp_path: Path) -> None:
+    """No shell takes a part of them for its own."""
+    odd = ["a b", "$HOME", "`id`", "'", '"', "*", ";", "\\", "", "-n", "\u00e9"]
+    code = "import os, sys; sys.stdout.write(repr((sys.argv[1:], os.environ['ODD'])))"
+    with (tmp_path / "err").open("wb") as stderr:
+        process = device.run(
+            [sys.executable, "-c", code, *odd], env={"ODD": "$(id) '\""}, stderr=stderr
+        )
+        told, _ = process.communicate(timeout=30)
+    assert told.decode() == repr((odd, "$(id) '\""))
+
+
+def test_group_can_be_killed(device: Device, tmp_path: Path) -> None:
+    with (tmp_path / "err").open("wb") as stderr:
+        process = device.run(["sleep", "100"], env={}, stderr=stderr)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        pipe.close()
+
+
+def test_push_gives_a_path_that_works_there(device: Device, tmp_path: Path) -> None:
+    folder = tmp_path / "of $odd name"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "file").write_text("content")
+    there = device.push(folder)
+    assert device.push(folder) == there
+    with (tmp_path / "err").open("wb") as stderr:
+        process = device.run(["cat", f"{there}/inner/file"], env={}, stderr=stderr)
+        told, _ = process.communicate(timeout=30)
+    assert told == b"content"
+    device.remove(there)
+    assert (folder / "inner" / "file").read_text() == "content"

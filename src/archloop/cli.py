@@ -283,7 +283,9 @@ def profile(
     model: Annotated[str, typer.Argument(help="A preset's name or a spec's .json file.")],
     contexts: Annotated[str, typer.Option(help="Prompt lengths, by commas.")] = "4096,32768",
     reference: Annotated[str | None, typer.Option(help="Measured alongside, for ratios.")] = None,
-    device: Annotated[str, typer.Option(help="Device plug-in.")] = "host",
+    device: Annotated[
+        str, typer.Option(help="Device plug-in and its settings: host, or ssh:host=box,port=22.")
+    ] = "host",
     runtime: Annotated[str, typer.Option(help="Runtime plug-in.")] = "torch_eager",
     quant: Annotated[str, typer.Option(help="One of the runtime's quantisations.")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="Default: one per core.")] = None,
@@ -292,18 +294,18 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model with random weights: TTFT, prefill, decode, peak memory."""
-    from archloop.profiling import ProfileConfig, table
+    from archloop.profiling import ProfileConfig, Target, table
     from archloop.profiling import profile as measure
 
     try:
-        config = ProfileConfig(
-            device=device,
+        target = Target(
+            device=_device(device),
             runtime=runtime,
             quant=quant,
             threads=threads,
             contexts=_numbers("contexts", contexts),
-            processes=processes,
         )
+        config = ProfileConfig(processes=processes)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option, given = first["loc"][0], shown(first["input"])
@@ -318,6 +320,7 @@ def profile(
         task = bar.add_task("starting", total=1.0)
         measured = measure(
             spec,
+            target,
             config,
             reference=other,
             directory=output or Path(scratch),
@@ -431,6 +434,15 @@ def _dtype(name: str) -> Any:
     if name not in known:
         raise UserError(f"unknown dtype {name!r}; {registry.suggest(name, known)}")
     return getattr(torch, name)
+
+
+def _device(text: str) -> Any:
+    """A device as a recipe gives it, from ``name`` or ``name:key=value,key=value``."""
+    name, _, settings = text.partition(":")
+    pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        raise UserError(f"--device {text!r}: {wrong[0]!r} has no value; give it as {wrong[0]}=...")
+    return {"name": name, **{key: value for key, _, value in pairs}}
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

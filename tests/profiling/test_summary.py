@@ -12,6 +12,7 @@ from archloop.devices.base import Readings
 from archloop.profiling import ProfileConfig, profile_from_samples, read_samples, table
 from archloop.profiling.record import Interval
 from archloop.profiling.samples import SAMPLES, ContextSamples, ProcessSamples
+from archloop.profiling.target import Target
 from profiling.samples import memory, pair, process, samples
 
 

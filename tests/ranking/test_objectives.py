@@ -100,7 +100,7 @@ def test_no_admitted_task_or_a_missing_score_is_an_error() -> None:
 # --- objectives ---------------------------------------------------------------------------------
 
 
-def test_latency_and_memory_are_the_worst_over_devices() -> None:
+def test_latency_and_memory_are_the_worst_over_targets() -> None:
     profiles = {"laptop": profile(0.7, 1.3), "phone": profile(0.9, 0.6)}
     found = objectives.objectives(profiles, {"a": score(0.5)}, ["a"], seed_se=0.03)
     assert (found.quality, found.latency, found.memory) == pytest.approx((0.5, 0.9, 1.3))
@@ -147,13 +147,13 @@ def test_a_budget_breaks_when_the_whole_interval_is_above_it(
 def test_a_broken_budget_names_where_and_by_how_much() -> None:
     profiles = {"laptop": profile(), "phone": profile()}
     (found,) = objectives.broken(
-        profiles, [Budget(metric="ttft_ms", limit=200, context=4096, device="phone")]
+        profiles, [Budget(metric="ttft_ms", limit=200, context=4096, target="phone")]
     )
-    assert (found.metric, found.context, found.device) == ("ttft_ms", 4096, "phone")
+    assert (found.metric, found.context, found.target) == ("ttft_ms", 4096, "phone")
     assert (found.value, found.low) == pytest.approx((409.6, 389.12))
     assert objectives.excess([found]) == pytest.approx(409.6 / 200 - 1)
     everywhere = objectives.broken(profiles, [Budget(metric="ttft_ms", limit=1)])
-    assert {(b.device, b.context) for b in everywhere} == {
+    assert {(b.target, b.context) for b in everywhere} == {
         (d, c) for d in profiles for c in (1024, 4096)
     }
     assert objectives.excess([]) == 0.0
@@ -172,7 +172,7 @@ def test_relative_budgets_read_the_ratios() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"device": "phone"}, r"budgets\[0\].device='phone': give one of \['here'\]"),
+        ({"target": "phone"}, r"budgets\[0\].target='phone': give one of \['here'\]"),
         ({"context": 512}, r"budgets\[0\].context=512: give one that is profiled: \[1024\]"),
         ({"relative": True}, r"budgets\[0\].relative: name a reference preset"),
     ],
@@ -180,9 +180,9 @@ def test_relative_budgets_read_the_ratios() -> None:
 def test_budgets_on_what_is_not_measured_are_refused(budget: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         objectives.check_budgets(
-            [Budget(metric="ttft_ms", limit=1, **budget)], ["here"], [1024], False
+            [Budget(metric="ttft_ms", limit=1, **budget)], {"here": [1024]}, False
         )
-    objectives.check_budgets([Budget(metric="ttft_ms", limit=1)], ["here"], [1024], reference=False)
+    objectives.check_budgets([Budget(metric="ttft_ms", limit=1)], {"here": [1024]}, reference=False)
 
 
 @pytest.mark.parametrize("bad", [{"metric": "latency"}, {"limit": 0}, {"lmit": 3}])
@@ -223,9 +223,9 @@ def test_latency_is_bounded_only_by_first_token_and_decode_together(num_steps: i
     assert objectives.reference_point(reference, here_only).latency == 1.5
 
 
-def test_the_bound_is_the_largest_over_devices_if_all_have_one() -> None:
+def test_the_bound_is_the_largest_over_targets_if_all_have_one() -> None:
     reference = {"a": profile(), "b": profile()}
-    tight = Budget(metric="peak_memory_bytes", limit=1210, device="a")
-    loose = Budget(metric="peak_memory_bytes", limit=1430, device="b")
+    tight = Budget(metric="peak_memory_bytes", limit=1210, target="a")
+    loose = Budget(metric="peak_memory_bytes", limit=1430, target="b")
     assert objectives.reference_point(reference, [tight]).memory == 1.5
     assert objectives.reference_point(reference, [tight, loose]).memory == pytest.approx(1.33)

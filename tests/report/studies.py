@@ -118,7 +118,7 @@ def study() -> StudyRecord:
     broken = BrokenBudget(
         metric="decode_p50_ms",
         context=1024,
-        device="host",
+        target="host",
         relative=True,
         limit=1.3,
         value=1.5,

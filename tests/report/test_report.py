@@ -101,27 +101,27 @@ def test_terminal_outcome_names_front_rejections_and_report(tmp_path: Path) -> N
     console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
     print_outcome(studies.study(), Path("runs/example/report.html"), console)
     text = console.export_text()
-    assert "rejected 2 A A A A: decode_p50_ms at 1024: 1.5 > 1.3 x reference" in text
+    assert "rejected 2 A A A A: decode_p50_ms at 1024 on host: 1.5 > 1.3 x reference" in text
     assert "failed 4" in text
     assert "report: runs/example/report.html" in text
 
 
 def test_what_left_the_aggregate_and_what_no_runtime_runs_is_told(tmp_path: Path) -> None:
     refused = studies.trial(
-        0, "CC", state="rejected", error="tiny on host: a width of 7", profiles={}
+        0, "CC", state="unsupported", error="host: tiny: a width of 7", profiles={}
     )
     changes = {"trials": (refused,), "admitted": ("text",), "ended": "all was tried"}
     study = studies.study().model_copy(update=changes)
     console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
     print_outcome(study, Path("report.html"), console)
     text = console.export_text()
-    assert "rejected 0 C C: tiny on host: a width of 7" in text
+    assert "unsupported 0 C C: host: tiny: a width of 7" in text
     assert "memorization does not count: 1.2 standard errors above chance" in text
     assert "quality is text alone" in text
     assert "ended early: all was tried" in text
-    assert "0 broke a device budget before any training; 1 cannot run on the device" in text
-    assert "not measured: tiny on host: a width of 7" in html.render(study)
-    assert summary.summarize(study)["rejected"][0]["error"] == "tiny on host: a width of 7"
+    assert "0 broke a device budget before any training; 1 cannot run on a required target" in text
+    assert "cannot run on a required target: host: tiny: a width of 7" in html.render(study)
+    assert summary.summarize(study)["unsupported"][0]["error"] == "host: tiny on host: a width of 7"
 
 
 def test_drawing_describes_runs_and_sharing() -> None:

@@ -11,6 +11,7 @@ from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.recipe.recipe import Recipe, parse
 from archloop.stack.spec import StackSpec
 from archloop.store.record import Rung
+from archloop.store.stages import Profiled
 
 CONTEXTS = (64, 128)
 IDENTITY = Identity(
@@ -44,7 +45,7 @@ def settings(**changes: Any) -> dict[str, Any]:
             "channel_mixers": {"swiglu": {"expansion": [2.0, 3.0, 4.0]}},
             "scope": {"kernel": "block"},
         },
-        "profile": {"contexts": list(CONTEXTS)},
+        "targets": {"here": {"contexts": list(CONTEXTS)}},
         "budgets": [{"metric": "decode_p50_ms", "limit": 1.02, "relative": True}],
         "proxy": {"rungs": [10, 20, 40], "training": {"schedule": "wsd"}},
         "strategy": {"settings": {"population": 4}},
@@ -77,7 +78,7 @@ class StandIn:
 
     def profile(
         self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
-    ) -> dict[str, Profile]:
+    ) -> Profiled:
         name = "profile" if look == 1 else f"profile-{look}"
         self._called(f"{name} {spec.digest}", directory.parent / f"{name}.json")
         share = spec.layout.count("gqa") / spec.num_blocks
@@ -110,7 +111,7 @@ class StandIn:
             num_processes=2 * look,
             seconds=1.0,
         )
-        return {"host": profile}
+        return Profiled(profiles={"here": profile})
 
     def train(self, job: TrainJob, directory: Path) -> Rung:
         self._called(f"{directory.name} {job.spec.digest}", directory.with_suffix(".json"))

@@ -43,7 +43,8 @@ def changed(path: str, value: Any) -> str:
 VALUES = [
     ("num_trails", 3, r": num_trails: unknown key; did you mean 'num_trials'\?"),
     ("proxy.trainin", {}, r": proxy.trainin: unknown key; did you mean 'training'\?"),
-    ("profile.context", [1], r": profile.context: unknown key; did you mean 'contexts'\?"),
+    ("targets.here.context", [1], r": targets.here.context: unknown key; did you mean 'contexts"),
+    ("profile.runtime", "torch_eager", r": profile.runtime: unknown key; known: "),
     ("num_trials", "many", r": num_trials: 'many' must be a whole number"),
     ("num_trials", 0, r": num_trials: 0 must be greater than or equal to 1"),
     ("seed", -1, r": seed: -1 must be"),
@@ -73,9 +74,19 @@ VALUES = [
     ("initial", [["gqa", "gla", "gqa", "gqa"]], r": initial\[0\]: .*'gla' is not in space.mixers"),
     ("strategy.name", "nsga3", r": strategy.name='nsga3': unknown; did you mean 'nsga2'"),
     ("strategy.settings.populatoin", 4, r": strategy.settings.populatoin: unknown key; did you"),
-    ("profile.runtime", "torch_eeger", r": profile.runtime='torch_eeger': unknown; did you mean"),
-    ("profile.device", "phone", r": profile.device='phone': unknown; known: .*host"),
-    ("profile.quant", "int3", r": profile.quant: torch_eager has no 'int3'; known: "),
+    ("targets.here.runtime", "torch_eeger", r": targets.here.runtime='torch_eeger': unknown; did"),
+    ("targets.here.device", "phone", r": targets.here.device='phone': unknown; known: .*host"),
+    ("targets.here.device", {"name": "host", "gup": 1}, r": targets.here.device host has no set"),
+    ("targets.here.device", {"gpu": -1}, r": targets.here.device host.gpu=-1: must be greater"),
+    ("targets.here.quant", "int3", r": targets.here.quant: torch_eager has no 'int3'; known: "),
+    ("targets", {}, r": targets: {} has too few entries; give at least 1"),
+    ("targets", {"a/b": {}}, r": targets: 'a/b' cannot name a target; a name is a folder's name"),
+    ("targets.here.optional", True, r": targets: every target is optional; leave optional out"),
+    (
+        "budgets",
+        [{"metric": "ttft_ms", "limit": 1, "target": "there"}],
+        r": budgets\[0\].target='th",
+    ),
     ("budgets", [{"metric": "decode_p50", "limit": 1}], r": budgets\[0\].metric: 'decode_p50' mu"),
     ("budgets", [{"metric": "ttft_ms", "limit": 1, "context": 7}], r": budgets\[0\].context=7: gi"),
     ("tuning", {"learning_rates": [1e-3, 1e-2], "num_steps": 5}, r": tuning.learning_rates: .* 3"),
@@ -92,11 +103,15 @@ VALUES = [
     ("proxy.training.betas", [0.9, 1], r": proxy.training.betas\[1\]: 1 must be less than 1"),
     ("proxy.tasks", {"memorization": {"num_eval": 10**9}}, r": proxy: .*num_eval.*allowed: 1 to"),
     ("proxy.tasks", {"memorization": {"batch_size": 10**7}}, r": proxy: .*batch_size.*allowed: 1"),
-    ("profile.threads", 10**12, r": profile.threads: 1000000000000 must be less than or equal to"),
+    ("targets.here.threads", 10**12, r": targets.here.threads: 1000000000000 must be less than or"),
     ("proxy.device", "cuda:99", r": proxy.device: device 'cuda:99' is not here; this machine has"),
     ("storage", "nonsense", r": storage: 'nonsense': no database URL, such as postgresql://"),
     ("num_trials", True, r": num_trials: true and false are no numbers; give a number"),
-    ("profile.contexts", [64, True], r": profile.contexts\[1\]: true and false are no numbers"),
+    (
+        "targets.here.contexts",
+        [64, True],
+        r": targets.here.contexts\[1\]: true and false are no",
+    ),
     ("initial", [["gqa", 1]], r": initial\[0\]\[1\]: 1 must be text"),
     ("initial", [{}], r": initial\[0\]: {} must be text or a list"),
     ("space.mixers.gqa.head_dim", {}, r": space.mixers.gqa.head_dim: {} must be true or false, a"),
@@ -225,7 +240,7 @@ def test_shipped_recipes_resolve():
 def test_a_runtime_that_this_machine_cannot_run_is_refused_first(tmp_path, monkeypatch):
     monkeypatch.setattr(TorchEager, "missing", lambda self: "needs a chip; buy one")
     message = refusal(tmp_path, yaml.safe_dump(settings()))
-    assert message == ": profile.runtime: torch_eager: needs a chip; buy one"
+    assert message == ": targets.here.runtime: torch_eager: needs a chip; buy one"
 
 
 def test_a_bug_is_not_blamed_on_the_recipe(tmp_path, monkeypatch):

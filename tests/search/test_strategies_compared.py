@@ -105,6 +105,7 @@ def test_ends_of_the_front_survive() -> None:
     "useless",
     [
         Told(90, named("small").from_layout(["gqa"]), "failed"),
+        Told(90, named("small").from_layout(["gqa"]), "unsupported"),
         Told(90, named("small").from_layout(["gqa"]), "failed", (1.0, 0.0, 0.0)),
         Told(90, named("small").from_layout(["gqa"]), "complete", None),
         Told(90, named("small").from_layout(["gqa"]), "complete", (float("nan"), 0.1, 0.1)),

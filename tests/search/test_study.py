@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from archloop.errors import UserError
-from archloop.profiling.record import Profile
+from archloop.profiling.record import Interval
 from archloop.ranking import front
 from archloop.ranking.objectives import as_point
 from archloop.report import summary
@@ -23,6 +23,7 @@ from archloop.search.study import Study
 from archloop.store import store
 from archloop.store.lock import StudyBusyError, exclusive
 from archloop.store.record import Rung, StudyRecord
+from archloop.store.stages import Profiled
 from search.stand_in import StandIn, no_time, recipe, settings
 
 
@@ -64,7 +65,7 @@ def test_straddling_budget_gets_one_more_look(finished):
     twice = {call.split()[1] for call in evaluator.calls if call.startswith("profile-2")}
     assert twice
     for trial in record.trials:
-        looked = trial.profiles["host"].num_processes // 2
+        looked = trial.profiles["here"].num_processes // 2
         assert looked == (2 if trial.spec.digest in twice else 1)
         if trial.straddles:
             assert looked == 2
@@ -180,9 +181,9 @@ def test_a_study_of_nothing_but_diverged_trainings_has_no_winner(tmp_path):
         Study(recipe(num_trials=3, budgets=[]), tmp_path, evaluator=evaluator).run()
 
 
-def test_spec_that_the_runtime_cannot_run_is_rejected(tmp_path):
+def test_spec_that_a_required_target_cannot_run_is_unsupported(tmp_path):
     class Picky(StandIn):
-        def profile(self, spec, reference, look, directory) -> dict[str, Profile]:
+        def profile(self, spec, reference, look, directory) -> Profiled:
             if spec != reference and "gqa" in spec.layout:
                 raise Unsupported("stand-in runs no gqa")
             return super().profile(spec, reference, look, directory)
@@ -192,9 +193,43 @@ def test_spec_that_the_runtime_cannot_run_is_rejected(tmp_path):
     refused = [trial for trial in record.trials if trial.error]
     assert refused
     for trial in refused:
-        assert trial.state == "rejected"
+        assert trial.state == "unsupported"
         assert trial.error == "stand-in runs no gqa"
         assert not trial.rungs
+
+
+def test_study_in_which_nothing_runs_says_so(tmp_path):
+    class Refusing(StandIn):
+        def profile(self, spec, reference, look, directory) -> Profiled:
+            if spec != reference:
+                raise Unsupported("stand-in: no such mixer")
+            return super().profile(spec, reference, look, directory)
+
+    with pytest.raises(NoFeasibleTrial, match="no required target can run any trial, the first"):
+        Study(recipe(num_trials=3), tmp_path, evaluator=Refusing()).run()
+
+
+def test_a_trial_is_measured_on_the_optional_targets_that_can_run_it(tmp_path):
+    class Two(StandIn):
+        def profile(self, spec, reference, look, directory) -> Profiled:
+            here = super().profile(spec, reference, look, directory).profiles["here"]
+            if spec != reference and "gqa" in spec.layout:
+                return Profiled(profiles={"here": here}, left_out={"there": "it runs no gqa"})
+            slower = here.model_copy(update={"latency": around(2 * here.latency.value)})
+            return Profiled(profiles={"here": here, "there": slower})
+
+    def around(value):
+        return Interval(value=value, low=value, high=value)
+
+    targets = {"here": {"contexts": [64, 128]}, "there": {"contexts": [64], "optional": True}}
+    both = recipe(budgets=[], targets=targets, initial=[["short_conv"] * 4])
+    record = Study(both, tmp_path, evaluator=Two()).run()
+    assert {tuple(trial.profiles) for trial in record.trials} == {("here",), ("here", "there")}
+    for trial in record.trials:
+        worst = max(profile.latency.value for profile in trial.profiles.values())
+        assert trial.objectives.latency == worst
+        runs = trial.spec == record.reference.spec or "gqa" not in trial.spec.layout
+        assert trial.left_out == ({} if runs else {"there": "it runs no gqa"})
 
 
 def test_crash_on_a_higher_rung_keeps_the_lower(finished, tmp_path):
@@ -251,12 +286,13 @@ def test_changed_corpus_is_refused(finished):
 
 def test_another_device_is_refused(tmp_path):
     class Elsewhere(StandIn):
-        def profile(self, spec, reference, look, directory) -> dict[str, Profile]:
+        def profile(self, spec, reference, look, directory) -> Profiled:
             found = super().profile(spec, reference, look, directory)
             if spec == reference:
                 return found
-            identity = found["host"].identity.model_copy(update={"threads": 8})
-            return {"host": found["host"].model_copy(update={"identity": identity})}
+            here = found.profiles["here"]
+            identity = here.identity.model_copy(update={"threads": 8})
+            return Profiled(profiles={"here": here.model_copy(update={"identity": identity})})
 
     with pytest.raises(StudyError, match="threads was 1, is 8"):
         Study(recipe(), tmp_path, evaluator=Elsewhere()).run()

@@ -32,7 +32,7 @@ class Budget(BaseModel):
         limit: largest allowed value, in the metric's unit, or a ratio if `relative`.
         relative: the limit is a ratio to the reference preset.
         context: where it holds; at every profiled context if None.
-        device: where it holds; on every device if None.
+        target: where it holds; on every target if None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,20 +41,20 @@ class Budget(BaseModel):
     limit: Annotated[float, Field(gt=0)]
     relative: bool = False
     context: Annotated[int, Field(ge=1)] | None = None
-    device: str | None = None
+    target: str | None = None
 
     def __str__(self) -> str:
         unit = " x reference" if self.relative else ""
         where = "" if self.context is None else f" at {self.context}"
-        where += "" if self.device is None else f" on {self.device}"
+        where += "" if self.target is None else f" on {self.target}"
         return f"{self.metric} <= {self.limit:g}{unit}{where}"
 
 
 class Reading(NamedTuple):
-    """What a budget limits: one figure, on one device, at one context."""
+    """What a budget limits: one figure, on one target, at one context."""
 
     budget: Budget
-    device: str
+    target: str
     context: int
     interval: Interval
 
@@ -63,32 +63,39 @@ class Reading(NamedTuple):
 
 
 def check_budgets(
-    budgets: Sequence[Budget], devices: Sequence[str], contexts: Sequence[int], reference: bool
+    budgets: Sequence[Budget], contexts: Mapping[str, Sequence[int]], reference: bool
 ) -> None:
     """Every budget limits something that the study measures.
 
+    Args:
+        budgets: of a recipe.
+        contexts: measured on each target, by its name.
+        reference: there is a reference preset.
+
     Raises:
-        UserError: an unknown device or context, or a ratio without a reference preset.
+        UserError: an unknown target or context, or a ratio without a reference preset.
     """
     for index, budget in enumerate(budgets):
         where = f"budgets[{index}]"
-        if budget.device is not None and budget.device not in devices:
-            raise UserError(f"{where}.device={budget.device!r}: give one of {list(devices)}")
-        if budget.context is not None and budget.context not in contexts:
-            known = f"give one that is profiled: {list(contexts)}"
+        if budget.target is not None and budget.target not in contexts:
+            raise UserError(f"{where}.target={budget.target!r}: give one of {list(contexts)}")
+        chosen = contexts if budget.target is None else {budget.target: contexts[budget.target]}
+        profiled = sorted({context for each in chosen.values() for context in each})
+        if budget.context is not None and budget.context not in profiled:
+            known = f"give one that is profiled: {profiled}"
             raise UserError(f"{where}.context={budget.context}: {known}")
         if budget.relative and not reference:
             raise UserError(f"{where}.relative: name a reference preset, or give absolute limits")
 
 
 def readings(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> list[Reading]:
-    """All that the budgets limit, of profiles by device."""
+    """All that the budgets limit, of profiles by target."""
     found = []
     for budget in budgets:
-        for device, profile in profiles.items():
-            if budget.device in (None, device):
+        for target, profile in profiles.items():
+            if budget.target in (None, target):
                 found += [
-                    Reading(budget, device, context, interval)
+                    Reading(budget, target, context, interval)
                     for context, interval in _figures(profile, budget).items()
                     if budget.context in (None, context)
                 ]
@@ -101,13 +108,13 @@ def broken(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> tuple[
         BrokenBudget(
             metric=budget.metric,
             context=context,
-            device=device,
+            target=target,
             relative=budget.relative,
             limit=budget.limit,
             value=interval.value,
             low=interval.low,
         )
-        for budget, device, context, interval in readings(profiles, budgets)
+        for budget, target, context, interval in readings(profiles, budgets)
         if interval.low > budget.limit
     )
 
@@ -115,9 +122,9 @@ def broken(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> tuple[
 def straddles(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> tuple[str, ...]:
     """Budgets that the interval still contains, in words."""
     return tuple(
-        f"{budget.metric} at {context} on {device}: {interval.value:.4g} "
+        f"{budget.metric} at {context} on {target}: {interval.value:.4g} "
         f"[{interval.low:.4g}, {interval.high:.4g}] around {budget.limit:g}"
-        for budget, device, context, interval in readings(profiles, budgets)
+        for budget, target, context, interval in readings(profiles, budgets)
         if interval.low <= budget.limit < interval.high
     )
 
@@ -186,7 +193,7 @@ def objectives(
     """Quality, latency and memory of a trial with their standard errors.
 
     Args:
-        profiles: by device, each with ratios to the reference.
+        profiles: by target, each with ratios to the reference.
         scores: by task.
         tasks: the admitted ones.
         seed_se: standard error of quality over training seeds, added to that over examples.
@@ -231,14 +238,14 @@ def reference_point(reference: Mapping[str, Profile], budgets: Sequence[Budget] 
     """The worst objectives that count, fixed before trial 0.
 
     Quality: chance. Latency and memory: what the budgets allow, where they limit the objective on
-    every device and at every context; otherwise 1.5 times the reference preset.
+    every target and at every context; otherwise 1.5 times the reference preset.
 
     Args:
-        reference: the reference preset's profiles by device.
+        reference: the reference preset's profiles by target.
         budgets: of the study.
     """
-    latencies = [_latency_bound(profile, device, budgets) for device, profile in reference.items()]
-    memories = [_memory_bound(profile, device, budgets) for device, profile in reference.items()]
+    latencies = [_latency_bound(profile, target, budgets) for target, profile in reference.items()]
+    memories = [_memory_bound(profile, target, budgets) for target, profile in reference.items()]
     return Objectives(quality=0.0, latency=_largest(latencies), memory=_largest(memories))
 
 
@@ -255,12 +262,12 @@ def _figures(profile: Profile, budget: Budget) -> dict[int, Interval]:
 
 
 def _worst(profiles: Mapping[str, Profile], objective: Literal["latency", "memory"]) -> Interval:
-    """The largest ratio over devices."""
+    """The largest ratio over targets."""
     intervals: list[Interval] = []
-    for device, profile in profiles.items():
+    for target, profile in profiles.items():
         interval: Interval | None = getattr(profile, objective)
         if interval is None:
-            raise ValueError(f"the profile on {device} has no {objective} ratio to a reference")
+            raise ValueError(f"the profile on {target} has no {objective} ratio to a reference")
         intervals.append(interval)
     if not intervals:
         raise ValueError(f"no profile to take {objective} from")
@@ -268,25 +275,25 @@ def _worst(profiles: Mapping[str, Profile], objective: Literal["latency", "memor
 
 
 def _limit(
-    budgets: Sequence[Budget], metrics: Sequence[str], device: str, context: int, gross: float
+    budgets: Sequence[Budget], metrics: Sequence[str], target: str, context: int, gross: float
 ) -> float | None:
     """The tightest limit on any of the metrics, absolute; `gross` is the reference's value."""
     limits = [
         budget.limit * gross if budget.relative else budget.limit
         for budget in budgets
         if budget.metric in metrics
-        and budget.device in (None, device)
+        and budget.target in (None, target)
         and budget.context in (None, context)
     ]
     return min(limits, default=None)
 
 
-def _latency_bound(profile: Profile, device: str, budgets: Sequence[Budget]) -> float | None:
+def _latency_bound(profile: Profile, target: str, budgets: Sequence[Budget]) -> float | None:
     """Largest latency ratio within the budgets; None if some context is not limited."""
     logs = []
     num_steps = profile.identity.decode_tokens
     for figures in profile.figures:
-        at = (device, figures.context)
+        at = (target, figures.context)
         ttft = _limit(budgets, ["ttft_ms"], *at, figures.ttft_ms.value)
         # A limit on p95 limits the median too.
         steps = [
@@ -301,12 +308,12 @@ def _latency_bound(profile: Profile, device: str, budgets: Sequence[Budget]) -> 
     return math.exp(math.fsum(logs) / len(logs))
 
 
-def _memory_bound(profile: Profile, device: str, budgets: Sequence[Budget]) -> float | None:
+def _memory_bound(profile: Profile, target: str, budgets: Sequence[Budget]) -> float | None:
     """Largest memory ratio within the budgets; None if some context is not limited."""
     bounds = []
     for figures in profile.figures:
         peak, baseline = figures.peak_memory_bytes.value, figures.baseline_memory_bytes.value
-        limit = _limit(budgets, ["peak_memory_bytes"], device, figures.context, peak)
+        limit = _limit(budgets, ["peak_memory_bytes"], target, figures.context, peak)
         if limit is None:
             return None
         bounds.append((limit - baseline) / (peak - baseline))
@@ -314,6 +321,6 @@ def _memory_bound(profile: Profile, device: str, budgets: Sequence[Budget]) -> f
 
 
 def _largest(bounds: Sequence[float | None]) -> float:
-    """Over devices; the default unless each has a usable bound."""
+    """Over targets; the default unless each has a usable bound."""
     known = [bound for bound in bounds if bound is not None and bound > 0]
     return max(known) if known and len(known) == len(bounds) else DEFAULT_BOUND

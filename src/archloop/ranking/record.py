@@ -18,7 +18,7 @@ class BrokenBudget(_Record):
 
     metric: str
     context: int
-    device: str
+    target: str
     relative: bool
     limit: float
     value: float

@@ -89,6 +89,7 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         "front": [by_number[number] for number in facts["front"]],
         "complete": _ranked([t for t in study.trials if t.state == "complete"], facts["front"]),
         "rejected": [t for t in study.trials if t.state == "rejected"],
+        "unsupported": [t for t in study.trials if t.state == "unsupported"],
         "failed": [t for t in study.trials if t.state == "failed"],
         "legend": [(name, label(name), colour(name)) for name in mixers],
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False),
@@ -106,8 +107,8 @@ def headline(study: StudyRecord) -> str:
         f"{len(numbers)} of {len(states)} candidates are on the front",
         f"{broke} broke a device budget before any training",
     ]
-    if refused := states.count("rejected") - broke:
-        parts.append(f"{refused} cannot run on the device")
+    if states.count("unsupported"):
+        parts.append(f"{states.count('unsupported')} cannot run on a required target")
     if states.count("failed"):
         parts.append(f"{states.count('failed')} failed")
     text = "; ".join(parts)

@@ -29,15 +29,16 @@ def print_outcome(study: StudyRecord, page: Path, console: Console) -> None:
     for trial in study.trials:
         if trial.state == "rejected":
             reasons = ", ".join(
-                f"{b.metric} at {b.context}: {b.value:.3g} > {b.limit:.3g}"
+                f"{b.metric} at {b.context} on {b.target}: {b.value:.3g} > {b.limit:.3g}"
                 + (" x reference" if b.relative else "")
                 for b in trial.broken
             )
-            # What the runtime cannot run was not measured, and broke no budget.
-            why = reasons or trial.error
-            console.print(f"rejected {trial.number} {_pattern(trial)}: {why}", markup=False)
-        elif trial.state == "failed":
-            console.print(f"failed {trial.number} {_pattern(trial)}: {trial.error}", markup=False)
+            console.print(f"rejected {trial.number} {_pattern(trial)}: {reasons}", markup=False)
+        elif trial.state in ("unsupported", "failed"):
+            why = f"{trial.state} {trial.number} {_pattern(trial)}: {trial.error}"
+            console.print(why, markup=False)
+        for target, reason in trial.left_out.items():
+            console.print(f"{trial.number} was not measured on {target}: {reason}", markup=False)
     for task, reason in study.dropped.items():
         console.print(f"{task} does not count: {reason}", markup=False)
     if len(study.admitted) == 1:

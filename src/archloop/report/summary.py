@@ -43,6 +43,9 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
             for t in study.trials
             if t.state == "rejected"
         ],
+        "unsupported": [
+            {"number": t.number, "error": t.error} for t in study.trials if t.state == "unsupported"
+        ],
         "failed": [
             {"number": t.number, "layout": t.spec.layout, "error": t.error}
             for t in study.trials
@@ -108,7 +111,8 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "values": None if objectives is None else objectives.model_dump(),
         "scores": {r.index: {k: s.model_dump() for k, s in r.scores.items()} for r in trial.rungs},
         "costs": trial.costs.model_dump(),
-        "profiles": {device: p.model_dump(mode="json") for device, p in trial.profiles.items()},
+        "profiles": {target: p.model_dump(mode="json") for target, p in trial.profiles.items()},
+        "left_out": trial.left_out,
         "straddles": list(trial.straddles),
         "diverged": diverged(trial),
         "hypervolume_gain": trial.hypervolume_gain,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from archloop.space.genome import Genome
 from archloop.space.space import Space
 
-ToldState = Literal["complete", "rejected", "failed"]
+ToldState = Literal["complete", "rejected", "unsupported", "failed"]
 NUM_REMUTATIONS = 20
 """Mutations of a proposal that was tried before, until a random genome takes its place."""
 NUM_RANDOM = 300
@@ -32,7 +32,8 @@ class Told(NamedTuple):
     Attributes:
         number: of the trial.
         genome: that was tried.
-        state: rejected means that a budget was broken, before any training.
+        state: rejected means that a budget was broken, before any training; unsupported that a
+            required target cannot run the genome's spec, which says nothing of its speed.
         values: quality (up), latency and memory (down), of a complete trial.
         excess: by how much budgets are exceeded, relative to their limits; 0 if they are kept.
     """

@@ -95,7 +95,7 @@ def _establish(
         worst=objectives.reference_point(profiles, recipe.budgets),
         objectives=tuple(by_rung),
         scores=scores,
-        identities={device: profile.identity for device, profile in profiles.items()},
+        identities={target: profile.identity for target, profile in profiles.items()},
         admitted=admitted,
         dropped=dropped,
         seed_sd=seed_sd,

@@ -7,9 +7,9 @@ their own. Tests put a deterministic stand-in here.
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from archloop.profiling.record import Profile
 from archloop.stack.spec import StackSpec
 from archloop.store.record import Rung
+from archloop.store.stages import Profiled
 
 
 class CandidateFailed(RuntimeError):  # noqa: N818  (how a trial ended, not a fault of ours)
@@ -20,7 +20,7 @@ class CandidateFailed(RuntimeError):  # noqa: N818  (how a trial ended, not a fa
 
 
 class Unsupported(CandidateFailed):
-    """The runtime cannot run the spec: a constraint that it breaks, not a failure."""
+    """A required target cannot run the spec: neither a broken budget nor a failure."""
 
 
 class TrainJob(NamedTuple):
@@ -60,8 +60,8 @@ class Evaluator(Protocol):
 
     def profile(
         self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
-    ) -> dict[str, Profile]:
-        """Measure a spec against the reference on each device.
+    ) -> Profiled:
+        """Measure a spec against the reference on each target.
 
         Args:
             spec: at ship width.
@@ -70,7 +70,7 @@ class Evaluator(Protocol):
             directory: for raw samples; whole samples already there are not taken again.
 
         Raises:
-            Unsupported: the runtime cannot run the spec.
+            Unsupported: the runtime of a target that is not optional cannot run the spec.
             CandidateFailed: the candidate crashed, hung or ran out of memory.
         """
 

@@ -13,7 +13,7 @@ from archloop.ranking.objectives import Budget
 from archloop.ranking.record import BrokenBudget
 
 Measure = Callable[[int], Mapping[str, Profile]]
-"""Profiles by device, of look 1 or 2."""
+"""Profiles by target, of look 1 or 2."""
 
 
 class Verdict(NamedTuple):

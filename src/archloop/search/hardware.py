@@ -6,18 +6,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from archloop import registry
 from archloop.devices.cores import usable_cores
 from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
-from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Profile
+from archloop.profiling.target import Target
 from archloop.proxy import proxy
 from archloop.proxy.worker import Job, TrainingError, run_isolated
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.recipe.recipe import Recipe
 from archloop.stack.spec import StackSpec
 from archloop.store.record import Rung
+from archloop.store.stages import Profiled
 from archloop.version import __version__
 from archloop.workers.client import MeasurementError
 
@@ -42,15 +42,15 @@ class HardwareEvaluator:
     def prepare(self) -> dict[str, Any]:
         """As `Evaluator.prepare`."""
         data = proxy.prepare(self._recipe.proxy, self._cache, self._recipe.root)
-        devices = {
-            config.device: registry.get("devices", config.device)().describe()
-            for config in self._recipe.profile
+        targets = {
+            name: target.device.open().describe().model_dump(mode="json")
+            for name, target in self._recipe.targets.items()
         }
         return {
             "archloop": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
-            "devices": devices,
+            "targets": targets,
             "corpus": data.digest,
             "vocab_size": data.vocab_size,
             "training_threads": self._threads,
@@ -59,12 +59,17 @@ class HardwareEvaluator:
 
     def profile(
         self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
-    ) -> dict[str, Profile]:
+    ) -> Profiled:
         """As `Evaluator.profile`."""
-        return {
-            config.device: self._profile(config, spec, reference, look, directory / config.device)
-            for config in self._recipe.profile
-        }
+        profiles, left_out = {}, {}
+        for name, target in self._recipe.targets.items():
+            try:
+                profiles[name] = self._profile(target, spec, reference, look, directory / name)
+            except Unsupported as reason:
+                if not target.optional:
+                    raise Unsupported(f"{name}: {reason}") from reason
+                left_out[name] = str(reason)
+        return Profiled(profiles=profiles, left_out=left_out)
 
     def train(self, job: TrainJob, directory: Path) -> Rung:
         """As `Evaluator.train`."""
@@ -105,7 +110,7 @@ class HardwareEvaluator:
 
     def _profile(
         self,
-        config: ProfileConfig,
+        target: Target,
         spec: StackSpec,
         reference: StackSpec,
         look: int,
@@ -115,10 +120,13 @@ class HardwareEvaluator:
             samples = read_samples(directory)
         except ValueError:
             samples = None
-        if samples is not None and (samples.spec, samples.reference, samples.config) == (
-            spec,
-            reference,
-            config,
+        config = self._recipe.profile
+        wanted = (spec, reference, target, config)
+        if samples is not None and wanted == (
+            samples.spec,
+            samples.reference,
+            samples.target,
+            samples.config,
         ):
             if samples.looks >= look:
                 return profile_from_samples(samples)
@@ -129,9 +137,14 @@ class HardwareEvaluator:
             if look > 1:
                 return extend(directory, artifacts=self._artifacts)
             return profile(
-                spec, config, reference=reference, directory=directory, artifacts=self._artifacts
+                spec,
+                target,
+                config,
+                reference=reference,
+                directory=directory,
+                artifacts=self._artifacts,
             )
         except MeasurementError as error:
             if error.kind == "unsupported" and error.role == "candidate":
-                raise Unsupported(f"{config.runtime} on {config.device}: {error.detail}") from error
+                raise Unsupported(f"{target.runtime}: {error.detail}") from error
             raise CandidateFailed(f"profiling: {error}") from error

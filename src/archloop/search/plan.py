@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     """What a study runs.
 
     Attributes:
-        contexts: profiled on any device, ascending.
+        contexts: profiled on any target, ascending.
         reference: ship spec of the reference preset; `reference_proxy` is what is trained.
         reference_genome: of the reference preset, empty when it is not of this space.
         vocab_size: of proxies: text and task tokens.
@@ -81,18 +81,14 @@ def resolve(recipe: Recipe) -> Plan:
 def _resolve(recipe: Recipe) -> Plan:
     if recipe.plugins is not None:
         _add_plugins(recipe)
-    for index, profile in enumerate(recipe.profile):
-        where = f"profile[{index}]" if len(recipe.profile) > 1 else "profile"
-        _known(f"{where}.device", "devices", profile.device)
-        _known(f"{where}.runtime", "runtimes", profile.runtime)
-        runtime: Runtime = registry.get("runtimes", profile.runtime)()
-        if profile.quant not in runtime.quants:
-            near = registry.suggest(profile.quant, list(runtime.quants))
-            raise UserError(f"{where}.quant: {profile.runtime} has no {profile.quant!r}; {near}")
+    for name, target in recipe.targets.items():
+        where = f"targets.{name}."
+        target.check(where)
+        runtime: Runtime = registry.get("runtimes", target.runtime)()
         if missing := runtime.missing():
-            raise UserError(f"{where}.runtime: {profile.runtime}: {missing}")
-    contexts = tuple(sorted({c for profile in recipe.profile for c in profile.contexts}))
-    check_budgets(recipe.budgets, [p.device for p in recipe.profile], contexts, True)
+            raise UserError(f"{where}runtime: {target.runtime}: {missing}")
+    contexts = tuple(sorted({c for target in recipe.targets.values() for c in target.contexts}))
+    check_budgets(recipe.budgets, {n: t.contexts for n, t in recipe.targets.items()}, True)
     for path in recipe.proxy.corpus.paths:
         _prefixed("proxy.corpus.paths", corpora.resolve, path, recipe.root)
     _prefixed("proxy.device", torch_device, recipe.proxy.device)
@@ -109,6 +105,12 @@ def _resolve(recipe: Recipe) -> Plan:
     reference_proxy = reference.replace(d_model=proxy_width, vocab_size=vocab_size)
     for spec in (reference, reference_proxy):
         _prefixed("reference", cost.check, spec)
+    for name, target in recipe.targets.items():
+        if reason := registry.get("runtimes", target.runtime)().unsupported(reference):
+            raise UserError(
+                f"targets.{name}: {target.runtime} cannot run the reference preset, so nothing "
+                f"can be compared with it there: {reason}"
+            )
     check_mixers(space, reference_proxy)
     return Plan(
         recipe,

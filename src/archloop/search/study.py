@@ -311,7 +311,9 @@ class _Run:
         rejected = [t for t in zip(self.history, self.results, strict=True) if t[1].excess > 0]
         if not rejected:
             error = self.results[0].error if self.results else "no trial was run"
-            raise NoFeasibleTrial(f"no feasible trial; every trial failed, the first with: {error}")
+            unsupported = all(result.state == "unsupported" for result in self.results)
+            what = "no required target can run any trial" if unsupported else "every trial failed"
+            raise NoFeasibleTrial(f"no feasible trial; {what}, the first with: {error}")
         told, result = min(rejected, key=lambda pair: (pair[1].excess, pair[0].number))
         raise NoFeasibleTrial(
             f"no feasible trial; nearest was trial {told.number} "
@@ -352,7 +354,7 @@ def _outcome(result: Result) -> str:
         worst = max(result.broken, key=lambda budget: budget.value / budget.limit)
         unit = " x reference" if worst.relative else ""
         return (
-            f"{worst.metric} at {worst.context} on {worst.device} {worst.value:.3g}{unit}, "
+            f"{worst.metric} at {worst.context} on {worst.target} {worst.value:.3g}{unit}, "
             f"budget {worst.limit:g}{unit}"
         )
     if result.error is not None and not result.objectives:

@@ -27,9 +27,6 @@ from archloop.store.record import (
 )
 from archloop.store.stages import Profiled, Proposed, Stage, StageFiles
 
-UNSUPPORTED_EXCESS = 1e6
-"""Constraint excess of a spec that the runtime cannot run: behind any that a budget rejected."""
-
 Announce = Callable[[Literal["profile", "train"], int | None], None]
 """Called as a stage begins: profile or train, and the rung."""
 
@@ -67,7 +64,7 @@ def run(context: Context, trial: Stored) -> Result:
     try:
         result = _run(context, trial, proposed, files, seconds)
     except Unsupported as error:
-        result = Result(state="rejected", error=str(error), excess=UNSUPPORTED_EXCESS)
+        result = Result(state="unsupported", error=str(error))
     except CandidateFailed as error:
         result = Result(state="failed", error=str(error))
     for rung in range(len(context.plan.recipe.proxy.rungs)):
@@ -182,8 +179,8 @@ def _objectives(baseline: Baseline, profiles: Mapping[str, Profile], rung: Rung)
 
 def _check_identity(baseline: Baseline, profiles: dict[str, Profile]) -> None:
     """Measurements compare only where device, runtime, precision and the rest match."""
-    for device, profile in profiles.items():
-        expected = baseline.identities[device]
+    for target, profile in profiles.items():
+        expected = baseline.identities[target]
         if profile.identity != expected:
             fields = [
                 f"{name} was {getattr(expected, name)!r}, is {value!r}"
@@ -191,6 +188,6 @@ def _check_identity(baseline: Baseline, profiles: dict[str, Profile]) -> None:
                 if getattr(expected, name) != value
             ]
             raise StudyError(
-                f"measurements on {device} would not compare with the reference preset's: "
+                f"measurements on {target} would not compare with the reference preset's: "
                 f"{'; '.join(fields)}; go back to what it was, or start a study of another name"
             )

@@ -34,11 +34,11 @@ class Workshop(NamedTuple):
         with self.meter.stage():
             try:
                 directory = files.folder / "samples"
-                profiles = self.evaluator.profile(spec, reference, look, directory)
+                profiled = self.evaluator.profile(spec, reference, look, directory)
             except CandidateFailed as error:
                 _blame_full_disk(error)
                 raise
-        return files.save(name, Profiled(profiles=profiles), self.meter.last)
+        return files.save(name, profiled, self.meter.last)
 
     def train(self, job: TrainJob, files: StageFiles, name: str) -> Stage[Rung]:
         """A trained and scored proxy."""

@@ -23,7 +23,7 @@ class Baseline(BaseModel):
         worst: the reference point.
         objectives: of the reference preset, by rung.
         scores: of the reference preset at rung 0, averaged over seeds.
-        identities: what it was measured on, by device.
+        identities: what it was measured on, by target.
         seed_sd: standard deviation of quality over the reference preset's seeds, at rung 0.
         files: checksums of its stage files.
     """

@@ -20,6 +20,7 @@ from archloop.store.record import TrialState as State
 _STATES = {
     "complete": TrialState.COMPLETE,
     "rejected": TrialState.PRUNED,
+    "unsupported": TrialState.FAIL,
     "failed": TrialState.FAIL,
 }
 
@@ -130,7 +131,7 @@ class Database:
         assert result.state != "running"
         trial_id = self._ids[number]
         self._storage.set_trial_user_attr(trial_id, "result", result.model_dump(mode="json"))
-        if result.state != "failed":
+        if result.state in ("complete", "rejected"):
             # Above zero means infeasible, to Optuna's tools as well.
             excess = [result.excess]
             self._storage.set_trial_system_attr(trial_id, "constraints", excess)

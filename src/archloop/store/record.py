@@ -12,7 +12,7 @@ from archloop.profiling.record import Profile
 from archloop.ranking.record import BrokenBudget, Objectives
 from archloop.stack.spec import StackSpec
 
-TrialState = Literal["running", "complete", "rejected", "failed"]
+TrialState = Literal["running", "complete", "rejected", "unsupported", "failed"]
 
 
 class _Record(BaseModel):
@@ -56,10 +56,12 @@ class TrialRecord(_Record):
 
     Attributes:
         number: Optuna's trial number; the reference preset has -1.
-        state: rejected means that a budget was broken, before any training.
+        state: rejected means that a budget was broken, before any training; unsupported that a
+            required target cannot run the spec.
         origin: how it was proposed: preset, random, mutation, crossover, ...
         parents: trial numbers.
         spec: at ship width; `proxy_spec` is what was trained.
+        profiles: by target; `left_out` maps each optional target that cannot run it to the reason.
         straddles: budgets that the interval still contains after a second look.
         hypervolume_gain: of rung 0's front when this trial was told.
         error: of a failed trial, one line.
@@ -74,6 +76,7 @@ class TrialRecord(_Record):
     proxy_spec: StackSpec
     costs: Costs
     profiles: dict[str, Profile] = {}
+    left_out: dict[str, str] = {}
     broken: tuple[BrokenBudget, ...] = ()
     straddles: tuple[str, ...] = ()
     rungs: tuple[Rung, ...] = ()

@@ -33,9 +33,15 @@ class Proposed(_Plain):
 
 
 class Profiled(_Plain):
-    """Profiles by device."""
+    """What was measured of a spec.
+
+    Attributes:
+        profiles: by target.
+        left_out: by optional target that cannot run the spec, the reason.
+    """
 
     profiles: dict[str, Profile]
+    left_out: dict[str, str] = {}
 
 
 class Stage(NamedTuple, Generic[T]):

@@ -145,11 +145,11 @@ def _trial(folder: Path, stored: Stored) -> TrialRecord | None:
         return _running(home, origin)
     files = result.files
     proposed = stages.read(home / "spec.json", Proposed, files["spec"]).value
-    profiles = {}
+    profiled = Profiled(profiles={})
     looks = [name for name in ("profile-2", "profile") if name in files]
     if looks:
         path = home / f"{looks[0]}.json"
-        profiles = stages.read(path, Profiled, files[looks[0]]).value.profiles
+        profiled = stages.read(path, Profiled, files[looks[0]]).value
     rungs = [
         stages.read(home / f"rung-{index}.json", Rung, files[f"rung-{index}"]).value.model_copy(
             update={"objectives": objectives}
@@ -162,7 +162,8 @@ def _trial(folder: Path, stored: Stored) -> TrialRecord | None:
         spec=proposed.spec,
         proxy_spec=proposed.proxy_spec,
         costs=proposed.costs,
-        profiles=profiles,
+        profiles=profiled.profiles,
+        left_out=profiled.left_out,
         broken=result.broken,
         straddles=result.straddles,
         rungs=tuple(rungs),

@@ -25,7 +25,8 @@ from pydantic import (
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from archloop.profiling.config import MAX_THREADS, ProfileConfig
+from archloop.profiling.config import ProfileConfig
+from archloop.profiling.target import MAX_THREADS, Target
 from archloop.proxy.proxy import ProxyConfig
 from archloop.ranking.objectives import Budget
 from archloop.search.recipe import plain_yaml
@@ -34,10 +35,10 @@ from archloop.space.config import SpaceConfig
 from archloop.stack.spec import StackSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def _one_or_many(value: object) -> object:
-    return value if isinstance(value, (list, tuple)) else [value]
+_NAME_RULE = (
+    "a name is a folder's name: up to 100 letters, digits, '.', '_' and '-', "
+    "the first a letter or digit"
+)
 
 
 def _without_password(url: str | None) -> str | None:
@@ -123,7 +124,8 @@ class Recipe(_Section):
         seed: with a trial's number, the source of everything random.
         reference: what ratios and budgets refer to.
         initial: layouts to try first: names of presets, or mixers by block.
-        profile: one device, or a list of several.
+        targets: what candidates are measured on, by name; the names key every record and figure.
+        profile: how they are measured, on every target alike.
         promote_share: a trial whose expected hypervolume contribution is in this top share of its
             rung goes to the next one.
         reference_seeds: trainings of the reference preset that give the noise of seeds.
@@ -140,9 +142,8 @@ class Recipe(_Section):
     reference: Annotated[Reference, BeforeValidator(_preset_or_section)]
     initial: tuple[str | tuple[str, ...], ...] = ()
     space: SpaceConfig
-    profile: Annotated[
-        tuple[ProfileConfig, ...], BeforeValidator(_one_or_many), Field(min_length=1)
-    ] = (ProfileConfig.model_validate({}),)
+    targets: dict[str, Target] = Field({"host": Target.model_validate({})}, min_length=1)
+    profile: ProfileConfig = ProfileConfig.model_validate({})
     budgets: tuple[Budget, ...] = ()
     proxy: ProxyConfig = ProxyConfig()
     promote_share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
@@ -161,20 +162,19 @@ class Recipe(_Section):
     @classmethod
     def _check_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError(
-                "a name is a folder's name: up to 100 letters, digits, '.', '_' and '-', "
-                "the first a letter or digit"
-            )
+            raise ValueError(_NAME_RULE)
         return name
 
-    @field_validator("profile")
+    @field_validator("targets")
     @classmethod
-    def _check_devices(cls, profiles: tuple[ProfileConfig, ...]) -> tuple[ProfileConfig, ...]:
-        names = [profile.device for profile in profiles]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"device {twice[0]!r} is listed twice; list each device once")
-        return profiles
+    def _check_targets(cls, targets: dict[str, Target]) -> dict[str, Target]:
+        for name in targets:
+            # Each target has a folder of its name in the records of a trial.
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a target; {_NAME_RULE}")
+        if all(target.optional for target in targets.values()):
+            raise ValueError("every target is optional; leave optional out of one at least")
+        return targets
 
     @field_validator("storage")
     @classmethod

@@ -121,7 +121,7 @@ def test_what_left_the_aggregate_and_what_no_runtime_runs_is_told(tmp_path: Path
     assert "ended early: all was tried" in text
     assert "0 broke a device budget before any training; 1 cannot run on a required target" in text
     assert "cannot run on a required target: host: tiny: a width of 7" in html.render(study)
-    assert summary.summarize(study)["unsupported"][0]["error"] == "host: tiny on host: a width of 7"
+    assert summary.summarize(study)["unsupported"][0]["error"] == "host: tiny: a width of 7"
 
 
 def test_drawing_describes_runs_and_sharing() -> None:

@@ -75,6 +75,43 @@ class TestBitsPerByte:
             bits_per_byte.windows(np.arange(19), 100, 9)
 
 
+class TestRepeatedPairs:
+    def test_pairs_are_those_of_a_plain_search(self):
+        windows_NT = np.random.default_rng(1).integers(5, size=(6, 40))
+        found_NT = bits_per_byte.completes_repeated_pair(windows_NT)
+        for row, found in zip(windows_NT.tolist(), found_NT.tolist(), strict=True):
+            seen = set()
+            for place in range(39):
+                pair = (row[place], row[place + 1])
+                assert found[place] == (pair in seen)
+                seen.add(pair)
+
+    def test_parts_add_up_and_tell_recall_from_the_rest(self):
+        rng = np.random.default_rng(2)
+        windows_NT = rng.integers(12, size=(8, 30))
+        num_bytes_V = np.arange(12) % 4
+        again_NT = bits_per_byte.completes_repeated_pair(windows_NT)
+        bits_NT = np.where(again_NT, 1.0, 3.0)
+        scores = bits_per_byte.parts(bits_NT, windows_NT, num_bytes_V)
+        bytes_NT = num_bytes_V[windows_NT[:, 1:]]
+        for name, mask, bits in (("repeated", again_NT, 1.0), ("other", ~again_NT, 3.0)):
+            expected = bits * mask.sum() / bytes_NT[mask].sum()
+            assert scores[f"bits_per_byte_{name}"].value == pytest.approx(expected)
+        assert scores["bits_per_byte"].value == pytest.approx(bits_NT.sum() / bytes_NT.sum())
+        assert scores["bits_per_byte_repeated"].category == "recall"
+
+    def test_the_whole_is_the_plain_score(self, decoder):
+        windows_NT = np.random.default_rng(0).integers(12, size=(5, 20))
+        num_bytes_V = np.arange(12) % 4
+        scores = bits_per_byte.measure_parts(decoder, windows_NT, num_bytes_V, 2)
+        plain = bits_per_byte.measure(decoder, windows_NT, num_bytes_V, 2)
+        assert scores["bits_per_byte"].value == pytest.approx(plain.value, rel=1e-12)
+
+    def test_a_part_without_tokens_is_said(self):
+        with pytest.raises(ValueError, match="longer windows"):
+            bits_per_byte.parts(np.ones((2, 2)), np.arange(6).reshape(2, 3), np.ones(6, int))
+
+
 class TestAccuracy:
     def test_macro_and_micro_by_hand(self):
         targets = np.array([[0, 0, 0, 1, IGNORE], [2, 2, IGNORE, IGNORE, IGNORE]])

@@ -1,5 +1,7 @@
+import random
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -19,11 +21,10 @@ def tokenizer():
 
 
 def test_every_text_survives(tokenizer):
-    plain = AWKWARD.replace(tokenizers.END_OF_TEXT, "")
-    assert tokenizer.decode(tokenizer.encode(plain)) == plain
+    assert tokenizer.decode(tokenizer.encode(AWKWARD)) == AWKWARD
 
 
-@pytest.mark.parametrize("text", [*DOCUMENTS[:3], AWKWARD.replace("<|end_of_text|>", "")])
+@pytest.mark.parametrize("text", [*DOCUMENTS[:3], AWKWARD])
 def test_bytes_of_tokens_add_up_to_the_text(tokenizer, text):
     assert tokenizer.num_bytes_V[tokenizer.encode(text)].sum() == len(text.encode())
 
@@ -34,6 +35,38 @@ def test_documents_end_with_end_of_text(tokenizer):
     assert ids[-1] == tokenizer.end_of_text
     assert tokenizer.num_bytes_V[tokenizer.end_of_text] == 0
     assert tokenizer.num_bytes_V[ids].sum() == len("".join(DOCUMENTS[:5]).encode())
+
+
+def test_the_marker_in_a_document_ends_no_document(tokenizer):
+    ids = tokenizer.encode_documents([AWKWARD, "one<|end_of_text|>two"])
+    assert (ids == tokenizer.end_of_text).sum() == 2
+
+
+def test_documents_are_encoded_alike_in_any_number(tokenizer):
+    alone = np.concatenate([tokenizer.encode_documents([text]) for text in DOCUMENTS])
+    assert (tokenizer.encode_documents(DOCUMENTS) == alone).all()
+
+
+def test_a_word_of_any_length_is_no_trap():
+    word = "".join(random.Random(1).choices("acgt", k=400_000))
+    began = time.monotonic()
+    trained = tokenizers.train([word + " " * 100_000 + word], 400)
+    # Uncut, 50,000 letters took seconds and the time grew by four for each doubling.
+    assert time.monotonic() - began < 60
+    assert trained.num_bytes_V[trained.encode(word)].sum() == len(word)
+
+
+def test_training_text_is_whole_but_for_cuts_in_long_runs():
+    text = "a b " * 9 + "x" * 10_000 + " " * 9_000 + "end"
+    pieces = list(tokenizers._training_text([text]))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) < 4096 * 2
+    assert list(tokenizers._training_text(DOCUMENTS)) == DOCUMENTS
+
+
+def test_training_reads_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(tokenizers, "MAX_TRAINING_CHARS", 1000)
+    assert 1000 < sum(map(len, tokenizers._training_text(DOCUMENTS))) < 1100
 
 
 def test_vocabulary_size_is_exact_and_bounded(tokenizer):

@@ -4,6 +4,10 @@ The held-out tokens are cut into windows; each window's tokens but the first are
 those before them in the window. Bits over all windows are divided by the bytes of text that the
 predicted tokens stand for, so that vocabularies compare. Guessing bytes costs 8 bits.
 
+Two further scores part the predicted tokens: those that complete a pair of tokens which the window
+has already shown, so that looking it up would do, and the others. The first is recall in real text
+(the associative-recall hits of zoology, arXiv 2312.04927, section 3), without a task to train on.
+
 Shape suffixes: N windows, T time, V vocabulary.
 """
 
@@ -17,9 +21,14 @@ from torch.nn import functional as F
 
 from archloop.errors import UserError
 from archloop.evals.base import Score
+from archloop.evals.generation import repeats
 from archloop.stack.decoder import Decoder
 
 CATEGORY = "text"
+RECALL_CATEGORY = "recall"
+ALL = "bits_per_byte"
+REPEATED = "bits_per_byte_repeated"
+OTHER = "bits_per_byte_other"
 
 
 def windows(tokens_T: NDArray[np.integer], num_windows: int, length: int) -> NDArray[np.int64]:
@@ -42,7 +51,6 @@ def windows(tokens_T: NDArray[np.integer], num_windows: int, length: int) -> NDA
     return rows_NT
 
 
-@torch.inference_mode()
 def measure(
     decoder: Decoder,
     windows_NT: NDArray[np.int64],
@@ -57,11 +65,64 @@ def measure(
         num_bytes_V: bytes of each text token.
         batch_size: windows at a time.
     """
-    bits = [
-        _bits(decoder, torch.from_numpy(windows_NT[start : start + batch_size]))
-        for start in range(0, len(windows_NT), batch_size)
-    ]
-    return score(np.concatenate(bits), num_bytes_V[windows_NT[:, 1:]].sum(1))
+    nats_NT = token_nats(decoder, windows_NT, batch_size)
+    return score(nats_NT.sum(1).numpy() / math.log(2), num_bytes_V[windows_NT[:, 1:]].sum(1))
+
+
+def measure_parts(
+    decoder: Decoder,
+    windows_NT: NDArray[np.int64],
+    num_bytes_V: NDArray[np.int64],
+    batch_size: int,
+) -> dict[str, Score]:
+    """As `measure`, with the scores of repeated pairs and of the others, by name."""
+    nats_NT = token_nats(decoder, windows_NT, batch_size)
+    return parts(nats_NT.numpy() / math.log(2), windows_NT, num_bytes_V)
+
+
+def parts(
+    bits_NT: NDArray[np.float64],
+    windows_NT: NDArray[np.int64],
+    num_bytes_V: NDArray[np.int64],
+) -> dict[str, Score]:
+    """Scores of all predicted tokens, of those that complete a repeated pair, and of the others.
+
+    Args:
+        bits_NT: bits that each predicted token cost.
+        windows_NT: the windows, one token longer.
+        num_bytes_V: bytes of each text token.
+    """
+    bytes_NT = num_bytes_V[windows_NT[:, 1:]]
+    again_NT = completes_repeated_pair(windows_NT)
+    found = {
+        ALL: score(bits_NT.sum(1), bytes_NT.sum(1)),
+        REPEATED: score((bits_NT * again_NT).sum(1), (bytes_NT * again_NT).sum(1)),
+        OTHER: score((bits_NT * ~again_NT).sum(1), (bytes_NT * ~again_NT).sum(1)),
+    }
+    found[REPEATED] = found[REPEATED].model_copy(update={"category": RECALL_CATEGORY})
+    return found
+
+
+def completes_repeated_pair(windows_NT: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which predicted tokens make, with the one before, a pair that stands earlier too, (N, T)."""
+    num_ids = int(windows_NT.max()) + 1
+    return repeats(windows_NT[:, :-1] * num_ids + windows_NT[:, 1:])
+
+
+@torch.inference_mode()
+def token_nats(decoder: Decoder, windows_NT: NDArray[np.int64], batch_size: int) -> Tensor:
+    """Nats that each predicted token costs, (N, T) float64 on the CPU.
+
+    Under the caller's autocast, if there is one.
+    """
+    device = decoder.embedding.weight.device
+    rows = []
+    for start in range(0, len(windows_NT), batch_size):
+        batch_BT = torch.from_numpy(windows_NT[start : start + batch_size]).to(device)
+        logits_BTV = decoder(batch_BT[:, :-1]).float()
+        nats_BT = F.cross_entropy(logits_BTV.transpose(1, 2), batch_BT[:, 1:], reduction="none")
+        rows.append(nats_BT.double().cpu())
+    return torch.cat(rows)
 
 
 def score(bits_N: NDArray[np.float64], bytes_N: NDArray[np.int64]) -> Score:
@@ -70,7 +131,12 @@ def score(bits_N: NDArray[np.float64], bytes_N: NDArray[np.int64]) -> Score:
     Args:
         bits_N: bits that each window cost, at least two.
         bytes_N: bytes of text that they stand for.
+
+    Raises:
+        UserError: they stand for no byte at all.
     """
+    if not bytes_N.any():
+        raise UserError("no predicted token is of this part of the text; give longer windows")
     num, value = len(bits_N), float(bits_N.sum() / bytes_N.sum())
     residual_N = bits_N - value * bytes_N
     error = float(np.sqrt((residual_N**2).sum() / (num * (num - 1))) / bytes_N.mean())
@@ -82,13 +148,3 @@ def score(bits_N: NDArray[np.float64], bytes_N: NDArray[np.int64]) -> Score:
         num_examples=num,
         category=CATEGORY,
     )
-
-
-def _bits(decoder: Decoder, windows_NT: Tensor) -> NDArray[np.float64]:
-    """Bits that each window's predicted tokens cost, (N,)."""
-    device = decoder.embedding.weight.device
-    windows_NT = windows_NT.to(device)
-    logits_NTV = decoder(windows_NT[:, :-1]).float()
-    nats_NT = F.cross_entropy(logits_NTV.transpose(1, 2), windows_NT[:, 1:], reduction="none")
-    bits_N: NDArray[np.float64] = nats_NT.double().sum(1).cpu().numpy() / math.log(2)
-    return bits_N

@@ -6,18 +6,15 @@ content, so it stays where it is when other documents come or go.
 """
 
 import hashlib
-import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from archloop.errors import UserError
-
-CHUNK_CHARS = 8192
-"""Plain text is cut into documents of about this size, at blank lines."""
+from archloop.text import reading
 
 _SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -29,8 +26,9 @@ class CorpusConfig(BaseModel):
 
     Attributes:
         source: the standard library's sources, or the files in `paths`.
-        paths: text, ``.jsonl`` or ``.parquet`` files; relative ones start at the recipe's folder.
-        field: JSONL field or Parquet column that holds a document.
+        paths: files, folders (all that `reading.READABLE` names, at any depth) or patterns such as
+            ``data/*.jsonl``; relative ones start at the recipe's folder.
+        field: JSON field or column that holds a document.
         heldout_share: share of documents kept for evaluation.
     """
 
@@ -77,7 +75,7 @@ def load(config: CorpusConfig, root: Path) -> Corpus:
     if config.source == "stdlib":
         documents = list(_stdlib_documents())
     else:
-        files = [resolve(path, root) for path in config.paths]
+        files = dict.fromkeys(file for path in config.paths for file in resolve(path, root))
         documents = [document for file in files for document in _read(file, config.field)]
     train: list[str] = []
     heldout: list[str] = []
@@ -96,21 +94,40 @@ def load(config: CorpusConfig, root: Path) -> Corpus:
     return Corpus(train, heldout, digest.hexdigest())
 
 
-def resolve(path: str, root: Path) -> Path:
-    """The regular file that a recipe's path means.
+def resolve(path: str, root: Path) -> list[Path]:
+    """The regular files that a recipe's path means, in order of their names.
 
     Raises:
-        UserError: a URL, a relative path that leaves `root` (also by a symbolic link), or not a
-            regular file.
+        UserError: a URL, a relative path that leaves `root` (also by a symbolic link), neither a
+            regular file nor a folder, or no file that can be read is meant.
     """
     if "://" in path:
-        raise UserError(f"corpus path {path!r} is a URL; download it and give the file's path")
+        raise UserError(
+            f"corpus path {path!r} is a URL; download it and give the file's path, or fetch a data "
+            "set by archloop corpus fetch"
+        )
     if "\0" in path or not path:
         raise UserError(f"corpus path {path!r} is not a file name")
     base = root.resolve()
+    full = _followed(path, base)
+    if full.is_dir():
+        inside = (file for file in full.rglob("*") if reading.is_readable(file))
+        return _inside(path, base, full, inside, f"no file that ends in {reading.READABLE}")
+    if not full.exists() and any(sign in path for sign in "*?["):
+        start = Path(Path(path).anchor or base)
+        pattern = str(Path(path).relative_to(start)) if Path(path).is_absolute() else path
+        return _inside(path, base, start, start.glob(pattern), "no file of that pattern")
+    if not full.is_file():
+        what = "is not a regular file" if full.exists() else "does not exist"
+        raise UserError(f"corpus file {full} {what}; correct corpus.paths")
+    return [full]
+
+
+def _followed(path: str, base: Path) -> Path:
+    """A path with all its links followed, which must not lead out of `base` if it is relative."""
     try:
         full = (base / path).resolve()
-        exists, is_file = full.exists(), full.is_file()
+        full.exists()
     except (OSError, RuntimeError) as error:
         # Python 3.11 and 3.12 tell of a circle of symbolic links by a RuntimeError.
         what = error.strerror if isinstance(error, OSError) else "symbolic links lead in a circle"
@@ -122,10 +139,25 @@ def resolve(path: str, root: Path) -> Path:
             f"corpus path {path!r} leads outside {base}; move the file there or give an "
             "absolute path"
         )
-    if not is_file:
-        what = "is not a regular file" if exists else "does not exist"
-        raise UserError(f"corpus file {full} {what}; correct corpus.paths")
     return full
+
+
+def _inside(path: str, base: Path, start: Path, found: Iterable[Path], none: str) -> list[Path]:
+    """The regular files below `start` that a folder or pattern means, hidden ones left out.
+
+    Raises:
+        UserError: there are none (then said by `none`), or a link leads out of `base`.
+    """
+    files = []
+    for file in sorted(found):
+        is_hidden = any(part.startswith(".") for part in file.relative_to(start).parts)
+        if not is_hidden and file.is_file():
+            # Absolute and relative paths differ in whether a link may lead outside.
+            asked = file if Path(path).is_absolute() else file.relative_to(base)
+            files.append(_followed(str(asked), base))
+    if not files:
+        raise UserError(f"corpus path {path!r} holds {none}; correct corpus.paths")
+    return files
 
 
 def _describe(config: CorpusConfig) -> str:
@@ -153,75 +185,8 @@ def _stdlib_documents() -> Iterator[_Document]:
                 yield _Document(name.as_posix(), text)
 
 
-def _read(file: Path, field: str) -> list[_Document]:
-    readers: dict[str, Any] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(file.suffix.lower())
-    try:
-        texts = _read_text(file) if reader is None else reader(file, field)
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read corpus file {file}: {error}; it must be UTF-8") from error
-    except OSError as error:
-        raise UserError(f"cannot read corpus file {file}: {error}; restore it") from error
-    documents = [_Document(text, text) for text in texts if text.strip()]
-    if not documents:
+def _read(file: Path, field: str) -> Iterator[_Document]:
+    texts = reading.read_texts(file, field)
+    if not texts:
         raise UserError(f"corpus file {file} has no text; remove it from corpus.paths")
-    return documents
-
-
-def _read_text(file: Path) -> list[str]:
-    chunks, size = [""], 0
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if size >= CHUNK_CHARS and not line.strip():
-            chunks.append("")
-            size = 0
-        chunks[-1] += line
-        size += len(line)
-    return chunks
-
-
-def _read_jsonl(file: Path, field: str) -> list[str]:
-    texts = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[field]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(
-                    f"{file}:{number}: no JSON object with field {field!r}; set corpus.field"
-                ) from error
-            texts.append(_checked(text, f"{file}:{number}", field))
-    return texts
-
-
-def _read_parquet(file: Path, field: str) -> list[str]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise UserError(
-            f"{file}: reading Parquet needs pyarrow; install archloop[parquet]"
-        ) from error
-    try:
-        table = parquet.read_table(file, columns=[field])
-    except (ArrowException, KeyError) as error:
-        raise UserError(
-            f"{file}: not Parquet with a column {field!r} ({error}); set corpus.field"
-        ) from error
-    if field not in table.column_names:
-        raise UserError(f"{file}: no column {field!r}; set corpus.field")
-    values = table.column(field).to_pylist()
-    return [_checked(v, f"{file} row {i}", field) for i, v in enumerate(values) if v is not None]
-
-
-def _checked(text: object, where: str, field: str) -> str:
-    if not isinstance(text, str):
-        raise UserError(f"{where}: {field!r} holds {type(text).__name__}, not text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: {field!r} holds half of a surrogate pair, which no UTF-8 text can; "
-            "remove that line"
-        ) from error
-    return text
+    return (_Document(text, text) for text in texts)

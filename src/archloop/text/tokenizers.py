@@ -6,7 +6,9 @@ different vocabularies compare as bits per byte.
 Shape suffixes: T tokens, V vocabulary.
 """
 
-from collections.abc import Iterable
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,15 @@ from archloop.text.corpora import Corpus
 END_OF_TEXT = "<|end_of_text|>"
 MIN_VOCAB_SIZE = 257
 """All bytes, and the end of text."""
+MAX_WORD_CHARS = 4096
+"""Training cuts longer words: merging takes time that grows with the square of a word's length."""
+MAX_TRAINING_CHARS = 2**28
+"""Training reads documents up to this many characters in all; more text hardly moves the merges."""
+PROGRESS_CHARS = 2**25
+"""From this much text on, training shows its progress on a terminal."""
+
+_BATCH_DOCUMENTS = 256
+_LONG_RUN = re.compile(rf"\S{{{MAX_WORD_CHARS}}}|\s{{{MAX_WORD_CHARS}}}")
 
 
 class Tokenizer:
@@ -34,6 +45,8 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
+        # Text that happens to hold the marker is text, with as many bytes as it has.
+        backend.encode_special_tokens = True
         self.vocab_size = backend.get_vocab_size()
         tokens = backend.get_vocab()
         self.end_of_text = tokens[END_OF_TEXT]
@@ -50,8 +63,11 @@ class Tokenizer:
         """Token ids of all documents, each ended by `end_of_text`, (T,)."""
         end = np.array([self.end_of_text], dtype=np.int32)
         parts = []
-        for encoding in self._backend.encode_batch(documents):
-            parts += [np.array(encoding.ids, dtype=np.int32), end]
+        # In slices, since an encoding takes many times the memory of its ids.
+        for start in range(0, len(documents), _BATCH_DOCUMENTS):
+            batch = documents[start : start + _BATCH_DOCUMENTS]
+            for encoding in self._backend.encode_batch_fast(batch):
+                parts += [np.array(encoding.ids, dtype=np.int32), end]
         return np.concatenate(parts) if parts else end[:0]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -63,8 +79,10 @@ class Tokenizer:
         return str(self._backend.to_str())
 
 
-def train(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+def train(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE; equal documents give an equal tokenizer.
+
+    Words are cut at `MAX_WORD_CHARS`, and no more than `MAX_TRAINING_CHARS` are read.
 
     Raises:
         UserError: the vocabulary has no room for all bytes, or the text does not fill it.
@@ -81,15 +99,29 @@ def train(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        show_progress=sys.stderr.isatty() and sum(map(len, documents)) > PROGRESS_CHARS,
     )
-    backend.train_from_iterator(documents, trainer)
+    backend.train_from_iterator(_training_text(documents), trainer)
     if backend.get_vocab_size() < vocab_size:
         raise UserError(
             f"the corpus fills only {backend.get_vocab_size()} of vocab_size={vocab_size}; "
             "give more text or a smaller vocab_size"
         )
     return Tokenizer(backend)
+
+
+def _training_text(documents: Iterable[str]) -> Iterator[str]:
+    """The documents that training reads, cut inside runs that are too long for it."""
+    size = 0
+    for document in documents:
+        if size > MAX_TRAINING_CHARS:
+            return
+        size += len(document)
+        start = 0
+        for run in _LONG_RUN.finditer(document):
+            yield document[start : run.end()]
+            start = run.end()
+        yield document[start:]
 
 
 def cached(corpus: Corpus, vocab_size: int, cache_dir: Path | None = None) -> Tokenizer:

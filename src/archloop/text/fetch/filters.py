@@ -29,6 +29,7 @@ class Repetition:
         self.num_dropped = 0
 
     def __call__(self, document: Document) -> Document | None:
+        """The document without paragraphs that were there before."""
         kept = []
         for paragraph in document.text.split("\n\n"):
             key = hashlib.blake2b(paragraph.encode("utf-8", "replace"), digest_size=8).digest()
@@ -53,6 +54,7 @@ class Exclusion:
         self.num_dropped = 0
 
     def __call__(self, document: Document) -> Document | None:
+        """The document without paragraphs that share words with the texts."""
         kept = [p for p in document.text.split("\n\n") if not self._shares(p)]
         self.num_dropped += document.text.count("\n\n") + 1 - len(kept)
         return document._replace(text="\n\n".join(kept)) if kept else None

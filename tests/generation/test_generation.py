@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from archloop import registry
-from archloop.generation.generation import Generation, Transcript, generate, verify
-from archloop.generation.sampling import Sampling
-from archloop.stack.decoder import Decoder
+from archloop.errors import UserError
+from archloop.generation.drafts import verify
+from archloop.generation.generation import Generation, generate
+from archloop.generation.sampling import Sampling, choose
+from archloop.generation.transcript import Transcript
+from archloop.stack.decoder import Decoder, DecoderState
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 VOCAB = 61
@@ -157,13 +160,24 @@ def test_going_back_is_exact_for_every_mixer(mixer: str) -> None:
     assert torch.equal(decoder.step(torch.tensor([7, 8]), state), logits)
 
 
-def test_another_step_may_run_a_transcript(decoder: Decoder) -> None:
-    transcript = Transcript(decoder, 32)
+def test_a_faster_model_over_the_same_state(decoder: Decoder) -> None:
+    """Whatever has prefill, step and a state generates."""
     calls: list[int] = []
-    transcript.step = lambda ids, state: (calls.append(1), decoder.step(ids, state))[1]
-    (reply,) = generate(decoder, [3, 1, 4], 6, transcript=transcript)
+
+    class Counted:
+        vocab_size, precision = VOCAB, "float64"
+        init_state, prefill = decoder.init_state, decoder.prefill
+
+        def step(self, ids_B: torch.Tensor, state: DecoderState) -> torch.Tensor:
+            calls.append(1)
+            return decoder.step(ids_B, state)
+
+    transcript = Transcript(Counted(), 32)
+    (reply,) = generate(transcript.model, [3, 1, 4], 6, transcript=transcript)
     assert len(calls) == 5
     assert reply.ids == plain(decoder, [3, 1, 4], 6)
+    with pytest.raises(ValueError, match="Counted gives no logits of whole drafts"):
+        verify(transcript, [1])
 
 
 def test_fork_continues_one_prefix_in_two_ways(decoder: Decoder) -> None:
@@ -290,3 +304,70 @@ def test_prompts_may_be_arrays(decoder: Decoder) -> None:
     expected = generate(decoder, [3, 1, 4], 3)
     for prompt in (torch.tensor([3, 1, 4]), np.array([[3, 1, 4]]), list(np.array([3, 1, 4]))):
         assert generate(decoder, prompt, 3) == expected  # type: ignore[arg-type]
+
+
+def sixteen_bit(dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> Decoder:
+    """A decoder with logits as far apart as a trained one's."""
+    torch.manual_seed(3)
+    mixers = [MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 16})] * 2
+    dense = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
+    blocks = tuple(BlockSpec(mixers=(mixer,), channel_mixer=dense) for mixer in mixers)
+    built = Decoder(StackSpec(d_model=64, vocab_size=600, blocks=blocks))
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.15)
+                parameter.mul_(scale if "channel_mixer" in name else 1)
+    return built.to(dtype).eval()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7)], ids=str)
+def test_in_bfloat16_few_tokens_change_with_the_batch(sampling: Sampling) -> None:
+    """Rounding is another one in a chunk and in a step; draws do not make more of it.
+
+    Where a number is looked up in cumulated probabilities, 1 draw in 4 is another.
+    """
+    decoder = sixteen_bit()
+    ids_BT = torch.randint(0, 600, (400, 9), generator=torch.Generator().manual_seed(0))
+    seeds_B, positions_B = torch.arange(400), torch.full((400,), 9)
+    chosen = []
+    for split in (9, 8):
+        state = decoder.init_state(400, 16)
+        logits_BV = decoder.prefill(ids_BT[:, :split], state)
+        if split == 8:
+            logits_BV = decoder.step(ids_BT[:, 8], state)
+        assert logits_BV.dtype == torch.float32
+        chosen.append(choose(logits_BV, sampling, seeds_B, positions_B))
+    assert int((chosen[0] != chosen[1]).sum()) <= 20
+    state = decoder.init_state(4, 16)
+    few_BV = decoder.prefill(ids_BT[:4], state)
+    assert few_BV.dtype == torch.float32
+
+
+def test_logits_of_16_bit_weights_are_not_rounded() -> None:
+    decoder = sixteen_bit()
+    ids_BT = torch.arange(9)[None]
+    with torch.no_grad():
+        hidden_BTD = decoder.hidden(ids_BT)
+        wanted_BTV = hidden_BTD.double() @ decoder.embedding.weight.double().T
+        torch.testing.assert_close(decoder(ids_BT).double(), wanted_BTV, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7)], ids=str)
+def test_logits_that_overflow_end_the_generation(sampling: Sampling) -> None:
+    """Finite weights whose products leave float16: no token can be chosen."""
+    decoder = sixteen_bit(torch.float16, scale=300.0)
+    assert all(torch.isfinite(parameter).all() for parameter in decoder.parameters())
+    with pytest.raises(UserError, match=r"new token 1 are not finite.*float16.*bfloat16"):
+        generate(decoder, [1, 50, 60], 6, sampling)
+    wider = decoder.float()
+    (reply,) = generate(wider, [1, 50, 60], 6, sampling)
+    assert len(reply.ids) == 6
+    transcript = Transcript(wider, 16)
+    generate(wider, [1, 50, 60], 1, transcript=transcript)
+    with torch.no_grad():
+        wider.norm.weight[0] = float("nan")
+    with pytest.raises(UserError, match="float32; the weights may be damaged"):
+        verify(transcript, [5, 6])
+    with pytest.raises(UserError, match="float32; the weights may be damaged"):
+        generate(wider, [9], 3, transcript=transcript)

@@ -12,8 +12,9 @@ import torch
 from archloop import checkpoints, generation
 from archloop.checkpoints import files, hub
 from archloop.errors import UserError
-from archloop.generation.generation import Transcript, generate
+from archloop.generation.generation import generate
 from archloop.generation.sampling import Sampling
+from archloop.generation.transcript import Transcript
 from archloop.text.chat import ChatTemplate
 from archloop.text.special_tokens import SpecialTokens
 from checkpoints import folders

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from archloop.checkpoints import files, hub, tokens
 from archloop.checkpoints.loading import load
 from archloop.errors import UserError
-from archloop.generation.generation import Generation, Transcript
+from archloop.generation.generation import Generation
 from archloop.generation.sampling import Sampling
+from archloop.generation.transcript import Transcript
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
 from archloop.text.chat import ChatTemplate, Message

@@ -1,13 +1,18 @@
 """Choosing the next token from logits: greedy, or a draw that depends on nothing but its own row.
 
-The randomness of a draw is a hash of the row's seed and the token's position, not the state of a
-generator. So a row's tokens do not depend on its neighbours, a continued sequence never repeats
-its noise, and verifying a draft gives exactly the tokens that plain decoding would.
+The randomness of a draw is a hash of the row's seed, the token's position and the token, not the
+state of a generator. So a row's draws do not depend on its neighbours, and a continued sequence
+never repeats its noise.
+
+The noise is added to the logits and the largest sum wins (Gumbel's maximum, arXiv 1611.01144). So
+logits that differ by rounding, as those of a chunk and of a step do, give another token only where
+two sums are that close, not wherever a cumulated probability has moved.
 
 Shape suffixes: B batch, V vocabulary.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -91,7 +96,39 @@ def choose(
         logits_BV = penalise(logits_BV, seen_BV, sampling.repetition_penalty)
     if sampling.greedy:
         return logits_BV.argmax(-1)
-    return draw(filtered(logits_BV, sampling), uniform(seeds_B, positions_B))
+    noise_BV = gumbel_noise(seeds_B, positions_B, logits_BV.shape[-1])
+    return draw(filtered(logits_BV, sampling), noise_BV)
+
+
+def row_seeds(
+    seeds: Sequence[int] | None, sampling: Sampling, batch: int, device: torch.device
+) -> Tensor:
+    """The seed of each row, (B,).
+
+    Raises:
+        ValueError: not one seed per row.
+    """
+    given = (
+        list(seeds)
+        if seeds is not None
+        else [(sampling.seed + row) % 2**63 for row in range(batch)]
+    )
+    if len(given) != batch:
+        raise ValueError(f"{len(given)} seeds for {batch} rows")
+    return torch.tensor(given, dtype=torch.int64, device=device)
+
+
+def check_finite(logits_BV: Tensor, precision: str, where: str) -> None:
+    """Refuse logits from which no token can be chosen: each row needs a largest one, a number.
+
+    Raises:
+        UserError: names the place and the dtype.
+    """
+    if not bool(logits_BV.amax(-1).isfinite().all()):
+        remedy = "a wider dtype such as bfloat16 or float32 may hold them"
+        if precision not in ("float16", "bfloat16"):
+            remedy = "the weights may be damaged, so fetch the checkpoint again"
+        raise UserError(f"the logits {where} are not finite numbers in {precision}; {remedy}")
 
 
 def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -118,22 +155,22 @@ def filtered(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     return logits_BV
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """Inverse-CDF sampling: the token whose slice of probability holds each uniform number."""
-    probs_BV = logits_BV.double().softmax(-1)
-    cdf_BV = probs_BV.cumsum(-1)
-    at_B1 = uniform_B[:, None] * cdf_BV[:, -1:]
-    chosen_B = torch.searchsorted(cdf_BV, at_B1, right=True)[:, 0]
-    # Rounding may point past the last token that has any probability.
-    ranks_V = torch.arange(probs_BV.shape[-1], device=probs_BV.device)
-    last_B = torch.where(probs_BV > 0, ranks_V, 0).amax(-1)
-    return torch.minimum(chosen_B, last_B)
+def draw(logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
+    """A token of each row, drawn with the probabilities of the logits."""
+    return (logits_BV.double() + noise_BV).argmax(-1)
 
 
-def uniform(seeds_B: Tensor, positions_B: Tensor) -> Tensor:
-    """Float64 numbers in [0, 1), one for each pair of a seed and a position."""
-    bits_B = _mix(_mix(seeds_B * _GAMMA + _GAMMA) + positions_B * _GAMMA)
-    return _shift(bits_B, 11).double() * 2.0**-53
+def gumbel_noise(seeds_B: Tensor, positions_B: Tensor, num_tokens: int) -> Tensor:
+    """Gumbel-distributed float64 numbers, (B, V): a hash of seed, position and token.
+
+    Each seed and position begin a stream of splitmix64, of which token i takes number i.
+    """
+    starts_B = _mix(_mix(seeds_B * _GAMMA + _GAMMA) + positions_B * _GAMMA)
+    steps_V = torch.arange(1, num_tokens + 1, device=seeds_B.device) * _GAMMA
+    bits_BV = _shift(_mix(starts_B[:, None] + steps_V), 11)
+    # Half a step off the ends, so that neither logarithm is of zero.
+    uniform_BV = (bits_BV.double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform_BV))
 
 
 def _mix(z_B: Tensor) -> Tensor:

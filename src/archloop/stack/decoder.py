@@ -21,6 +21,7 @@ from archloop.blocks.ops.precision import product_dtype
 from archloop.blocks.packing import runs, segment_positions, unpack
 from archloop.blocks.span import align_right_padding, check_marks
 from archloop.blocks.stream import Stream
+from archloop.stack import head
 from archloop.stack.block import Block
 from archloop.stack.cost import mixers
 from archloop.stack.spec import StackSpec
@@ -69,6 +70,16 @@ class DecoderState:
         self.num_tokens = num_tokens
         for state in self.mixers.values():
             state.num_tokens = num_tokens
+
+    def row(self, index: int) -> "DecoderState":
+        """One row as a state of its own on the same memory: tensors have the batch first."""
+        rows = slice(index, index + 1)
+        views = {}
+        for key, whole in self.mixers.items():
+            view = State(whole.max_context, **{k: t[rows] for k, t in whole.tensors.items()})
+            view.by_position = whole.by_position
+            views[key] = view
+        return DecoderState(self.lengths_B[rows], views, self.max_context)
 
     def _copy(self, mixers: dict[MixerKey, State]) -> "DecoderState":
         copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
@@ -124,6 +135,16 @@ class Decoder(nn.Module):
             if channel is not None and channel.weights_from is not None:
                 lender = self._block(channel.weights_from)
                 self._block(index).channel_mixer = lender.channel_mixer
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids run from 0 to this, exclusive."""
+        return self.spec.vocab_size
+
+    @property
+    def precision(self) -> str:
+        """Dtype of the weights, such as ``bfloat16``."""
+        return str(self.embedding.weight.dtype).removeprefix("torch.")
 
     # --- training and scoring -----------------------------------------------------------------
 
@@ -199,9 +220,9 @@ class Decoder(nn.Module):
         return x if multiplier == 1.0 else x * multiplier
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of final hidden states (..., D)."""
+        """Logits (..., V) of final hidden states (..., D), in float32 or wider without grad."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        logits = F.linear(hidden, weight)
+        logits = head.logits(hidden, weight)
         divisor = self.spec.logits_divisor
         return logits if divisor == 1.0 else logits / divisor
 

@@ -21,6 +21,7 @@ from archloop.blocks.channel_mixers.moe import MoE
 from archloop.blocks.channel_mixers.swiglu import SwiGLU
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
+from archloop.stack import head
 from archloop.stack.block import Block
 from archloop.stack.cost import channel_config, mixer_config
 from archloop.stack.decoder import Decoder, DecoderState, check_rows
@@ -161,7 +162,7 @@ class FusedDecoder:
         ]
         state.lengths_B += time
         _advance(state, time)
-        return F.linear(torch.cat(last), self._head())
+        return head.logits(torch.cat(last), self._head())
 
     def _prefill_rows(self, ids_BT: Tensor, state: DecoderState, start: int, held: int) -> Tensor:
         """Final hidden states (B, D) of the last token of some rows."""
@@ -267,7 +268,7 @@ class FusedDecoder:
             for index in range(len(self.blocks)):
                 self._mix_one(index, x_BD[0], state)
                 self._channel_one(index, x_BD[0])
-            logits_V = x_BD.new_empty(self._head().shape[0])
+            logits_V = x_BD.new_empty(self._head().shape[0], dtype=torch.float32)
             norm = _norm(self.decoder.norm)
             self._gemv.linear(x_BD[0], self._head(), logits_V, norm=norm, pdl=self.overlap)
             return logits_V[None]
@@ -276,7 +277,7 @@ class FusedDecoder:
         for index in range(len(self.blocks)):
             self._mix_step(index, x_BD, h_BD, state)
             h_BD = self._channel(index, x_BD)
-        return F.linear(h_BD, self._head())
+        return head.logits(h_BD, self._head())
 
     def _mix_step(self, index: int, x_BD: Tensor, h_BD: Tensor, state: DecoderState) -> None:
         mixer, own = self.blocks[index].mixers[0], state.mixers[index, 0]

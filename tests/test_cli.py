@@ -1,5 +1,6 @@
 """The command line: JSON alone on stdout, one clear line and the right exit status on bad input."""
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import archloop
+from archloop import registry
 from archloop.cli import app
 from archloop.search.study import Study
 from archloop.stack import presets
@@ -26,6 +29,46 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def test_commands_are_these_and_no_others() -> None:
     assert {c.callback.__name__ for c in app.registered_commands if c.callback} == COMMANDS
+
+
+@pytest.mark.parametrize("module", ["archloop", "archloop.cli"])
+def test_the_package_is_the_command_too(module: str) -> None:
+    call = [sys.executable, "-m", "archloop", "--version"]
+    if module == "archloop.cli":
+        call = [sys.executable, "-c", "from archloop.cli import main; main()", "--version"]
+    assert subprocess.check_output(call, text=True) == f"archloop {archloop.__version__}\n"
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_names_every_verb(option: str) -> None:
+    status, out, _ = run(option)
+    assert status == 0
+    assert all(f" {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_verb_is_a_file(command: str) -> None:
+    assert importlib.import_module(f"archloop.cli.{command}")
+    status, out, _ = run(command, "-h")
+    assert status == 0
+    assert ("--plugins" in out) == (command not in ("search", "report"))
+
+
+def test_plugins_of_a_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_folders", {})
+    (tmp_path / "mixers").mkdir()
+    (tmp_path / "mixers" / "mine.py").write_text("from archloop.blocks import Wrong\n")
+    status, out, _ = run("plugins", "mixers", "--plugins", str(tmp_path), "--json")
+    assert (status, "mine" in json.loads(out)["mixers"]) == (0, True)
+    spec = json.loads(presets.load("lfm2-350m").to_json())
+    spec["blocks"][0]["mixers"] = [{"name": "mine"}]
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    status, _, err = run("profile", str(tmp_path / "spec.json"), "--plugins", str(tmp_path))
+    assert status == 2
+    assert f"{tmp_path / 'mixers' / 'mine.py'}, line 1 cannot be imported" in err
+    assert err.count("\n") == 1
+    status, _, err = run("plugins", "--plugins", str(tmp_path / "nowhere"))
+    assert (status, "does not exist" in err) == (2, True)
 
 
 def test_presets_as_json() -> None:
@@ -93,7 +136,7 @@ def test_a_bug_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(_: str) -> None:
         raise ValueError("operands could not be broadcast together")
 
-    monkeypatch.setattr("archloop.cli.load_spec", wrong)
+    monkeypatch.setattr("archloop.cli.profile.load_spec", wrong)
     result = CliRunner().invoke(app, ["profile", "lfm2-350m"])
     assert result.exit_code == 1
     assert isinstance(result.exception, ValueError)
@@ -104,7 +147,7 @@ def test_an_interrupted_command_says_whether_it_can_go_on(monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr("archloop.search.recipe.recipe.load", stop)
-    monkeypatch.setattr("archloop.cli.load_spec", stop)
+    monkeypatch.setattr("archloop.cli.profile.load_spec", stop)
     assert run("search", "any.yaml")[::2] == (
         130,
         "stopped; the same command goes on from here\n",
@@ -178,7 +221,7 @@ def test_a_spec_that_cannot_be_built_is_named_before_anything_runs(
 
 
 def test_a_terminal_of_few_characters_gets_others_in_their_place() -> None:
-    call = "import archloop.cli as cli; cli.app = lambda: print(chr(177)); cli.main()"
+    call = "from archloop.cli import command; command.app = lambda: print(chr(177)); command.main()"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     assert subprocess.check_output([sys.executable, "-c", call], env=environment) == b"?\n"
 

@@ -15,7 +15,8 @@ TORCH_FREE = [
     "archloop.search.strategies.random",
     "archloop.stack.spec",
 ]
-NO_OPTUNA = ["archloop.training.loop", "archloop.stack.decoder", "archloop.text.corpora"]
+GPU_MACHINE = ["text", "blocks", "stack", "checkpoints", "generation", "training"]
+"""What must run on a machine that has PyTorch and nothing of a search or a report."""
 
 
 def modules_after(code: str) -> set[str]:
@@ -26,14 +27,41 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def failure(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_import_leaves_torch_alone(name: str) -> None:
     assert "torch" not in modules_after(f"import {name}")
 
 
-@pytest.mark.parametrize("name", NO_OPTUNA)
-def test_import_leaves_optuna_and_plotly_alone(name: str) -> None:
-    assert not {"optuna", "plotly"} & modules_after(f"import {name}")
+@pytest.mark.parametrize("name", GPU_MACHINE)
+def test_import_of_every_file_leaves_optuna_and_plotly_alone(name: str) -> None:
+    code = f"""
+import importlib, pkgutil
+import archloop.{name} as folder
+for found in pkgutil.walk_packages(folder.__path__, folder.__name__ + "."):
+    if ".gpu" not in found.name:
+        importlib.import_module(found.name)
+"""
+    loaded = modules_after(code)
+    assert f"archloop.{name}" in loaded
+    assert not {"optuna", "plotly", "sqlalchemy", "matplotlib"} & loaded
+
+
+def test_every_part_is_there_after_importing_the_package_and_is_loaded_when_asked_for() -> None:
+    loaded = modules_after("import archloop; archloop.errors; dir(archloop)")
+    assert "archloop.errors" in loaded
+    assert not {"archloop.checkpoints", "archloop.stack", "torch"} & loaded
+    loaded = modules_after("import archloop; archloop.checkpoints; archloop.search")
+    assert {"archloop.checkpoints", "archloop.search"} <= loaded
+
+
+def test_an_unknown_part_is_an_attribute_error() -> None:
+    assert "no attribute 'checkpoint'" in failure("import archloop; archloop.checkpoint")
 
 
 def test_listing_plugins_imports_none_of_them() -> None:

@@ -6,9 +6,12 @@ package costs nothing:
     >>> import archloop
     >>> spec = archloop.load_preset("lfm2-350m")
     >>> decoder = archloop.build(spec)  # doctest: +SKIP
+    >>> archloop.checkpoints.__name__
+    'archloop.checkpoints'
 """
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from archloop.version import __version__
@@ -42,11 +45,18 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'archloop' has no attribute {name!r}")
-    module, attribute = _HOMES[name].split(":")
-    return getattr(import_module(module), attribute)
+    if name in _HOMES:
+        module, attribute = _HOMES[name].split(":")
+        return getattr(import_module(module), attribute)
+    if name in _parts():
+        return import_module(f"archloop.{name}")
+    raise AttributeError(f"module 'archloop' has no attribute {name!r}")
+
+
+def _parts() -> list[str]:
+    """Folders and files of the package; not `__main__`, whose import runs the command."""
+    return [part.name for part in iter_modules(__path__) if not part.name.startswith("_")]
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_parts()})

@@ -1,0 +1,182 @@
+"""What every verb of the command line shares: the app, exit statuses, one-line errors, JSON.
+
+A verb is a function under ``@command()`` in a file of its own. Listings and results take
+``--json``: one object or list on stdout, everything else on stderr. Exit status 0 done, 1 failed, 2
+the user's input. Heavy modules are imported inside the verbs, so that ``--help`` answers at once.
+"""
+
+import inspect
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+import archloop
+from archloop import registry
+from archloop.errors import UserError
+
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class Commands(TyperGroup):
+    """The commands; a wrong command line is one line too, not a box."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command and exit with its status."""
+        exits = kwargs.pop("standalone_mode", True)
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except _UsageError as error:
+            # Without any command the message is empty, and the help has been printed.
+            if problem := error.format_message().strip().removesuffix("."):
+                command = error.ctx.command_path if error.ctx else "archloop"
+                _print_error(f"archloop: {problem}; see {command} --help")
+            status = error.exit_code
+        if exits:
+            sys.exit(status or 0)
+        return status
+
+
+app = typer.Typer(
+    cls=Commands,
+    help=(archloop.__doc__ or "").partition("\n")[0],
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+stderr = Console(stderr=True, highlight=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"archloop {archloop.__version__}\n")
+        raise typer.Exit
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """What the command takes before a verb."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """Told to end by SIGTERM: as clean an end as by ^C."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A model may write, and a table may hold, what the terminal's encoding cannot say.
+        sys.stdout.reconfigure(errors="replace")
+    app()
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def command(
+    *, group: typer.Typer = app, resumes: bool = False, takes_plugins: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a verb, whose expected failures end in one line and the right exit status.
+
+    Args:
+        group: what the verb belongs to.
+        resumes: when it was stopped, the same command goes on where it was.
+        takes_plugins: give it the option ``--plugins``, a folder of plug-ins to look in.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            with _ends_in_one_line(resumes):
+                if folder := kwargs.pop(_PLUGINS, None):
+                    registry.add_folder(folder)
+                function(*args, **kwargs)
+
+        if takes_plugins:
+            _add_option(run, function)
+        return group.command()(run)
+
+    return register
+
+
+_PLUGINS = "plugins_folder"
+
+
+def _add_option(run: Any, function: Callable[..., None]) -> None:
+    """Say in the signature, which the app reads, that the verb takes ``--plugins`` too."""
+    kind = Annotated[
+        Path | None, typer.Option("--plugins", help="Folder of plug-ins: <kind>/<name>.py.")
+    ]
+    signature = inspect.signature(function, eval_str=True)
+    option = inspect.Parameter(
+        _PLUGINS, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
+    )
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
+    run.__annotations__ = {**function.__annotations__, _PLUGINS: kind}
+
+
+@contextmanager
+def _ends_in_one_line(resumes: bool) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt as interrupt:
+        stderr.print("stopped" + "; the same command goes on from here" * resumes)
+        terminated = isinstance(interrupt, _Terminated)
+        number = signal.SIGTERM if terminated else signal.SIGINT
+        raise typer.Exit(128 + number) from None
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if not isinstance(error, _expected_failures()):
+            raise
+        _fail(error, 1)
+
+
+def _fail(error: Exception, status: int) -> None:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    _print_error(f"archloop: {' '.join(text.split())}")
+    raise typer.Exit(status) from None
+
+
+def _print_error(text: str) -> None:
+    stderr.print(text, markup=False, soft_wrap=True)
+
+
+def _expected_failures() -> tuple[type[Exception], ...]:
+    """Errors that are results, not bugs: a message is enough. Loaded only once one happened."""
+    from archloop.proxy.worker import TrainingError
+    from archloop.search.errors import StudyError
+    from archloop.workers.client import MeasurementError
+
+    return (StudyError, MeasurementError, TrainingError, OSError)
+
+
+def print_json(value: Any) -> None:
+    """Print one value on stdout."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")

@@ -1,0 +1,74 @@
+"""`archloop generate`: stream a checkpoint's continuation of a prompt."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from archloop import registry
+from archloop.cli.command import command
+from archloop.errors import UserError
+
+
+@command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A checkpoint's folder or hub id.")],
+    prompt: Annotated[str, typer.Option(help="What to continue, or with --chat to answer.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=2**20)] = 256,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    min_p: Annotated[float | None, typer.Option()] = None,
+    repetition_penalty: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Such as bfloat16; default as stored.")] = None,
+    device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
+) -> None:
+    """Stream a checkpoint's continuation of a prompt; its own sampling defaults apply."""
+    from dataclasses import replace
+
+    import torch
+
+    from archloop.generation.model import load_model, stream
+    from archloop.training.loop import torch_device
+
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise UserError("--prompt is not UTF-8 text; check the terminal's encoding")
+    kind = None if dtype is None else _dtype(dtype)
+    loaded = load_model(model, kind, torch_device(device))
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    sampling = replace(loaded.sampling, **chosen)
+    filters = [key for key in ("top_k", "top_p", "min_p") if key in chosen]
+    if sampling.greedy and filters:
+        option = "--" + filters[0].replace("_", "-")
+        raise UserError(f"{option} changes nothing at temperature 0; give --temperature as well")
+    with torch.inference_mode():
+        for piece in stream(
+            loaded,
+            [{"role": "user", "content": prompt}] if chat else prompt,
+            sampling,
+            max_new_tokens=max_new_tokens,
+            stop_strings=stop or (),
+        ):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    known = ["bfloat16", "float16", "float32", "float64"]
+    if name not in known:
+        raise UserError(f"unknown dtype {name!r}; {registry.suggest(name, known)}")
+    return getattr(torch, name)

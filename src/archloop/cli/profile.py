@@ -1,0 +1,84 @@
+"""`archloop profile`: measure a model on a device."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+
+from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.models import load_spec
+from archloop.errors import UserError, reason, shown
+
+
+@command()
+def profile(
+    model: Annotated[str, typer.Argument(help="A preset's name or a spec's .json file.")],
+    contexts: Annotated[str, typer.Option(help="Prompt lengths, by commas.")] = "4096,32768",
+    reference: Annotated[str | None, typer.Option(help="Measured alongside, for ratios.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Device plug-in and its settings: host, or ssh:host=box,port=22.")
+    ] = "host",
+    runtime: Annotated[str, typer.Option(help="Runtime plug-in.")] = "torch_eager",
+    quant: Annotated[str, typer.Option(help="One of the runtime's quantisations.")] = "fp32",
+    threads: Annotated[int | None, typer.Option(help="Default: one per core.")] = None,
+    processes: Annotated[int, typer.Option(help="Fresh processes, each one sample.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Keep raw samples in this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model with random weights: TTFT, prefill, decode, peak memory."""
+    from archloop.profiling import ProfileConfig, Target, table
+    from archloop.profiling import profile as measure
+
+    try:
+        target = Target(
+            device=_device(device),
+            runtime=runtime,
+            quant=quant,
+            threads=threads,
+            contexts=_numbers("contexts", contexts),
+        )
+        config = ProfileConfig(processes=processes)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option, given = first["loc"][0], shown(first["input"])
+        raise UserError(f"--{option} {given}: {reason(first)}") from error
+    spec = load_spec(model)
+    other = None if reference is None else load_spec(reference)
+    hidden = not stderr.is_terminal
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Progress(console=stderr, transient=True, disable=hidden) as bar,
+    ):
+        task = bar.add_task("starting", total=1.0)
+        measured = measure(
+            spec,
+            target,
+            config,
+            reference=other,
+            directory=output or Path(scratch),
+            progress=lambda share, what: bar.update(task, completed=share, description=what),
+        )
+    if as_json:
+        print_json(measured.model_dump(mode="json"))
+    else:
+        Console().print(table(measured))
+
+
+def _device(text: str) -> Any:
+    """A device as a recipe gives it, from ``name`` or ``name:key=value,key=value``."""
+    name, _, settings = text.partition(":")
+    pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        raise UserError(f"--device {text!r}: {wrong[0]!r} has no value; give it as {wrong[0]}=...")
+    return {"name": name, **{key: value for key, _, value in pairs}}
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--{option} {text!r} is no list of numbers like 1024,4096") from None

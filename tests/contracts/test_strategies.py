@@ -5,6 +5,7 @@ import pytest
 
 from archloop import registry
 from archloop.search.base import Strategy, Told
+from archloop.space.seeding import from_layout
 from space.spaces import assert_valid, named
 
 every_strategy = pytest.mark.parametrize("name", registry.names("strategies"))
@@ -14,7 +15,7 @@ SEED = 11
 def make(name: str, num_initial: int = 2) -> Strategy:
     space = named("rich")
     layouts = (["gqa"] + ["short_conv"] * 5, ["short_conv"] * 3 + ["gqa", "swa", "gqa"])
-    initial = [space.from_layout(layout) for layout in layouts[:num_initial]]
+    initial = [from_layout(space, layout) for layout in layouts[:num_initial]]
     strategy: Strategy = registry.get("strategies", name)(space, None, initial)
     return strategy
 

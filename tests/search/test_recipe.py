@@ -114,7 +114,7 @@ VALUES = [
     ),
     ("initial", [["gqa", 1]], r": initial\[0\]\[1\]: 1 must be text"),
     ("initial", [{}], r": initial\[0\]: {} must be text or a list"),
-    ("space.mixers.gqa.head_dim", {}, r": space.mixers.gqa.head_dim: {} must be true or false, a"),
+    ("space.mixers.gqa.head_dim", {}, r": space.mixers.gqa.head_dim.ship: missing; add it"),
     ("space.mixers", [], r": space.mixers: {} has too few entries; give at least 1"),
     ("space.interleaving.period", [2], r": space.interleaving.period\[1\]: missing; add it"),
     ("space.interleaving.period", [2, 3, 4], r": space.interleaving.period: .*; give at most 2"),

@@ -9,18 +9,29 @@ from archloop import registry
 from archloop.ranking import front
 from archloop.search.base import SpaceExhaustedError, Strategy, Told, minimised
 from archloop.search.strategies.nsga2 import NSGA2, constrained_order
+from archloop.space.config import SpaceConfig
 from archloop.space.genome import Genome
-from archloop.space.space import Space, SpaceConfig
+from archloop.space.opening import open_space
+from archloop.space.seeding import from_layout
+from archloop.space.space import Space
+from archloop.space.variation import sample
 from space.spaces import SMALL, changed, named
 
 REFERENCE = (0.0, 1.5, 1.5)
 
 
-def open_space() -> Space:
+def twelve() -> Space:
     """Twelve blocks of three mixers without a parameter budget: about 10^8 layouts."""
-    return Space(changed(num_blocks=12, budget=None, interleaving={}, sharing={}, channel_mixers={
-        "swiglu": {"expansion": 2},
-    }, scope={"short_conv.kernel": "block"}))  # fmt: skip
+    return open_space(
+        changed(
+            num_blocks=12,
+            budget=None,
+            interleaving={},
+            sharing={},
+            channel_mixers={"swiglu": {"expansion": 2}},
+            scope={"short_conv.kernel": "block"},
+        )
+    )
 
 
 def evaluate(genome: Genome) -> tuple[float, float, float]:
@@ -32,7 +43,7 @@ def evaluate(genome: Genome) -> tuple[float, float, float]:
     places = [i for i, name in enumerate(layout) if name == "gqa"]
     gaps = np.diff([-1, *places, num])
     recall = len(places) / (len(places) + 2) * (1 - gaps.max() / (num + 1)) if places else 0.0
-    kernels = [float(str(block.genes.get("kernel", 0))) for block in genome.blocks]
+    kernels = [float(str(b.mixers[0].genes.get("kernel", 0))) for b in genome.blocks]
     text = sum(kernel / 7 * (num - i) for i, kernel in enumerate(kernels)) / (num * (num + 1) / 2)
     windows = layout.count("swa")
     latency = 0.4 + 0.06 * len(places) + 0.04 * windows + 0.004 * sum(kernels)
@@ -60,7 +71,7 @@ def volume(history: list[Told]) -> float:
 
 def test_nsga2_beats_random_search() -> None:
     # Steps are small and random proportions a strong start: evolution needs some 100 trials to pay.
-    space, config = open_space(), NSGA2.Config(population=8)
+    space, config = twelve(), NSGA2.Config(population=8)
     volumes = {
         name: [
             volume(search(registry.get("strategies", name)(space, settings), seed, 200))
@@ -73,8 +84,8 @@ def test_nsga2_beats_random_search() -> None:
 
 
 def test_evolution_leaves_the_rejected_region() -> None:
-    space = open_space()
-    heavy = [space.from_layout(["gqa"] * 12), space.from_layout(["gqa"] * 11 + ["swa"])]
+    space = twelve()
+    heavy = [from_layout(space, ["gqa"] * 12), from_layout(space, ["gqa"] * 11 + ["swa"])]
     strategy = NSGA2(space, NSGA2.Config(population=2), heavy)
     history = search(strategy, 0, 40)
     assert [told.state for told in history[:2]] == ["rejected", "rejected"]
@@ -104,19 +115,19 @@ def test_ends_of_the_front_survive() -> None:
 @pytest.mark.parametrize(
     "useless",
     [
-        Told(90, named("small").from_layout(["gqa"]), "failed"),
-        Told(90, named("small").from_layout(["gqa"]), "unsupported"),
-        Told(90, named("small").from_layout(["gqa"]), "failed", (1.0, 0.0, 0.0)),
-        Told(90, named("small").from_layout(["gqa"]), "complete", None),
-        Told(90, named("small").from_layout(["gqa"]), "complete", (float("nan"), 0.1, 0.1)),
-        Told(90, named("small").from_layout(["gqa"]), "rejected", None, float("inf")),
+        Told(90, from_layout(named("small"), ["gqa"]), "failed"),
+        Told(90, from_layout(named("small"), ["gqa"]), "unsupported"),
+        Told(90, from_layout(named("small"), ["gqa"]), "failed", (1.0, 0.0, 0.0)),
+        Told(90, from_layout(named("small"), ["gqa"]), "complete", None),
+        Told(90, from_layout(named("small"), ["gqa"]), "complete", (float("nan"), 0.1, 0.1)),
+        Told(90, from_layout(named("small"), ["gqa"]), "rejected", None, float("inf")),
     ],
 )
 def test_what_cannot_be_ranked_has_no_children(useless: Told) -> None:
-    space = Space(SpaceConfig(**(SMALL | {"num_blocks": [5, 6, 7]})))
-    useless = useless._replace(genome=space.from_layout(["gqa"] * 5))
+    space = open_space(SpaceConfig(**(SMALL | {"num_blocks": [5, 6, 7]})))
+    useless = useless._replace(genome=from_layout(space, ["gqa"] * 5))
     rng = np.random.default_rng(0)
-    history = [Told(n, space.sample(rng), "complete", (0.5, 1.0 + n, 1.0 - n)) for n in range(3)]
+    history = [Told(n, sample(space, rng), "complete", (0.5, 1.0 + n, 1.0 - n)) for n in range(3)]
     strategy = NSGA2(space, NSGA2.Config(population=4))
     for number in range(91, 111):
         proposal = strategy.ask(number, 0, [*history, useless])
@@ -125,8 +136,8 @@ def test_what_cannot_be_ranked_has_no_children(useless: Told) -> None:
 
 
 def test_every_kind_of_origin_occurs_and_parents_are_named() -> None:
-    history = search(NSGA2(open_space(), NSGA2.Config(population=4)), 3, 4)
-    strategy = NSGA2(open_space(), NSGA2.Config(population=4))
+    history = search(NSGA2(twelve(), NSGA2.Config(population=4)), 3, 4)
+    strategy = NSGA2(twelve(), NSGA2.Config(population=4))
     proposals = [strategy.ask(number, 3, history) for number in range(4, 60)]
     assert {p.origin for p in proposals} == {"mutation", "crossover", "crossover+mutation"}
     for proposal in proposals:

@@ -3,8 +3,12 @@
 from functools import cache
 from typing import Any
 
+from archloop.space.config import SpaceConfig
 from archloop.space.genome import Genome
-from archloop.space.space import Space, SpaceConfig
+from archloop.space.opening import open_space
+from archloop.space.repair import repair
+from archloop.space.space import Space
+from archloop.space.specs import to_spec
 from archloop.stack import cost
 
 BUDGET = 28_000_000
@@ -41,7 +45,7 @@ NAMED = {"rich": RICH, "periodic": PERIODIC, "small": SMALL}
 
 @cache
 def named(name: str) -> Space:
-    return Space(SpaceConfig(**NAMED[name]))
+    return open_space(SpaceConfig(**NAMED[name]))
 
 
 def changed(**changes: Any) -> SpaceConfig:
@@ -52,20 +56,22 @@ def changed(**changes: Any) -> SpaceConfig:
 def assert_valid(space: Space, genome: Genome) -> None:
     """All the rules of a space, checked on the genome and on both of its specs."""
     config, rules = space.config, space.config.interleaving
-    ship, proxy = space.to_spec(genome, "ship"), space.to_spec(genome, "proxy", 300)
-    assert space.repair(genome) == genome
+    ship, proxy = to_spec(space, genome, "ship"), to_spec(space, genome, "proxy", 300)
+    assert repair(space, genome) == genome
     assert Genome.from_json(genome.to_json()) == genome
     assert len(genome.blocks) in config.num_blocks
-    assert sum(name in space.global_mixers for name in ship.layout) >= rules.min_global
+    assert sum(map(space.has_global, genome.blocks)) >= rules.min_global
     assert ship.layout == proxy.layout == genome.layout
     for (_, _, mine), (_, _, other) in zip(cost.mixers(ship), cost.mixers(proxy), strict=True):
-        assert mine == other
+        assert mine.model_copy(update={"config": {}}) == other.model_copy(update={"config": {}})
+        at_proxy = space.families[mine.name].at_proxy
+        for gene, value in mine.config.items():
+            assert other.config[gene] == at_proxy.get(gene, {}).get(value, value)
     if rules.rule == "periodic":
         assert genome.period is not None
         for index, block in enumerate(genome.blocks):
             like = genome.blocks[index % genome.period]
-            assert (block.mixer, block.genes) == (like.mixer, like.genes)
-            assert block.channel_mixer == like.channel_mixer
+            assert space.alike(block, like)
     if config.budget is not None:
         away = abs(cost.num_params(ship) - config.budget.num_params)
         assert away <= config.budget.tolerance * config.budget.num_params

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from archloop.space.genome import BlockGenes, Genome
+from archloop.space.genome import BlockGenes, ChannelGenes, Genome, MixerGenes
+from archloop.space.variation import sample
 from space.spaces import named
 
-BLOCK = BlockGenes(mixer="gqa", channel_mixer="swiglu", channel_genes={"expansion": 2.0})
+BLOCK = BlockGenes(
+    mixers=(MixerGenes(name="gqa"),),
+    channel_mixer=ChannelGenes(name="swiglu", genes={"expansion": 2.0}),
+)
 
 
 def test_json_keeps_values_and_their_types() -> None:
@@ -33,14 +37,17 @@ def test_a_genome_cannot_be_changed() -> None:
         Genome(blocks=(BLOCK,)).period = 2
 
 
-@pytest.mark.parametrize("text", ["{}", '{"blocks": []}', '{"blocks": [{"mixer": 1}]}', "["])
+@pytest.mark.parametrize("text", ["{}", '{"blocks": []}', '{"blocks": [{"mixers": 1}]}', "["])
 def test_what_is_no_genome_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         Genome.from_json(text)
 
 
 def test_values_are_plain_python() -> None:
-    genome = named("rich").sample(np.random.default_rng(0))
-    values = [*genome.global_genes.values(), *(v for b in genome.blocks for v in b.genes.values())]
+    genome = sample(named("rich"), np.random.default_rng(0))
+    values = [
+        *genome.global_genes.values(),
+        *(v for b in genome.blocks for m in b.mixers for v in m.genes.values()),
+    ]
     assert values
     assert {type(v) for v in values} <= {int, float, str, bool}

@@ -25,8 +25,9 @@ from archloop.errors import UserError
 class AttentionConfig(MixerConfig):
     """Heads follow from the width: ``num_heads = d_model / head_dim`` unless given."""
 
+    through_sizes = frozenset({"queries_per_kv", "num_heads"})
     head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=2, multiple_of=2)
-    queries_per_kv: Annotated[int | None, Gene((1, 2, 4, 8), scale="ratio")] = Field(None, ge=1)
+    queries_per_kv: Annotated[int | None, Gene((1, 2, 4, 8))] = Field(None, ge=1)
     """Default: 4, or as many up to it as divide the heads of a narrow model."""
     num_heads: int | None = Field(None, ge=1)
     qk_norm: bool = True

@@ -46,7 +46,6 @@ class SequenceMixer(nn.Module):
 
     Attributes:
         name: the plug-in's name, set by the registry.
-        is_global: reaches every earlier token exactly (full attention); interleaving rules ask.
         shareable: other blocks may name this one in `state_from`.
         packs: `mix` honours `Span.segments_BT` itself; otherwise `forward` unpacks for it.
         no_decay: names of parameters (relative to the mixer) that take no weight decay, besides
@@ -55,7 +54,6 @@ class SequenceMixer(nn.Module):
     """
 
     name: ClassVar[str] = ""
-    is_global: ClassVar[bool] = False
     shareable: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     no_decay: ClassVar[frozenset[str]] = frozenset()

@@ -6,7 +6,7 @@ Search reads, varies and counts configs; a module is built only to be trained or
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -19,12 +19,11 @@ from archloop.errors import UserError
 class Gene:
     """Marks a config field as searchable: ``kernel: Annotated[int, Gene((3, 5, 7))] = 3``.
 
-    An absolute gene (kernel, window, head_dim) means the same number at every width; a ratio gene
-    (expansion, queries per KV head) is relative to a width.
+    Attributes:
+        values: usual ones, which messages name; a recipe lists its own.
     """
 
     values: tuple[Any, ...]
-    scale: Literal["absolute", "ratio"] = "absolute"
 
 
 class Config(BaseModel):
@@ -36,6 +35,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     owner: ClassVar[Any]
+    through_sizes: ClassVar[frozenset[str]] = frozenset()
+    """Fields that act on the module through its `sizes` alone, such as a ratio to the width."""
 
     @classmethod
     def genes(cls) -> dict[str, Gene]:
@@ -49,11 +50,23 @@ class Config(BaseModel):
 
     @abstractmethod
     def sizes(self, d_model: int) -> dict[str, int]:
-        """Every size that the module takes at a width (two configs with equal sizes coincide).
+        """The sizes that follow from a width, for building the module and counting its costs.
 
         Raises:
             UserError: the config cannot be built at this width; names field, value and remedy.
         """
+
+    def signature(self, d_model: int) -> tuple[tuple[str, Any], ...]:
+        """What tells modules of a width apart: two configs coincide if their signatures are equal.
+
+        Sizes, and every setting that acts in another way too: an expansion of 2.0 and of 2.01 may
+        round to one width, a kernel of 3 and of 5 never.
+
+        Raises:
+            UserError: as `sizes`.
+        """
+        settings = self.model_dump(exclude=set(self.through_sizes))
+        return tuple(sorted((settings | self.sizes(d_model)).items()))
 
     @abstractmethod
     def num_params(self, d_model: int, *, consumer: bool = False) -> int:
@@ -114,6 +127,14 @@ class MixerConfig(Config):
     @abstractmethod
     def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         """The tensors of state, by name, of a sequence with room for `context` tokens."""
+
+    def reach(self, d_model: int) -> int | None:
+        """How many tokens back an output may depend on; None, the default: all of them."""
+        return None
+
+    def is_global(self, d_model: int) -> bool:
+        """Whether every earlier token can be read exactly: the state has a slot for each."""
+        return any(held.kind == "cache" for held in self.state_layout(d_model, 1).values())
 
     def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:
         """Bytes of state for one sequence of `context` tokens; equals `State.nbytes`."""

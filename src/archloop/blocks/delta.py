@@ -44,8 +44,10 @@ class DeltaConfig(MixerConfig):
 
     def sizes(self, d_model: int) -> dict[str, int]:
         heads = count_heads(d_model, self.head_dim, f"d_model={d_model}") * self._values_per_key()
-        sizes = {"num_heads": heads, "head_dim": self.head_dim, "kernel": self.kernel}
-        return sizes | ({"conv_core": 1} if self.core == "conv" else {})
+        return {"num_heads": heads, "head_dim": self.head_dim, "kernel": self.kernel}
+
+    def reach(self, d_model: int) -> int | None:
+        return self.kernel - 1 if self.core == "conv" else None
 
     def num_params(self, d_model: int, *, consumer: bool = False) -> int:
         total = self._weights(d_model, consumer) + self.head_dim

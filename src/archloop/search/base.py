@@ -13,7 +13,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from archloop.space.genome import Genome
+from archloop.space.repair import repair
 from archloop.space.space import Space
+from archloop.space.specs import to_spec
+from archloop.space.variation import mutate, sample
 
 ToldState = Literal["complete", "rejected", "unsupported", "failed"]
 NUM_REMUTATIONS = 20
@@ -84,7 +87,7 @@ class Strategy(ABC):
     ) -> None:
         self.space = space
         self.config = self.Config() if config is None else config
-        self.initial = tuple(space.repair(genome) for genome in initial)
+        self.initial = tuple(repair(space, genome) for genome in initial)
         self._known: dict[int, Told] = {}
         self._tried: set[str] = set()
 
@@ -112,10 +115,10 @@ class Strategy(ABC):
             if proposal.origin in ("random", "mutation"):
                 origin = proposal.origin
             proposal = proposal._replace(
-                genome=self.space.mutate(proposal.genome, rng), origin=origin
+                genome=mutate(self.space, proposal.genome, rng), origin=origin
             )
         for _ in range(NUM_RANDOM):
-            genome = self.space.sample(rng)
+            genome = sample(self.space, rng)
             if self.digest(genome) not in self._tried:
                 return Proposal(genome, "random")
         raise SpaceExhaustedError(
@@ -132,7 +135,7 @@ class Strategy(ABC):
 
     def digest(self, genome: Genome) -> str:
         """What makes two genomes the same trial: their spec at ship scale."""
-        return self.space.to_spec(genome, "ship").digest
+        return to_spec(self.space, genome, "ship").digest
 
     def remember(self, new: Sequence[Told]) -> None:  # noqa: B027  (it may keep no caches)
         """Take entries into the caches; called once with each entry of the history."""

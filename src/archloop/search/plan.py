@@ -19,8 +19,14 @@ from archloop.search.base import Strategy
 from archloop.search.mixer_checks import check_mixers
 from archloop.search.recipe.errors import RecipeError, describe
 from archloop.search.recipe.recipe import Recipe
+from archloop.space import seeding
+from archloop.space.budget import OutOfReachError
+from archloop.space.checking import check_sequence_length
+from archloop.space.encoding import proxied
 from archloop.space.genome import Genome
-from archloop.space.space import OutOfReachError, Space
+from archloop.space.opening import open_space
+from archloop.space.space import Space
+from archloop.space.specs import to_spec
 from archloop.stack import cost, presets
 from archloop.stack.spec import StackSpec
 from archloop.store.record import Costs
@@ -50,8 +56,8 @@ class Plan(NamedTuple):
     def specs(self, genome: Genome) -> tuple[StackSpec, StackSpec]:
         """Ship and proxy specs of a genome."""
         return (
-            self.space.to_spec(genome, "ship"),
-            self.space.to_spec(genome, "proxy", self.vocab_size),
+            to_spec(self.space, genome, "ship"),
+            to_spec(self.space, genome, "proxy", self.vocab_size),
         )
 
     def costs(self, spec: StackSpec) -> Costs:
@@ -92,8 +98,9 @@ def _resolve(recipe: Recipe) -> Plan:
     for path in recipe.proxy.corpus.paths:
         _prefixed("proxy.corpus.paths", corpora.resolve, path, recipe.root)
     _prefixed("proxy.device", torch_device, recipe.proxy.device)
-    space = Space(recipe.space)
-    _prefixed("proxy.training.seq_len", space.check_sequence_length, recipe.proxy.training.seq_len)
+    space = open_space(recipe.space)
+    seq_len = recipe.proxy.training.seq_len
+    _prefixed("proxy.training.seq_len", check_sequence_length, space, seq_len)
     vocab_size = _prefixed("proxy", proxy.vocab_size, recipe.proxy)
     given = recipe.space.proxy.vocab_size
     if given not in (None, vocab_size):
@@ -101,8 +108,9 @@ def _resolve(recipe: Recipe) -> Plan:
             f"space.proxy.vocab_size={given}: text and tasks need {vocab_size}; leave it out"
         )
     reference, genome = _prefixed("reference", _reference, recipe, space)
-    proxy_width = recipe.space.proxy.d_model
-    reference_proxy = reference.replace(d_model=proxy_width, vocab_size=vocab_size)
+    reference_proxy = proxied(space, reference, vocab_size)
+    if genome:
+        reference_proxy = to_spec(space, Genome.model_validate(genome), "proxy", vocab_size)
     for spec in (reference, reference_proxy):
         _prefixed("reference", cost.check, spec)
     for name, target in recipe.targets.items():
@@ -159,8 +167,8 @@ def _known(key: str, kind: str, name: str) -> None:
 def _reference(recipe: Recipe, space: Space) -> tuple[StackSpec, dict[str, Any]]:
     section = recipe.reference
     if section.layout is not None:
-        genome = space.from_layout(section.layout)
-        return space.to_spec(genome, "ship"), genome.model_dump(mode="json")
+        genome = seeding.from_layout(space, section.layout)
+        return to_spec(space, genome, "ship"), genome.model_dump(mode="json")
     if section.spec is not None:
         return section.spec, {}
     assert section.preset is not None
@@ -172,9 +180,10 @@ def _initial(recipe: Recipe, space: Space) -> list[Genome]:
     for index, layout in enumerate(recipe.initial):
         key = f"initial[{index}]"
         if isinstance(layout, str):
-            genomes.append(_prefixed(key, space.from_spec, _prefixed(key, presets.load, layout)))
+            preset = _prefixed(key, presets.load, layout)
+            genomes.append(_prefixed(key, seeding.from_spec, space, preset))
         else:
-            genomes.append(_prefixed(key, space.from_layout, layout))
+            genomes.append(_prefixed(key, seeding.from_layout, space, layout))
     return genomes
 
 

@@ -36,7 +36,9 @@ from archloop.search.recipe.recipe import Recipe
 from archloop.search.rungs import Standings
 from archloop.search.tuning import FOLDER as TUNING
 from archloop.search.workshop import Workshop
+from archloop.space.features import summary
 from archloop.space.genome import Genome
+from archloop.space.specs import to_spec
 from archloop.store import store
 from archloop.store.baseline import FOLDER as REFERENCE
 from archloop.store.baseline import Baseline
@@ -244,11 +246,11 @@ class _Run:
             genome=genome.model_dump(mode="json"),
             origin=proposal.origin,
             parents=proposal.parents,
-            digest=self.plan.space.to_spec(genome, "ship").digest,
+            digest=to_spec(self.plan.space, genome, "ship").digest,
         )
         most = max(self.recipe.space.num_blocks)
-        summary = {k: (v, most) for k, v in self.plan.space.summary(genome).items()}
-        self.database.create(stored, summary)
+        counts = {k: (v, most) for k, v in summary(self.plan.space, genome).items()}
+        self.database.create(stored, counts)
         return stored
 
     def _finish(self, stored: Stored, baseline: Baseline) -> None:

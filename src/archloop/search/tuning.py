@@ -6,14 +6,15 @@ Without this a comparison of families would compare how well one rate happens to
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from archloop.ranking import objectives
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import TrainJob
 from archloop.search.plan import Plan, training_seed
 from archloop.search.workshop import Workshop
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.space import seeding
+from archloop.space.encoding import encode
+from archloop.stack.spec import StackSpec
 from archloop.store.record import FamilyRate, Rung
 from archloop.store.stages import StageFiles
 
@@ -65,21 +66,4 @@ def _loss(rung: Rung) -> float:
 
 def homogeneous(plan: Plan, mixer: str) -> StackSpec:
     """A stack of one mixer at proxy width and the space's smallest depth."""
-    space = plan.space
-    config = space.config
-
-    def settings(name: str) -> dict[str, Any]:
-        family = space.families[name]
-        return {**family.fixed, **{gene: values[0] for gene, values in family.genes.items()}}
-
-    channel = space.channel_mixers[0]
-    block = BlockSpec(
-        mixers=(MixerSpec(name=mixer, config=settings(mixer)),),
-        channel_mixer=ChannelMixerSpec(name=channel, config=settings(channel)),
-    )
-    return StackSpec(
-        d_model=config.proxy.d_model,
-        vocab_size=plan.vocab_size,
-        tie_embeddings=config.ship.tie_embeddings,
-        blocks=(block,) * config.num_blocks[0],
-    )
+    return encode(plan.space, seeding.pure(plan.space, mixer), "proxy", plan.vocab_size)

@@ -1,27 +1,30 @@
 """The `space:` section of a recipe: which stacks a search may try, as plain data.
 
 Only shapes are checked here; `space.families` checks names and values against the plug-ins, and
-`space.space` whether any spec can meet it all.
+`space.opening` whether any spec can meet it all.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from archloop.space.genome import Halves
 from archloop.stack.spec import Scalar
 
 Scope = Literal["global", "family", "block"]
-FamilyGenes = dict[str, Scalar | list[Scalar]]
+BLOCK, STACK = "block", "stack"
+"""Families of settings that belong to a block or to the whole stack, not to a mixer."""
 MAX_GRID = 8
 """Values of a budget's free gene: few, so that blocks repeat and cached artifacts are reused."""
+MAX_BLOCKS = 1024
+"""Deeper stacks would take minutes only to be counted."""
+MAX_MIXERS = 4
+"""Mixers side by side in one block."""
 
 
 def _one_or_many(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else [value]
 
-
-MAX_BLOCKS = 1024
-"""Deeper stacks would take minutes only to be counted."""
 
 Width = Annotated[int, Field(ge=1, le=2**17)]
 Vocabulary = Annotated[int, Field(ge=1, le=2**24)]
@@ -29,6 +32,20 @@ Vocabulary = Annotated[int, Field(ge=1, le=2**24)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ByScale(_Section):
+    """One value of a gene that is another number at proxy width, such as a window.
+
+    A window of 256 that is profiled at 32,768 tokens has its like in a window of 32 that is
+    trained on 256: ``window: {ship: 256, proxy: 32}``.
+    """
+
+    ship: Scalar
+    proxy: Scalar
+
+
+FamilyGenes = dict[str, Scalar | ByScale | list[Scalar | ByScale]]
 
 
 class ShipScale(_Section):
@@ -46,13 +63,38 @@ class ProxyScale(_Section):
     vocab_size: Vocabulary | None = None
 
 
+class Structure(_Section):
+    """What blocks may consist of.
+
+    Attributes:
+        halves: mixers and a channel mixer (``both``), or one of the two alone, as in stacks that
+            alternate single-branch layers.
+        num_mixers: mixers side by side in a block that has any.
+    """
+
+    halves: Annotated[tuple[Halves, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = (
+        "both",
+    )
+    num_mixers: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_MIXERS)], ...],
+        BeforeValidator(_one_or_many),
+        Field(min_length=1),
+    ] = (1,)
+
+    @model_validator(mode="after")
+    def _check_mixers(self) -> "Structure":
+        if set(self.halves) == {"channel_mixer"}:
+            raise ValueError("halves=[channel_mixer] leaves no mixer; add both or mixers")
+        return self
+
+
 class Interleaving(_Section):
     """Rules on the order of mixers.
 
     Attributes:
         rule: free, or periodic, where the first `period` blocks repeat.
         period: allowed periods, inclusive; for the periodic rule.
-        min_global: at least so many blocks whose mixer reaches every earlier token.
+        min_global: at least so many blocks with a mixer that reaches every earlier token.
     """
 
     rule: Literal["free", "periodic"] = "free"
@@ -68,10 +110,17 @@ class Interleaving(_Section):
 
 
 class Sharing(_Section):
-    """What blocks may take from an earlier block of the same mixer and settings."""
+    """What blocks may take from an earlier block of the same family and settings.
+
+    Attributes:
+        weights: of a mixer.
+        state: features and state of a mixer.
+        channel_weights: of a channel mixer.
+    """
 
     weights: bool = False
     state: bool = False
+    channel_weights: bool = False
 
 
 class ParamBudget(_Section):
@@ -81,11 +130,17 @@ class ParamBudget(_Section):
         num_params: the target.
         tolerance: largest relative distance from it.
         free: ``family.gene``, whose listed values are the grid (at most 8).
+        trained: proxies meet a budget too, with a setting of the free gene of their own. Without
+            it stacks that are equal at ship width may differ by a quarter at proxy width, and what
+            is called a better mixer may be a larger proxy. The budget is the ship's, embeddings
+            aside, times the square of the ratio of widths; where no setting meets it the nearest
+            is taken.
     """
 
     num_params: Annotated[int, Field(ge=1)]
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.01
     free: str = "swiglu.expansion"
+    trained: bool = False
 
 
 class SpaceConfig(_Section):
@@ -95,6 +150,10 @@ class SpaceConfig(_Section):
         num_blocks: one depth or several.
         mixers: family -> gene -> values to search, or one fixed value.
         channel_mixers: likewise.
+        structure: halves of a block, and mixers side by side.
+        block: settings of blocks (`combine`, `post_norms`, `residual_multiplier`), likewise.
+        stack: settings of the stack (`embedding_multiplier`, `logits_divisor`, `norm_eps`),
+            likewise.
         scope: where a gene varies, by ``gene`` or ``family.gene``; family unless said otherwise.
         budget: None leaves the number of parameters to the genes.
     """
@@ -107,7 +166,10 @@ class SpaceConfig(_Section):
         Field(min_length=1),
     ]
     mixers: Annotated[dict[str, FamilyGenes], Field(min_length=1)]
-    channel_mixers: Annotated[dict[str, FamilyGenes], Field(min_length=1)]
+    channel_mixers: dict[str, FamilyGenes]
+    structure: Structure = Structure()
+    block: FamilyGenes = {}
+    stack: FamilyGenes = {}
     scope: dict[str, Scope] = {}
     interleaving: Interleaving = Interleaving()
     sharing: Sharing = Sharing()
@@ -133,6 +195,11 @@ class SpaceConfig(_Section):
         twice = sorted(set(self.mixers) & set(self.channel_mixers))
         if twice:
             raise ValueError(f"{twice[0]} is listed under both mixers and channel_mixers")
+        for name in (BLOCK, STACK):
+            if name in self.mixers or name in self.channel_mixers:
+                raise ValueError(f"no family may be called {name!r}, which has a section here")
+        if not self.channel_mixers and set(self.structure.halves) != {"mixers"}:
+            raise ValueError("channel_mixers is empty; name one, or let structure.halves be mixers")
         rules = self.interleaving
         if rules.min_global > self.num_blocks[0]:
             raise ValueError(
@@ -145,3 +212,8 @@ class SpaceConfig(_Section):
                 f"num_blocks={self.num_blocks[0]}; a period must fit the stack"
             )
         return self
+
+
+def listed(value: Any) -> list[Scalar | ByScale]:
+    """The values that a recipe gives for a gene, one or many."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]

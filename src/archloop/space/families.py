@@ -1,36 +1,54 @@
-"""A family of a space: one mixer or channel mixer with the values its genes may take.
+"""A family of a space: what its genes are and which values they may take.
 
-Here a recipe's names and values meet the plug-in's `Config`, so every message about them is here.
+A family is a mixer or channel mixer, whose genes are fields of its plug-in's `Config` and of the
+place it takes in a spec (multipliers); or `block` and `stack`, whose genes are settings of every
+block and of the whole decoder. Here a recipe's names and values meet the plug-ins, so every message
+about them is here.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from archloop import registry
-from archloop.errors import UserError
-from archloop.space.config import FamilyGenes, Scope, SpaceConfig
-from archloop.space.genome import Genes
-from archloop.stack.spec import ChannelMixerSpec, MixerSpec, Scalar
+from pydantic import BaseModel, ValidationError
 
-Kind = Literal["mixers", "channel_mixers"]
+from archloop import registry
+from archloop.errors import UserError, invalid
+from archloop.space.config import BLOCK, STACK, ByScale, FamilyGenes, Scope, SpaceConfig, listed
+from archloop.space.genome import Genes
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
+
+Kind = Literal["mixers", "channel_mixers", "block", "stack"]
+Scale = Literal["ship", "proxy"]
 MAX_COMBINATIONS = 4096
 """Above this, gene values are checked one gene at a time instead of in all combinations."""
+PLACE_FIELDS: dict[Kind, tuple[str, ...]] = {
+    "mixers": ("input_multiplier", "multiplier"),
+    "channel_mixers": ("multiplier",),
+    "block": ("combine", "post_norms", "residual_multiplier"),
+    "stack": ("embedding_multiplier", "logits_divisor", "norm_eps"),
+}
+"""Genes that are fields of the spec itself and not of a plug-in's config."""
+_PLACES: dict[Kind, type[BaseModel]] = {
+    "mixers": MixerSpec,
+    "channel_mixers": ChannelMixerSpec,
+    "block": BlockSpec,
+    "stack": StackSpec,
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A mixer or channel mixer of a space.
+    """One family of a space.
 
     Attributes:
-        fixed: settings with one value.
+        fixed: settings with one value, at ship width.
         genes: searched genes and their values, as the plug-in's config holds them.
         scopes: where each searched gene varies.
-        is_global: reaches every earlier token exactly.
-        shareable: lends its features and state.
+        at_proxy: gene -> value at ship width -> value at proxy width, where they differ.
     """
 
     kind: Kind
@@ -38,12 +56,18 @@ class Family:
     fixed: Genes
     genes: dict[str, tuple[Scalar, ...]]
     scopes: dict[str, Scope]
-    is_global: bool = False
-    shareable: bool = False
+    at_proxy: dict[str, dict[Scalar, Scalar]] = field(default_factory=dict)
 
-    def config(self, values: Genes) -> Any:
+    def settings(self, values: Genes, scale: Scale = "ship") -> Genes:
+        """Every setting that the recipe names, for a value of each gene, at a scale."""
+        both = {**self.fixed, **values}
+        if scale == "ship":
+            return both
+        return {gene: self.at_proxy.get(gene, {}).get(v, v) for gene, v in both.items()}
+
+    def config(self, values: Genes, scale: Scale = "ship") -> Any:
         """The plug-in's config for a value of each gene."""
-        return plugin_config(self.kind, self.name, {**self.fixed, **values})
+        return plugin_config(self.kind, self.name, self.settings(values, scale))
 
     def scoped(self, scope: Scope) -> list[str]:
         """Names of the genes that vary at a scope."""
@@ -61,15 +85,30 @@ class Family:
         for gene, values in self.genes.items():
             yield from ({**first, gene: value} for value in values[1:])
 
+    def is_global(self, d_model: int) -> bool:
+        """Whether a mixer of the family reads every earlier token exactly."""
+        return self.kind == "mixers" and any(
+            self.config(genes).is_global(d_model) for genes in self.combinations()
+        )
+
+    def reach(self, d_model: int) -> int | None:
+        """How far back its mixers see at proxy width, at most; None: everything."""
+        reaches = [self.config(genes, "proxy").reach(d_model) for genes in self.combinations()]
+        return None if None in reaches else max(reaches)
+
+    def place_defaults(self) -> Genes:
+        """Fields of the spec that are genes of the family, with their defaults."""
+        fields = _PLACES[self.kind].model_fields
+        return {name: fields[name].default for name in PLACE_FIELDS[self.kind]}
+
     @cached_property
-    def window(self) -> int:
-        """The largest window of the family, 0 if it has none."""
-        configs = (self.config(genes) for genes in self.combinations())
-        return max(getattr(config, "window", None) or 0 for config in configs)
+    def shareable(self) -> bool:
+        """Whether a mixer of the family lends its features and state."""
+        return self.kind == "mixers" and bool(registry.get("mixers", self.name).shareable)
 
 
 def resolve(config: SpaceConfig) -> dict[str, Family]:
-    """The families of a space by name, mixers first.
+    """The families of a space by name: mixers, channel mixers, `block`, `stack`.
 
     Raises:
         UserError: an unknown family, field or scope, or a value that a field does not take; the
@@ -80,6 +119,8 @@ def resolve(config: SpaceConfig) -> dict[str, Family]:
         known[name] = _family("mixers", name, genes, config)
     for name, genes in config.channel_mixers.items():
         known[name] = _family("channel_mixers", name, genes, config)
+    known[BLOCK] = _family("block", BLOCK, config.block, config)
+    known[STACK] = _family("stack", STACK, config.stack, config)
     _check_scopes(config, known)
     return known
 
@@ -88,95 +129,165 @@ def check_widths(family: Family, config: SpaceConfig) -> None:
     """Every combination of values can be built at both widths and differs from every other.
 
     Raises:
-        UserError: one cannot be built, or two are the same module at proxy width.
+        UserError: one cannot be built, or two are the same module at a width.
     """
-    for where, width in (("ship", config.ship.d_model), ("proxy", config.proxy.d_model)):
+    if family.kind in ("block", "stack"):
+        return
+    scales: tuple[tuple[Scale, int], ...] = (
+        ("ship", config.ship.d_model),
+        ("proxy", config.proxy.d_model),
+    )
+    for where, width in scales:
         seen: dict[Any, Genes] = {}
         for genes in family.combinations():
             try:
-                sizes = family.config(genes).sizes(width)
+                signature = family.config(genes, where).signature(width)
             except ValueError as error:
                 raise UserError(
                     f"space.{family.kind}.{family.name}: "
-                    f"{_words({**family.fixed, **genes}) or 'its default'} cannot be built at "
+                    f"{_words(family.settings(genes, where)) or 'its default'} cannot be built at "
                     f"{where}.d_model={width}: {error}"
                 ) from error
-            # Settings that are no sizes (a name, a switch) make a difference of their own.
-            other = tuple((k, v) for k, v in genes.items() if isinstance(v, (bool, str)))
-            twin = seen.setdefault((tuple(sorted(sizes.items())), other), genes)
+            place = tuple(
+                family.settings(genes, where).get(name) for name in PLACE_FIELDS[family.kind]
+            )
+            twin = seen.setdefault((signature, place), genes)
             if twin is not genes:
                 raise UserError(
                     f"space.{family.kind}.{family.name}: {_words(twin)} and {_words(genes)} "
-                    f"coincide at {where}.d_model={width} ({_words(sizes)}); widen "
+                    f"coincide at {where}.d_model={width} ({_words(dict(signature))}); widen "
                     f"{where}.d_model or drop one of the values"
                 )
 
 
+def plugin_config(kind: Kind, name: str, settings: Genes) -> Any:
+    """The validated config of a mixer or channel mixer; fields of its place are left out.
+
+    Raises:
+        UserError: as `cost.mixer_config`.
+    """
+    from archloop.stack import cost  # imports torch, which reading a space must not
+
+    own = {k: v for k, v in settings.items() if k not in PLACE_FIELDS[kind]}
+    if kind == "mixers":
+        return cost.mixer_config(MixerSpec(name=name, config=own))
+    assert kind == "channel_mixers", kind
+    return cost.channel_config(ChannelMixerSpec(name=name, config=own))
+
+
+def place_fields(kind: Kind, settings: Genes) -> dict[str, Any]:
+    """Those settings that are fields of the spec itself."""
+    return {k: v for k, v in settings.items() if k in PLACE_FIELDS[kind]}
+
+
+# --- from a recipe ------------------------------------------------------------------------------
+
+
 def _family(kind: Kind, name: str, given: FamilyGenes, config: SpaceConfig) -> Family:
-    where = f"space.{kind}"
-    if name not in registry.names(kind):
-        near = registry.suggest(name, registry.names(kind))
-        raise UserError(f"{where}: unknown {kind[:-1].replace('_', ' ')} {name!r}; {near}")
-    plugin = registry.get(kind, name)
-    fields, searchable = plugin.Config.model_fields, plugin.Config.genes()
+    where = f"space.{kind}" if kind in (BLOCK, STACK) else f"space.{kind}.{name}"
+    fields, searchable = _fields(kind, name)
     fixed: Genes = {}
     genes: dict[str, tuple[Scalar, ...]] = {}
-    for field, value in given.items():
-        key = f"{where}.{name}.{field}"
-        if field not in fields:
-            near = registry.suggest(field, sorted(fields))
-            raise UserError(f"{key}: {name} has no setting {field!r}; {near}")
-        if not isinstance(value, list):
-            fixed[field] = _checked(kind, name, field, value, key)
-            continue
-        if field not in searchable:
+    at_proxy: dict[str, dict[Scalar, Scalar]] = {}
+    for gene, value in given.items():
+        key = f"{where}.{gene}"
+        if gene not in fields:
+            near = registry.suggest(gene, sorted(fields))
+            raise UserError(f"{key}: {name} has no setting {gene!r}; {near}")
+        if isinstance(value, list) and gene not in searchable:
             raise UserError(
                 f"{key}={value}: not a gene, so it takes one value; "
                 f"genes of {name}: {', '.join(sorted(searchable)) or 'none'}"
             )
-        checked = tuple(dict.fromkeys(_checked(kind, name, field, v, key) for v in value))
-        if not checked:
-            raise UserError(f"{key}=[]: give at least one value, {_allowed(plugin, field)}")
-        if len(checked) == 1:
-            fixed[field] = checked[0]
+        values, other = _values(kind, name, gene, listed(value), key)
+        if len(values) == 1:
+            fixed[gene] = values[0]
         else:
-            genes[field] = checked
+            genes[gene] = values
+        if other:
+            at_proxy[gene] = other
     free = config.budget.free if config.budget else None
     scopes: dict[str, Scope] = {
-        gene: "block" if f"{name}.{gene}" == free else _scope(config, name, gene) for gene in genes
+        gene: "block" if f"{name}.{gene}" == free else _scope(config, kind, name, gene)
+        for gene in genes
     }
-    return Family(
-        kind,
-        name,
-        fixed,
-        genes,
-        scopes,
-        is_global=getattr(plugin, "is_global", False),
-        shareable=getattr(plugin, "shareable", False),
-    )
+    return Family(kind, name, fixed, genes, scopes, at_proxy)
 
 
-def _checked(kind: Kind, name: str, field: str, value: Scalar, key: str) -> Scalar:
-    """The value as the config holds it (2 becomes 2.0 in a float field)."""
+def _fields(kind: Kind, name: str) -> tuple[list[str], list[str]]:
+    """Settings of a family, and those of them that may be searched."""
+    if kind in (BLOCK, STACK):
+        return list(PLACE_FIELDS[kind]), list(PLACE_FIELDS[kind])
+    if name not in registry.names(kind):
+        near = registry.suggest(name, registry.names(kind))
+        what = kind[:-1].replace("_", " ")
+        raise UserError(f"space.{kind}: unknown {what} {name!r}; {near}")
+    plugin = registry.get(kind, name)
+    place = list(PLACE_FIELDS[kind])
+    return [*plugin.Config.model_fields, *place], [*plugin.Config.genes(), *place]
+
+
+def _values(
+    kind: Kind, name: str, gene: str, given: list[Scalar | ByScale], key: str
+) -> tuple[tuple[Scalar, ...], dict[Scalar, Scalar]]:
+    """The values of a gene at ship width, and those at proxy width where they are others."""
+    at_proxy: dict[Scalar, Scalar] = {}
+    values: dict[Scalar, None] = {}
+    for value in given:
+        pair = value if isinstance(value, ByScale) else ByScale(ship=value, proxy=value)
+        ship, proxy = (_checked(kind, name, gene, v, key) for v in (pair.ship, pair.proxy))
+        values[ship] = None
+        if at_proxy.setdefault(ship, proxy) != proxy:
+            raise UserError(f"{key}={ship!r}: at proxy width {at_proxy[ship]!r} and {proxy!r}")
+    if not values:
+        raise UserError(f"{key}=[]: give at least one value, {_allowed(kind, name, gene)}")
+    return tuple(values), {ship: proxy for ship, proxy in at_proxy.items() if ship != proxy}
+
+
+def _checked(kind: Kind, name: str, gene: str, value: Scalar, key: str) -> Scalar:
+    """The value as the config or spec holds it (2 becomes 2.0 in a float field)."""
     try:
-        config = plugin_config(kind, name, {field: value})
+        if gene in PLACE_FIELDS[kind]:
+            return _checked_place(kind, name, gene, value)
+        config = plugin_config(kind, name, {gene: value})
     except ValueError as error:
-        allowed = _allowed(registry.get(kind, name), field)
-        raise UserError(f"{key}={value!r} is not allowed: {error}; {allowed}") from error
-    checked: Scalar = getattr(config, field)
+        raise UserError(
+            f"{key}={value!r} is not allowed: {error}; {_allowed(kind, name, gene)}"
+        ) from error
+    checked: Scalar = getattr(config, gene)
     return checked
 
 
-def _allowed(plugin: Any, field: str) -> str:
-    gene = plugin.Config.genes().get(field)
-    if gene is not None:
-        return f"usual values: {', '.join(map(str, gene.values))}"
-    default = plugin.Config.model_fields[field].default
-    return f"default: {default!r}"
+def _checked_place(kind: Kind, name: str, gene: str, value: Scalar) -> Scalar:
+    """The value of a field of the spec, as the spec holds it."""
+    needed: dict[Kind, dict[str, Any]] = {
+        "mixers": {"name": name},
+        "channel_mixers": {"name": name},
+        "block": {},
+        "stack": {"d_model": 1, "vocab_size": 1, "blocks": ()},
+    }
+    try:
+        checked: Scalar = getattr(_PLACES[kind](**needed[kind], **{gene: value}), gene)
+    except ValidationError as error:
+        raise invalid(error, where=name) from error
+    return checked
 
 
-def _scope(config: SpaceConfig, family: str, gene: str) -> Scope:
-    return config.scope.get(f"{family}.{gene}", config.scope.get(gene, "family"))
+def _allowed(kind: Kind, name: str, gene: str) -> str:
+    if gene in PLACE_FIELDS[kind]:
+        return f"default: {_PLACES[kind].model_fields[gene].default!r}"
+    config_class = registry.get(kind, name).Config
+    mark = config_class.genes().get(gene)
+    if mark is not None:
+        return f"usual values: {', '.join(map(str, mark.values))}"
+    return f"default: {config_class.model_fields[gene].default!r}"
+
+
+def _scope(config: SpaceConfig, kind: Kind, family: str, gene: str) -> Scope:
+    scope = config.scope.get(f"{family}.{gene}", config.scope.get(gene, "family"))
+    if kind == STACK and scope == "block":
+        raise UserError(f"space.scope: {gene} belongs to the whole stack; leave its scope out")
+    return scope
 
 
 def _check_scopes(config: SpaceConfig, families: dict[str, Family]) -> None:
@@ -184,7 +295,7 @@ def _check_scopes(config: SpaceConfig, families: dict[str, Family]) -> None:
     genes = {
         (family.name, gene)
         for family in families.values()
-        for gene in registry.get(family.kind, family.name).Config.genes()
+        for gene in _fields(family.kind, family.name)[1]
     }
     known = sorted({gene for _, gene in genes} | {f"{name}.{gene}" for name, gene in genes})
     for key, scope in config.scope.items():
@@ -207,18 +318,5 @@ def _check_scopes(config: SpaceConfig, families: dict[str, Family]) -> None:
                 )
 
 
-def _words(values: Any) -> str:
+def _words(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items())
-
-
-def plugin_config(kind: Kind, name: str, values: Genes) -> Any:
-    """The validated config of a mixer or channel mixer.
-
-    Raises:
-        UserError: as `cost.mixer_config`.
-    """
-    from archloop.stack import cost  # imports torch, which reading a space must not
-
-    if kind == "mixers":
-        return cost.mixer_config(MixerSpec(name=name, config=values))
-    return cost.channel_config(ChannelMixerSpec(name=name, config=values))

@@ -1,40 +1,38 @@
-"""The genome: what a strategy varies, as frozen plain data.
+"""The genome: what a strategy varies, as frozen plain data, as wide as a spec.
 
 A gene lives where its scope says: global genes hold for every family that has a gene of that name,
-family genes for every block of that family, block genes for one block. Widths are not part of a
-genome, so one genome gives a spec at ship width and another at proxy width (`space.space`).
+family genes for every use of that family, block genes for one block. Widths are not part of a
+genome, so one genome gives a spec at ship width and another at proxy width (`space.specs`).
 """
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from archloop.stack.spec import Scalar
 
 Genes = dict[str, Scalar]
+Halves = Literal["both", "mixers", "channel_mixer"]
+"""Which halves a block has: mixers and a channel mixer, or one of the two alone."""
 
 
 class _Plain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class BlockGenes(_Plain):
-    """One block: its mixers, the genes that are its own, and what it shares.
+class MixerGenes(_Plain):
+    """One sequence mixer of a block: its family, the genes that are its own, what it shares.
 
     Attributes:
-        mixer: name of the sequence mixer.
-        genes: block-scoped genes of the mixer.
-        channel_mixer: name of the channel mixer.
-        channel_genes: block-scoped genes of the channel mixer.
-        weights_from: index of the earlier block that lends its mixer's weights.
-        state_from: index of the earlier block that lends its mixer's features and state.
+        name: of the family.
+        genes: block-scoped genes.
+        weights_from: index of the earlier block whose mixer in this slot lends its weights.
+        state_from: index of the earlier block whose mixer in this slot lends features and state.
     """
 
-    mixer: str
+    name: str
     genes: Genes = {}
-    channel_mixer: str
-    channel_genes: Genes = {}
     weights_from: int | None = None
     state_from: int | None = None
 
@@ -43,9 +41,90 @@ class BlockGenes(_Plain):
         """The block it shares from, whichever way."""
         return self.weights_from if self.state_from is None else self.state_from
 
-    def unshared(self) -> "BlockGenes":
+    def sharing(self, field: str | None, source: int | None) -> "MixerGenes":
+        """The same mixer, sharing this and nothing else."""
+        changes = {"weights_from": None, "state_from": None}
+        return self.model_copy(update=changes | ({field: source} if field else {}))
+
+
+class ChannelGenes(_Plain):
+    """The channel mixer of a block, likewise; it has no state to share.
+
+    Attributes:
+        name: of the family.
+        genes: block-scoped genes.
+        weights_from: index of the earlier block whose channel mixer lends its weights.
+    """
+
+    name: str
+    genes: Genes = {}
+    weights_from: int | None = None
+
+    @property
+    def source(self) -> int | None:
+        """The block it shares from."""
+        return self.weights_from
+
+    def sharing(self, field: str | None, source: int | None) -> "ChannelGenes":
+        """The same channel mixer, sharing this and nothing else."""
+        assert field in (None, "weights_from"), field
+        return self.model_copy(update={"weights_from": source if field else None})
+
+
+Part = MixerGenes | ChannelGenes
+Slot = int | Literal["channel"]
+"""A place of a block: the number of a parallel mixer, or its channel mixer."""
+CHANNEL: Literal["channel"] = "channel"
+
+
+class BlockGenes(_Plain):
+    """One block.
+
+    Attributes:
+        mixers: none, one, or several in parallel.
+        channel_mixer: may be absent.
+        genes: block-scoped genes of the block itself, such as how outputs are combined.
+    """
+
+    mixers: tuple[MixerGenes, ...] = ()
+    channel_mixer: ChannelGenes | None = None
+    genes: Genes = {}
+
+    @property
+    def halves(self) -> Halves:
+        """Which of its halves the block has."""
+        if self.channel_mixer is None:
+            return "mixers"
+        return "both" if self.mixers else "channel_mixer"
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every place that is taken: mixers in order, then the channel mixer."""
+        mixers: tuple[Slot, ...] = tuple(range(len(self.mixers)))
+        return mixers if self.channel_mixer is None else (*mixers, CHANNEL)
+
+    def part(self, slot: Slot) -> Part | None:
+        """What stands in a place, if anything does."""
+        if slot == CHANNEL:
+            return self.channel_mixer
+        return self.mixers[slot] if slot < len(self.mixers) else None
+
+    def with_part(self, slot: Slot, part: Part) -> "BlockGenes":
+        """The block with another mixer or channel mixer in a place that is taken."""
+        if slot == CHANNEL:
+            return self.model_copy(update={"channel_mixer": part})
+        mixers = (*self.mixers[:slot], part, *self.mixers[slot + 1 :])
+        return self.model_copy(update={"mixers": mixers})
+
+    def without_sharing(self) -> "BlockGenes":
         """The same block, sharing nothing."""
-        return self.model_copy(update={"weights_from": None, "state_from": None})
+        channel = self.channel_mixer
+        return self.model_copy(
+            update={
+                "mixers": tuple(mixer.sharing(None, None) for mixer in self.mixers),
+                "channel_mixer": None if channel is None else channel.sharing(None, None),
+            }
+        )
 
 
 class Genome(_Plain):
@@ -65,8 +144,13 @@ class Genome(_Plain):
 
     @property
     def layout(self) -> list[str]:
-        """Mixer names by block."""
-        return [block.mixer for block in self.blocks]
+        """Mixer names by block, as `StackSpec.layout`."""
+        return ["+".join(mixer.name for mixer in block.mixers) or "-" for block in self.blocks]
+
+    @property
+    def num_cells(self) -> int:
+        """Blocks that vary on their own: those of one period, or all."""
+        return self.period or len(self.blocks)
 
     def to_json(self) -> str:
         """Canonical JSON: equal genomes give equal text."""
@@ -87,3 +171,8 @@ class Genome(_Plain):
     def replace(self, **changes: Any) -> "Genome":
         """A copy with other field values, which the caller knows to be of the right types."""
         return self.model_copy(update=changes)
+
+    def with_block(self, index: int, block: BlockGenes) -> "Genome":
+        """A copy with one block exchanged."""
+        blocks = (*self.blocks[:index], block, *self.blocks[index + 1 :])
+        return self.model_copy(update={"blocks": blocks})

@@ -1,174 +1,89 @@
-"""The space of stacks that a search may try: sample, vary, repair, and turn genomes into specs.
+"""The space of stacks that a search may try, as data: families, the budget's free gene, look-ups.
 
-A genome says layout and ratios, not widths, so `to_spec` builds it at ship width (profiled) and at
-proxy width (trained). Whatever leaves a `Space` keeps all its rules; `space.repair` sees to that.
+What is done with it stands beside it, one verb each:
 
-    >>> space = Space(SpaceConfig(**recipe["space"]))
-    >>> genome = space.sample(np.random.default_rng(0))
-    >>> space.to_spec(genome, "ship").layout
+    >>> space = opening.open_space(SpaceConfig(**recipe["space"]))
+    >>> genome = variation.sample(space, np.random.default_rng(0))
+    >>> specs.to_spec(space, genome, "ship").layout
     ['short_conv', 'short_conv', 'gqa', 'short_conv']
 """
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
-
-import numpy as np
 
 from archloop import registry
 from archloop.errors import UserError
-from archloop.space import encoding, variation
-from archloop.space import repair as rules
-from archloop.space.config import MAX_GRID, SpaceConfig
-from archloop.space.families import Kind, check_widths, resolve
-from archloop.space.genome import BlockGenes, Genes, Genome
-from archloop.space.repair import OutOfReachError
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
-
-Scale = Literal["ship", "proxy"]
-WINDOWS_PER_SEQUENCE = 4
-"""A proxy sequence must be so many windows long for a window to differ from full attention."""
+from archloop.space.config import BLOCK, MAX_GRID, STACK, SpaceConfig
+from archloop.space.families import Family, check_widths, resolve
+from archloop.space.genome import CHANNEL, BlockGenes, Genes, Genome, Halves, Part, Slot
+from archloop.stack.spec import Scalar
 
 
-class Space:
-    """A checked `SpaceConfig`.
+@dataclass(frozen=True)
+class FreeGene:
+    """The gene that meets the parameter budget.
 
     Attributes:
-        families: by name, mixers first.
-        global_mixers: mixers that reach every earlier token, in the recipe's order.
-        free_gene: family and gene that meet the parameter budget; None without one.
-        free_grid: its values, fewest parameters first.
-
-    Raises:
-        UserError: a name or value that does not exist, values that coincide or cannot be built at
-            one of the widths, or rules that no genome keeps; names key, value and remedy.
+        family: a channel mixer.
+        gene: of it.
+        grid: values of the gene, fewest parameters first.
     """
 
-    def __init__(self, config: SpaceConfig) -> None:
-        self.config = config
-        self.families = resolve(config)
-        self.mixers = list(config.mixers)
-        self.channel_mixers = list(config.channel_mixers)
-        self.global_mixers = [name for name in self.mixers if self.families[name].is_global]
-        if config.interleaving.min_global and not self.global_mixers:
+    family: str
+    gene: str
+    grid: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A checked `SpaceConfig`. Make it with `opening.open_space`.
+
+    Attributes:
+        families: by name; mixers, then channel mixers, then `block` and `stack`.
+        free: what meets the parameter budget; None without a budget, or with one value only.
+        global_mixers: mixers that read every earlier token exactly, in the recipe's order.
+    """
+
+    config: SpaceConfig
+    families: dict[str, Family]
+    free: FreeGene | None
+    global_mixers: tuple[str, ...]
+
+    @classmethod
+    def from_config(cls, config: SpaceConfig) -> "Space":
+        """Check names, values and widths against the plug-ins.
+
+        Raises:
+            UserError: a name or value that does not exist, values that coincide or cannot be built
+                at one of the widths; names key, value and remedy.
+        """
+        families = resolve(config)
+        width = config.ship.d_model
+        for family in families.values():
+            check_widths(family, config)
+        names = tuple(name for name in config.mixers if families[name].is_global(width))
+        if config.interleaving.min_global and not names:
             raise UserError(
                 f"space.interleaving.min_global={config.interleaving.min_global}, but none of "
-                f"{', '.join(self.mixers)} reaches every token; add gqa to space.mixers"
+                f"{', '.join(config.mixers)} reaches every token; add gqa to space.mixers"
             )
-        for family in self.families.values():
-            check_widths(family, config)
-        self.free_gene, self.free_grid = self._free()
-        if config.budget is not None:
-            self._check_reachable()
+        return cls(config, families, _free(config, families), names)
 
-    # --- genomes ------------------------------------------------------------------------------
+    @property
+    def mixers(self) -> list[str]:
+        """Names of the mixers, in the recipe's order."""
+        return list(self.config.mixers)
 
-    def sample(self, rng: np.random.Generator) -> Genome:
-        """A random genome.
+    @property
+    def channel_mixers(self) -> list[str]:
+        """Names of the channel mixers, likewise."""
+        return list(self.config.channel_mixers)
 
-        The proportions of the mixers are drawn first, so that pure and mixed stacks both occur.
-
-        Raises:
-            OutOfReachError: no genome near the parameter budget was found.
-        """
-        return variation.sampled(self, rng)
-
-    def mutate(self, genome: Genome, rng: np.random.Generator) -> Genome:
-        """A different genome, one structural change away (see `space.variation.OPERATORS`).
-
-        Where no change of this one keeps the rules, a random genome.
-        """
-        return variation.mutated(self, genome, rng)
-
-    def crossover(self, a: Genome, b: Genome, rng: np.random.Generator) -> Genome:
-        """A child of two genomes by two-point crossover at block boundaries."""
-        return variation.crossed(self, a, b, rng)
-
-    def repair(self, genome: Genome) -> Genome:
-        """The genome with every rule kept; one that keeps them is returned equal.
-
-        Raises:
-            OutOfReachError: no setting of the free gene meets the parameter budget.
-            UserError: the genome has mixers, genes or values that this space does not.
-        """
-        self.check(genome)
-        return rules.repaired(self, genome)
-
-    def check(self, genome: Genome) -> None:
-        """Refuse what repair cannot mend: names, values and depths from outside the space.
-
-        Raises:
-            UserError: names the block, gene and value.
-        """
-        config = self.config
-        if len(genome.blocks) not in config.num_blocks:
-            raise UserError(
-                f"{len(genome.blocks)} blocks; the space allows {list(config.num_blocks)}"
-            )
-        shortest, longest = config.interleaving.period
-        if (genome.period is not None) != (config.interleaving.rule == "periodic") or not (
-            genome.period is None or shortest <= genome.period <= longest
-        ):
-            raise UserError(
-                f"period={genome.period}; the space is {config.interleaving.rule}"
-                f"{'' if genome.period is None else f' with periods {shortest} to {longest}'}"
-            )
-        self._check_genes("global_genes", genome.global_genes, self.global_genes)
-        for name in sorted(set(genome.family_genes) | set(self.family_genes)):
-            given, allowed = genome.family_genes.get(name, {}), self.family_genes.get(name, {})
-            self._check_genes(f"family_genes.{name}", given, allowed)
-        for index, block in enumerate(genome.blocks):
-            self._check_block(f"blocks[{index}]", block)
-
-    # --- specs --------------------------------------------------------------------------------
-
-    def to_spec(self, genome: Genome, scale: Scale, vocab_size: int | None = None) -> StackSpec:
-        """The spec of a genome at a scale.
-
-        Args:
-            genome: of this space.
-            scale: which width; also which vocabulary unless `vocab_size` is given.
-            vocab_size: of the tokenizer at hand.
-
-        Raises:
-            ValueError: neither the recipe nor the caller says the proxy vocabulary.
-        """
-        ship, proxy = self.config.ship, self.config.proxy
-        width, vocab = (
-            (ship.d_model, ship.vocab_size)
-            if scale == "ship"
-            else (proxy.d_model, proxy.vocab_size)
-        )
-        if vocab_size is None:
-            vocab_size = vocab
-        if vocab_size is None:
-            raise ValueError("the proxy vocabulary is not known; give vocab_size")
-        return StackSpec(
-            d_model=width,
-            vocab_size=vocab_size,
-            tie_embeddings=ship.tie_embeddings,
-            blocks=tuple(self._block_spec(genome, block) for block in genome.blocks),
-        )
-
-    def from_spec(self, spec: StackSpec) -> Genome:
-        """The genome with a spec's layout, genes and sharing; widths and the free gene are ours.
-
-        Raises:
-            UserError: the layout or a setting is not in this space (says which), or the parameter
-                budget is out of its reach.
-        """
-        return encoding.from_spec(self, spec)
-
-    def from_layout(self, layout: Sequence[str]) -> Genome:
-        """The genome with these mixers by block and the first listed value of every gene.
-
-        Raises:
-            UserError: as `from_spec`.
-        """
-        return encoding.from_layout(self, layout)
-
-    # --- what a genome means ------------------------------------------------------------------
+    @property
+    def halves(self) -> tuple[Halves, ...]:
+        """Which halves a block may have."""
+        return self.config.structure.halves
 
     @cached_property
     def global_genes(self) -> dict[str, tuple[Scalar, ...]]:
@@ -204,32 +119,36 @@ class Space:
         family = self.families[name]
         return {gene: family.genes[gene][0] for gene in family.scoped("block")}
 
-    def may_share(self, mixer: str, field: str) -> bool:
-        """Whether blocks of a mixer may use `weights_from` or `state_from`."""
-        if field == "weights_from":
-            return self.config.sharing.weights
-        return self.config.sharing.state and self.families[mixer].shareable
+    def sharing_fields(self, slot: Slot, part: Part) -> list[str]:
+        """Ways in which a mixer or channel mixer may take from an earlier block."""
+        allowed = self.config.sharing
+        if slot == CHANNEL:
+            return ["weights_from"] if allowed.channel_weights else []
+        fields = ["weights_from"] if allowed.weights else []
+        if allowed.state and self.families[part.name].shareable:
+            fields.append("state_from")
+        return fields
 
     def is_free(self, name: str, gene: str) -> bool:
         """Whether repair, not variation, sets this gene."""
-        return self.free_gene == (name, gene)
+        return self.free is not None and (self.free.family, self.free.gene) == (name, gene)
 
-    # --- the space as a whole -----------------------------------------------------------------
+    def same(self, a: Part, b: Part) -> bool:
+        """Whether two parts are of one family with equal genes, those aside that repair sets."""
+        if type(a) is not type(b) or a.name != b.name:
+            return False
+        return self._own(a) == self._own(b)
 
-    def check_sequence_length(self, num_tokens: int) -> None:
-        """Refuse proxy sequences in which the largest window is hardly left.
+    def alike(self, a: BlockGenes, b: BlockGenes) -> bool:
+        """Whether two blocks consist of the same parts, sharing and free genes aside."""
+        if a.slots != b.slots or a.genes != b.genes:
+            return False
+        pairs = [(a.part(slot), b.part(slot)) for slot in a.slots]
+        return all(x is not None and y is not None and self.same(x, y) for x, y in pairs)
 
-        Raises:
-            UserError: shorter than 4 times the largest window of any family.
-        """
-        for family in self.families.values():
-            need = WINDOWS_PER_SEQUENCE * family.window
-            if num_tokens < need:
-                raise UserError(
-                    f"proxy sequences of {num_tokens} tokens are shorter than "
-                    f"{WINDOWS_PER_SEQUENCE} x {family.name}.window={family.window}; train on at "
-                    f"least {need} tokens or list smaller windows"
-                )
+    def has_global(self, block: BlockGenes) -> bool:
+        """Whether some mixer of a block reads every earlier token exactly."""
+        return any(mixer.name in self.global_mixers for mixer in block.mixers)
 
     @cached_property
     def size(self) -> int:
@@ -237,16 +156,18 @@ class Space:
         once: int = math.prod(len(values) for values in self.global_genes.values())
         for genes in self.family_genes.values():
             once *= math.prod(len(values) for values in genes.values())
-        block: int = math.prod(
-            sum(self._block_choices(name) for name in names)
-            for names in (self.mixers, self.channel_mixers)
-        )
-        rules_ = self.config.interleaving
+        mixers: int = sum(self._choices(name) for name in self.mixers)
+        channels: int = sum(self._choices(name) for name in self.channel_mixers)
+        # Parallel mixers have no order.
+        some = sum(math.comb(mixers + n - 1, n) for n in self.config.structure.num_mixers)
+        by_halves = {"both": some * channels, "mixers": some, "channel_mixer": channels}
+        block = self._choices(BLOCK) * sum(by_halves[half] for half in set(self.halves))
+        rules = self.config.interleaving
         depths = list(self.config.num_blocks)
-        if rules_.rule == "free":
+        if rules.rule == "free":
             lengths = depths
         else:
-            periods = range(rules_.period[0], rules_.period[1] + 1)
+            periods = range(rules.period[0], rules.period[1] + 1)
             lengths = [period for depth in depths for period in periods if period <= depth]
         return once * sum(int(block**length) for length in lengths)
 
@@ -256,6 +177,8 @@ class Space:
         depths = " or ".join(map(str, config.num_blocks))
         lines = [f"{depths} blocks, d_model {config.ship.d_model} (proxy {config.proxy.d_model})"]
         for family in self.families.values():
+            if family.name in (BLOCK, STACK) and not family.genes:
+                continue
             genes = "; ".join(
                 f"{gene} {'|'.join(map(str, values))} ({family.scopes[gene]})"
                 for gene, values in family.genes.items()
@@ -264,115 +187,51 @@ class Space:
         lines.append(f"about {self.size:.2g} layouts")
         return "\n".join(lines)
 
-    def summary(self, genome: Genome) -> dict[str, int]:
-        """A few numbers per genome, the same keys for all: what importance analysis looks at."""
-        blocks = genome.blocks
-        counts = {f"num_{name}": genome.layout.count(name) for name in self.mixers}
-        return {
-            "num_blocks": len(blocks),
-            **counts,
-            "num_sharing": sum(block.source is not None for block in blocks),
-        }
-
-    # --- inside -------------------------------------------------------------------------------
-
-    def _block_choices(self, name: str) -> int:
+    def _choices(self, name: str) -> int:
         family = self.families[name]
         searched = [g for g in family.scoped("block") if not self.is_free(name, g)]
         return math.prod(len(family.genes[gene]) for gene in searched)
 
-    def _block_spec(self, genome: Genome, block: BlockGenes) -> BlockSpec:
-        mixer, channel = self.families[block.mixer], self.families[block.channel_mixer]
-        return BlockSpec(
-            mixers=(
-                MixerSpec(
-                    name=mixer.name,
-                    config={**mixer.fixed, **self.values(genome, mixer.name, block.genes)},
-                    weights_from=block.weights_from,
-                    state_from=block.state_from,
-                ),
-            ),
-            channel_mixer=ChannelMixerSpec(
-                name=channel.name,
-                config={
-                    **channel.fixed,
-                    **self.values(genome, channel.name, block.channel_genes),
-                },
-            ),
+    def _own(self, part: Part) -> Genes:
+        return {g: value for g, value in part.genes.items() if not self.is_free(part.name, g)}
+
+
+def _free(config: SpaceConfig, families: dict[str, Family]) -> FreeGene | None:
+    """The budget's free gene and its grid by ascending parameters."""
+    budget = config.budget
+    if budget is None:
+        return None
+    key = f"space.budget.free={budget.free!r}"
+    name, _, gene = budget.free.partition(".")
+    if name not in config.channel_mixers:
+        near = registry.suggest(name, list(config.channel_mixers))
+        raise UserError(f"{key}: {name!r} is not in space.channel_mixers; {near}")
+    family = families[name]
+    if gene not in family.genes and gene not in family.fixed:
+        raise UserError(
+            f"{key}: list the values that {gene or 'the gene'} may take under "
+            f"space.channel_mixers.{name}"
         )
+    if gene in family.fixed:
+        return None
+    grid = family.genes[gene]
+    if len(grid) > MAX_GRID:
+        raise UserError(
+            f"{key}: {len(grid)} values; give at most {MAX_GRID}, so that blocks repeat"
+        )
+    others = [other for other in family.scoped("block") if other != gene]
+    if others:
+        raise UserError(
+            f"space.scope: {name}.{others[0]} cannot vary by block while {budget.free} meets "
+            "the budget; make its scope family"
+        )
+    if gene in family.at_proxy:
+        raise UserError(f"{key}: its values cannot differ at proxy width; give each once")
+    first = next(family.combinations())
+    width = config.ship.d_model
 
-    def _check_block(self, where: str, block: BlockGenes) -> None:
-        slots: list[tuple[Kind, str, Genes]] = [
-            ("mixers", block.mixer, block.genes),
-            ("channel_mixers", block.channel_mixer, block.channel_genes),
-        ]
-        for kind, name, genes in slots:
-            family = self.families.get(name)
-            if family is None or family.kind != kind:
-                known = self.mixers if kind == "mixers" else self.channel_mixers
-                raise UserError(
-                    f"{where}: {name!r} is not in space.{kind}; {registry.suggest(name, known)}"
-                )
-            allowed = {gene: family.genes[gene] for gene in family.scoped("block")}
-            self._check_genes(f"{where}.{name}", genes, allowed)
+    def num_params(value: Scalar) -> int:
+        count: int = family.config({**first, gene: value}).num_params(width)
+        return count
 
-    def _check_genes(
-        self, where: str, given: Genes, allowed: dict[str, tuple[Scalar, ...]]
-    ) -> None:
-        if given.keys() != allowed.keys():
-            raise UserError(f"{where}: genes {sorted(given)}, the space has {sorted(allowed)}")
-        for gene, value in given.items():
-            if value not in allowed[gene]:
-                raise UserError(f"{where}.{gene}={value!r}: allowed are {list(allowed[gene])}")
-
-    def _free(self) -> tuple[tuple[str, str] | None, tuple[Scalar, ...]]:
-        """The budget's free gene and its grid by ascending parameters."""
-        budget = self.config.budget
-        if budget is None:
-            return None, ()
-        key = f"space.budget.free={budget.free!r}"
-        name, _, gene = budget.free.partition(".")
-        if name not in self.channel_mixers:
-            near = registry.suggest(name, self.channel_mixers)
-            raise UserError(f"{key}: {name!r} is not in space.channel_mixers; {near}")
-        family = self.families[name]
-        if gene not in family.genes and gene not in family.fixed:
-            raise UserError(
-                f"{key}: list the values that {gene or 'the gene'} may take under "
-                f"space.channel_mixers.{name}"
-            )
-        if gene in family.fixed:
-            return None, ()
-        grid = family.genes[gene]
-        if len(grid) > MAX_GRID:
-            raise UserError(
-                f"{key}: {len(grid)} values; give at most {MAX_GRID}, so that blocks repeat"
-            )
-        others = [other for other in family.scoped("block") if other != gene]
-        if others:
-            raise UserError(
-                f"space.scope: {name}.{others[0]} cannot vary by block while {budget.free} meets "
-                "the budget; make its scope family"
-            )
-        first = next(family.combinations())
-        width = self.config.ship.d_model
-
-        def num_params(value: Scalar) -> int:
-            count: int = family.config({**first, gene: value}).num_params(width)
-            return count
-
-        return (name, gene), tuple(sorted(grid, key=num_params))
-
-    def _check_reachable(self) -> None:
-        try:
-            self.sample(np.random.default_rng(0))
-        except OutOfReachError as error:
-            assert self.config.budget is not None
-            raise UserError(
-                f"space.budget.num_params={self.config.budget.num_params:,}: no spec meets it "
-                f"({error}); change the number, the widths or the values of "
-                f"{self.config.budget.free}"
-            ) from error
-
-
-__all__ = ["OutOfReachError", "Space", "SpaceConfig"]
+    return FreeGene(name, gene, tuple(sorted(grid, key=num_params)))

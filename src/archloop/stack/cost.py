@@ -53,6 +53,11 @@ def num_params(spec: StackSpec) -> int:
     return _count(spec, active=False)
 
 
+def num_embedding_params(spec: StackSpec) -> int:
+    """Those of them that grow with the vocabulary: the embedding, and the head if it is another."""
+    return spec.vocab_size * spec.d_model * (1 if spec.tie_embeddings else 2)
+
+
 def num_active_params(spec: StackSpec) -> int:
     """Parameters that act on one token: all but the experts that do not."""
     return _count(spec, active=True)
@@ -103,7 +108,7 @@ def mixers(spec: StackSpec) -> Iterator[tuple[int, int, MixerSpec]]:
 
 def _count(spec: StackSpec, active: bool) -> int:
     width = spec.d_model
-    total = spec.vocab_size * width * (1 if spec.tie_embeddings else 2) + width
+    total = num_embedding_params(spec) + width
     for _, _, mixer in mixers(spec):
         if mixer.weights_from is None:
             consumer = mixer.state_from is not None

@@ -83,5 +83,6 @@ def reference_rungs(rungs: Sequence[Sequence[Rung]], values: Sequence[Objectives
 
 def mean_rate(rates: Mapping[str, FamilyRate], layout: Sequence[str]) -> float | None:
     """Geometric mean over blocks, less those of mixers nobody tuned; None if all are such."""
-    known = [rates[name].value for name in layout if name in rates]
+    names = [name for mixers in layout for name in mixers.split("+")]
+    known = [rates[name].value for name in names if name in rates]
     return math.exp(math.fsum(map(math.log, known)) / len(known)) if known else None

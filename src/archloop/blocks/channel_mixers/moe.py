@@ -39,9 +39,10 @@ class MoE(ChannelMixer):
     class Config(ChannelConfig):
         """LFM2-8B-A1B: 32 experts, top 4, expansion 0.875; LFM2-24B-A2B: 64, 4, 0.75."""
 
+        through_sizes = frozenset({"expansion", "shared_expansion"})
         num_experts: Annotated[int, Gene((8, 16, 32))] = Field(8, ge=1)
         top_k: Annotated[int, Gene((1, 2, 4))] = Field(2, ge=1)
-        expansion: Annotated[float, Gene((0.5, 0.75, 1.0), scale="ratio")] = Field(1.0, gt=0, le=64)
+        expansion: Annotated[float, Gene((0.5, 0.75, 1.0))] = Field(1.0, gt=0, le=64)
         use_bias: bool = True
         normalize: bool = True
         routed_scale: float = Field(1.0, gt=0)

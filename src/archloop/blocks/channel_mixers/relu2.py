@@ -18,9 +18,8 @@ class ReLU2(ChannelMixer):
     class Config(ChannelConfig):
         """The hidden width is `expansion` times the model width, rounded to a multiple of 8."""
 
-        expansion: Annotated[float, Gene((3.0, 4.0, 5.0, 6.0), scale="ratio")] = Field(
-            4.0, gt=0, le=64
-        )
+        through_sizes = frozenset({"expansion"})
+        expansion: Annotated[float, Gene((3.0, 4.0, 5.0, 6.0))] = Field(4.0, gt=0, le=64)
 
         def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_ff": hidden_width(self.expansion, d_model)}

@@ -19,9 +19,8 @@ class SwiGLU(ChannelMixer):
     class Config(ChannelConfig):
         """The hidden width is `expansion` times the model width, rounded to a multiple of 8."""
 
-        expansion: Annotated[float, Gene((2.0, 2.5, 3.0, 3.5, 4.0), scale="ratio")] = Field(
-            4.0, gt=0, le=64
-        )
+        through_sizes = frozenset({"expansion"})
+        expansion: Annotated[float, Gene((2.0, 2.5, 3.0, 3.5, 4.0))] = Field(4.0, gt=0, le=64)
 
         def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_ff": hidden_width(self.expansion, d_model)}

@@ -27,7 +27,8 @@ class CfC(SequenceMixer):
     class Config(MixerConfig):
         """`backbone`: width of the cell's hidden layer over d_model."""
 
-        backbone: Annotated[float, Gene((0.25, 0.5, 1.0), scale="ratio")] = Field(0.5, gt=0, le=8)
+        through_sizes = frozenset({"backbone"})
+        backbone: Annotated[float, Gene((0.25, 0.5, 1.0))] = Field(0.5, gt=0, le=8)
         mode: Literal["default", "no_gate", "pure"] = "default"
 
         def sizes(self, d_model: int) -> dict[str, int]:

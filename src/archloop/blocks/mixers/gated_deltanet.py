@@ -25,7 +25,8 @@ class GatedDeltaNet(DeltaMixer):
     class Config(DeltaConfig):
         """Qwen3-Next: head_dim 128, two value heads to a key head."""
 
-        values_per_key: Annotated[int, Gene((1, 2), scale="ratio")] = Field(2, ge=1, le=16)
+        through_sizes = frozenset({"values_per_key"})
+        values_per_key: Annotated[int, Gene((1, 2))] = Field(2, ge=1, le=16)
 
         def _values_per_key(self) -> int:
             return self.values_per_key

@@ -26,8 +26,9 @@ class GLA(LinearAttention):
     class Config(LinearAttentionConfig):
         """The paper has four heads at every width; a fixed head width keeps the gene absolute."""
 
+        through_sizes = frozenset({"key_ratio"})
         head_dim: Annotated[int, Gene((64, 128, 256))] = Field(64, ge=2, multiple_of=2)
-        key_ratio: Annotated[float, Gene((0.5, 1.0), scale="ratio")] = Field(0.5, gt=0, le=4)
+        key_ratio: Annotated[float, Gene((0.5, 1.0))] = Field(0.5, gt=0, le=4)
         gate_rank: int = Field(16, ge=1)
         gate_divisor: float = Field(16.0, gt=0)
         norm_eps: float = Field(1e-5, gt=0)

@@ -17,8 +17,6 @@ from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
 class GQA(Attention):
     """Full attention; the state is the KV cache, 2 M H values per token."""
 
-    is_global = True
-
     class Config(AttentionConfig):
         """As `AttentionConfig`."""
 

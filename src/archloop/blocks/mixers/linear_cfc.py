@@ -29,7 +29,8 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
     class Config(MixerConfig):
         """`backbone`: width of the hidden layer over d_model."""
 
-        backbone: Annotated[float, Gene((0.5, 1.0, 2.0), scale="ratio")] = Field(1.0, gt=0, le=8)
+        through_sizes = frozenset({"backbone"})
+        backbone: Annotated[float, Gene((0.5, 1.0, 2.0))] = Field(1.0, gt=0, le=8)
 
         def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_backbone": max(1, round(self.backbone * d_model))}

@@ -39,7 +39,8 @@ class Mamba(KeepsFloat32, SequenceMixer):
     class Config(MixerConfig):
         """The paper's: expansion 2, 16 states a channel, kernel 4, dt of rank d_model/16."""
 
-        expansion: Annotated[float, Gene((1.0, 1.5, 2.0), scale="ratio")] = Field(2.0, gt=0, le=8)
+        through_sizes = frozenset({"expansion", "state_dim"})
+        expansion: Annotated[float, Gene((1.0, 1.5, 2.0))] = Field(2.0, gt=0, le=8)
         state_dim: Annotated[int, Gene((8, 16, 32))] = Field(16, ge=1)
         kernel: Annotated[int, Gene((2, 4))] = Field(4, ge=1, le=64)
         core: Literal["recurrent", "conv"] = "recurrent"
@@ -50,6 +51,9 @@ class Mamba(KeepsFloat32, SequenceMixer):
             if self.core == "recurrent":
                 sizes |= {"state_dim": self.state_dim, "dt_rank": math.ceil(d_model / 16)}
             return sizes
+
+        def reach(self, d_model: int) -> int | None:
+            return self.kernel - 1 if self.core == "conv" else None
 
         def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             inner, states, rank = self._widths(d_model)

@@ -38,9 +38,10 @@ class Mamba2(KeepsFloat32, SequenceMixer):
     class Config(MixerConfig):
         """Inner width ``expansion * d_model``; the paper has head_dim 64 and state_dim 128."""
 
+        through_sizes = frozenset({"expansion", "head_dim", "state_dim"})
         head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)
         state_dim: Annotated[int, Gene((32, 64, 128, 256))] = Field(128, ge=1)
-        expansion: Annotated[float, Gene((1.0, 2.0), scale="ratio")] = Field(2.0, gt=0, le=8)
+        expansion: Annotated[float, Gene((1.0, 2.0))] = Field(2.0, gt=0, le=8)
         num_groups: int = Field(1, ge=1)
         kernel: int = Field(4, ge=1, le=64)
         core: Literal["recurrent", "conv"] = "recurrent"
@@ -60,6 +61,9 @@ class Mamba2(KeepsFloat32, SequenceMixer):
                 return shared
             own = {"num_heads": heads, "head_dim": self.head_dim, "state_dim": self.state_dim}
             return shared | own
+
+        def reach(self, d_model: int) -> int | None:
+            return self.kernel - 1 if self.core == "conv" else None
 
         def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             inner, keys, heads = self._widths(d_model)

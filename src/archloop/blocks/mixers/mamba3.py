@@ -45,9 +45,10 @@ class Mamba3(KeepsFloat32, SequenceMixer):
     class Config(MixerConfig):
         """Inner width ``expansion * d_model``; `rank` 1 is SISO, above it MIMO."""
 
+        through_sizes = frozenset({"expansion", "rope_fraction"})
         head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)
         state_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=4, multiple_of=4)
-        expansion: Annotated[float, Gene((1.0, 2.0), scale="ratio")] = Field(2.0, gt=0, le=8)
+        expansion: Annotated[float, Gene((1.0, 2.0))] = Field(2.0, gt=0, le=8)
         rank: Annotated[Literal[1, 2, 4], Gene((1, 2, 4))] = 1
         rope_fraction: float = Field(0.5, gt=0, le=1)
         """Share of the state that rotates."""

@@ -30,7 +30,6 @@ from archloop.blocks.widths import count_heads
 class MLA(SequenceMixer):
     """Latent attention; a consumer keeps its own way of reading the latents (W_k, W_v)."""
 
-    is_global = True
     shareable = True
     packs = True
 

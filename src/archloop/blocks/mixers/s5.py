@@ -40,7 +40,8 @@ class S5(KeepsFloat32, SequenceMixer):
     class Config(MixerConfig):
         """`modes`: complex modes over d_model (0.5: as many real states as channels)."""
 
-        modes: Annotated[float, Gene((0.25, 0.5, 1.0), scale="ratio")] = Field(0.5, gt=0, le=8)
+        through_sizes = frozenset({"modes"})
+        modes: Annotated[float, Gene((0.25, 0.5, 1.0))] = Field(0.5, gt=0, le=8)
 
         def sizes(self, d_model: int) -> dict[str, int]:
             return {"num_modes": max(1, round(self.modes * d_model))}

@@ -33,6 +33,9 @@ class ShortConv(SequenceMixer):
         def sizes(self, d_model: int) -> dict[str, int]:
             return {"kernel": self.kernel}
 
+        def reach(self, d_model: int) -> int:
+            return self.kernel - 1
+
         def num_params(self, d_model: int, *, consumer: bool = False) -> int:
             return 4 * d_model**2 + self.kernel * d_model + (5 * d_model if self.bias else 0)
 

@@ -34,8 +34,8 @@ class SWA(Attention):
         window: Annotated[int, Gene((256, 512, 1024, 2048))] = Field(512, ge=1)
         rope_theta: float | None = Field(1e4, gt=1)
 
-        def sizes(self, d_model: int) -> dict[str, int]:
-            return super().sizes(d_model) | {"window": self.window}
+        def reach(self, d_model: int) -> int:
+            return self.window - 1
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             slots = min(self.window, context)

@@ -17,6 +17,7 @@ from archloop.ranking import front
 from archloop.search.base import Proposal, Strategy, StrategyConfig, Told, minimised
 from archloop.space.genome import Genome
 from archloop.space.space import Space
+from archloop.space.variation import crossover, mutate, sample
 
 
 class NSGA2(Strategy):
@@ -54,15 +55,15 @@ class NSGA2(Strategy):
         """A random genome at first, then a child of the best trials told."""
         parents = self._parents()
         if number < self._population or len(parents) < 2:
-            return Proposal(self.space.sample(rng), "random")
+            return Proposal(sample(self.space, rng), "random")
         first, second = (parents[_tournament(len(parents), rng)] for _ in range(2))
         genome, origin = first.genome, "mutation"
         numbers: tuple[int, ...] = (first.number,)
         if first.number != second.number and rng.random() < self._crossover:
-            genome = self.space.crossover(first.genome, second.genome, rng)
+            genome = crossover(self.space, first.genome, second.genome, rng)
             origin, numbers = "crossover", (first.number, second.number)
         if origin == "mutation" or rng.random() < self._mutation:
-            genome = self.space.mutate(genome, rng)
+            genome = mutate(self.space, genome, rng)
             origin = origin if origin == "mutation" else "crossover+mutation"
         return Proposal(genome, origin, numbers)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from archloop.search.base import Proposal, Strategy, Told
+from archloop.space.variation import sample
 
 
 class RandomSearch(Strategy):
@@ -12,4 +13,4 @@ class RandomSearch(Strategy):
 
     def propose(self, number: int, rng: np.random.Generator, history: Sequence[Told]) -> Proposal:
         """A random genome; the history plays no part."""
-        return Proposal(self.space.sample(rng), "random")
+        return Proposal(sample(self.space, rng), "random")

@@ -53,7 +53,7 @@ def twin(spec: StackSpec) -> StackSpec:
     from archloop.stack import cost
 
     attention = next(
-        (m for _, _, m in cost.mixers(spec) if registry.get("mixers", m.name).is_global), None
+        (m for _, _, m in cost.mixers(spec) if cost.mixer_config(m).is_global(spec.d_model)), None
     )
     dense = [
         index

@@ -25,8 +25,8 @@ def check_mixers(space: Space, reference: StackSpec) -> None:
     Raises:
         ContractError: names the mixer, its settings and what it breaks.
     """
-    for family in space.families.values():
-        for config in _configs(family):
+    for name in space.mixers + space.channel_mixers:
+        for config in _configs(space.families[name]):
             checks.check(config, space.config.proxy.d_model)
     for _, _, mixer in cost.mixers(reference):
         checks.check(cost.mixer_config(mixer), reference.d_model)
@@ -41,7 +41,7 @@ def _configs(family: Family) -> Iterator[Any]:
     The library's own mixers are tested with every value of every gene before a release.
     """
     first = {gene: values[0] for gene, values in family.genes.items()}
-    yield family.config(first)
+    yield family.config(first, "proxy")
     if family.name not in registry.shipped(family.kind):
         for gene, values in family.genes.items():
-            yield from (family.config({**first, gene: value}) for value in values[1:])
+            yield from (family.config({**first, gene: v}, "proxy") for v in values[1:])

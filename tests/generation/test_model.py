@@ -192,7 +192,7 @@ def test_template_and_special_tokens_from_other_places(folder: Path, tmp_path: P
     other = tmp_path / "model" / "special_tokens_map.json"
     named = [
         1,
-        {"name": "tool_use", "template": "x"},
+        {"name": "tool_use", "template": "tools: {{ tools[0].name }}"},
         {"name": "default", "template": "{{ bos_token }}"},
     ]
     path.write_text(json.dumps({"chat_template": named}))
@@ -200,6 +200,40 @@ def test_template_and_special_tokens_from_other_places(folder: Path, tmp_path: P
     template = generation.load_model(tmp_path / "model").chat_template
     assert template is not None
     assert template.render([]) == "<old>"
+    assert template.render([], tools=[{"name": "a"}]) == "tools: a"
+    assert template.render([], tools=[{"name": "a"}], name="default") == "<old>"
+    with pytest.raises(
+        UserError, match=r"no chat template 'rag'; allowed: \['default', 'tool_use'\]"
+    ):
+        template.render([], name="rag")
+
+
+def test_templates_in_files_of_their_own(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("plain")
+    more = tmp_path / "model" / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("{{ tools | tojson }}")
+    model = generation.load_model(tmp_path / "model")
+    assert model.decode(model.encode_chat([])) == "plain"
+    assert model.decode(model.encode_chat([], tools=[{"a": 1}])) == '[{"a": 1}]'
+
+
+def test_variables_reach_the_template(model: generation.Model) -> None:
+    template = ChatTemplate("{% if think is defined %}{{ think }}{% else %}none{% endif %}")
+    asking = replace(model, chat_template=template)
+    assert asking.decode(asking.encode_chat([])) == "none"
+    assert asking.decode(asking.encode_chat([], variables={"think": False})) == "False"
+
+
+def test_the_checkpoints_own_stop_strings_end_a_reply(model: generation.Model) -> None:
+    whole = "".join(generation.stream(model, "Hello", max_new_tokens=40))
+    own, given = whole[9:11], whole[4:6]
+    stopping = replace(model, stop_strings=(own,))
+    cut = "".join(generation.stream(stopping, "Hello", max_new_tokens=40))
+    assert cut == whole[: whole.index(own)]
+    cut = "".join(generation.stream(stopping, "Hello", max_new_tokens=40, stop_strings=[given]))
+    assert cut == whole[: min(whole.index(own), whole.index(given))]
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

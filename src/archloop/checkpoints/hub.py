@@ -25,6 +25,7 @@ _PATTERNS = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 ]
 """What is downloaded: never code, never pickles, no second copy of the weights."""
 

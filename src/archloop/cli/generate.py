@@ -1,5 +1,6 @@
 """`archloop generate`: stream a checkpoint's continuation of a prompt."""
 
+import json
 import sys
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ def generate(
     repetition_penalty: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    chat_variable: Annotated[
+        list[str] | None, typer.Option(help="For the template, such as enable_thinking=false.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Such as bfloat16; default as stored.")] = None,
     device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
 ) -> None:
@@ -59,10 +63,25 @@ def generate(
             sampling,
             max_new_tokens=max_new_tokens,
             stop_strings=stop or (),
+            variables=_variables(chat_variable or []),
         ):
             sys.stdout.write(piece)
             sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _variables(given: list[str]) -> dict[str, Any]:
+    """``name=value`` pairs; a value that is JSON is what it says, any other is text."""
+    found: dict[str, Any] = {}
+    for pair in given:
+        name, separator, text = pair.partition("=")
+        if not name or not separator:
+            raise UserError(f"--chat-variable {pair!r} must be a name and a value, as in a=1")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
 
 
 def _dtype(name: str) -> Any:

@@ -1,7 +1,7 @@
 """A checkpoint as its user meets it: decoder, tokenizer, chat template and generation defaults."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from archloop.checkpoints import files, hub, tokens
 from archloop.checkpoints.loading import load
 from archloop.errors import UserError
+from archloop.generation.defaults import read as read_defaults
 from archloop.generation.generation import Generation
 from archloop.generation.sampling import Sampling
 from archloop.generation.transcript import Transcript
@@ -21,6 +22,7 @@ from archloop.text.chat import ChatTemplate, Message
 from archloop.text.streaming import TextStream
 
 _MAX_TEMPLATE_BYTES = 1 << 20
+_MORE_TEMPLATES = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Model:
         chat_template: None when it has none.
         sampling: the checkpoint's own defaults; greedy when it states none.
         stop_ids: its end-of-sequence tokens.
+        stop_strings: texts that end a reply, by its own defaults.
     """
 
     decoder: Decoder
@@ -40,6 +43,7 @@ class Model:
     chat_template: ChatTemplate | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Token ids of plain text, with the tokens that the tokenizer puts around it or without.
@@ -56,6 +60,8 @@ class Model:
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         after: Sequence[int] = (),
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn.
 
@@ -65,6 +71,9 @@ class Model:
             add_generation_prompt: end with the opening of the assistant's turn.
             after: tokens of this conversation so far. Where its text begins with theirs, they are
                 kept as they are: a reply may be cut into other tokens than its text would be.
+            template: which one, where the checkpoint has several; default: ``tool_use`` with
+                tools, if there is one, else ``default``.
+            variables: whatever else the template reads, such as ``enable_thinking``.
 
         Raises:
             UserError: the checkpoint has no tokenizer or no chat template.
@@ -72,7 +81,11 @@ class Model:
         if self.chat_template is None:
             raise UserError("this checkpoint has no chat template; give plain text instead")
         text = self.chat_template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt
+            messages,
+            tools=tools,
+            name=template,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
         )
         known = self.decode(after, special_tokens=True)
         kept = list(after) if text.startswith(known) else []
@@ -104,14 +117,15 @@ def load_model(
     """A decoder with what its checkpoint says about text. Arguments and errors as `load`."""
     folder = hub.resolve(path_or_hub_id, revision)
     decoder = load(folder, dtype, device)
-    defaults = files.read_json(folder, tokens.GENERATION) or {}
+    defaults = read_defaults(folder)
     assert decoder.special_tokens is not None
     return Model(
         decoder,
         tokens.load_tokenizer(folder),
         _load_template(folder),
-        _default_sampling(folder, defaults),
+        defaults.sampling,
         decoder.special_tokens.eos,
+        defaults.stop_strings,
     )
 
 
@@ -125,6 +139,8 @@ def stream(
     chunk_size: int | None = None,
     transcript: Transcript | None = None,
     tools: Sequence[dict[str, Any]] | None = None,
+    template: str | None = None,
+    variables: Mapping[str, Any] | None = None,
     special_tokens: bool = False,
 ) -> Iterator[str]:
     """The reply to a prompt, in pieces of whole characters as they come.
@@ -135,11 +151,11 @@ def stream(
         sampling: default: the checkpoint's own.
         max_new_tokens: the reply ends here at the latest, or with the longest context that the
             model is made for.
-        stop_strings: the reply ends before the first of these.
+        stop_strings: the reply ends before the first of these, or of the checkpoint's own.
         chunk_size: tokens per prefill pass.
         transcript: a conversation so far, of one row. Chat messages are the whole conversation,
             of which only what is new is read; text and ids are what is new.
-        tools: with chat messages, JSON schemas of functions that the model may call.
+        tools, template, variables: with chat messages, as in `Model.encode_chat`.
         special_tokens: also emit special tokens, such as those around LFM2's tool calls.
 
     Raises:
@@ -147,11 +163,14 @@ def stream(
             not enough room in the transcript.
     """
     before = transcript.ids[0] if transcript is not None else []
-    ids, whole = _prompt_ids(model, prompt, tools, before)
+    chat = {"tools": tools, "template": template, "variables": variables}
+    ids, whole = _prompt_ids(model, prompt, chat, before)
     if transcript is None:
         max_new_tokens = _within_context(model.decoder.spec, len(ids), max_new_tokens)
         transcript = Transcript(model.decoder, len(ids) + max_new_tokens)
-    text = TextStream(partial(model.decode, special_tokens=special_tokens), stop_strings)
+    given = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+    stops = (*model.stop_strings, *given)
+    text = TextStream(partial(model.decode, special_tokens=special_tokens), stops)
     with transcript.unless_refused():
         if whole:
             transcript.replace([ids])
@@ -177,7 +196,7 @@ def stream(
 def _prompt_ids(
     model: Model,
     prompt: str | Sequence[Message] | Sequence[int],
-    tools: Sequence[dict[str, Any]] | None,
+    chat: Mapping[str, Any],
     before: list[int],
 ) -> tuple[list[int], bool]:
     """Token ids, and whether they are the whole conversation."""
@@ -187,7 +206,7 @@ def _prompt_ids(
     given: list[Any] = list(prompt)
     if given and isinstance(given[0], int):
         return given, False
-    return model.encode_chat(given, tools=tools, after=before), True
+    return model.encode_chat(given, after=before, **chat), True
 
 
 def _within_context(spec: StackSpec, num_ids: int, max_new_tokens: int) -> int:
@@ -201,42 +220,24 @@ def _within_context(spec: StackSpec, num_ids: int, max_new_tokens: int) -> int:
 
 
 def _load_template(folder: Path) -> ChatTemplate | None:
-    """From ``chat_template.jinja``, else from ``tokenizer_config.json``, as transformers does."""
+    """From ``chat_template.jinja``, else from ``tokenizer_config.json``, as transformers does.
+
+    Named templates lie in ``additional_chat_templates``, or all in a list.
+    """
     settings = files.read_json(folder, "tokenizer_config.json") or {}
-    source: Any = files.read_text(folder, "chat_template.jinja", _MAX_TEMPLATE_BYTES)
-    if source is None:
-        source = settings.get("chat_template")
-    if isinstance(source, list):
-        entries = [entry for entry in source if isinstance(entry, dict)]
+    source = files.read_text(folder, "chat_template.jinja", _MAX_TEMPLATE_BYTES)
+    named: dict[str, Any] = {}
+    if source is not None:
+        for path in sorted((folder / _MORE_TEMPLATES).glob("*.jinja")):
+            name = f"{_MORE_TEMPLATES}/{path.name}"
+            named[path.stem] = files.read_text(folder, name, _MAX_TEMPLATE_BYTES)
+        named["default"] = source
+    elif isinstance(listed := settings.get("chat_template"), list):
+        entries = [entry for entry in listed if isinstance(entry, dict)]
         named = {str(entry.get("name")): entry.get("template") for entry in entries}
-        source = named.get("default")
-    if source is None:
-        return None
-    if not isinstance(source, str) or len(source) > _MAX_TEMPLATE_BYTES:
-        raise UserError(f"{folder}: the chat template must be text of at most 1 MiB")
-    return ChatTemplate(source, tokens.texts(folder))
-
-
-def _default_sampling(folder: Path, defaults: dict[str, Any]) -> Sampling:
-    """The checkpoint's generation settings; without ``do_sample`` it is greedy."""
-    said = {key: value for key, value in defaults.items() if value is not None}
-    drawn = said.get("do_sample", False)
-
-    def number(key: str, default: float) -> float:
-        return float(said.get(key, default))
-
-    try:
-        if not isinstance(drawn, bool):
-            raise UserError(f"do_sample={drawn!r} must be true or false")
-        greedy = Sampling(number("repetition_penalty", 1.0))
-        if not drawn:
-            return greedy
-        return replace(
-            greedy,
-            temperature=number("temperature", 1.0),
-            top_k=said.get("top_k") or None,
-            top_p=number("top_p", 1.0),
-            min_p=number("min_p", 0.0),
-        )
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{folder / tokens.GENERATION}: {error}") from error
+    elif listed is not None:
+        named = {"default": listed}
+    for name, text in named.items():
+        if not isinstance(text, str) or len(text) > _MAX_TEMPLATE_BYTES:
+            raise UserError(f"{folder}: chat template {name!r} must be text of at most 1 MiB")
+    return ChatTemplate(named, tokens.texts(folder)) if named else None

@@ -23,21 +23,25 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A compiled chat template.
+    """A compiled chat template, or several by name.
 
     Args:
-        source: Jinja text.
+        source: Jinja text; of several, by names of which ``default`` and ``tool_use`` have a
+            meaning.
         special_tokens: variables such as ``bos_token``.
 
     Raises:
-        UserError: the text is no valid template.
+        UserError: a text is no valid template.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        self.source = source
+    def __init__(
+        self, source: str | Mapping[str, str], special_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        self.sources = {"default": source} if isinstance(source, str) else dict(source)
         self.special_tokens = dict(special_tokens or {})
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._templates = {n: environment.from_string(t) for n, t in self.sources.items()}
         except Exception as error:  # Nested too deeply, it is an error of Python's own parser.
             raise UserError(f"the chat template is not valid Jinja: {error}") from error
 
@@ -46,27 +50,34 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        name: str | None = None,
         add_generation_prompt: bool = False,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of a conversation.
 
         Args:
             messages: in order.
             tools: JSON schemas of functions that the model may call.
+            name: of the template; default: ``tool_use`` with tools, if there is one, else
+                ``default``.
             add_generation_prompt: end with the opening of the assistant's turn.
             variables: whatever else the template reads.
 
         Raises:
             UserError: the template refuses the messages, fails on them or breaks out of its
-                sandbox; or they are no plain data.
+                sandbox; or they are no plain data; there is no such template.
         """
+        if name is None:
+            name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
+        if name not in self._templates:
+            raise UserError(f"no chat template {name!r}; allowed: {sorted(self._templates)}")
         try:
-            given = json.dumps({"messages": list(messages), "tools": tools, **variables})
+            given = json.dumps({**(variables or {}), "messages": list(messages), "tools": tools})
         except (TypeError, ValueError) as error:
             raise UserError(f"messages and tools must be plain JSON data: {error}") from error
         try:
-            return self._template.render(
+            return self._templates[name].render(
                 {**self.special_tokens, **json.loads(given)},
                 add_generation_prompt=add_generation_prompt,
             )

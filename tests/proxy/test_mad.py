@@ -6,7 +6,7 @@ from archloop.proxy import mad
 from archloop.proxy.autoencoder import AutoEncoder, reconstruction_loss, sine_positions
 from archloop.proxy.mad import MadConfig, RunResult, mad_spec, plan, run_mad, summarise
 from archloop.stack.decoder import Decoder
-from archloop.training.loop import Batch
+from archloop.training.batch import Batch
 
 TINY = {
     "baselines_only": True,

@@ -6,7 +6,8 @@ import torch
 from archloop import registry
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
-from archloop.training.loop import Batch, TrainingConfig, train
+from archloop.training.batch import Batch
+from archloop.training.loop import TrainingConfig, train
 
 
 def batches(step):

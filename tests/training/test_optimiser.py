@@ -126,7 +126,8 @@ def test_rates_follow_the_schedule():
 @pytest.mark.slow
 def test_the_best_rate_is_the_same_at_two_widths():
     """What width transfer is for: the loss against the rate has its minimum at the same place."""
-    from archloop.training.loop import Batch, TrainingConfig, train
+    from archloop.training.batch import Batch
+    from archloop.training.loop import TrainingConfig, train
 
     torch.manual_seed(0)
     table = torch.randint(50, (50, 50))

@@ -6,7 +6,8 @@ import torch
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.training import checkpoint as checkpoints
-from archloop.training.loop import Batch, TrainingConfig, next_token_loss, train
+from archloop.training.batch import Batch, next_token_loss
+from archloop.training.loop import TrainingConfig, train
 
 MOE = ChannelMixerSpec(name="moe", config={"num_experts": 4, "top_k": 2, "expansion": 0.5})
 SWIGLU = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})

@@ -16,7 +16,7 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.evals.base import IGNORE
 from archloop.stack.decoder import Decoder
-from archloop.training.loop import Batch
+from archloop.training.batch import Batch
 
 
 class AutoEncoder(nn.Module):

@@ -31,7 +31,8 @@ from archloop.proxy.autoencoder import AutoEncoder
 from archloop.proxy.proxy import Setting, make_task
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
-from archloop.training.loop import Batch, TrainingConfig, next_token_loss, train
+from archloop.training.batch import Batch, next_token_loss
+from archloop.training.loop import TrainingConfig, train
 
 D_MODEL = 128
 """Width at which MAD compares architectures."""
@@ -308,6 +309,7 @@ def run_one(spec: StackSpec, config: MadConfig, run: Run, device: str) -> RunRes
         end_of_epoch,
         loss=next_token_loss if task.mixable else autoencoder.reconstruction_loss,
         d_model=spec.d_model,
+        wait_every=steps,
     )
     macro, micro = (0.0, 0.0) if result.diverged else _test(model, test_set)
     return RunResult(

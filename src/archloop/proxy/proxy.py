@@ -28,7 +28,8 @@ from archloop.stack.spec import StackSpec
 from archloop.text import corpora, tokenizers
 from archloop.text.corpora import CorpusConfig
 from archloop.training import checkpoint as checkpoints
-from archloop.training.loop import MAX_STEP_TOKENS, Batch, OnStep, TrainingConfig, train
+from archloop.training.batch import Batch, random_windows
+from archloop.training.loop import MAX_STEP_TOKENS, OnStep, TrainingConfig, train
 
 TEXT = "bits_per_byte"
 """Name of the text's score among those of the tasks."""
@@ -238,9 +239,8 @@ def batches_of_step(config: ProxyConfig, data: ProxyData, seed: int, step: int) 
     """The text batch and one batch of each task: a pure function of the arguments."""
     rng = np.random.default_rng([seed, step])
     training = config.training
-    starts_B = rng.integers(len(data.train_T) - training.seq_len, size=training.batch_size)
-    rows_BT = data.train_T[starts_B[:, None] + np.arange(training.seq_len + 1)].astype(np.int64)
-    batches = [_batch(Examples(rows_BT[:, :-1], rows_BT[:, 1:]), 0, config.text_weight)]
+    rows = random_windows(data.train_T, rng, training.batch_size, training.seq_len)
+    batches = [_batch(Examples(*rows), 0, config.text_weight)]
     for name, (task, first_id) in data.tasks.items():
         share = config.tasks[name]
         drawn = task.examples("train", int(rng.integers(2**62)), share.batch_size)

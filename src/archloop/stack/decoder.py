@@ -219,10 +219,14 @@ class Decoder(nn.Module):
         multiplier = self.spec.embedding_multiplier
         return x if multiplier == 1.0 else x * multiplier
 
+    @property
+    def output_weight(self) -> Tensor:
+        """What hidden states are multiplied by, (V, D)."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final hidden states (..., D), in float32 or wider without grad."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        logits = head.logits(hidden, weight)
+        logits = head.logits(hidden, self.output_weight)
         divisor = self.spec.logits_divisor
         return logits if divisor == 1.0 else logits / divisor
 

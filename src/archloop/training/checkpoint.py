@@ -5,7 +5,7 @@ The safetensors header carries the step, so that a checkpoint is one file, writt
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,7 +40,7 @@ def capture(
     weights = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
     moments = {
         f"{name}/{key}": value.detach().clone()
-        for name, state in _states(model, optimisers)
+        for name, _, _, state in _states(model, optimisers)
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
@@ -66,10 +66,13 @@ def restore(
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in checkpoint.moments.items():
         name, _, field = key.rpartition("/")
-        moments.setdefault(name, {})[field] = value.clone()
-    for name, state in _states(model, optimisers):
+        moments.setdefault(name, {})[field] = value
+    for name, parameter, group, state in _states(model, optimisers):
         state.clear()
-        state.update(moments.get(name, {}))
+        for field, value in moments.get(name, {}).items():
+            # The count of steps stays on the host, unless a kernel on the GPU reads it.
+            on_host = field == "step" and not group.get("fused")
+            state[field] = value.to("cpu" if on_host else parameter.device, copy=True)
 
 
 def write(checkpoint: Checkpoint, path: Path) -> None:
@@ -113,10 +116,10 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _states(
     model: nn.Module, optimisers: list[torch.optim.Optimizer]
-) -> Iterator[tuple[str, dict[str, object]]]:
-    """Each parameter's name with its mutable optimiser state."""
+) -> Iterator[tuple[str, nn.Parameter, dict[str, Any], dict[str, object]]]:
+    """Each trained parameter with its name, its group's settings and its mutable state."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             for parameter in group["params"]:
-                yield names[parameter], optimiser.state[parameter]
+                yield names[parameter], parameter, group, optimiser.state[parameter]

@@ -2,12 +2,12 @@
 
 Data are a pure function of the step, so a training continued from a checkpoint sees what an
 uninterrupted one would have seen. A step may hold several batches of different lengths (text,
-tasks); its loss is their weighted sum.
-
-Shape suffixes: B batch, T time, D model width, X scored positions, V vocabulary.
+tasks); its loss is their weighted sum. Who takes the steps depends on the device alone.
 """
 
 import copy
+import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,18 +15,19 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from archloop.blocks.base import ChannelMixer
 from archloop.blocks.ops.triton_kernels import compile_ahead
 from archloop.errors import UserError
 from archloop.stack.decoder import Decoder
 from archloop.training import checkpoint as checkpoints
 from archloop.training import optimiser, schedule
+from archloop.training.batch import Batch, Batches, Loss, next_token_loss
+from archloop.training.card import CardSteps
 from archloop.training.checkpoint import Checkpoint
 from archloop.training.optimiser import OptimiserName
 from archloop.training.schedule import ScheduleName
+from archloop.training.steps import Done, HostSteps, PrecisionName, Steps, weighted_loss
 
 MAX_STEP_TOKENS = 2**22
 """Tokens of a batch: their logits alone fill the memory of a large machine."""
@@ -49,6 +50,8 @@ class TrainingConfig(BaseModel):
         batch_size: text sequences a step.
         seq_len: tokens of a text sequence.
         num_steps: optimiser steps.
+        precision: of matrix products and of activations between them. Weights, optimiser, sums and
+            what acts as a power are float32 either way.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +69,7 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(default=16, ge=1)
     seq_len: int = Field(default=128, ge=2)
     num_steps: int = Field(default=200, ge=1)
+    precision: PrecisionName = "float32"
 
     @model_validator(mode="after")
     def _check_tokens(self) -> "TrainingConfig":
@@ -112,27 +116,14 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class Batch(NamedTuple):
-    """Token ids with the token to predict at each position, or -100.
-
-    Attributes:
-        weight: of the batch's mean loss in the step's loss.
-    """
-
-    ids_BT: Tensor
-    targets_BT: Tensor
-    weight: float = 1.0
-
-
-Batches = Callable[[int], Sequence[Batch]]
-"""Batches of a step: a pure function of the step's number."""
-
-Loss = Callable[[Any, Batch], Tensor]
-"""Mean loss of a model on a batch."""
-
-
 OnStep = Callable[[int, float], bool | None]
-"""Called with the number and loss of each finished step; True ends the training there."""
+"""Called with the number and loss of each finished step; True ends the training.
+
+On a GPU it is called for several steps at once, and ends the training after the last of them.
+"""
+
+WAIT_EVERY = 16
+"""Steps that a GPU takes between two looks at their losses."""
 
 
 class TrainingResult(NamedTuple):
@@ -153,14 +144,6 @@ class TrainingResult(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-def next_token_loss(decoder: Decoder, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats over the positions that have a target."""
-    hidden_BTD = decoder.hidden(batch.ids_BT)
-    scored_BT = batch.targets_BT != -100
-    logits_XV = decoder.logits(hidden_BTD[scored_BT])
-    return F.cross_entropy(logits_XV.float(), batch.targets_BT[scored_BT])
-
-
 def train(
     model: nn.Module,
     batches: Batches,
@@ -171,6 +154,7 @@ def train(
     start: Checkpoint | None = None,
     loss: Loss = next_token_loss,
     d_model: int | None = None,
+    wait_every: int = WAIT_EVERY,
 ) -> TrainingResult:
     """Train a model in place; the same arguments on one machine give the same weights.
 
@@ -183,6 +167,8 @@ def train(
         start: continue from here.
         loss: of the model on a batch.
         d_model: the model's width; default: that of its spec.
+        wait_every: on a GPU, `on_step` is called after each step whose number this divides,
+            counted from 1, for the steps since.
 
     Raises:
         ValueError: the checkpoint is of another model, or beyond the schedule's stable part.
@@ -199,28 +185,83 @@ def train(
         _check_start(start, config)
         checkpoints.restore(start, model, optimisers)
         num_tokens, first = start.num_tokens, start.step
-    losses: list[tuple[int, float]] = []
-    kept, diverged = None, False
+    told = _Told(num_tokens, on_step)
+    kept = None
     model.train()
-    if next(model.parameters()).is_cuda and first < config.num_steps:
-        with torch.random.fork_rng():
-            compile_ahead(lambda: _backward(copy.deepcopy(model), batches(first), loss))
-    with deterministic(seed):
+    with (
+        deterministic(seed),
+        _steps(model, batches, optimisers, config, loss, first, wait_every) as steps,
+    ):
         for step in range(first, config.num_steps):
             if step == config.checkpoint_step:
-                kept = checkpoints.capture(model, optimisers, step, num_tokens)
+                if told.ends(steps.wait()):
+                    break
+                kept = checkpoints.capture(model, optimisers, step, told.num_tokens)
             optimiser.set_lr_factor(optimisers, config.lr_factor(step))
-            value, seen = _step(model, batches(step), optimisers, config.grad_clip, loss)
-            num_tokens += seen
-            losses.append((step, value))
-            if not torch.isfinite(torch.tensor(value)):
-                diverged = True
+            steps.take(step)
+            if told.ends(steps.finished(step)):
                 break
-            if on_step is not None and on_step(step, value):
-                break
+        else:
+            told.ends(steps.wait())
     model.eval()
     seconds = time.monotonic() - began
-    return TrainingResult(tuple(losses), num_tokens, seconds, diverged, kept)
+    return TrainingResult(tuple(told.losses), told.num_tokens, seconds, told.diverged, kept)
+
+
+class _Told:
+    """What is known of the steps taken so far."""
+
+    def __init__(self, num_tokens: int, on_step: OnStep | None) -> None:
+        self.num_tokens, self._on_step = num_tokens, on_step
+        self.losses: list[tuple[int, float]] = []
+        self.diverged = False
+
+    def ends(self, finished: list[Done]) -> bool:
+        """Take note of finished steps; whether the training ends."""
+        ends = False
+        for done in finished:
+            self.num_tokens += done.num_tokens
+            self.losses.append((done.step, done.loss))
+            if not math.isfinite(done.loss):
+                self.diverged = True
+                return True
+            if self._on_step is not None and self._on_step(done.step, done.loss):
+                ends = True
+        return ends
+
+
+@contextmanager
+def _steps(
+    model: nn.Module,
+    batches: Batches,
+    optimisers: list[torch.optim.Optimizer],
+    config: TrainingConfig,
+    loss: Loss,
+    first: int,
+    wait_every: int,
+) -> Iterator[Steps]:
+    """Who takes the steps on the model's device."""
+    if not next(model.parameters()).is_cuda or first >= config.num_steps:
+        yield HostSteps(model, batches, optimisers, config.grad_clip, loss, config.precision)
+        return
+    with torch.random.fork_rng():
+        compile_ahead(lambda: _pass(copy.deepcopy(model), batches(first), loss, config.precision))
+    steps = CardSteps(
+        model, batches, optimisers, config.grad_clip, loss, config.precision,
+        first=first, end=config.num_steps, wait_every=wait_every,
+    )  # fmt: skip
+    try:
+        yield steps
+    finally:
+        steps.close()
+
+
+def _pass(model: nn.Module, batches: Sequence[Batch], loss: Loss, precision: PrecisionName) -> None:
+    """A forward and a backward pass, for the kernels that they launch."""
+    device = next(model.parameters()).device
+    for batch in batches:
+        on_device = Batch(batch.ids_BT.to(device), batch.targets_BT.to(device), batch.weight)
+        weighted_loss(model, on_device, loss, precision).backward()
 
 
 @contextmanager
@@ -228,46 +269,20 @@ def deterministic(seed: int) -> Iterator[None]:
     """Seed PyTorch and ask for deterministic algorithms; afterwards all is as it was."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # Memory that is not yet written would be filled, for the eye alone.
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    # cuBLAS repeats itself with this workspace, which is as large as the one it takes by itself.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False
         try:
             yield
         finally:
+            memory.fill_uninitialized_memory = fill
             torch.use_deterministic_algorithms(before, warn_only=warn_only)
-
-
-def _step(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    optimisers: list[torch.optim.Optimizer],
-    grad_clip: float | None,
-    loss: Loss,
-) -> tuple[float, int]:
-    """One optimiser step; its loss (not finite: no update was made) and tokens."""
-    total = _backward(model, batches, loss)
-    num_tokens = sum(batch.ids_BT.numel() for batch in batches)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
-    if not torch.isfinite(norm):
-        return float("nan"), num_tokens
-    for optimiser_ in optimisers:
-        optimiser_.step()
-        optimiser_.zero_grad()
-    for module in model.modules():
-        if isinstance(module, ChannelMixer):
-            module.after_optimizer_step()
-    return total, num_tokens
-
-
-def _backward(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> float:
-    """Gradients of a step's loss, added to those there; the loss."""
-    device, total = next(model.parameters()).device, 0.0
-    for batch in batches:
-        on_device = Batch(batch.ids_BT.to(device), batch.targets_BT.to(device), batch.weight)
-        value = loss(model, on_device) * batch.weight
-        value.backward()
-        total += float(value.detach())
-    return total
 
 
 def _check_start(start: Checkpoint, config: TrainingConfig) -> None:

@@ -88,7 +88,9 @@ def build(
         )
     optimisers: list[torch.optim.Optimizer] = []
     if settings["adamw"]:
-        optimisers.append(torch.optim.AdamW(settings["adamw"], betas=betas))
+        # One kernel for all parameters, which clips too; on a CPU it would round otherwise.
+        fused = next(model.parameters()).is_cuda
+        optimisers.append(torch.optim.AdamW(settings["adamw"], betas=betas, fused=fused or None))
     if settings["muon"]:
         optimisers.append(torch.optim.Muon(settings["muon"], adjust_lr_fn="match_rms_adamw"))
     return optimisers

@@ -34,8 +34,8 @@ def _forward_kernel(
     x_ptr, bias_ptr, angle_ptr, out_ptr, num_steps, num_heads, num_ranks,
     K: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    k, t = tl.arange(0, KP), tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    row, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
+    k, t = tl.arange(0, KP), tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    row, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     other, sign, which, turns = _partner(k, S)
     mask = (t < num_steps)[:, None] & (k < K)[None, :]
     at = ((row.to(tl.int64) * num_heads + head) * num_steps + t)[:, None]
@@ -60,14 +60,14 @@ def _backward_kernel(
 ):  # fmt: skip
     """Sums over heads for x; a partial sum over time for the bias; dangle from (out, grad)."""
     k, s = tl.arange(0, KP), tl.arange(0, SP)
-    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    row = tl.program_id(1) // num_ranks
-    r = tl.program_id(1) % num_ranks
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    row = tl.program_id(0) // num_ranks
+    r = tl.program_id(0) % num_ranks
     other, sign, which, turns = _partner(k, S)
     mask = (t < num_steps)[:, None] & (k < K)[None, :]
     pairs = (t < num_steps)[:, None] & (s < S)[None, :]
     dx = tl.zeros([BLOCK_T, KP], dtype=tl.float32)
-    part = (row * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
+    part = row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     for head in range(num_heads):
         at = ((row.to(tl.int64) * num_heads + head) * num_steps + t)[:, None]
         angle = tl.load(angle_ptr + at * S + which[None, :], mask=mask & turns[None, :], other=0.0)
@@ -101,7 +101,7 @@ class BiasedRotation(torch.autograd.Function):
         out = torch.empty(
             batch, heads, time, ranks, width, dtype=x_BTRK.dtype, device=x_BTRK.device
         )
-        _forward_kernel[(triton.cdiv(time, BLOCK_T), batch * heads)](
+        _forward_kernel[(batch * heads, triton.cdiv(time, BLOCK_T))](
             x_BTRK, bias_NRK, angle_BNTS, out, time, heads, ranks,
             K=width, KP=triton.next_power_of_2(width), S=angle_BNTS.shape[-1], BLOCK_T=BLOCK_T,
         )  # fmt: skip
@@ -119,7 +119,7 @@ class BiasedRotation(torch.autograd.Function):
         dx = torch.empty(batch, time, ranks, width, dtype=out.dtype, device=out.device)
         parts = angle_BNTS.new_empty(batch * blocks, heads, ranks, width)
         dangle = angle_BNTS.new_empty(batch, heads, time, ranks, angles)
-        _backward_kernel[(blocks, batch * ranks)](
+        _backward_kernel[(batch * ranks, blocks)](
             out, angle_BNTS, grads[0].contiguous(), dx, parts, dangle, time, heads, ranks,
             K=width, KP=triton.next_power_of_2(width), SP=triton.next_power_of_2(angles),
             S=angles, BLOCK_T=BLOCK_T,

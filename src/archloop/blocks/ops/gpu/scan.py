@@ -47,12 +47,13 @@ def last_row(x, BLOCK_T: tl.constexpr):
 @any_length()
 def _scan_kernel(
     a_ptr, ai_ptr, b_ptr, bi_ptr, start_ptr, starti_ptr, h_ptr, hi_ptr,
-    num_steps, num_features,
+    num_steps, num_features, num_blocks,
     a_b, a_t, a_f, b_b, b_t, b_f,
     PAIR: tl.constexpr, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    # Rows may be folded into features, so both share the axis that holds the most programs.
+    row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
+    f = block * BLOCK_F + tl.arange(0, BLOCK_F)
     inside = f < num_features
     carry = tl.load(start_ptr + row * num_features + f, mask=inside, other=0.0)
     carryi = carry
@@ -102,10 +103,10 @@ def launch(
         b = tuple(x.contiguous() for x in b)
     start = tuple(x.contiguous() for x in start)
     h = tuple(torch.empty(batch, time, features, dtype=x.dtype, device=x.device) for x in b)
-    grid = (batch, triton.cdiv(features, BLOCK_F))
-    _scan_kernel[grid](
+    blocks = triton.cdiv(features, BLOCK_F)
+    _scan_kernel[(batch * blocks,)](
         a[0], a[-1], b[0], b[-1], start[0], start[-1], h[0], h[-1],
-        time, features, *a[0].stride(), *b[0].stride(),
+        time, features, blocks, *a[0].stride(), *b[0].stride(),
         PAIR=pair, REVERSE=reverse, BLOCK_T=BLOCK_T, BLOCK_F=BLOCK_F,
     )  # fmt: skip
     return h

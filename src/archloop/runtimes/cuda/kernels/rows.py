@@ -57,9 +57,9 @@ def conv_kernel(
 ):
     """``c * conv(b * u)`` of BLOCK_T tokens and BLOCK_D channels, and the state after them."""
     L: tl.constexpr = KERNEL - 1
-    batch = tl.program_id(2).to(tl.int64)
+    batch = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]
-    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     row, valid = batch * T + t, (t < T) & (d < D)
     z = gated(x, row, d, valid, D)
     acc = z.to(tl.float32) * tl.load(conv_weight + d * KERNEL + L, mask=d < D).to(tl.float32)
@@ -159,7 +159,7 @@ def conv(x_BTD: Tensor, conv_weight_DK: Tensor, past_BLD: Tensor) -> Tensor:
     out_BTD = x_BTD.new_empty(batch, time, width)
     past_out_BLD = torch.empty_like(past_BLD)
     block_t, block_d = 16, min(256, triton.next_power_of_2(width))
-    grid = (triton.cdiv(width, block_d), triton.cdiv(time, block_t), batch)
+    grid = (batch, triton.cdiv(time, block_t), triton.cdiv(width, block_d))
     conv_kernel[grid](
         x_BTD, conv_weight_DK, past_BLD, out_BTD, past_out_BLD, time, width, kernel,
         block_t, block_d, num_warps=4,

@@ -10,12 +10,12 @@ from archloop.blocks.base import Span
 from archloop.stack import cost
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, MixerSpec, StackSpec
-from contracts import mixers as kit
+from archloop.testing import modules as kit
 
 Case = tuple[str, dict[str, Any]]
 WIDTH = kit.D_MODEL
 SHAREABLE = [n for n in registry.names("mixers") if registry.get("mixers", n).shareable]
-CASES = [case for case in kit.cases() if case[0] in SHAREABLE]
+CASES = [case for case in kit.cases("mixers", registry.shipped("mixers")) if case[0] in SHAREABLE]
 
 
 def stack(name: str, config: dict[str, str], **second: int) -> StackSpec:

@@ -1,17 +1,14 @@
-"""Scoring a decoder on a task: its best token at each asked position.
+"""Accuracy over classes and over tokens, as MAD counts them, and a network's best tokens.
 
 Shape suffixes: N examples, T time, X targets, C classes.
 """
-
-import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from archloop.evals.base import IGNORE, Examples, Score, Task
-from archloop.stack.decoder import Decoder
+from archloop.evals.base import IGNORE
 
 
 @torch.inference_mode()
@@ -45,27 +42,3 @@ def micro_accuracy(predictions_NT: NDArray[np.int64], targets_NT: NDArray[np.int
     """Share of all targets that were predicted."""
     asked_NT = targets_NT != IGNORE
     return float((predictions_NT[asked_NT] == targets_NT[asked_NT]).mean())
-
-
-def measure(
-    decoder: Decoder, task: Task, examples: Examples, batch_size: int, *, first_id: int = 0
-) -> Score:
-    """Score of a decoder on examples of a task, whose token ids start at `first_id` for it."""
-    predictions_NT = predict(decoder, examples.ids_NT + first_id, batch_size) - first_id
-    return score(task, task.score(predictions_NT, examples.targets_NT))
-
-
-def score(task: Task, scores_N: NDArray[np.float64]) -> Score:
-    """Mean score over examples, at least two, with its standard error."""
-    num = len(scores_N)
-    error = float(scores_N.std(ddof=1) / math.sqrt(num))
-    # Equal scores throughout leave an error of at most one example's worth, not of zero.
-    error = max(error, 1 / (2 * num))
-    return Score(
-        value=float(scores_N.mean()),
-        standard_error=error,
-        chance=task.chance,
-        perfect=1.0,
-        num_examples=num,
-        category=task.category,
-    )

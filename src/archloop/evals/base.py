@@ -1,7 +1,8 @@
-"""What an evaluation is: a task makes examples, a model predicts, the task scores each example.
+"""What an evaluation is: it asks a model by one verb, grades each example, and sums up as a score.
 
-A task is one file in `evals/tasks/`. Its examples are token ids below its own `vocab_size`, with
-targets only where an answer is asked, so that any decoder can train on it and be scored by it.
+An evaluation is one file in `evals/tasks/`: a family of examples with right answers, drawn from a
+split and a seed. `Task` here is the kind whose examples are rows of token ids below its own
+vocabulary, so that any decoder can train on it; `evals.text_tasks` has the kinds in text.
 
 Shape suffixes: N examples, T time.
 """
@@ -12,7 +13,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archloop.errors import invalid
+from archloop.evals.verbs import Model, Verb
 
 IGNORE = -100
 """Target value where no answer is asked; PyTorch's cross-entropy skips it."""
@@ -23,23 +27,17 @@ MAX_SIZE = 2**16
 Split = Literal["train", "test"]
 
 
-class Examples(NamedTuple):
-    """Token ids and, at each position, the token that should be predicted there or `IGNORE`."""
-
-    ids_NT: NDArray[np.int64]
-    targets_NT: NDArray[np.int64]
-
-
 class Score(BaseModel):
-    """A task's result: a mean over examples, with what is needed to judge it.
+    """An evaluation's result: a mean over examples, with what is needed to judge it.
 
     Attributes:
-        value: the score, larger is better unless `lower_is_better`.
+        value: the score; larger is better where `perfect` is above `chance`.
         standard_error: of the value, over examples.
         chance: what guessing scores.
         perfect: what the best possible model scores.
         num_examples: examples scored.
         category: such as text, recall, memory.
+        version: of the evaluation; scores of different versions do not compare.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,10 +48,11 @@ class Score(BaseModel):
     perfect: float
     num_examples: int
     category: str
+    version: int = 1
 
     @property
     def normalized(self) -> float:
-        """0 at chance, 1 at perfect, larger is better for every task."""
+        """0 at chance, 1 at perfect, larger is better for every evaluation."""
         return (self.value - self.chance) / (self.perfect - self.chance)
 
     @property
@@ -63,6 +62,115 @@ class Score(BaseModel):
         if self.standard_error > 0:
             return better / self.standard_error
         return math.copysign(math.inf, better) if better else 0.0
+
+
+class Grades(NamedTuple):
+    """Grades of examples, before they are summed up.
+
+    Attributes:
+        values_N: of each example.
+        weights_N: what a value is divided by, such as bytes of text; None: each counts one.
+    """
+
+    values_N: NDArray[np.float64]
+    weights_N: NDArray[np.float64] | None = None
+
+
+class Evaluation(ABC):
+    """A family of examples with right answers.
+
+    Attributes:
+        name: the plug-in's name, set by the registry.
+        version: raised when scores change their meaning; results are keyed by name and version.
+        category: what it tests.
+        licence: of its data; ``generated`` where it draws its examples itself.
+        verb: by which it asks.
+        num_test: examples that a run takes if it is given no limit.
+        Config: pydantic settings; the evaluation is made from them, or from None for the defaults.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    category: ClassVar[str] = ""
+    licence: ClassVar[str] = "generated"
+    verb: ClassVar[Verb]
+    num_test: ClassVar[int] = 512
+    Config: ClassVar[Any]
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config or self.Config()
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """Score of guessing."""
+
+    @property
+    def perfect(self) -> float:
+        """Score of the best possible model."""
+        return 1.0
+
+    @abstractmethod
+    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
+        """Ask a model, and grade its answers.
+
+        Args:
+            model: asked by `verb` alone.
+            split: which examples; those of ``train`` are for training.
+            seed: of the examples.
+            num_examples: how many.
+
+        Raises:
+            UserError: the settings allow too few different examples, or the model cannot be asked.
+        """
+
+    def run(
+        self, model: Model, split: Split = "test", seed: int = 0, limit: int | None = None
+    ) -> Score:
+        """Score of a model. Arguments and errors as `grade`; `limit` replaces `num_test`."""
+        num = self.num_test if limit is None else limit
+        return self.score_of(self.grade(model, split, seed, num))
+
+    def score_of(self, grades: Grades) -> Score:
+        """The grades' mean, or ratio of sums, with its standard error over examples."""
+        value, error = mean(grades) if grades.weights_N is None else ratio(grades)
+        return Score(
+            value=value,
+            standard_error=error,
+            chance=self.chance,
+            perfect=self.perfect,
+            num_examples=len(grades.values_N),
+            category=self.category,
+            version=self.version,
+        )
+
+
+def mean(grades: Grades) -> tuple[float, float]:
+    """Mean grade of at least two examples and its standard error."""
+    num = len(grades.values_N)
+    error = float(grades.values_N.std(ddof=1) / math.sqrt(num))
+    # Equal scores throughout leave an error of at most one example's worth, not of zero.
+    return float(grades.values_N.mean()), max(error, 1 / (2 * num))
+
+
+def ratio(grades: Grades) -> tuple[float, float]:
+    """Sum of values over sum of weights and its standard error (delta method)."""
+    values_N, weights_N = grades
+    assert weights_N is not None
+    num, value = len(values_N), float(values_N.sum() / weights_N.sum())
+    residual_N = values_N - value * weights_N
+    error = float(np.sqrt((residual_N**2).sum() / (num * (num - 1))) / weights_N.mean())
+    return value, error
+
+
+# --- rows of token ids --------------------------------------------------------------------------
+
+
+class Examples(NamedTuple):
+    """Token ids and, at each position, the token that should be predicted there or `IGNORE`."""
+
+    ids_NT: NDArray[np.int64]
+    targets_NT: NDArray[np.int64]
 
 
 class TaskConfig(BaseModel):
@@ -80,35 +188,28 @@ class TaskConfig(BaseModel):
     num_train: int
 
 
-class Task(ABC):
-    """A family of examples with right answers.
+class Task(Evaluation):
+    """Rows of token ids with targets, which a model can train on as well as be asked.
 
     Attributes:
-        name: the plug-in's name, set by the registry.
-        category: what it tests.
-        mixable: can be trained in a mixture with text, by next-token prediction.
+        in_mixture: may be trained in a mixture with text.
+        head: what the model needs on top: ``next_token``, its own output matrix, or
+            ``auto_encoder``, which rebuilds a row from the last position.
+        loss: of training: ``next_token``, or ``reconstruction`` of the whole row.
         shares_examples: train and test come from the same few examples, by design.
-        Config: a `TaskConfig`; the task is made from one, or from None for the defaults.
+        Config: a `TaskConfig`.
     """
 
-    name: ClassVar[str] = ""
-    category: ClassVar[str] = ""
-    mixable: ClassVar[bool] = True
+    verb = "predict"
+    in_mixture: ClassVar[bool] = True
+    head: ClassVar[Literal["next_token", "auto_encoder"]] = "next_token"
+    loss: ClassVar[Literal["next_token", "reconstruction"]] = "next_token"
     shares_examples: ClassVar[bool] = False
-    Config: ClassVar[Any]
-
-    def __init__(self, config: Any = None) -> None:
-        self.config = config or self.Config()
 
     @property
     def vocab_size(self) -> int:
         """Token ids run from 0 to this, exclusive."""
         return int(self.config.vocab_size)
-
-    @property
-    @abstractmethod
-    def chance(self) -> float:
-        """Score of guessing."""
 
     @abstractmethod
     def examples(self, split: Split, seed: int, num_examples: int) -> Examples:
@@ -129,3 +230,20 @@ class Task(ABC):
         right_NT = (predictions_NT == targets_NT) & asked_NT
         share_N: NDArray[np.float64] = right_NT.sum(1) / np.maximum(1, asked_NT.sum(1))
         return share_N
+
+    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
+        ids_NT, targets_NT = self.examples(split, seed, num_examples)
+        predictions_NT = model.predict(ids_NT, targets_NT != IGNORE)
+        return Grades(self.score(predictions_NT, targets_NT))
+
+    def at_length(self, factor: int) -> "Task":
+        """The same task in rows `factor` times as long, to test beyond the trained length.
+
+        Raises:
+            UserError: the task's settings do not allow it.
+        """
+        longer = {**self.config.model_dump(), "seq_len": self.config.seq_len * factor}
+        try:
+            return type(self)(type(self.config).model_validate(longer))
+        except ValidationError as error:
+            raise invalid(error, sorted(type(self.config).model_fields), self.name) from error

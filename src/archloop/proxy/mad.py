@@ -307,7 +307,7 @@ def run_one(spec: StackSpec, config: MadConfig, run: Run, device: str) -> RunRes
         training,
         config.seed,
         end_of_epoch,
-        loss=next_token_loss if task.mixable else autoencoder.reconstruction_loss,
+        loss=next_token_loss if task.loss == "next_token" else autoencoder.reconstruction_loss,
         d_model=spec.d_model,
         wait_every=steps,
     )
@@ -332,7 +332,7 @@ def _model(spec: StackSpec, task: Task, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         decoder = Decoder(spec)
-        return decoder if task.mixable else AutoEncoder(decoder)
+        return decoder if task.head == "next_token" else AutoEncoder(decoder)
 
 
 def _batch(train_set: Examples, config: MadConfig, step: int, steps: int) -> Batch:

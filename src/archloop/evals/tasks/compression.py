@@ -8,8 +8,6 @@ the last, the compression token, is always the same.
 Shape suffixes: N examples, T time.
 """
 
-from typing import ClassVar
-
 import numpy as np
 from pydantic import Field
 
@@ -21,7 +19,9 @@ class Compression(Task):
     """Capacity of the state at one position."""
 
     category = "compression"
-    mixable: ClassVar[bool] = False
+    in_mixture = False
+    head = "auto_encoder"
+    loss = "reconstruction"
 
     class Config(TaskConfig):
         """MAD's baseline."""

@@ -95,22 +95,24 @@ def botocore(members: Iterable[Member]) -> Iterator[Document]:
         match = re.search(r"data/([\w.-]+)/([\d-]+)/service-2\.json$", member.name)
         if match and member.name >= newest.get(match[1], Member("", b"")).name:
             newest[match[1]] = member
+    said = _Once()
     for member in newest.values():
         model = json.loads(member.content)
         lines = [html_text(model.get("documentation", ""))]
         for kind in ("operations", "shapes"):
             for title, entry in model.get(kind, {}).items():
-                lines.append(_said(title, html_text(entry.get("documentation", ""))))
+                lines.append(said(title, entry.get("documentation", "")))
                 for key, value in entry.get("members", {}).items():
-                    lines.append(_said(f"{title}.{key}", html_text(value.get("documentation", ""))))
+                    lines.append(said(f"{title}.{key}", value.get("documentation", "")))
         yield Document(member.name, "\n\n".join(line for line in lines if line))
 
 
 def google_api(members: Iterable[Member]) -> Iterator[Document]:
     """Documentation of Google's APIs from their discovery documents, one document each."""
+    said = _Once()
     for name, content in members:
         if "/discovery_cache/documents/" in name and name.endswith(".json"):
-            lines = [_said(title, html_text(text)) for title, text in _described("", content)]
+            lines = [said(title, text) for title, text in _described("", content)]
             yield Document(name, "\n\n".join(line for line in lines if line))
 
 
@@ -128,8 +130,18 @@ def _described(title: str, content: bytes) -> Iterator[tuple[str, str]]:
                 waiting.append((path if grouping else f"{path}.{key}".lstrip("."), inner))
 
 
-def _said(title: str, text: str) -> str:
-    return f"{title}: {text}" if text else ""
+class _Once:
+    """Titled descriptions, each said where it stands first: APIs repeat them under many titles."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, title: str, source: str) -> str:
+        text = html_text(source)
+        if not text or text in self._seen:
+            return ""
+        self._seen.add(text)
+        return f"{title}: {text}"
 
 
 def python_code(members: Iterable[Member]) -> Iterator[Document]:

@@ -1,0 +1,162 @@
+"""A decoder as a model under evaluation: whole rows at once, batched by length.
+
+Rows are padded on the right, where a causal decoder cannot see the padding, so that a row's
+answers do not depend on its neighbours beyond rounding.
+
+Shape suffixes: B batch, N rows, T time, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from archloop.errors import UserError
+from archloop.evals.verbs import Continuation, Likelihood, Model, Prompt, TextCodec
+from archloop.generation.generation import generate
+from archloop.stack.decoder import Decoder
+
+MAX_LOGITS = 2**27
+"""Logits that a batch may hold at once: half a GiB in float32."""
+
+
+class _Scored(NamedTuple):
+    """What a row's tokens but the first cost, and whether each was the best, (T-1,)."""
+
+    logs_T: NDArray[np.float64]
+    is_best_T: NDArray[np.bool_]
+
+
+class DecoderModel(Model):
+    """A decoder, under the caller's autocast if there is one."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        codec: TextCodec | None = None,
+        *,
+        start: tuple[int, ...] = (),
+        stop_ids: tuple[int, ...] = (),
+        batch_size: int = 32,
+        on_rows: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """A model over a decoder in evaluation mode.
+
+        Args:
+            decoder: as it is, on its device.
+            codec: its tokenizer.
+            start: ids that begin every text.
+            stop_ids: ids that end a reply.
+            batch_size: most rows at a time.
+            on_rows: told of the number of rows after each batch, for a progress bar.
+        """
+        self.vocab_size = decoder.spec.vocab_size
+        self.codec = codec
+        self.start = start
+        self._decoder = decoder
+        self._stop_ids = stop_ids
+        self._batch_size = batch_size
+        self._on_rows = on_rows
+
+    def predict(
+        self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        size = self._rows_at_once(ids_NT.shape[1])
+        parts = []
+        for start in range(0, len(ids_NT), size):
+            logits_BTV = self._logits(torch.from_numpy(ids_NT[start : start + size]))
+            parts.append(logits_BTV.argmax(-1).cpu())
+            self._on_rows(len(parts[-1]))
+        predictions_NT: NDArray[np.int64] = torch.cat(parts).numpy()
+        return predictions_NT
+
+    def loglikelihood(self, requests: Sequence[Continuation]) -> list[Likelihood]:
+        for request in requests:
+            if not len(request.prefix) or not len(request.continuation):
+                raise ValueError("a continuation and its prefix have at least one token each")
+        rows = [[*request.prefix, *request.continuation] for request in requests]
+        answers = []
+        for request, scored in zip(requests, self._scored(rows), strict=True):
+            behind = slice(len(request.prefix) - 1, None)
+            nats = float(scored.logs_T[behind].sum())
+            answers.append(Likelihood(nats, bool(scored.is_best_T[behind].all())))
+        return answers
+
+    def loglikelihood_rolling(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+        return [scored.logs_T for scored in self._scored(rows)]
+
+    def generate_until(self, requests: Sequence[Prompt]) -> list[str]:
+        if self.codec is None:
+            raise UserError("this model has no tokenizer, so it cannot be asked for text")
+        codec = self.codec
+        replies: list[str] = [""] * len(requests)
+        # A batch ends by one set of stops; neighbours of like length waste the least.
+        order = sorted(range(len(requests)), key=lambda i: (_ends(requests[i]), _size(requests[i])))
+        for (stops, max_new), group in groupby(order, key=lambda i: _ends(requests[i])):
+            for batch in _batches(list(group), self._batch_size):
+                found = generate(
+                    self._decoder,
+                    [list(requests[i].ids) for i in batch],
+                    max_new,
+                    stop_ids=self._stop_ids,
+                    stop_strings=stops,
+                    decode=lambda ids: str(codec.decode(list(ids))),
+                )
+                self._on_rows(len(batch))
+                for index, reply in zip(batch, found, strict=True):
+                    replies[index] = reply.text or ""
+        return replies
+
+    def _scored(self, rows: Sequence[Sequence[int]]) -> list[_Scored]:
+        """Costs of every row's tokens, in the order of the rows."""
+        scored: list[_Scored | None] = [None] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+        start = 0
+        while start < len(order):
+            longest = len(rows[order[start]])
+            batch = order[start : start + self._rows_at_once(longest)]
+            start += len(batch)
+            for index, result in zip(batch, self._batch([rows[i] for i in batch]), strict=True):
+                scored[index] = result
+            self._on_rows(len(batch))
+        return [result for result in scored if result is not None]
+
+    @torch.inference_mode()
+    def _batch(self, rows: Sequence[Sequence[int]]) -> Iterator[_Scored]:
+        longest = max(len(row) for row in rows)
+        ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids_BT[index, : len(row)] = torch.as_tensor(np.asarray(row, dtype=np.int64))
+        logits_BTV = self._logits(ids_BT[:, :-1]).float()
+        next_BT = ids_BT[:, 1:].to(logits_BTV.device)
+        logs_BT = logits_BTV.log_softmax(-1).gather(-1, next_BT[..., None])[..., 0]
+        is_best_BT = logits_BTV.argmax(-1) == next_BT
+        logs, is_best = logs_BT.double().cpu().numpy(), is_best_BT.cpu().numpy()
+        for index, row in enumerate(rows):
+            yield _Scored(logs[index, : len(row) - 1], is_best[index, : len(row) - 1])
+
+    @torch.inference_mode()
+    def _logits(self, ids_BT: Tensor) -> Tensor:
+        logits_BTV: Tensor = self._decoder(ids_BT.to(self._decoder.embedding.weight.device))
+        return logits_BTV
+
+    def _rows_at_once(self, length: int) -> int:
+        return max(1, min(self._batch_size, MAX_LOGITS // (max(1, length) * self.vocab_size)))
+
+
+def _ends(request: Prompt) -> tuple[tuple[str, ...], int]:
+    return tuple(request.stops), request.max_new_tokens
+
+
+def _size(request: Prompt) -> int:
+    return len(request.ids)
+
+
+def _batches(indices: list[int], size: int) -> Iterator[list[int]]:
+    for number in range(math.ceil(len(indices) / size)):
+        yield indices[number * size : (number + 1) * size]

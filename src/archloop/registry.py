@@ -51,7 +51,7 @@ KINDS = {
         "archloop.devices.base:Device",
         shared=("base", "choice", "cores", "linux"),
     ),
-    "tasks": Kind("task", "archloop.evals.tasks", "archloop.evals.base:Task"),
+    "tasks": Kind("task", "archloop.evals.tasks", "archloop.evals.base:Evaluation"),
     "strategies": Kind("strategy", "archloop.search.strategies", "archloop.search.base:Strategy"),
 }
 

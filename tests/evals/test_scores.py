@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from archloop.evals import accuracy, bits_per_byte
-from archloop.evals.base import IGNORE, Score
+from archloop.evals.base import IGNORE, Grades, Score
+from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.tasks.memorization import Memorization
+from archloop.evals.verbs import Shifted
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -125,21 +127,22 @@ class TestAccuracy:
     def test_first_id_shifts_a_task_into_its_own_vocabulary(self, decoder):
         task = Memorization(Memorization.Config(vocab_size=5, seq_len=4))
         examples = task.examples("test", 0, 20)
-        with torch.no_grad():
-            # The decoder now predicts token 7 + v whatever it sees.
-            decoder.norm.weight.fill_(0.0)
-            decoder.head = torch.nn.Linear(16, 12)
-            decoder.head.bias.fill_(0.0)
         value = int(task.value_of_key[0])
-        predictions_NT = accuracy.predict(decoder, examples.ids_NT + 7, 6)
-        assert predictions_NT.shape == examples.ids_NT.shape
-        score = accuracy.score(task, task.score(np.full((20, 4), value), examples.targets_NT))
+        asked = []
+
+        class Constant(DecoderModel):
+            def predict(self, ids_NT, asked_NT):
+                asked.append(ids_NT)
+                return np.full_like(ids_NT, 7 + value)
+
+        score = task.run(Shifted(Constant(decoder), 7, 5), limit=20)
+        assert np.array_equal(asked[0], examples.ids_NT + 7)
         expected = (examples.targets_NT[:, 1::2] == value).mean()
         assert score.value == pytest.approx(expected)
 
     def test_equal_scores_leave_some_error(self):
-        task = Memorization()
-        assert accuracy.score(task, np.ones(100)).standard_error == pytest.approx(1 / 200)
+        score = Memorization().score_of(Grades(np.ones(100)))
+        assert score.standard_error == pytest.approx(1 / 200)
 
 
 def test_score_says_how_far_above_chance():

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from archloop.errors import UserError
 from archloop.evals.verbs import Continuation, Likelihood, Model, Prompt, TextCodec
@@ -63,9 +64,7 @@ class DecoderModel(Model):
         self._batch_size = batch_size
         self._on_rows = on_rows
 
-    def predict(
-        self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
+    def predict(self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]) -> NDArray[np.int64]:
         size = self._rows_at_once(ids_NT.shape[1])
         parts = []
         for start in range(0, len(ids_NT), size):
@@ -134,9 +133,9 @@ class DecoderModel(Model):
             ids_BT[index, : len(row)] = torch.as_tensor(np.asarray(row, dtype=np.int64))
         logits_BTV = self._logits(ids_BT[:, :-1]).float()
         next_BT = ids_BT[:, 1:].to(logits_BTV.device)
-        logs_BT = logits_BTV.log_softmax(-1).gather(-1, next_BT[..., None])[..., 0]
+        nats_BT = F.cross_entropy(logits_BTV.transpose(1, 2), next_BT, reduction="none")
         is_best_BT = logits_BTV.argmax(-1) == next_BT
-        logs, is_best = logs_BT.double().cpu().numpy(), is_best_BT.cpu().numpy()
+        logs, is_best = -nats_BT.double().cpu().numpy(), is_best_BT.cpu().numpy()
         for index, row in enumerate(rows):
             yield _Scored(logs[index, : len(row) - 1], is_best[index, : len(row) - 1])
 

@@ -49,9 +49,7 @@ class SessionModel(Model):
         self._stop_ids = frozenset(stop_ids)
         self._max_steps = max_steps
 
-    def predict(
-        self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
+    def predict(self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]) -> NDArray[np.int64]:
         predictions_NT = np.full_like(ids_NT, -1)
         for row, asked in enumerate(asked_NT):
             places = np.flatnonzero(asked)

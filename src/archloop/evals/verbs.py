@@ -74,9 +74,7 @@ class Model(ABC):
     start: tuple[int, ...] = ()
 
     @abstractmethod
-    def predict(
-        self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
+    def predict(self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]) -> NDArray[np.int64]:
         """The best next token after each asked position, (N, T); elsewhere any value.
 
         Args:
@@ -121,9 +119,7 @@ class Shifted(Model):
         self._first_id = first_id
         self.vocab_size = vocab_size
 
-    def predict(
-        self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
+    def predict(self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]) -> NDArray[np.int64]:
         return self._model.predict(ids_NT + self._first_id, asked_NT) - self._first_id
 
     def loglikelihood(self, requests: Sequence[Continuation]) -> list[Likelihood]:

@@ -16,12 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from archloop import registry
-from archloop.errors import UserError, invalid
-from archloop.evals import accuracy, bits_per_byte
+from archloop.errors import UserError
+from archloop.evals import bits_per_byte, suites
 from archloop.evals.base import IGNORE, Examples, Score, Split, Task
+from archloop.evals.decoder_model import DecoderModel
+from archloop.evals.verbs import Shifted
 from archloop.files import default_cache_dir, read_checked, write_checked
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
@@ -145,14 +146,14 @@ def make_task(name: str, settings: dict[str, Setting]) -> Task:
     """A task from its plug-in's name and settings.
 
     Raises:
-        UserError: unknown name or setting, or a value that is not allowed.
+        UserError: unknown name or setting, a value that is not allowed, or an evaluation in text.
     """
-    task_class = registry.get("tasks", name)
-    try:
-        task: Task = task_class(task_class.Config(**settings))
-    except ValidationError as error:
-        known = sorted(task_class.Config.model_fields)
-        raise invalid(error, known, f"tasks.{name}") from error
+    task = suites.make(name, settings)
+    if not isinstance(task, Task):
+        raise UserError(
+            f"tasks.{name} asks in text and draws no rows to train on; remove it, or run it by "
+            f"archloop eval --tasks {name}"
+        )
     return task
 
 
@@ -170,9 +171,10 @@ def vocab_size(config: ProxyConfig) -> int:
 
 def _mixable(name: str, share: TaskShare) -> Task:
     task = make_task(name, share.settings)
-    if not task.mixable:
+    if not task.in_mixture:
+        why = "" if task.head == "next_token" else "needs a head of its own and "
         raise UserError(
-            f"tasks.{name} needs a head of its own and cannot be mixed with text; "
+            f"tasks.{name} {why}cannot be trained in a mixture with text; "
             "remove it, or run it by archloop eval --suite mad"
         )
     length = task.config.seq_len
@@ -319,9 +321,11 @@ def evaluate(decoder: Decoder, data: ProxyData, config: ProxyConfig) -> dict[str
     training = config.training
     windows_NT = bits_per_byte.windows(data.heldout_T, config.num_text_windows, training.seq_len)
     scores = {TEXT: bits_per_byte.measure(decoder, windows_NT, data.num_bytes_V, 32)}
+    model = DecoderModel(decoder, batch_size=128)
     for name, (task, first_id) in data.tasks.items():
-        examples = task.examples("test", 0, config.tasks[name].num_eval)
-        scores[name] = accuracy.measure(decoder, task, examples, 128, first_id=first_id)
+        scores[name] = task.run(
+            Shifted(model, first_id, task.vocab_size), limit=config.tasks[name].num_eval
+        )
     return scores
 
 

@@ -1,0 +1,60 @@
+"""Suites: named lists of evaluations with their settings.
+
+An entry is an evaluation under a name of its own, so that one file may stand in a suite at several
+settings. Results are keyed by this name and the evaluation's version.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from archloop import registry
+from archloop.errors import UserError, invalid, suggest
+from archloop.evals.base import Evaluation
+
+Settings = Mapping[str, Any]
+
+QUICK: dict[str, tuple[str, Settings]] = {
+    "bits_per_byte": ("bits_per_byte", {"num_chars": 1024}),
+    "agreement": ("agreement", {}),
+    "addition": ("addition", {"num_digits": 1}),
+}
+
+SUITES: dict[str, dict[str, tuple[str, Settings]]] = {"quick": QUICK}
+
+
+def make(name: str, settings: Settings) -> Evaluation:
+    """An evaluation from its plug-in's name and settings.
+
+    Raises:
+        UserError: unknown name or setting, or a value that is not allowed.
+    """
+    plugin = registry.get("tasks", name)
+    try:
+        evaluation: Evaluation = plugin(plugin.Config(**settings))
+    except ValidationError as error:
+        raise invalid(error, sorted(plugin.Config.model_fields), f"tasks.{name}") from error
+    return evaluation
+
+
+def load(suite: str, only: Sequence[str] = ()) -> dict[str, Evaluation]:
+    """The evaluations of a suite by name, or some of them.
+
+    Args:
+        suite: its name.
+        only: names in the suite, or of plug-ins at their defaults.
+
+    Raises:
+        UserError: an unknown suite or name.
+    """
+    if suite not in SUITES:
+        raise UserError(f"unknown suite {suite!r}; {suggest(suite, sorted(SUITES))}")
+    entries = SUITES[suite]
+    plugins = registry.names("tasks")
+    for name in only:
+        if name not in entries and name not in plugins:
+            known = sorted({*entries, *plugins})
+            raise UserError(f"no evaluation {name!r} in suite {suite!r}; {suggest(name, known)}")
+    chosen = {name: entries.get(name, (name, {})) for name in only} if only else entries
+    return {name: make(plugin, settings) for name, (plugin, settings) in chosen.items()}

@@ -1,0 +1,133 @@
+"""Evaluations in text: choosing the likelier continuation, and writing a reply.
+
+A file in `evals/tasks/` names its questions; how they are asked and graded is settled here. Tokens
+of context and continuation are those of the whole text, cut where the context's tokens end, as
+lm-evaluation-harness cuts them.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from archloop.errors import UserError
+from archloop.evals.base import Evaluation, Grades, Split
+from archloop.evals.verbs import Continuation, Model, Prompt, TextCodec
+
+
+class NoSettings(BaseModel):
+    """Settings of an evaluation that has none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Choice(NamedTuple):
+    """A context, what may follow it, and which of these is right."""
+
+    context: str
+    choices: tuple[str, ...]
+    right: int
+
+
+class ChoiceTask(Evaluation):
+    """The likeliest continuation is the model's answer; several equally likely share the credit."""
+
+    verb = "loglikelihood"
+
+    @abstractmethod
+    def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
+        """Questions of a split, a pure function of the arguments."""
+
+    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
+        """See `Evaluation.grade`."""
+        codec = codec_of(model)
+        questions = self.questions(split, seed, num_examples)
+        requests = [
+            continuation(codec, model.start, question.context, choice)
+            for question in questions
+            for choice in question.choices
+        ]
+        answers = iter(model.loglikelihood(requests))
+        values = []
+        for question in questions:
+            nats = np.array([next(answers).nats for _ in question.choices])
+            best = nats == nats.max()
+            values.append(float(best[question.right]) / int(best.sum()))
+        return Grades(np.array(values))
+
+
+class Question(NamedTuple):
+    """A prompt, and the replies that count as right."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+class ReplyTask(Evaluation):
+    """The model writes a reply, which is compared with the right ones.
+
+    Attributes:
+        stops: texts that end a reply.
+        max_new_tokens: the reply ends here at the latest.
+    """
+
+    verb = "generate_until"
+    stops: tuple[str, ...] = ("\n",)
+    max_new_tokens: int = 32
+
+    @abstractmethod
+    def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
+        """Questions of a split, a pure function of the arguments."""
+
+    @property
+    def chance(self) -> float:
+        """A right reply is not written by guessing, unless a task says otherwise."""
+        return 0.0
+
+    def credit(self, reply: str, question: Question) -> float:
+        """1 for a right reply, 0 for a wrong one, unless a task grades in between."""
+        return float(reply.strip() in question.answers)
+
+    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
+        """See `Evaluation.grade`."""
+        codec = codec_of(model)
+        questions = self.questions(split, seed, num_examples)
+        prompts = [
+            Prompt([*model.start, *codec.encode(q.prompt)], self.stops, self.max_new_tokens)
+            for q in questions
+        ]
+        replies = model.generate_until(prompts)
+        return Grades(
+            np.array([self.credit(r, q) for r, q in zip(replies, questions, strict=True)])
+        )
+
+
+def codec_of(model: Model) -> TextCodec:
+    """A model's tokenizer.
+
+    Raises:
+        UserError: it has none.
+    """
+    if model.codec is None:
+        raise UserError("this model has no tokenizer, so it cannot be asked in text")
+    return model.codec
+
+
+def continuation(
+    codec: TextCodec, start: Sequence[int], context: str, following: str
+) -> Continuation:
+    """Token ids of a context and of what follows it, as one text would be cut.
+
+    Raises:
+        ValueError: the text after the context is empty, or nothing stands before it.
+    """
+    before = [*start, *codec.encode(context)]
+    whole = [*start, *codec.encode(context + following)]
+    if not before or len(whole) <= len(before):
+        # The last token of the context may swallow what follows; then both are cut alone.
+        whole = before + list(codec.encode(following))
+    if not before or len(whole) <= len(before):
+        raise ValueError(f"nothing to predict: context {context!r}, then {following!r}")
+    return Continuation(whole[: len(before)], whole[len(before) :])

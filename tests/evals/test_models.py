@@ -1,0 +1,171 @@
+"""One evaluation on a decoder and on an artifact of it, by each verb."""
+
+import numpy as np
+import pytest
+import torch
+
+from archloop import registry
+from archloop.evals.decoder_model import DecoderModel
+from archloop.evals.session_model import SessionModel
+from archloop.evals.tasks.addition import Addition
+from archloop.evals.tasks.agreement import Agreement
+from archloop.evals.tasks.in_context_recall import InContextRecall
+from archloop.evals.text_tasks import continuation
+from archloop.evals.verbs import Continuation, Prompt
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+SPEC = StackSpec(
+    d_model=64,
+    vocab_size=256,
+    blocks=tuple(
+        BlockSpec(
+            mixers=(MixerSpec(name=name),),
+            channel_mixer=ChannelMixerSpec(name="swiglu", config={"expansion": 2.0}),
+        )
+        for name in ("short_conv", "gqa", "mamba2")
+    ),
+)
+
+
+class Bytes:
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(ids).decode("utf-8", "replace")
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    torch.manual_seed(0)
+    return Decoder(SPEC).eval()
+
+
+@pytest.fixture(scope="module")
+def session(decoder, tmp_path_factory):
+    runtime = registry.get("runtimes", "torch_eager")()
+    folder = tmp_path_factory.mktemp("artifact")
+    runtime.export(decoder, folder, "fp32", parity=False)
+    session = runtime.open(folder, threads=1, max_context=300)
+    yield session
+    session.close()
+
+
+def rows(*lengths):
+    rng = np.random.default_rng(0)
+    return [rng.integers(256, size=length).tolist() for length in lengths]
+
+
+class TestDecoderModel:
+    def test_rolling_equals_a_row_at_a_time(self, decoder):
+        given = rows(7, 40, 2, 19, 40)
+        found = DecoderModel(decoder, batch_size=3).loglikelihood_rolling(given)
+        for row, logs in zip(given, found, strict=True):
+            with torch.inference_mode():
+                logits = decoder(torch.tensor([row[:-1]]))[0].log_softmax(-1)
+            expected = logits[torch.arange(len(row) - 1), row[1:]]
+            np.testing.assert_allclose(logs, expected, atol=1e-4)
+
+    @pytest.mark.parametrize("evaluation", [Agreement(), Addition(), InContextRecall()])
+    def test_a_score_is_the_same_at_any_batch_size(self, decoder, evaluation):
+        one, many = (
+            evaluation.run(DecoderModel(decoder, Bytes(), start=(0,), batch_size=size), limit=40)
+            for size in (1, 32)
+        )
+        assert one == many
+
+    def test_likelihood_is_the_sum_behind_the_prefix(self, decoder):
+        (row,) = rows(12)
+        model = DecoderModel(decoder)
+        (rolling,) = model.loglikelihood_rolling([row])
+        (answer,) = model.loglikelihood([Continuation(row[:8], row[8:])])
+        assert answer.nats == pytest.approx(rolling[7:].sum())
+        with torch.inference_mode():
+            best = int(decoder(torch.tensor([row[:8]]))[0, -1].argmax())
+        greedy, other = model.loglikelihood(
+            [Continuation(row[:8], [best]), Continuation(row[:8], [(best + 1) % 256])]
+        )
+        assert greedy.is_greedy
+        assert not other.is_greedy
+
+    def test_replies_come_in_the_order_of_their_prompts(self, decoder):
+        given = [Prompt(row, ("\0",), 5 + i % 2) for i, row in enumerate(rows(3, 30, 9, 30))]
+        model = DecoderModel(decoder, Bytes(), batch_size=2)
+        assert model.generate_until(given) == [model.generate_until([p])[0] for p in given]
+
+    def test_without_a_tokenizer_text_is_refused_by_name(self, decoder):
+        with pytest.raises(ValueError, match="no tokenizer"):
+            DecoderModel(decoder).generate_until([Prompt([1], (), 2)])
+        with pytest.raises(ValueError, match="no tokenizer"):
+            Agreement().run(DecoderModel(decoder))
+
+    def test_nothing_to_predict_is_refused(self, decoder):
+        with pytest.raises(ValueError, match="at least one token"):
+            DecoderModel(decoder).loglikelihood([Continuation([], [1])])
+
+
+class TestArtifact:
+    """An engine that gives the last logits of a prefill alone, by teacher-forced steps."""
+
+    @pytest.mark.parametrize("evaluation", [Agreement(), Addition()])
+    def test_scores_equal_the_decoders(self, decoder, session, evaluation):
+        here = evaluation.run(DecoderModel(decoder, Bytes(), start=(0,)), limit=6)
+        there = evaluation.run(SessionModel(session, 256, Bytes(), start=(0,)), limit=6)
+        assert here == there
+
+    def test_answers_equal_the_decoders(self, decoder, session):
+        given = rows(5, 20)
+        here, there = DecoderModel(decoder, Bytes()), SessionModel(session, 256, Bytes())
+        for one, other in zip(
+            here.loglikelihood_rolling(given), there.loglikelihood_rolling(given), strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+        requests = [Continuation(row[:3], row[3:]) for row in given]
+        for one, other in zip(
+            here.loglikelihood(requests), there.loglikelihood(requests), strict=True
+        ):
+            assert one.nats == pytest.approx(other.nats, abs=1e-3)
+            assert one.is_greedy == other.is_greedy
+        ids_NT = np.array(rows(9, 9))
+        asked_NT = np.zeros((2, 9), dtype=bool)
+        asked_NT[0, [2, 8]] = asked_NT[1, 5] = True
+        np.testing.assert_array_equal(
+            here.predict(ids_NT, asked_NT)[asked_NT], there.predict(ids_NT, asked_NT)[asked_NT]
+        )
+        prompts = [Prompt(row, ("\0",), 4) for row in given]
+        assert here.generate_until(prompts) == there.generate_until(prompts)
+
+    def test_steps_have_a_limit_and_room_is_checked(self, session):
+        (row,) = rows(50)
+        with pytest.raises(ValueError, match="more than 10"):
+            SessionModel(session, 256, max_steps=10).loglikelihood_rolling([row])
+        with pytest.raises(ValueError, match="room for 300"):
+            SessionModel(session, 256).loglikelihood_rolling(rows(400))
+
+
+class TestCutting:
+    class Words:
+        """Cuts into words that take the space before them, as most tokenizers do."""
+
+        def encode(self, text):
+            import re
+
+            return [hash(word) for word in re.findall(r" ?\w+|\W", text)]
+
+    def test_tokens_are_those_of_the_whole_text(self):
+        codec = self.Words()
+        found = continuation(codec, (9,), "one two", " three four")
+        assert found.prefix == [9, hash("one"), hash(" two")]
+        assert found.continuation == [hash(" three"), hash(" four")]
+
+    def test_a_context_that_swallows_the_continuation_is_cut_apart(self):
+        codec = self.Words()
+        found = continuation(codec, (), "wor", "d")
+        assert found.prefix == [hash("wor")]
+        assert found.continuation == [hash("d")]
+
+    def test_nothing_before_or_after_is_refused(self):
+        for context, following in (("", "x"), ("x", "")):
+            with pytest.raises(ValueError, match="nothing to predict"):
+                continuation(self.Words(), (), context, following)

@@ -23,7 +23,8 @@ from archloop.ranking import looks, membership, variance
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.front import hypervolume, nondominated
 from archloop.ranking.membership import Standing
-from archloop.ranking.table import Objective, Table, table
+from archloop.ranking.record import Objective
+from archloop.ranking.table import Table, table
 from archloop.ranking.variance import Pool
 
 Floats = NDArray[np.float64]

@@ -11,7 +11,8 @@ from archloop.ranking.estimate import Estimate
 from archloop.ranking.front import nondominated
 from archloop.ranking.membership import standing
 from archloop.ranking.posterior import Draws
-from archloop.ranking.table import Objective, Table, table
+from archloop.ranking.record import Objective
+from archloop.ranking.table import Table, table
 
 QUALITY = Objective(name="quality", direction="maximize")
 LATENCY = Objective(name="latency", direction="minimize")

@@ -4,7 +4,7 @@ import numpy as np
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Figures, Identity, Interval, Profile
-from archloop.ranking.record import BrokenBudget, Objectives
+from archloop.ranking.record import BrokenBudget, Objectives, Readings
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.store.record import (
     Costs,
@@ -63,6 +63,16 @@ def profile(scale: float) -> Profile:
     )
 
 
+def objectives(quality: float, latency: float, memory: float) -> Objectives:
+    return Objectives(
+        values={
+            "quality": Readings(mean=quality),
+            "latency": Readings(mean=latency, sd=0.02, n=4),
+            "memory": Readings(mean=memory, sd=0.005, n=4),
+        }
+    )
+
+
 def rung(index: int, quality: float, latency: float, memory: float) -> Rung:
     score = Score(
         value=3.0, standard_error=0.02, chance=8.0, perfect=0.0, num_examples=400, category="text"
@@ -75,20 +85,19 @@ def rung(index: int, quality: float, latency: float, memory: float) -> Rung:
         num_steps=200 * (index + 1),
         num_tokens=10**6,
         scores={"text": score, "in_context_recall": recall},
-        objectives=Objectives(
-            quality=quality,
-            latency=latency,
-            memory=memory,
-            quality_se=0.01,
-            latency_se=0.02,
-            memory_se=0.005,
-        ),
+        objectives=objectives(quality, latency, memory),
         learning_rate=3e-3,
         losses=tuple((step, 6.0 / (1 + step / 50)) for step in range(0, 200, 20)),
         diverged=False,
         seconds_train=11.0,
         seconds_eval=0.8,
     )
+
+
+def reference_rung() -> Rung:
+    one = Readings(mean=1.0, n=0)
+    values = {"quality": Readings(mean=0.5, sd=0.01, n=3), "latency": one, "memory": one}
+    return rung(0, 0.5, 1.0, 1.0).model_copy(update={"objectives": Objectives(values=values)})
 
 
 def trial(
@@ -133,7 +142,7 @@ def study() -> StudyRecord:
         ),
         trial(1, "CCCC", rungs=(rung(0, 0.40, 0.70, 0.6),), hypervolume_gain=0.1),
         trial(2, "AAAA", state="rejected", scale=1.4, broken=(broken,)),
-        trial(3, "CCWA", rungs=(rung(0, 0.39, 0.80, 0.7),), origin="mutation", parents=(1,)),
+        trial(3, "CCWA", rungs=(rung(0, 0.30, 0.80, 0.7),), origin="mutation", parents=(1,)),
         trial(4, "CASC", state="failed", error="out of memory while training <killed>"),
         trial(5, "CASC", rungs=(rung(0, 0.52, 0.85, 0.65),), origin="crossover", parents=(0, 1)),
     )
@@ -141,11 +150,17 @@ def study() -> StudyRecord:
         name="example",
         recipe={"name": "example", "seed": 0},
         environment={"python": "3.11", "device": "test", "numpy": np.__version__},
-        reference=trial(-1, "CCAC", rungs=(rung(0, 0.5, 1.0, 1.0),), origin="preset"),
-        reference_point=Objectives(quality=0.0, latency=1.5, memory=1.5),
+        reference=trial(-1, "CCAC", rungs=(reference_rung(),), origin="preset"),
+        reference_point=Objectives(
+            values={
+                "quality": Readings(mean=0.0, n=0),
+                "latency": Readings(mean=1.5, n=0),
+                "memory": Readings(mean=1.5, n=0),
+            }
+        ),
         admitted=("text", "in_context_recall"),
         dropped={"memorization": "1.2 standard errors above chance"},
-        noise={"0": 0.01},
+        noise=({"quality": Readings(mean=0.5, sd=0.01, n=9)},),
         trials=trials,
         seconds_by_stage={
             "setup": 3.0,

@@ -9,29 +9,95 @@ import pytest
 from rich.console import Console
 
 from archloop.errors import UserError
+from archloop.ranking import front
+from archloop.ranking.record import Readings
 from archloop.report import html, layout, static, summary
 from archloop.report.outcome import print_outcome
-from archloop.store.record import FamilyRate
+from archloop.report.telling import telling
+from archloop.store.record import FamilyRate, StudyRecord
 from report import studies
 
 
-def test_summary_is_json_with_known_front_and_hypervolume() -> None:
+def test_summary_is_json_with_known_places() -> None:
     facts = json.loads(json.dumps(summary.summarize(studies.study()), allow_nan=False))
+    places = {place["number"]: place for place in facts["places"]}
+    # 1 is by far the fastest and smallest, 0 by far the best in quality; 3 is 1 but worse.
     assert facts["front"] == [1, 5, 0]
-    assert facts["front_by_rung"] == {"0": [1, 5, 0], "1": [0]}
+    assert places[3]["status"] == "dominated"
+    assert places[3]["dominated_by"] == 1
+    assert places[0]["better_in"] == ["quality", "latency", "memory"]
+    assert places[-1]["status"] == "dominated"
+    assert places[-1]["estimates"]["latency"]["se"] == 0.0
+    low, high = (places[1]["estimates"]["latency"][end] for end in ("low", "high"))
+    assert low < 0.7 < high
     assert [r["number"] for r in facts["rejected"]] == [2]
     assert [f["number"] for f in facts["failed"]] == [4]
-    # One point: quality 0.55 x (1.5 - 0.95) x (1.5 - 0.9).
-    assert facts["hypervolume"]["curve"][0] == [0, pytest.approx(0.55 * 0.55 * 0.6)]
-    values = [value for _, value in facts["hypervolume"]["curve"]]
-    assert values == sorted(values)
-    assert facts["hypervolume"]["value"] == values[-1]
+    # The volume that 0, 1 and 5 dominate together, to within its interval.
+    points = [(-0.55, 0.95, 0.9), (-0.40, 0.70, 0.6), (-0.52, 0.85, 0.65)]
+    volume = facts["hypervolume"]
+    assert volume["low"] < front.hypervolume(points, (0, 1.5, 1.5)) < volume["high"]
+    assert [point["trial"] for point in volume["growth"]] == [0, 1, 3, 5]
 
 
-def test_dominated_trial_adds_no_hypervolume() -> None:
-    curve = dict(summary.hypervolume_curve(studies.study()))
-    assert curve[3] == curve[2] == curve[1]
-    assert curve[5] > curve[3]
+def test_values_come_from_the_highest_rung_that_three_reached() -> None:
+    study = studies.study()
+    assert summary.summarize(study)["rung"] == 0
+    longer = {
+        0: studies.rung(1, 0.61, 0.95, 0.9),
+        1: studies.rung(1, 0.47, 0.70, 0.6),
+        3: studies.rung(1, 0.35, 0.80, 0.7),
+    }
+    trials = [
+        trial.model_copy(update={"rungs": (trial.rungs[0], longer[trial.number])})
+        if trial.number in longer
+        else trial
+        for trial in study.trials
+    ]
+    facts = summary.summarize(study.model_copy(update={"trials": tuple(trials)}))
+    assert facts["rung"] == 1
+    quality = {p["number"]: p["estimates"]["quality"] for p in facts["places"]}
+    assert quality[0]["mean"] == pytest.approx(0.61)
+    assert quality[5]["mean"] == pytest.approx(0.52 + 0.06)
+    assert quality[5]["se"] > quality[0]["se"]
+
+
+def noisy() -> StudyRecord:
+    """The example with trainings so noisy that nothing is known of quality."""
+    noise = ({"quality": Readings(mean=0.5, sd=0.15, n=9)},)
+    return studies.study().model_copy(update={"noise": noise})
+
+
+def test_a_study_that_cannot_rank_quality_says_so_and_what_would(tmp_path: Path) -> None:
+    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
+    print_outcome(noisy(), Path("report.html"), console)
+    text = console.export_text()
+    assert "this study cannot rank quality: its reliability is 0." in text
+    assert re.search(r"`seeds: \d+` takes about \d+ minutes", text)
+    assert "on the front" not in text
+    # What is certain comes first: figures of the device.
+    assert text.index("TTFT ms") < text.index("quality")
+    assert "faster, smaller" in text
+    assert "cannot rank quality" in html.render(noisy())
+    static.write(noisy(), tmp_path / "front.svg")
+    assert "not ranked" in (tmp_path / "front.svg").read_text()
+
+
+def test_layouts_that_look_alike_are_told_apart_by_their_settings() -> None:
+    wide = studies.spec("CA").replace(
+        blocks=tuple(
+            block.model_copy(
+                update={
+                    "mixers": tuple(
+                        m.model_copy(update={"config": {"kernel": 7}}) if m.config else m
+                        for m in block.mixers
+                    )
+                }
+            )
+            for block in studies.spec("CA").blocks
+        )
+    )
+    words = telling([studies.spec("CA"), wide, studies.spec("AC")])
+    assert words == ["short_conv kernel 3", "short_conv kernel 7", ""]
 
 
 def test_page_is_self_contained_and_complete() -> None:
@@ -41,7 +107,7 @@ def test_page_is_self_contained_and_complete() -> None:
     for text in ("in_context_recall", "decode_p50_ms at 1024 on host", "load average", "0.40%"):
         assert text in page
     assert "out of memory while training &lt;killed&gt;" in page
-    assert page.count('<svg class="stack"') == 5  # four trained, one rejected
+    assert page.count('<svg class="stack"') == 6  # the reference, four trained, one rejected
 
 
 def test_study_without_trials_still_renders() -> None:
@@ -119,7 +185,10 @@ def test_what_left_the_aggregate_and_what_no_runtime_runs_is_told(tmp_path: Path
     assert "memorization does not count: 1.2 standard errors above chance" in text
     assert "quality is text alone" in text
     assert "ended early: all was tried" in text
-    assert "0 broke a device budget before any training; 1 cannot run on a required target" in text
+    assert (
+        "0 of 1 candidates broke a device budget before any training; "
+        "1 cannot run on a required target" in text
+    )
     assert "cannot run on a required target: host: tiny: a width of 7" in html.render(study)
     assert summary.summarize(study)["unsupported"][0]["error"] == "host: tiny: a width of 7"
 

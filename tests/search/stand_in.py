@@ -1,12 +1,14 @@
 """A deterministic stand-in for devices and trainings: results are functions of the spec alone."""
 
 import hashlib
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Figures, Identity, Interval, Profile
+from archloop.ranking.estimate import t_quantile
 from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.recipe.recipe import Recipe, parse
 from archloop.stack.spec import StackSpec
@@ -84,10 +86,13 @@ class StandIn:
         share = spec.layout.count("gqa") / spec.num_blocks
         slow = 0.0 if spec == reference else 0.9 + 0.5 * (share - 0.5) + 0.1 * unit(spec.digest)
         slow = slow or 1.0
-        width = 0.05 / look
+        # Processes differ by 8%, of which the t-interval over them follows.
+        count = 2 * look
+        half = t_quantile(0.975, count - 1) * 0.08 / math.sqrt(count)
 
         def around(value: float) -> Interval:
-            return Interval(value=value, low=value * (1 - width), high=value * (1 + width))
+            low, high = value * math.exp(-half), value * math.exp(half)
+            return Interval(value=value, low=low, high=high)
 
         ratios = {"ttft_ms": around(slow), "decode_p50_ms": around(slow)}
         figures = tuple(
@@ -108,7 +113,7 @@ class StandIn:
             latency=around(slow),
             memory=around(0.5 + share),
             ratios={str(context): ratios for context in CONTEXTS},
-            num_processes=2 * look,
+            num_processes=count,
             seconds=1.0,
         )
         return Profiled(profiles={"here": profile})

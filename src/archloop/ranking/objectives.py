@@ -5,134 +5,23 @@ Pure functions of records, so that a report can recompute all of them from the s
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from archloop.errors import UserError
 from archloop.evals.base import Score
 from archloop.profiling.record import Interval, Profile
-from archloop.ranking.record import BrokenBudget, Objectives
+from archloop.ranking.budgets import Budget, log_readings
+from archloop.ranking.record import Objective, Objectives, Readings
 
 MIN_SIGNAL = 3.0
 """Standard errors above chance that the reference preset must reach for a task to count."""
 DEFAULT_BOUND = 1.5
 """Reference point in latency and memory, as ratios to the reference preset."""
-NORMAL_95 = 1.959964
-"""Half-width of a 95% interval in standard errors."""
-
-Metric = Literal["ttft_ms", "decode_p50_ms", "decode_p95_ms", "peak_memory_bytes"]
-
-
-class Budget(BaseModel):
-    """A hard limit on a measured figure.
-
-    Attributes:
-        metric: a field of `Figures` of which less is better.
-        limit: largest allowed value, in the metric's unit, or a ratio if `relative`.
-        relative: the limit is a ratio to the reference preset.
-        context: where it holds; at every profiled context if None.
-        target: where it holds; on every target if None.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    metric: Metric
-    limit: Annotated[float, Field(gt=0)]
-    relative: bool = False
-    context: Annotated[int, Field(ge=1)] | None = None
-    target: str | None = None
-
-    def __str__(self) -> str:
-        unit = " x reference" if self.relative else ""
-        where = "" if self.context is None else f" at {self.context}"
-        where += "" if self.target is None else f" on {self.target}"
-        return f"{self.metric} <= {self.limit:g}{unit}{where}"
-
-
-class Reading(NamedTuple):
-    """What a budget limits: one figure, on one target, at one context."""
-
-    budget: Budget
-    target: str
-    context: int
-    interval: Interval
-
-
-# --- budgets ------------------------------------------------------------------------------------
-
-
-def check_budgets(
-    budgets: Sequence[Budget], contexts: Mapping[str, Sequence[int]], reference: bool
-) -> None:
-    """Every budget limits something that the study measures.
-
-    Args:
-        budgets: of a recipe.
-        contexts: measured on each target, by its name.
-        reference: there is a reference preset.
-
-    Raises:
-        UserError: an unknown target or context, or a ratio without a reference preset.
-    """
-    for index, budget in enumerate(budgets):
-        where = f"budgets[{index}]"
-        if budget.target is not None and budget.target not in contexts:
-            raise UserError(f"{where}.target={budget.target!r}: give one of {list(contexts)}")
-        chosen = contexts if budget.target is None else {budget.target: contexts[budget.target]}
-        profiled = sorted({context for each in chosen.values() for context in each})
-        if budget.context is not None and budget.context not in profiled:
-            known = f"give one that is profiled: {profiled}"
-            raise UserError(f"{where}.context={budget.context}: {known}")
-        if budget.relative and not reference:
-            raise UserError(f"{where}.relative: name a reference preset, or give absolute limits")
-
-
-def readings(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> list[Reading]:
-    """All that the budgets limit, of profiles by target."""
-    found = []
-    for budget in budgets:
-        for target, profile in profiles.items():
-            if budget.target in (None, target):
-                found += [
-                    Reading(budget, target, context, interval)
-                    for context, interval in _figures(profile, budget).items()
-                    if budget.context in (None, context)
-                ]
-    return found
-
-
-def broken(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> tuple[BrokenBudget, ...]:
-    """Budgets that are exceeded beyond doubt: the interval's lower bound is above the limit."""
-    return tuple(
-        BrokenBudget(
-            metric=budget.metric,
-            context=context,
-            target=target,
-            relative=budget.relative,
-            limit=budget.limit,
-            value=interval.value,
-            low=interval.low,
-        )
-        for budget, target, context, interval in readings(profiles, budgets)
-        if interval.low > budget.limit
-    )
-
-
-def straddles(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> tuple[str, ...]:
-    """Budgets that the interval still contains, in words."""
-    return tuple(
-        f"{budget.metric} at {context} on {target}: {interval.value:.4g} "
-        f"[{interval.low:.4g}, {interval.high:.4g}] around {budget.limit:g}"
-        for budget, target, context, interval in readings(profiles, budgets)
-        if interval.low <= budget.limit < interval.high
-    )
-
-
-def excess(broken_budgets: Sequence[BrokenBudget]) -> float:
-    """Constraint excess: by how much the limits are exceeded, relative to each, summed."""
-    return sum(b.value / b.limit - 1 for b in broken_budgets)
-
+OBJECTIVES = (
+    Objective(name="quality", direction="maximize"),
+    Objective(name="latency", direction="minimize"),
+    Objective(name="memory", direction="minimize"),
+)
+"""What is optimised unless a recipe says otherwise."""
 
 # --- quality ------------------------------------------------------------------------------------
 
@@ -185,53 +74,63 @@ def quality(scores: Mapping[str, Score], tasks: Sequence[str]) -> tuple[float, f
 
 
 def objectives(
-    profiles: Mapping[str, Profile],
-    scores: Mapping[str, Score],
-    tasks: Sequence[str],
-    seed_se: float = 0.0,
+    profiles: Mapping[str, Profile], scores: Mapping[str, Score], tasks: Sequence[str]
 ) -> Objectives:
-    """Quality, latency and memory of a trial with their standard errors.
+    """What is read of a trial: quality of one training, latency and memory over processes.
+
+    The standard error of quality over examples is left out: the examples are the same for all
+    trials, so that it is no part of how stacks differ.
 
     Args:
         profiles: by target, each with ratios to the reference.
         scores: by task.
         tasks: the admitted ones.
-        seed_se: standard error of quality over training seeds, added to that over examples.
 
     Raises:
         ValueError: as `quality`, or a profile has no ratio to the reference.
     """
-    value, example_se = quality(scores, tasks)
-    latency = _worst(profiles, "latency")
-    memory = _worst(profiles, "memory")
-    return Objectives(
-        quality=value,
-        latency=latency.value,
-        memory=memory.value,
-        quality_se=math.hypot(example_se, seed_se),
-        latency_se=standard_error(latency),
-        memory_se=standard_error(memory),
-    )
+    value, _ = quality(scores, tasks)
+    return Objectives(values={"quality": Readings(mean=value), **device(profiles)})
 
 
-def standard_error(interval: Interval) -> float:
-    """Of a positive ratio whose 95% interval is symmetric in the logarithm.
+def device(profiles: Mapping[str, Profile]) -> dict[str, Readings]:
+    """Latency and memory, each the largest ratio over targets."""
+    found: dict[str, Readings] = {}
+    names: tuple[Literal["latency", "memory"], ...] = ("latency", "memory")
+    for name in names:
+        interval, processes = _worst(profiles, name)
+        logs = log_readings(interval, processes)
+        assert logs.sd is not None
+        found[name] = Readings(mean=interval.value, sd=interval.value * logs.sd, n=processes)
+    return found
 
-    The interval is read as a normal one: with few processes a little on the wide side.
+
+def of_reference(qualities: Sequence[float]) -> Objectives:
+    """Of the reference run: its ratios to itself are 1 by definition, its qualities were read.
+
+    Args:
+        qualities: one a training.
     """
-    if interval.low <= 0:
-        return (interval.high - interval.low) / (2 * NORMAL_95)
-    return interval.value * math.log(interval.high / interval.low) / (2 * NORMAL_95)
+    one = Readings(mean=1.0, n=0)
+    return Objectives(values={"quality": readings(qualities), "latency": one, "memory": one})
 
 
-def as_point(values: Objectives) -> tuple[float, float, float]:
-    """For `ranking.front`, where less is better: quality negated, latency, memory."""
-    return -values.quality, values.latency, values.memory
+def readings(values: Sequence[float]) -> Readings:
+    """Of independent values, at least one."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return Readings(mean=mean)
+    square = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return Readings(mean=mean, sd=math.sqrt(square), n=count)
 
 
-def noise(values: Objectives) -> tuple[float, float, float]:
-    """Standard errors in the order of `as_point`."""
-    return values.quality_se, values.latency_se, values.memory_se
+def as_point(values: Objectives, objectives: Sequence[Objective] = OBJECTIVES) -> tuple[float, ...]:
+    """For `ranking.front`, where less is better: what is maximised negated."""
+    return tuple(
+        -values.mean(o.name) if o.direction == "maximize" else values.mean(o.name)
+        for o in objectives
+    )
 
 
 def reference_point(reference: Mapping[str, Profile], budgets: Sequence[Budget] = ()) -> Objectives:
@@ -246,32 +145,26 @@ def reference_point(reference: Mapping[str, Profile], budgets: Sequence[Budget] 
     """
     latencies = [_latency_bound(profile, target, budgets) for target, profile in reference.items()]
     memories = [_memory_bound(profile, target, budgets) for target, profile in reference.items()]
-    return Objectives(quality=0.0, latency=_largest(latencies), memory=_largest(memories))
+    bounds = {"quality": 0.0, "latency": _largest(latencies), "memory": _largest(memories)}
+    return Objectives(values={name: Readings(mean=bound, n=0) for name, bound in bounds.items()})
 
 
 # --- inside -------------------------------------------------------------------------------------
 
 
-def _figures(profile: Profile, budget: Budget) -> dict[int, Interval]:
-    """The figure that a budget limits, by context."""
-    if not budget.relative:
-        return {f.context: getattr(f, budget.metric) for f in profile.figures}
-    if not profile.ratios:
-        raise ValueError(f"{budget}: the profile has no ratios to a reference")
-    return {int(context): ratios[budget.metric] for context, ratios in profile.ratios.items()}
-
-
-def _worst(profiles: Mapping[str, Profile], objective: Literal["latency", "memory"]) -> Interval:
-    """The largest ratio over targets."""
-    intervals: list[Interval] = []
+def _worst(
+    profiles: Mapping[str, Profile], objective: Literal["latency", "memory"]
+) -> tuple[Interval, int]:
+    """The largest ratio over targets, and the number of processes behind it."""
+    found: list[tuple[Interval, int]] = []
     for target, profile in profiles.items():
         interval: Interval | None = getattr(profile, objective)
         if interval is None:
             raise ValueError(f"the profile on {target} has no {objective} ratio to a reference")
-        intervals.append(interval)
-    if not intervals:
+        found.append((interval, profile.num_processes))
+    if not found:
         raise ValueError(f"no profile to take {objective} from")
-    return max(intervals, key=lambda interval: interval.value)
+    return max(found, key=lambda pair: pair[0].value)
 
 
 def _limit(

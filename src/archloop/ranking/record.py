@@ -1,5 +1,7 @@
 """The figures that candidates are ranked by, and the budgets that they break, as plain records."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -13,7 +15,8 @@ class BrokenBudget(_Record):
     Attributes:
         metric: a field of `Figures`.
         relative: the limit and value are ratios to the reference preset.
-        value: estimate; `low` is the interval's lower bound, which exceeds `limit`.
+        value: estimate after the last look, which exceeds `limit`; `low` is the lower end of
+            its 95% interval.
     """
 
     metric: str
@@ -25,15 +28,33 @@ class BrokenBudget(_Record):
     low: float
 
 
-class Objectives(_Record):
-    """What the search optimises: quality up, latency and memory (ratios to the reference) down.
+class Objective(_Record):
+    """What is optimised: the name of a figure, and which way is better."""
 
-    The standard errors are the measured noise of seeds and timings.
+    name: str
+    direction: Literal["maximize", "minimize"]
+
+
+class Readings(_Record):
+    """What was read of one figure of one stack.
+
+    Attributes:
+        mean: of the readings.
+        sd: standard deviation of one reading, by these readings; None if there are fewer than two.
+        n: independent readings: processes, trainings; 0 for a value that holds by definition, as
+            the reference's ratio to itself.
     """
 
-    quality: float
-    latency: float
-    memory: float
-    quality_se: float = 0.0
-    latency_se: float = 0.0
-    memory_se: float = 0.0
+    mean: float
+    sd: float | None = None
+    n: int = 1
+
+
+class Objectives(_Record):
+    """What is read of a stack of each objective, by the objective's name."""
+
+    values: dict[str, Readings]
+
+    def mean(self, name: str) -> float:
+        """The mean of an objective's readings."""
+        return self.values[name].mean

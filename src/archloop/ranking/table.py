@@ -5,27 +5,17 @@ Shape suffixes: K draws, N stacks, M objectives.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from archloop.ranking.estimate import Estimate
+from archloop.ranking.record import Objective
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-Direction = Literal["maximize", "minimize"]
-
-
-class Objective(BaseModel):
-    """What is optimised: the name of a figure and which way is better."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    direction: Direction
 
 
 class Table(NamedTuple):

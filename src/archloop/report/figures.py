@@ -1,53 +1,77 @@
-"""The report's interactive plots, as Plotly figures over the summary's data."""
+"""The report's interactive plots, as Plotly figures of the verdict on a study."""
 
 from typing import Any
 
 import plotly.graph_objects as go
 
-from archloop.ranking.record import Objectives
-from archloop.report import summary
 from archloop.report.layout import describe
-from archloop.store.record import (
-    StudyRecord,
-    TrialRecord,
-)
+from archloop.report.verdict import Row, Verdict, reached
+from archloop.store.record import StudyRecord
 
 _INK, _GRID, _FRONT, _REST = "#26323f", "#e3e7ec", "#1f5fbf", "#9aa5b1"
+_LOOKS = {"dominated": (_REST, 8), "tied": ("#6f9bd8", 9), "front": (_FRONT, 11)}
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
 
-def front(study: StudyRecord, rung: int, cost: str) -> go.Figure:
-    """Quality against one cost (``latency`` or ``memory``), with 95% error bars, at one rung."""
-    entries = summary.at_rung(study, rung)
-    chosen = set(summary.front_numbers(study, rung))
-    figure = _figure(f"{cost} relative to the reference (lower is better)", "quality")
-    dominated = [(t, o) for t, r, o in entries if t.number not in chosen and not r.diverged]
-    diverged = [(t, o) for t, r, o in entries if r.diverged]
-    best = sorted(((t, o) for t, _, o in entries if t.number in chosen), key=lambda e: e[1].latency)
-    figure.add_trace(_points("dominated", dominated, cost, color=_REST, size=8))
-    figure.add_trace(_points("front", best, cost, color=_FRONT, size=11))
-    if diverged:
-        marks = _points("diverged", diverged, cost, color=_REST, size=8)
-        marks.marker.symbol = "x"
-        figure.add_trace(marks)
-    reference = _reference_at(study, rung)
-    if reference is not None:
-        marks = _points("reference preset", [reference], cost, color="#c0392b", size=13)
-        marks.marker.symbol = "star"
-        figure.add_trace(marks)
+def planes(study: StudyRecord, found: Verdict | None) -> list[go.Figure]:
+    """The first objective against each other one, with 95% intervals."""
+    if found is None:
+        return []
+    first, *others = found.reference.place.estimates
+    return [_plane(study, found, first, other) for other in others]
+
+
+def _plane(study: StudyRecord, found: Verdict, first: str, other: str) -> go.Figure:
+    figure = _figure(other, first)
+    groups: dict[str, list[Row]] = {"dominated": [], "tied": [], "front": []}
+    for row in found.by_latency:
+        groups[row.place.member.status if found.ranks_quality else "tied"].append(row)
+    names = {"tied": "tied" if found.ranks_quality else "not ranked"}
+    for status, (color, size) in _LOOKS.items():
+        if groups[status]:
+            name = names.get(status, status)
+            figure.add_trace(_points(name, groups[status], first, other, color, size))
+    lost = [t for t in study.trials if t.state == "complete" and not reached(t)]
+    if lost:
+        figure.add_trace(
+            go.Scatter(
+                x=[t.rungs[0].objectives.mean(other) for t in lost if t.rungs[0].objectives],
+                y=[t.rungs[0].objectives.mean(first) for t in lost if t.rungs[0].objectives],
+                mode="markers",
+                marker={"size": 8, "color": _REST, "symbol": "x"},
+                name="diverged",
+                text=[str(t.number) for t in lost],
+            )
+        )
+    marks = _points("reference run", [found.reference], first, other, "#c0392b", 13)
+    marks.marker.symbol = "star"
+    figure.add_trace(marks)
     return figure
 
 
-def hypervolume(study: StudyRecord) -> go.Figure:
-    """Hypervolume of rung 0's front against trials."""
+def hypervolume(growth: list[dict[str, float]]) -> go.Figure:
+    """Hypervolume of the front with its 95% interval against trials."""
     figure = _figure("trial", "hypervolume")
-    curve = summary.hypervolume_curve(study)
+    numbers = [point["trial"] for point in growth]
+    for end, fill in (("high", None), ("low", "tonexty")):
+        figure.add_trace(
+            go.Scatter(
+                x=numbers,
+                y=[point[end] for point in growth],
+                mode="lines",
+                line={"width": 0},
+                fill=fill,
+                fillcolor="rgba(31,95,191,0.15)",
+                showlegend=False,
+                hoverinfo="skip",
+            )
+        )
     figure.add_trace(
         go.Scatter(
-            x=[number for number, _ in curve],
-            y=[value for _, value in curve],
+            x=numbers,
+            y=[point["mean"] for point in growth],
             mode="lines+markers",
-            line={"shape": "hv", "color": _FRONT, "width": 2},
+            line={"color": _FRONT, "width": 2},
             marker={"size": 6},
             name="hypervolume",
             showlegend=False,
@@ -56,12 +80,13 @@ def hypervolume(study: StudyRecord) -> go.Figure:
     return figure
 
 
-def losses(study: StudyRecord) -> go.Figure:
-    """Training loss of every trial, those on the front in colour."""
-    chosen = set(summary.front_numbers(study, 0))
+def losses(study: StudyRecord, front: list[int]) -> go.Figure:
+    """Training loss of every trial at rung 0, those on the front in colour."""
     figure = _figure("training step", "loss (nats, text and tasks added)")
-    for trial, rung, _ in summary.at_rung(study, 0):
-        best = trial.number in chosen
+    for trial in study.trials:
+        if not trial.rungs:
+            continue
+        best, rung = trial.number in front, trial.rungs[0]
         figure.add_trace(
             go.Scatter(
                 x=[step for step, _ in rung.losses],
@@ -83,42 +108,31 @@ def to_html(figure: go.Figure) -> str:
 
 
 def _points(
-    name: str, entries: list[tuple[TrialRecord, Objectives]], cost: str, color: str, size: int
+    name: str, rows: list[Row], first: str, other: str, color: str, size: int
 ) -> go.Scatter:
-    def bars(field: str) -> dict[str, Any]:
-        widths = [1.96 * getattr(o, f"{field}_se") for _, o in entries]
+    def bars(objective: str) -> dict[str, Any]:
+        widths = [row.place.estimates[objective].half_width() for row in rows]
         return {"type": "data", "array": widths, "thickness": 1, "width": 3, "color": color}
 
     return go.Scatter(
-        x=[getattr(o, cost) for _, o in entries],
-        y=[o.quality for _, o in entries],
-        error_x=bars(cost),
-        error_y=bars("quality"),
+        x=[row.place.estimates[other].mean for row in rows],
+        y=[row.place.estimates[first].mean for row in rows],
+        error_x=bars(other),
+        error_y=bars(first),
         mode="markers+text" if name == "front" else "markers",
         textposition="top center",
         marker={"size": size, "color": color, "line": {"color": "white", "width": 1}},
         name=name,
-        text=[str(trial.number) for trial, _ in entries],
-        hovertext=[_hover(trial, o) for trial, o in entries],
+        text=[str(row.trial.number) for row in rows],
+        hovertext=[_hover(row) for row in rows],
         hovertemplate="%{hovertext}<extra></extra>",
     )
 
 
-def _hover(trial: TrialRecord, objectives: Objectives) -> str:
-    head = "reference preset" if trial.number < 0 else f"trial {trial.number}"
-    return (
-        f"<b>{head}</b><br>{describe(trial.spec)}<br>quality {objectives.quality:.3f}"
-        f"<br>latency {objectives.latency:.3f} x<br>memory {objectives.memory:.3f} x"
-    )
-
-
-def _reference_at(study: StudyRecord, rung: int) -> tuple[TrialRecord, Objectives] | None:
-    if study.reference is None:
-        return None
-    for entry in study.reference.rungs:
-        if entry.index == rung and entry.objectives is not None:
-            return study.reference, entry.objectives
-    return None
+def _hover(row: Row) -> str:
+    head = "reference run" if row.trial.number < 0 else f"trial {row.trial.number}"
+    values = "<br>".join(f"{name} {e.mean:.3f}" for name, e in row.place.estimates.items())
+    return f"<b>{head}</b><br>{describe(row.trial.spec)}<br>{values}"
 
 
 def _figure(x_title: str, y_title: str) -> go.Figure:

@@ -10,10 +10,13 @@ from plotly.offline import get_plotlyjs
 
 from archloop.files import write_atomic
 from archloop.profiling.record import Interval
+from archloop.ranking.estimate import Estimate
 from archloop.report import figures, summary
 from archloop.report.layout import describe, svg
 from archloop.report.palette import colour, label
-from archloop.store.record import StudyRecord, TrialRecord
+from archloop.report.telling import telling
+from archloop.report.verdict import Row, Verdict, ranking_would_take, reached, verdict
+from archloop.store.record import StudyRecord
 
 
 def render(study: StudyRecord) -> str:
@@ -30,7 +33,7 @@ def render(study: StudyRecord) -> str:
         words=describe,
         interval=interval,
         mib=mib,
-        diverged=summary.diverged,
+        estimate=estimate,
         duration=duration,
         count=count,
     )
@@ -49,6 +52,12 @@ def interval(value: Interval | None, digits: int = 2) -> str:
     if value is None:
         return "-"
     return f"{value.value:,.{digits}f} [{value.low:,.{digits}f}, {value.high:,.{digits}f}]"
+
+
+def estimate(value: Estimate) -> str:
+    """``0.603 ± 0.022``, half a 95% interval; without it where the value holds by definition."""
+    half = value.half_width()
+    return f"{value.mean:.3f} ± {half:.3f}" if half else f"{value.mean:.3f}"
 
 
 def mib(value: Interval) -> str:
@@ -76,18 +85,22 @@ def count(value: float) -> str:
 
 def _context(study: StudyRecord) -> dict[str, Any]:
     facts = summary.summarize(study)
-    by_number = {trial.number: trial for trial in study.trials}
+    found = verdict(study)
     mixers = sorted({name for t in study.trials for n in t.spec.layout for name in n.split("+")})
     return {
         "study": study,
         "facts": facts,
-        "headline": headline(study),
+        "headline": headline(study, found),
+        "not_ranked": ""
+        if found is None or found.ranks_quality
+        else ranking_would_take(study, found),
         "plotly_js": Markup(get_plotlyjs()),
-        "rungs": [_rung(study, index) for index in summary.rungs(study)],
-        "hypervolume": _markup(figures.hypervolume(study)),
-        "losses": _markup(figures.losses(study)),
-        "front": [by_number[number] for number in facts["front"]],
-        "complete": _ranked([t for t in study.trials if t.state == "complete"], facts["front"]),
+        "found": found,
+        "plots": [_markup(plot) for plot in figures.planes(study, found)],
+        "hypervolume": _markup(figures.hypervolume(facts["hypervolume"]["growth"])),
+        "losses": _markup(figures.losses(study, facts["front"])),
+        "compared": _compared(found),
+        "diverged": [t for t in study.trials if t.state == "complete" and not reached(t)],
         "rejected": [t for t in study.trials if t.state == "rejected"],
         "unsupported": [t for t in study.trials if t.state == "unsupported"],
         "failed": [t for t in study.trials if t.state == "failed"],
@@ -97,45 +110,59 @@ def _context(study: StudyRecord) -> dict[str, Any]:
     }
 
 
-def headline(study: StudyRecord) -> str:
+def _compared(found: Verdict | None) -> list[tuple[Row, str, str]]:
+    """Rows with their place and what tells them from rows of the same layout."""
+    if found is None:
+        return []
+    order = {"front": 0, "tied": 1, "dominated": 2}
+    rows = sorted(found.by_latency, key=lambda row: order[row.place.member.status])
+    rows = [found.reference, *(rows if found.ranks_quality else found.by_latency)]
+    words = telling([row.trial.spec for row in rows])
+    return [
+        (row, found.place_in_words(row) if found.ranks_quality else "not ranked", differs)
+        for row, differs in zip(rows, words, strict=True)
+    ]
+
+
+def headline(study: StudyRecord, found: Verdict | None) -> str:
     """The result in a sentence."""
     states = [trial.state for trial in study.trials]
-    numbers = summary.front_numbers(study, 0)
-    curve = summary.hypervolume_curve(study)
     broke = sum(bool(trial.broken) for trial in study.trials)
-    parts = [
-        f"{len(numbers)} of {len(states)} candidates are on the front",
-        f"{broke} broke a device budget before any training",
-    ]
+    parts = [f"{broke} of {len(states)} candidates broke a device budget before any training"]
     if states.count("unsupported"):
         parts.append(f"{states.count('unsupported')} cannot run on a required target")
     if states.count("failed"):
         parts.append(f"{states.count('failed')} failed")
+    if found is not None:
+        parts += _findings(found)
     text = "; ".join(parts)
-    if curve and study.reference_point is not None:
-        point = study.reference_point
+    if found is not None and study.reference_point is not None:
+        volume = found.comparison.volume
+        point = ", ".join(
+            f"{name} {readings.mean:g}" for name, readings in study.reference_point.values.items()
+        )
         text += (
-            f". Hypervolume {curve[-1][1]:.4f} against the reference point quality "
-            f"{point.quality:g}, latency {point.latency:g} x, memory {point.memory:g} x"
+            f". Hypervolume {volume.mean:.4f} [{volume.low:.4f}, {volume.high:.4f}] against the "
+            f"reference point {point}"
         )
     return text + "."
 
 
-def _rung(study: StudyRecord, index: int) -> dict[str, Any]:
-    entries = summary.at_rung(study, index)
-    return {
-        "index": index,
-        "steps": entries[0][1].num_steps if entries else 0,
-        "count": len(entries),
-        "latency": _markup(figures.front(study, index, "latency")),
-        "memory": _markup(figures.front(study, index, "memory")),
-        "front": summary.front_numbers(study, index),
-    }
-
-
-def _ranked(trials: list[TrialRecord], front: list[int]) -> list[TrialRecord]:
-    order = {number: place for place, number in enumerate(front)}
-    return sorted(trials, key=lambda t: (order.get(t.number, len(order)), t.number))
+def _findings(found: Verdict) -> list[str]:
+    """How many stacks stand where."""
+    reliability = ", ".join(
+        f"{share:.2f} {name}" for name, share in found.comparison.reliability.items()
+    )
+    statuses = [row.place.member.status for row in found.rows]
+    if found.ranks_quality:
+        counts = [
+            f"{statuses.count('front')} of {len(statuses)} trained are on the front beyond doubt",
+            f"{statuses.count('tied')} are tied",
+            f"{statuses.count('dominated')} are dominated",
+        ]
+    else:
+        counts = ["quality is not ranked"]
+    return [*counts, f"reliability {reliability}"]
 
 
 def _markup(figure: Any) -> Any:

@@ -1,31 +1,73 @@
-"""A study's outcome on the terminal: the front as a table, and where the report is."""
+"""A study's outcome on the terminal: what is certain first, then what could be ranked."""
 
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from archloop.ranking.record import Objectives
+from archloop.profiling.record import Profile
+from archloop.ranking.estimate import Estimate
 from archloop.report.html import count, duration, headline
 from archloop.report.palette import label
-from archloop.report.summary import front_numbers
-from archloop.store.record import (
-    StudyRecord,
-    TrialRecord,
-)
+from archloop.report.telling import telling
+from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
+from archloop.store.record import StudyRecord, TrialRecord
 
 
 def print_outcome(study: StudyRecord, page: Path, console: Console) -> None:
-    """The reference, the front, what was rejected, time by stage, and the report's path."""
-    table = Table("trial", "layout", "quality", "latency", "memory", "parameters")
-    by_number = {trial.number: trial for trial in study.trials}
-    if study.reference is not None and study.reference.objectives is not None:
-        table.add_row(*_row("reference", study.reference, study.reference.objectives))
-    for number in front_numbers(study):
-        trial = by_number[number]
-        assert trial.objectives is not None
-        table.add_row(*_row(str(number), trial, trial.objectives))
+    """Stacks against the reference, what was rejected, time by stage, and the report's path."""
+    found = verdict(study)
+    if found is not None:
+        _print_certain(found, console)
+        _print_places(found, console)
+        if not found.ranks_quality:
+            text = ranking_would_take(study, found)
+            console.print(text, markup=False, soft_wrap=True)
+    _print_others(study, console)
+    for task, reason in study.dropped.items():
+        console.print(f"{task} does not count: {reason}", markup=False)
+    if len(study.admitted) == 1:
+        console.print(
+            f"quality is {study.admitted[0]} alone, which is little to judge by", markup=False
+        )
+    if study.ended is not None:
+        console.print(f"ended early: {study.ended}", markup=False)
+    stages = ", ".join(
+        f"{stage} {duration(seconds)}" for stage, seconds in study.seconds_by_stage.items()
+    )
+    overhead = "" if study.overhead is None else f"; search overhead {100 * study.overhead:.2f}%"
+    text = f"{headline(study, found)}\ntime: {stages}{overhead}\nreport: {page}"
+    console.print(text, markup=False)
+
+
+def _print_certain(found: Verdict, console: Console) -> None:
+    """Milliseconds and MiB on the device, and where they differ from the reference beyond doubt."""
+    table = Table("trial", "layout", "TTFT ms", "decode ms", "peak MiB", "beyond doubt")
+    for row in [found.reference, *found.by_latency]:
+        name = "reference" if row.trial.number < 0 else str(row.trial.number)
+        table.add_row(name, _pattern(row.trial), *_figures(row.trial), _better(row))
     console.print(table)
+
+
+def _print_places(found: Verdict, console: Console) -> None:
+    """Estimates and places; without a ranking where quality is not known well enough for one."""
+    names = list(found.reference.place.estimates)
+    table = Table("trial", *names, "parameters", "place" if found.ranks_quality else "not ranked")
+    rows = [found.reference, *found.by_latency]
+    for row, differs in zip(rows, telling([row.trial.spec for row in rows]), strict=True):
+        is_reference = row.trial.number < 0
+        values = [_value(row.place.estimates[name]) for name in names]
+        place = found.place_in_words(row) if found.ranks_quality else "-"
+        table.add_row(
+            "reference" if is_reference else str(row.trial.number),
+            *values,
+            count(row.trial.costs.num_params),
+            "; ".join(filter(None, (place, differs))),
+        )
+    console.print(table)
+
+
+def _print_others(study: StudyRecord, console: Console) -> None:
     for trial in study.trials:
         if trial.state == "rejected":
             reasons = ", ".join(
@@ -39,30 +81,37 @@ def print_outcome(study: StudyRecord, page: Path, console: Console) -> None:
             console.print(why, markup=False)
         for target, reason in trial.left_out.items():
             console.print(f"{trial.number} was not measured on {target}: {reason}", markup=False)
-    for task, reason in study.dropped.items():
-        console.print(f"{task} does not count: {reason}", markup=False)
-    if len(study.admitted) == 1:
-        console.print(
-            f"quality is {study.admitted[0]} alone, which is little to judge by", markup=False
-        )
-    if study.ended is not None:
-        console.print(f"ended early: {study.ended}", markup=False)
-    stages = ", ".join(
-        f"{stage} {duration(seconds)}" for stage, seconds in study.seconds_by_stage.items()
+
+
+def _figures(trial: TrialRecord) -> list[str]:
+    """At the largest context of each target: TTFT, decode step and peak memory."""
+    columns: list[list[str]] = [[], [], []]
+    for target, profile in trial.profiles.items():
+        for column, words in zip(columns, _figures_of(profile), strict=True):
+            column.append(f"{target} {words}" if len(trial.profiles) > 1 else words)
+    return ["\n".join(column) for column in columns]
+
+
+def _figures_of(profile: Profile) -> tuple[str, str, str]:
+    at = profile.figures[-1]
+    return (
+        f"{at.ttft_ms.value:.1f}",
+        f"{at.decode_p50_ms.value:.2f}",
+        f"{at.peak_memory_bytes.value / 2**20:.0f}",
     )
-    overhead = "" if study.overhead is None else f"; search overhead {100 * study.overhead:.2f}%"
-    console.print(f"{headline(study)}\ntime: {stages}{overhead}\nreport: {page}", markup=False)
 
 
-def _row(name: str, trial: TrialRecord, objectives: Objectives) -> list[str]:
-    return [
-        name,
-        _pattern(trial),
-        f"{objectives.quality:.3f} ± {1.96 * objectives.quality_se:.3f}",
-        f"{objectives.latency:.3f} ± {1.96 * objectives.latency_se:.3f}",
-        f"{objectives.memory:.3f} ± {1.96 * objectives.memory_se:.3f}",
-        count(trial.costs.num_params),
-    ]
+def _better(row: Row) -> str:
+    """In what a stack is better than the reference beyond doubt."""
+    names = list(row.place.estimates)
+    words = {"latency": "faster", "memory": "smaller"}
+    better = [names[column] for column in row.place.member.better_in]
+    return ", ".join(words.get(name, f"better in {name}") for name in better)
+
+
+def _value(estimate: Estimate) -> str:
+    half = estimate.half_width()
+    return f"{estimate.mean:.3f} ± {half:.3f}" if half else f"{estimate.mean:.3f}"
 
 
 def _pattern(trial: TrialRecord) -> str:

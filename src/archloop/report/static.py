@@ -8,17 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from archloop.errors import UserError
-from archloop.ranking.record import Objectives
 from archloop.report.palette import label
-from archloop.report.summary import at_rung, front_numbers
-from archloop.store.record import (
-    Rung,
-    StudyRecord,
-    TrialRecord,
-)
+from archloop.report.verdict import Row, Verdict, reached, verdict
+from archloop.store.record import StudyRecord
 
 FORMATS = (".svg", ".png", ".pdf")
-_INK, _FRONT, _REST, _REFERENCE = "#26323f", "#1f5fbf", "#9aa5b1", "#c0392b"
+_INK, _REST, _REFERENCE = "#26323f", "#9aa5b1", "#c0392b"
+_COLORS = {"front": "#1f5fbf", "tied": "#6f9bd8", "dominated": _REST}
 _BESIDE: dict[str, Any] = {
     "xytext": (6, 5),
     "textcoords": "offset points",
@@ -28,7 +24,7 @@ _BESIDE: dict[str, Any] = {
 
 
 def write(study: StudyRecord, path: Path) -> None:
-    """Draw rung 0's front into a file; its suffix says the format (svg, png, pdf).
+    """Draw what may be said of a study into a file; its suffix says the format (svg, png, pdf).
 
     Raises:
         UserError: no trial was trained yet, or the suffix is none of these.
@@ -36,52 +32,55 @@ def write(study: StudyRecord, path: Path) -> None:
     """
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: draws {', '.join(FORMATS)}; name a file with one of these ends")
-    entries = at_rung(study, 0)
-    if not entries:
+    found = verdict(study)
+    if found is None:
         raise UserError(f"{study.name} has no trained trial to draw yet")
+    first, *others = found.reference.place.estimates
     with mpl.rc_context({"svg.hashsalt": study.name, "font.size": 9}):
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
-        for axes, cost in zip(
-            figure.subplots(1, 2, sharey=True), ("latency", "memory"), strict=True
-        ):
-            _panel(axes, study, entries, cost)
-        figure.supylabel("quality (0 chance, 1 perfect)", fontsize=9, color=_INK)
+        figure = Figure(figsize=(4.5 * len(others), 3.8), layout="constrained")
+        panels = figure.subplots(1, len(others), sharey=True, squeeze=False)[0]
+        for axes, other in zip(panels, others, strict=True):
+            _panel(axes, study, found, first, other)
+        label_ = first if found.ranks_quality else f"{first} (not ranked: too noisy)"
+        figure.supylabel(label_, fontsize=9, color=_INK)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _panel(
-    axes: Axes, study: StudyRecord, entries: list[tuple[TrialRecord, Rung, Objectives]], cost: str
-) -> None:
-    chosen = set(front_numbers(study))
-    for trial, rung, objectives in entries:
-        if rung.diverged:
-            axes.plot(getattr(objectives, cost), objectives.quality, "x", color=_REST)
-            axes.annotate("diverged", (getattr(objectives, cost), objectives.quality), **_BESIDE)
-            continue
-        color = _FRONT if trial.number in chosen else _REST
-        _point(axes, objectives, cost, color, "o")
-        if trial.number in chosen:
-            letters = "".join(label(name) for name in trial.spec.layout)
-            at = (getattr(objectives, cost), objectives.quality)
+def _panel(axes: Axes, study: StudyRecord, found: Verdict, first: str, other: str) -> None:
+    for trial in study.trials:
+        lost = trial.rungs[0].objectives if trial.rungs and not reached(trial) else None
+        if lost is not None:
+            at = (lost.mean(other), lost.mean(first))
+            axes.plot(*at, "x", color=_REST)
+            axes.annotate("diverged", at, **_BESIDE)
+    for row in found.rows:
+        status = row.place.member.status if found.ranks_quality else "tied"
+        at = _point(axes, row, first, other, _COLORS[status], "o")
+        if status != "dominated":
+            letters = "".join(label(name) for name in row.trial.spec.layout)
             axes.annotate(letters, at, **_BESIDE)
-    if study.reference is not None and study.reference.objectives is not None:
-        _point(axes, study.reference.objectives, cost, _REFERENCE, "*")
-    axes.set_xlabel(f"{cost}, ratio to the reference (star)", color=_INK)
+    _point(axes, found.reference, first, other, _REFERENCE, "*")
+    axes.set_xlabel(f"{other}; the star is the reference run", color=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e3e7ec", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.margins(x=0.15, y=0.12)
 
 
-def _point(axes: Axes, objectives: Objectives, cost: str, color: str, marker: str) -> None:
+def _point(
+    axes: Axes, row: Row, first: str, other: str, color: str, marker: str
+) -> tuple[float, float]:
+    """A point with its 95% intervals; returns where it lies."""
+    x, y = row.place.estimates[other], row.place.estimates[first]
     axes.errorbar(
-        getattr(objectives, cost),
-        objectives.quality,
-        xerr=1.96 * getattr(objectives, f"{cost}_se"),
-        yerr=1.96 * objectives.quality_se,
+        x.mean,
+        y.mean,
+        xerr=x.half_width(),
+        yerr=y.half_width(),
         fmt=marker,
         color=color,
         markersize=11 if marker == "*" else 6,
         elinewidth=0.8,
         capsize=2,
     )
+    return x.mean, y.mean

@@ -6,30 +6,26 @@ Everything is recomputed from the records; nothing is looked up anywhere else.
 import math
 from typing import Any
 
-from archloop.ranking.front import nondominated
-from archloop.ranking.objectives import as_point
+from archloop.ranking.estimate import Estimate
+from archloop.ranking.membership import Volume
 from archloop.ranking.record import Objectives
-from archloop.store.record import (
-    FamilyRate,
-    Rung,
-    StudyRecord,
-    TrialRecord,
-)
-from archloop.store.store import hypervolume_curve
-
-__all__ = ["at_rung", "diverged", "front_numbers", "hypervolume_curve", "rungs", "summarize"]
+from archloop.report.telling import telling
+from archloop.report.verdict import Row, Verdict, growth, verdict
+from archloop.store.record import FamilyRate, StudyRecord, TrialRecord
 
 
 def summarize(study: StudyRecord) -> dict[str, Any]:
     """What ``archloop report --json`` prints.
 
     Returns:
-        trials, rejected, failed, front (trial numbers by rung), hypervolume with its reference
-        point and its curve, tasks, noise, learning_rates (empty: not tuned), ended,
+        trials, rejected, unsupported, failed, front (numbers of the trials that may be called on
+        it, fastest first), places (of every compared trial and the reference run: estimates,
+        status, probability), rung (that the estimates stand for), reliability by objective,
+        unranked (objectives by which this study cannot rank), hypervolume with its interval,
+        reference point and growth, tasks, learning_rates (empty: not tuned), ended,
         seconds_by_stage, overhead, environment.
     """
-    fronts = {rung: front_numbers(study, rung) for rung in rungs(study)}
-    curve = hypervolume_curve(study)
+    found = verdict(study)
     return {
         "name": study.name,
         "trials": [_trial(trial) for trial in study.trials],
@@ -51,16 +47,14 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
             for t in study.trials
             if t.state == "failed"
         ],
-        "front": fronts.get(0, []),
-        "front_by_rung": {str(rung): numbers for rung, numbers in fronts.items()},
+        **_verdict(found),
         "hypervolume": {
-            "value": curve[-1][1] if curve else 0.0,
+            **_volume(None if found is None else found.comparison.volume),
             "reference_point": _point(study.reference_point),
-            "curve": curve,
+            "growth": [{"trial": number, **_volume(volume)} for number, volume in growth(study)],
         },
         "reference": None if study.reference is None else _trial(study.reference),
         "tasks": {"admitted": list(study.admitted), "dropped": study.dropped},
-        "noise": study.noise,
         "learning_rates": {name: _rate(rate) for name, rate in study.learning_rates.items()},
         "ended": study.ended,
         "seconds_by_stage": study.seconds_by_stage,
@@ -69,34 +63,41 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
     }
 
 
-def rungs(study: StudyRecord) -> list[int]:
-    """Indices of the rungs that any trial reached."""
-    return sorted({rung.index for trial in study.trials for rung in trial.rungs})
+def _verdict(found: Verdict | None) -> dict[str, Any]:
+    if found is None:
+        return {"front": [], "places": [], "rung": 0, "reliability": {}, "unranked": []}
+    rows = [found.reference, *found.rows]
+    words = telling([row.trial.spec for row in rows])
+    return {
+        "front": [row.trial.number for row in found.front],
+        "places": [_place(found, row, differs) for row, differs in zip(rows, words, strict=True)],
+        "rung": found.comparison.rung,
+        "reliability": found.comparison.reliability,
+        "unranked": list(found.comparison.unranked),
+    }
 
 
-def at_rung(study: StudyRecord, index: int) -> list[tuple[TrialRecord, Rung, Objectives]]:
-    """Trials with objectives at a rung."""
-    return [
-        (trial, rung, rung.objectives)
-        for trial in study.trials
-        for rung in trial.rungs
-        if rung.index == index and rung.objectives is not None
-    ]
+def _place(found: Verdict, row: Row, differs: str) -> dict[str, Any]:
+    member, names = row.place.member, list(row.place.estimates)
+    by = member.dominated_by
+    return {
+        "number": row.trial.number,
+        "estimates": {name: _estimate(e) for name, e in row.place.estimates.items()},
+        "status": member.status,
+        "probability": member.probability,
+        "better_in": [names[column] for column in member.better_in],
+        "dominated_by": None if by is None else -1 if by < 0 else found.rows[by].trial.number,
+        "differs": differs,
+    }
 
 
-def front_numbers(study: StudyRecord, index: int = 0) -> list[int]:
-    """Trial numbers on the front of a rung, fastest first; none whose training diverged there."""
-    entries = [entry for entry in at_rung(study, index) if not entry[1].diverged]
-    if not entries:
-        return []
-    mask = nondominated([as_point(objectives) for _, _, objectives in entries])
-    chosen = [entry for entry, keep in zip(entries, mask, strict=True) if keep]
-    return [trial.number for trial, _, _ in sorted(chosen, key=lambda entry: entry[2].latency)]
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    low, high = estimate.interval()
+    return {**estimate.model_dump(), "low": low, "high": high}
 
 
-def diverged(trial: TrialRecord) -> bool:
-    """Whether a training of this trial ended by a loss that was not finite."""
-    return any(rung.diverged for rung in trial.rungs)
+def _volume(volume: Volume | None) -> dict[str, float]:
+    return {"mean": 0.0, "low": 0.0, "high": 0.0} if volume is None else volume._asdict()
 
 
 def _trial(trial: TrialRecord) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "profiles": {target: p.model_dump(mode="json") for target, p in trial.profiles.items()},
         "left_out": trial.left_out,
         "straddles": list(trial.straddles),
-        "diverged": diverged(trial),
+        "diverged": any(rung.diverged for rung in trial.rungs),
         "hypervolume_gain": trial.hypervolume_gain,
         "error": trial.error,
         "seconds": trial.seconds,
@@ -124,8 +125,7 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
 def _point(objectives: Objectives | None) -> dict[str, float] | None:
     if objectives is None:
         return None
-    fields = ("quality", "latency", "memory")
-    return {field: getattr(objectives, field) for field in fields}
+    return {name: readings.mean for name, readings in objectives.values.items()}
 
 
 def _rate(rate: FamilyRate) -> dict[str, Any]:

@@ -6,13 +6,12 @@ the first trial and never changes.
 """
 
 import math
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from archloop.ranking import objectives
+from archloop.ranking import budgets, objectives
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
@@ -81,15 +80,19 @@ def _establish(
         reasons = "; ".join(f"{task}: {reason}" for task, reason in dropped.items())
         raise StudyError(f"no task carries signal ({reasons}); train longer or name easier tasks")
     qualities = [objectives.quality(stage.value.scores, admitted)[0] for stage in trained]
-    seed_sd = statistics.stdev(qualities)
     profiles = measured.value.profiles
     by_rung = [
-        objectives.objectives(profiles, scores, admitted, seed_sd / math.sqrt(len(trained))),
+        objectives.of_reference(qualities),
         *(
-            objectives.objectives(profiles, stage.value.scores, admitted, seed_sd)
+            objectives.of_reference([objectives.quality(stage.value.scores, admitted)[0]])
             for stage in stages[len(trained) :]
         ),
     ]
+    limited = budgets.limited(profiles, recipe.budgets)
+    beside_itself = {
+        **objectives.device(profiles),
+        **{figure.name: figure.logs for figure in limited},
+    }
     seconds_eval = math.fsum(stage.value.seconds_eval for stage in stages)
     return Baseline(
         worst=objectives.reference_point(profiles, recipe.budgets),
@@ -98,7 +101,7 @@ def _establish(
         identities={target: profile.identity for target, profile in profiles.items()},
         admitted=admitted,
         dropped=dropped,
-        seed_sd=seed_sd,
+        noise=(beside_itself, {"quality": objectives.readings(qualities)}),
         learning_rates=rates,
         files=dict(files.checksums),
         seconds={

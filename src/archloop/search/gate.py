@@ -1,19 +1,25 @@
 """The gate: a spec is measured before anything is trained, and goes on only within the budgets.
 
-A budget is broken when the interval's lower bound exceeds it. One that the interval straddles is
-measured once more; what still straddles then is flagged and let through. At most two looks.
+    1. Look: measure in fresh processes.
+    2. Compare each limited figure with its limit, with the noise that all trials showed of it.
+    3. Stop if a budget is broken, or all are kept, beyond the look's boundary; else look again.
+    4. After the last look the estimates decide.
+
+So a stack is judged by the best that is known of it, also where that is not beyond doubt, and noise
+lets nobody through: `docs/methodology.md` has how often either error happens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from archloop.profiling.record import Profile
-from archloop.ranking import objectives
-from archloop.ranking.objectives import Budget
-from archloop.ranking.record import BrokenBudget
+from archloop.ranking import budgets as limits
+from archloop.ranking.budgets import Budget
+from archloop.ranking.estimates import pools
+from archloop.ranking.record import BrokenBudget, Readings
 
 Measure = Callable[[int], Mapping[str, Profile]]
-"""Profiles by target, of look 1 or 2."""
+"""Profiles by target, of look 1, 2, ..."""
 
 
 class Verdict(NamedTuple):
@@ -21,24 +27,40 @@ class Verdict(NamedTuple):
 
     Attributes:
         profiles: of the last look.
-        broken: budgets exceeded beyond doubt: the trial is rejected.
+        readings: of each limited figure, by its name.
+        broken: budgets that the estimate exceeds: the trial is rejected.
         straddles: budgets that the interval still contains.
         excess: by how much budgets are exceeded, relative to their limits; 0 if none is broken.
     """
 
     profiles: Mapping[str, Profile]
+    readings: dict[str, Readings]
     broken: tuple[BrokenBudget, ...]
     straddles: tuple[str, ...]
     excess: float
 
 
-def judge(measure: Measure, budgets: tuple[Budget, ...]) -> Verdict:
-    """Measure once, or twice when in doubt, and compare with the budgets."""
-    profiles = measure(1)
-    broken = objectives.broken(profiles, budgets)
-    straddles = objectives.straddles(profiles, budgets)
-    if straddles and not broken:
-        profiles = measure(2)
-        broken = objectives.broken(profiles, budgets)
-        straddles = objectives.straddles(profiles, budgets)
-    return Verdict(profiles, broken, straddles, objectives.excess(broken))
+def judge(
+    measure: Measure,
+    budgets: Sequence[Budget],
+    earlier: Sequence[Mapping[str, Readings]],
+    num_looks: int,
+) -> Verdict:
+    """Measure until the budgets are decided.
+
+    Args:
+        measure: one more look.
+        budgets: of the study.
+        earlier: readings of the limited figures by name, of each stack measured before: their
+            spread is the noise of this stack's too.
+        num_looks: at most.
+    """
+    for look in range(1, num_looks + 1):
+        profiles = measure(look)
+        figures = limits.limited(profiles, budgets)
+        own = {figure.name: figure.logs for figure in figures}
+        found = limits.judged(figures, pools([*earlier, own]), look, num_looks)
+        if found.decision != "unsure":
+            break
+    excess = limits.excess(found.broken)
+    return Verdict(profiles, own, found.broken, found.straddles, excess)

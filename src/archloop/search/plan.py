@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from archloop import registry
 from archloop.errors import UserError
 from archloop.proxy import proxy
-from archloop.ranking.objectives import check_budgets
+from archloop.ranking.budgets import check_budgets
 from archloop.runtimes.base import Runtime
 from archloop.search.base import Strategy
 from archloop.search.mixer_checks import check_mixers

@@ -17,7 +17,7 @@ class Event:
         num_trials: trials that the recipe asks for.
         front_size: trials on the front of rung 0.
         hypervolume: of that front, up to `reference_point`.
-        reference_point: quality, latency and memory; None until it is fixed.
+        reference_point: by objective; None until it is fixed.
         seconds_left: estimate from the trials told so far; None before the first.
         detail: a few plain words, such as a layout or the budget that was broken.
         state: of a trial that was told.
@@ -30,7 +30,7 @@ class Event:
     num_trials: int = 0
     front_size: int = 0
     hypervolume: float = 0.0
-    reference_point: tuple[float, float, float] | None = None
+    reference_point: tuple[float, ...] | None = None
     seconds_left: float | None = None
     detail: str = ""
     state: str | None = None

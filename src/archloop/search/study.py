@@ -10,7 +10,7 @@ seed and the trial's number.
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from archloop.errors import UserError
 from archloop.files import write_atomic
 from archloop.ranking import front
-from archloop.ranking.objectives import as_point
+from archloop.ranking.objectives import OBJECTIVES, as_point
+from archloop.ranking.record import Objectives
 from archloop.search import plan, trial
 from archloop.search.base import SpaceExhaustedError, Told
 from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
@@ -170,7 +171,7 @@ class _Run:
         self.seconds_told = 0.0
         self.front = np.empty((0, 3))
         self.hypervolume = 0.0
-        self.reference_point: tuple[float, float, float] | None = None
+        self.reference_point: tuple[float, ...] | None = None
 
     def run(self) -> None:
         """All that is left to do."""
@@ -180,7 +181,7 @@ class _Run:
         setup_s = self.meter.last
         baseline = self._baseline(setup_s)
         worst = baseline.worst
-        self.reference_point = (worst.quality, worst.latency, worst.memory)
+        self.reference_point = tuple(r.mean for r in worst.values.values())
         running = []
         for stored in self.database.trials():
             if stored.result is None:
@@ -265,6 +266,7 @@ class _Run:
             self.folder,
             self.key,
             self.at_rung,
+            [*baseline.noise, *(result.readings for result in self.results)],
             announce,
         )
         result = trial.run(context, stored)
@@ -289,7 +291,7 @@ class _Run:
         values = None
         if result.state == "complete":
             first = result.objectives[0]
-            values = (first.quality, first.latency, first.memory)
+            values = (first.mean("quality"), first.mean("latency"), first.mean("memory"))
             if result.scored:
                 points = np.vstack([self.front, as_point(first)])
                 self.front = points[front.nondominated(points)]
@@ -361,10 +363,15 @@ def _outcome(result: Result) -> str:
         )
     if result.error is not None and not result.objectives:
         return result.error
-    first = result.objectives[0]
+    first, names = result.objectives[0], [objective.name for objective in OBJECTIVES]
     if not result.scored:
-        return f"training diverged, latency {first.latency:.2f}, memory {first.memory:.2f}"
-    return f"quality {first.quality:.3f}, latency {first.latency:.2f}, memory {first.memory:.2f}"
+        return f"training diverged, {_values(first, names[1:])}"
+    return _values(first, names)
+
+
+def _values(found: Objectives, names: Sequence[str]) -> str:
+    """Means of objectives in words."""
+    return ", ".join(f"{name} {found.mean(name):.3g}" for name in names)
 
 
 def _difference(kept: Any, given: Any, path: str = "") -> str:

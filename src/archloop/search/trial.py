@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from archloop.profiling.record import Profile
 from archloop.ranking import objectives
-from archloop.ranking.record import Objectives
+from archloop.ranking.record import Objectives, Readings
 from archloop.search import gate
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
@@ -37,6 +37,7 @@ class Context(NamedTuple):
     Attributes:
         key: of the study, part of each stage file's key.
         at_rung: the told trials at each rung.
+        earlier: readings by figure of the reference run and of each trial measured so far.
     """
 
     plan: Plan
@@ -45,6 +46,7 @@ class Context(NamedTuple):
     folder: Path
     key: str
     at_rung: Sequence[Standings]
+    earlier: Sequence[Mapping[str, Readings]]
     announce: Announce
 
 
@@ -101,10 +103,12 @@ def _run(
         _check_identity(context.baseline, stage.value.profiles)
         return stage.value.profiles
 
-    verdict = gate.judge(measure, plan.recipe.budgets)
+    verdict = gate.judge(measure, plan.recipe.budgets, context.earlier, plan.recipe.looks)
+    readings = {**objectives.device(verdict.profiles), **verdict.readings}
     if verdict.broken:
         return Result(
             state="rejected",
+            readings=readings,
             broken=verdict.broken,
             straddles=verdict.straddles,
             excess=verdict.excess,
@@ -129,11 +133,14 @@ def _run(
         if rung + 1 == len(plan.recipe.proxy.rungs) or diverged:
             break
         worst, share = context.baseline.worst, plan.recipe.promote_share
-        if not promoted(values, others, worst, share, [plan.recipe.seed, trial.number, rung]):
+        seed = [plan.recipe.seed, trial.number, rung]
+        noise = context.baseline.noise
+        if not promoted(values, others, noise, worst, share, seed):
             break
     return Result(
         state="complete",
         objectives=tuple(reached),
+        readings=readings,
         diverged=diverged,
         straddles=verdict.straddles,
         error=error,
@@ -169,12 +176,12 @@ def _train(
 def _objectives(baseline: Baseline, profiles: Mapping[str, Profile], rung: Rung) -> Objectives:
     """Of a rung; a training that diverged is worth no more than guessing."""
     if not rung.diverged:
-        return objectives.objectives(profiles, rung.scores, baseline.admitted, baseline.seed_sd)
+        return objectives.objectives(profiles, rung.scores, baseline.admitted)
     chance = {
         task: score.model_copy(update={"value": score.chance, "standard_error": 0.0})
         for task, score in baseline.scores.items()
     }
-    return objectives.objectives(profiles, chance, baseline.admitted, 0.0)
+    return objectives.objectives(profiles, chance, baseline.admitted)
 
 
 def _check_identity(baseline: Baseline, profiles: dict[str, Profile]) -> None:

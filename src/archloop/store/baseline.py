@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Identity
-from archloop.ranking.record import Objectives
+from archloop.ranking.record import Objectives, Readings
 from archloop.store.record import (
     FamilyRate,
     Rung,
@@ -24,7 +24,8 @@ class Baseline(BaseModel):
         objectives: of the reference preset, by rung.
         scores: of the reference preset at rung 0, averaged over seeds.
         identities: what it was measured on, by target.
-        seed_sd: standard deviation of quality over the reference preset's seeds, at rung 0.
+        noise: readings of stacks that were read several times and are no trials, by figure: what
+            the reference preset showed beside itself, and trainings of the same stack.
         files: checksums of its stage files.
     """
 
@@ -36,7 +37,7 @@ class Baseline(BaseModel):
     identities: dict[str, Identity]
     admitted: tuple[str, ...]
     dropped: dict[str, str]
-    seed_sd: float
+    noise: tuple[dict[str, Readings], ...]
     learning_rates: dict[str, FamilyRate] = {}
     files: dict[str, str]
     seconds: dict[str, float]
@@ -49,7 +50,7 @@ class Baseline(BaseModel):
 def averaged(by_seed: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
     """Scores averaged over seeds, with the standard error over examples.
 
-    How much seeds differ is a noise of its own (`Baseline.seed_sd`).
+    How much seeds differ is a noise of its own (`Baseline.noise`).
     """
     count = len(by_seed)
     averaged = {}

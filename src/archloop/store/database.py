@@ -14,7 +14,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
-from archloop.ranking.record import BrokenBudget, Objectives
+from archloop.ranking.objectives import OBJECTIVES
+from archloop.ranking.record import BrokenBudget, Objectives, Readings
 from archloop.store.record import TrialState as State
 
 _STATES = {
@@ -30,6 +31,8 @@ class Result(BaseModel):
 
     Attributes:
         objectives: by rung.
+        readings: of latency, memory and each figure that a budget limits, by name: of rejected
+            trials too, since their processes show the same noise.
         diverged: the training of the last of these rungs did.
         excess: by how much budgets are exceeded, relative to their limits.
         files: checksum of each stage file, by name.
@@ -40,6 +43,7 @@ class Result(BaseModel):
 
     state: State
     objectives: tuple[Objectives, ...] = ()
+    readings: dict[str, Readings] = {}
     diverged: bool = False
     broken: tuple[BrokenBudget, ...] = ()
     straddles: tuple[str, ...] = ()
@@ -138,7 +142,7 @@ class Database:
         values = None
         if result.state == "complete":
             rung = result.objectives[0]
-            values = [rung.quality, rung.latency, rung.memory]
+            values = [rung.mean(objective.name) for objective in OBJECTIVES]
         self._storage.set_trial_state_values(trial_id, _STATES[result.state], values)
 
     def close(self) -> None:

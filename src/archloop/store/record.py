@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Profile
-from archloop.ranking.record import BrokenBudget, Objectives
+from archloop.ranking.record import BrokenBudget, Objectives, Readings
 from archloop.stack.spec import StackSpec
 
 TrialState = Literal["running", "complete", "rejected", "unsupported", "failed"]
@@ -113,7 +113,7 @@ class StudyRecord(_Record):
         reference: the reference preset, measured and trained like a trial.
         reference_point: worst quality, latency and memory that count, fixed before trial 0.
         admitted: tasks in the aggregate; `dropped` maps each other task to the reason.
-        noise: quality standard error over seeds of the reference preset, by rung.
+        noise: readings of stacks that were read several times and are no trials, by figure.
         learning_rates: by mixer; empty when they were not tuned, and then no claim about a family
             of mixers holds.
         ended: why the study stopped before its last trial; None otherwise.
@@ -128,7 +128,7 @@ class StudyRecord(_Record):
     reference_point: Objectives | None
     admitted: tuple[str, ...]
     dropped: dict[str, str]
-    noise: dict[str, float]
+    noise: tuple[dict[str, Readings], ...] = ()
     learning_rates: dict[str, FamilyRate] = {}
     ended: str | None = None
     trials: tuple[TrialRecord, ...]

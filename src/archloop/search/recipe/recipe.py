@@ -28,7 +28,7 @@ from sqlalchemy.exc import ArgumentError
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.target import MAX_THREADS, Target
 from archloop.proxy.proxy import ProxyConfig
-from archloop.ranking.objectives import Budget
+from archloop.ranking.budgets import Budget
 from archloop.search.recipe import plain_yaml
 from archloop.search.recipe.errors import RecipeError, boolean_for_number, describe
 from archloop.space.config import SpaceConfig
@@ -128,6 +128,7 @@ class Recipe(_Section):
         profile: how they are measured, on every target alike.
         promote_share: a trial whose expected hypervolume contribution is in this top share of its
             rung goes to the next one.
+        looks: at the device, each in `processes` more processes, until the budgets are decided.
         reference_seeds: trainings of the reference preset that give the noise of seeds.
         tuning: of learning rates; without it the record says that they were not tuned.
         threads: of a training; None takes one per core.
@@ -145,6 +146,7 @@ class Recipe(_Section):
     targets: dict[str, Target] = Field({"host": Target.model_validate({})}, min_length=1)
     profile: ProfileConfig = ProfileConfig.model_validate({})
     budgets: tuple[Budget, ...] = ()
+    looks: Annotated[int, Field(ge=1, le=8)] = 2
     proxy: ProxyConfig = ProxyConfig()
     promote_share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
     reference_seeds: Annotated[int, Field(ge=2, le=1000)] = 2

@@ -1,0 +1,69 @@
+"""From readings to estimates: each stack's own means, with noise learned from all stacks."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from archloop.ranking import variance
+from archloop.ranking.estimate import Estimate
+from archloop.ranking.record import Readings
+from archloop.ranking.variance import Pool, Variance
+
+
+def own_variance(readings: Readings) -> Variance | None:
+    """The variance of one reading as these readings show it; None if they show none."""
+    if readings.sd is None or readings.n < 2:
+        return None
+    return Variance(readings.sd**2, readings.n - 1)
+
+
+def pools(stacks: Iterable[Mapping[str, Readings]]) -> dict[str, Pool]:
+    """The usual noise of each figure that some stack was read more than once of.
+
+    Args:
+        stacks: readings by figure.
+    """
+    found: dict[str, list[Variance]] = {}
+    for stack in stacks:
+        for name, readings in stack.items():
+            if (own := own_variance(readings)) is not None:
+                found.setdefault(name, []).append(own)
+    return {name: variance.pooled(variances) for name, variances in found.items()}
+
+
+def estimate(readings: Readings, pool: Pool) -> Estimate:
+    """The mean of readings with the noise that the pool and they themselves make likely.
+
+    Readings of a stack that was read once have the pool's noise; those of one that was read more
+    often have their own, shrunk towards the pool's.
+    """
+    if readings.n == 0:
+        return Estimate(mean=readings.mean)
+    believed = pool.of_stack(own_variance(readings))
+    return Estimate(
+        mean=readings.mean,
+        se=math.sqrt(believed.value / readings.n),
+        df=believed.df,
+        n=readings.n,
+        shared=believed.shared,
+    )
+
+
+def estimates(
+    stacks: Sequence[Mapping[str, Readings]], known: Mapping[str, Pool]
+) -> list[dict[str, Estimate]]:
+    """Estimates of all stacks.
+
+    Args:
+        stacks: readings by figure, one mapping a stack.
+        known: the pool of each figure that is not exact.
+
+    Raises:
+        KeyError: no stack was read twice of a figure.
+    """
+    return [
+        {
+            name: estimate(readings, known[name]) if readings.n else Estimate(mean=readings.mean)
+            for name, readings in stack.items()
+        }
+        for stack in stacks
+    ]

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from archloop import registry
-from archloop.runtimes._parity import decided_experts, distance, eager_logits, session_logits
-from archloop.runtimes.base import build_random
+from archloop.runtimes.exporting import build_random, export
+from archloop.runtimes.parity import decided_experts, distance, eager_logits, session_rows
 from archloop.stack import presets
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -60,9 +60,9 @@ def measure(runtime, quant, spec, seed, decided):
     with choose, tempfile.TemporaryDirectory() as folder:
         eager = eager_logits(decoder, prompt, more, rounded)
         exact = eager_logits(decoder, prompt, more, "float32", weights=rounded)
-        runtime.export(decoder, Path(folder), quant, parity=False)
+        export(runtime, decoder, Path(folder), quant, parity=False)
         session = runtime.open(Path(folder), torch.get_num_threads(), len(ids))
-        found = session_logits(session, prompt, more)
+        found = session_rows(session, [prompt[:-3], prompt[-3:]], more)
         session.close()
     return distance(found, eager), distance(found, exact), distance(eager, exact)
 

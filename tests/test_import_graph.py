@@ -9,7 +9,6 @@ import import_graph
 ROOT = Path(__file__).parents[1] / "src" / "archloop"
 
 UNFINISHED = {
-    ("archloop.runtimes._parity", "archloop.runtimes.base"),
     (
         "archloop.space.encoding",
         "archloop.space.repair",

@@ -44,7 +44,12 @@ KINDS = {
     "channel_mixers": Kind(
         "channel mixer", "archloop.blocks.channel_mixers", "archloop.blocks.base:ChannelMixer"
     ),
-    "runtimes": Kind("runtime", "archloop.runtimes", "archloop.runtimes.base:Runtime"),
+    "runtimes": Kind(
+        "runtime",
+        "archloop.runtimes",
+        "archloop.runtimes.base:Runtime",
+        shared=("artifact", "base", "exporting", "parity"),
+    ),
     "devices": Kind(
         "device",
         "archloop.devices",

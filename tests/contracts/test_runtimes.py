@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from archloop import registry
-from archloop.runtimes.base import MANIFEST, Session, build_random
+from archloop.runtimes.artifact import MANIFEST
+from archloop.runtimes.base import Session
+from archloop.runtimes.exporting import build_random, export
+from archloop.runtimes.parity import session_rows
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 MIB = 1 << 20
@@ -51,14 +54,14 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Runtime, quant, decoder, artifact folder, manifest, session: exported and opened once."""
     name, quant = request.param
     runtime = registry.get("runtimes", name)()
-    if missing := runtime.missing():
+    if missing := runtime.missing_to_run():
         pytest.skip(missing)
     spec = hybrid_spec()
     if reason := runtime.unsupported(spec):
         pytest.skip(reason)
     decoder = build_random(spec, seed=1)
     folder = tmp_path_factory.mktemp(f"{name}-{quant}")
-    manifest = runtime.export(decoder, folder, quant)
+    manifest = export(runtime, decoder, folder, quant)
     session = runtime.open(folder, threads=1, max_context=ROOM)
     yield runtime, quant, decoder, folder, manifest, session
     session.close()
@@ -69,9 +72,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 
 def run(session: Session, prompt_parts: list[list[int]], more: list[int]) -> np.ndarray:
-    session.reset()
-    rows = [session.prefill(part) for part in prompt_parts][-1:]
-    return np.stack([*rows, *(session.decode_step(token) for token in more)])
+    return session_rows(session, prompt_parts, more)
 
 
 def test_agrees_with_eager_pytorch(case: Any) -> None:
@@ -107,10 +108,12 @@ def test_prompt_in_parts_and_after_reset_gives_the_same(case: Any) -> None:
 def test_filled_state_is_used_and_finite(case: Any) -> None:
     *_, session = case
     session.fill(40, seed=0)
-    first = session.decode_step(3)
+    session.decode_step(3)
+    first = session.logits().copy()
     session.fill(40, seed=0)
     session.reset()
-    empty = session.decode_step(3)
+    session.decode_step(3)
+    empty = session.logits()
     assert np.isfinite(first).all()
     assert np.abs(first - empty).max() > 0
     assert session.state_bytes > 0
@@ -123,9 +126,9 @@ def test_full_session_says_so(case: Any) -> None:
         session.decode_step(0)
     session.reset()
     with pytest.raises(ValueError, match="max_context"):
-        session.prefill(tokens(ROOM + 1))
+        session.prefill(session.prepare(tokens(ROOM + 1)))
     with pytest.raises(ValueError, match="at least one token"):
-        session.prefill([])
+        session.prepare([])
 
 
 def test_unknown_tokens_are_refused(case: Any) -> None:
@@ -133,16 +136,26 @@ def test_unknown_tokens_are_refused(case: Any) -> None:
     session.reset()
     for unknown in (-1, 256):
         with pytest.raises(ValueError, match=f"token {unknown} is not in the vocabulary"):
-            session.prefill([1, unknown, 2])
+            session.prepare([1, unknown, 2])
         with pytest.raises(ValueError, match=f"token {unknown} is not in the vocabulary"):
             session.decode_step(unknown)
-    assert np.isfinite(session.prefill([1, 255])).all()
+    session.prefill(session.prepare([1, 255]))
+    assert np.isfinite(session.logits()).all()
+
+
+def test_the_chosen_token_is_the_most_likely(case: Any) -> None:
+    *_, session = case
+    session.reset()
+    token = session.prefill(session.prepare(tokens(PROMPT)))
+    for _ in range(STEPS):
+        assert token == int(session.logits().argmax())
+        token = session.decode_step(token)
 
 
 def test_memory_is_reported_where_it_is_held(case: Any) -> None:
     """An engine on a device of its own counts that memory, from any moment on, and frees it."""
     runtime, _, _, folder, manifest, session = case
-    assert session.prefill_chunk >= 1
+    assert session.prefill_pass >= 1
     if runtime.device_peak_bytes() is None:
         return
     runtime.reset_device_peak()
@@ -192,4 +205,4 @@ def test_damaged_artifact_is_refused(case: Any, damage: str, tmp_path: Path) -> 
 def test_unknown_quant_is_refused_with_a_suggestion(case: Any, tmp_path: Path) -> None:
     runtime, quant, decoder, *_ = case
     with pytest.raises(ValueError, match=f"did you mean.*{quant}"):
-        runtime.export(decoder, tmp_path, quant + "x")
+        export(runtime, decoder, tmp_path, quant + "x")

@@ -19,7 +19,8 @@ from archloop.profiling import (
 )
 from archloop.profiling.turns import Subject, measure_context
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
-from archloop.workers.client import MeasurementError
+from archloop.workers import wire
+from archloop.workers.deaths import WorkerError
 
 PLUGINS = Path(__file__).parent / "plugins"
 TARGET = Target(contexts=(64, 1024), threads=1)
@@ -33,6 +34,10 @@ QUICK = ProfileConfig(
     full_prefill_tokens=512,
     time_limit_s=120,
     ready_timeout_s=0,
+)
+
+NO_MEMORY = wire.Memory(
+    peak_bytes=0, resident_bytes=0, anonymous_bytes=0, file_bytes=0, swapped_bytes=0
 )
 
 
@@ -145,7 +150,7 @@ def plugins() -> Iterator[None]:
 @pytest.mark.usefixtures("plugins")
 def test_plugins_reach_the_worker_and_faults_reach_the_caller(tmp_path: Path) -> None:
     target = TARGET.model_copy(update={"runtime": "faulty", "quant": "crash"})
-    with pytest.raises(MeasurementError) as caught:
+    with pytest.raises(WorkerError) as caught:
         profile(stack("gqa"), target, QUICK, directory=tmp_path)
     assert (caught.value.kind, caught.value.role) == ("crash", "candidate")
     assert "SIGSEGV" in caught.value.detail
@@ -157,7 +162,7 @@ def test_plugins_reach_the_worker_and_faults_reach_the_caller(tmp_path: Path) ->
 def test_what_a_runtime_cannot_run_is_never_started(tmp_path: Path) -> None:
     target = TARGET.model_copy(update={"runtime": "faulty", "quant": "fine"})
     odd = stack("gqa", vocab_size=255)
-    with pytest.raises(MeasurementError, match="unsupported: an odd vocabulary") as caught:
+    with pytest.raises(WorkerError, match="unsupported: an odd vocabulary") as caught:
         profile(stack("gqa"), target, QUICK, reference=odd, directory=tmp_path)
     assert caught.value.role == "reference"
 
@@ -185,37 +190,34 @@ class _Recorder:
         self, name: str, events: list[str], busy: set[str], chunk: int, plans: bool
     ) -> None:
         self.name, self.events, self.busy = name, events, busy
-        self.opened = {
-            "open_s": 0.0, "state_bytes": 0, "prefill_chunk": chunk, "plans_by_shape": plans
-        }  # fmt: skip
-        self.pending: list[str] = []
+        self.opened = wire.Opened(
+            open_s=0.0, state_bytes=0, prefill_pass=chunk, plans_by_shape=plans
+        )
+        self.pending: list[Any] = []
 
-    def send(self, command: str, **arguments: Any) -> None:
-        assert not self.busy, f"{command} of {self.name} while {self.busy} is timed"
-        self.pending.append(command)
-        if command in ("prefill", "decode"):
+    def send(self, asked: Any) -> None:
+        assert not self.busy, f"{asked.command} of {self.name} while {self.busy} is timed"
+        self.pending.append(asked)
+        if isinstance(asked, wire.Prefill | wire.Decode):
             self.busy.add(self.name)
-            size = arguments.get("timed", arguments.get("num_tokens"))
-            self.events.append(f"{self.name} {command} {size}")
-            self.answer: dict[str, Any] = {
-                "ms": 1.0 if command == "prefill" else [1.0] * size,
-                "finite": True,
-            }
-        else:
-            zeros = dict.fromkeys(
-                ("peak_bytes", "resident_bytes", "anonymous_bytes", "file_bytes", "swapped_bytes"),
-                0,
-            )
-            self.answer = {**self.opened, "memory": zeros, "cpu_s": 0.0}
+            timed = len(asked.ids) - getattr(asked, "untimed", 0)
+            self.events.append(f"{self.name} {asked.command} {timed}")
 
-    def receive(self) -> dict[str, Any]:
-        self.pending.pop(0)
+    def receive(self, kind: Any) -> Any:
+        asked = self.pending.pop(0)
+        assert type(asked) is kind
         self.busy.discard(self.name)
-        return self.answer
+        if kind is wire.Open:
+            return self.opened
+        if kind is wire.Prefill:
+            return wire.Prefilled(ms=1.0, finite=True)
+        if kind is wire.Decode:
+            return wire.Decoded(ms=(1.0,) * (len(asked.ids) - asked.untimed), finite=True)
+        return wire.Reading(memory=NO_MEMORY, cpu_s=0.0)
 
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        self.send(command, **arguments)
-        return self.receive()
+    def ask(self, asked: Any) -> Any:
+        self.send(asked)
+        return self.receive(type(asked))
 
 
 def recorded(chunk: int, plans: bool = False) -> tuple[list[Subject], list[str]]:
@@ -225,7 +227,7 @@ def recorded(chunk: int, plans: bool = False) -> tuple[list[Subject], list[str]]
     workers = [_Recorder(name, events, busy, chunk, plans) for name in "cr"]
     subjects = [Subject(worker, 256, seed=0) for worker in workers]  # type: ignore[arg-type]
     for subject in subjects:
-        subject.started = {"cpu_s": 0.0}
+        subject.started = wire.Started(memory=NO_MEMORY, can_reset_peak=True, cpu_s=0.0)
     return subjects, events
 
 

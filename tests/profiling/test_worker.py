@@ -6,18 +6,20 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from archloop.devices.base import Readings
 from archloop.devices.host import Host
-from archloop.runtimes.base import build_random
+from archloop.runtimes.base import WORKER
+from archloop.runtimes.exporting import build_random, export
 from archloop.runtimes.torch_eager import TorchEager
 from archloop.stack.cost import state_bytes
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
-from archloop.workers.client import MeasurementError, WorkerProcess
+from archloop.workers import wire
+from archloop.workers.deaths import WorkerError
+from archloop.workers.process import WorkerProcess
 
 MIB = 1 << 20
 PLUGINS = Path(__file__).parent / "plugins"
@@ -43,16 +45,19 @@ def launch(tmp_path: Path) -> Iterator[Start]:
         memory_limit_bytes: int | None = None,
     ) -> WorkerProcess:
         log = tmp_path / f"worker-{len(workers)}.log"
-        worker = WorkerProcess(device or Host(), "candidate", log, threads=1, time_limit_s=60.0)
-        workers.append(worker)
-        worker.started = worker.ask(  # type: ignore[attr-defined]
-            "start",
-            runtime=runtime,
+        python = Host().python_argv()
+        worker = WorkerProcess(
+            device or Host(),
+            [*python, "-m", WORKER],
+            log,
             threads=1,
-            plugins=[str(PLUGINS)],
-            memory_limit_bytes=memory_limit_bytes,
             time_limit_s=alarm_s,
+            role="candidate",
         )
+        workers.append(worker)
+        worker.time_left_s = 60.0
+        worker.hello(runtime=runtime, plugins=[str(PLUGINS)], memory_limit_bytes=memory_limit_bytes)
+        worker.started = worker.ask(wire.Start(threads=1))  # type: ignore[attr-defined]
         return worker
 
     yield start
@@ -65,7 +70,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from archloop import registry
 
     folder = tmp_path_factory.mktemp("artifact")
-    registry.get("runtimes", "torch_eager")().export(build_random(SPEC, 0), folder, "fp32")
+    export(registry.get("runtimes", "torch_eager")(), build_random(SPEC, 0), folder, "fp32")
     return folder
 
 
@@ -77,17 +82,21 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     registry.add_folder(PLUGINS)
     decoder = build_random(SPEC, 0)
 
-    def export(fault: str) -> Path:
+    def exported(fault: str) -> Path:
         folder = tmp_path_factory.mktemp(fault)
-        registry.get("runtimes", "faulty")().export(decoder, folder, fault)
+        export(registry.get("runtimes", "faulty")(), decoder, folder, fault)
         return folder
 
-    yield export
+    yield exported
     registry._folders.pop(PLUGINS.resolve())
 
 
-def decode(worker: WorkerProcess, steps: int = 3) -> dict[str, Any]:
-    return worker.ask("decode", untimed=0, timed=steps, seed=0, vocab_size=SPEC.vocab_size)
+def decode(worker: WorkerProcess, steps: int = 3) -> wire.Decoded:
+    return worker.ask(wire.Decode(ids=(7,) * steps))
+
+
+def opened(worker: WorkerProcess, directory: Path, max_context: int) -> wire.Opened:
+    return worker.ask(wire.Open(directory=str(directory), max_context=max_context))
 
 
 def test_resident_memory_grows_by_the_state_when_it_is_filled(
@@ -97,13 +106,13 @@ def test_resident_memory_grows_by_the_state_when_it_is_filled(
     worker = launch()
     found = []
     for context in (1 << 8, 1 << 17):
-        opened = worker.ask("open", directory=str(artifact), max_context=context)
-        assert opened["state_bytes"] == state_bytes(SPEC, context, torch.float32)
-        worker.ask("fill", num_tokens=100, seed=0)
+        state = opened(worker, artifact, context).state_bytes
+        assert state == state_bytes(SPEC, context, torch.float32)
+        worker.ask(wire.Fill(num_tokens=100, seed=0))
         decode(worker)
-        memory = worker.ask("memory")["memory"]
-        assert memory["peak_bytes"] >= memory["resident_bytes"] >= memory["anonymous_bytes"]
-        found.append((opened["state_bytes"], memory["resident_bytes"]))
+        memory = worker.ask(wire.ReadMemory()).memory
+        assert memory.peak_bytes >= memory.resident_bytes >= memory.anonymous_bytes
+        found.append((state, memory.resident_bytes))
     (short_state, short), (long_state, long) = found
     assert long_state > 60 * MIB
     assert long - short == pytest.approx(long_state - short_state, rel=0.02)
@@ -113,10 +122,10 @@ def test_the_peak_starts_anew_with_each_context(launch: Start, artifact: Path) -
     worker = launch()
     peaks = []
     for context in (1 << 17, 1 << 10):
-        worker.ask("open", directory=str(artifact), max_context=context)
-        worker.ask("fill", num_tokens=10, seed=0)
-        peaks.append(worker.ask("memory")["memory"]["peak_bytes"])
-    if not worker.started["can_reset_peak"]:  # type: ignore[attr-defined]
+        opened(worker, artifact, context)
+        worker.ask(wire.Fill(num_tokens=10, seed=0))
+        peaks.append(worker.ask(wire.ReadMemory()).memory.peak_bytes)
+    if not worker.started.can_reset_peak:  # type: ignore[attr-defined]
         pytest.skip("this kernel does not let a process reset its peak")
     assert peaks[0] - peaks[1] > 50 * MIB
 
@@ -125,12 +134,12 @@ def test_weights_are_resident_once(launch: Start, tmp_path: Path) -> None:
     """Loading must not hold the file beside the parameters, or a peak would count both."""
     spec = SPEC.replace(vocab_size=1 << 19)
     TorchEager.name = TorchEager.name or "torch_eager"
-    manifest = TorchEager().export(build_random(spec, 0), tmp_path, "fp32", parity=False)
+    manifest = export(TorchEager(), build_random(spec, 0), tmp_path, "fp32", parity=False)
     weights = sum(manifest.weight_bytes.values())
     worker = launch()
-    baseline = worker.started["baseline"]["peak_bytes"]  # type: ignore[attr-defined]
-    worker.ask("open", directory=str(tmp_path), max_context=64)
-    peak = worker.ask("memory")["memory"]["peak_bytes"]
+    baseline = worker.started.memory.peak_bytes  # type: ignore[attr-defined]
+    opened(worker, tmp_path, 64)
+    peak = worker.ask(wire.ReadMemory()).memory.peak_bytes
     assert weights > 128 * MIB
     assert weights <= peak - baseline <= 1.15 * weights + 16 * MIB
 
@@ -142,19 +151,19 @@ def test_on_a_gpu_the_cards_memory_counts(launch: Start, tmp_path: Path) -> None
 
     spec = SPEC.replace(d_model=256, vocab_size=1 << 18)
     runtime = registry.get("runtimes", "torch_cuda")()
-    manifest = runtime.export(build_random(spec, 0), tmp_path, "bf16", parity=False)
+    manifest = export(runtime, build_random(spec, 0), tmp_path, "bf16", parity=False)
     weights = sum(manifest.weight_bytes.values())
     worker = launch("torch_cuda")
-    baseline = worker.started["baseline"]["device_peak_bytes"]  # type: ignore[attr-defined]
+    baseline = worker.started.memory.device_peak_bytes  # type: ignore[attr-defined]
     net = []
     for context in (1 << 17, 1 << 10):
-        opened = worker.ask("open", directory=str(tmp_path), max_context=context)
-        assert opened["plans_by_shape"]
-        assert opened["prefill_chunk"] > 4096
-        worker.ask("fill", num_tokens=100, seed=0)
+        answer = opened(worker, tmp_path, context)
+        assert answer.plans_by_shape
+        assert answer.prefill_pass > 4096
+        worker.ask(wire.Fill(num_tokens=100, seed=0))
         decode(worker)
-        peak = worker.ask("memory")["memory"]["device_peak_bytes"]
-        net.append(peak - baseline - weights - opened["state_bytes"])
+        peak = worker.ask(wire.ReadMemory()).memory.device_peak_bytes
+        net.append(peak - baseline - weights - answer.state_bytes)
     assert weights > 128 * MIB
     # The rest: rotation tables as long as the context, activations, gaps of the allocator.
     assert all(0 <= rest <= 120 * MIB for rest in net), net
@@ -162,11 +171,11 @@ def test_on_a_gpu_the_cards_memory_counts(launch: Start, tmp_path: Path) -> None
 
 def test_times_every_step(launch: Start, artifact: Path) -> None:
     worker = launch()
-    worker.ask("open", directory=str(artifact), max_context=64)
-    answer = worker.ask("prefill", num_tokens=20, seed=0, vocab_size=256, fresh=True)
-    assert answer["finite"]
-    assert answer["ms"] > 0
-    steps = worker.ask("decode", untimed=2, timed=7, seed=0, vocab_size=256)["ms"]
+    opened(worker, artifact, 64)
+    answer = worker.ask(wire.Prefill(ids=tuple(range(20)), fresh=True))
+    assert answer.finite
+    assert answer.ms > 0
+    steps = worker.ask(wire.Decode(ids=tuple(range(9)), untimed=2)).ms
     assert len(steps) == 7
     assert min(steps) > 0
 
@@ -186,10 +195,10 @@ def test_faults_are_told_apart(
 ) -> None:
     limit = 4 << 30 if fault == "eat" else None
     worker = launch("faulty", memory_limit_bytes=limit)
-    worker.ask("open", directory=str(faulty(fault)), max_context=128)
+    opened(worker, faulty(fault), 128)
     if kind == "timeout":
         worker.time_left_s = worker.time_limit_s = 4
-    with pytest.raises(MeasurementError, match=words) as caught:
+    with pytest.raises(WorkerError, match=words) as caught:
         decode(worker)
     assert (caught.value.kind, caught.value.role) == (kind, "candidate")
     assert "\n" not in str(caught.value)
@@ -199,8 +208,8 @@ def test_what_an_engine_prints_is_not_an_answer(
     launch: Start, faulty: Callable[[str], Path]
 ) -> None:
     worker = launch("faulty")
-    worker.ask("open", directory=str(faulty("loud")), max_context=128)
-    assert len(decode(worker, steps=3)["ms"]) == 3
+    opened(worker, faulty("loud"), 128)
+    assert len(decode(worker, steps=3).ms) == 3
     assert b"{not an answer" in worker.log.read_bytes()
 
 
@@ -220,8 +229,8 @@ def test_a_kill_counts_as_memory_if_the_device_says_so(
 ) -> None:
     worker = launch(device=device)
     os.kill(worker.process.pid, signal.SIGKILL)
-    with pytest.raises(MeasurementError) as caught:
-        worker.ask("memory")
+    with pytest.raises(WorkerError) as caught:
+        worker.ask(wire.ReadMemory())
     assert caught.value.kind == kind
 
 
@@ -231,8 +240,8 @@ def test_a_hanging_worker_ends_without_its_parent(
 ) -> None:
     """By its closed input, or by the kernel's alarm if the interpreter itself is stuck."""
     worker = launch("faulty", alarm_s=60 if fault == "hang" else 1)
-    worker.ask("open", directory=str(faulty(fault)), max_context=128)
-    worker.send("decode", untimed=0, timed=1, seed=0, vocab_size=256)
+    opened(worker, faulty(fault), 128)
+    worker.send(wire.Decode(ids=(7,)))
     time.sleep(0.3)
     assert worker.process.poll() is None
     assert worker.process.stdin is not None

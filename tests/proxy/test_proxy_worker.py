@@ -1,4 +1,3 @@
-import errno
 import os
 import signal
 import subprocess
@@ -9,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from archloop import registry
-from archloop.proxy import proxy, worker
+from archloop.proxy import proxy
 from archloop.proxy.proxy import ProxyConfig
-from archloop.proxy.worker import Job, TrainingError, run_isolated
+from archloop.proxy.worker import Job, run_isolated
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.workers.deaths import WorkerError
+from archloop.workers.process import WorkerProcess
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def job(root, num_steps=3, **changes):
 
 
 def failure(job_, directory, **limits):
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(WorkerError) as caught:
         run_isolated(job_, directory, **({"time_limit_s": 60, "threads": 1} | limits))
     return caught.value
 
@@ -102,7 +103,7 @@ def test_an_interrupt_kills_the_group_too(root, tmp_path, monkeypatch):
             time.sleep(0.02)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker, "_wait", interrupted)
+    monkeypatch.setattr(WorkerProcess, "_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_isolated(job(root), tmp_path / "job", 60, 1)
     assert_gone(int((tmp_path / "child").read_text()))
@@ -126,10 +127,15 @@ def assert_gone(pid):
         ("echo 'ValueError: no such thing' >&2; exit 1", "crash", "no such thing"),
         ("exit 0", "crash", "no message"),
         ("kill -SEGV $$", "crash", "SIGSEGV"),
-        ("kill -KILL $$", "memory", "killed"),
         ("echo 'MemoryError: all gone' >&2; exit 3", "memory", "all gone"),
+        ("read line; echo nonsense", "crash", "no answer to Hello but b'nonsense'"),
+        (
+            """read line; echo '{"ok": {"wire": 99, "abi": "x"}}'; cat""",
+            "missing",
+            "speaks version 99",
+        ),
     ],
-    ids=["error", "no result", "segfault", "killed", "out of memory"],
+    ids=["error", "no result", "segfault", "out of memory", "no answer", "another version"],
 )
 def test_ends_without_a_result(root, tmp_path, monkeypatch, body, kind, words):
     script = tmp_path / "python"
@@ -150,39 +156,22 @@ def test_a_spec_that_cannot_be_built_is_a_crash_with_its_reason(root, tmp_path):
 
 
 def test_memory_limit(root, tmp_path):
-    error = failure(job(root, num_steps=100_000), tmp_path, memory_limit_bytes=64 * 2**20)
+    asked = job(root, num_steps=100_000)
+    wide = asked.config.training.model_copy(update={"batch_size": 4096, "seq_len": 1024})
+    asked = asked.model_copy(update={"config": asked.config.model_copy(update={"training": wide})})
+    error = failure(asked, tmp_path, memory_limit_bytes=2**30)
     assert error.kind == "memory"
-    assert "64 MiB" in error.detail
 
 
 def test_a_full_disk_is_not_the_trials_fault(root, tmp_path, monkeypatch):
-    file = tmp_path / "job.json"
-    file.write_text(job(root).model_dump_json())
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(worker, "write_atomic", full)
-    assert worker.main(file) == 4
-    monkeypatch.undo()
     script = tmp_path / "python"
-    script.write_text("#!/bin/sh\nexit 4\n")
+    script.write_text(
+        """#!/bin/sh\nread line; echo '{"error": {"kind": "disk", "detail": "it is full"}}'\n"""
+    )
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(OSError, match="No space left"):
         run_isolated(job(root), tmp_path / "job", 60, 1)
-
-
-def test_torch_out_of_memory_is_told_apart(root, tmp_path, monkeypatch):
-    file = tmp_path / "job.json"
-    file.write_text(job(root).model_dump_json())
-
-    def hungry(*args, **kwargs):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
-
-    monkeypatch.setattr(worker, "train_and_score", hungry)
-    assert worker.main(file) == 3
-    assert not (tmp_path / "result.json").exists()
 
 
 def test_a_worker_ends_when_its_parent_is_killed(root, tmp_path):

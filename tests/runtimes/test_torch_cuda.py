@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from archloop.runtimes.base import build_random
+from archloop.runtimes.exporting import build_random, export
+from archloop.runtimes.parity import session_rows
 from archloop.runtimes.torch_cuda import TorchCuda
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -23,24 +24,22 @@ def test_says_what_it_cannot_run():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_names_the_missing_gpu():
-    assert "NVIDIA GPU" in TorchCuda().missing()
+    assert "NVIDIA GPU" in TorchCuda().missing_to_run()
 
 
 @pytest.mark.gpu
 def test_continues_from_prompts_steps_and_fills(tmp_path):
     runtime, decoder = TorchCuda(), build_random(spec(), seed=0)
-    manifest = runtime.export(decoder, tmp_path, "bf16")
+    manifest = export(runtime, decoder, tmp_path, "bf16")
     assert manifest.parity_error <= manifest.parity_bound
     session = runtime.open(tmp_path, threads=1, max_context=64)
     ids = np.random.default_rng(0).integers(512, size=24).tolist()
-    together = session.prefill(ids)
-    session.reset()
-    session.prefill(ids[:20])
-    for token in ids[20:]:
-        stepped = session.decode_step(token)
+    (together,) = session_rows(session, [ids], [])
+    *_, stepped = session_rows(session, [ids[:20]], ids[20:])
     assert np.linalg.norm(stepped - together) <= 0.05 * np.linalg.norm(together)
     session.fill(60, seed=1)
-    assert np.isfinite(session.decode_step(3)).all()
+    session.decode_step(3)
+    assert np.isfinite(session.logits()).all()
     assert session.state_bytes == session.state.nbytes
     for _ in range(3):
         session.decode_step(3)

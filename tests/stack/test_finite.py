@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from archloop.errors import UserError
+from archloop.runtimes.exporting import export
 from archloop.runtimes.torch_eager import TorchEager
 from archloop.stack.decoder import Decoder
 from archloop.stack.finite import first_not_finite
@@ -50,6 +51,6 @@ def test_a_sound_decoder_has_none() -> None:
 
 def test_an_export_of_it_blames_the_mixer_and_not_the_runtime(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
-        TorchEager().export(broken("blocks.1.mixers.0.out_proj.weight"), tmp_path, "fp32")
+        export(TorchEager(), broken("blocks.1.mixers.0.out_proj.weight"), tmp_path, "fp32")
     assert str(refused.value).startswith("mixer gla of blocks[1] gives numbers")
     assert "choose another runtime" not in str(refused.value)

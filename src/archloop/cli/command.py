@@ -170,11 +170,10 @@ def _print_error(text: str) -> None:
 
 def _expected_failures() -> tuple[type[Exception], ...]:
     """Errors that are results, not bugs: a message is enough. Loaded only once one happened."""
-    from archloop.proxy.worker import TrainingError
     from archloop.search.errors import StudyError
-    from archloop.workers.client import MeasurementError
+    from archloop.workers.deaths import WorkerError
 
-    return (StudyError, MeasurementError, TrainingError, OSError)
+    return (StudyError, WorkerError, OSError)
 
 
 def print_json(value: Any) -> None:

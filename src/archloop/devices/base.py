@@ -153,6 +153,16 @@ class Device(ABC):
         cannot be killed that way, on another machine, must end when its standard input closes.
         """
 
-    @abstractmethod
-    def worker_argv(self) -> list[str]:
-        """``python -m archloop.profiling.worker``, or a program that speaks its protocol."""
+    def python_argv(self) -> tuple[str, ...] | None:
+        """The Python there that can import archloop, with its options; None if there is none."""
+        return None
+
+    def is_gone(self, status: int, last_line: str) -> bool:
+        """Whether a program ended because the device can no longer be reached.
+
+        Args:
+            status: exit status of the local process.
+            last_line: of its standard error.
+        """
+        del status, last_line
+        return False

@@ -73,9 +73,9 @@ class Host(Device):
             bufsize=0,
         )
 
-    def worker_argv(self) -> list[str]:
+    def python_argv(self) -> tuple[str, ...]:
         # -P: a stray random.py in the working folder must not stand in for a library.
-        return [sys.executable, "-P", "-m", "archloop.profiling.worker"]
+        return (sys.executable, "-P")
 
     def _card(self) -> dict[str, str]:
         if self.config.gpu is None:

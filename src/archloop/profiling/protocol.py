@@ -8,25 +8,25 @@
 How each number comes about is told in `docs/methodology.md`.
 """
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from archloop import registry
-from archloop.devices.base import Device
-from archloop.devices.choice import DeviceChoice
+from archloop.profiling.artifacts import Wanted, held_artifacts, plugin_folders
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity, Profile
-from archloop.profiling.samples import Memory, PairSamples, Samples, read_samples
+from archloop.profiling.samples import PairSamples, Samples, read_samples
 from archloop.profiling.summary import profile_from_samples
 from archloop.profiling.target import Target
 from archloop.profiling.turns import Subject, measure_context, start, wait_started
-from archloop.runtimes.base import Manifest, Runtime, read_manifest
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.base import Runtime
 from archloop.stack.spec import StackSpec
-from archloop.workers.client import MeasurementError, Role, WorkerProcess
+from archloop.workers.deaths import Role, WorkerError
+from archloop.workers.process import WorkerProcess
+from archloop.workers.wire import Memory
 
 MAX_LOOKS = 2
 """Looking again until the answer pleases would make the intervals lie."""
@@ -60,7 +60,7 @@ def profile(
     Raises:
         ValueError: the target names an unknown device, runtime or quantisation, or one that lacks
             something; the message says what to install.
-        MeasurementError: the runtime cannot run a spec, or a process crashed, hung or ran out of
+        WorkerError: the runtime cannot run a spec, or a process crashed, hung or ran out of
             memory; it says which one and how.
     """
     config = config or ProfileConfig.model_validate({})
@@ -88,7 +88,7 @@ def extend(
     Raises:
         ValueError: there are no samples, they were extended before, or the device or engine is no
             longer the same.
-        MeasurementError: as `profile`.
+        WorkerError: as `profile`.
     """
     old = read_samples(directory)
     if old.looks >= MAX_LOOKS:
@@ -148,7 +148,7 @@ class _Run:
         self.target = target
         self.config = config
         self.directory = directory
-        self.artifacts = artifacts
+        self.kept = artifacts
         self.progress = progress or (lambda share, doing: None)
         target.check()
         self.device = target.device.open()
@@ -160,12 +160,21 @@ class _Run:
     def measure(self, first_pair: int, num_pairs: int) -> Samples:
         """Export what is not there yet, then measure the pairs."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        with self._artifact_folder() as folder:
+        wanted = Wanted(
+            self.specs,
+            self.target,
+            self.config.seed,
+            self.config.time_limit_s,
+            self.directory / "logs",
+        )
+        with held_artifacts(
+            wanted, self.runtime, self.device, kept=self.kept, scratch=self.directory
+        ) as self.artifacts:
             pairs = [
-                self._pair(first_pair + index, index / num_pairs, 1 / num_pairs, folder)
+                self._pair(first_pair + index, index / num_pairs, 1 / num_pairs)
                 for index in range(num_pairs)
             ]
-            manifest = read_manifest(self._home("candidate", folder))
+            manifest = self.artifacts.manifest("candidate")
         return Samples(
             spec=self.specs["candidate"],
             reference=self.specs.get("reference"),
@@ -182,20 +191,17 @@ class _Run:
         self.runtime.check(self.target.quant)
         for role, spec in self.specs.items():
             if reason := self.runtime.unsupported(spec):
-                raise MeasurementError("unsupported", reason, role)
+                raise WorkerError("unsupported", reason, role)
 
-    def _pair(self, index: int, done: float, share: float, folder: Path) -> PairSamples:
+    def _pair(self, index: int, done: float, share: float) -> PairSamples:
         """Start a process for each spec, measure all contexts in turns, end the processes."""
         config, contexts = self.config, self.target.contexts
         was_ready = self.device.wait_until_ready(config.ready_timeout_s)
         with self._subjects(index) as subjects:
-            start(
-                list(subjects.values()), self.target.runtime, config, self.threads, self._plugins()
-            )
+            start(list(subjects.values()), self.threads)
             for role, subject in subjects.items():
                 self.progress(done, f"exporting the {role}")
-                self._export(role, folder)
-                subject.artifact = self.device.push(self._home(role, folder))
+                subject.artifact = self.artifacts.on_device(role, self._runner)
             wait_started(list(subjects.values()))
             before, parent_s = self.device.readings(), time.process_time()
             for number, context in enumerate(contexts):
@@ -220,79 +226,44 @@ class _Run:
         subjects: dict[Role, Subject] = {}
         try:
             for role, spec in self.specs.items():
-                worker = self._worker(self.device, role, f"{role}-{index}")
+                worker = self._start_runner(role, f"{role}-{index}")
                 subjects[role] = Subject(worker, spec.vocab_size, self.config.seed)
+            # Both load what they need at once, before either is waited for.
+            for subject in subjects.values():
+                self._hello(subject.worker)
             yield subjects
         finally:
             for subject in subjects.values():
                 subject.worker.kill()
 
-    def _worker(self, device: Device, role: Role, name: str) -> WorkerProcess:
-        log = self.directory / "logs" / f"{name}.log"
-        limit_s = self.config.time_limit_s
-        return WorkerProcess(device, role, log, threads=self.threads, time_limit_s=limit_s)
-
-    def _export(self, role: Role, folder: Path) -> None:
-        """Put the artifact into the folder, whole, unless it is there."""
-        home = self._home(role, folder)
-        if home.exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="export-") as made:
-            self._export_to(role, Path(made) / home.name)
-            try:
-                (Path(made) / home.name).rename(home)
-            except OSError:
-                # Another study that shares the folder was faster; its artifact is the same.
-                if not home.exists():
-                    raise
-
-    def _export_to(self, role: Role, directory: Path) -> None:
-        """Export in a process of its own on this machine."""
-        host = DeviceChoice().open()
-        worker = self._worker(host, role, f"export-{role}")
+    def _runner(self, role: Role, name: str) -> WorkerProcess:
+        """A runner on the device that has said hello."""
+        worker = self._start_runner(role, name)
         try:
-            worker.ask(
-                "start",
-                runtime=self.target.runtime,
-                threads=host.describe().num_cores,
-                plugins=[str(path) for path in registry.folders()],
-                memory_limit_bytes=None,
-                time_limit_s=self.config.time_limit_s,
-            )
-            worker.ask(
-                "export",
-                spec=self.specs[role].model_dump(mode="json"),
-                seed=self.config.seed,
-                quant=self.target.quant,
-                directory=str(directory),
-            )
-        finally:
+            self._hello(worker)
+        except BaseException:
             worker.kill()
+            raise
+        return worker
 
-    @contextmanager
-    def _artifact_folder(self) -> Iterator[Path]:
-        """Where artifacts lie; those nobody asked to keep are removed."""
-        if self.artifacts is None:
-            with tempfile.TemporaryDirectory(dir=self.directory, prefix="artifacts-") as folder:
-                yield Path(folder)
-            return
-        candidate = self._home("candidate", self.artifacts)
-        reference = self._home("reference", self.artifacts) if "reference" in self.specs else None
-        is_kept = candidate.exists() or candidate == reference
-        try:
-            yield self.artifacts
-        finally:
-            if not is_kept and candidate.exists():
-                shutil.rmtree(candidate)
+    def _start_runner(self, role: Role, name: str) -> WorkerProcess:
+        runner = self.runtime.runner(self.device)
+        files = "" if runner.files is None else self.artifacts.push(runner.files)
+        return WorkerProcess(
+            self.device,
+            [part.replace("{files}", files) for part in runner.argv],
+            self.directory / "logs" / f"{name}.log",
+            threads=self.threads,
+            time_limit_s=self.config.time_limit_s,
+            role=role,
+        )
 
-    def _home(self, role: Role, folder: Path) -> Path:
-        target = self.target
-        engine = f"{target.runtime}-{self.runtime.version()}-{target.quant}"
-        return folder / f"{self.specs[role].digest}-{engine}-{self.config.seed}"
-
-    def _plugins(self) -> list[str]:
-        return [self.device.push(folder) for folder in registry.folders()]
+    def _hello(self, worker: WorkerProcess) -> None:
+        worker.hello(
+            runtime=self.target.runtime,
+            plugins=plugin_folders(self.artifacts),
+            memory_limit_bytes=self.config.memory_limit_bytes,
+        )
 
     def _identity(self, manifest: Manifest, baseline: Memory) -> Identity:
         return Identity(

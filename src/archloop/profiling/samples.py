@@ -16,33 +16,13 @@ from archloop.profiling.record import Identity
 from archloop.profiling.statistics import percentile
 from archloop.profiling.target import Target
 from archloop.stack.spec import StackSpec
+from archloop.workers.wire import Memory
 
 SAMPLES = "samples.json"
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Memory(_Record):
-    """Memory of a process at one moment (see `profiling.memory`).
-
-    Attributes:
-        device_peak_bytes: the engine's peak on a device with memory of its own, such as a GPU
-            (`Runtime.device_peak_bytes`); None where it computes in the process's memory.
-    """
-
-    peak_bytes: int
-    resident_bytes: int
-    anonymous_bytes: int
-    file_bytes: int
-    swapped_bytes: int
-    device_peak_bytes: int | None = None
-
-    @property
-    def engine_peak_bytes(self) -> int:
-        """Peak of the memory that the engine computes in: its device's, or the process's."""
-        return self.peak_bytes if self.device_peak_bytes is None else self.device_peak_bytes
 
 
 class ContextSamples(_Record):

@@ -6,11 +6,13 @@ meanwhile, such as the clock or a neighbour, meets both alike and leaves their r
 """
 
 from collections.abc import Iterator
-from typing import Any
+
+import numpy as np
 
 from archloop.profiling.config import ProfileConfig
-from archloop.profiling.samples import ContextSamples, Memory, ProcessSamples
-from archloop.workers.client import WorkerProcess
+from archloop.profiling.samples import ContextSamples, ProcessSamples
+from archloop.workers import wire
+from archloop.workers.process import WorkerProcess
 
 _CHUNK_DEPTHS = 5
 _WARM_TOKENS = 128
@@ -24,16 +26,16 @@ class Subject:
         self.vocab_size = vocab_size
         self.seed = seed
         self.artifact = ""
-        self.started: dict[str, Any] = {}
+        self.started: wire.Started | None = None
         self.cpu_s = 0.0
         self.contexts: list[ContextSamples] = []
-        self._begin(0, {})
+        self._begin(0, wire.Opened(open_s=0.0, state_bytes=0, prefill_pass=1))
 
     def begin(self, context: int) -> None:
         """Receive the answer to `open` and collect samples at this context."""
-        self._begin(context, self.worker.receive())
+        self._begin(context, self.worker.receive(wire.Open))
 
-    def _begin(self, context: int, opened: dict[str, Any]) -> None:
+    def _begin(self, context: int, opened: wire.Opened) -> None:
         self.context, self.opened = context, opened
         self.ttft_ms: list[float] = []
         self.chunk_ms: list[tuple[int, float]] = []
@@ -42,33 +44,24 @@ class Subject:
 
     def prefill(self, num_tokens: int, *, fresh: bool = True) -> float:
         """Milliseconds of one prefill."""
-        answer = self.worker.ask(
-            "prefill",
-            num_tokens=num_tokens,
-            seed=self.seed,
-            vocab_size=self.vocab_size,
-            fresh=fresh,
-        )
-        self.finite &= answer["finite"]
-        milliseconds: float = answer["ms"]
-        return milliseconds
+        answer = self.worker.ask(wire.Prefill(ids=self._ids(num_tokens, self.seed), fresh=fresh))
+        self.finite &= answer.finite
+        return answer.ms
 
     def chunk(self, depth: int) -> float:
-        """Milliseconds of one prefill chunk after `depth` tokens."""
-        self.worker.ask("fill", num_tokens=depth, seed=self.seed)
+        """Milliseconds of one prefill pass after `depth` tokens."""
+        self.worker.ask(wire.Fill(num_tokens=depth, seed=self.seed))
         return self.prefill(self.chunk_tokens, fresh=False)
 
     @property
     def chunk_tokens(self) -> int:
         """Tokens that the engine takes in at once."""
-        tokens: int = self.opened["prefill_chunk"]
-        return tokens
+        return self.opened.prefill_pass
 
     @property
     def plans_by_shape(self) -> bool:
         """Each shape of prefill must run once before it is timed."""
-        plans: bool = self.opened["plans_by_shape"]
-        return plans
+        return self.opened.plans_by_shape
 
     @property
     def depths(self) -> list[int]:
@@ -79,63 +72,54 @@ class Subject:
     def decode(self, untimed: int, timed: int) -> None:
         """One block of decode steps; it is kept if any of them is timed."""
         # Another seed for each block: the tokens differ between blocks, not between subjects.
-        answer = self.worker.ask(
-            "decode",
-            untimed=untimed,
-            timed=timed,
-            seed=self.seed + len(self.decode_ms),
-            vocab_size=self.vocab_size,
-        )
-        self.finite &= answer["finite"]
+        ids = self._ids(untimed + timed, self.seed + len(self.decode_ms))
+        answer = self.worker.ask(wire.Decode(ids=ids, untimed=untimed))
+        self.finite &= answer.finite
         if timed:
-            self.decode_ms.append(tuple(answer["ms"]))
+            self.decode_ms.append(answer.ms)
 
     def end(self) -> None:
         """Read the peak and close this context's samples."""
-        answer = self.worker.ask("memory")
-        self.cpu_s = answer["cpu_s"] - self.started["cpu_s"]
+        assert self.started is not None
+        answer = self.worker.ask(wire.ReadMemory())
+        self.cpu_s = answer.cpu_s - self.started.cpu_s
         self.contexts.append(
             ContextSamples(
                 context=self.context,
-                open_s=self.opened["open_s"],
-                state_bytes=self.opened["state_bytes"],
+                open_s=self.opened.open_s,
+                state_bytes=self.opened.state_bytes,
                 ttft_ms=tuple(self.ttft_ms),
                 chunk_ms=tuple(self.chunk_ms),
                 chunk_tokens=self.chunk_tokens,
                 decode_ms=tuple(self.decode_ms),
-                memory=Memory(**answer["memory"]),
+                memory=answer.memory,
                 finite=self.finite,
             )
         )
 
     def samples(self) -> ProcessSamples:
         """Everything taken from this process."""
+        assert self.started is not None
         return ProcessSamples(
-            baseline=Memory(**self.started["baseline"]),
-            can_reset_peak=self.started["can_reset_peak"],
+            baseline=self.started.memory,
+            can_reset_peak=self.started.can_reset_peak,
             contexts=tuple(self.contexts),
         )
 
+    def _ids(self, count: int, seed: int) -> tuple[int, ...]:
+        return tuple(np.random.default_rng(seed).integers(self.vocab_size, size=count).tolist())
 
-def start(
-    subjects: list[Subject], runtime: str, config: ProfileConfig, threads: int, plugins: list[str]
-) -> None:
+
+def start(subjects: list[Subject], threads: int) -> None:
     """Ask all workers to load their engine; `wait_started` waits for them."""
     for subject in subjects:
-        subject.worker.send(
-            "start",
-            runtime=runtime,
-            threads=threads,
-            plugins=plugins,
-            memory_limit_bytes=config.memory_limit_bytes,
-            time_limit_s=config.time_limit_s,
-        )
+        subject.worker.send(wire.Start(threads=threads))
 
 
 def wait_started(subjects: list[Subject]) -> None:
     """Wait until every engine is loaded, with nothing in it."""
     for subject in subjects:
-        subject.started = subject.worker.receive()
+        subject.started = subject.worker.receive(wire.Start)
 
 
 def measure_context(
@@ -144,7 +128,7 @@ def measure_context(
     """All samples of one context from each subject; `first` says who begins."""
     for subject in subjects:
         max_context = context + config.room
-        subject.worker.send("open", directory=subject.artifact, max_context=max_context)
+        subject.worker.send(wire.Open(directory=subject.artifact, max_context=max_context))
     for subject in subjects:
         subject.begin(context)
     turns = _orders(subjects, first)
@@ -185,9 +169,9 @@ def _chunks(turns: Iterator[list[Subject]], config: ProfileConfig) -> None:
 
 def _fill(subjects: list[Subject], num_tokens: int) -> None:
     for subject in subjects:
-        subject.worker.send("fill", num_tokens=num_tokens, seed=subject.seed)
+        subject.worker.send(wire.Fill(num_tokens=num_tokens, seed=subject.seed))
     for subject in subjects:
-        subject.worker.receive()
+        subject.worker.receive(wire.Fill)
 
 
 def _orders(subjects: list[Subject], first: int) -> Iterator[list[Subject]]:

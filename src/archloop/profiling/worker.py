@@ -1,184 +1,153 @@
-"""The measuring worker: one process, one engine, one model; runs on the device.
+"""archloop's own runner: one process, one engine, one model; runs on the device.
 
-``python -m archloop.profiling.worker`` reads one JSON object a line from standard input,
-``{"command": NAME, ...}``, and answers each with one line, ``{"ok": {...}}`` or
-``{"error": {"kind": ..., "detail": ...}}``. The parent asks in turns, so that blocks of two workers
-interleave and never run at once. The worker ends when its input closes, whatever it is doing.
+``python -m archloop.profiling.worker`` answers the commands of `workers.wire` for every runtime
+whose sessions are Python objects. The study asks in turns, so that decode steps of two workers
+interleave and never run at once.
 """
 
 import ctypes
 import gc
-import json
-import os
-import queue
-import resource
-import signal
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from archloop import registry
-from archloop.errors import UserError
 from archloop.profiling import memory
-from archloop.runtimes.base import Runtime, Session, build_random
-from archloop.stack.spec import StackSpec
-from archloop.workers.victim import prefer_as_victim
-
-_ALARM_GRACE_S = 5
-_MEMORY_WORDS = ("allocate memory", "bad_alloc", "out of memory", "cannot allocate")
-"""How engines say that memory ran out when they do not raise MemoryError."""
-
-Answer = dict[str, Any]
+from archloop.runtimes.base import Runtime, Session
+from archloop.workers import wire
+from archloop.workers.messages import Done, Request
+from archloop.workers.serve import Engine, Handler, serve
 
 
 class Worker:
-    """Holds the engine and the session between commands; each method is a command."""
+    """Holds the engine and the session between commands; each method answers one."""
 
     def __init__(self) -> None:
         self.runtime: Runtime | None = None
         self.session: Session | None = None
         self.threads = 1
-        self.time_limit_s = 0.0
 
     @property
-    def commands(self) -> dict[str, Callable[..., Answer]]:
-        """By name, the methods that a parent may ask for."""
-        named = (self.start, self.export, self.open, self.fill, self.prefill, self.decode)
-        return {method.__name__: method for method in (*named, self.memory, self.close)}
+    def handlers(self) -> dict[type[Request[Any]], Handler]:
+        """By request, the methods that answer."""
+        return {
+            wire.Start: self.start,
+            wire.Open: self.open,
+            wire.Fill: self.fill,
+            wire.Prefill: self.prefill,
+            wire.Decode: self.decode,
+            wire.Logits: self.logits,
+            wire.ReadMemory: self.memory,
+            wire.Close: self.close,
+        }
 
-    def start(
-        self,
-        runtime: str,
-        threads: int,
-        plugins: list[str],
-        memory_limit_bytes: int | None,
-        time_limit_s: float,
-    ) -> Answer:
+    def engine(self, name: str) -> Engine:
+        """The runtime that `start` will load; it is not loaded yet."""
+        self.runtime = registry.get("runtimes", name)()
+        missing = self.runtime.missing_to_run()
+        return Engine(f"{name} {self.runtime.version()}" if missing is None else name, missing)
+
+    def start(self, asked: wire.Start) -> wire.Started:
         """Load the engine with nothing in it; answers its memory."""
-        self.time_limit_s, self.threads = time_limit_s, threads
-        for folder in plugins:
-            registry.add_folder(Path(folder))
-        if memory_limit_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_limit_bytes, memory_limit_bytes))
-        self.runtime = registry.get("runtimes", runtime)()
-        self.runtime.start(threads)
+        self.threads = asked.threads
+        self._engine.start(asked.threads)
         gc.collect()
         # What an engine's import leaves stays for good; without this every collection before a
         # timed block walks all of it, which takes longer than the block.
         gc.freeze()
         can_reset = self._reset_peak()
-        return {
-            "baseline": self._read_memory(),
-            "can_reset_peak": can_reset,
-            "cpu_s": time.process_time(),
-        }
+        return wire.Started(
+            memory=self._read_memory(), can_reset_peak=can_reset, cpu_s=time.process_time()
+        )
 
-    def export(self, spec: dict[str, Any], seed: int, quant: str, directory: str) -> Answer:
-        """Export a decoder with random weights."""
-        assert self.runtime is not None
-        decoder = build_random(StackSpec.model_validate(spec), seed)
-        manifest = self.runtime.export(decoder, Path(directory), quant)
-        return {"manifest": manifest.model_dump(mode="json")}
-
-    def open(self, directory: str, max_context: int) -> Answer:
+    def open(self, asked: wire.Open) -> wire.Opened:
         """Load an artifact in place of the one before."""
-        assert self.runtime is not None
-        self.close()
+        self.close(wire.Close())
         self._reset_peak()
         start = time.perf_counter()
-        self.session = self.runtime.open(Path(directory), self.threads, max_context)
-        seconds = time.perf_counter() - start
-        return {
-            "open_s": seconds,
-            "state_bytes": self.session.state_bytes,
-            "prefill_chunk": self.session.prefill_chunk,
-            "plans_by_shape": self.session.plans_by_shape,
-        }
+        self.session = self._engine.open(Path(asked.directory), self.threads, asked.max_context)
+        return wire.Opened(
+            open_s=time.perf_counter() - start,
+            state_bytes=self.session.state_bytes,
+            prefill_pass=self.session.prefill_pass,
+            plans_by_shape=self.session.plans_by_shape,
+        )
 
-    def fill(self, num_tokens: int, seed: int) -> Answer:
+    def fill(self, asked: wire.Fill) -> Done:
         """Stand at a depth with every page of the state written."""
-        self._session.fill(num_tokens, seed)
-        return {}
+        self._session.fill(asked.num_tokens, asked.seed)
+        return Done()
 
-    def prefill(self, num_tokens: int, seed: int, vocab_size: int, fresh: bool) -> Answer:
-        """Take in a random prompt, from the start or from where the state stands, and sample."""
-        ids = np.random.default_rng(seed).integers(vocab_size, size=num_tokens).tolist()
+    def prefill(self, asked: wire.Prefill) -> wire.Prefilled:
+        """Take in a prompt, from the start or from where the state stands, and choose a token."""
         session = self._session
-        if fresh:
+        prompt = session.prepare(asked.ids)
+        if asked.fresh:
             session.reset()
         with _no_collection():
             start = time.perf_counter_ns()
-            logits = session.prefill(ids)
-            int(np.argmax(logits))
+            session.prefill(prompt)
             elapsed = time.perf_counter_ns() - start
-        return {"ms": elapsed / 1e6, "finite": bool(np.isfinite(logits).all())}
+        return wire.Prefilled(ms=elapsed / 1e6, finite=self._is_finite())
 
-    def decode(self, untimed: int, timed: int, seed: int, vocab_size: int) -> Answer:
-        """Decode steps, each with greedy sampling; answers the time of each timed one.
-
-        The tokens are random and not the sampled ones: random weights soon repeat themselves, and
-        then a mixture of experts would read the same few experts from cache.
-        """
-        ids = np.random.default_rng(seed).integers(vocab_size, size=untimed + timed).tolist()
+    def decode(self, asked: wire.Decode) -> wire.Decoded:
+        """Decode steps; answers the time of each timed one."""
         step, clock, times = self._session.decode_step, time.perf_counter_ns, []
         with _no_collection():
-            for token in ids:
+            for token in asked.ids:
                 start = clock()
-                logits = step(token)
-                int(np.argmax(logits))
+                step(token)
                 times.append(clock() - start)
-        milliseconds = [elapsed / 1e6 for elapsed in times[untimed:]]
-        return {"ms": milliseconds, "finite": bool(np.isfinite(logits).all())}
+        milliseconds = tuple(elapsed / 1e6 for elapsed in times[asked.untimed :])
+        return wire.Decoded(ms=milliseconds, finite=self._is_finite())
 
-    def memory(self) -> Answer:
+    def logits(self, asked: wire.Logits) -> wire.LogitRows:
+        """Logits of given tokens, from an empty state."""
+        from archloop.runtimes.parity import encoded, session_rows
+
+        return wire.LogitRows(rows=encoded(session_rows(self._session, asked.parts, asked.steps)))
+
+    def memory(self, asked: wire.ReadMemory) -> wire.Reading:
         """Peak since the model was opened, what is resident now, and processor time so far."""
-        return {"memory": self._read_memory(), "cpu_s": time.process_time()}
+        del asked
+        return wire.Reading(memory=self._read_memory(), cpu_s=time.process_time())
 
-    def close(self) -> Answer:
+    def close(self, asked: wire.Close) -> Done:
         """Free the model."""
+        del asked
         if self.session is not None:
             self.session.close()
             self.session = None
             gc.collect()
             _trim_heap()
-        return {}
+        return Done()
 
-    def _read_memory(self) -> dict[str, int | None]:
+    def _read_memory(self) -> wire.Memory:
         """Of this process, and the peak of the engine's device if that has memory of its own."""
-        assert self.runtime is not None
-        return memory.read() | {"device_peak_bytes": self.runtime.device_peak_bytes()}
+        device_peak = self._engine.device_peak_bytes()
+        return wire.Memory(**memory.read(), device_peak_bytes=device_peak)
 
     def _reset_peak(self) -> bool:
         """Start both peaks anew; False where the one that counts cannot be."""
-        assert self.runtime is not None
-        self.runtime.reset_device_peak()
-        return memory.reset_peak() or self.runtime.device_peak_bytes() is not None
+        self._engine.reset_device_peak()
+        return memory.reset_peak() or self._engine.device_peak_bytes() is not None
+
+    def _is_finite(self) -> bool:
+        return bool(np.isfinite(self._session.logits()).all())
+
+    @property
+    def _engine(self) -> Runtime:
+        assert self.runtime is not None, "say hello with a runtime first"
+        return self.runtime
 
     @property
     def _session(self) -> Session:
         assert self.session is not None, "open an artifact first"
         return self.session
-
-    def answer(self, request: dict[str, Any]) -> Answer:
-        """Carry out one request under the time limit; errors become answers."""
-        command = request.pop("command")
-        try:
-            if self.time_limit_s:
-                # No handler: the kernel ends the process even if it hangs in native code.
-                signal.alarm(int(self.time_limit_s) + _ALARM_GRACE_S)
-            return {"ok": self.commands[command](**request)}
-        except Exception as error:
-            traceback.print_exc()
-            return {"error": {"kind": _kind(error), "detail": f"{command}: {_one_line(error)}"}}
-        finally:
-            signal.alarm(0)
 
 
 @contextmanager
@@ -192,18 +161,6 @@ def _no_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _kind(error: Exception) -> str:
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or any(word in text for word in _MEMORY_WORDS):
-        return "memory"
-    return "unsupported" if isinstance(error, UserError) else "crash"
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
-
-
 def _trim_heap() -> None:
     """Give freed memory back to the system, so that the next context starts without it."""
     libc = ctypes.CDLL(None)
@@ -211,27 +168,6 @@ def _trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-def _read_requests(stream: BinaryIO, requests: "queue.Queue[dict[str, Any]]") -> None:
-    for line in stream:
-        requests.put(json.loads(line))
-    # The parent is gone or done: nobody will read an answer.
-    os._exit(0)
-
-
-def main() -> None:
-    """Serve requests until the input closes."""
-    # Engines print; their prints must not mix with the answers.
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    prefer_as_victim()
-    requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    reader = threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests), daemon=True)
-    reader.start()
-    worker = Worker()
-    while True:
-        answers.write(json.dumps(worker.answer(requests.get())).encode() + b"\n")
-
-
 if __name__ == "__main__":
-    main()
+    worker = Worker()
+    serve(worker.handlers, worker.engine)

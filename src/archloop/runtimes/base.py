@@ -1,99 +1,110 @@
-"""What an inference engine must offer: export a decoder, open the artifact, prefill, decode.
+"""What an inference engine must offer: write an artifact here, run it on the device.
 
-A runtime is one file in `runtimes/` with one subclass of `Runtime` and a `Session` of its own. It
-writes `write` and `load`; naming, checksums and the comparison with eager PyTorch are settled here
-for every engine. The file must import quickly: engines are imported inside methods, so that listing
+A runtime is one file in `runtimes/` with one subclass of `Runtime` and a `Session` of its own, in
+two halves. Writing an artifact happens where the search runs, and may need an exporter or compiler
+(`missing_to_export`). Running happens on the device (`missing_to_run`, asked there), by a program
+that speaks the wire protocol (`runner`): our Python worker, which uses `load`, or one of the
+engine's own. The file must import quickly: engines are imported inside methods, so that listing
 runtimes, or asking what one supports, needs none of them.
 
 Shape suffixes: V vocabulary.
 """
 
-import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from archloop.devices.base import Device
 from archloop.errors import UserError
-from archloop.files import write_atomic
 from archloop.registry import suggest
+from archloop.runtimes.artifact import Manifest, read_manifest
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
     from archloop.stack.decoder import Decoder
 
 Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
 
-MANIFEST = "manifest.json"
-_PARITY_PROMPT = 40
-_PARITY_STEPS = 6
-_ROUNDING_FACTOR = 2.0
-"""Two engines that round equally much, but elsewhere, lie about 1.4 times as far from each other
-as each from float32; measured: at most 1.3 (`benchmarks/runtime_parity.py`)."""
-_LARGEST_BOUND = 3.0
-"""Unrelated logits lie about 6 apart: however a stack rounds, these must not pass."""
+WORKER = "archloop.profiling.worker"
+"""The module that speaks the wire protocol for every runtime whose sessions are Python objects."""
 
 
-class Manifest(BaseModel):
-    """What an artifact is; written last, so that a folder with a manifest is whole.
+class Runner(NamedTuple):
+    """The program that speaks the wire protocol on a device.
 
     Attributes:
-        version: of the engine that wrote it.
-        precision: dtype of activations and state.
-        weight_bytes: bytes of weights by precision, such as ``{"int4": ..., "float32": ...}``:
-            how much of the model the quantisation covers.
-        files: SHA-256 of each file, by name.
-        parity_error: largest difference from eager PyTorch's logits, in standard deviations of
-            them; None where the check was not made.
-        parity_bound: what that error had to stay below.
+        argv: program and arguments; ``{files}`` in them stands for the folder of `files` there.
+        files: folder to push to the device beforehand; None where nothing has to be brought.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    spec: StackSpec
-    runtime: str
-    version: str
-    quant: str
-    precision: str
-    weight_bytes: dict[str, int]
-    files: dict[str, str]
-    parity_error: float | None = None
-    parity_bound: float | None = None
+    argv: tuple[str, ...]
+    files: Path | None = None
 
 
 class Session(ABC):
     """A loaded model with the state of one sequence, which the engine holds where it can.
 
+    `prefill` and `decode_step` are what is timed, so they do what a user of the engine does and
+    nothing else: prompts are checked and converted before (`prepare`), the next token is chosen by
+    the engine where it can, and logits come to the host only when asked for (`logits`).
+
     Attributes:
         max_context: tokens that the state has room for.
+        vocab_size: ids are below it.
         plans_by_shape: the first prefill of so many tokens at some depth costs more than later
             ones, because the engine compiles or chooses kernels by these numbers.
     """
 
     max_context: int
+    vocab_size: int
     plans_by_shape: ClassVar[bool] = False
 
-    @abstractmethod
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        """Take in tokens after those already held; logits (V,) after the last one.
+    def prepare(self, ids: Sequence[int]) -> Ids:
+        """A prompt as `prefill` takes it, checked.
 
         Raises:
-            ValueError: no tokens, or more than there is room for.
+            ValueError: there are no tokens, or one is not in the vocabulary.
+        """
+        prompt = np.array(ids, np.int64)
+        if not prompt.size:
+            raise ValueError("prefill needs at least one token")
+        for token in (int(prompt.min()), int(prompt.max())):
+            self.check_known(token)
+        return prompt
+
+    def check_known(self, token: int) -> None:
+        """Refuse an id outside the vocabulary: on a GPU its lookup would end the process.
+
+        Raises:
+            ValueError: it is.
+        """
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} is not in the vocabulary of {self.vocab_size}")
+
+    @abstractmethod
+    def prefill(self, ids: Ids) -> int:
+        """Take in prepared tokens after those already held; the most likely next one.
+
+        Raises:
+            ValueError: more tokens than there is room for.
         """
 
     @abstractmethod
-    def decode_step(self, token: int) -> Logits:
-        """Take in one token; logits (V,) for the next.
+    def decode_step(self, token: int) -> int:
+        """Take in one token; the most likely next one.
 
         Raises:
-            ValueError: the state is full.
+            ValueError: the state is full, or the token is not in the vocabulary.
         """
+
+    @abstractmethod
+    def logits(self) -> Logits:
+        """Logits (V,) that the last call chose its token by."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -114,8 +125,8 @@ class Session(ABC):
         """Bytes that the state occupies."""
 
     @property
-    def prefill_chunk(self) -> int:
-        """Most tokens that prefill takes in at once: a longer prompt goes in parts of so many."""
+    def prefill_pass(self) -> int:
+        """Most tokens that prefill takes in at once: a longer prompt goes in passes of so many."""
         return self.max_context
 
     def close(self) -> None:  # noqa: B027  (an engine may have nothing to free)
@@ -141,7 +152,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def version(self) -> str:
-        """Version of the engine, without importing it where that is possible."""
+        """Version of the engine that exports, without importing it where that is possible."""
 
     @abstractmethod
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
@@ -159,9 +170,31 @@ class Runtime(ABC):
         such as flushing denormals.
         """
 
-    def missing(self) -> str | None:
-        """What this machine lacks to run the engine, with the remedy; None when it is complete."""
+    def missing_to_export(self) -> str | None:
+        """What this machine lacks to write artifacts, with the remedy; None when it is complete."""
         return None
+
+    def missing_to_run(self) -> str | None:
+        """What this machine lacks to run artifacts, with the remedy; None when it is complete.
+
+        Asked on the device, before `start`.
+        """
+        return None
+
+    def runner(self, device: Device) -> Runner:
+        """The program that runs artifacts on a device: by default archloop's own worker there.
+
+        Raises:
+            UserError: there is none for this device; the message says what to do.
+        """
+        python = device.python_argv()
+        if python is None:
+            raise UserError(
+                f"device {device.name} has no Python with archloop, which runtime {self.name} "
+                "needs; give the device's setting for it, or choose a runtime with a runner of its "
+                "own"
+            )
+        return Runner((*python, "-m", WORKER))
 
     def unsupported(self, spec: StackSpec) -> str | None:
         """Why the engine cannot run a stack, or None; search treats a reason as a constraint."""
@@ -189,7 +222,7 @@ class Runtime(ABC):
     # --- what callers use -------------------------------------------------------------------
 
     def check(self, quant: str) -> None:
-        """Refuse a quantisation that the engine does not know, or a machine without the engine.
+        """Refuse a quantisation that the engine does not know, or a machine without its exporter.
 
         Raises:
             UserError: either; the message says what to choose or install.
@@ -198,43 +231,8 @@ class Runtime(ABC):
             raise UserError(
                 f"runtime {self.name} has no quant {quant!r}; {suggest(quant, list(self.quants))}"
             )
-        if missing := self.missing():
+        if missing := self.missing_to_export():
             raise UserError(f"runtime {self.name}: {missing}")
-
-    def export(
-        self, decoder: "Decoder", directory: Path, quant: str, *, parity: bool = True
-    ) -> Manifest:
-        """Write an artifact and compare its logits with eager PyTorch's.
-
-        Args:
-            decoder: weights in float32 or whatever they were trained in.
-            directory: made if absent; a previous artifact there is replaced.
-            quant: one of `quants`.
-            parity: open the artifact and compare; costs one load.
-
-        Raises:
-            UserError: as `check`, the stack is unsupported, or the logits differ by more than
-                `parity_tolerance`; then no manifest is left, so that nobody opens the artifact.
-        """
-        self.check(quant)
-        if reason := self.unsupported(decoder.spec):
-            raise UserError(f"runtime {self.name} cannot run this stack: {reason}")
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / MANIFEST).unlink(missing_ok=True)
-        weight_bytes = self.write(decoder, directory, quant)
-        manifest = Manifest(
-            spec=decoder.spec,
-            runtime=self.name,
-            version=self.version(),
-            quant=quant,
-            precision=self.precision(quant),
-            weight_bytes=weight_bytes,
-            files=_checksums(directory),
-        )
-        if parity:
-            manifest = self._check_parity(decoder, directory, manifest)
-        write_atomic(directory / MANIFEST, manifest.model_dump_json(indent=1).encode())
-        return manifest
 
     def open(self, directory: Path, threads: int, max_context: int) -> Session:
         """Load a verified artifact, with an empty state for `max_context` tokens.
@@ -242,115 +240,13 @@ class Runtime(ABC):
         Raises:
             UserError: the artifact is not whole, was changed, or belongs to another runtime.
         """
-        if missing := self.missing():
+        if missing := self.missing_to_run():
             raise UserError(f"runtime {self.name}: {missing}")
         manifest = read_manifest(directory)
         if manifest.runtime != self.name:
             raise UserError(f"{directory} was exported for {manifest.runtime}, not {self.name}")
         return self.load(directory, manifest, threads, max_context)
 
-    def _check_parity(self, decoder: "Decoder", directory: Path, manifest: Manifest) -> Manifest:
-        """The manifest with error and bound; experts are decided, so another artifact is made."""
-        from archloop.runtimes._parity import decided_experts
-
-        with decided_experts(decoder) as is_changed, TemporaryDirectory() as folder:
-            if is_changed:
-                directory = Path(folder)
-                self.write(decoder, directory, manifest.quant)
-            error, rounding = self._distances(decoder, directory, manifest)
-        bound = max(self.parity_tolerance[manifest.quant], _ROUNDING_FACTOR * rounding)
-        bound = min(bound, _LARGEST_BOUND)
-        if not error <= bound:
-            if not math.isfinite(rounding) and (part := _not_finite(decoder)):
-                raise UserError(
-                    f"{part} gives numbers that are not finite, in eager PyTorch too: "
-                    "that part is at fault, whatever runtime is chosen"
-                )
-            raise UserError(
-                f"runtime {self.name} ({manifest.quant}): logits differ from eager PyTorch's by "
-                f"{error:.3g} standard deviations, more than {bound:.3g}; the export is wrong "
-                "for this stack, so choose another runtime or quantisation"
-            )
-        return manifest.model_copy(update={"parity_error": error, "parity_bound": bound})
-
-    def _distances(
-        self, decoder: "Decoder", directory: Path, manifest: Manifest
-    ) -> tuple[float, float]:
-        """From the artifact's logits to eager PyTorch's, and from those to float32's."""
-        import torch
-
-        from archloop.runtimes._parity import distance, eager_logits, session_logits
-
-        ids = np.random.default_rng(0).integers(
-            decoder.spec.vocab_size, size=_PARITY_PROMPT + _PARITY_STEPS
-        )
-        prompt, more = ids[:_PARITY_PROMPT].tolist(), ids[_PARITY_PROMPT:].tolist()
-        dtype = self.reference_dtype(manifest.quant)
-        expected = exact = eager_logits(decoder, prompt, more, dtype)
-        if dtype != "float32":
-            exact = eager_logits(decoder, prompt, more, "float32", weights=dtype)
-        session = self.load(directory, manifest, torch.get_num_threads(), len(ids))
-        found = session_logits(session, prompt, more)
-        session.close()
-        return distance(found, expected), distance(expected, exact)
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of an artifact whose files are all there and unchanged.
-
-    Raises:
-        UserError: it is absent or damaged, or a file does not match its checksum.
-    """
-    path = directory / MANIFEST
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{directory} holds no whole artifact; export it again") from None
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged; export the artifact again") from error
-    found = _checksums(directory)
-    for name, expected in manifest.files.items():
-        if found.get(name) != expected:
-            state = "changed" if name in found else "missing"
-            raise UserError(f"{directory / name} is {state}; export the artifact again")
-    return manifest
-
-
-def build_random(spec: StackSpec, seed: int) -> "Decoder":
-    """A decoder in evaluation mode with the random weights of a seed, which profiling needs.
-
-    The global random state is left as it was.
-
-    Raises:
-        ValueError: the spec cannot be built.
-    """
-    import torch
-
-    from archloop.stack.decoder import Decoder
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        decoder = Decoder(spec)
-    return decoder.eval().requires_grad_(False)
-
-
-def _not_finite(decoder: "Decoder") -> str | None:
-    """The part of a decoder that gives numbers which are not finite, by itself, on a prompt."""
-    import torch
-
-    from archloop.stack.finite import first_not_finite
-
-    generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(decoder.spec.vocab_size, (1, _PARITY_PROMPT), generator=generator)
-    return first_not_finite(decoder, ids_BT)
-
-
-def _checksums(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artifact but the manifest, by relative name."""
-    found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != MANIFEST and not path.name.startswith("."):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.relative_to(directory).as_posix()] = digest
-    return found
+    def runs_here(self) -> bool:
+        """Whether this very process can load an artifact: the engine is here, and in Python."""
+        return type(self).runner is Runtime.runner and self.missing_to_run() is None

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archloop.runtimes.base import Manifest, Session
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.base import Session
 from archloop.runtimes.torch_eager import PREFILL_CHUNK, TorchEager, TorchSession
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _COMPILERS = ("g++", "clang++")
 class TorchCompile(TorchEager):
     """Compiled PyTorch; needs a C++ compiler on the device."""
 
-    def missing(self) -> str | None:
+    def missing_to_run(self) -> str | None:
         named = os.environ.get("CXX")
         if any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
             return None
@@ -69,7 +70,7 @@ class _CompiledSession(TorchSession):
         # chunk; not compiled, only those that act.
         spec = decoder.spec
         self.compiles_chunk = num_active_params(spec) == num_params(spec)
-        self.prefill([0] * self.chunk)
+        self.prefill(self.prepare([0] * self.chunk))
         if max_context > self.chunk:
             self.decode_step(0)
         self.reset()

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from archloop.runtimes.base import Manifest, Runtime, Session
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.base import Runtime, Session
 from archloop.runtimes.torch_eager import TorchSession
 from archloop.stack.spec import StackSpec
 
@@ -32,7 +33,7 @@ class TorchCuda(Runtime):
     def version(self) -> str:
         return metadata.version("torch")
 
-    def missing(self) -> str | None:
+    def missing_to_run(self) -> str | None:
         import torch
 
         if not torch.cuda.is_available():
@@ -95,12 +96,12 @@ class CudaSession(TorchSession):
         self._graph: StepGraph | None = None
 
     def take_chunk(self, ids_BT: "Tensor") -> "Tensor":
-        return self.fused.prefill(ids_BT.cuda(), self.state).cpu()
+        return self.fused.prefill(ids_BT.cuda(), self.state)
 
     def take_one(self, ids_B: "Tensor") -> "Tensor":
         if self._graph is None:
             self._graph = self.fused.capture(self.state)
-        return self._graph.step(ids_B).cpu()
+        return self._graph.step(ids_B)
 
     def _write_random(self, seed: int) -> None:
         generator = self.torch.Generator("cuda").manual_seed(seed)

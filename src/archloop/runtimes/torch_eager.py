@@ -3,12 +3,13 @@
 Weights and state are in one dtype, float32 or bfloat16 (recurrent state stays in float32).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from archloop.runtimes.base import Logits, Manifest, Runtime, Session
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.base import Ids, Logits, Runtime, Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,33 +74,37 @@ class TorchSession(Session):
         self.torch = torch
         self.decoder = decoder
         self.max_context = max_context
+        self.vocab_size = decoder.spec.vocab_size
         self.chunk = PREFILL_CHUNK
         self.num_tokens = 0
         self._filled_with: int | None = None
         with torch.inference_mode():
             self.state = decoder.init_state(1, max_context)
+            self._ids_B = torch.zeros(1, dtype=torch.int64)
+        self._last_BV: Tensor = torch.full((1, self.vocab_size), torch.nan)
 
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        if not ids:
-            raise ValueError("prefill needs at least one token")
-        self._check_known(min(ids), max(ids))
+    def prefill(self, ids: Ids) -> int:
         self._make_room(len(ids))
+        ids_T = self.torch.from_numpy(ids)
         with self.torch.inference_mode():
             for start in range(0, len(ids), self.chunk):
-                # Not a slice of one tensor: its strides would differ between prompts, and compiled
-                # graphs ask for equal strides.
-                ids_BT = self.torch.tensor([list(ids[start : start + self.chunk])])
-                logits_BV = self.take_chunk(ids_BT)
-        self.num_tokens += len(ids)
-        return _to_numpy(logits_BV)
+                # Unsqueezed, not sliced from a (1, T) tensor, whose strides would differ between
+                # prompts: compiled graphs ask for equal strides.
+                self._last_BV = self.take_chunk(ids_T[start : start + self.chunk].unsqueeze(0))
+            self.num_tokens += len(ids)
+            return int(self._last_BV.argmax(-1))
 
-    def decode_step(self, token: int) -> Logits:
-        self._check_known(token, token)
+    def decode_step(self, token: int) -> int:
+        self.check_known(token)
         self._make_room(1)
         with self.torch.inference_mode():
-            logits_BV = self.take_one(self.torch.tensor([token]))
-        self.num_tokens += 1
-        return _to_numpy(logits_BV)
+            self._last_BV = self.take_one(self._ids_B.fill_(token))
+            self.num_tokens += 1
+            return int(self._last_BV.argmax(-1))
+
+    def logits(self) -> Logits:
+        logits_V: Logits = self._last_BV[0].float().cpu().numpy()
+        return logits_V
 
     def take_chunk(self, ids_BT: "Tensor") -> "Tensor":
         """Logits (B, V) after at most `chunk` tokens."""
@@ -139,16 +144,8 @@ class TorchSession(Session):
         return self.state.nbytes
 
     @property
-    def prefill_chunk(self) -> int:
+    def prefill_pass(self) -> int:
         return self.chunk
-
-    def _check_known(self, lowest: int, highest: int) -> None:
-        # Looked up on a GPU, an unknown id ends the process instead of the call.
-        if lowest < 0 or highest >= self.decoder.spec.vocab_size:
-            raise ValueError(
-                f"token {lowest if lowest < 0 else highest} is not in the vocabulary of "
-                f"{self.decoder.spec.vocab_size}"
-            )
 
     def _make_room(self, num_new: int) -> None:
         if self.num_tokens + num_new > self.max_context:
@@ -156,8 +153,3 @@ class TorchSession(Session):
                 f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
                 f"was given {num_new} more; open it with a larger max_context"
             )
-
-
-def _to_numpy(logits_BV: "Tensor") -> Logits:
-    logits_V: Logits = logits_BV[0].float().numpy()
-    return logits_V

@@ -12,14 +12,14 @@ from archloop.profiling import extend, profile, profile_from_samples, read_sampl
 from archloop.profiling.record import Profile
 from archloop.profiling.target import Target
 from archloop.proxy import proxy
-from archloop.proxy.worker import Job, TrainingError, run_isolated
+from archloop.proxy.worker import Job, run_isolated
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.recipe.recipe import Recipe
 from archloop.stack.spec import StackSpec
 from archloop.store.record import Rung
 from archloop.store.stages import Profiled
 from archloop.version import __version__
-from archloop.workers.client import MeasurementError
+from archloop.workers.deaths import WorkerError
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 
@@ -90,7 +90,7 @@ class HardwareEvaluator:
         limit_s = self._recipe.time_limits.train_s
         try:
             result = run_isolated(work, directory, limit_s, self._threads)
-        except TrainingError as error:
+        except WorkerError as error:
             raise CandidateFailed(f"training: {error}") from error
         return Rung(
             index=job.rung,
@@ -144,7 +144,7 @@ class HardwareEvaluator:
                 directory=directory,
                 artifacts=self._artifacts,
             )
-        except MeasurementError as error:
+        except WorkerError as error:
             if error.kind == "unsupported" and error.role == "candidate":
                 raise Unsupported(f"{target.runtime}: {error.detail}") from error
             raise CandidateFailed(f"profiling: {error}") from error

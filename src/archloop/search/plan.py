@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from archloop import registry
 from archloop.errors import UserError
+from archloop.profiling.target import Target
 from archloop.proxy import proxy
 from archloop.ranking.budgets import check_budgets
 from archloop.runtimes.base import Runtime
@@ -91,7 +92,7 @@ def _resolve(recipe: Recipe) -> Plan:
         where = f"targets.{name}."
         target.check(where)
         runtime: Runtime = registry.get("runtimes", target.runtime)()
-        if missing := runtime.missing():
+        if missing := runtime.missing_to_export() or _missing_here(target, runtime):
             raise UserError(f"{where}runtime: {target.runtime}: {missing}")
     contexts = tuple(sorted({c for target in recipe.targets.values() for c in target.contexts}))
     check_budgets(recipe.budgets, {n: t.contexts for n, t in recipe.targets.items()}, True)
@@ -130,6 +131,11 @@ def _resolve(recipe: Recipe) -> Plan:
         genome,
         vocab_size,
     )
+
+
+def _missing_here(target: Target, runtime: Runtime) -> str | None:
+    """What a target on this very machine lacks; a device elsewhere is asked when it is reached."""
+    return runtime.missing_to_run() if target.device.name == "host" else None
 
 
 def _prefixed(key: str, function: Any, *arguments: Any) -> Any:

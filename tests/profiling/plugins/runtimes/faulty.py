@@ -6,11 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from archloop.errors import UserError
-from archloop.runtimes.base import Logits, Manifest, Session
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.base import Ids, Logits, Session
 from archloop.runtimes.torch_eager import TorchEager, TorchSession
 from archloop.stack.spec import StackSpec
 
@@ -31,12 +31,16 @@ class Faulty(TorchEager):
 
 class _FaultySession(Session):
     def __init__(self, inner: TorchSession, fault: str) -> None:
-        self.inner, self.fault, self.max_context = inner, fault, inner.max_context
+        self.inner, self.fault = inner, fault
+        self.max_context, self.vocab_size = inner.max_context, inner.vocab_size
 
-    def prefill(self, ids: list[int]) -> Logits:
+    def prefill(self, ids: Ids) -> int:
         return self.inner.prefill(ids)
 
-    def decode_step(self, token: int) -> Logits:
+    def logits(self) -> Logits:
+        return self.inner.logits()
+
+    def decode_step(self, token: int) -> int:
         if self.fault == "crash":
             ctypes.string_at(0)
         if self.fault == "hang":
@@ -53,7 +57,7 @@ class _FaultySession(Session):
         if self.fault == "loud":
             sys.stdout.write("{not an answer\n")
             os.write(1, b'{"ok": {"ms": []}}\n')
-        return np.array(self.inner.decode_step(token))
+        return self.inner.decode_step(token)
 
     def reset(self) -> None:
         self.inner.reset()

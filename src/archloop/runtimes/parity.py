@@ -1,0 +1,191 @@
+"""Which logits an artifact must give: a short prompt and some decode steps in eager PyTorch.
+
+The comparison is made by whoever can load the artifact: a session in this process, or a runner on
+a device that answers over the wire. A `Case` is all that either needs, and is a file.
+
+Shape suffixes: B batch, T time, R rows of logits (the prompt's last, then one per step),
+V vocabulary.
+"""
+
+import base64
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archloop.blocks.channel_mixers.moe import MoE
+from archloop.errors import UserError
+from archloop.files import write_atomic
+from archloop.runtimes.base import Logits, Session
+from archloop.stack.decoder import Decoder
+
+CASE = "parity.json"
+PROMPT_TOKENS = 40
+_STEPS = 6
+_LAST_PART = 3
+"""The prompt is given in two parts, so that state must carry over; the second has 3 tokens."""
+_ROUNDING_FACTOR = 2.0
+"""Two engines that round equally much, but elsewhere, lie about 1.4 times as far from each other
+as each from float32; measured: at most 1.3 (`benchmarks/runtime_parity.py`)."""
+_LARGEST_BOUND = 3.0
+"""Unrelated logits lie about 6 apart: however a stack rounds, these must not pass."""
+
+
+class Case(BaseModel):
+    """Tokens, the logits that must come of them, and how far off they may be.
+
+    Attributes:
+        parts: of the prompt, each a prefill of its own.
+        steps: tokens of the decode steps after it.
+        rows: logits after the last part and after each step: float32 in little-endian order, as
+            base64.
+        bound: of the error, in standard deviations of the logits.
+        artifact: folder, from the case's own, of the artifact that has these logits.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: tuple[tuple[int, ...], ...]
+    steps: tuple[int, ...]
+    rows: tuple[str, ...]
+    bound: float
+    artifact: str = "."
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a session must have room for."""
+        return sum(map(len, self.parts)) + len(self.steps)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether eager PyTorch's own logits are finite numbers."""
+        return bool(np.isfinite(decoded(self.rows)).all())
+
+    def error(self, rows_RV: Logits) -> float:
+        """Largest difference from the expected logits, in standard deviations of them."""
+        return distance(rows_RV, decoded(self.rows))
+
+    def write(self, directory: Path) -> None:
+        """Write `parity.json`, whole or not at all."""
+        write_atomic(directory / CASE, self.model_dump_json().encode())
+
+
+def read_case(directory: Path) -> Case | None:
+    """The case of an artifact that is still to be compared; None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return Case.model_validate_json((directory / CASE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise UserError(f"{directory / CASE} is damaged; export the artifact again") from error
+
+
+def make_case(decoder: Decoder, dtype: str, tolerance: float) -> Case:
+    """Random tokens and eager PyTorch's logits.
+
+    Args:
+        decoder: left as it was.
+        dtype: that eager PyTorch computes in.
+        tolerance: of the error; where eager PyTorch itself rounds more than that, twice its own
+            distance from float32 is the bound.
+    """
+    rng, num_tokens = np.random.default_rng(0), PROMPT_TOKENS + _STEPS
+    ids = rng.integers(decoder.spec.vocab_size, size=num_tokens).tolist()
+    prompt, steps = ids[:PROMPT_TOKENS], ids[PROMPT_TOKENS:]
+    expected = exact = eager_logits(decoder, prompt, steps, dtype)
+    if dtype != "float32":
+        exact = eager_logits(decoder, prompt, steps, "float32", weights=dtype)
+    rounding = distance(expected, exact)
+    bound = max(tolerance, _ROUNDING_FACTOR * rounding) if math.isfinite(rounding) else tolerance
+    return Case(
+        parts=(tuple(prompt[:-_LAST_PART]), tuple(prompt[-_LAST_PART:])),
+        steps=tuple(steps),
+        rows=encoded(expected),
+        bound=min(bound, _LARGEST_BOUND),
+    )
+
+
+def encoded(rows_RV: Logits) -> tuple[str, ...]:
+    """Rows of logits as text; see `Case.rows`."""
+    return tuple(base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows_RV)
+
+
+def decoded(rows: Sequence[str]) -> Logits:
+    """Rows of logits (R, V) from text.
+
+    Raises:
+        ValueError: they are no base64, or differ in length.
+    """
+    return np.stack([np.frombuffer(base64.b64decode(row, validate=True), "<f4") for row in rows])
+
+
+@contextmanager
+def decided_experts(decoder: Decoder) -> Iterator[bool]:
+    """While inside, selection biases are so far apart that they alone choose the experts.
+
+    Scores that nearly tie fall either way under any rounding, and another expert moves a logit by
+    standard deviations: no comparison of two engines survives that. Gives False, and changes
+    nothing, where no router has a bias.
+    """
+    routers = [m for m in decoder.modules() if isinstance(m, MoE) and m.config.use_bias]
+    before = [moe.expert_bias.clone() for moe in routers]
+    generator = torch.Generator().manual_seed(0)
+    for moe in routers:
+        # Scores lie between 0 and 1. Another order in each block, so that all indices occur.
+        moe.expert_bias.copy_(2.0 * torch.randperm(len(moe.expert_bias), generator=generator))
+    try:
+        yield bool(routers)
+    finally:
+        for moe, bias in zip(routers, before, strict=True):
+            moe.expert_bias.copy_(bias)
+
+
+def distance(found: Logits, expected: Logits) -> float:
+    """Largest difference of a logit, in standard deviations of the expected ones."""
+    return float(np.abs(found - expected).max() / max(float(expected.std()), 1e-30))
+
+
+def eager_logits(
+    decoder: Decoder, prompt: list[int], more: list[int], dtype: str, *, weights: str | None = None
+) -> Logits:
+    """Logits (R, V) of the decoder itself, which is left as it was.
+
+    Args:
+        decoder: weights in any precision.
+        prompt: tokens of the prefill.
+        more: tokens of the decode steps.
+        dtype: that is computed in.
+        weights: precision that weights are rounded to first; None leaves them.
+    """
+    for wanted in (getattr(torch, name) for name in (weights, dtype) if name):
+        if decoder.embedding.weight.dtype != wanted:
+            decoder = copy.deepcopy(decoder).to(wanted)
+    was_training = decoder.training
+    decoder.eval()
+    state = decoder.init_state(1, len(prompt) + len(more))
+    rows = [decoder.prefill(torch.tensor([prompt]), state)]
+    rows += [decoder.step(torch.tensor([token]), state) for token in more]
+    decoder.train(was_training)
+    logits_RV: Logits = torch.cat(rows).float().numpy()
+    return logits_RV
+
+
+def session_rows(session: Session, parts: Sequence[Sequence[int]], steps: Sequence[int]) -> Logits:
+    """Logits (R, V) of a session from its start: after the last part, then after each step."""
+    session.reset()
+    for part in parts:
+        session.prefill(session.prepare(part))
+    rows = [session.logits().copy()]
+    for token in steps:
+        session.decode_step(token)
+        rows.append(session.logits().copy())
+    return np.stack(rows)

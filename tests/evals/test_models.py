@@ -12,6 +12,7 @@ from archloop.evals.tasks.agreement import Agreement
 from archloop.evals.tasks.in_context_recall import InContextRecall
 from archloop.evals.text_tasks import continuation
 from archloop.evals.verbs import Continuation, Prompt
+from archloop.runtimes.exporting import export
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -46,7 +47,7 @@ def decoder():
 def session(decoder, tmp_path_factory):
     runtime = registry.get("runtimes", "torch_eager")()
     folder = tmp_path_factory.mktemp("artifact")
-    runtime.export(decoder, folder, "fp32", parity=False)
+    export(runtime, decoder, folder, "fp32", parity=False)
     session = runtime.open(folder, threads=1, max_context=300)
     yield session
     session.close()

@@ -86,15 +86,14 @@ class SessionModel(Model):
         self._check(request.max_new_tokens, len(request.ids) + request.max_new_tokens)
         stream = TextStream(lambda ids: str(codec.decode(list(ids))), list(request.stops))
         self._session.reset()
-        logits = self._session.prefill([int(token) for token in request.ids])
+        token = self._session.prefill(self._session.prepare([int(each) for each in request.ids]))
         for number in range(request.max_new_tokens):
-            token = int(logits.argmax())
             if token in self._stop_ids:
                 break
             stream.push([token])
             if stream.stopped or number + 1 == request.max_new_tokens:
                 break
-            logits = self._session.decode_step(token)
+            token = self._session.decode_step(token)
         stream.flush()
         return stream.text
 
@@ -108,9 +107,11 @@ class SessionModel(Model):
         """
         self._check(len(forced), len(known) + len(forced))
         self._session.reset()
-        yield self._session.prefill([int(token) for token in known])
+        self._session.prefill(self._session.prepare([int(token) for token in known]))
+        yield self._session.logits()
         for token in forced:
-            yield self._session.decode_step(int(token))
+            self._session.decode_step(int(token))
+            yield self._session.logits()
 
     def _check(self, num_steps: int, num_tokens: int) -> None:
         if num_steps > self._max_steps:

@@ -1,5 +1,5 @@
 # make search runs the quickstart, make test every check, make test-kernels the Triton kernels in
-# Triton's interpreter, which needs no GPU. All make .venv first.
+# Triton's interpreter, which needs no GPU. All make .venv first, but make test-gpu.
 PYTHON ?= python3
 # A package index (or folder of wheels) that holds a CPU build of torch, where yours needs one:
 #   make search TORCH_INDEX=<url>
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 RECIPE ?= recipes/quickstart.yaml
 
-.PHONY: search test test-all test-kernels check clean
+.PHONY: search test test-all test-kernels test-gpu check clean
 
 search: $(VENV)/.installed
 	$(BIN)/archloop search $(RECIPE)
@@ -23,6 +23,19 @@ test-all: check
 # In a folder beside the others' packages: the interpreter fails with newer versions of numpy.
 test-kernels: $(VENV)/.installed-test $(VENV)/interpreter
 	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/interpreter $(BIN)/python -m pytest -n 2 -m gpu tests/blocks tests/stack
+
+# On a machine with a card, with the packages that PYTHON has; nothing is installed. In shards of
+# under ten minutes: make test-gpu GPU_SHARDS="rest" runs one.
+GPU_SHARDS ?= ops blocks rest
+GPU_JOBS ?= 6
+SHARD_ops := tests/blocks/ops
+SHARD_blocks := tests/blocks --ignore=tests/blocks/ops
+SHARD_rest := tests --ignore=tests/blocks
+
+test-gpu: $(addprefix test-gpu-,$(GPU_SHARDS))
+
+test-gpu-%:
+	PYTHONPATH=src timeout 600 $(PYTHON) -m pytest -n $(GPU_JOBS) --dist loadgroup -m gpu $(SHARD_$*)
 
 $(VENV)/interpreter: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==3.6.0 numpy==2.3.5

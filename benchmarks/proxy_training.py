@@ -9,7 +9,7 @@ table and one JSON line.
     --families a,b   families in place of short convolution (all: every one but cfc; none)
     --peers          transformers' LFM2 too
     --profile        where a step of each spends its time, by kernel
-    --steps N        timed steps (default 20)
+    --steps N        steps of a group, of which three are timed (default 10)
 """
 
 import argparse
@@ -85,10 +85,10 @@ def measure(spec: StackSpec, rows: int, length: int, precision: str, steps: int)
     began = time.perf_counter()
     train(decoder, batches, config(1), 0)
     first = time.perf_counter() - began
-    result = train(decoder, batches, config(10 + steps), 0, note, wait_every=5)
-    # Told in groups of five: the time of a group's end, from the second group on.
-    ends = times[4::5][1:]
-    seconds = statistics.median(b - a for a, b in itertools.pairwise(ends)) / 5
+    result = train(decoder, batches, config(4 * steps), 0, note, wait_every=steps)
+    # Told in groups, of which the first captures its step.
+    ends = times[steps - 1 :: steps]
+    seconds = statistics.median(b - a for a, b in itertools.pairwise(ends)) / steps
     return {
         "params": sum(p.numel() for p in decoder.parameters()),
         "batch": rows,
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--precision", default="bfloat16")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.precision}")
     found: dict[str, dict] = {}

@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops.gpu.lengths import any_length
 
-BLOCK_T = 32
+BLOCK_T = 16
+"""Tokens of a program, which goes through their heads: angles are the same for all."""
 
 
 @triton.jit
@@ -36,21 +37,27 @@ def _forward_kernel(
     BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    head, k, half = tl.program_id(1), tl.arange(0, HP), H // 2
+    k, half = tl.arange(0, HP), H // 2
     other = tl.where(k < half, k + half, k - half)
     mask = (token < num_tokens)[:, None] & (k < H)[None, :]
-    at = (token * x_t)[:, None] + head * H
-    x = tl.load(x_ptr + at + k[None, :], mask=mask, other=0.0).to(tl.float32)
-    partner = tl.load(x_ptr + at + other[None, :], mask=mask, other=0.0).to(tl.float32)
     if NORM:
-        scale = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
-        x *= scale * tl.load(w_ptr + k, mask=k < H, other=0.0).to(tl.float32)[None, :]
-        partner *= scale * tl.load(w_ptr + other, mask=k < H, other=0.0).to(tl.float32)[None, :]
+        w = tl.load(w_ptr + k, mask=k < H, other=0.0).to(tl.float32)[None, :]
+        partner_w = tl.load(w_ptr + other, mask=k < H, other=0.0).to(tl.float32)[None, :]
     if ROTATE:
         cos, sin = _turn(positions_ptr, freq_ptr, token, num_tokens, num_steps, p_b, p_t, k, half)
-        x = x * cos + tl.where(k < half, -1.0, 1.0)[None, :] * partner * sin
-    out_at = (token * N + head)[:, None] * H + k[None, :]
-    tl.store(out_ptr + out_at, x.to(out_ptr.dtype.element_ty), mask=mask)
+        sin = tl.where(k < half, -1.0, 1.0)[None, :] * sin
+    for head in range(N):
+        at = (token * x_t)[:, None] + head * H
+        x = tl.load(x_ptr + at + k[None, :], mask=mask, other=0.0).to(tl.float32)
+        partner = tl.load(x_ptr + at + other[None, :], mask=mask, other=0.0).to(tl.float32)
+        if NORM:
+            scale = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
+            x *= scale * w
+            partner *= scale * partner_w
+        if ROTATE:
+            x = x * cos + partner * sin
+        out_at = (token * N + head)[:, None] * H + k[None, :]
+        tl.store(out_ptr + out_at, x.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @any_length("x_t", "p_b", "g_b")
@@ -62,28 +69,34 @@ def _backward_kernel(
 ):  # fmt: skip
     """Gradient of x (heads side by side); that of the weight is a partial sum, one a program."""
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    head, k, half = tl.program_id(1), tl.arange(0, HP), H // 2
+    k, half = tl.arange(0, HP), H // 2
     other = tl.where(k < half, k + half, k - half)
     mask = (token < num_tokens)[:, None] & (k < H)[None, :]
-    g_at = ((token // num_steps) * g_b + (token % num_steps) * g_t)[:, None] + head * g_n
-    g = tl.load(grad_ptr + g_at + k[None, :], mask=mask, other=0.0).to(tl.float32)
-    if ROTATE:
-        partner = tl.load(grad_ptr + g_at + other[None, :], mask=mask, other=0.0).to(tl.float32)
-        cos, sin = _turn(positions_ptr, freq_ptr, token, num_tokens, num_steps, p_b, p_t, k, half)
-        # The inverse rotation: the sine with the opposite sign.
-        g = g * cos + tl.where(k < half, 1.0, -1.0)[None, :] * partner * sin
     if NORM:
         w = tl.load(w_ptr + k, mask=k < H, other=0.0).to(tl.float32)[None, :]
-        at = (token * x_t)[:, None] + head * H + k[None, :]
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
-        unit = x * inverse
-        part = tl.program_id(0).to(tl.int64) * N + head
-        tl.store(dw_ptr + part * H + k, tl.sum(g * unit, 0), mask=k < H)
-        g *= w
-        g = inverse * (g - unit * (tl.sum(g * unit, 1) / H)[:, None])
-    dx_at = (token * N + head)[:, None] * H + k[None, :]
-    tl.store(dx_ptr + dx_at, g.to(dx_ptr.dtype.element_ty), mask=mask)
+    if ROTATE:
+        cos, sin = _turn(positions_ptr, freq_ptr, token, num_tokens, num_steps, p_b, p_t, k, half)
+        # The inverse rotation: the sine with the opposite sign.
+        sin = tl.where(k < half, 1.0, -1.0)[None, :] * sin
+    dw = tl.zeros([BLOCK_T, HP], dtype=tl.float32)
+    for head in range(N):
+        g_at = ((token // num_steps) * g_b + (token % num_steps) * g_t)[:, None] + head * g_n
+        g = tl.load(grad_ptr + g_at + k[None, :], mask=mask, other=0.0).to(tl.float32)
+        if ROTATE:
+            partner = tl.load(grad_ptr + g_at + other[None, :], mask=mask, other=0.0)
+            g = g * cos + partner.to(tl.float32) * sin
+        if NORM:
+            at = (token * x_t)[:, None] + head * H + k[None, :]
+            x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            inverse = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
+            unit = x * inverse
+            dw += g * unit
+            g *= w
+            g = inverse * (g - unit * (tl.sum(g * unit, 1) / H)[:, None])
+        dx_at = (token * N + head)[:, None] * H + k[None, :]
+        tl.store(dx_ptr + dx_at, g.to(dx_ptr.dtype.element_ty), mask=mask)
+    if NORM:
+        tl.store(dw_ptr + tl.program_id(0).to(tl.int64) * H + k, tl.sum(dw, 0), mask=k < H)
 
 
 class NormRotate(torch.autograd.Function):
@@ -108,7 +121,7 @@ class NormRotate(torch.autograd.Function):
         weight = x_BTd if weight_H is None else weight_H
         freq = weight if freq_h is None else freq_h
         tokens = batch * time
-        _forward_kernel[(triton.cdiv(tokens, BLOCK_T), heads)](
+        _forward_kernel[(triton.cdiv(tokens, BLOCK_T),)](
             x_BTd, weight, positions_BT, freq, out_BTNH, tokens, time, x_BTd.stride(1),
             *positions_BT.stride(), eps, **ctx.options,
         )  # fmt: skip
@@ -124,12 +137,16 @@ class NormRotate(torch.autograd.Function):
         (batch, time, _), options = x_BTd.shape, ctx.options
         grad_BNTH = grads[0] if grads[0].stride(3) == 1 else grads[0].contiguous()
         dx_BTd = torch.empty(x_BTd.shape, dtype=x_BTd.dtype, device=x_BTd.device)
-        tokens, heads = batch * time, options["N"]
-        grid = triton.cdiv(tokens, BLOCK_T), heads
-        rows = grid[0] * heads if options["NORM"] else 0
-        parts = torch.empty(rows, options["H"], dtype=torch.float32, device=x_BTd.device)
+        tokens = batch * time
+        programs = triton.cdiv(tokens, BLOCK_T)
+        parts = torch.empty(
+            programs if options["NORM"] else 0,
+            options["H"],
+            dtype=torch.float32,
+            device=x_BTd.device,
+        )
         stride_b, stride_n, stride_t, _ = grad_BNTH.stride()
-        _backward_kernel[grid](
+        _backward_kernel[(programs,)](
             x_BTd, weight, positions_BT, freq, grad_BNTH, dx_BTd, parts,
             tokens, time, x_BTd.stride(1), *positions_BT.stride(), stride_b, stride_n, stride_t,
             ctx.eps, **options,

@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops.gpu.lengths import any_length
 
-BLOCK_R, BLOCK_F = 16, 128
+BLOCK_R, BLOCK_F = 4, 512
+"""As measured on an H100: a row's part is long enough to be read in few transactions."""
 
 
 @any_length()

@@ -1,0 +1,102 @@
+"""A whole study on a card: measured, tuned, trained over two rungs, killed and taken up again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from archloop.store import store
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.timeout(570),
+]
+
+RECIPE = {
+    "name": "card",
+    "seed": 3,
+    "num_trials": 3,
+    "reference": {"layout": ["short_conv", "gqa"]},
+    "initial": [["short_conv", "short_conv"]],
+    "space": {
+        "ship": {"d_model": 128, "vocab_size": 1024},
+        "proxy": {"d_model": 64},
+        "num_blocks": 2,
+        "mixers": {"short_conv": {"kernel": [3, 7]}, "gqa": {"head_dim": 64}},
+        "channel_mixers": {"swiglu": {"expansion": [2.0, 3.0]}},
+    },
+    "targets": {
+        "card": {"device": "host", "runtime": "torch_cuda", "quant": "bf16", "contexts": [64]}
+    },
+    "profile": {"processes": 2, "warmup_steps": 2, "timed_steps": 8, "prefill_repeats": 1},
+    "proxy": {
+        "device": "cuda",
+        "vocab_size": 512,
+        "num_text_windows": 16,
+        "tasks": {
+            "in_context_recall": {
+                "settings": {"vocab_size": 8, "seq_len": 32},
+                "batch_size": 8,
+                "num_eval": 32,
+            }
+        },
+        "rungs": [30, 60],
+        "training": {
+            "schedule": "wsd",
+            "seq_len": 64,
+            "batch_size": 8,
+            "precision": "bfloat16",
+        },
+    },
+    "promote_share": 1.0,
+    "tuning": {"learning_rates": [1e-3, 3e-3, 9e-3], "num_steps": 20},
+    "threads": 1,
+}
+
+
+def start(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "archloop", "search", str(folder / "card.yaml")]
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*command, "--runs", str(folder / "runs")],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"XDG_CACHE_HOME": str(folder / "cache")},
+        )
+
+
+def test_a_killed_study_goes_on_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(RECIPE))
+    home, log = tmp_path / "runs" / "card", tmp_path / "log"
+    process = start(tmp_path, log)
+    deadline = time.monotonic() + 500
+    # Killed while trial 0 trains its second rung: the first rung's checkpoint is what goes on.
+    while not list(home.glob("trials/*/rung-0*")):
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {file: file.read_bytes() for file in home.glob("reference/**/*.json")}
+    assert kept
+    process = start(tmp_path, log)
+    assert process.wait(timeout=deadline - time.monotonic()) == 0, log.read_text()[-3000:]
+    for file, content in kept.items():
+        assert file.read_bytes() == content, file
+    record = store.read(home)
+    assert len(record.trials) == 3
+    for trial in record.trials:
+        assert trial.state == "complete", trial.error
+        first, second = trial.rungs
+        assert (first.num_steps, second.num_steps) == (30, 60)
+        assert second.num_tokens == 2 * first.num_tokens
+        text = [rung.scores["bits_per_byte"].value for rung in trial.rungs]
+        assert 0 < text[1] < text[0] < 8

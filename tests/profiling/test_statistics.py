@@ -12,15 +12,7 @@ from archloop.profiling.statistics import (
     interval,
     percentile,
     ratio_interval,
-    t_quantile,
 )
-
-
-@pytest.mark.parametrize("probability", [0.5, 0.75, 0.9, 0.975, 0.995, 0.9999])
-def test_t_quantile_is_scipys(probability: float) -> None:
-    for degrees in [*range(1, 33), 60, 99, 100, 501]:
-        expected = stats.t.ppf(probability, degrees)
-        assert t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_interval_is_scipys_on_logarithms() -> None:

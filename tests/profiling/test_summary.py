@@ -58,6 +58,19 @@ def test_latency_is_a_request_and_memory_the_worst_context() -> None:
     assert profile.memory.value == near(300 / 200)
 
 
+def test_memory_of_the_reference_beside_itself_is_one_on_average() -> None:
+    """Where noise picks another context in each process, the largest of each would lie above."""
+    high_low, low_high = process(1.0, (330, 400)), process(1.0, (300, 460))
+    even = process(1.0, (315, 430))
+    pairs = [pair(high_low, even), pair(low_high, even)]
+    profile = profile_from_samples(samples(*pairs))
+    assert profile.memory is not None
+    by_context = [(230 * 200) ** 0.5 / 215, (300 * 360) ** 0.5 / 330]
+    assert profile.memory.value == near(max(by_context))
+    largest_of_each = (230 / 215 * 360 / 330) ** 0.5
+    assert profile.memory.value < 1 < largest_of_each
+
+
 def test_memory_is_that_of_the_device_that_computes() -> None:
     """On a GPU the process's own memory counts for nothing."""
 

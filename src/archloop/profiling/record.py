@@ -68,7 +68,8 @@ class Profile(_Record):
         figures: by context, ascending.
         latency: request latency (TTFT + `decode_tokens` steps) over the reference's, geometric mean
             over contexts; None without a reference.
-        memory: peak less baseline over the reference's, largest over contexts; None likewise.
+        memory: peak less baseline over the reference's, the largest of its means by context (a mean
+            of each process's largest would lie above 1 for the reference itself); None likewise.
         ratios: per-context ratios to the reference by figure name, `{"1024": {"ttft_ms": ...}}`.
         flags: readings that make one doubt a figure (load, clock, temperature), plain words.
         num_processes: fresh processes behind each estimate.

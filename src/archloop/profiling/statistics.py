@@ -7,7 +7,6 @@ vary by factors, hence logarithms; a ratio to the reference is then a plain mean
 
 import math
 from collections.abc import Sequence
-from functools import cache
 
 from archloop.profiling.record import Interval
 
@@ -47,34 +46,9 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(math.log(value) for value in values) / len(values))
 
 
-@cache
 def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t for whole degrees of freedom and a probability of at least 1/2.
+    """Quantile of Student's t."""
+    # Imported here: worker processes read this module too, and their memory is what is measured.
+    from scipy import special
 
-    Bisection on the finite series of the distribution function (Abramowitz and Stegun, 26.7.3 and
-    26.7.4), which spares a dependency on scipy.
-    """
-    assert 0.5 <= probability < 1
-    low, high = 0.0, 1.0
-    while _t_distribution(high, degrees) < probability:
-        high *= 2
-    while (middle := (low + high) / 2) not in (low, high):
-        if _t_distribution(middle, degrees) < probability:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _t_distribution(t: float, degrees: int) -> float:
-    """P(T <= t) for t >= 0."""
-    angle = math.atan2(t, math.sqrt(degrees))
-    cos_squared = degrees / (degrees + t * t)
-    odd = degrees % 2
-    term = math.cos(angle) if odd else 1.0
-    total = 0.0
-    for k in range(1 + odd, degrees, 2):
-        total += term
-        term *= cos_squared * k / (k + 1)
-    inside = (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
-    return 0.5 + inside / 2
+    return float(special.stdtrit(degrees, probability))

@@ -50,7 +50,13 @@ def profile_from_samples(samples: Samples) -> Profile:
         [_latency_ms(process, tokens) for process in candidates],
         [_latency_ms(process, tokens) for process in references],
     )
-    memory = interval([_memory(a, b) for a, b in zip(candidates, references, strict=True)])
+    memory = max(
+        (
+            ratio_interval(_net_bytes(candidates, index), _net_bytes(references, index))
+            for index in range(len(contexts))
+        ),
+        key=lambda ratio: ratio.value,
+    )
     return profile.model_copy(update={"ratios": ratios, "latency": latency, "memory": memory})
 
 
@@ -80,12 +86,9 @@ def _latency_ms(process: ProcessSamples, decode_tokens: int) -> float:
     )
 
 
-def _memory(candidate: ProcessSamples, reference: ProcessSamples) -> float:
-    """Net memory over the reference's, largest over contexts."""
-    return max(
-        candidate.net_bytes(ours) / reference.net_bytes(theirs)
-        for ours, theirs in zip(candidate.contexts, reference.contexts, strict=True)
-    )
+def _net_bytes(processes: list[ProcessSamples], index: int) -> list[float]:
+    """Of each process, the peak at a context less the empty engine's."""
+    return [float(process.net_bytes(process.contexts[index])) for process in processes]
 
 
 def _flags(samples: Samples) -> Iterator[str]:

@@ -44,6 +44,12 @@ KINDS = {
     "channel_mixers": Kind(
         "channel mixer", "archloop.blocks.channel_mixers", "archloop.blocks.base:ChannelMixer"
     ),
+    "layouts": Kind(
+        "checkpoint layout",
+        "archloop.checkpoints.layouts",
+        "archloop.checkpoints.layouts.base:Layout",
+        shared=("base", "parts"),
+    ),
     "runtimes": Kind(
         "runtime",
         "archloop.runtimes",

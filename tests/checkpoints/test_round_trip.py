@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 
 from archloop import checkpoints, registry
@@ -31,7 +32,7 @@ def assert_same(ours: Decoder, theirs: Decoder) -> None:
     [
         {},
         {"max_shard_bytes": 10_000},
-        {"experts": "fused"},
+        {"variant": "fused"},
         {"layout": "archloop"},
         {"layout": "archloop", "max_shard_bytes": 10_000},
     ],
@@ -60,6 +61,68 @@ def test_a_copy_of_the_tied_head_is_accepted(tmp_path: Path) -> None:
         lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}),
     )
     assert_same(checkpoints.load(folder), folders.decoder())
+
+
+def test_a_tied_head_may_be_stored_in_place_of_the_embedding(tmp_path: Path) -> None:
+    """As `safetensors.torch.save_model` does, which keeps one name of each shared tensor."""
+    folder = folders.whole(tmp_path / "model")
+    folders.edit_tensors(
+        folder / files.WEIGHTS,
+        lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}),
+    )
+    assert_same(checkpoints.load(folder), folders.decoder())
+
+
+def _searched(*expansions: float, **attention: Any) -> StackSpec:
+    """A stack as a search gives it: what it leaves open takes its default."""
+    mixers = MixerSpec(name="short_conv"), MixerSpec(name="gqa", config=attention)
+    blocks = tuple(
+        BlockSpec(
+            mixers=(mixer,),
+            channel_mixer=ChannelMixerSpec(name="swiglu", config={"expansion": expansion}),
+        )
+        for mixer, expansion in zip(mixers, expansions, strict=True)
+    )
+    return StackSpec(d_model=64, vocab_size=300, blocks=blocks)
+
+
+def test_settings_left_open_are_said_as_what_they_come_to(tmp_path: Path) -> None:
+    """With the keys that llama.cpp's converter asks for; transformers loads it."""
+    decoder = folders.decoder(_searched(2.0, 2.0, head_dim=32))
+    checkpoints.save(decoder, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / files.CONFIG).read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (2, 1)
+    assert config["block_auto_adjust_ff_dim"] is False
+    assert (config["block_multiple_of"], config["block_ffn_dim_multiplier"]) == (256, 1.0)
+    ids_BT = torch.arange(9)[None]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(theirs(ids_BT).logits, decoder(ids_BT))
+
+
+@pytest.mark.parametrize(
+    "spec, named",
+    [
+        (_searched(2.0, 3.0), r"lfm2: block 1 has channel_mixer\.d_ff=192.*only say 128"),
+        (_searched(2.0, 2.0, scale=0.3), r"lfm2: block 1 has mixers\[0\]\.scale=0\.3"),
+        (_searched(2.0, 2.0, qk_norm=False), r"llama: block 0 has the mixer short_conv"),
+    ],
+)
+def test_what_a_configuration_cannot_say_is_named(
+    spec: StackSpec, named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"{named}.*layout='archloop'"):
+        checkpoints.save(folders.decoder(spec), tmp_path / "model")
+    checkpoints.save(folders.decoder(spec), tmp_path / "model", layout="archloop")
+    assert checkpoints.load(tmp_path / "model").spec == spec
+
+
+def test_a_family_and_its_variants_are_chosen_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not of the llama family: block 0 has"):
+        checkpoints.save(folders.decoder(), tmp_path / "model", layout="llama")
+    with pytest.raises(ValueError, match="unknown checkpoint layout 'lama'; did you mean 'llama'"):
+        checkpoints.save(folders.decoder(), tmp_path / "model", layout="lama")
+    with pytest.raises(ValueError, match="variant='fussed': did you mean 'fused'"):
+        checkpoints.save(folders.decoder(), tmp_path / "model", variant="fussed")
 
 
 def test_dtype_can_be_chosen(tmp_path: Path) -> None:

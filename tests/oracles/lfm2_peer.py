@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from archloop.checkpoints import lfm2
+from archloop.checkpoints import families
 from archloop.stack import presets
 
 DENSE = ("lfm2-350m", "lfm2-700m", "lfm2-1.2b", "lfm2-2.6b")
@@ -20,7 +20,7 @@ def config(name: str, num_layers: int | None = 4, **changes: Any) -> dict[str, A
 
     The first four layers have every kind: dense and sparse, convolution and attention.
     """
-    given = lfm2.from_spec(presets.load(name))
+    given = families.layout("lfm2").write(presets.load(name))
     ratio = given["num_attention_heads"] // given["num_key_value_heads"]
     width = 32 * ratio
     kinds = given["layer_types"][:num_layers]

@@ -8,7 +8,7 @@ import torch
 
 from archloop import checkpoints
 from archloop.blocks.ops.rope import rotate
-from archloop.checkpoints import lfm2
+from archloop.checkpoints import families
 from archloop.stack import presets
 from archloop.stack.decoder import Decoder
 from oracles import lfm2_peer
@@ -79,7 +79,7 @@ def test_what_we_save_loads_in_transformers(pair: Any, tmp_path: Path) -> None:
     ours, peer = pair
     ids_BT = ids_of((2, 11))
     checkpoints.save(ours, tmp_path / "whole")
-    checkpoints.save(ours, tmp_path / "cut", max_shard_bytes=100_000, experts="fused")
+    checkpoints.save(ours, tmp_path / "cut", max_shard_bytes=100_000, variant="fused")
     for folder in (tmp_path / "whole", tmp_path / "cut"):
         again, report = type(peer).from_pretrained(folder, output_loading_info=True)
         assert not any(report[key] for key in ("missing_keys", "unexpected_keys"))
@@ -188,4 +188,5 @@ def test_expert_bias_is_used_in_these_tests() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_preset_configurations_round_trip(name: str) -> None:
     spec = presets.load(name)
-    assert lfm2.to_spec(lfm2.from_spec(spec)) == spec
+    layout = families.layout("lfm2")
+    assert layout.read(layout.write(spec)) == spec

@@ -18,6 +18,7 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.attention import attention
 from archloop.blocks.ops.norm_rotate import norm_rotate
+from archloop.blocks.ops.rope import Rope
 from archloop.blocks.widths import count_heads
 from archloop.errors import UserError
 
@@ -33,8 +34,31 @@ class AttentionConfig(MixerConfig):
     qk_norm: bool = True
     norm_eps: float = Field(1e-5, gt=0)
     rope_theta: float | None = Field(1e6, gt=1)
+    rope_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of a head's pairs that turn (LFM3: a half); the others carry no position."""
+    rope_factor: float = Field(1.0, ge=1)
+    """Slows the pairs down, for texts longer than trained on (see `Rope`); 1 is off."""
+    rope_trained_context: int | None = Field(None, ge=1)
+    rope_low_freq_factor: float = Field(1.0, gt=0)
+    rope_high_freq_factor: float = Field(4.0, gt=0)
+    head_gate: Annotated[bool, Gene((False, True))] = False
+    """Scale each head's output by a sigmoid of the input (LFM3; arXiv 2505.06708)."""
     scale: float | None = Field(None, gt=0)
     """Factor on q.k; default head_dim^-1/2."""
+
+    @property
+    def rope(self) -> Rope | None:
+        """Rotation of queries and keys."""
+        if self.rope_theta is None:
+            return None
+        factors = self.rope_low_freq_factor, self.rope_high_freq_factor
+        return Rope(
+            self.rope_theta,
+            self.rope_fraction,
+            self.rope_factor,
+            self.rope_trained_context,
+            *factors,
+        )
 
     def sizes(self, d_model: int) -> dict[str, int]:
         num_heads = self.num_heads or count_heads(d_model, self.head_dim, f"d_model={d_model}")
@@ -51,7 +75,8 @@ class AttentionConfig(MixerConfig):
     def num_params(self, d_model: int, *, consumer: bool = False) -> int:
         q, kv = self._widths(d_model)
         norms = (1 if consumer else 2) * self.head_dim if self.qk_norm else 0
-        return 2 * d_model * q + (0 if consumer else 2 * d_model * kv) + norms
+        gate = d_model * self.sizes(d_model)["num_heads"] if self.head_gate else 0
+        return 2 * d_model * q + (0 if consumer else 2 * d_model * kv) + norms + gate
 
     def _widths(self, d_model: int) -> tuple[int, int]:
         sizes = self.sizes(d_model)
@@ -60,7 +85,9 @@ class AttentionConfig(MixerConfig):
     def _flops(self, d_model: int, num_tokens: int, num_pairs: int, consumer: bool) -> int:
         """Projections of `num_tokens` and `num_pairs` query-key pairs."""
         q, kv = self._widths(d_model)
-        return num_tokens * 2 * d_model * (2 * q + (0 if consumer else 2 * kv)) + 4 * num_pairs * q
+        gates = self.sizes(d_model)["num_heads"] if self.head_gate else 0
+        outputs = 2 * q + (0 if consumer else 2 * kv) + gates
+        return num_tokens * 2 * d_model * outputs + 4 * num_pairs * q
 
 
 class Attention(SequenceMixer):
@@ -81,11 +108,12 @@ class Attention(SequenceMixer):
         sizes = config.sizes(d_model)
         self.num_heads, self.num_kv_heads = sizes["num_heads"], sizes["num_kv_heads"]
         self.head_dim = config.head_dim
-        self.rope_theta = config.rope_theta
+        self.rope_theta, self.rope = config.rope_theta, config.rope
         self.scale = config.scale or config.head_dim**-0.5
         num_out = self.num_heads + (0 if consumer else 2 * self.num_kv_heads)
         self.qkv_proj = Linear(d_model, num_out * self.head_dim)
         self.out_proj = Linear(self.num_heads * self.head_dim, d_model)
+        self.gate_proj = Linear(d_model, self.num_heads) if config.head_gate else None
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm: nn.Module | None = None
         if not consumer:
@@ -106,30 +134,39 @@ class Attention(SequenceMixer):
         k_BTd, v_BTd = kv.chunk(2, -1)
         return self._placed(k_BTd, self.num_kv_heads, self.k_norm, positions_BT), self._heads(v_BTd)
 
-    def attend(self, q_BNTH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        x_BTD: Tensor,
+        q_BNTH: Tensor,
+        k_BMSH: Tensor,
+        v_BMSH: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         """Output of each query; `mask` (B or 1, 1, T, S) is True where allowed, None for causal."""
-        y_BNTH = attention(q_BNTH, k_BMSH, v_BMSH, mask, self.scale)
-        return self.join(y_BNTH)
+        return self.join(x_BTD, attention(q_BNTH, k_BMSH, v_BMSH, mask, self.scale))
 
-    def join(self, y_BNTH: Tensor) -> Tensor:
-        """What becomes of the heads' outputs, (B, T, D)."""
-        return self.out_proj(y_BNTH.transpose(1, 2).flatten(2))
+    def join(self, x_BTD: Tensor, y_BNTH: Tensor) -> Tensor:
+        """What becomes of the heads' outputs, (B, T, D), for the mixer's input x."""
+        y_BTNH = y_BNTH.transpose(1, 2)
+        if self.gate_proj is not None:
+            y_BTNH = y_BTNH * self.gate_proj(x_BTD).sigmoid()[..., None]
+        return self.out_proj(y_BTNH.flatten(2))
 
     def attend_step(
-        self, q_BN1H: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask_BS: Tensor
+        self, x_BD: Tensor, q_BN1H: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask_BS: Tensor
     ) -> Tensor:
         """As `attend` for one token: the queries of a group read their KV head once."""
         batch = q_BN1H.shape[0]
         q_BMGH = q_BN1H.view(batch, self.num_kv_heads, -1, self.head_dim)
         y_BMGH = attention(q_BMGH, k_BMSH, v_BMSH, mask_BS[:, None, None], self.scale)
-        return self.out_proj(y_BMGH.reshape(batch, -1))
+        return self.join(x_BD[:, None], y_BMGH.reshape(batch, -1, 1, self.head_dim))[:, 0]
 
     def _placed(
         self, x_BTd: Tensor, num_heads: int, norm: nn.Module, positions_BT: Tensor
     ) -> Tensor:
         """Heads after norm and RoPE."""
         weight_H, eps = (norm.weight, norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
-        return norm_rotate(x_BTd, num_heads, weight_H, eps, positions_BT, self.rope_theta)
+        return norm_rotate(x_BTd, num_heads, weight_H, eps, positions_BT, self.rope)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)

@@ -6,6 +6,7 @@ memory of ours: the peak is the model and at most one tensor on its way to anoth
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from archloop.checkpoints import files, hub, lfm2, names, tokens
-from archloop.checkpoints.names import Piece
+from archloop.checkpoints import families, files, hub, names, tokens
+from archloop.checkpoints.layouts.base import Layout
+from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
 from archloop.stack import cost
 from archloop.stack.cost import mixer_config
@@ -40,7 +42,9 @@ def load(
     *,
     revision: str | None = None,
 ) -> Decoder:
-    """A decoder from an LFM2 or LFM2-MoE checkpoint in Hugging Face layout, or from our own.
+    """A decoder from a checkpoint in our own layout, or in that of a family.
+
+    Families are the plug-ins of kind ``layouts``, such as LFM2, LFM2-MoE and Llama.
 
     Args:
         path_or_hub_id: a folder, or a name such as ``LiquidAI/LFM2-350M``.
@@ -78,33 +82,33 @@ def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str) -
             + files.interrupted(folder)
         )
     try:
-        spec = lfm2.to_spec(config)
-        cost.check(spec)
+        layout = families.reading(config)
+        spec = layout.read(config)
     except ValueError as error:
         raise UserError(f"{folder / files.CONFIG}: {error}") from error
-    return _fill(folder, spec, config, dtype, device)
+    return _fill(folder, spec, (layout, config), dtype, device)
 
 
 def _fill(
     folder: Path,
     spec: StackSpec,
-    config: dict[str, Any] | None,
+    family: tuple[Layout, dict[str, Any]] | None,
     dtype: torch.dtype | None,
     device: torch.device | str,
 ) -> Decoder:
     with ExitStack() as stack:
         stored = StoredTensors(folder, stack)
-        if config is None:
+        if family is None:
             decoder = _without_memory(spec, folder)
             pieces = _checked(stored, names.own(decoder))
         else:
             # Sizes that no machine could hold are found before any module has them.
-            pieces = _lfm2_pieces(stored, spec)
+            pieces = _pieces(stored, family[0], spec)
             decoder = _without_memory(spec, folder)
-        if config is None and dtype is None:
+        if family is None and dtype is None:
             _take_dtypes(decoder, stored)
         else:
-            decoder.to(dtype or _dtype(stored, config or {}))
+            decoder.to(dtype or _dtype(stored, family[1] if family else {}))
         _materialise(decoder, device)
         targets = names.stored(decoder)
         with torch.no_grad():
@@ -112,7 +116,7 @@ def _fill(
                 # A bias that the router does not use, which LFM2's layout leaves out.
                 targets[name].zero_()
             for piece in pieces:
-                piece.view(targets[piece.target]).copy_(stored.tensor(piece.name))
+                piece.load(stored.tensor(piece.name), targets[piece.target])
     return decoder.eval()
 
 
@@ -169,15 +173,18 @@ class StoredTensors:
         return tensor
 
 
-def _lfm2_pieces(stored: StoredTensors, spec: StackSpec) -> list[Piece]:
-    """The pieces of a Hugging Face layout, all there and as they must be."""
-    fused = any(name.endswith("experts.gate_up_proj") for name in stored.shapes)
-    tied = spec.tie_embeddings and "lm_head.weight" in stored.shapes
-    pieces = names.lfm2(spec, "fused" if fused else "separate")
-    checked = _checked(stored, pieces, {"lm_head.weight"} if tied else set())
-    if tied:
-        _check_tied_head(stored)
-    return checked
+def _pieces(stored: StoredTensors, layout: Layout, spec: StackSpec) -> list[Piece]:
+    """The pieces of a family's layout, all there and as they must be."""
+    pieces = layout.pieces(spec, layout.variant(stored.shapes))
+    head, embedding = layout.head, layout.embedding
+    if not spec.tie_embeddings or head not in stored.shapes:
+        return _checked(stored, pieces)
+    if embedding in stored.shapes:
+        checked = _checked(stored, pieces, {head})
+        _check_tied_head(stored, head, embedding)
+        return checked
+    # Whoever stores what is tied once may have kept either name.
+    return _checked(stored, (replace(p, name=head) if p.name == embedding else p for p in pieces))
 
 
 def _checked(
@@ -213,9 +220,8 @@ def _checked(
     return checked
 
 
-def _check_tied_head(stored: StoredTensors) -> None:
+def _check_tied_head(stored: StoredTensors, head: str, embedding: str) -> None:
     """A head stored beside a tied embedding must be that embedding."""
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     same = (
         stored.shapes[head] == stored.shapes[embedding]
         and stored.dtypes[head] == stored.dtypes[embedding]

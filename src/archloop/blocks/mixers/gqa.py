@@ -43,7 +43,7 @@ class GQA(Attention):
         q_BNTH = self.queries(x_BTD, span.positions_BT)
         k_BMSH, v_BMSH = shared["k"], shared["v"]
         mask_B1TS = causal_mask(shared, k_BMSH.shape[2], span)
-        return self.attend(q_BNTH, k_BMSH, v_BMSH, mask_B1TS)
+        return self.attend(x_BTD, q_BNTH, k_BMSH, v_BMSH, mask_B1TS)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         k_BM1H, v_BM1H = self.keys_values(x_BD[:, None], positions_B[:, None])
@@ -56,7 +56,7 @@ class GQA(Attention):
         q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
         slots_S = torch.arange(shared["k"].shape[2], device=x_BD.device)
         mask_BS = slots_S <= positions_B[:, None]
-        return self.attend_step(q_BN1H, shared["k"], shared["v"], mask_BS)
+        return self.attend_step(x_BD, q_BN1H, shared["k"], shared["v"], mask_BS)
 
 
 def _filled(state: State, reach: int, dtype: torch.dtype) -> Features:

@@ -75,13 +75,14 @@ class SWA(Attention):
         time, num_keys = x_BTD.shape[1], k_BMSH.shape[2]
         alone = num_keys == time and span.segments_BT is None
         if alone and time <= self.window:
-            return self.attend(q_BNTH, k_BMSH, v_BMSH, None)
+            return self.attend(x_BTD, q_BNTH, k_BMSH, v_BMSH, None)
         if alone and takes_windows(q_BNTH):
-            return self.join(window_attention(q_BNTH, k_BMSH, v_BMSH, self.window, self.scale))
+            y_BNTH = window_attention(q_BNTH, k_BMSH, v_BMSH, self.window, self.scale)
+            return self.join(x_BTD, y_BNTH)
         chunk, num_past = max(self.window, min(MIN_CHUNK, time)), num_keys - time
         if not alone and time <= chunk:
             mask_B1Tk = self._allowed(span, time, num_past, num_past)
-            return self.attend(q_BNTH, k_BMSH, v_BMSH, mask_B1Tk)
+            return self.attend(x_BTD, q_BNTH, k_BMSH, v_BMSH, mask_B1Tk)
         tail = -(-time // chunk) * chunk - time
         front = 0 if alone else chunk - num_past
         q_BNSH = F.pad(q_BNTH, (0, 0, 0, tail))
@@ -91,7 +92,7 @@ class SWA(Attention):
         else:
             mask_X1Cc = self._allowed(span, chunk, chunk, num_past)
             y_BNSH = self._in_pairs(q_BNSH, k_BMSH, v_BMSH, mask_X1Cc, chunk)
-        return self.join(y_BNSH[:, :, :time])
+        return self.join(x_BTD, y_BNSH[:, :, :time])
 
     def _alone(self, q_BNSH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, chunk: int) -> Tensor:
         """One sequence a row, from its start: all chunks but the first share a small mask."""
@@ -149,7 +150,8 @@ class SWA(Attention):
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
         slots_R = torch.arange(shared["k"].shape[2], device=x_BD.device)
-        return self.attend_step(q_BN1H, shared["k"], shared["v"], slots_R <= positions_B[:, None])
+        mask_BR = slots_R <= positions_B[:, None]
+        return self.attend_step(x_BD, q_BN1H, shared["k"], shared["v"], mask_BR)
 
 
 def _past(ring_BMRH: Tensor, span: Span, num_past: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.heads import split_heads
-from archloop.blocks.ops.rope import frequencies, rotate
+from archloop.blocks.ops.rope import Rope, frequencies, rotate
 
 WIDEST_KERNEL = 512
 """Head width up to which one program holds whole heads of several tokens."""
@@ -22,7 +22,7 @@ def norm_rotate(
     weight_H: Tensor | None,
     eps: float,
     positions_BT: Tensor,
-    theta: float | None,
+    theta: float | Rope | None,
 ) -> Tensor:
     """Heads (B, N, T, H) of x after norm and rotation.
 
@@ -32,7 +32,7 @@ def norm_rotate(
         weight_H: of the norm; None: no norm.
         eps: of the norm.
         positions_BT: place of each token.
-        theta: base of RoPE; None: no rotation.
+        theta: RoPE, or its base; None: no rotation.
     """
     head_dim = x_BTd.shape[-1] // num_heads
     if head_dim <= WIDEST_KERNEL and triton_kernels.fusible(x_BTd):

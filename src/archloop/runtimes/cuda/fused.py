@@ -21,6 +21,7 @@ from archloop.blocks.channel_mixers.moe import MoE
 from archloop.blocks.channel_mixers.swiglu import SwiGLU
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
+from archloop.blocks.ops.rope import Rope
 from archloop.stack import head
 from archloop.stack.block import Block
 from archloop.stack.cost import channel_config, mixer_config
@@ -76,6 +77,8 @@ def _unsupported_block(block: BlockSpec) -> str | None:
         config: Any = mixer_config(mixer)
         if not config.qk_norm or config.rope_theta is None or config.head_dim not in (64, 128):
             return "gqa is fused with QK-norm, RoPE and a head_dim of 64 or 128"
+        if config.head_gate or config.rope != Rope(config.rope_theta):
+            return "gates of heads, and RoPE that is partial or slowed down, are not fused"
     if block.channel_mixer.name not in ("swiglu", "moe"):
         return f"{block.channel_mixer.name} is not fused; swiglu and moe are"
     plain = {"router": "lfm2", "shared_expansion": 0.0, "activation": "swiglu"}

@@ -1,0 +1,157 @@
+"""What a checkpoint layout is: a family's `config.json` and tensors, to and from a stack spec.
+
+A new layout is one file in `checkpoints/layouts/` with one subclass. It reads a configuration into
+a spec, writes a draft of one from a spec, and lists its tensors as pieces. Whether a draft says all
+that a spec is, is settled here: it is read again and compared, so nothing is left out silently.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar
+
+from archloop.checkpoints.keys import Keys
+from archloop.checkpoints.pieces import Piece
+from archloop.errors import UserError
+from archloop.stack import cost
+from archloop.stack.cost import channel_config, mixer_config
+from archloop.stack.spec import BlockSpec, MixerSpec, StackSpec
+
+_TRAINING_ONLY = frozenset({"bias_update_rate"})
+"""Settings that no configuration of a model says, since they act in training."""
+
+
+class UnsayableError(UserError):
+    """A layout has no words for a part of a spec."""
+
+
+class Layout(ABC):
+    """A family of checkpoints.
+
+    Attributes:
+        name: the plug-in's name, set by the registry.
+        model_types: values of ``model_type`` in its `config.json`, and the architecture of each.
+        variants: ways to cut the tensors, the one to write first.
+        examples: small configurations, which between them say all that the family can; tests
+            build, save and load each, and compare with transformers.
+        embedding, head: the checkpoint's names of the tensors that a tied model has one of.
+    """
+
+    name: ClassVar[str] = ""
+    model_types: ClassVar[Mapping[str, str]]
+    variants: ClassVar[tuple[str, ...]] = ("plain",)
+    examples: ClassVar[tuple[Mapping[str, Any], ...]]
+    embedding: ClassVar[str] = "model.embed_tokens.weight"
+    head: ClassVar[str] = "lm_head.weight"
+
+    @abstractmethod
+    def to_spec(self, keys: Keys) -> StackSpec:
+        """The spec that a configuration describes.
+
+        Raises:
+            UserError: values that contradict each other or cannot be built; names the key.
+        """
+
+    @abstractmethod
+    def from_spec(self, spec: StackSpec) -> dict[str, Any]:
+        """A configuration, as if every block were like the first of its kind.
+
+        Raises:
+            UnsayableError: the spec has a part that the family does not know at all.
+        """
+
+    @abstractmethod
+    def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
+        """The tensors of a checkpoint of the spec."""
+
+    def variant(self, stored: Collection[str]) -> str:
+        """Which variant the names of stored tensors belong to."""
+        return self.variants[0]
+
+    def read(self, config: Mapping[str, Any]) -> StackSpec:
+        """The spec of a `config.json`, every key of which is understood.
+
+        Raises:
+            UserError: another family's, or as `to_spec`, or a key that could change results.
+        """
+        model_type = config.get("model_type")
+        if not isinstance(model_type, str) or model_type not in self.model_types:
+            raise UserError(f"model_type={model_type!r} is not of {', '.join(self.model_types)}")
+        expected = [self.model_types[model_type]]
+        if (names := config.get("architectures") or expected) != expected:
+            raise UserError(
+                f"architectures={names!r} does not fit model_type={model_type!r}; "
+                f"expected {expected!r}"
+            )
+        keys = Keys(config, model_type)
+        spec = self.to_spec(keys)
+        keys.finish()
+        cost.check(spec)
+        return spec
+
+    def write(self, spec: StackSpec) -> dict[str, Any]:
+        """The `config.json` of a spec, without token ids and dtype.
+
+        Raises:
+            UnsayableError: it would say something else than the spec; names block and setting.
+        """
+        config = self.from_spec(spec)
+        config["architectures"] = [self.model_types[config["model_type"]]]
+        try:
+            again = self.read(config)
+        except UnsayableError:
+            raise
+        except ValueError as error:
+            raise UnsayableError(str(error)) from error
+        for index, (want, have) in enumerate(zip(spec.blocks, again.blocks, strict=True)):
+            wanted, said = _settled(want, spec.d_model), _settled(have, spec.d_model)
+            for key in wanted.keys() | said.keys():
+                if wanted.get(key) != said.get(key):
+                    raise UnsayableError(
+                        f"block {index} has {key}={wanted.get(key)!r}, its configuration can only "
+                        f"say {said.get(key)!r} there"
+                    )
+        for field in sorted(StackSpec.model_fields.keys() - {"version", "blocks", "max_context"}):
+            if getattr(spec, field) != getattr(again, field):
+                raise UnsayableError(f"{field}={getattr(spec, field)!r} cannot be said")
+        return config
+
+
+def first_mixer(spec: StackSpec, *names: str) -> MixerSpec | None:
+    """The first mixer of one of these names."""
+    return next((mixer for _, _, mixer in cost.mixers(spec) if mixer.name in names), None)
+
+
+def only_mixer(block: BlockSpec, index: int, *names: str) -> MixerSpec:
+    """The one mixer of a block.
+
+    Raises:
+        UnsayableError: there are none or several, or it is none of `names`.
+    """
+    if len(block.mixers) != 1 or block.channel_mixer is None:
+        raise UnsayableError(f"block {index} must have one mixer and a channel mixer")
+    if block.mixers[0].name not in names:
+        raise UnsayableError(f"block {index} has the mixer {block.mixers[0].name}")
+    return block.mixers[0]
+
+
+def sizes_of(mixer: MixerSpec, d_model: int) -> dict[str, Any]:
+    """A mixer's settings, defaults filled in and sizes worked out."""
+    config = mixer_config(mixer)
+    return {**config.model_dump(), **config.sizes(d_model)}
+
+
+def _settled(block: BlockSpec, width: int) -> dict[str, Any]:
+    """A block as flat settings, defaults filled in and sizes worked out."""
+    found: dict[str, Any] = block.model_dump(exclude={"mixers", "channel_mixer"})
+    if len(block.mixers) < 2:
+        found.pop("combine", None)
+    for slot, mixer in enumerate(block.mixers):
+        where = f"mixers[{slot}]."
+        values = mixer.model_dump(exclude={"config"})
+        values |= dict(mixer_config(mixer).signature(width))
+        found |= {where + key: value for key, value in values.items()}
+    if block.channel_mixer is not None:
+        values = block.channel_mixer.model_dump(exclude={"config"})
+        values |= dict(channel_config(block.channel_mixer).signature(width))
+        found |= {f"channel_mixer.{k}": v for k, v in values.items() if k not in _TRAINING_ONLY}
+    return found

@@ -1,0 +1,170 @@
+"""Parts that families share: rotary settings, projections, gated feed-forwards."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from archloop.checkpoints.keys import Keys
+from archloop.checkpoints.layouts.base import UnsayableError, sizes_of
+from archloop.checkpoints.pieces import Piece, rows
+from archloop.errors import UserError
+from archloop.stack.cost import channel_config
+from archloop.stack.spec import BlockSpec, MixerSpec, Scalar
+
+_LLAMA3 = {
+    "rope_trained_context": "original_max_position_embeddings",
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+}
+
+
+def heads(keys: Keys, width: int, *, default_kv_heads: int | None = None) -> dict[str, Scalar]:
+    """Settings of grouped queries: ``head_dim``, ``queries_per_kv`` and where needed ``num_heads``.
+
+    Raises:
+        UserError: heads that do not divide each other.
+    """
+    num = keys.number("num_attention_heads")
+    num_kv = keys.number("num_key_value_heads", default_kv_heads or num)
+    if num % num_kv:
+        raise UserError(f"num_key_value_heads={num_kv} does not divide num_attention_heads={num}")
+    head_dim = keys.number("head_dim", width // num)
+    settings: dict[str, Scalar] = {"head_dim": head_dim, "queries_per_kv": num // num_kv}
+    if head_dim * num != width:
+        settings["num_heads"] = num
+    return settings
+
+
+def head_keys(mixer: MixerSpec, width: int) -> dict[str, Any]:
+    """The keys that `heads` reads."""
+    sizes = sizes_of(mixer, width)
+    return {
+        "num_attention_heads": sizes["num_heads"],
+        "num_key_value_heads": sizes["num_kv_heads"],
+        "head_dim": sizes["head_dim"],
+    }
+
+
+def rope(keys: Keys, theta: float, kinds: Collection[str] = ("default",)) -> dict[str, Scalar]:
+    """Settings of RoPE, which may be said in several places that must agree.
+
+    Args:
+        keys: of the configuration; ``rope_theta``, ``rope_parameters`` and ``rope_scaling``.
+        theta: default of the base.
+        kinds: values of ``rope_type`` that are built.
+
+    Raises:
+        UserError: they contradict each other, or another kind.
+    """
+    said = {key: keys.real(key) for key in ("rope_theta", "theta") if key in keys}
+    settings: dict[str, Scalar] = {}
+    for key in ("rope_parameters", "rope_scaling"):
+        with keys.inside(key) as inner:
+            if f"{key}.rope_theta" in inner:
+                said[f"{key}.rope_theta"] = inner.real(f"{key}.rope_theta")
+            settings |= rope_kind(inner, f"{key}.", kinds)
+    keys.fixed("partial_rotary_factor", 1.0)
+    bases = list(said.values()) or [theta]
+    if any(base != bases[0] for base in bases):
+        raise UserError(f"the rotary base is said twice, differently: {said}")
+    if bases[0] <= 1:
+        raise UserError(f"rope_theta={bases[0]!r} must be a number above 1")
+    return {"rope_theta": bases[0], **settings}
+
+
+def rope_kind(inner: Keys, stem: str, kinds: Collection[str]) -> dict[str, Scalar]:
+    """What a ``rope_type`` and its factors say beside the base, whose keys begin with `stem`."""
+    kind = inner.get(f"{stem}type", "default")
+    kind = inner.get(f"{stem}rope_type", kind)
+    if kind not in kinds:
+        raise UserError(f"{stem}rope_type={kind!r} is not supported; only {', '.join(kinds)}")
+    share = f"{stem}partial_rotary_factor"
+    if kind == "proportional":
+        return {"rope_fraction": inner.real(share, 1.0)}
+    inner.fixed(share, 1.0)
+    settings: dict[str, Scalar] = {}
+    if kind in ("linear", "llama3"):
+        settings["rope_factor"] = inner.real(f"{stem}factor")
+    if kind == "llama3":
+        settings["rope_trained_context"] = inner.number(f"{stem}{_LLAMA3['rope_trained_context']}")
+        for ours in ("rope_low_freq_factor", "rope_high_freq_factor"):
+            settings[ours] = inner.real(f"{stem}{_LLAMA3[ours]}")
+    return settings
+
+
+def rope_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_parameters`` of a mixer's settings.
+
+    Raises:
+        UnsayableError: it has no RoPE.
+    """
+    if values["rope_theta"] is None:
+        raise UnsayableError("a mixer has rope_theta=None")
+    found: dict[str, Any] = {"rope_theta": values["rope_theta"], "rope_type": "default"}
+    if values["rope_factor"] != 1.0:
+        found |= {"rope_type": "linear", "factor": values["rope_factor"]}
+        if values["rope_trained_context"] is not None:
+            found |= {"rope_type": "llama3"} | {t: values[o] for o, t in _LLAMA3.items()}
+    elif values["rope_fraction"] != 1.0:
+        found |= {"rope_type": "proportional", "partial_rotary_factor": values["rope_fraction"]}
+    return found
+
+
+def expansion(hidden: int, width: int, what: str = "dense") -> float:
+    """Of a feed-forward network's width.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    if hidden % 8:
+        raise UserError(f"the {what} FFN width {hidden} is not a multiple of 8")
+    return hidden / width
+
+
+def attention_pieces(
+    mixer: MixerSpec, width: int, theirs: str, ours: str, *, out: str = "o_proj"
+) -> Iterator[Piece]:
+    """Projections of attention; queries, keys and values are one matrix of ours."""
+    sizes = sizes_of(mixer, width)
+    q, kv = (sizes[key] * sizes["head_dim"] for key in ("num_heads", "num_kv_heads"))
+    named = (("q_proj", q), ("k_proj", kv), ("v_proj", kv))
+    yield from rows(
+        [(f"{theirs}{name}.weight", num) for name, num in named], f"{ours}qkv_proj.weight", width
+    )
+    yield Piece(f"{theirs}{out}.weight", f"{ours}out_proj.weight", (width, q))
+
+
+def qk_norm_pieces(
+    mixer: MixerSpec, width: int, theirs: str, ours: str, *, name: str = "norm"
+) -> Iterator[Piece]:
+    """Norms of each query and key."""
+    head_dim = sizes_of(mixer, width)["head_dim"]
+    for letter in "qk":
+        target = f"{ours}{letter}_norm.weight"
+        yield Piece(f"{theirs}{letter}_{name}.weight", target, (head_dim,))
+
+
+def conv_pieces(mixer: MixerSpec, width: int, theirs: str, ours: str) -> Iterator[Piece]:
+    """A short convolution and its projections."""
+    values = sizes_of(mixer, width)
+    yield Piece(f"{theirs}conv.weight", f"{ours}conv", (width, 1, values["kernel"]))
+    yield Piece(f"{theirs}in_proj.weight", f"{ours}in_proj.weight", (3 * width, width))
+    yield Piece(f"{theirs}out_proj.weight", f"{ours}out_proj.weight", (width, width))
+    if values["bias"]:
+        yield Piece(f"{theirs}conv.bias", f"{ours}conv_bias", (width,))
+        yield Piece(f"{theirs}in_proj.bias", f"{ours}in_proj.bias", (3 * width,))
+        yield Piece(f"{theirs}out_proj.bias", f"{ours}out_proj.bias", (width,))
+
+
+def swiglu_pieces(
+    block: BlockSpec,
+    width: int,
+    theirs: str,
+    ours: str,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> Iterator[Piece]:
+    """Gate, up and down projection; the first two are one matrix of ours."""
+    assert block.channel_mixer is not None
+    d_ff = channel_config(block.channel_mixer).sizes(width)["d_ff"]
+    gate, up, down = (f"{theirs}{name}.weight" for name in names)
+    yield from rows(((gate, d_ff), (up, d_ff)), f"{ours}gate_up_proj.weight", width)
+    yield Piece(down, f"{ours}down_proj.weight", (width, d_ff))

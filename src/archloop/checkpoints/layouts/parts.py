@@ -37,11 +37,9 @@ def heads(keys: Keys, width: int, *, default_kv_heads: int | None = None) -> dic
 def head_keys(mixer: MixerSpec, width: int) -> dict[str, Any]:
     """The keys that `heads` reads."""
     sizes = sizes_of(mixer, width)
-    return {
-        "num_attention_heads": sizes["num_heads"],
-        "num_key_value_heads": sizes["num_kv_heads"],
-        "head_dim": sizes["head_dim"],
-    }
+    num, head_dim = sizes["num_heads"], sizes["head_dim"]
+    said = {"num_attention_heads": num, "num_key_value_heads": sizes["num_kv_heads"]}
+    return said if num * head_dim == width else said | {"head_dim": head_dim}
 
 
 def rope(keys: Keys, theta: float, kinds: Collection[str] = ("default",)) -> dict[str, Scalar]:

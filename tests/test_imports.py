@@ -13,6 +13,7 @@ TORCH_FREE = [
     "archloop.search.strategies",
     "archloop.search.strategies.nsga2",
     "archloop.search.strategies.random",
+    "archloop.search.strategies.random_uniform",
     "archloop.stack.spec",
 ]
 GPU_MACHINE = ["text", "blocks", "stack", "checkpoints", "generation", "training"]

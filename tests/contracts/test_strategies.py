@@ -1,10 +1,13 @@
 """What must hold for every strategy: proposals are new, valid and a function of what was told."""
 
+import math
+
 import numpy as np
 import pytest
 
 from archloop import registry
-from archloop.search.base import Strategy, Told
+from archloop.ranking.estimate import Estimate
+from archloop.search.base import Pending, Strategy, Told
 from archloop.space.seeding import from_layout
 from space.spaces import assert_valid, named
 
@@ -17,19 +20,26 @@ def make(name: str, num_initial: int = 2) -> Strategy:
     layouts = (["gqa"] + ["short_conv"] * 5, ["short_conv"] * 3 + ["gqa", "swa", "gqa"])
     initial = [from_layout(space, layout) for layout in layouts[:num_initial]]
     strategy: Strategy = registry.get("strategies", name)(space, None, initial)
+    strategy.worst = {"quality": 0.0, "latency": 1.5, "memory": 1.5}
     return strategy
 
 
 def told(strategy: Strategy, number: int, history: list[Told]) -> Told:
     """Ask, and answer as some device might: one trial in five is rejected, one in ten fails."""
-    genome = strategy.ask(number, SEED, history).genome
-    rng = np.random.default_rng([7, number])
-    if number % 10 == 9:
-        return Told(number, genome, "failed")
-    if number % 5 == 3:
-        return Told(number, genome, "rejected", None, float(rng.random()))
+    proposal = strategy.ask(number, SEED, history)
+    genome, rng = proposal.genome, np.random.default_rng([7, number])
     quality, latency, memory = rng.random(3)
-    return Told(number, genome, "complete", (quality, latency + 0.5, memory + 0.5))
+    figures = {
+        "latency": Estimate(mean=latency + 0.5, se=0.01),
+        "memory": Estimate(mean=memory + 0.5, se=0.01),
+    }
+    margins = {"latency <= 1.2": Estimate(mean=math.log((latency + 0.5) / 1.2), se=0.01)}
+    if number % 10 == 9:
+        return Told(number, genome, "failed", replicates=proposal.replicates)
+    if number % 5 == 3:
+        return Told(number, genome, "rejected", figures, margins, proposal.replicates)
+    figures["quality"] = Estimate(mean=quality, se=0.05)
+    return Told(number, genome, "complete", figures, margins, proposal.replicates)
 
 
 def study(name: str, num_trials: int) -> list[Told]:
@@ -42,14 +52,26 @@ def study(name: str, num_trials: int) -> list[Told]:
 @every_strategy
 def test_proposals_are_valid_new_and_come_with_their_origin(name: str) -> None:
     history, strategy = study(name, 40), make(name)
-    digests = {strategy.digest(entry.genome) for entry in history}
-    assert len(digests) == 40
+    new = [entry for entry in history if entry.replicates is None]
+    digests = {strategy.digest(entry.genome) for entry in new}
+    assert len(digests) == len(new)
     for number in range(40, 60):
         proposal = strategy.ask(number, SEED, history)
         assert_valid(strategy.space, proposal.genome)
-        assert strategy.digest(proposal.genome) not in digests
+        assert (proposal.replicates is None) == (strategy.digest(proposal.genome) not in digests)
         assert proposal.origin
         assert set(proposal.parents) <= set(range(40))
+
+
+@every_strategy
+def test_a_replicate_is_of_a_trial_that_was_trained(name: str) -> None:
+    history = study(name, 60)
+    for entry in history:
+        if entry.replicates is not None:
+            first = history[entry.replicates]
+            assert first.number < entry.number
+            assert first.genome == entry.genome
+            assert (first.state, first.replicates) == ("complete", None)
 
 
 @every_strategy
@@ -59,7 +81,7 @@ def test_initial_genomes_come_first(name: str) -> None:
         proposal = strategy.ask(number, SEED, [])
         assert (proposal.genome, proposal.origin) == (genome, "preset")
     assert strategy.ask(2, SEED, []).origin != "preset"
-    seen = [Told(0, strategy.initial[1], "complete", (0.5, 1, 1))]
+    seen = [Told(0, strategy.initial[1], "complete")]
     assert strategy.ask(1, SEED, seen).genome != strategy.initial[1]
 
 
@@ -80,7 +102,7 @@ def test_a_proposal_does_not_depend_on_the_order_of_telling(name: str) -> None:
     grown = make(name)
     grown.ask(30, SEED, shuffled[:20])
     assert grown.ask(30, SEED, shuffled) == expected
-    copies = [Told(*entry) for entry in history]
+    copies = [Told(*entry)._replace(genome=entry.genome.model_copy()) for entry in history]
     assert grown.ask(30, SEED, copies) == expected
 
 
@@ -88,15 +110,24 @@ def test_a_proposal_does_not_depend_on_the_order_of_telling(name: str) -> None:
 def test_a_changed_entry_is_noticed(name: str) -> None:
     history, strategy = study(name, 30), make(name)
     strategy.ask(30, SEED, history)
-    changed = [history[0]._replace(values=(0.99, 0.1, 0.1)), *history[1:]]
+    better = {objective.name: Estimate(mean=0.99, se=0.01) for objective in strategy.objectives}
+    changed = [history[0]._replace(figures=better), *history[1:]]
     assert strategy.ask(30, SEED, changed) == make(name).ask(30, SEED, changed)
 
 
 @every_strategy
-def test_trials_still_running_are_simply_missing(name: str) -> None:
-    history, strategy = study(name, 30), make(name)
-    part = [entry for entry in history if entry.number not in (27, 29)]
-    assert_valid(strategy.space, strategy.ask(31, SEED, part).genome)
+def test_what_is_pending_is_not_proposed_again(name: str) -> None:
+    """Workers that ask at once get different specs, and the same ones when a study goes on."""
+    history, strategy = study(name, 24), make(name)
+    pending: list[Pending] = []
+    for number in range(24, 34):
+        proposal = strategy.ask(number, SEED, history, pending)
+        assert_valid(strategy.space, proposal.genome)
+        assert proposal == make(name).ask(number, SEED, history, pending[::-1])
+        if proposal.replicates is None:
+            taken = {strategy.digest(entry.genome) for entry in pending}
+            assert strategy.digest(proposal.genome) not in taken
+        pending.append(Pending(number, proposal.genome, proposal.replicates))
 
 
 @every_strategy
@@ -109,8 +140,13 @@ def test_seed_and_number_both_matter(name: str) -> None:
 
 
 @every_strategy
-def test_telling_is_not_needed(name: str) -> None:
-    history, strategy = study(name, 10), make(name)
-    for entry in history:
-        strategy.tell(entry)
-    assert strategy.ask(10, SEED, history) == make(name).ask(10, SEED, history)
+def test_a_study_in_which_nothing_was_trained_goes_on(name: str) -> None:
+    strategy, history = make(name), list[Told]()
+    states = ("rejected", "failed", "unsupported", "diverged")
+    over = {"latency": Estimate(mean=0.3, se=0.01)}
+    for number in range(24):
+        proposal = strategy.ask(number, SEED, history)
+        state = states[number % 4]
+        margins = over if state == "rejected" else {}
+        history.append(Told(number, proposal.genome, state, {}, margins, proposal.replicates))
+    assert_valid(strategy.space, strategy.ask(24, SEED, history).genome)

@@ -1,5 +1,7 @@
 """What sets the strategies apart: NSGA-II ranks by the book, and beats random search."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 
 from archloop import registry
 from archloop.ranking import front
-from archloop.search.base import SpaceExhaustedError, Strategy, Told, minimised
-from archloop.search.strategies.nsga2 import NSGA2, constrained_order
+from archloop.ranking.estimate import Estimate
+from archloop.search.base import OBJECTIVES, SpaceExhaustedError, Strategy, Told
+from archloop.search.history import best, constrained_order, merged, points
+from archloop.search.strategies.nsga2 import NSGA2
 from archloop.space.config import SpaceConfig
 from archloop.space.genome import Genome
 from archloop.space.opening import open_space
@@ -57,16 +61,25 @@ def search(strategy: Strategy, seed: int, num_trials: int) -> list[Told]:
     for number in range(num_trials):
         genome = strategy.ask(number, seed, history).genome
         values = evaluate(genome)
+        history.append(complete(number, genome, values))
         if values[2] > 1.2:
-            history.append(Told(number, genome, "rejected", None, values[2] / 1.2 - 1))
-        else:
-            history.append(Told(number, genome, "complete", values))
+            figures = {name: history[-1].figures[name] for name in ("latency", "memory")}
+            history[-1] = history[-1]._replace(state="rejected", figures=figures)
     return history
 
 
+def complete(number: int, genome: Genome, values: Sequence[float]) -> Told:
+    """A trial that kept its budgets: quality, latency, memory, and a memory budget of 1.2."""
+    names = ("quality", "latency", "memory")
+    figures = {name: Estimate(mean=v, se=0.01) for name, v in zip(names, values, strict=True)}
+    margin = Estimate(mean=math.log(values[2] / 1.2), se=0.01) if values[2] > 0 else None
+    return Told(number, genome, "complete", figures, {"memory": margin} if margin else {})
+
+
 def volume(history: list[Told]) -> float:
-    points = [minimised(told.values) for told in history if told.values is not None]
-    return front.hypervolume(points, REFERENCE)
+    """Of what was found, whatever a strategy knew of it."""
+    tried = [entry for entry in merged(history) if entry.is_parent]
+    return front.hypervolume(points(tried, OBJECTIVES), REFERENCE)
 
 
 def test_nsga2_beats_random_search() -> None:
@@ -112,27 +125,57 @@ def test_ends_of_the_front_survive() -> None:
     assert {0, 49} <= set(kept)
 
 
+GQA = from_layout(named("small"), ["gqa"])
+
+
 @pytest.mark.parametrize(
     "useless",
     [
-        Told(90, from_layout(named("small"), ["gqa"]), "failed"),
-        Told(90, from_layout(named("small"), ["gqa"]), "unsupported"),
-        Told(90, from_layout(named("small"), ["gqa"]), "failed", (1.0, 0.0, 0.0)),
-        Told(90, from_layout(named("small"), ["gqa"]), "complete", None),
-        Told(90, from_layout(named("small"), ["gqa"]), "complete", (float("nan"), 0.1, 0.1)),
-        Told(90, from_layout(named("small"), ["gqa"]), "rejected", None, float("inf")),
+        Told(90, GQA, "failed"),
+        Told(90, GQA, "unsupported"),
+        complete(90, from_layout(named("small"), ["gqa"]), (1.0, 0.0, 0.0))._replace(
+            state="failed"
+        ),
+        complete(90, from_layout(named("small"), ["gqa"]), (9.0, 0.1, 0.1))._replace(
+            state="diverged"
+        ),
+        Told(90, from_layout(named("small"), ["gqa"]), "complete"),
+        complete(90, from_layout(named("small"), ["gqa"]), (float("nan"), 0.1, 0.1)),
     ],
 )
 def test_what_cannot_be_ranked_has_no_children(useless: Told) -> None:
     space = open_space(SpaceConfig(**(SMALL | {"num_blocks": [5, 6, 7]})))
     useless = useless._replace(genome=from_layout(space, ["gqa"] * 5))
     rng = np.random.default_rng(0)
-    history = [Told(n, sample(space, rng), "complete", (0.5, 1.0 + n, 1.0 - n)) for n in range(3)]
+    history = [complete(n, sample(space, rng), (0.5, 1.0 + n, 1.0 - n)) for n in range(3)]
     strategy = NSGA2(space, NSGA2.Config(population=4))
     for number in range(91, 111):
         proposal = strategy.ask(number, 0, [*history, useless])
         assert 90 not in proposal.parents
         assert proposal.parents
+
+
+def test_parents_lie_inside_the_reference_point_as_far_as_there_are_any() -> None:
+    """A stack of no use in one objective has the best of another, and so a place on any front."""
+    space, rng = twelve(), np.random.default_rng(0)
+    values = [(0.5, 1.0, 1.0), (0.9, 1.6, 1.0), (0.4, 0.9, 1.1), (0.1, 0.2, 1.7)]
+    tried = merged([complete(n, sample(space, rng), v) for n, v in enumerate(values)])
+    worst = {"quality": 0.0, "latency": 1.5, "memory": 1.5}
+    assert {entry.number for entry in best(tried, OBJECTIVES, 2, worst)} == {0, 2}
+    assert len(best(tried, OBJECTIVES, 4, worst)) == 4
+    assert {entry.number for entry in best(tried, OBJECTIVES, 2)} != {0, 2}
+
+
+def test_replicates_count_as_one_trial_by_what_is_known_of_each() -> None:
+    space, rng = named("small"), np.random.default_rng(0)
+    genome = sample(space, rng)
+    first = complete(0, genome, (0.2, 1.0, 1.0))
+    again = complete(1, genome, (0.8, 1.0, 1.0))._replace(replicates=0)
+    precise = {**again.figures, "quality": Estimate(mean=0.8, se=0.005)}
+    (tried,) = merged([again._replace(figures=precise), first])
+    assert (tried.number, tried.num_trials) == (0, 2)
+    assert tried.figures["quality"].mean == pytest.approx(0.68)
+    assert tried.figures["quality"].se == pytest.approx(0.01 / math.sqrt(5))
 
 
 def test_every_kind_of_origin_occurs_and_parents_are_named() -> None:
@@ -157,6 +200,6 @@ def test_an_exhausted_space_says_so_after_its_last_genome() -> None:
     history: list[Told] = []
     for number in range(space.size):
         genome = strategy.ask(number, 0, history).genome
-        history.append(Told(number, genome, "complete", (0.1, 1.0, 1.0)))
+        history.append(complete(number, genome, (0.1, 1.0, 1.0)))
     with pytest.raises(SpaceExhaustedError, match="12 different specs were tried"):
         strategy.ask(space.size, 0, history)

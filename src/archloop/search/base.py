@@ -1,24 +1,29 @@
 """What a strategy is: it proposes the next genome from what has been told.
 
-A proposal is a pure function of (seed, trial number, told history), so a study that was killed and
-resumed goes on as if nothing had happened, and several workers need no common memory. What a
-strategy remembers between calls is a cache that the history alone can rebuild.
+A proposal is a pure function of (seed, trial number, told, pending), so a study that was killed and
+resumed goes on as if nothing had happened, and several trials may run at once: the study keeps with
+each proposal the numbers of the trials that were told and pending when it was made. What a strategy
+remembers between calls is computed from genomes alone and can be forgotten at any time.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from archloop.ranking.estimate import Estimate
+from archloop.ranking.objectives import OBJECTIVES
+from archloop.ranking.record import Objective
 from archloop.space.genome import Genome
 from archloop.space.repair import repair
 from archloop.space.space import Space
 from archloop.space.specs import to_spec
 from archloop.space.variation import mutate, sample
 
-ToldState = Literal["complete", "rejected", "unsupported", "failed"]
+T = TypeVar("T")
+ToldState = Literal["complete", "rejected", "unsupported", "diverged", "failed"]
 NUM_REMUTATIONS = 20
 """Mutations of a proposal that was tried before, until a random genome takes its place."""
 NUM_RANDOM = 300
@@ -30,36 +35,73 @@ class SpaceExhaustedError(RuntimeError):
 
 
 class Told(NamedTuple):
-    """What a strategy hears of a finished trial.
+    """What a strategy hears of a finished trial: all that was measured, whatever became of it.
 
     Attributes:
         number: of the trial.
         genome: that was tried.
         state: rejected means that a budget was broken, before any training; unsupported that a
-            required target cannot run the genome's spec, which says nothing of its speed.
-        values: quality (up), latency and memory (down), of a complete trial.
-        excess: by how much budgets are exceeded, relative to their limits; 0 if they are kept.
+            required target cannot run the genome's spec, which says nothing of its speed;
+            diverged that its training did, so that its quality says nothing of the next one's.
+        figures: objectives by name, those that were measured: a rejected trial has latency and
+            memory, and no quality.
+        margins: by budget, what was measured of it as ``log(value / limit)``: above 0 it is broken.
+        replicates: the trial of which this one is another measurement and training.
     """
 
     number: int
     genome: Genome
     state: ToldState
-    values: tuple[float, float, float] | None = None
-    excess: float = 0.0
+    figures: Mapping[str, Estimate] = {}
+    margins: Mapping[str, Estimate] = {}
+    replicates: int | None = None
+
+
+class Pending(NamedTuple):
+    """A trial that was proposed and has not finished."""
+
+    number: int
+    genome: Genome
+    replicates: int | None = None
 
 
 class Proposal(NamedTuple):
-    """A genome to try, how it came about (preset, random, mutation, ...) and from which trials."""
+    """What to try next.
+
+    Attributes:
+        genome: to measure and train.
+        origin: how it came about (preset, random, mutation, crossover, model, replicate, ...).
+        parents: numbers of the trials that it came from.
+        replicates: the trial that is to be measured and trained once more, with fresh processes
+            and another seed; its genome is that trial's.
+    """
 
     genome: Genome
     origin: str
     parents: tuple[int, ...] = ()
+    replicates: int | None = None
 
 
 class StrategyConfig(BaseModel):
     """Settings of a strategy: the recipe's `strategy:` section without its name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Remembered(Generic[T]):
+    """A function of genomes that answers at once for a genome object that it has met before."""
+
+    def __init__(self, function: Callable[[Genome], T]) -> None:
+        self._function = function
+        # Holding the genome keeps its id from passing to another.
+        self._answers: dict[int, tuple[Genome, T]] = {}
+
+    def __call__(self, genome: Genome) -> T:
+        """The function's value."""
+        known = self._answers.get(id(genome))
+        if known is None:
+            known = self._answers[id(genome)] = genome, self._function(genome)
+        return known[1]
 
 
 class Strategy(ABC):
@@ -69,9 +111,12 @@ class Strategy(ABC):
         space: to search.
         config: settings; the defaults if None.
         initial: genomes to try first, such as a preset's layout.
+        objectives: what is optimised.
 
     Attributes:
         name: the plug-in's name, set by the registry.
+        worst: the reference point by objective, which the study sets before it asks: a trial that
+            is not better in every objective adds no hypervolume. None where nobody says.
     """
 
     name: ClassVar[str] = ""
@@ -84,77 +129,78 @@ class Strategy(ABC):
         space: Space,
         config: StrategyConfig | None = None,
         initial: Sequence[Genome] = (),
+        objectives: Sequence[Objective] = OBJECTIVES,
     ) -> None:
         self.space = space
         self.config = self.Config() if config is None else config
         self.initial = tuple(repair(space, genome) for genome in initial)
-        self._known: dict[int, Told] = {}
-        self._tried: set[str] = set()
+        self.objectives = tuple(objectives)
+        self.worst: Mapping[str, float] | None = None
+        self._digest = Remembered(self.digest)
 
-    def ask(self, number: int, seed: int, history: Sequence[Told]) -> Proposal:
-        """The genome of trial `number`, one whose spec at ship scale is not in the history.
+    def ask(
+        self, number: int, seed: int, told: Sequence[Told], pending: Sequence[Pending] = ()
+    ) -> Proposal:
+        """What trial `number` is to try: a spec that is neither told nor pending, or a replicate.
 
         Args:
             number: of the new trial.
             seed: of the study.
-            history: finished trials in any order; trials still running are simply absent.
+            told: finished trials, in any order.
+            pending: trials that run, likewise.
 
         Raises:
             SpaceExhaustedError: nothing new was found.
         """
-        self._catch_up(history)
+        told = sorted(told, key=lambda entry: entry.number)
+        pending = sorted(pending, key=lambda entry: entry.number)
+        genomes = [entry.genome for entry in told] + [entry.genome for entry in pending]
+        tried = set(map(self._digest, genomes))
         rng = np.random.default_rng([seed, number])
         if number < len(self.initial):
             proposal = Proposal(self.initial[number], "preset")
         else:
-            proposal = self.propose(number, rng, history)
+            proposal = self.propose(number, rng, told, pending)
+        if proposal.replicates is not None:
+            return proposal
         for _ in range(NUM_REMUTATIONS):
-            if self.digest(proposal.genome) not in self._tried:
+            if self.digest(proposal.genome) not in tried:
                 return proposal
             origin = proposal.origin.removesuffix("+mutation") + "+mutation"
             if proposal.origin in ("random", "mutation"):
                 origin = proposal.origin
-            proposal = proposal._replace(
-                genome=mutate(self.space, proposal.genome, rng), origin=origin
-            )
+            child = mutate(self.space, proposal.genome, rng)
+            proposal = proposal._replace(genome=child, origin=origin)
         for _ in range(NUM_RANDOM):
-            genome = sample(self.space, rng)
-            if self.digest(genome) not in self._tried:
+            genome = self.draw(rng)
+            if self.digest(genome) not in tried:
                 return Proposal(genome, "random")
         raise SpaceExhaustedError(
-            f"{len(self._tried)} different specs were tried and {NUM_RANDOM} random genomes in a "
+            f"{len(tried)} different specs were tried and {NUM_RANDOM} random genomes in a "
             "row are among them; widen the recipe's space or ask for fewer trials"
         )
 
     @abstractmethod
-    def propose(self, number: int, rng: np.random.Generator, history: Sequence[Told]) -> Proposal:
-        """A genome from `rng` and the history alone; it may have been tried before."""
+    def propose(
+        self,
+        number: int,
+        rng: np.random.Generator,
+        told: Sequence[Told],
+        pending: Sequence[Pending],
+    ) -> Proposal:
+        """A genome from `rng`, `told` and `pending` alone; it may have been tried before.
 
-    def tell(self, told: Told) -> None:  # noqa: B027  (a strategy may need no news)
-        """A trial has finished. Nothing to do: `ask` is given the whole history."""
+        Args:
+            number: of the new trial.
+            rng: of this proposal alone.
+            told: finished trials by ascending number.
+            pending: trials that run, likewise.
+        """
+
+    def draw(self, rng: np.random.Generator) -> Genome:
+        """A random genome, of the sparse prior unless a strategy says otherwise."""
+        return sample(self.space, rng)
 
     def digest(self, genome: Genome) -> str:
         """What makes two genomes the same trial: their spec at ship scale."""
         return to_spec(self.space, genome, "ship").digest
-
-    def remember(self, new: Sequence[Told]) -> None:  # noqa: B027  (it may keep no caches)
-        """Take entries into the caches; called once with each entry of the history."""
-
-    def forget(self) -> None:  # noqa: B027  (likewise)
-        """Empty the caches: another history follows."""
-
-    def _catch_up(self, history: Sequence[Told]) -> None:
-        """Bring the caches to this history, from scratch unless it only adds to the last one."""
-        new = [told for told in history if self._known.get(told.number) != told]
-        if len(history) - len(new) != len(self._known):
-            self._known, self._tried, new = {}, set(), list(history)
-            self.forget()
-        self._known.update((told.number, told) for told in new)
-        self._tried.update(self.digest(told.genome) for told in new)
-        self.remember(new)
-
-
-def minimised(values: tuple[float, float, float]) -> tuple[float, float, float]:
-    """(quality, latency, memory) with quality negated, so that less of everything is better."""
-    quality, latency, memory = values
-    return -quality, latency, memory

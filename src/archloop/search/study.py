@@ -24,8 +24,8 @@ from archloop.files import write_atomic
 from archloop.ranking import front
 from archloop.ranking.objectives import OBJECTIVES, as_point
 from archloop.ranking.record import Objectives
-from archloop.search import plan, trial
-from archloop.search.base import SpaceExhaustedError, Told
+from archloop.search import plan, telling, trial
+from archloop.search.base import SpaceExhaustedError
 from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
 from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
@@ -165,7 +165,7 @@ class _Run:
         self.database, self.evaluator = database, evaluator
         self.meter, self.progress = meter, progress
         self.key = study.recipe.digest[:16]
-        self.history: list[Told] = []
+        self.finished: list[telling.Finished] = []
         self.results: list[Result] = []
         self.at_rung = [Standings() for _ in study.recipe.proxy.rungs]
         self.seconds_told = 0.0
@@ -182,6 +182,7 @@ class _Run:
         baseline = self._baseline(setup_s)
         worst = baseline.worst
         self.reference_point = tuple(r.mean for r in worst.values.values())
+        self.plan.strategy.worst = {name: r.mean for name, r in worst.values.items()}
         running = []
         for stored in self.database.trials():
             if stored.result is None:
@@ -194,7 +195,7 @@ class _Run:
         ended = None
         while number < self.recipe.num_trials:
             try:
-                stored = self._ask(number)
+                stored = self._ask(number, baseline)
             except SpaceExhaustedError as error:
                 ended = str(error)
                 break
@@ -238,15 +239,19 @@ class _Run:
 
     # --- trials -------------------------------------------------------------------------------
 
-    def _ask(self, number: int) -> Stored:
+    def _ask(self, number: int, baseline: Baseline) -> Stored:
         self._say("propose", trial_number=number)
-        proposal = self.plan.strategy.ask(number, self.recipe.seed, self.history)
+        contexts = {name: target.contexts for name, target in self.recipe.targets.items()}
+        limits = telling.limits(self.recipe.budgets, contexts)
+        told = telling.tell(self.finished, baseline.noise, limits)
+        proposal = self.plan.strategy.ask(number, self.recipe.seed, told)
         genome = proposal.genome
         stored = Stored(
             number=number,
             genome=genome.model_dump(mode="json"),
             origin=proposal.origin,
             parents=proposal.parents,
+            replicates=proposal.replicates,
             digest=to_spec(self.plan.space, genome, "ship").digest,
         )
         most = max(self.recipe.space.num_blocks)
@@ -288,10 +293,9 @@ class _Run:
         """Take a told trial into memory: history, rungs, front."""
         self.results.append(result)
         genome = Genome.model_validate(stored.genome)
-        values = None
+        self.finished.append(telling.Finished(stored, genome, result))
         if result.state == "complete":
             first = result.objectives[0]
-            values = (first.mean("quality"), first.mean("latency"), first.mean("memory"))
             if result.scored:
                 points = np.vstack([self.front, as_point(first)])
                 self.front = points[front.nondominated(points)]
@@ -299,10 +303,6 @@ class _Run:
         for rung, objectives in enumerate(result.objectives):
             self.at_rung[rung].add(objectives)
         self.seconds_told += sum(result.seconds.values())
-        assert result.state != "running"
-        told = Told(stored.number, genome, result.state, values, result.excess)
-        self.history.append(told)
-        self.plan.strategy.tell(told)
 
     def _require_feasible(self) -> None:
         if any(result.scored for result in self.results):
@@ -312,16 +312,16 @@ class _Run:
                 "every trial that kept the budgets diverged in training; lower "
                 "proxy.training.learning_rate"
             )
-        rejected = [t for t in zip(self.history, self.results, strict=True) if t[1].excess > 0]
+        rejected = [trial for trial in self.finished if trial.result.excess > 0]
         if not rejected:
             error = self.results[0].error if self.results else "no trial was run"
             unsupported = all(result.state == "unsupported" for result in self.results)
             what = "no required target can run any trial" if unsupported else "every trial failed"
             raise NoFeasibleTrial(f"no feasible trial; {what}, the first with: {error}")
-        told, result = min(rejected, key=lambda pair: (pair[1].excess, pair[0].number))
+        nearest = min(rejected, key=lambda trial: (trial.result.excess, trial.stored.number))
         raise NoFeasibleTrial(
-            f"no feasible trial; nearest was trial {told.number} "
-            f"({' '.join(told.genome.layout)}): {_outcome(result)}"
+            f"no feasible trial; nearest was trial {nearest.stored.number} "
+            f"({' '.join(nearest.genome.layout)}): {_outcome(nearest.result)}"
         )
 
     def _say(

@@ -19,7 +19,7 @@ NUM_TRIES = 30
 """Changes tried before mutation gives up on a parent and draws a random genome."""
 
 
-def sample(space: Space, rng: np.random.Generator, draw: Prior = prior.uniform) -> Genome:
+def sample(space: Space, rng: np.random.Generator, draw: Prior = prior.sparse) -> Genome:
     """A random genome that meets the parameter budget.
 
     Where hardly any layout does, the nearest of many is changed step by step towards it.
@@ -53,9 +53,7 @@ def sample(space: Space, rng: np.random.Generator, draw: Prior = prior.uniform) 
     raise nearest
 
 
-def mutate(
-    space: Space, genome: Genome, rng: np.random.Generator, draw: Prior = prior.uniform
-) -> Genome:
+def mutate(space: Space, genome: Genome, rng: np.random.Generator) -> Genome:
     """A genome of another spec, one structural change away (see `space.operators`).
 
     Where no change of this one gives another spec that keeps the rules, a random genome.
@@ -71,7 +69,7 @@ def mutate(
             continue
         if _digest(space, child) != before:
             return child
-    return sample(space, rng, draw)
+    return sample(space, rng)
 
 
 def crossover(space: Space, a: Genome, b: Genome, rng: np.random.Generator) -> Genome:

@@ -69,6 +69,7 @@ class Stored(BaseModel):
     origin: str
     parents: tuple[int, ...]
     digest: str
+    replicates: int | None = None
     result: Result | None = None
 
 
@@ -158,5 +159,6 @@ def _stored(trial: FrozenTrial) -> Stored:
         origin=attributes["origin"],
         parents=attributes["parents"],
         digest=attributes["digest"],
+        replicates=attributes["replicates"],
         result=None if trial.state == TrialState.RUNNING else attributes["result"],
     )

@@ -1,0 +1,91 @@
+"""From trials' records to what strategies are told of them.
+
+Readings become estimates with the noise that all trials show together, so what is told of a trial
+is a function of the set of trials that are told.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from archloop.ranking.budgets import Budget, Limited
+from archloop.ranking.estimate import Estimate
+from archloop.ranking.estimates import estimate, pools
+from archloop.ranking.record import Readings
+from archloop.search.base import Told, ToldState
+from archloop.space.genome import Genome
+from archloop.store.database import Result, Stored
+
+Stack = Mapping[str, Readings]
+
+
+class Finished(NamedTuple):
+    """A trial that has ended; its genome is kept as one object, which strategies know again."""
+
+    stored: Stored
+    genome: Genome
+    result: Result
+
+
+def limits(budgets: Sequence[Budget], contexts: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """The tightest limit of each figure that budgets limit, by the figure's name.
+
+    Args:
+        budgets: of the study.
+        contexts: measured on each target, by its name.
+    """
+    found: dict[str, float] = {}
+    for budget in budgets:
+        for target in contexts if budget.target is None else [budget.target]:
+            for context in contexts[target] if budget.context is None else [budget.context]:
+                name = Limited(budget, target, context, Readings(mean=0.0)).name
+                found[name] = min(budget.limit, found.get(name, math.inf))
+    return found
+
+
+def tell(
+    trials: Sequence[Finished],
+    noise: Sequence[Stack],
+    limit: Mapping[str, float],
+) -> list[Told]:
+    """All that was measured of finished trials, of rejected ones too.
+
+    Args:
+        trials: finished ones.
+        noise: readings of stacks that are no trials and show the same noise.
+        limit: of the figures that budgets limit, whose readings are logarithms (`limits`).
+    """
+    stacks = [_read(trial.result) for trial in trials]
+    known = pools([*noise, *stacks])
+    found = []
+    for trial, stack in zip(trials, stacks, strict=True):
+        estimates = {
+            name: estimate(readings, known[name]) if name in known else Estimate(mean=readings.mean)
+            for name, readings in stack.items()
+        }
+        found.append(
+            Told(
+                trial.stored.number,
+                trial.genome,
+                _state(trial.result),
+                {name: value for name, value in estimates.items() if name not in limit},
+                {
+                    name: value.model_copy(update={"mean": value.mean - math.log(limit[name])})
+                    for name, value in estimates.items()
+                    if name in limit
+                },
+                trial.stored.replicates,
+            )
+        )
+    return found
+
+
+def _read(result: Result) -> dict[str, Readings]:
+    """Objectives at the first rung that were read, and the figures that budgets limit."""
+    first = result.objectives[0].values if result.objectives else {}
+    return {**result.readings, **first}
+
+
+def _state(result: Result) -> ToldState:
+    assert result.state != "running", "a trial that runs is pending"
+    return "diverged" if result.state == "complete" and not result.scored else result.state

@@ -1,5 +1,6 @@
-# make search runs the quickstart, make test every check, make test-kernels the Triton kernels in
-# Triton's interpreter, which needs no GPU. All make .venv first, but make test-gpu.
+# make search runs the quickstart, make test every check, make test-ci what needs services (it
+# installs them), make test-kernels the Triton kernels in Triton's interpreter, which needs no GPU. All
+# make .venv first, but make test-gpu.
 PYTHON ?= python3
 # A package index (or folder of wheels) that holds a CPU build of torch, where yours needs one:
 #   make search TORCH_INDEX=<url>
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 RECIPE ?= recipes/quickstart.yaml
 
-.PHONY: search test test-all test-kernels test-gpu check clean
+.PHONY: search test test-all test-ci test-kernels test-gpu check clean
 
 search: $(VENV)/.installed
 	$(BIN)/archloop search $(RECIPE)
@@ -18,7 +19,12 @@ test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not device"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not device and not ci"
+
+# What needs a service or an engine: installed here, as root on Debian.
+test-ci: $(VENV)/.installed-test
+	.ci/services
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "ci and not gpu and not device"
 
 # In a folder beside the others' packages: the interpreter fails with newer versions of numpy.
 test-kernels: $(VENV)/.installed-test $(VENV)/interpreter

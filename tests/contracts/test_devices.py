@@ -4,9 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,15 +13,19 @@ from pydantic import ValidationError
 from archloop import registry
 from archloop.devices.base import Device, DeviceInfo
 from archloop.devices.choice import DeviceChoice
-
-MakeDevice = Callable[[], Device]
-REACHED: dict[str, dict[str, Any]] = {"host": {}}
-"""Settings by device for those that every machine can reach."""
+from services.sshd import running_sshd
 
 
-@pytest.fixture(params=sorted(REACHED))
-def device(request: pytest.FixtureRequest) -> Device:
-    return DeviceChoice(name=request.param, **REACHED[request.param]).open()
+@pytest.fixture(scope="module", params=["host", pytest.param("ssh", marks=pytest.mark.ci)])
+def device(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Device]:
+    """Each device that a test machine can have: itself, and itself again over a real sshd."""
+    if request.param == "host":
+        yield DeviceChoice().open()
+        return
+    with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
+        yield DeviceChoice(name="ssh", **server.settings).open()
 
 
 @pytest.mark.parametrize("name", registry.names("devices"))
@@ -106,4 +109,12 @@ def test_push_gives_a_path_that_works_there(device: Device, tmp_path: Path) -> N
         told, _ = process.communicate(timeout=30)
     assert told == b"content"
     device.remove(there)
+    with (tmp_path / "err").open("wb") as stderr:
+        process = device.run(["test", "-e", there], env={}, stderr=stderr)
+        process.communicate(timeout=30)
+    assert (process.returncode == 0) == (there == str(folder))
     assert (folder / "inner" / "file").read_text() == "content"
+
+
+def test_waits_until_it_is_quiet_or_the_time_is_over(device: Device) -> None:
+    assert device.wait_until_ready(0.0) in (True, False)

@@ -12,13 +12,27 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from archloop.errors import UserError
 
 QUIET_CORES = 0.25
 """Other programs may keep this many cores busy before a device counts as not ready."""
 _SAMPLE_S = 0.2
+
+
+class DeviceError(UserError):
+    """A device did not do what it was asked: it cannot be reached, is full, or answers nonsense.
+
+    Attributes:
+        kind: as of a worker's death: gone, disk, missing (something here), or crash.
+    """
+
+    def __init__(self, kind: Literal["gone", "disk", "missing", "crash"], message: str) -> None:
+        super().__init__(message)
+        self.kind: Literal["gone", "disk", "missing", "crash"] = kind
 
 
 class Readings(BaseModel):
@@ -109,7 +123,7 @@ class Device(ABC):
         """Processor, cores, memory, accelerators and system.
 
         Raises:
-            ValueError: the device cannot be reached; the message says what to check.
+            DeviceError: the device cannot be reached; the message says what to check.
         """
 
     @abstractmethod
@@ -120,7 +134,7 @@ class Device(ABC):
         """Wait until nothing else keeps the device busy; False when time ran out first.
 
         Raises:
-            ValueError: the device cannot be reached; the message says what to check.
+            DeviceError: the device cannot be reached; the message says what to check.
         """
         deadline = time.monotonic() + timeout_s
         while True:

@@ -4,7 +4,8 @@ The host reads them from its disk; a device elsewhere sends them in one answer t
 Whatever a kernel leaves out is None.
 """
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 
 from archloop.devices.base import Accelerator, Readings
 
@@ -15,6 +16,39 @@ NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,nohea
 
 Files = Mapping[str, str]
 """Content by path; a file that does not exist is absent."""
+
+
+_HEAD = "== "
+"""Begins the line that names the section below it."""
+
+
+def script(
+    files: Sequence[str] = (),
+    patterns: Mapping[str, str] | None = None,
+    commands: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """Shell commands that print files, and what programs print, as sections.
+
+    Args:
+        files: each a section under its own path.
+        patterns: by the section's name, what the shell expands to many files.
+        commands: by the section's name, programs that may be absent.
+    """
+    lines = [f"echo '{_HEAD}{path}'; cat {path} 2>/dev/null" for path in files]
+    for name, pattern in (patterns or {}).items():
+        lines.append(f"echo '{_HEAD}{name}'; cat {pattern} 2>/dev/null")
+    for name, argv in (commands or {}).items():
+        lines.append(f"echo '{_HEAD}{name}'; {shlex.join(argv)} 2>/dev/null")
+    return "\n".join([*lines, "true"])
+
+
+def sections(printed: str) -> dict[str, str]:
+    """What a `script` printed, by section."""
+    found: dict[str, str] = {}
+    for part in ("\n" + printed).split("\n" + _HEAD)[1:]:
+        name, _, content = part.partition("\n")
+        found[name.strip()] = content
+    return found
 
 
 def readings(
@@ -30,8 +64,7 @@ def readings(
         ticks: of the kernel's clock a second (``getconf CLK_TCK``).
     """
     busy_s, steal_s = _cpu_seconds(files, ticks)
-    available = table(files.get(MEMINFO, "")).get("MemAvailable")
-    kills = table(files.get(VMSTAT, ""), " ").get("oom_kill")
+    kills = table(files.get(VMSTAT, ""), " ").get("oom_kill", "")
     mhz = _thousandths(clocks)
     return Readings(
         time_s=time_s,
@@ -39,8 +72,8 @@ def readings(
         steal_s=steal_s,
         clock_mhz=sum(mhz) / len(mhz) if mhz else None,
         temperature_c=max(_thousandths(sensors), default=None),
-        available_memory_bytes=None if available is None else _kib(available),
-        oom_kills=None if kills is None else int(kills),
+        available_memory_bytes=_kib(files, "MemAvailable"),
+        oom_kills=int(kills) if kills.isdigit() else None,
     )
 
 
@@ -53,8 +86,7 @@ def processor(files: Files) -> str | None:
 
 def memory_bytes(files: Files) -> int | None:
     """Of the whole machine."""
-    total = table(files.get(MEMINFO, "")).get("MemTotal")
-    return None if total is None else _kib(total)
+    return _kib(files, "MemTotal")
 
 
 def accelerators(listing: str) -> tuple[Accelerator, ...]:
@@ -75,16 +107,18 @@ def table(text: str, separator: str = ":") -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _kib(text: str) -> int:
-    return int(text.split()[0]) * 1024
+def _kib(files: Files, field: str) -> int | None:
+    """Bytes of a field of `MEMINFO`, which counts in KiB."""
+    words = table(files.get(MEMINFO, "")).get(field, "").split()
+    return int(words[0]) * 1024 if words and words[0].isdigit() else None
 
 
 def _cpu_seconds(files: Files, ticks: int) -> tuple[float | None, float | None]:
     """Busy and stolen seconds since boot, over all cores."""
-    cpu = table(files.get(STAT, ""), " ").get("cpu")
-    if cpu is None:
+    fields = table(files.get(STAT, ""), " ").get("cpu", "").split()
+    if len(fields) < 7 or not all(field.isdigit() for field in fields):
         return None, None
-    user, nice, system, _idle, _iowait, irq, softirq, *rest = (int(field) for field in cpu.split())
+    user, nice, system, _idle, _iowait, irq, softirq, *rest = map(int, fields)
     steal = rest[0] if rest else 0
     return (user + nice + system + irq + softirq) / ticks, steal / ticks
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from archloop import registry
-from archloop.devices.base import Device
+from archloop.devices.base import Device, DeviceError
 from archloop.devices.choice import DeviceChoice
 from archloop.errors import UserError
 from archloop.profiling.exporter import Export, export_apart
@@ -87,7 +87,11 @@ class Artifacts:
         """Remove from the device all that was brought there."""
         while self._pushed:
             _, path = self._pushed.popitem()
-            self._device.remove(path)
+            try:
+                self._device.remove(path)
+            except DeviceError:
+                # It is gone, and took the measurement with it; that error is the one to tell.
+                return
 
     def _home(self, role: Role) -> Path:
         spec, target = self._wanted.specs[role], self._wanted.target

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from archloop import registry
+from archloop.devices.base import DeviceError
 from archloop.profiling.artifacts import Wanted, held_artifacts, plugin_folders
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity, Profile
@@ -159,6 +160,13 @@ class _Run:
 
     def measure(self, first_pair: int, num_pairs: int) -> Samples:
         """Export what is not there yet, then measure the pairs."""
+        try:
+            return self._measure(first_pair, num_pairs)
+        except DeviceError as error:
+            # As a worker's death: the measurement ends, and the study goes on.
+            raise WorkerError(error.kind, str(error)) from error
+
+    def _measure(self, first_pair: int, num_pairs: int) -> Samples:
         self.directory.mkdir(parents=True, exist_ok=True)
         wanted = Wanted(
             self.specs,

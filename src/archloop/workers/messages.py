@@ -48,7 +48,14 @@ class Done(Message):
 
 
 class Failure(Message):
-    """Why a command came to nothing, in one line."""
+    """Why a command came to nothing.
+
+    Attributes:
+        kind: `crash` (a fault of the program), `timeout`, `memory` (it ran out), `disk` (it is
+            full), `gone` (the device cannot be reached), `missing` (the device lacks something),
+            `unsupported` (the engine refuses the stack).
+        detail: one line for people.
+    """
 
     kind: Kind
     detail: str

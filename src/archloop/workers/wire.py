@@ -57,7 +57,11 @@ class Started(Message):
 
 
 class Start(Request[Started]):
-    """Load the engine with so many threads, and nothing else."""
+    """Load the engine, and nothing else.
+
+    Attributes:
+        threads: that the engine computes with.
+    """
 
     command: Literal["start"] = "start"
     threads: Annotated[int, Field(ge=1)]
@@ -99,6 +103,10 @@ class Fill(Request[Done]):
 
     An engine whose state can be reached writes random finite numbers, by `seed`; another one
     takes in random tokens.
+
+    Attributes:
+        num_tokens: that the state then holds.
+        seed: of the random numbers or tokens.
     """
 
     command: Literal["fill"] = "fill"
@@ -107,7 +115,12 @@ class Fill(Request[Done]):
 
 
 class Prefilled(Message):
-    """Milliseconds from the prompt to the id of the next token, and whether logits are finite."""
+    """The prompt is taken in.
+
+    Attributes:
+        ms: milliseconds from the prompt to the id of the next token.
+        finite: all logits that the token was chosen by are finite.
+    """
 
     ms: float
     finite: bool
@@ -127,7 +140,12 @@ class Prefill(Request[Prefilled]):
 
 
 class Decoded(Message):
-    """Milliseconds of each timed step, and whether the last logits are finite."""
+    """The tokens are taken in.
+
+    Attributes:
+        ms: milliseconds of each timed step.
+        finite: all logits of the last step are finite.
+    """
 
     ms: tuple[float, ...]
     finite: bool
@@ -150,8 +168,11 @@ class Decode(Request[Decoded]):
 
 
 class LogitRows(Message):
-    """Each row is base64 of float32 numbers in little-endian order, one a token of the
-    vocabulary.
+    """Logits, as text.
+
+    Attributes:
+        rows: each is base64 of float32 numbers in little-endian order, one for each token of the
+            vocabulary.
     """
 
     rows: tuple[str, ...]
@@ -173,7 +194,12 @@ class Logits(Request[LogitRows]):
 
 
 class Reading(Message):
-    """Memory, and processor time of the runner so far."""
+    """What the runner has used.
+
+    Attributes:
+        memory: since the model was opened, and now.
+        cpu_s: processor time of the runner so far.
+    """
 
     memory: Memory
     cpu_s: float

@@ -1,0 +1,238 @@
+"""A Linux machine over ssh, through the system's own client and its configuration.
+
+Nothing is installed there: programs start through a login shell, folders travel as tar streams into
+a folder of ours and are removed again, readings are the text of ``/proc`` and ``/sys``. Arguments
+are quoted for the shell on the far side, every one of them, and settings never become options.
+"""
+
+import hashlib
+import io
+import shlex
+import subprocess
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Annotated
+
+from pydantic import Field
+
+from archloop.devices import linux
+from archloop.devices.base import QUIET_CORES, Device, DeviceError, DeviceInfo, Readings
+
+_BROKEN = 255
+"""Exit status of the client when there is no connection, or none any more."""
+_SAMPLE_S = 0.5
+_ANSWER_S = 60.0
+_WORD = r"[A-Za-z0-9_.:@%\[\]][A-Za-z0-9_.:@%\[\]-]*"
+"""No leading dash, which would be an option, and nothing that a shell reads."""
+
+_ABOUT = linux.script(
+    files=(linux.CPUINFO, linux.MEMINFO),
+    commands={
+        "cores": ("nproc",),
+        "system": ("uname", "-srm"),
+        "cards": linux.NVIDIA_SMI,
+    },
+)
+_READINGS = linux.script(
+    files=(linux.STAT, linux.MEMINFO, linux.VMSTAT),
+    patterns={"clocks": linux.CLOCKS, "sensors": linux.SENSORS},
+    commands={"ticks": ("getconf", "CLK_TCK")},
+)
+
+
+class Ssh(Device):
+    """A machine that the system's ssh client reaches without asking for anything."""
+
+    class Config(Device.Config):
+        """How to reach it; what is not given is as the client's own configuration says.
+
+        Attributes:
+            host: name, address or alias of the machine.
+            user: to log in as.
+            port: of its server.
+            identity_file: private key.
+            config_file: of the client, in place of the user's.
+            python: there, an interpreter that can import archloop; runtimes with a runner of their
+                own need none.
+            folder: there, from the home folder; gets what is pushed.
+            connect_timeout_s: until it counts as not there.
+        """
+
+        host: Annotated[str, Field(pattern=f"^{_WORD}$")]
+        user: Annotated[str, Field(pattern=f"^{_WORD}$")] | None = None
+        port: Annotated[int, Field(ge=1, le=65535)] | None = None
+        identity_file: str | None = None
+        config_file: str | None = None
+        python: str | None = None
+        folder: Annotated[str, Field(min_length=1)] = ".cache/archloop"
+        connect_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
+
+    config: Config
+
+    def describe(self) -> DeviceInfo:
+        told = linux.sections(self._ask(_ABOUT))
+        cores = told.get("cores", "").strip()
+        return DeviceInfo(
+            processor=linux.processor(told) or told.get("system", "").strip().split(" ")[-1],
+            num_cores=int(cores) if cores.isdigit() else 1,
+            memory_bytes=linux.memory_bytes(told),
+            os=told.get("system", "").strip(),
+            accelerators=linux.accelerators(told.get("cards", "")),
+        )
+
+    def readings(self) -> Readings:
+        return _parsed(self._ask(_READINGS), time.monotonic())
+
+    def wait_until_ready(self, timeout_s: float) -> bool:
+        """As every device; both readings of a sample come over one connection.
+
+        Making one keeps the far side busier than the limit allows.
+        """
+        deadline = time.monotonic() + timeout_s
+        pause = f"sleep {_SAMPLE_S}; echo '== next'"
+        while True:
+            first, _, second = self._ask(f"{_READINGS}\n{pause}\n{_READINGS}").partition("== next")
+            before, after = _parsed(first, 0.0), _parsed(second, _SAMPLE_S)
+            if before.busy_s is None or after.busy_s is None:
+                return True
+            if (after.busy_s - before.busy_s) / _SAMPLE_S <= QUIET_CORES:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+
+    def push(self, local: Path) -> str:
+        packed = _packed(local)
+        # A push of its own, so that nobody else's removal takes it away.
+        name = hashlib.sha256(packed).hexdigest()[:24]
+        there = f"{self._folder}/{name}"
+        part = f"{there}.part"
+        commands = (
+            f"if test -d {shlex.quote(there)}; then cat > /dev/null; else "
+            f"mkdir -p {shlex.quote(part)} && tar -xf - -C {shlex.quote(part)} && "
+            f"mv {shlex.quote(part)} {shlex.quote(there)}; fi"
+        )
+        try:
+            self._ask(commands, packed)
+        except DeviceError:
+            self._forget(part)
+            raise
+        return there
+
+    def remove(self, path: str) -> None:
+        assert path.startswith(f"{self._folder}/"), f"{path} was not pushed"
+        self._ask(f"rm -rf -- {shlex.quote(path)}")
+
+    def run(
+        self, argv: Sequence[str], *, env: Mapping[str, str], stderr: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        # A shell of its own around the program: a signal that ends the program is then told as
+        # 128 + its number; without it sshd closes and the client says 255, as for a lost line.
+        settings = [f"{key}={value}" for key, value in env.items()]
+        wrapped = ["sh", "-c", '"$@"; exit $?', "sh", "env", *settings, *argv]
+        return subprocess.Popen(
+            self._client(shlex.join(wrapped)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            bufsize=0,
+        )
+
+    def python_argv(self) -> tuple[str, ...] | None:
+        return None if self.config.python is None else (self.config.python, "-P")
+
+    def is_gone(self, status: int, last_line: str) -> bool:
+        del last_line
+        return status == _BROKEN
+
+    @cached_property
+    def _folder(self) -> str:
+        """Whole path of the folder that gets what is pushed."""
+        folder = self.config.folder
+        if folder.startswith("/"):
+            return folder.rstrip("/")
+        return f"{self._ask('pwd').strip()}/{folder.rstrip('/')}"
+
+    def _client(self, command: str) -> list[str]:
+        config = self.config
+        options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={config.connect_timeout_s}"]
+        # A line that broke is noticed within 20 seconds.
+        options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+        for option, value in (
+            ("-F", config.config_file),
+            ("-i", config.identity_file),
+            ("-l", config.user),
+            ("-p", config.port),
+        ):
+            if value is not None:
+                options += [option, str(value)]
+        return ["ssh", *options, "--", config.host, command]
+
+    def _ask(self, commands: str, given: bytes = b"") -> str:
+        """Standard output of shell commands; what is put in them must be quoted."""
+        client = self._client(shlex.join(["sh", "-c", commands]))
+        limit_s = self.config.connect_timeout_s + _ANSWER_S + len(given) / 1e6
+        try:
+            done = subprocess.run(
+                client, input=given, capture_output=True, check=False, timeout=limit_s
+            )
+        except subprocess.TimeoutExpired:
+            raise DeviceError("gone", f"{self._label} did not answer in {limit_s:.0f} s") from None
+        except FileNotFoundError:
+            remedy = "install the OpenSSH client"
+            raise DeviceError("missing", f"no ssh command here; {remedy}") from None
+        if done.returncode == 0:
+            return done.stdout.decode(errors="replace")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        if done.returncode == _BROKEN:
+            remedy = f"check that `ssh {self.config.host}` works without a password"
+            raise DeviceError("gone", f"{self._label} cannot be reached ({lines[-1]}); {remedy}")
+        full = next((line for line in lines if "No space left" in line), None)
+        if full is not None:
+            raise DeviceError("disk", f"{self._label}: {full}; free some there")
+        raise DeviceError("crash", f"{self._label}: {lines[-1]} (status {done.returncode})")
+
+    def _forget(self, part: str) -> None:
+        """Remove what is left of a push that failed, if the device still answers."""
+        try:
+            self._ask(f"rm -rf -- {shlex.quote(part)}")
+        except DeviceError:
+            return
+
+    @property
+    def _label(self) -> str:
+        return f"device ssh:{self.config.host}"
+
+
+def _parsed(text: str, time_s: float) -> Readings:
+    told = linux.sections(text)
+    ticks = told.get("ticks", "").strip()
+    return linux.readings(
+        told,
+        told.get("clocks", "").split("\n"),
+        told.get("sensors", "").split("\n"),
+        time_s=time_s,
+        ticks=int(ticks) if ticks.isdigit() else 100,
+    )
+
+
+def _packed(folder: Path) -> bytes:
+    """A folder as a tar stream that depends on names, modes and contents alone."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path in sorted(folder.rglob("*")):
+            if "__pycache__" in path.parts or not (path.is_file() or path.is_dir()):
+                continue
+            entry = tar.gettarinfo(path, path.relative_to(folder).as_posix())
+            entry.uid = entry.gid = 0
+            entry.uname = entry.gname = ""
+            entry.mtime = 0
+            if entry.isfile():
+                with path.open("rb") as file:
+                    tar.addfile(entry, file)
+            else:
+                tar.addfile(entry)
+    return packed.getvalue()

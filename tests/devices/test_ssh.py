@@ -1,0 +1,118 @@
+"""The ssh device: what it hands to the client, and what it makes of the client's answers."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from archloop import registry
+from archloop.devices.base import DeviceError
+from archloop.devices.ssh import Ssh, _packed
+
+Script = Callable[[str], Path]
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Puts a program in place of the ssh client; gives the file that it may write to."""
+    (tmp_path / "bin").mkdir()
+
+    def script(body: str) -> Path:
+        program = tmp_path / "bin" / "ssh"
+        program.write_text(f"#!{sys.executable}\nimport sys, subprocess\n{body}\n")
+        program.chmod(0o755)
+        return tmp_path / "said"
+
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    return script
+
+
+def device(**settings: object) -> Ssh:
+    kind = registry.get("devices", "ssh")
+    return kind(kind.Config(host="box", folder="/far", **settings))
+
+
+LOCAL = "sys.exit(subprocess.run(['sh', '-c', sys.argv[-1]]).returncode)"
+"""A client that runs the command here."""
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=id", "a b", "$(id)", "", "a;b"])
+def test_a_host_is_never_an_option_or_a_command(host: str) -> None:
+    with pytest.raises(ValidationError):
+        Ssh.Config(host=host)
+
+
+def test_settings_reach_the_client(client: Script, tmp_path: Path) -> None:
+    said = client(f"open({str(tmp_path / 'said')!r}, 'w').write('\\n'.join(sys.argv[1:]))")
+    device(user="me", port=2222, identity_file="/a key", config_file="/c").remove("/far/x y")
+    words = said.read_text().split("\n")
+    assert words[-3:-1] == ["--", "box"]
+    assert shlex.split(shlex.split(words[-1])[2]) == ["rm", "-rf", "--", "/far/x y"]
+    for option, value in (("-l", "me"), ("-p", "2222"), ("-i", "/a key"), ("-F", "/c")):
+        assert words[words.index(option) + 1] == value
+    assert "BatchMode=yes" in words
+
+
+def test_describes_what_the_far_side_prints(client: Script) -> None:
+    client(LOCAL)
+    about = device().describe()
+    assert about.processor
+    assert about.num_cores >= 1
+    assert about.os.startswith("Linux")
+
+
+def test_the_signal_that_ended_a_program_is_told(client: Script, tmp_path: Path) -> None:
+    client(LOCAL)
+    with (tmp_path / "err").open("wb") as stderr:
+        process = device().run(["sh", "-c", "kill -SEGV $$"], env={}, stderr=stderr)
+        process.communicate(timeout=20)
+    assert process.returncode == 128 + 11
+    assert not device().is_gone(process.returncode, "")
+    assert device().is_gone(255, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ("sys.stderr.write('ssh: Connection refused\\n'); sys.exit(255)", "gone", "box` works"),
+        ("sys.stderr.write('tar: No space left on device\\n'); sys.exit(2)", "disk", "free some"),
+        ("sys.stderr.write('Permission denied\\n'); sys.exit(1)", "crash", "Permission denied"),
+    ],
+)
+def test_what_goes_wrong_is_told_apart(
+    body: str, kind: str, words: str, client: Script, tmp_path: Path
+) -> None:
+    client(body)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DeviceError, match=words) as caught:
+        device().push(tmp_path / "folder")
+    assert caught.value.kind == kind
+
+
+def test_garbage_is_no_reading(client: Script) -> None:
+    client(
+        r"print('== /proc/stat\ncpu many few\n== /proc/meminfo\nMemAvailable: lots\n== ticks\nx')"
+    )
+    found = device().readings()
+    assert found.busy_s is None
+    assert found.available_memory_bytes is None
+    assert device().describe().num_cores == 1
+    assert device().wait_until_ready(0.0)
+
+
+def test_no_client_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match="install the OpenSSH client"):
+        device().readings()
+
+
+def test_equal_folders_are_packed_alike(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / "inner" / "file").write_text("same")
+    assert _packed(tmp_path / "one") == _packed(tmp_path / "two")
+    (tmp_path / "two" / "inner" / "file").write_text("other")
+    assert _packed(tmp_path / "one") != _packed(tmp_path / "two")

@@ -12,8 +12,9 @@ from archloop.generation.drafts import verify
 from archloop.generation.generation import Generation, generate
 from archloop.generation.sampling import Sampling, choose
 from archloop.generation.transcript import Transcript
-from archloop.stack.decoder import Decoder, DecoderState
+from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.stack.state import DecoderState
 
 VOCAB = 61
 SAMPLED = Sampling(temperature=0.8, top_k=20, repetition_penalty=1.2, seed=7)

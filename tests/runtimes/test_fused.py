@@ -26,31 +26,22 @@ def spec(mixers="CAC", channels="DMM"):
     return StackSpec(d_model=256, vocab_size=512, blocks=blocks)
 
 
-def test_unsupported_names_the_block():
-    from archloop.runtimes.cuda.fused import unsupported
-
-    assert unsupported(spec()) is None
-    odd = spec().replace(d_model=192)
-    assert "d_model=192" in (unsupported(odd) or "")
-    swa = BlockSpec(mixers=(MixerSpec(name="swa"),), channel_mixer=DENSE)
-    reason = unsupported(spec().replace(blocks=(*spec().blocks, swa)))
-    assert reason is not None
-    assert reason.startswith("blocks[3]: swa")
-
-
+@pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("config", "word"),
+    ("config", "is_fused"),
     [
-        ({"num_experts": 8, "top_k": 2, "router": "granite"}, "moe.router"),
-        ({"num_experts": 8, "top_k": 2, "shared_expansion": 1.0}, "moe.shared_expansion"),
-        ({"num_experts": 8, "top_k": 2, "expansion": 0.75}, "multiple of 128"),
+        ({"num_experts": 8, "top_k": 2, "expansion": 1.0}, True),
+        ({"num_experts": 8, "top_k": 2, "router": "granite"}, False),
+        ({"num_experts": 8, "top_k": 2, "shared_expansion": 1.0}, False),
+        ({"num_experts": 8, "top_k": 2, "expansion": 0.75}, False),
     ],
 )
-def test_unsupported_experts(config, word):
-    from archloop.runtimes.cuda.fused import unsupported
+def test_experts_are_fused_where_the_kernels_are_right(config, is_fused):
+    from archloop.runtimes.cuda.fused import FusedDecoder
 
     odd = BlockSpec(mixers=(CONV,), channel_mixer=ChannelMixerSpec(name="moe", config=config))
-    assert word in unsupported(spec().replace(blocks=(odd,)))
+    fused = FusedDecoder(Decoder(spec().replace(blocks=(odd,))).to(DEVICE))
+    assert [half.is_fused for half in fused.halves] == [True, is_fused]
 
 
 def models(**kwargs):

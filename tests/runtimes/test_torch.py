@@ -83,7 +83,7 @@ def test_rounding_that_swaps_experts_is_no_parity_error(tmp_path: Path) -> None:
     spec = one_mixer("short_conv", "moe")
     spec = spec.replace(blocks=spec.blocks * 6)
     decoder = build_random(spec, seed=0)
-    biases = [block.channel_mixer.expert_bias.clone() for block in decoder._blocks()]
+    biases = [block.channel_mixer.expert_bias.clone() for block in decoder.each_block()]
     prompt, more = list(range(40)), list(range(6))
     with decided_experts(decoder) as is_changed:
         rounded = eager_logits(decoder, prompt, more, "bfloat16")
@@ -93,11 +93,11 @@ def test_rounding_that_swaps_experts_is_no_parity_error(tmp_path: Path) -> None:
     manifest = export(TorchEager(), decoder, tmp_path, "bf16")
     assert manifest.parity_bound is not None
     assert manifest.parity_error <= 0.1 <= manifest.parity_bound < 1
-    for block, bias in zip(decoder._blocks(), biases, strict=True):
+    for block, bias in zip(decoder.each_block(), biases, strict=True):
         assert torch.equal(block.channel_mixer.expert_bias, bias)
     session = TorchEager().open(tmp_path, threads=torch.get_num_threads(), max_context=8)
     assert isinstance(session, TorchSession)
-    for block, bias in zip(session.decoder._blocks(), biases, strict=True):
+    for block, bias in zip(session.decoder.each_block(), biases, strict=True):
         assert torch.equal(block.channel_mixer.expert_bias, bias)
 
 

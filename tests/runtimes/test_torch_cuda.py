@@ -17,9 +17,9 @@ def spec(d_model=256):
     return StackSpec(d_model=d_model, vocab_size=512, blocks=blocks)
 
 
-def test_says_what_it_cannot_run():
+def test_runs_every_stack():
     assert TorchCuda().unsupported(spec()) is None
-    assert "d_model=192" in TorchCuda().unsupported(spec(192))
+    assert TorchCuda().unsupported(spec(192)) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -287,7 +287,7 @@ def test_parallel_outputs_are_combined_as_the_spec_says() -> None:
         expected = x_BTD + (0.5 * outputs[0] + 3 * outputs[1]) / (1 if combine == "sum" else 2)
         span = Span(torch.arange(7).expand(2, 7))
         stream = Stream(x_BTD)
-        decoder._mix(stream, 0, built, None, span, {})
+        decoder.mix(stream, 0, built, None, span, {})
         assert close(stream.plain(), expected)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from archloop.blocks.config import ChannelConfig, Config, Gene, MixerConfig
+from archloop.blocks.fast import ChannelForm, MixerForm
 from archloop.blocks.packing import runs, unpack
 from archloop.blocks.span import Span, align_right_padding, check_marks, default_positions
 from archloop.blocks.state import Held, State
@@ -111,6 +112,10 @@ class SequenceMixer(nn.Module):
         """
         assert self.shareable, f"{type(self).__name__} must write mix_step or be shareable"
         return self.step_read(x_BD, self.step_features(x_BD, state, positions_B), positions_B)
+
+    def fast_form(self) -> MixerForm | None:
+        """What this mixer computes, if an engine may have a kernel for it."""
+        return None
 
     # --- what callers use -------------------------------------------------------------------
 
@@ -290,6 +295,10 @@ class ChannelMixer(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Transform each token."""
         raise AssertionError(f"{type(self).__name__} must write forward")
+
+    def fast_form(self) -> ChannelForm | None:
+        """What this mixer computes, if an engine may have a kernel for it."""
+        return None
 
     def after_optimizer_step(self) -> None:
         """Called once per optimiser step, on every rank (expert bias update)."""

@@ -1,7 +1,7 @@
-"""Fused kernels and CUDA graphs on an NVIDIA GPU, for stacks of the LFM2 kind, in bfloat16.
+"""Fused kernels and CUDA graphs on an NVIDIA GPU, in bfloat16, for every stack.
 
 The engine is `archloop.runtimes.cuda.fused`; a decode step is captured on first use and replayed
-after.
+after. A mixer without kernels runs its own code between those of the others.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, ClassVar
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Runtime, Session
 from archloop.runtimes.torch_eager import TorchSession
-from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +40,6 @@ class TorchCuda(Runtime):
         if find_spec("triton") is None:
             return "needs triton, which CUDA builds of PyTorch bring along; pip install triton"
         return None
-
-    def unsupported(self, spec: StackSpec) -> str | None:
-        from archloop.runtimes.cuda import fused
-
-        return fused.unsupported(spec)
 
     def start(self, threads: int) -> None:
         import torch
@@ -88,7 +82,8 @@ class CudaSession(TorchSession):
     plans_by_shape = True
 
     def __init__(self, decoder: "Decoder", max_context: int) -> None:
-        from archloop.runtimes.cuda.fused import FusedDecoder, StepGraph
+        from archloop.runtimes.cuda.fused import FusedDecoder
+        from archloop.runtimes.cuda.graph import StepGraph
 
         super().__init__(decoder, max_context)
         self.chunk = PREFILL_CHUNK
@@ -108,5 +103,6 @@ class CudaSession(TorchSession):
         with self.torch.inference_mode():
             for state in self.state.mixers.values():
                 for tensor in state.tensors.values():
-                    tensor.normal_(generator=generator)
+                    if tensor.is_floating_point():
+                        tensor.normal_(generator=generator)
         self._filled_with = seed

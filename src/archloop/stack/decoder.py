@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, SequenceMixer, Span, State
+from archloop.blocks.base import Features, SequenceMixer, Span
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.precision import product_dtype
@@ -25,73 +25,8 @@ from archloop.stack import head
 from archloop.stack.block import Block
 from archloop.stack.cost import mixers
 from archloop.stack.spec import StackSpec
+from archloop.stack.state import DecoderState, MixerKey, check_rows, full
 from archloop.text.special_tokens import SpecialTokens
-
-MixerKey = tuple[int, int]
-"""Block index and slot of a mixer."""
-
-
-class DecoderState:
-    """The states of all mixers that keep one, and how many tokens each row holds.
-
-    Attributes:
-        lengths_B: tokens in each row so far, int64.
-        mixers: state by block index and slot; consumers of another block's state have none.
-    """
-
-    def __init__(self, lengths_B: Tensor, mixers: dict[MixerKey, State], max_context: int) -> None:
-        self.lengths_B = lengths_B
-        self.mixers = mixers
-        self.max_context = max_context
-        self.num_tokens = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all states."""
-        return sum(state.nbytes for state in self.mixers.values())
-
-    def snapshot(self) -> "DecoderState":
-        """An independent copy, to go back to or to continue from twice."""
-        return self._copy({key: state.snapshot() for key, state in self.mixers.items()})
-
-    def mark(self) -> "DecoderState":
-        """A light copy to `restore`, good for going back over tokens taken in since (`State`)."""
-        return self._copy({key: state.mark() for key, state in self.mixers.items()})
-
-    def restore(self, snapshot: "DecoderState") -> None:
-        """Go back to a snapshot or mark, in place."""
-        self.lengths_B.copy_(snapshot.lengths_B)
-        self.num_tokens = snapshot.num_tokens
-        for key, state in self.mixers.items():
-            state.restore(snapshot.mixers[key])
-
-    def recount(self, num_tokens: int) -> None:
-        """Say how many tokens the longest row holds, where single rows have been put back."""
-        self.num_tokens = num_tokens
-        for state in self.mixers.values():
-            state.num_tokens = num_tokens
-
-    def row(self, index: int) -> "DecoderState":
-        """One row as a state of its own on the same memory: tensors have the batch first."""
-        rows = slice(index, index + 1)
-        views = {}
-        for key, whole in self.mixers.items():
-            view = State(whole.max_context, **{k: t[rows] for k, t in whole.tensors.items()})
-            view.by_position = whole.by_position
-            views[key] = view
-        return DecoderState(self.lengths_B[rows], views, self.max_context)
-
-    def _copy(self, mixers: dict[MixerKey, State]) -> "DecoderState":
-        copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
-        copy.num_tokens = self.num_tokens
-        return copy
-
-    def reset(self) -> None:
-        """Forget all tokens, in place."""
-        self.lengths_B.zero_()
-        self.num_tokens = 0
-        for state in self.mixers.values():
-            state.reset()
 
 
 class Decoder(nn.Module):
@@ -122,7 +57,7 @@ class Decoder(nn.Module):
             if mixer.state_from is not None
         )
         """Mixers whose features other blocks read."""
-        self._shares_packed = all(self._mixer(*key).packs for key in self._sources)
+        self._shares_packed = all(self.mixer(*key).packs for key in self._sources)
         """False where a source needs packed rows taken apart for it."""
 
     def _share_weights(self) -> None:
@@ -248,7 +183,7 @@ class Decoder(nn.Module):
             raise ValueError(f"{batch_size=} and {max_context=} must be at least 1")
         device = device or self.embedding.weight.device
         states = {
-            (index, slot): self._mixer(index, slot).init_state(
+            (index, slot): self.mixer(index, slot).init_state(
                 batch_size, max_context, dtype, device
             )
             for index, slot, mixer in mixers(self.spec)
@@ -308,7 +243,7 @@ class Decoder(nn.Module):
         if ids_B.dim() != 1:
             raise ValueError(f"ids of shape {tuple(ids_B.shape)}: must be (rows,), a token each")
         if state.num_tokens >= state.max_context:
-            raise _full(state, 1)
+            raise full(state, 1)
         logits_BV = self.step_unchecked(ids_B, state)
         state.num_tokens += 1
         return logits_BV
@@ -318,8 +253,8 @@ class Decoder(nn.Module):
         positions_B = state.lengths_B
         stream = Stream(self.embed(ids_B))
         shared: dict[MixerKey, Features] = {}
-        for index, block in enumerate(self._blocks()):
-            self._mix_step(stream, index, block, state, positions_B, shared)
+        for index, block in enumerate(self.each_block()):
+            self.mix_step(stream, index, block, state, positions_B, shared)
             block.add_channel(stream)
         state.lengths_B += 1
         return self.logits(stream.normed(self.norm))
@@ -330,12 +265,12 @@ class Decoder(nn.Module):
         """Hidden states after the last norm."""
         stream = Stream(self.embed(ids_BT))
         shared: dict[MixerKey, Features] = {}
-        for index, block in enumerate(self._blocks()):
-            self._mix(stream, index, block, state, span, shared)
+        for index, block in enumerate(self.each_block()):
+            self.mix(stream, index, block, state, span, shared)
             block.add_channel(stream)
         return stream.normed(self.norm)
 
-    def _mix(
+    def mix(
         self,
         stream: Stream,
         index: int,
@@ -344,11 +279,21 @@ class Decoder(nn.Module):
         span: Span,
         shared: dict[MixerKey, Features],
     ) -> None:
+        """The mixers' half of a block: adds their output to the stream.
+
+        Args:
+            stream: (B, T, D).
+            index: of the block, which is `block`.
+            block: likewise.
+            state: None in training; otherwise advanced.
+            span: where the tokens stand.
+            shared: features of sources so far, by mixer; this block's are added.
+        """
         if block.mixer_norm is None:
             return
         h_BTD, outputs = stream.normed(block.mixer_norm), []
         for slot, spec in enumerate(self.spec.blocks[index].mixers):
-            mixer, key = self._mixer(index, slot), (index, slot)
+            mixer, key = self.mixer(index, slot), (index, slot)
             own = None if state is None else state.mixers.get(key)
             in_BTD, features = block.mixer_input(h_BTD, slot), None
             if spec.state_from is not None:
@@ -358,7 +303,7 @@ class Decoder(nn.Module):
             outputs.append(mixer.run(in_BTD, own, span, features))
         block.add_mixed(stream, outputs)
 
-    def _mix_step(
+    def mix_step(
         self,
         stream: Stream,
         index: int,
@@ -367,11 +312,12 @@ class Decoder(nn.Module):
         positions_B: Tensor,
         shared: dict[MixerKey, Features],
     ) -> None:
+        """As `mix` for one token per row: the stream is (B, D)."""
         if block.mixer_norm is None:
             return
         h_BD, outputs = stream.normed(block.mixer_norm), []
         for slot, spec in enumerate(self.spec.blocks[index].mixers):
-            mixer, key = self._mixer(index, slot), (index, slot)
+            mixer, key = self.mixer(index, slot), (index, slot)
             in_BD, features = block.mixer_input(h_BD, slot), None
             if spec.state_from is not None:
                 features = shared[spec.state_from, slot]
@@ -384,7 +330,8 @@ class Decoder(nn.Module):
             outputs.append(out_BD)
         block.add_mixed(stream, outputs)
 
-    def _mixer(self, index: int, slot: int) -> SequenceMixer:
+    def mixer(self, index: int, slot: int) -> SequenceMixer:
+        """The mixer of a block's slot."""
         mixer = self._block(index).mixers[slot]
         assert isinstance(mixer, SequenceMixer)
         return mixer
@@ -394,7 +341,12 @@ class Decoder(nn.Module):
         assert isinstance(block, Block)
         return block
 
-    def _blocks(self) -> Iterator[Block]:
+    def is_source(self, index: int, slot: int) -> bool:
+        """Whether other blocks read this mixer's features."""
+        return (index, slot) in self._sources
+
+    def each_block(self) -> Iterator[Block]:
+        """The blocks in order."""
         return (self._block(index) for index in range(len(self.blocks)))
 
     def _span(
@@ -429,7 +381,7 @@ class Decoder(nn.Module):
             if span.lengths_B is not None:
                 held = int((state.lengths_B + span.lengths_B).max())
             if held > state.max_context:
-                raise _full(state, num_new)
+                raise full(state, num_new)
         return order_BT, span, held
 
     if TYPE_CHECKING:
@@ -448,20 +400,6 @@ class Decoder(nn.Module):
 def build(spec: StackSpec) -> Decoder:
     """A decoder with random weights from torch's current seed. Raises as `Decoder`."""
     return Decoder(spec)
-
-
-def check_rows(ids: Tensor, state: DecoderState) -> None:
-    """Refuse ids whose first dimension is not the state's rows: they would broadcast.
-
-    Raises:
-        ValueError: that.
-    """
-    num_rows = state.lengths_B.shape[0]
-    if ids.shape[0] != num_rows:
-        raise ValueError(
-            f"ids of {ids.shape[0]} rows for a state of {num_rows}; "
-            "make one for as many rows with init_state"
-        )
 
 
 def _check_ids(ids_BT: Tensor) -> None:
@@ -490,10 +428,3 @@ def _last_index(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
     if mask_BT is None:
         return torch.full((batch,), time - 1, device=ids_BT.device)
     return (mask_BT * torch.arange(time, device=ids_BT.device)).argmax(1)
-
-
-def _full(state: DecoderState, num_new: int) -> ValueError:
-    return ValueError(
-        f"the state has room for max_context={state.max_context} tokens, holds "
-        f"{state.num_tokens} and was given {num_new} more; make a larger one with init_state"
-    )

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
 from archloop.blocks.channel_mixers.relu2 import ReLU2
 from archloop.blocks.channel_mixers.swiglu import SwiGLU, hidden_width
+from archloop.blocks.fast import RoutedExperts
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.precision import exact
 from archloop.errors import UserError
@@ -151,9 +152,29 @@ class MoE(ChannelMixer):
         y_XD = run(x_XD, weights_XK, experts_XK, self.gate_up, self.down)
         return y_XD.view_as(x_BTD)
 
+    def fast_form(self) -> RoutedExperts | None:
+        config = self.config
+        grouped = config.top_groups < config.num_groups
+        if config.router != "lfm2" or config.activation != "swiglu" or grouped:
+            return None
+        if self.shared is not None:
+            return None
+        return RoutedExperts(
+            self.router.weight,
+            self.expert_bias if config.use_bias else torch.zeros_like(self.expert_bias),
+            self.gate_up,
+            self.down,
+            config.top_k,
+            config.normalize,
+            config.routed_scale,
+        )
+
     def _form(self, num_tokens: int) -> Experts:
-        """How to run the experts; compiled or exported, shapes cannot depend on the routing."""
-        if not torch.compiler.is_compiling():
+        """How to run the experts; compiled, exported or captured in a CUDA graph, shapes cannot
+        depend on the routing.
+        """
+        captured = self.down.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not torch.compiler.is_compiling() and not captured:
             return gathered_experts if num_tokens == 1 else sorted_experts
         # Of many tokens each would copy its experts' weights, more than all experts have.
         few = num_tokens * self.config.top_k <= self.config.num_experts

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
+from archloop.blocks.fast import GatedFeedForward
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.silu_gate import silu_gate
 
@@ -43,6 +44,9 @@ class SwiGLU(ChannelMixer):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down_proj(silu_gate(self.gate_up_proj(x_BTD)))
+
+    def fast_form(self) -> GatedFeedForward:
+        return GatedFeedForward(self.gate_up_proj.weight, self.down_proj.weight)
 
 
 def hidden_width(expansion: float, d_model: int) -> int:

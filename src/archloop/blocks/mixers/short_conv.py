@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from archloop.blocks.base import Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.fast import GatedConv
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
 from archloop.blocks.ops.gated_conv import gated_conv
@@ -76,6 +77,11 @@ class ShortConv(SequenceMixer):
         y_BD = causal_conv_step(z_BD, self.conv, state["conv"])
         advance_past(state["conv"], z_BD[:, None])
         return self._out(c_BD, y_BD)
+
+    def fast_form(self) -> GatedConv | None:
+        if self.conv_bias is not None or self.kernel == 1:
+            return None
+        return GatedConv(self.in_proj.weight, self.conv, self.out_proj.weight)
 
     def _out(self, c: Tensor, y: Tensor) -> Tensor:
         if self.conv_bias is not None:

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from archloop.blocks.ops.rope import Rope, frequencies
+
 
 @triton.jit
 def normed_rotated(low, high, weight, cos, sin, eps, H: tl.constexpr):
@@ -214,13 +216,11 @@ def join_kernel(
 
 
 def rope_tables(
-    max_context: int, head_dim: int, theta: float, device: torch.device
+    max_context: int, head_dim: int, theta: float | Rope, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every position and frequency, float32 (C, H/2), as `ops.rope`."""
-    half = head_dim // 2
-    exponents = torch.arange(half, device=device, dtype=torch.float32) / half
     angles = torch.arange(max_context, device=device, dtype=torch.float32)[:, None]
-    angles = angles * (1.0 / theta**exponents)
+    angles = angles * frequencies(head_dim // 2, theta, torch.float32, device)
     return angles.cos(), angles.sin()
 
 

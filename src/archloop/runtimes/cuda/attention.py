@@ -1,0 +1,115 @@
+"""Attention over a KV cache (`blocks.fast.CachedAttention`) through kernels.
+
+Shape suffixes: as in `runtimes.cuda.half`; N query heads, M KV heads, H head width, S cached keys,
+C cache slots.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+
+from archloop.blocks.fast import CachedAttention
+from archloop.blocks.ops.rope import Rope
+from archloop.runtimes.cuda.half import Call, Half, Norm
+from archloop.runtimes.cuda.kernels import attention, gemv
+from archloop.stack.state import DecoderState, MixerKey
+
+HEAD_DIMS = (64, 128)
+"""Head widths that the kernels take."""
+
+BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Attention over a prompt, fastest on Hopper first."""
+
+
+class RopeTables:
+    """Cosines and sines of all positions, one pair of tables for each kind of head."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.num_rows = device, 0
+        self.kinds: set[tuple[int, Rope]] = set()
+        self._tables: dict[tuple[int, Rope], tuple[Tensor, Tensor]] = {}
+
+    def reach(self, max_context: int) -> None:
+        """Make the tables as long as the longest state so far."""
+        if max_context > self.num_rows:
+            self._tables = {
+                kind: attention.rope_tables(max_context, *kind, self.device) for kind in self.kinds
+            }
+            self.num_rows = max_context
+
+    def __getitem__(self, kind: tuple[int, Rope]) -> tuple[Tensor, Tensor]:
+        return self._tables[kind]
+
+    def held(self) -> list[Tensor]:
+        """All tables as they are: a captured step reads them at their addresses."""
+        return [table for pair in self._tables.values() for table in pair]
+
+
+class AttentionHalf(Half):
+    """Norm, attention over the cache, residual."""
+
+    is_mixer = True
+
+    def __init__(
+        self,
+        form: CachedAttention,
+        key: MixerKey,
+        norm: Norm,
+        overlap: bool,
+        tables: RopeTables,
+    ) -> None:
+        self.form, self.key, self.norm, self.overlap = form, key, norm, overlap
+        self.kind, self.tables = (form.head_dim, form.rope), tables
+        tables.kinds.add(self.kind)
+        self.norms = (form.q_norm, form.k_norm, form.eps)
+
+    def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
+        del after
+        assert h_XD is not None
+        qkv_XH = F.linear(h_XD, self.form.qkv_proj)
+        if call.time is None:
+            y_Xd = self._step(qkv_XH, call.state, overlap=False)
+        else:
+            y_Xd = self._prompt(qkv_XH.view(-1, call.time, qkv_XH.shape[-1]), call)
+        x_XD.addmm_(y_Xd, self.form.out_proj.T)
+        return None
+
+    def one(self, x_D: Tensor, call: Call) -> None:
+        qkv = x_D.new_empty(self.form.qkv_proj.shape[0])
+        gemv.linear(x_D, self.form.qkv_proj, qkv, norm=self.norm, pdl=self.overlap)
+        y_d = self._step(qkv[None], call.state, overlap=self.overlap)[0]
+        gemv.linear(y_d, self.form.out_proj, x_D, residual=True, pdl=self.overlap)
+
+    def touched(self, state: DecoderState) -> list[Tensor]:
+        return [state.mixers[self.key][name][:, :, :1] for name in ("k", "v")]
+
+    def _step(self, qkv_BH: Tensor, state: DecoderState, *, overlap: bool) -> Tensor:
+        """Outputs (B, N H) of one token a row."""
+        own = state.mixers[self.key]
+        return attention.step(
+            qkv_BH, self.norms, self.tables[self.kind], own["k"], own["v"],
+            state.lengths_B, self.form.scale, pdl=overlap,
+        )  # fmt: skip
+
+    def _prompt(self, qkv_BTH: Tensor, call: Call) -> Tensor:
+        """Outputs (X, N H) of prompts, whose keys and values are put into the cache."""
+        assert call.time is not None
+        own, width = call.state.mixers[self.key], self.form.num_heads * self.form.head_dim
+        k_BMCH, v_BMCH, end = own["k"], own["v"], call.held + call.time
+        lengths_B = call.state.lengths_B
+        attention.store(qkv_BTH, self.norms, self.tables[self.kind], k_BMCH, v_BMCH, lengths_B)
+        q_BNTH = qkv_BTH[..., :width].unflatten(-1, (-1, self.form.head_dim)).transpose(1, 2)
+        mask = causal_lower_right(call.time, end) if call.held else None
+        with sdpa_kernel(BACKENDS, set_priority=True):
+            y_BNTH = F.scaled_dot_product_attention(
+                q_BNTH, k_BMCH[:, :, :end], v_BMCH[:, :, :end], attn_mask=mask,
+                is_causal=mask is None, scale=self.form.scale, enable_gqa=True,
+            )  # fmt: skip
+        return y_BNTH.transpose(1, 2).reshape(-1, width)

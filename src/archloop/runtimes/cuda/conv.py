@@ -1,0 +1,47 @@
+"""A gated short convolution (`blocks.fast.GatedConv`) through kernels.
+
+Shape suffixes: as in `runtimes.cuda.half`; E = 3D.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from archloop.blocks.fast import GatedConv
+from archloop.runtimes.cuda.half import Call, Half, Norm
+from archloop.runtimes.cuda.kernels import gemv, rows
+from archloop.stack.state import DecoderState, MixerKey
+
+
+class ConvHalf(Half):
+    """Norm, gated convolution, residual."""
+
+    is_mixer = True
+
+    def __init__(self, form: GatedConv, key: MixerKey, norm: Norm, overlap: bool) -> None:
+        self.form, self.key, self.norm, self.overlap = form, key, norm, overlap
+
+    def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
+        del after
+        assert h_XD is not None
+        form, past_BLD = self.form, call.state.mixers[self.key]["conv"]
+        bcu_XE = F.linear(h_XD, form.in_proj)
+        if call.time is None:
+            y_XD = rows.conv_step(bcu_XE, form.taps_DK, past_BLD)
+        else:
+            bcu_BTE = bcu_XE.view(-1, call.time, bcu_XE.shape[-1])
+            y_XD = rows.conv(bcu_BTE, form.taps_DK, past_BLD).flatten(0, 1)
+        x_XD.addmm_(y_XD, form.out_proj.T)
+        return None
+
+    def one(self, x_D: Tensor, call: Call) -> None:
+        form, past_LD = self.form, call.state.mixers[self.key]["conv"][0]
+        y_D = torch.empty_like(x_D)
+        gemv.conv(x_D, self.norm, form.in_proj, form.taps_DK, past_LD, y_D, pdl=self.overlap)
+        gemv.linear(y_D, form.out_proj, x_D, residual=True, pdl=self.overlap)
+
+    def tail(self, time: int) -> int:
+        return min(time, self.form.taps_DK.shape[1])
+
+    def touched(self, state: DecoderState) -> list[Tensor]:
+        return [state.mixers[self.key]["conv"]]

@@ -1,0 +1,36 @@
+"""A gated feed-forward (`blocks.fast.GatedFeedForward`) through kernels.
+
+Shape suffixes: as in `runtimes.cuda.half`; F hidden width.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from archloop.blocks.fast import GatedFeedForward
+from archloop.runtimes.cuda.half import Call, Half, Norm
+from archloop.runtimes.cuda.kernels import gemv, rows
+
+TOKENS_AT_ONCE = 32768
+"""Tokens whose hidden activations are held at once."""
+
+
+class FeedForwardHalf(Half):
+    """Norm, gated feed-forward, residual."""
+
+    def __init__(self, form: GatedFeedForward, norm: Norm, overlap: bool) -> None:
+        self.form, self.norm, self.overlap = form, norm, overlap
+
+    def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
+        del call, after
+        assert h_XD is not None
+        parts = zip(h_XD.split(TOKENS_AT_ONCE), x_XD.split(TOKENS_AT_ONCE), strict=True)
+        for h_XD, x_XD in parts:
+            hidden_XF = rows.silu_mul(F.linear(h_XD, self.form.gate_up))
+            x_XD.addmm_(hidden_XF, self.form.down.T)
+        return None
+
+    def one(self, x_D: Tensor, call: Call) -> None:
+        del call
+        hidden_F = x_D.new_empty(self.form.down.shape[1])
+        gemv.gate_up(x_D, self.norm, self.form.gate_up, hidden_F, pdl=self.overlap)
+        gemv.linear(hidden_F, self.form.down, x_D, residual=True, pdl=self.overlap)

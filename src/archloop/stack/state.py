@@ -1,0 +1,101 @@
+"""What a decoder carries between tokens: the states of its mixers, and each row's length.
+
+Shape suffixes: B batch.
+"""
+
+from torch import Tensor
+
+from archloop.blocks.base import State
+
+MixerKey = tuple[int, int]
+"""Block index and slot of a mixer."""
+
+
+class DecoderState:
+    """The states of all mixers that keep one, and how many tokens each row holds.
+
+    Attributes:
+        lengths_B: tokens in each row so far, int64.
+        mixers: state by block index and slot; consumers of another block's state have none.
+    """
+
+    def __init__(self, lengths_B: Tensor, mixers: dict[MixerKey, State], max_context: int) -> None:
+        self.lengths_B = lengths_B
+        self.mixers = mixers
+        self.max_context = max_context
+        self.num_tokens = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states."""
+        return sum(state.nbytes for state in self.mixers.values())
+
+    def snapshot(self) -> "DecoderState":
+        """An independent copy, to go back to or to continue from twice."""
+        return self._copy({key: state.snapshot() for key, state in self.mixers.items()})
+
+    def mark(self) -> "DecoderState":
+        """A light copy to `restore`, good for going back over tokens taken in since (`State`)."""
+        return self._copy({key: state.mark() for key, state in self.mixers.items()})
+
+    def restore(self, snapshot: "DecoderState") -> None:
+        """Go back to a snapshot or mark, in place."""
+        self.lengths_B.copy_(snapshot.lengths_B)
+        self.num_tokens = snapshot.num_tokens
+        for key, state in self.mixers.items():
+            state.restore(snapshot.mixers[key])
+
+    def recount(self, num_tokens: int) -> None:
+        """Say how many tokens the longest row holds, where single rows have been put back."""
+        self.num_tokens = num_tokens
+        for state in self.mixers.values():
+            state.num_tokens = num_tokens
+
+    def row(self, index: int) -> "DecoderState":
+        """One row as a state of its own on the same memory."""
+        return self.rows(slice(index, index + 1))
+
+    def rows(self, rows: slice) -> "DecoderState":
+        """Some rows as a state of their own on the same memory: tensors have the batch first."""
+        views = {}
+        for key, whole in self.mixers.items():
+            view = State(whole.max_context, **{k: t[rows] for k, t in whole.tensors.items()})
+            view.by_position, view.num_tokens = whole.by_position, whole.num_tokens
+            views[key] = view
+        some = DecoderState(self.lengths_B[rows], views, self.max_context)
+        some.num_tokens = self.num_tokens
+        return some
+
+    def _copy(self, mixers: dict[MixerKey, State]) -> "DecoderState":
+        copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
+        copy.num_tokens = self.num_tokens
+        return copy
+
+    def reset(self) -> None:
+        """Forget all tokens, in place."""
+        self.lengths_B.zero_()
+        self.num_tokens = 0
+        for state in self.mixers.values():
+            state.reset()
+
+
+def check_rows(ids: Tensor, state: DecoderState) -> None:
+    """Refuse ids whose first dimension is not the state's rows: they would broadcast.
+
+    Raises:
+        ValueError: that.
+    """
+    num_rows = state.lengths_B.shape[0]
+    if ids.shape[0] != num_rows:
+        raise ValueError(
+            f"ids of {ids.shape[0]} rows for a state of {num_rows}; "
+            "make one for as many rows with init_state"
+        )
+
+
+def full(state: DecoderState, num_new: int) -> ValueError:
+    """The state has no room for so many more tokens."""
+    return ValueError(
+        f"the state has room for max_context={state.max_context} tokens, holds "
+        f"{state.num_tokens} and was given {num_new} more; make a larger one with init_state"
+    )

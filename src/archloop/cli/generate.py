@@ -2,13 +2,16 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from archloop import registry
 from archloop.cli.command import command
 from archloop.errors import UserError
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder
 
 
 @command()
@@ -57,6 +60,7 @@ def generate(
         option = "--" + filters[0].replace("_", "-")
         raise UserError(f"{option} changes nothing at temperature 0; give --temperature as well")
     with torch.inference_mode():
+        engine = _engine(loaded.decoder)
         for piece in stream(
             loaded,
             [{"role": "user", "content": prompt}] if chat else prompt,
@@ -64,10 +68,22 @@ def generate(
             max_new_tokens=max_new_tokens,
             stop_strings=stop or (),
             variables=_variables(chat_variable or []),
+            engine=engine,
         ):
             sys.stdout.write(piece)
             sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _engine(decoder: "Decoder") -> Any:
+    """What runs the decoder: on a GPU, in 16 bits, the engine that `torch_cuda` measures."""
+    from archloop.runtimes.cuda.model import CudaModel
+    from archloop.runtimes.torch_cuda import TorchCuda
+
+    weight = decoder.embedding.weight
+    if weight.is_cuda and weight.element_size() == 2 and TorchCuda().missing_to_run() is None:
+        return CudaModel(decoder)
+    return decoder
 
 
 def _variables(given: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from archloop.checkpoints import files, hub, tokens
 from archloop.checkpoints.loading import load
 from archloop.errors import UserError
+from archloop.generation import protocol
 from archloop.generation.defaults import read as read_defaults
 from archloop.generation.generation import Generation
 from archloop.generation.sampling import Sampling
@@ -142,6 +143,7 @@ def stream(
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
     special_tokens: bool = False,
+    engine: protocol.Scorer | None = None,
 ) -> Iterator[str]:
     """The reply to a prompt, in pieces of whole characters as they come.
 
@@ -157,6 +159,7 @@ def stream(
             of which only what is new is read; text and ids are what is new.
         tools, template, variables: with chat messages, as in `Model.encode_chat`.
         special_tokens: also emit special tokens, such as those around LFM2's tool calls.
+        engine: what runs the model's weights; default: its decoder itself.
 
     Raises:
         UserError: no tokenizer, no chat template, a prompt beyond the model's longest context, or
@@ -167,7 +170,7 @@ def stream(
     ids, whole = _prompt_ids(model, prompt, chat, before)
     if transcript is None:
         max_new_tokens = _within_context(model.decoder.spec, len(ids), max_new_tokens)
-        transcript = Transcript(model.decoder, len(ids) + max_new_tokens)
+        transcript = Transcript(engine or model.decoder, len(ids) + max_new_tokens)
     given = [stop_strings] if isinstance(stop_strings, str) else stop_strings
     stops = (*model.stop_strings, *given)
     text = TextStream(partial(model.decode, special_tokens=special_tokens), stops)

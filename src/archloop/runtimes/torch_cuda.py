@@ -93,10 +93,16 @@ class CudaSession(TorchSession):
     def take_chunk(self, ids_BT: "Tensor") -> "Tensor":
         return self.fused.prefill(ids_BT.cuda(), self.state)
 
-    def take_one(self, ids_B: "Tensor") -> "Tensor":
-        if self._graph is None:
-            self._graph = self.fused.capture(self.state)
-        return self._graph.step(ids_B)
+    def decode_step(self, token: int) -> int:
+        self.check_known(token)
+        self._make_room(1)
+        with self.torch.inference_mode():
+            if self._graph is None:
+                self._graph = self.fused.capture(self.state)
+            self._last_BV = self._graph.step(self._ids_B.fill_(token))
+            self.num_tokens += 1
+            # The step has chosen: this one number is all that leaves the card.
+            return int(self._graph.ids_B)
 
     def _write_random(self, seed: int) -> None:
         generator = self.torch.Generator("cuda").manual_seed(seed)

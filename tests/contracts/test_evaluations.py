@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from archloop import registry
-from archloop.evals.base import Task
+from archloop.evals.base import IGNORE, Task, TaskInBits
 from archloop.evals.text_tasks import ChoiceTask, ReplyTask
 from archloop.evals.verbs import Likelihood, Model
 
@@ -100,7 +100,8 @@ class Guesser(Answering):
         return -float(zlib.crc32(bytes(request.continuation) + bytes(request.prefix)))
 
     def logs(self, row):
-        return np.full(len(row) - 1, -8 * np.log(2))
+        bits = self.task.chance if isinstance(self.task, TaskInBits) else 8
+        return np.full(len(row) - 1, -bits * np.log(2))
 
     def reply(self, request):
         return str(self.rng.integers(100))
@@ -159,3 +160,21 @@ def test_no_test_question_is_one_of_training(evaluation):
         pytest.skip("asks no questions in text")
     train, test = (set(evaluation.questions(split, 0, 500)) for split in ("train", "test"))
     assert not train & test
+
+
+def test_answers_scored_in_bits_stand_in_the_rows(evaluation):
+    if not isinstance(evaluation, TaskInBits):
+        pytest.skip("is not scored in bits")
+    for split in ("train", "test"):
+        ids_NT, targets_NT = evaluation.examples(split, 0, 50)
+        asked_NT = targets_NT[:, :-1] != IGNORE
+        assert np.array_equal(targets_NT[:, :-1][asked_NT], ids_NT[:, 1:][asked_NT])
+
+
+def test_longer_rows_are_the_same_task(evaluation):
+    if not isinstance(evaluation, Task):
+        pytest.skip("has no rows")
+    longer = evaluation.at_length(4)
+    assert longer.vocab_size == evaluation.vocab_size
+    short_T, long_T = (task.examples("test", 0, 4).ids_NT.shape[1] for task in (evaluation, longer))
+    assert long_T == pytest.approx(4 * short_T, abs=4)

@@ -200,7 +200,7 @@ class Task(Evaluation):
         Config: a `TaskConfig`.
     """
 
-    verb = "predict"
+    verb: ClassVar[Verb] = "predict"
     in_mixture: ClassVar[bool] = True
     head: ClassVar[Literal["next_token", "auto_encoder"]] = "next_token"
     loss: ClassVar[Literal["next_token", "reconstruction"]] = "next_token"
@@ -247,3 +247,28 @@ class Task(Evaluation):
             return type(self)(type(self.config).model_validate(longer))
         except ValidationError as error:
             raise invalid(error, sorted(type(self.config).model_fields), self.name) from error
+
+
+class TaskInBits(Task):
+    """A task whose answers stand in its rows, scored by the bits that they cost.
+
+    The answer after a position is the next token of the row, so a model is asked for the
+    likelihood of whole rows. A grade is the mean over the answers of an example.
+    """
+
+    verb: ClassVar[Verb] = "loglikelihood_rolling"
+
+    @property
+    def perfect(self) -> float:
+        """Each answer is certain."""
+        return 0.0
+
+    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
+        """See `Evaluation.grade`."""
+        ids_NT, targets_NT = self.examples(split, seed, num_examples)
+        asked_NT = targets_NT != IGNORE
+        # The last answer stands behind the row; where nothing is asked any token will do.
+        last_N1 = np.where(asked_NT[:, -1:], targets_NT[:, -1:], 0)
+        logs = model.loglikelihood_rolling(list(np.concatenate([ids_NT, last_N1], 1)))
+        bits_NT = np.stack(logs) / -math.log(2)
+        return Grades((bits_NT * asked_NT).sum(1) / asked_NT.sum(1))

@@ -160,6 +160,7 @@ def train_one(job: Job, data) -> dict[str, Any]:
     import torch
 
     from archloop.evals import bits_per_byte
+    from archloop.evals.decoder_model import DecoderModel
     from archloop.stack.decoder import Decoder
     from archloop.training.batch import Batch, random_windows
     from archloop.training.loop import TrainingConfig, train
@@ -191,7 +192,7 @@ def train_one(job: Job, data) -> dict[str, Any]:
     result = train(decoder, batches, config, job.seed)
     trained = time.monotonic()
     windows_NT = bits_per_byte.windows(data.heldout_T, NUM_WINDOWS, LENGTH)
-    scores = bits_per_byte.measure_parts(decoder, windows_NT, data.num_bytes_V, 32)
+    scores = bits_per_byte.measure_parts(DecoderModel(decoder), windows_NT, data.num_bytes_V)
     losses = [loss for _, loss in result.losses]
     return {
         **job._asdict(),

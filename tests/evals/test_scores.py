@@ -39,7 +39,7 @@ class TestBitsPerByte:
                 logits = decoder(torch.tensor([row[:place]]))[0, -1]
                 bits -= math.log2(logits.softmax(0)[row[place]].item())
                 num_bytes += num_bytes_V[row[place]]
-        score = bits_per_byte.measure(decoder, windows_NT, num_bytes_V, batch_size=2)
+        score = bits_per_byte.measure(DecoderModel(decoder, batch_size=2), windows_NT, num_bytes_V)
         assert score.value == pytest.approx(bits / num_bytes, rel=1e-5)
         assert score.num_examples == 5
 
@@ -105,8 +105,8 @@ class TestRepeatedPairs:
     def test_the_whole_is_the_plain_score(self, decoder):
         windows_NT = np.random.default_rng(0).integers(12, size=(5, 20))
         num_bytes_V = np.arange(12) % 4
-        scores = bits_per_byte.measure_parts(decoder, windows_NT, num_bytes_V, 2)
-        plain = bits_per_byte.measure(decoder, windows_NT, num_bytes_V, 2)
+        scores = bits_per_byte.measure_parts(DecoderModel(decoder), windows_NT, num_bytes_V)
+        plain = bits_per_byte.measure(DecoderModel(decoder), windows_NT, num_bytes_V)
         assert scores["bits_per_byte"].value == pytest.approx(plain.value, rel=1e-12)
 
     def test_a_part_without_tokens_is_said(self):

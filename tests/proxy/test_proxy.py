@@ -6,8 +6,9 @@ import torch
 
 from archloop.evals.base import Score
 from archloop.files import write_checked
-from archloop.proxy import proxy
-from archloop.proxy.proxy import TEXT, ProxyConfig
+from archloop.proxy import mixture, proxy, scoring
+from archloop.proxy.config import ProxyConfig
+from archloop.proxy.proxy import TEXT
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.text import tokenizers
 
@@ -51,7 +52,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(root):
-    return proxy.prepare(config(), root / "cache", root)
+    return mixture.prepare(config(), root / "cache", root)
 
 
 def test_each_task_has_token_ids_of_its_own(data):
@@ -59,8 +60,8 @@ def test_each_task_has_token_ids_of_its_own(data):
         "in_context_recall": 260,
         "memorization": 268,
     }
-    assert data.vocab_size == proxy.vocab_size(config()) == 280
-    text, recall, memory = proxy.batches_of_step(config(), data, 0, 0)
+    assert data.vocab_size == mixture.vocab_size(config()) == 280
+    text, recall, memory = mixture.batches_of_step(config(), data, 0, 0)
     assert text.ids_BT.max() < 260
     assert 260 <= recall.ids_BT.min() <= recall.ids_BT.max() < 268
     assert 268 <= memory.ids_BT.min() <= memory.ids_BT.max() < 280
@@ -70,7 +71,7 @@ def test_each_task_has_token_ids_of_its_own(data):
 
 
 def test_text_batches_are_the_corpus_and_predict_the_next_token(data):
-    text = proxy.batches_of_step(config(), data, 0, 3)[0]
+    text = mixture.batches_of_step(config(), data, 0, 3)[0]
     assert text.ids_BT.shape == (4, 32)
     assert torch.equal(text.ids_BT[:, 1:], text.targets_BT[:, :-1])
     joined = data.train_T.tobytes()
@@ -80,7 +81,7 @@ def test_text_batches_are_the_corpus_and_predict_the_next_token(data):
 def test_batches_depend_on_seed_and_step_alone(data):
     def ids(seed, step):
         return torch.cat(
-            [b.ids_BT.flatten() for b in proxy.batches_of_step(config(), data, seed, step)]
+            [b.ids_BT.flatten() for b in mixture.batches_of_step(config(), data, seed, step)]
         )
 
     assert torch.equal(ids(1, 2), ids(1, 2))
@@ -144,7 +145,7 @@ def test_an_overflow_in_evaluation_counts_as_divergence(data, monkeypatch):
     score = Score(
         value=math.nan, standard_error=1, chance=8, perfect=0, num_examples=2, category="text"
     )
-    monkeypatch.setattr(proxy, "evaluate", lambda *args: {TEXT: score})
+    monkeypatch.setattr(scoring, "evaluate", lambda *args: {TEXT: score})
     result = proxy.train_and_score(spec(280), data, config(), 0, 0)
     assert result.diverged
     assert result.scores == {}
@@ -153,25 +154,25 @@ def test_an_overflow_in_evaluation_counts_as_divergence(data, monkeypatch):
 def test_evaluation_is_the_same_for_every_trial(data):
     torch.manual_seed(0)
     decoder = proxy.Decoder(spec(280)).eval()
-    assert proxy.evaluate(decoder, data, config()) == proxy.evaluate(decoder, data, config())
+    assert scoring.evaluate(decoder, data, config()) == scoring.evaluate(decoder, data, config())
 
 
 def test_prepared_data_come_from_the_cache_and_damage_is_repaired(root, data, monkeypatch):
     for file in (root / "cache" / "tokens").iterdir():
         file.write_bytes(file.read_bytes()[:-3])
-    repaired = proxy.prepare(config(), root / "cache", root)
+    repaired = mixture.prepare(config(), root / "cache", root)
     assert np.array_equal(repaired.train_T, data.train_T)
     monkeypatch.setattr("archloop.text.tokenizers.Tokenizer.encode_documents", None)
-    cached = proxy.prepare(config(), root / "cache", root)
+    cached = mixture.prepare(config(), root / "cache", root)
     assert np.array_equal(cached.heldout_T, data.heldout_T)
 
 
 def test_tokens_of_another_tokenizer_are_not_taken(root, tmp_path):
-    prepared = proxy.prepare(config(), tmp_path, root)
+    prepared = mixture.prepare(config(), tmp_path, root)
     [file] = (tmp_path / "tokenizers").iterdir()
     other = tokenizers.train(["zebra zebra zebras"] * 9, 260)
     write_checked(file, other.to_json().encode())
-    again = proxy.prepare(config(), tmp_path, root)
+    again = mixture.prepare(config(), tmp_path, root)
     assert not np.array_equal(again.heldout_T, prepared.heldout_T)
     num_bytes = [data.num_bytes_V[data.heldout_T].sum() for data in (prepared, again)]
     assert num_bytes[0] == num_bytes[1]
@@ -209,9 +210,48 @@ def test_wrong_vocabulary_says_what_is_needed(data):
 )
 def test_config_is_checked(settings, expected):
     with pytest.raises(ValueError, match=expected):
-        proxy.vocab_size(config(**settings))
+        mixture.vocab_size(config(**settings))
 
 
 def test_too_little_text_for_a_sequence(root):
     with pytest.raises(ValueError, match="seq_len=100000"):
-        proxy.prepare(config(training={"seq_len": 100_000}), root / "cache", root)
+        mixture.prepare(config(training={"seq_len": 100_000}), root / "cache", root)
+
+
+SKILLS = {
+    "multi_query_recall": {
+        "settings": {"num_keys": 8, "num_values": 4, "num_pairs": 4, "seq_len": 16},
+        "num_eval": 8,
+    },
+    "state_tracking": {"settings": {"group": "parity", "seq_len": 8}, "num_eval": 8},
+}
+
+
+class TestLengthsAndParts:
+    def test_everything_is_scored_at_every_length(self, root):
+        chosen = config(tasks=SKILLS, lengths=(1, 4), text_parts=True)
+        data = mixture.prepare(chosen, root / "cache", root)
+        decoder = proxy.Decoder(spec(data.vocab_size)).eval()
+        scores = scoring.evaluate(decoder, data, chosen)
+        names = {
+            *("bits_per_byte", "bits_per_byte_repeated", "bits_per_byte_other"),
+            *("multi_query_recall", "state_tracking"),
+        }
+        assert set(scores) == names | {f"{name}@4x" for name in names}
+        assert scores["bits_per_byte@4x"].num_examples < scores["bits_per_byte"].num_examples
+
+    def test_only_the_trained_length_by_default(self, root):
+        chosen = config(tasks=SKILLS)
+        data = mixture.prepare(chosen, root / "cache", root)
+        decoder = proxy.Decoder(spec(data.vocab_size)).eval()
+        assert set(scoring.evaluate(decoder, data, chosen)) == {"bits_per_byte", *SKILLS}
+
+    def test_rows_in_which_a_window_is_hardly_left_are_named(self):
+        chosen = config(tasks=SKILLS, lengths=(1, 4))
+        short = scoring.too_short(chosen, {"multi_query_recall": 16, "state_tracking": 8}, 8)
+        assert set(short) == {"multi_query_recall", "state_tracking"}
+        assert "shorter than 4 x the 8 tokens" in short["multi_query_recall"]
+
+    def test_the_trained_length_must_be_there(self):
+        with pytest.raises(ValueError, match="must contain 1"):
+            config(lengths=(4,))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from archloop import registry
-from archloop.proxy import proxy
-from archloop.proxy.proxy import ProxyConfig
+from archloop.proxy import mixture, proxy
+from archloop.proxy.config import ProxyConfig
 from archloop.proxy.worker import Job, run_isolated
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.workers.deaths import WorkerError
@@ -49,7 +49,7 @@ def failure(job_, directory, **limits):
 def test_equals_the_same_training_in_this_process_and_is_kept(root, tmp_path, monkeypatch):
     asked = job(root)
     result = run_isolated(asked, tmp_path, time_limit_s=60, threads=1)
-    data = proxy.prepare(asked.config, root / "c", root)
+    data = mixture.prepare(asked.config, root / "c", root)
     here = proxy.train_and_score(asked.spec, data, asked.config, 0, 1)
     assert result.scores.keys() == here.scores.keys()
     assert result.scores["bits_per_byte"].value == pytest.approx(

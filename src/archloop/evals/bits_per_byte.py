@@ -14,15 +14,13 @@ Shape suffixes: N windows, T time, V vocabulary.
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from archloop.errors import UserError
-from archloop.evals.base import Score
+from archloop.evals.base import Evaluation, Grades, Score, Split, ratio
 from archloop.evals.generation import repeats
-from archloop.stack.decoder import Decoder
+from archloop.evals.text_tasks import NoSettings
+from archloop.evals.verbs import Model
 
 CATEGORY = "text"
 RECALL_CATEGORY = "recall"
@@ -51,33 +49,58 @@ def windows(tokens_T: NDArray[np.integer], num_windows: int, length: int) -> NDA
     return rows_NT
 
 
-def measure(
-    decoder: Decoder,
-    windows_NT: NDArray[np.int64],
-    num_bytes_V: NDArray[np.int64],
-    batch_size: int,
-) -> Score:
-    """Score of a decoder on windows of held-out text.
+class HeldoutWindows(Evaluation):
+    """Bits per byte of windows of tokens, of the tokenizer that the model was trained with."""
+
+    category = CATEGORY
+    licence = "of the corpus"
+    verb = "loglikelihood_rolling"
+    Config = NoSettings
+
+    def __init__(self, windows_NT: NDArray[np.int64], num_bytes_V: NDArray[np.int64]) -> None:
+        """An evaluation on these windows.
+
+        Args:
+            windows_NT: from `windows`.
+            num_bytes_V: bytes of each token.
+        """
+        super().__init__()
+        self._windows_NT = windows_NT
+        self._num_bytes_V = num_bytes_V
+
+    @property
+    def chance(self) -> float:
+        """Guessing bytes."""
+        return 8.0
+
+    @property
+    def perfect(self) -> float:
+        """Nothing left to say; no model of text comes near."""
+        return 0.0
+
+    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
+        """Bits and bytes of the first windows; they are held-out text whatever the split."""
+        windows_NT = self._windows_NT[:num_examples]
+        bits_N = token_nats(model, windows_NT).sum(1) / math.log(2)
+        return Grades(bits_N, self._num_bytes_V[windows_NT[:, 1:]].sum(1).astype(float))
+
+
+def measure(model: Model, windows_NT: NDArray[np.int64], num_bytes_V: NDArray[np.int64]) -> Score:
+    """Score of a model on windows of held-out text.
 
     Args:
-        decoder: in evaluation mode.
+        model: asked by `loglikelihood_rolling`.
         windows_NT: from `windows`.
         num_bytes_V: bytes of each text token.
-        batch_size: windows at a time.
     """
-    nats_NT = token_nats(decoder, windows_NT, batch_size)
-    return score(nats_NT.sum(1).numpy() / math.log(2), num_bytes_V[windows_NT[:, 1:]].sum(1))
+    return HeldoutWindows(windows_NT, num_bytes_V).run(model, limit=len(windows_NT))
 
 
 def measure_parts(
-    decoder: Decoder,
-    windows_NT: NDArray[np.int64],
-    num_bytes_V: NDArray[np.int64],
-    batch_size: int,
+    model: Model, windows_NT: NDArray[np.int64], num_bytes_V: NDArray[np.int64]
 ) -> dict[str, Score]:
     """As `measure`, with the scores of repeated pairs and of the others, by name."""
-    nats_NT = token_nats(decoder, windows_NT, batch_size)
-    return parts(nats_NT.numpy() / math.log(2), windows_NT, num_bytes_V)
+    return parts(token_nats(model, windows_NT) / math.log(2), windows_NT, num_bytes_V)
 
 
 def parts(
@@ -109,24 +132,13 @@ def completes_repeated_pair(windows_NT: NDArray[np.int64]) -> NDArray[np.bool_]:
     return repeats(windows_NT[:, :-1] * num_ids + windows_NT[:, 1:])
 
 
-@torch.inference_mode()
-def token_nats(decoder: Decoder, windows_NT: NDArray[np.int64], batch_size: int) -> Tensor:
-    """Nats that each predicted token costs, (N, T) float64 on the CPU.
-
-    Under the caller's autocast, if there is one.
-    """
-    device = decoder.embedding.weight.device
-    rows = []
-    for start in range(0, len(windows_NT), batch_size):
-        batch_BT = torch.from_numpy(windows_NT[start : start + batch_size]).to(device)
-        logits_BTV = decoder(batch_BT[:, :-1]).float()
-        nats_BT = F.cross_entropy(logits_BTV.transpose(1, 2), batch_BT[:, 1:], reduction="none")
-        rows.append(nats_BT.double().cpu())
-    return torch.cat(rows)
+def token_nats(model: Model, windows_NT: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Nats that each predicted token costs, (N, T)."""
+    return -np.stack(model.loglikelihood_rolling(list(windows_NT)))
 
 
 def score(bits_N: NDArray[np.float64], bytes_N: NDArray[np.int64]) -> Score:
-    """Bits per byte with the standard error of a ratio of sums over windows (delta method).
+    """Bits per byte with the standard error of a ratio of sums over windows.
 
     Args:
         bits_N: bits that each window cost, at least two.
@@ -137,14 +149,12 @@ def score(bits_N: NDArray[np.float64], bytes_N: NDArray[np.int64]) -> Score:
     """
     if not bytes_N.any():
         raise UserError("no predicted token is of this part of the text; give longer windows")
-    num, value = len(bits_N), float(bits_N.sum() / bytes_N.sum())
-    residual_N = bits_N - value * bytes_N
-    error = float(np.sqrt((residual_N**2).sum() / (num * (num - 1))) / bytes_N.mean())
+    value, error = ratio(Grades(bits_N, bytes_N.astype(float)))
     return Score(
         value=value,
         standard_error=error,
         chance=8.0,
         perfect=0.0,
-        num_examples=num,
+        num_examples=len(bits_N),
         category=CATEGORY,
     )

@@ -28,7 +28,8 @@ from archloop.evals.base import Examples, Task
 from archloop.files import write_atomic
 from archloop.proxy import autoencoder
 from archloop.proxy.autoencoder import AutoEncoder
-from archloop.proxy.proxy import Setting, make_task
+from archloop.proxy.config import Setting
+from archloop.proxy.mixture import make_task
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.training.batch import Batch, next_token_loss

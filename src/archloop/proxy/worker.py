@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from archloop import registry
 from archloop.devices.choice import DeviceChoice
 from archloop.files import write_atomic
-from archloop.proxy.proxy import ProxyConfig, ProxyResult, prepare, train_and_score
+from archloop.proxy.config import ProxyConfig
+from archloop.proxy.mixture import prepare
+from archloop.proxy.proxy import ProxyResult, train_and_score
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import WorkerError
 from archloop.workers.messages import Message, Request

@@ -11,7 +11,7 @@ from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
 from archloop.profiling.record import Profile
 from archloop.profiling.target import Target
-from archloop.proxy import proxy
+from archloop.proxy import mixture
 from archloop.proxy.worker import Job, run_isolated
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.recipe.recipe import Recipe
@@ -41,7 +41,7 @@ class HardwareEvaluator:
 
     def prepare(self) -> dict[str, Any]:
         """As `Evaluator.prepare`."""
-        data = proxy.prepare(self._recipe.proxy, self._cache, self._recipe.root)
+        data = mixture.prepare(self._recipe.proxy, self._cache, self._recipe.root)
         targets = {
             name: target.device.open().describe().model_dump(mode="json")
             for name, target in self._recipe.targets.items()

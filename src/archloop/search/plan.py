@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from archloop import registry
 from archloop.errors import UserError
 from archloop.profiling.target import Target
-from archloop.proxy import proxy
+from archloop.proxy import mixture
 from archloop.ranking.budgets import check_budgets
 from archloop.runtimes.base import Runtime
 from archloop.search.base import Strategy
@@ -102,7 +102,7 @@ def _resolve(recipe: Recipe) -> Plan:
     space = open_space(recipe.space)
     seq_len = recipe.proxy.training.seq_len
     _prefixed("proxy.training.seq_len", check_sequence_length, space, seq_len)
-    vocab_size = _prefixed("proxy", proxy.vocab_size, recipe.proxy)
+    vocab_size = _prefixed("proxy", mixture.vocab_size, recipe.proxy)
     given = recipe.space.proxy.vocab_size
     if given not in (None, vocab_size):
         raise UserError(

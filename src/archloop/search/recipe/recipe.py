@@ -27,7 +27,7 @@ from sqlalchemy.exc import ArgumentError
 
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.target import MAX_THREADS, Target
-from archloop.proxy.proxy import ProxyConfig
+from archloop.proxy.config import ProxyConfig
 from archloop.ranking.budgets import Budget
 from archloop.search.recipe import plain_yaml
 from archloop.search.recipe.errors import RecipeError, boolean_for_number, describe

@@ -19,7 +19,7 @@ from archloop.search.study import Study
 from archloop.stack import presets
 from search.stand_in import StandIn, settings
 
-COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugins"}
+COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plan", "plugins"}
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

@@ -4,7 +4,7 @@ archloop search recipes/quickstart.yaml
 python -m archloop --help
 """
 
-from archloop.cli import corpus, eval, generate, plugins, presets, profile, report, search  # noqa: A004
+from archloop.cli import corpus, eval, generate, plan, plugins, presets, profile, report, search  # noqa: A004
 from archloop.cli.command import app, main
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "eval",
     "generate",
     "main",
+    "plan",
     "plugins",
     "presets",
     "profile",

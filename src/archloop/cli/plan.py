@@ -1,0 +1,125 @@
+"""`archloop plan`: what a recipe's study would measure, train and take, before it begins."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.ranking.reliability import NEEDED
+
+if TYPE_CHECKING:
+    from archloop.search.outlook import Probe, SpaceOutlook
+    from archloop.search.plan import Plan
+
+
+@command(takes_plugins=False)
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
+    probe: Annotated[
+        bool, typer.Option(help="Measure and train a little, for times and noise.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check a recipe; say what its study would do, how long it takes and what it can tell."""
+    from archloop.search import outlook
+    from archloop.search.hardware import HardwareEvaluator
+    from archloop.search.plan import resolve
+    from archloop.search.recipe.recipe import load
+
+    resolved = resolve(load(recipe))
+    space = outlook.of_space(resolved)
+    found = None
+    if probe:
+        with tempfile.TemporaryDirectory() as scratch:
+            evaluator = HardwareEvaluator(resolved.recipe, Path(scratch) / "artifacts")
+            found = outlook.probe(
+                resolved, evaluator, Path(scratch), lambda what: stderr.print(f"probe: {what}")
+            )
+    if as_json:
+        print_json(_plain(resolved, space, found))
+        return
+    for line in _lines(resolved, space, found):
+        Console().print(line, markup=False, soft_wrap=True)
+
+
+def _plain(resolved: "Plan", space: "SpaceOutlook", found: "Probe | None") -> dict[str, Any]:
+    from archloop.search import outlook
+
+    return {
+        "name": resolved.recipe.name,
+        "targets": {
+            name: {"contexts": target.contexts, "runtime": target.runtime, "quant": target.quant}
+            for name, target in resolved.recipe.targets.items()
+        },
+        "rungs": resolved.recipe.proxy.rungs,
+        "num_trials": resolved.recipe.num_trials,
+        "space": {"log10_genomes": space.log10_genomes, "draws": space.draws._asdict()},
+        "probe": None
+        if found is None
+        else {
+            **found._asdict(),
+            "quality": {name: e.model_dump() for name, e in found.quality.items()},
+        },
+        "seconds": None if found is None else outlook.seconds(resolved, found),
+    }
+
+
+def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterator[str]:
+    """One line each."""
+    recipe = plan.recipe
+    yield f"{recipe.label}: in order"
+    for name, target in recipe.targets.items():
+        contexts = ", ".join(f"{context:,}" for context in target.contexts)
+        yield (
+            f"measured on {name}: {target.runtime} {target.quant}, contexts {contexts}, "
+            f"{recipe.profile.processes} processes a look, up to {recipe.looks} looks"
+        )
+    for budget in recipe.budgets:
+        yield f"budget: {budget}"
+    steps = ", then ".join(f"{steps}" for steps in recipe.proxy.rungs)
+    yield (
+        f"trained: {recipe.num_trials} trials for {steps} steps at width "
+        f"{recipe.space.proxy.d_model}; the reference {recipe.reference_seeds} times"
+    )
+    yield from _space(space)
+    if probe is None:
+        yield "not probed: no times, no noise"
+        return
+    yield from _probe(plan, probe)
+
+
+def _space(space: "SpaceOutlook") -> Iterator[str]:
+    draws = space.draws
+    yield f"space: at most 10^{space.log10_genomes:.1f} genomes, before rules and budget"
+    families = ", ".join(f"{count} with {number}" for number, count in draws.families.items())
+    yield (
+        f"its prior, {draws.num_genomes} draws: {draws.distinct} different specs; by number of "
+        f"mixers: {families}; {draws.without_global:.0%} without any that reads every token"
+    )
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in draws.share_of_blocks.items())
+    yield f"blocks of the prior: {shares}"
+
+
+def _probe(plan: "Plan", probe: "Probe") -> Iterator[str]:
+    from archloop.report.html import duration
+    from archloop.search import outlook
+
+    stages = outlook.seconds(plan, probe)
+    parts = ", ".join(f"{stage} {duration(s)}" for stage, s in stages.items() if s)
+    yield f"time: about {duration(sum(stages.values()))} ({parts})"
+    for figure, share in probe.resolved.items():
+        yield f"the gate resolves {share:.1%} around the limit of {figure}"
+    for name, estimate in probe.quality.items():
+        yield f"quality of {name}: {estimate.mean:.3f} ± {estimate.half_width():.3f}"
+    if probe.seeds is None:
+        yield "these stacks do not differ in quality: no number of trainings ranks by it"
+    else:
+        needed = "one training" if probe.seeds == 1 else f"{probe.seeds} trainings"
+        yield (
+            f"reliability of one training at most {probe.reliability:.2f} ({NEEDED:g} is needed): "
+            f"a ranking by quality takes at least {needed} a stack"
+        )

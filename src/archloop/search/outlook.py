@@ -1,0 +1,165 @@
+"""What a study would take, before it begins: `archloop plan`.
+
+1. The recipe is resolved, so that whatever is wrong with it comes to light.
+2. The space is counted, and its prior drawn from.
+3. A probe on this machine: the reference preset is measured beside itself once, and stacks are
+   trained, each a few times.
+4. From the probe: time by stage, what the gate can resolve, trainings that a ranking needs.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from archloop.ranking import budgets, looks, objectives
+from archloop.ranking.estimate import Estimate, t_quantile
+from archloop.ranking.estimates import estimate, pools
+from archloop.ranking.posterior import Draws as Posterior
+from archloop.ranking.record import Readings
+from archloop.ranking.reliability import seeds_needed
+from archloop.ranking.table import table
+from archloop.search.evaluator import Evaluator, TrainJob
+from archloop.search.plan import Plan, training_seed
+from archloop.search.tuning import homogeneous
+from archloop.space import size
+from archloop.stack.spec import StackSpec
+
+PROBE_SEEDS = 2
+"""Trainings of each probed stack: enough for a first sight of their noise."""
+_SEED_STREAM = 2**34
+
+Say = Callable[[str], None]
+"""Told what is probed, in a few words."""
+
+
+class SpaceOutlook(NamedTuple):
+    """How many genomes there are at most, as a common logarithm, and what the prior draws."""
+
+    log10_genomes: float
+    draws: size.Draws
+
+
+class Probe(NamedTuple):
+    """What a few measurements and trainings showed.
+
+    Attributes:
+        profile_s: of one look at one stack beside the reference.
+        train_s: of one training and its evaluation at rung 0.
+        resolved: by limited figure, how far from its limit, as a share of it, a stack must lie to
+            be judged rightly in 97.5 of 100 cases after the last look.
+        quality: estimate of each probed stack, by its layout.
+        reliability: of one training's quality over the probed stacks, which lie further apart than
+            those that a search compares: an upper bound.
+        seeds: trainings a stack that a ranking takes at the least; None if these stacks do not
+            differ.
+    """
+
+    profile_s: float
+    train_s: float
+    resolved: dict[str, float]
+    quality: dict[str, Estimate]
+    reliability: float
+    seeds: int | None
+
+
+def of_space(plan: Plan) -> SpaceOutlook:
+    """What can be said without measuring."""
+    return SpaceOutlook(size.log10_size(plan.space), size.draws(plan.space, seed=plan.recipe.seed))
+
+
+def probe(plan: Plan, evaluator: Evaluator, folder: Path, say: Say) -> Probe:
+    """Measure and train a little.
+
+    Args:
+        plan: of the study.
+        evaluator: that the study would use.
+        folder: for what the probe leaves; it may go afterwards.
+        say: told of each step.
+
+    Raises:
+        CandidateFailed: the reference preset cannot be measured, or a stack not be trained.
+    """
+    say("text and tokenizer")
+    evaluator.prepare()
+    say("the reference preset beside itself")
+    began = time.monotonic()
+    measured = evaluator.profile(plan.reference, plan.reference, 1, folder / "samples")
+    profile_s = time.monotonic() - began
+    limited = budgets.limited(measured.profiles, plan.recipe.budgets)
+    qualities: dict[str, list[float]] = {}
+    train_s = []
+    for name, spec in probed(plan).items():
+        for index in range(PROBE_SEEDS):
+            say(f"{name}, training {index + 1} of {PROBE_SEEDS}")
+            began = time.monotonic()
+            qualities.setdefault(name, []).append(_quality(plan, evaluator, folder, spec, index))
+            train_s.append(time.monotonic() - began)
+    stacks = {name: objectives.readings(values) for name, values in qualities.items()}
+    reliability, estimates = _reliability(stacks)
+    return Probe(
+        profile_s,
+        math.fsum(train_s) / len(train_s),
+        {figure.name: _resolved(figure.logs, plan.recipe.looks) for figure in limited},
+        estimates,
+        reliability,
+        seeds_needed(reliability),
+    )
+
+
+def probed(plan: Plan) -> dict[str, StackSpec]:
+    """The reference and the ends of the space, at proxy width, by name."""
+    names = dict.fromkeys((plan.space.mixers[0], plan.space.mixers[-1]))
+    return {
+        "reference": plan.reference_proxy,
+        **{f"all {name}": homogeneous(plan, name) for name in names},
+    }
+
+
+def seconds(plan: Plan, found: Probe) -> dict[str, float]:
+    """Estimated wall time of the study by stage, if half of all trials need a second look."""
+    recipe = plan.recipe
+    rungs = recipe.proxy.rungs
+    climbing = math.fsum(
+        found.train_s * steps / rungs[0] * recipe.promote_share ** (rung + 1)
+        for rung, steps in enumerate(rungs[1:])
+    )
+    share_again = 0.5 if recipe.looks > 1 else 0.0
+    return {
+        "reference": found.profile_s + recipe.reference_seeds * found.train_s,
+        "profile": recipe.num_trials * found.profile_s * (1 + share_again),
+        "train": recipe.num_trials * (found.train_s + climbing),
+        "tune": 0.0
+        if recipe.tuning is None
+        else len(plan.space.mixers)
+        * len(recipe.tuning.learning_rates)
+        * found.train_s
+        * recipe.tuning.num_steps
+        / rungs[0],
+    }
+
+
+def _quality(plan: Plan, evaluator: Evaluator, folder: Path, spec: StackSpec, index: int) -> float:
+    seed = training_seed(plan.recipe.seed, _SEED_STREAM + index)
+    job = TrainJob(spec, 0, plan.recipe.proxy.rungs[0], seed)
+    rung = evaluator.train(job, folder / f"{spec.digest[:12]}-{index}")
+    return objectives.quality(rung.scores, list(rung.scores))[0]
+
+
+def _resolved(logs: Readings, num_looks: int) -> float:
+    """Distance from the limit, as a share of it, that the last look tells from the limit."""
+    known = estimate(logs, pools([{"": logs}])[""])
+    last_se = known.se / math.sqrt(num_looks)
+    return math.expm1(t_quantile(looks.SURE, known.df) * last_se)
+
+
+def _reliability(stacks: dict[str, Readings]) -> tuple[float, dict[str, Estimate]]:
+    """Of one training, and the estimates of the stacks."""
+    pool = pools([{"": readings} for readings in stacks.values()])[""]
+    estimates = {name: estimate(readings, pool) for name, readings in stacks.items()}
+    singles = [
+        {"quality": estimate(Readings(mean=readings.mean), pool)} for readings in stacks.values()
+    ]
+    posterior = Posterior(table(singles, objectives.OBJECTIVES[:1]), 0, 1000)
+    return float(posterior.reliability_M[0]), estimates

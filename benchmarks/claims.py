@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from archloop.runtimes.cuda.fused import FusedDecoder
+from archloop.runtimes.cuda.half import Call
 from archloop.stack import cost, presets
 from archloop.stack.decoder import Decoder
 from gpu_models import balance, random_decoder, random_ids, restart
@@ -70,7 +71,7 @@ def decode_times(fused, state, steps):
 
 
 def measure_mixers(fused, contexts):
-    """Milliseconds of one block's mixer alone over a prompt, by kind."""
+    """Milliseconds of one block's mixer and its norm over a prompt, by kind."""
     found = {}
     for kind in sorted(set(fused.decoder.spec.layout)):
         index = fused.decoder.spec.layout.index(kind)
@@ -79,10 +80,10 @@ def measure_mixers(fused, contexts):
             x_XD = torch.empty(context, fused.decoder.spec.d_model, device="cuda")
             x_XD = x_XD.normal_().to(torch.bfloat16)
             state = fused.init_state(1, context)
-            h_BTD = fused._rows.norm(x_XD, fused.blocks[index].mixer_norm.weight, 1e-5)[None]
+            half, call = fused.of_mixers[index], Call(state, 0, context)
 
-            def run(x_XD=x_XD, h_BTD=h_BTD, state=state, index=index):
-                fused._mix(index, x_XD, h_BTD, state, slice(0, 1), 0)
+            def run(x_XD=x_XD, call=call, half=half):
+                fused.add(half, x_XD, call)
 
             found[kind].append({"context": context, "ms": median_ms(run, 5, 2)})
     return found

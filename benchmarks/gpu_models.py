@@ -72,7 +72,7 @@ def balance(fused: FusedDecoder, rounds=40, rate=0.02):
         before = before or skew
         for row, index in enumerate(fused.moes):
             step = rate * (1 - loads[row] / mean[row]).clamp(-1, 1)
-            fused._moe(index).expert_bias += step
+            fused.blocks[index].channel_mixer.expert_bias += step
     return before, skew
 
 

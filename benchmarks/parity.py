@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from archloop.blocks.base import Span
 from archloop.blocks.channel_mixers.moe import sorted_experts
+from archloop.blocks.stream import Stream
+from archloop.runtimes.cuda.half import Call
+from archloop.runtimes.cuda.kernels import experts, gemv, rows
 
 
 def rms(out, ref):
@@ -30,17 +33,17 @@ def worst(out, ref):
 
 def fast_choice(fused, index, x_XD, one):
     """Router logits (X, E) and chosen experts (X, K) of the fast path, by its own kernels."""
-    block, moe = fused.blocks[index], fused.blocks[index].channel_mixer
-    norm = (block.channel_norm.weight, block.channel_norm.eps)
-    num_experts, top_k = moe.router.weight.shape[0], moe.config.top_k
+    half = fused.of_channels[index]
+    form, top_k = half.form, half.form.top_k
+    num_experts = form.router.shape[0]
     if one:
         logits_XE = x_XD.new_empty(1, num_experts)
-        fused._gemv.linear(x_XD[0], moe.router.weight, logits_XE[0], norm=norm)
+        gemv.linear(x_XD[0], form.router, logits_XE[0], norm=half.norm)
     else:
-        logits_XE = F.linear(fused._rows.norm(x_XD, *norm), moe.router.weight)
+        logits_XE = F.linear(rows.norm(x_XD, *half.norm), form.router)
     counts_E = torch.zeros(num_experts, dtype=torch.int32, device=x_XD.device)
-    _, bins_EX = fused._experts.route(
-        logits_XE, fused._bias(moe), counts_E, top_k, normalize=True, routed_scale=1.0
+    _, bins_EX = experts.route(
+        logits_XE, form.bias_E, counts_E, top_k, normalize=True, routed_scale=1.0
     )
     filled_EX = torch.arange(bins_EX.shape[1], device=x_XD.device) < counts_E[:, None]
     expert_P = filled_EX.nonzero()[:, 0]
@@ -79,6 +82,13 @@ def _error(kind, out, ref, **more):
     return {"kind": kind, "rms": rms(out, ref), "max": worst(out, ref), **more}
 
 
+def plain_mix(decoder, x_BTD, index, state, span):
+    """The stream after a block's mixers by their own code."""
+    stream = Stream(x_BTD)
+    decoder.mix(stream, index, decoder.blocks[index], state, span, {})
+    return stream.plain()
+
+
 @torch.no_grad()
 def compare_prefill_blocks(fused, ids_BT):
     """Every half block on the plain path's own input: kind and errors of each."""
@@ -90,9 +100,9 @@ def compare_prefill_blocks(fused, ids_BT):
     x_BTD = decoder.embed(ids_BT)
     for index, block in enumerate(fused.blocks):
         kind = decoder.spec.layout[index]
-        ref = decoder._mix(x_BTD, index, block, plain, Span(positions), {})
+        ref = plain_mix(decoder, x_BTD, index, plain, Span(positions))
         out = x_BTD.flatten(0, 1).clone()
-        fused._mix(index, out, block.mixer_norm(x_BTD), mine, slice(0, batch), 0)
+        fused.add(fused.of_mixers[index], out, Call(mine, 0, time))
         errors.append(_error(kind, out, ref.flatten(0, 1)))
         for name, tensor in mine.mixers[index, 0].tensors.items():
             errors.append(_error(f"{kind} state", tensor, plain.mixers[index, 0][name]))
@@ -111,14 +121,16 @@ def compare_step_blocks(fused, ids_B, state):
     for index, block in enumerate(fused.blocks):
         kind, own = decoder.spec.layout[index], state.mixers[index, 0]
         before = own.snapshot()
-        ref = decoder._mix_step(x_BD, index, block, state, state.lengths_B, {})
+        stream = Stream(x_BD)
+        decoder.mix_step(stream, index, block, state, state.lengths_B, {})
+        ref = stream.plain()
         after = own.snapshot()
         own.restore(before)
         out = x_BD.clone()
         if one:
-            fused._mix_one(index, out[0], state)
+            fused.of_mixers[index].one(out[0], Call(state))
         else:
-            fused._mix_step(index, out, block.mixer_norm(x_BD), state)
+            fused.add(fused.of_mixers[index], out, Call(state))
         errors.append(_error(kind, out, ref))
         for name, tensor in own.tensors.items():
             errors.append(_error(f"{kind} state", tensor, after[name]))
@@ -132,9 +144,9 @@ def compare_step_blocks(fused, ids_B, state):
 def _compare_channel(fused, index, x_XD, *, one):
     block, out = fused.blocks[index], x_XD.clone()
     if one:
-        fused._channel_one(index, out[0])
+        fused.of_channels[index].one(out[0], Call(None))
     else:
-        fused._channel(index, out)
+        fused.add(fused.of_channels[index], out, Call(None))
     if not hasattr(block.channel_mixer, "router"):
         return _error("swiglu", out, block.channel(x_XD))
     logits_XE, chosen_XK = fast_choice(fused, index, x_XD, one)
@@ -186,7 +198,7 @@ def _forced_channel(fused, index, x_XD, experts_XK, fast):
     )
     bins = torch.zeros(num_experts, x_XD.shape[0], dtype=torch.int32, device=pairs.device)
     bins[pairs[order], place] = order.to(torch.int32)
-    y_XKD = fused._experts.experts(
+    y_XKD = experts.experts(
         h_XD, weights_XK.float().flatten(), bins, counts.to(torch.int32), moe.gate_up, moe.down
     )
     return x_XD + y_XKD.float().sum(1).to(x_XD.dtype)
@@ -208,12 +220,12 @@ def compare_with_peer(fused, peer, ids_BT, kernel_choices):
     ref_logits, inputs, outputs, chosen = _record(peer, ids_BT)
     positions = torch.arange(time, device=ids_BT.device).expand(batch, time)
     blocks = {"plain": [], "fused": []}
-    for index, block in enumerate(fused.blocks):
+    for index in range(len(fused.blocks)):
         x_BTD, ref = inputs[index], outputs[index]
         mine = fused.init_state(batch, time)
-        mixed = decoder._mix(x_BTD, index, block, None, Span(positions), {}).flatten(0, 1)
+        mixed = plain_mix(decoder, x_BTD, index, None, Span(positions)).flatten(0, 1)
         fast = x_BTD.flatten(0, 1).clone()
-        fused._mix(index, fast, block.mixer_norm(x_BTD), mine, slice(0, batch), 0)
+        fused.add(fused.of_mixers[index], fast, Call(mine, 0, time))
         experts_XK = chosen.get(index)
         plain = _forced_channel(fused, index, mixed, experts_XK, fast=False).view_as(ref)
         fast = _forced_channel(fused, index, fast, experts_XK, fast=True).view_as(ref)
@@ -252,10 +264,8 @@ def _fused_logits(fused, ids_BT):
     """Logits of every token through the fused prefill."""
     batch, time = ids_BT.shape
     state = fused.init_state(batch, time)
-    x_XD = F.embedding(ids_BT.flatten(), fused.decoder.embedding.weight)
+    x_XD, call = fused.decoder.embed(ids_BT.flatten()), Call(state, 0, time)
     fused.counts_LE.zero_()
-    h_XD = fused._rows.norm(x_XD, fused.blocks[0].mixer_norm.weight, fused.decoder.spec.norm_eps)
-    for index in range(len(fused.blocks)):
-        fused._mix(index, x_XD, h_XD.view(batch, time, -1), state, slice(0, batch), 0)
-        h_XD = fused._channel(index, x_XD)
-    return F.linear(h_XD, fused._head()).view(batch, time, -1)
+    for half in fused.halves:
+        fused.add(half, x_XD, call)
+    return fused.decoder.logits(fused.decoder.norm(x_XD)).view(batch, time, -1)

@@ -41,7 +41,7 @@ class FusedDecoder:
         kernels: False runs every half by its own code, which needs neither Triton nor a GPU.
 
     Attributes:
-        halves: of all blocks, in order.
+        halves: of all blocks, in order; `of_mixers` and `of_channels` have them by block.
         moes: blocks whose experts are fused.
         counts_LE: pairs that each expert of each of these got in the last batched call, int32.
 
@@ -64,11 +64,15 @@ class FusedDecoder:
         num_experts = max((form.router.shape[0] for form in forms), default=0)
         self.counts_LE = torch.zeros(len(self.moes), num_experts, dtype=torch.int32, device=device)
         self.halves: list[Half] = []
+        self.of_mixers: dict[int, Half] = {}
+        self.of_channels: dict[int, Half] = {}
         for index, block in enumerate(self.blocks):
             if block.mixer_norm is not None:
-                self.halves.append(self._mixer_half(index, block))
+                self.of_mixers[index] = self._mixer_half(index, block)
+                self.halves.append(self.of_mixers[index])
             if block.channel_norm is not None:
-                self.halves.append(self._channel_half(index, block))
+                self.of_channels[index] = self._channel_half(index, block)
+                self.halves.append(self.of_channels[index])
 
     def _import_kernels(self) -> None:
         try:
@@ -266,6 +270,11 @@ class FusedDecoder:
             state.lengths_B += 1
 
     # --- parts --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def add(self, half: Half, x_XD: Tensor, call: Call) -> None:
+        """Run one half alone: its output is added to the stream in place."""
+        half.rows(x_XD, self._normed(x_XD, None, half), call, half.norm)
 
     def _normed(self, x_XD: Tensor, h_XD: Tensor | None, half: Half) -> Tensor | None:
         """The stream as `half` reads it; `h_XD` if the half before has normed it already."""

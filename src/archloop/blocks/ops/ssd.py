@@ -6,7 +6,7 @@ are multiplied by what is left of token j's write at token i (`decay_ratios`: pr
 none above 1). As in `ops.linear_attention`, the parallel form has two halves, `states` and `read`.
 
 Everything is computed in the dtype of g: at least float32. On a GPU, kernels of our own do the same
-(`gpu.ssd`), with dtypes as in `ops.linear_attention`.
+(`gpu.ssd_states`, `gpu.ssd_read`), with dtypes as in `ops.linear_attention`.
 
 Shape suffixes: as in `ops.chunks`; G groups, N = G R heads.
 """
@@ -51,7 +51,7 @@ def states(
     groups, heads = k_BGTK.shape[1], v_BNTV.shape[1]
     if linear_attention.on_gpu(g_BNT, k_BGTK, v_BNTV):
         from archloop.blocks.ops.gpu.carry import SMALLEST_CHUNK
-        from archloop.blocks.ops.gpu.ssd import States
+        from archloop.blocks.ops.gpu.ssd_states import States
 
         chunk = chunk_size(k_BGTK.shape[2], CHUNK, SMALLEST_CHUNK)
         states_BNnKV, final_BNKV = apply(
@@ -94,7 +94,7 @@ def read(
     groups, time = q_BGTK.shape[1:3]
     if linear_attention.on_gpu(g_BNT, q_BGTK, k_BGTK, v_BNTV):
         from archloop.blocks.ops.gpu.carry import SMALLEST_CHUNK
-        from archloop.blocks.ops.gpu.ssd import Read
+        from archloop.blocks.ops.gpu.ssd_read import Read
 
         chunk = chunk_size(time, largest, SMALLEST_CHUNK)
         states_BNnKV = states_BGnKRV.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)

@@ -125,3 +125,14 @@ def arithmetic(dtype: torch.dtype, num_warps: int = 4) -> dict[str, Any]:
     if dtype == torch.float32:
         return {"PRECISION": "ieee", "num_stages": 1, "num_warps": 8}
     return {"PRECISION": "ieee", "num_warps": num_warps}
+
+
+def gradient_parts(v_BNTV: Tensor, g_BNT: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for gradients of values, log-decays and weights, a part for each block of keys."""
+    return value_parts(v_BNTV, parts), decay_parts(g_BNT, parts), decay_parts(g_BNT, parts)
+
+
+def decay_parts(g_BNT: Tensor, parts: int) -> Tensor:
+    """Room for gradients (parts, B, N, T) of a number a token, with the heads beside each other."""
+    batch, heads, time = g_BNT.shape
+    return g_BNT.new_empty(parts, batch, time, heads).transpose(2, 3)

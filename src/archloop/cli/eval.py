@@ -1,40 +1,182 @@
-"""`archloop eval`: train and test a layout on a suite."""
+"""`archloop eval`: score a model on a suite, or train and test a layout by MAD's protocol."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from archloop import registry
 from archloop.cli.command import AsJson, command, print_json, stderr
 from archloop.cli.models import load_spec
 from archloop.errors import UserError
 
+if TYPE_CHECKING:
+    from archloop.evals.decoder_model import DecoderModel
+
 
 @command(resumes=True)
 def eval(  # noqa: A001  (a command has its function's name)
-    model: Annotated[str, typer.Argument(help="A preset's name or a spec's .json file.")],
-    suite: Annotated[str, typer.Option(help="Only 'mad' so far.")] = "mad",
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A checkpoint's folder or hub id; a preset or spec's .json (random weights)."
+        ),
+    ] = None,
+    suite: Annotated[str, typer.Option(help="quick, full, or mad.")] = "quick",
     tasks: Annotated[str | None, typer.Option(help="Some of the suite, by commas.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Baselines only, short training.")] = False,
-    output: Annotated[Path, typer.Option(help="Keeps finished trainings.")] = Path("runs/mad"),
+    listing: Annotated[bool, typer.Option("--list", help="Name the evaluations and end.")] = False,
+    limit: Annotated[int | None, typer.Option(min=2, help="Examples of each.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most rows at a time.")] = 32,
+    quick: Annotated[bool, typer.Option("--quick", help="Of mad: baselines, briefly.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Keeps what is finished; default runs/eval or runs/mad.")
+    ] = None,
     device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Train and test a layout on MAD's tasks by their own protocol, one training a setting.
+    """Score a model on a suite of evaluations; goes on where it was stopped.
 
-    A spec file is taken as it is; of a preset, the order of mixers, at MAD's width of 128.
+    Suite mad trains: a spec file is taken as it is; of a preset, the order of mixers, at MAD's
+    width of 128.
     """
+    chosen = [] if tasks is None else list(dict.fromkeys(tasks.split(",")))
+    if suite != "mad" and quick:
+        raise UserError("--quick belongs to --suite mad; give --suite quick, or --limit")
+    if model is None and not (listing and suite != "mad"):
+        raise UserError("name a model: a checkpoint's folder, a preset, or a spec's .json file")
+    if suite == "mad":
+        assert model is not None
+        _mad(model, chosen, quick, output or Path("runs/mad"), device, as_json)
+    elif listing:
+        _list(suite, chosen, as_json)
+    else:
+        assert model is not None
+        folder = output or Path("runs/eval") / Path(model).name
+        _score(model, suite, chosen, folder, (seed, limit, batch_size), device, as_json)
+
+
+def _list(suite: str, chosen: list[str], as_json: bool) -> None:
+    from archloop.evals import runner, suites
+
+    rows = [runner.describe(*entry) for entry in suites.load(suite, chosen).items()]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("evaluation", "category", "verb", "chance", "perfect", "licence", box=None)
+    for row in rows:
+        numbers = [f"{row[key]:.4g}" for key in ("chance", "perfect")]
+        table.add_row(row["name"], row["category"], row["verb"], *numbers, row["licence"])
+    Console().print(table)
+
+
+def _score(
+    model: str,
+    suite: str,
+    chosen: list[str],
+    folder: Path,
+    numbers: tuple[int, int | None, int],
+    device: str,
+    as_json: bool,
+) -> None:
+    from archloop.evals import runner, suites
+
+    seed, limit, batch_size = numbers
+    evaluations = suites.load(suite, chosen)
+    asked, identity = _subject(model, device, batch_size)
+
+    def tell(result: runner.Result, is_known: bool) -> None:
+        score = result.score
+        how = "known" if is_known else f"{result.seconds:.1f} s"
+        line = f"{result.name}: {score.value:.4g} +- {score.standard_error:.2g} ({how})"
+        stderr.print(line, markup=False)
+
+    results = runner.run(
+        asked, identity, evaluations, folder, seed=seed, limit=limit, on_result=tell
+    )
+    summary = runner.summarise({name: result.score for name, result in results.items()})
+    if as_json:
+        scores = {
+            name: {**r.score.model_dump(), "normalized": r.score.normalized, "seconds": r.seconds}
+            for name, r in results.items()
+        }
+        print_json({"model": model, "identity": identity, "scores": scores, **summary._asdict()})
+        return
+    table = Table("evaluation", "category", "score", "error", "chance", "0 to 1", box=None)
+    for name, result in results.items():
+        score = result.score
+        figures = (score.value, score.standard_error, score.chance, score.normalized)
+        table.add_row(name, score.category, *(f"{figure:.3f}" for figure in figures))
+    for category, (value, error) in summary.categories.items():
+        table.add_row("", category, "", f"{error:.3f}", "", f"{value:.3f}")
+    table.add_row("mean", "", "", f"{summary.standard_error:.3f}", "", f"{summary.mean:.3f}")
+    Console().print(table)
+
+
+def _subject(model: str, device: str, batch_size: int) -> "tuple[DecoderModel, str]":
+    """A model to ask, and what tells its weights from others."""
+    import torch
+
+    from archloop.evals.codecs import ByteCodec, TokenizerCodec
+    from archloop.evals.decoder_model import DecoderModel
+    from archloop.generation.model import load_model
+    from archloop.stack import presets
+    from archloop.stack.decoder import Decoder
+    from archloop.training.loop import torch_device
+
+    place = torch_device(device)
+    if model.endswith(".json") or model in presets.names():
+        spec = load_spec(model)
+        if spec.vocab_size <= ByteCodec.NUM_IDS:
+            raise UserError(
+                f"{model} has vocab_size={spec.vocab_size}, no room for bytes and a beginning; "
+                f"give at least {ByteCodec.NUM_IDS + 1}"
+            )
+        stderr.print(f"{model} has random weights, and bytes for tokens", markup=False)
+        torch.manual_seed(0)
+        decoder = Decoder(spec).eval().to(place)
+        return (
+            DecoderModel(decoder, ByteCodec(), start=(256,), batch_size=batch_size),
+            f"random:{spec.digest}",
+        )
+    loaded = load_model(model, None, place)
+    if loaded.tokenizer is None:
+        raise UserError(f"{model} has no tokenizer.json, so it cannot be asked in text")
+    codec = TokenizerCodec(loaded.tokenizer)
+    subject = DecoderModel(
+        loaded.decoder,
+        codec,
+        start=codec.start(),
+        stop_ids=loaded.stop_ids,
+        batch_size=batch_size,
+    )
+    return subject, f"weights:{_fingerprint(loaded.decoder)}"
+
+
+def _fingerprint(decoder: object) -> str:
+    """A hash of the weights' bytes, so that a folder that was written anew is another model."""
+    import hashlib
+
+    import torch
+
+    assert isinstance(decoder, torch.nn.Module)
+    hasher = hashlib.sha256()
+    for name, weight in sorted(decoder.state_dict().items()):
+        hasher.update(name.encode())
+        hasher.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()[:32]
+
+
+def _mad(
+    model: str, chosen: list[str], quick: bool, output: Path, device: str, as_json: bool
+) -> None:
     from archloop.proxy.mad import CHANGES, MadConfig, RunResult, mad_spec, run_mad
     from archloop.training.loop import torch_device
 
-    if suite != "mad":
-        raise UserError(f"unknown suite {suite!r}; {registry.suggest(suite, ['mad'])}")
-    chosen = tuple(CHANGES) if tasks is None else tuple(dict.fromkeys(tasks.split(",")))
+    tasks = tuple(chosen or CHANGES)
     torch_device(device)
-    config = MadConfig.quick(chosen) if quick else MadConfig(tasks=chosen)
+    config = MadConfig.quick(tasks) if quick else MadConfig(tasks=tasks)
 
     def tell(done: int, total: int, result: RunResult) -> None:
         stderr.print(f"{done}/{total} {result.task}: accuracy {result.macro:.3f}", markup=False)

@@ -1,0 +1,162 @@
+"""Running a suite on a model: one file an evaluation, so that a stopped run goes on.
+
+1. An evaluation whose file is whole, and of the same model, settings, seed and number of examples,
+   is taken from it.
+2. Every other one is run; its score and the grade of each example are written in one step.
+3. The scores are summed up: the mean over categories of the mean over their evaluations, each
+   normalised to 0 at chance and 1 at perfect.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archloop.evals.base import Evaluation, Score
+from archloop.evals.verbs import Model
+from archloop.files import write_atomic
+
+
+class Result(BaseModel):
+    """One evaluation of one model.
+
+    Attributes:
+        key: hash of model, evaluation, version, settings, seed and number of examples.
+        grades: of each example.
+        weights: what each grade is divided by; None: each counts one.
+        seconds: that it took.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    key: str
+    score: Score
+    grades: tuple[float, ...]
+    weights: tuple[float, ...] | None
+    seconds: float
+
+
+class Summary(NamedTuple):
+    """What a suite's scores come to.
+
+    Attributes:
+        categories: mean normalised score of each, and its standard error.
+        mean: over categories.
+        standard_error: of the mean, over examples, which no two evaluations share.
+    """
+
+    categories: dict[str, tuple[float, float]]
+    mean: float
+    standard_error: float
+
+
+def run(
+    model: Model,
+    identity: str,
+    evaluations: Mapping[str, Evaluation],
+    folder: Path,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    on_result: Callable[[Result, bool], None] = lambda *_: None,
+) -> dict[str, Result]:
+    """Run evaluations, or go on with them.
+
+    Args:
+        model: asked by each evaluation's verb.
+        identity: of the model: other weights, another identity.
+        evaluations: by the name that results stand under.
+        folder: keeps ``<name>.json`` of each.
+        seed: of the examples.
+        limit: examples of each; None: as many as each takes by itself.
+        on_result: told of each result and whether it was there already.
+
+    Raises:
+        UserError: the model cannot be asked by one of the verbs.
+        OSError: the folder cannot be written.
+    """
+    results: dict[str, Result] = {}
+    for name, evaluation in evaluations.items():
+        key = _key(identity, evaluation, seed, limit)
+        file = folder / f"{name}.json"
+        result = _read(file, key)
+        is_known = result is not None
+        if result is None:
+            result = _run(model, name, key, evaluation, seed, limit)
+            write_atomic(file, (result.model_dump_json(indent=1) + "\n").encode())
+        results[name] = result
+        on_result(result, is_known)
+    return results
+
+
+def summarise(scores: Mapping[str, Score]) -> Summary:
+    """Category scores and their mean; raises ValueError where there is no score."""
+    if not scores:
+        raise ValueError("no scores to sum up")
+    members: dict[str, list[Score]] = {}
+    for score in scores.values():
+        members.setdefault(score.category, []).append(score)
+    categories = {}
+    for category, each in sorted(members.items()):
+        errors = [score.standard_error / abs(score.perfect - score.chance) for score in each]
+        value = math.fsum(score.normalized for score in each) / len(each)
+        categories[category] = (value, math.hypot(*errors) / len(each))
+    num = len(categories)
+    return Summary(
+        categories,
+        math.fsum(value for value, _ in categories.values()) / num,
+        math.hypot(*(error for _, error in categories.values())) / num,
+    )
+
+
+def describe(name: str, evaluation: Evaluation) -> dict[str, Any]:
+    """What a listing says of an evaluation, as JSON data."""
+    return {
+        "name": name,
+        "evaluation": evaluation.name,
+        "version": evaluation.version,
+        "category": evaluation.category,
+        "verb": evaluation.verb,
+        "chance": evaluation.chance,
+        "perfect": evaluation.perfect,
+        "licence": evaluation.licence,
+        "num_examples": evaluation.num_test,
+        "settings": evaluation.config.model_dump(mode="json"),
+    }
+
+
+def _run(
+    model: Model, name: str, key: str, evaluation: Evaluation, seed: int, limit: int | None
+) -> Result:
+    began = time.monotonic()
+    num = evaluation.num_test if limit is None else limit
+    grades = evaluation.grade(model, "test", seed, num)
+    return Result(
+        name=name,
+        key=key,
+        score=evaluation.score_of(grades),
+        grades=tuple(grades.values_N.tolist()),
+        weights=None if grades.weights_N is None else tuple(grades.weights_N.tolist()),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _read(file: Path, key: str) -> Result | None:
+    """A finished result of this key; None where it must be run."""
+    try:
+        result = Result.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return result if result.key == key else None
+
+
+def _key(identity: str, evaluation: Evaluation, seed: int, limit: int | None) -> str:
+    settings = evaluation.config.model_dump(mode="json")
+    parts = [identity, evaluation.name, evaluation.version, settings, seed, limit]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,173 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from typer.testing import CliRunner
+
+from archloop.cli import app
+from archloop.evals import runner, suites
+from archloop.evals.base import Score
+from archloop.evals.codecs import ByteCodec, TokenizerCodec
+from archloop.evals.decoder_model import DecoderModel
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+SPEC = StackSpec(
+    d_model=64,
+    vocab_size=320,
+    blocks=tuple(
+        BlockSpec(
+            mixers=(MixerSpec(name=name),),
+            channel_mixer=ChannelMixerSpec(name="swiglu", config={"expansion": 2.0}),
+        )
+        for name in ("short_conv", "gqa")
+    ),
+)
+NAMES = ["agreement", "addition"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return DecoderModel(Decoder(SPEC).eval(), ByteCodec(), start=(256,))
+
+
+def run(model, folder, **settings):
+    asked = {"identity": "a", "limit": 8, **settings}
+    identity = asked.pop("identity")
+    told = []
+    results = runner.run(
+        model,
+        identity,
+        suites.load("quick", NAMES),
+        folder,
+        on_result=lambda result, known: told.append((result.name, known)),
+        **asked,
+    )
+    return results, told
+
+
+def test_what_is_finished_is_not_run_again(model, tmp_path):
+    first, told = run(model, tmp_path)
+    assert told == [("agreement", False), ("addition", False)]
+    (tmp_path / "addition.json").unlink()
+    again, told = run(model, tmp_path)
+    assert told == [("agreement", True), ("addition", False)]
+    assert {name: r.score for name, r in first.items()} == {n: r.score for n, r in again.items()}
+
+
+@pytest.mark.parametrize("change", [{"identity": "b"}, {"limit": 9}, {"seed": 1}])
+def test_another_model_or_other_examples_are_run(model, tmp_path, change):
+    run(model, tmp_path)
+    _, told = run(model, tmp_path, **change)
+    assert not any(known for _, known in told)
+
+
+def test_a_damaged_file_is_run_again(model, tmp_path):
+    run(model, tmp_path)
+    (tmp_path / "agreement.json").write_text("{")
+    assert run(model, tmp_path)[1][0] == ("agreement", False)
+
+
+def test_results_hold_the_grade_of_each_example(model, tmp_path):
+    results, _ = run(model, tmp_path)
+    kept = json.loads((tmp_path / "agreement.json").read_text())
+    assert len(kept["grades"]) == 8
+    assert np.mean(kept["grades"]) == pytest.approx(results["agreement"].score.value)
+
+
+def test_summary_is_the_mean_over_categories(model):
+    def score(value, error, category):
+        return Score(
+            value=value,
+            standard_error=error,
+            chance=0.0,
+            perfect=2.0,
+            num_examples=9,
+            category=category,
+        )
+
+    summary = runner.summarise(
+        {"a": score(1.0, 0.2, "x"), "b": score(2.0, 0.2, "x"), "c": score(0.0, 0.4, "y")}
+    )
+    assert summary.categories["x"] == pytest.approx((0.75, 0.1 / np.sqrt(2)))
+    assert summary.categories["y"] == pytest.approx((0.0, 0.2))
+    assert summary.mean == pytest.approx(0.375)
+    assert summary.standard_error == pytest.approx(np.hypot(0.1 / np.sqrt(2), 0.2) / 2)
+
+
+def test_every_suite_can_be_made_and_described():
+    for suite in suites.SUITES:
+        for name, evaluation in suites.load(suite).items():
+            entry = runner.describe(name, evaluation)
+            assert json.loads(json.dumps(entry)) == entry
+
+
+@pytest.mark.parametrize(
+    "suite, only, expected",
+    [
+        ("quik", [], "did you mean 'quick'"),
+        ("quick", ["agrement"], "did you mean 'agreement'"),
+    ],
+)
+def test_unknown_names_are_said(suite, only, expected):
+    with pytest.raises(ValueError, match=expected):
+        suites.load(suite, only)
+
+
+class TestCommand:
+    def invoke(self, *arguments):
+        return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+    @pytest.fixture
+    def spec(self, tmp_path):
+        file = tmp_path / "spec.json"
+        file.write_text(SPEC.to_json())
+        return file
+
+    def test_random_weights(self, spec, tmp_path):
+        common = (spec, "--tasks", ",".join(NAMES), "--limit", 6, "--output", tmp_path / "out")
+        done = self.invoke(*common, "--json")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert set(found["scores"]) == set(NAMES)
+        assert found["identity"].startswith("random:")
+        assert "(known)" in self.invoke(*common).stderr
+
+    def test_checkpoint(self, tmp_path):
+        from archloop.checkpoints.saving import save
+
+        torch.manual_seed(1)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab = {letter: index for index, letter in enumerate([*alphabet, "<s>"])}
+        tokenizer = Tokenizer(models.BPE(vocab, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        codec = TokenizerCodec(tokenizer)
+        assert codec.decode(codec.encode("naïve 日本")) == "naïve 日本"
+        decoder = Decoder(SPEC).eval()
+        save(decoder, tmp_path / "model")
+        (tmp_path / "model" / "tokenizer.json").write_text(tokenizer.to_str())
+        done = self.invoke(
+            *(tmp_path / "model", "--tasks", "addition", "--limit", 4),
+            *("--output", tmp_path / "out", "--json"),
+        )
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["identity"].startswith("weights:")
+
+    def test_listing(self):
+        done = self.invoke("--list", "--json")
+        assert done.exit_code == 0
+        rows = json.loads(done.stdout)
+        assert {"name", "category", "chance", "perfect", "licence", "verb"} <= set(rows[0])
+
+    @pytest.mark.parametrize(
+        "arguments, expected",
+        [([], "name a model"), (["lfm2-350m", "--quick"], "--quick belongs to --suite mad")],
+    )
+    def test_what_cannot_be_asked(self, arguments, expected):
+        done = self.invoke(*arguments)
+        assert done.exit_code == 2
+        assert expected in done.stderr

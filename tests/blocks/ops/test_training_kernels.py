@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from accelerator import DEVICE, DTYPES
+from archloop.blocks.ops.decay_gate import step_size
 from archloop.blocks.ops.gated_conv import gated_conv
 from archloop.blocks.ops.linear_cross_entropy import linear_cross_entropy
 from archloop.blocks.ops.norm import add_norm, rms_norm
 from archloop.blocks.ops.norm_rotate import norm_rotate
 from archloop.blocks.ops.silu_gate import silu_gate
+from archloop.blocks.ops.skip_gate import skip_gate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("kernels")]
 
@@ -70,6 +72,18 @@ def test_a_float32_stream_takes_a_bfloat16_addition() -> None:
 @pytest.mark.parametrize("hidden", [8, 136, 300])
 def test_silu_gate(dtype: torch.dtype, hidden: int) -> None:
     compare(silu_gate, [randn(3, 37, 2 * hidden)], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [8, 136, 600])
+def test_skip_gate(dtype: torch.dtype, width: int) -> None:
+    rows = [randn(3, 37, width) for _ in range(3)]
+    compare(lambda y, x, s, z: skip_gate(y, x, s, z), [*rows[:2], randn(width), rows[2]], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_step_size(dtype: torch.dtype) -> None:
+    compare(step_size, [randn(3, 37, 72), randn(72)], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
+from archloop.blocks.ops.decay_gate import step_size
 from archloop.blocks.ops.precision import KeepsFloat32, precise, recurrent_dtype
 from archloop.blocks.ops.selective_scan import selective_scan, selective_step
+from archloop.blocks.ops.skip_gate import skip_gate
 from archloop.blocks.ops.time_steps import initial_dt_bias
 from archloop.blocks.widths import whole_width
 
@@ -137,7 +139,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         y_BTI, last_BIN = selective_scan(x_BTI, dt_BTI, self._poles(), b_BTN, c_BTN, start)
         if state is not None:
             state["ssm"].copy_(last_BIN)
-        return self._out(x_BTD, y_BTI + self.skip * x_BTI)
+        return self._read_out(x_BTD, y_BTI, x_BTI)
 
     def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         x_BI = self._convolve_step(x_BD, state)
@@ -145,7 +147,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
             return self._out(x_BD, x_BI)
         dt_BI, b_BN, c_BN = self._select(x_BI, None)
         y_BI = self._advance(x_BI, dt_BI, b_BN, c_BN, state).to(x_BI.dtype)
-        return self._out(x_BD, y_BI + self.skip * x_BI)
+        return self._read_out(x_BD, y_BI, x_BI)
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         x_BTI = self._convolve(x_BTD, state, span)
@@ -167,7 +169,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
         c_BTN = self.c_proj(x_BTD) if self._is_consumer() else shared["c"]
         start = shared.get("start")
         y_BTI, _ = selective_scan(x_BTI, shared["dt"], shared["a"], shared["b"], c_BTN, start)
-        return self._out(x_BTD, y_BTI + self.skip * x_BTI)
+        return self._read_out(x_BTD, y_BTI, x_BTI)
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         x_BI = self._convolve_step(x_BD, state)
@@ -183,7 +185,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
             return self._out(x_BD, x_BI)
         c_BN = self.c_proj(x_BD) if self._is_consumer() else shared["c"]
         y_BI = (shared["h"] * c_BN[:, None]).sum(-1).to(x_BI.dtype)
-        return self._out(x_BD, y_BI + self.skip * x_BI)
+        return self._read_out(x_BD, y_BI, x_BI)
 
     def _is_consumer(self) -> bool:
         return hasattr(self, "c_proj")
@@ -208,7 +210,7 @@ class Mamba(KeepsFloat32, SequenceMixer):
     def _select(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Time step, input and output weights of each token; padding takes no time."""
         rank, b, c = self.select(x).split(self.split, -1)
-        dt = F.softplus(precise(self.dt_proj(rank)) + precise(self.dt_bias))
+        dt = step_size(self.dt_proj(rank), self.dt_bias)
         return dt if valid is None else dt * valid[..., None], b, c
 
     def _advance(
@@ -217,6 +219,10 @@ class Mamba(KeepsFloat32, SequenceMixer):
         h_BIN, y_BI = selective_step(x_BI, dt_BI, self._poles(), b_BN, c_BN, state["ssm"])
         state["ssm"].copy_(h_BIN)
         return y_BI
+
+    def _read_out(self, u: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Output from the block's input u, what the states gave and what went into them."""
+        return self.out_proj(skip_gate(y, x, self.skip, self.z_proj(u)))
 
     def _out(self, x: Tensor, y: Tensor) -> Tensor:
         return self.out_proj(y * F.silu(self.z_proj(x)))

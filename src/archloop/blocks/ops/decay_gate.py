@@ -1,4 +1,4 @@
-"""Log-decays from a projection, ``-rate * softplus(x + bias)``: one kernel on a GPU.
+"""Steps and log-decays from a projection, ``-rate * softplus(x + bias)``: one kernel on a GPU.
 
 Shape suffixes: X leading dimensions, D channels.
 """
@@ -9,7 +9,19 @@ from torch.nn import functional as F
 
 from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.autograd import apply
-from archloop.blocks.ops.precision import recurrent_dtype
+from archloop.blocks.ops.precision import precise, recurrent_dtype
+
+
+def step_size(x_XD: Tensor, bias_D: Tensor) -> Tensor:
+    """``softplus(x + bias)``, a time step of at least 0, in at least float32.
+
+    Args:
+        x_XD: the projection.
+        bias_D: added to it.
+    """
+    if triton_kernels.fusible(x_XD):
+        return decay_gate(x_XD, bias_D, -torch.ones_like(bias_D))
+    return F.softplus(precise(x_XD) + precise(bias_D))
 
 
 def decay_gate(x_XD: Tensor, bias_D: Tensor, rate_D: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ def rms_norm(x_XD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
         out_XD: Tensor = apply(Norm, x_XD, weight_D, eps, product_dtype(x_XD))
         return out_XD
+    # Under autocast the stream may be of fewer bits than the weight.
+    x_XD = x_XD.to(torch.promote_types(x_XD.dtype, weight_D.dtype))
     return F.rms_norm(x_XD, weight_D.shape, weight_D, eps)
 
 

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops.gpu.lengths import any_length
 
-BLOCK_T, BLOCK_D = 32, 64
-ROUNDS = 8
+BLOCK_T, BLOCK_D = 16, 128
+ROUNDS = 4
 """Blocks of time that a program of the backward pass goes through before it adds up."""
 
 

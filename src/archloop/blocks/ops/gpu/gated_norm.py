@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from archloop.blocks.ops.gpu.lengths import any_length
 
-TILE = 4096
+TILE = 2048
 """Elements that a program holds of each tensor."""
 PROGRAMS = 1056
 """Of the backward pass: each adds up the weight's gradient over many rows."""

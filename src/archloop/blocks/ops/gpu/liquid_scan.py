@@ -20,7 +20,7 @@ from archloop.blocks.ops.gpu.lengths import any_length
 from archloop.blocks.ops.gpu.scan import compose_pair, last_row, launch
 from archloop.blocks.ops.scan import Pair
 
-BLOCK_T, BLOCK_D = 32, 32
+BLOCK_T, BLOCK_D, NUM_WARPS = 32, 16, 1
 
 
 @triton.jit
@@ -198,7 +198,16 @@ class LiquidScan(torch.autograd.Function):
         sizes = (time, channels, triton.cdiv(time, BLOCK_T))
         decay, added = _pairs(v_BTD, modes), _pairs(v_BTD, modes)
         _summary_kernel[_grid(v_BTD)](
-            v_BTD, keep_BT, *ab, *decay, *added, *sizes, M=modes, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D
+            v_BTD,
+            keep_BT,
+            *ab,
+            *decay,
+            *added,
+            *sizes,
+            M=modes,
+            BLOCK_T=BLOCK_T,
+            BLOCK_D=BLOCK_D,
+            num_warps=NUM_WARPS,
         )
         first = (sr.flatten(1), si.flatten(1))
         ends = launch(decay, added, first)
@@ -206,7 +215,7 @@ class LiquidScan(torch.autograd.Function):
         y_BTD = torch.empty_like(v_BTD)
         _output_kernel[_grid(v_BTD)](
             v_BTD, keep_BT, *coefficients, *starts, y_BTD, *sizes,
-            M=modes, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D,
+            M=modes, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, num_warps=NUM_WARPS,
         )  # fmt: skip
         ctx.save_for_backward(v_BTD, keep_BT, *coefficients, *decay, *starts)
         re, im = (end[:, -1].reshape(batch, channels, modes) for end in ends)
@@ -223,7 +232,7 @@ class LiquidScan(torch.autograd.Function):
         added = _pairs(v_BTD, modes)
         _adjoint_kernel[_grid(v_BTD)](
             v_BTD, keep_BT, dy_BTD, *coefficients, *added, *sizes,
-            M=modes, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D,
+            M=modes, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, num_warps=NUM_WARPS,
         )  # fmt: skip
         later = tuple(
             torch.cat([x[:, 1:], end[:, None]], 1) for x, end in zip(added, last, strict=True)
@@ -234,7 +243,7 @@ class LiquidScan(torch.autograd.Function):
         parts = [torch.empty_like(pr) for _ in range(6)]
         _gradient_kernel[_grid(v_BTD)](
             v_BTD, keep_BT, dy_BTD, *coefficients, start_r, start_i, er, ei, dv_BTD, *parts,
-            *sizes, M=modes, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D,
+            *sizes, M=modes, BLOCK_T=BLOCK_T, BLOCK_D=BLOCK_D, num_warps=NUM_WARPS,
         )  # fmt: skip
         sums = [part.sum((0, 1)).view(channels, modes) for part in parts]
         # The gradient before the first chunk: its own outputs', and the end's through its decay.

@@ -22,7 +22,7 @@ from archloop.blocks.ops.chunks import shifted
 from archloop.blocks.ops.gpu.lengths import any_length
 from archloop.blocks.ops.gpu.scan import compose, launch
 
-BLOCK_T, BLOCK_D, NUM_WARPS = 32, 32, 2
+BLOCK_T, BLOCK_D, NUM_WARPS = 32, 16, 1
 
 
 @any_length()

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from archloop.search.progress import Event
 from archloop.search.study import Study
+from archloop.store.progress import Event
 from search.stand_in import StandIn, recipe
 
 SPACE = {

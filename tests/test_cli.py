@@ -1,5 +1,6 @@
 """The command line: JSON alone on stdout, one clear line and the right exit status on bad input."""
 
+import errno
 import importlib
 import json
 import os
@@ -15,9 +16,10 @@ from typer.testing import CliRunner
 import archloop
 from archloop import registry
 from archloop.cli import app
+from archloop.files import write_atomic
 from archloop.search.study import Study
 from archloop.stack import presets
-from search.stand_in import StandIn, settings
+from search.stand_in import StandIn, recipe, settings
 
 COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plan", "plugins"}
 
@@ -187,6 +189,29 @@ def test_a_search_that_meets_no_budget_still_shows_what_it_measured(
     status, out, _ = run("search", str(tmp_path / "a.yaml"), "--runs", str(tmp_path), "--json")
     assert (status, len(json.loads(out)["rejected"])) == (1, 2)
     assert (tmp_path / "test" / "report.html").is_file()
+
+
+def test_report_of_a_folder_that_cannot_be_written_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(recipe(num_trials=2), tmp_path, evaluator=StandIn())
+    study.run()
+
+    def refuse(path: Path, content: bytes) -> None:
+        if path.parent == study.folder:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path.parent / ".hidden.1f"))
+        write_atomic(path, content)
+
+    monkeypatch.setattr("archloop.report.html.write_atomic", refuse)
+    status, out, err = run("report", str(study.folder))
+    assert status == 0
+    assert "Hypervolume" in out
+    assert "report.html is not written: Read-only file system; see" in err
+    assert "hidden" not in err
+    elsewhere = tmp_path / "page.html"
+    status, out, err = run("report", str(study.folder), "--output", str(elsewhere))
+    assert (status, err) == (0, "")
+    assert elsewhere.is_file()
 
 
 def test_a_broken_spec_file_names_the_field(tmp_path: Path) -> None:

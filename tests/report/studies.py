@@ -73,7 +73,7 @@ def objectives(quality: float, latency: float, memory: float) -> Objectives:
     )
 
 
-def rung(index: int, quality: float, latency: float, memory: float) -> Rung:
+def rung(index: int) -> Rung:
     score = Score(
         value=3.0, standard_error=0.02, chance=8.0, perfect=0.0, num_examples=400, category="text"
     )
@@ -85,7 +85,6 @@ def rung(index: int, quality: float, latency: float, memory: float) -> Rung:
         num_steps=200 * (index + 1),
         num_tokens=10**6,
         scores={"text": score, "in_context_recall": recall},
-        objectives=objectives(quality, latency, memory),
         learning_rate=3e-3,
         losses=tuple((step, 6.0 / (1 + step / 50)) for step in range(0, 200, 20)),
         diverged=False,
@@ -94,10 +93,10 @@ def rung(index: int, quality: float, latency: float, memory: float) -> Rung:
     )
 
 
-def reference_rung() -> Rung:
+def of_reference() -> Objectives:
     one = Readings(mean=1.0, n=0)
-    values = {"quality": Readings(mean=0.5, sd=0.01, n=3), "latency": one, "memory": one}
-    return rung(0, 0.5, 1.0, 1.0).model_copy(update={"objectives": Objectives(values=values)})
+    quality = Readings(mean=0.5, sd=0.01, n=3)
+    return Objectives(values={"quality": quality, "latency": one, "memory": one})
 
 
 def trial(
@@ -137,20 +136,41 @@ def study() -> StudyRecord:
         trial(
             0,
             "CACA",
-            rungs=(rung(0, 0.55, 0.95, 0.9), rung(1, 0.6, 0.95, 0.9)),
+            rungs=(rung(0), rung(1)),
+            by_rung=(objectives(0.55, 0.95, 0.9), objectives(0.6, 0.95, 0.9)),
             hypervolume_gain=0.2,
         ),
-        trial(1, "CCCC", rungs=(rung(0, 0.40, 0.70, 0.6),), hypervolume_gain=0.1),
+        trial(
+            1,
+            "CCCC",
+            rungs=(rung(0),),
+            by_rung=(objectives(0.40, 0.70, 0.6),),
+            hypervolume_gain=0.1,
+        ),
         trial(2, "AAAA", state="rejected", scale=1.4, broken=(broken,)),
-        trial(3, "CCWA", rungs=(rung(0, 0.30, 0.80, 0.7),), origin="mutation", parents=(1,)),
+        trial(
+            3,
+            "CCWA",
+            rungs=(rung(0),),
+            by_rung=(objectives(0.30, 0.80, 0.7),),
+            origin="mutation",
+            parents=(1,),
+        ),
         trial(4, "CASC", state="failed", error="out of memory while training <killed>"),
-        trial(5, "CASC", rungs=(rung(0, 0.52, 0.85, 0.65),), origin="crossover", parents=(0, 1)),
+        trial(
+            5,
+            "CASC",
+            rungs=(rung(0),),
+            by_rung=(objectives(0.52, 0.85, 0.65),),
+            origin="crossover",
+            parents=(0, 1),
+        ),
     )
     return StudyRecord(
         name="example",
         recipe={"name": "example", "seed": 0},
         environment={"python": "3.11", "device": "test", "numpy": np.__version__},
-        reference=trial(-1, "CCAC", rungs=(reference_rung(),), origin="preset"),
+        reference=trial(-1, "CCAC", rungs=(rung(0),), by_rung=(of_reference(),), origin="preset"),
         reference_point=Objectives(
             values={
                 "quality": Readings(mean=0.0, n=0),

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from archloop.report.live import display
-from archloop.search.progress import Event
+from archloop.store.progress import Event
 
 POINT = (0.0, 1.5, 1.5)
 EVENTS = [

@@ -43,12 +43,12 @@ def test_values_come_from_the_highest_rung_that_three_reached() -> None:
     study = studies.study()
     assert summary.summarize(study)["rung"] == 0
     longer = {
-        0: studies.rung(1, 0.61, 0.95, 0.9),
-        1: studies.rung(1, 0.47, 0.70, 0.6),
-        3: studies.rung(1, 0.35, 0.80, 0.7),
+        0: studies.objectives(0.61, 0.95, 0.9),
+        1: studies.objectives(0.47, 0.70, 0.6),
+        3: studies.objectives(0.35, 0.80, 0.7),
     }
     trials = [
-        trial.model_copy(update={"rungs": (trial.rungs[0], longer[trial.number])})
+        trial.model_copy(update={"by_rung": (trial.by_rung[0], longer[trial.number])})
         if trial.number in longer
         else trial
         for trial in study.trials
@@ -119,8 +119,10 @@ def test_study_without_trials_still_renders() -> None:
 
 def test_diverged_trial_is_flagged_and_on_no_front(tmp_path: Path) -> None:
     study = studies.study()
-    rung = studies.rung(0, 0.0, 0.1, 0.1).model_copy(update={"diverged": True})
-    trials = (*study.trials, studies.trial(6, "CCCC", rungs=(rung,)))
+    rung = studies.rung(0).model_copy(update={"diverged": True})
+    worst = studies.objectives(0.0, 0.1, 0.1)
+    lost = studies.trial(6, "CCCC", rungs=(rung,), by_rung=(worst,), diverged=True)
+    trials = (*study.trials, lost)
     study = study.model_copy(update={"trials": trials})
     facts = summary.summarize(study)
     assert 6 not in facts["front"]

@@ -134,7 +134,6 @@ class StandIn:
                 "noise": _score(0.25, 0.25, "noise"),
                 "text": _score(value / 2, 0.0, "text"),
             },
-            objectives=None,
             learning_rate=job.learning_rate or 1e-3,
             losses=((0, 5.0), (job.num_steps - 1, 5.0 - value)),
             diverged=False,

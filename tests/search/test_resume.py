@@ -19,7 +19,7 @@ import pytest
 
 from archloop.search.errors import DiskFullError
 from archloop.search.study import Study
-from archloop.store import connection, stages, store
+from archloop.store import connection, folder, identity, reading, stages
 from archloop.store.record import StudyRecord
 from search.stand_in import StandIn, no_time, recipe
 
@@ -39,7 +39,7 @@ def run_study(runs: Path, log: Path, pause: float = 0.0) -> None:
 
 def check(runs: Path, log: Path, expected: StudyRecord, num_kills: int) -> None:
     """Equal, and no call was made for a stage whose file was there."""
-    assert store.read(runs / "test") == expected
+    assert reading.read(runs / "test") == expected
     calls = log.read_text().splitlines()
     assert not [call for call in calls if "AGAIN" in call]
     repeated = sum(count - 1 for count in Counter(calls).values())
@@ -85,7 +85,7 @@ def run_and_die(runs: Path, log: Path, at: int, when: str) -> None:
         return wrapped
 
     stages.write_atomic = wrap(stages.write_atomic)
-    store.write_atomic = wrap(store.write_atomic)
+    folder.write_atomic = wrap(folder.write_atomic)
     storage = connection.RDBStorage
     for name in (
         "_create_new_trial",
@@ -171,7 +171,7 @@ def run_on_full_disk(runs: Path, after: int, result) -> None:
         return wrapped
 
     stages.write_atomic = full(stages.write_atomic)
-    store.write_atomic = full(store.write_atomic)
+    folder.write_atomic = full(folder.write_atomic)
     try:
         run_study(runs, runs / "log")
         result.put("finished")
@@ -179,7 +179,7 @@ def run_on_full_disk(runs: Path, after: int, result) -> None:
         result.put(str(error))
 
 
-@pytest.mark.parametrize("after", [0, 1, 5, 20])
+@pytest.mark.parametrize("after", [0, 1, 5, 12])
 def test_full_disk_is_one_line_and_goes_on(tmp_path, uninterrupted, after):
     results = fork.Queue()
     process = fork.Process(target=run_on_full_disk, args=(tmp_path, after, results))
@@ -212,8 +212,9 @@ def run_with_full_database(runs: Path, pages: int, result) -> None:
 @pytest.mark.parametrize("more", [-10, 1])
 def test_full_database_is_one_line_and_goes_on(tmp_path, uninterrupted, more):
     (tmp_path / "fresh").mkdir()
-    connection.open_database(tmp_path / "fresh", None, "test").close()
-    with closing(sqlite3.connect(tmp_path / "fresh" / connection.FILE)) as fresh:
+    card = identity.Card.new(SHORT.plain(), SHORT.digest)
+    connection.open_database(tmp_path / "fresh", None, card).close()
+    with closing(sqlite3.connect(tmp_path / "fresh" / folder.DATABASE)) as fresh:
         pages = fresh.execute("PRAGMA page_count").fetchone()[0] + more
     results = fork.Queue()
     process = fork.Process(target=run_with_full_database, args=(tmp_path, pages, results))

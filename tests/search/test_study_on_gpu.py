@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from archloop.store import store
+from archloop.store import reading
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,7 +91,7 @@ def test_a_killed_study_goes_on_to_its_end(tmp_path: Path) -> None:
     assert process.wait(timeout=deadline - time.monotonic()) == 0, log.read_text()[-3000:]
     for file, content in kept.items():
         assert file.read_bytes() == content, file
-    record = store.read(home)
+    record = reading.read(home)
     assert len(record.trials) == 3
     for trial in record.trials:
         assert trial.state == "complete", trial.error

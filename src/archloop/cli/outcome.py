@@ -1,23 +1,34 @@
 """What `search` and `report` end with: the study's page and its outcome."""
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from archloop.cli.command import print_json
+from archloop.cli.command import print_json, stderr
 
 if TYPE_CHECKING:
     from archloop.store.record import StudyRecord
 
 
-def show(record: "StudyRecord", folder: Path, as_json: bool) -> None:
-    """Write a study's report, and print its outcome."""
+def show(record: "StudyRecord", path: Path, as_json: bool) -> None:
+    """Write a study's report, and print its outcome, also where the page cannot be written."""
     from archloop.report import html
     from archloop.report.outcome import print_outcome
     from archloop.report.summary import summarize
 
-    page = html.write(record, folder / "report.html")
+    page: Path | None = None
+    try:
+        page = html.write(record, path)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        stderr.print(
+            f"{path} is not written: {error.strerror}; see `archloop report --output`",
+            markup=False,
+            soft_wrap=True,
+        )
     if as_json:
         print_json(summarize(record))
     else:

@@ -18,10 +18,13 @@ def report(
     storage: Annotated[
         str | None, typer.Option(help="URL of the study's database, if that takes a password.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the page here, not into the study's folder.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a study's report.html anew, or print its content as JSON."""
-    from archloop.store.store import read
+    from archloop.store.reading import read
 
     record = read(study, storage)
     if figure is not None:
@@ -34,4 +37,4 @@ def report(
         # Nothing is written, so that a copy to read only will do.
         print_json(summarize(record))
         return
-    show(record, study, as_json)
+    show(record, output or study / "report.html", as_json)

@@ -13,6 +13,9 @@ from archloop.cli.outcome import show
 def search(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
     runs: Annotated[Path, typer.Option(help="Folder that holds the studies.")] = Path("runs"),
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Also do again what lost files of trials told.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Create or resume the study of a recipe, and write its report."""
@@ -24,8 +27,8 @@ def search(
     study = Study(load(recipe), runs)
     try:
         with display(stderr) as progress:
-            record = study.run(progress)
+            record = study.run(progress, redo=redo)
     except NoFeasibleTrial:
-        show(study.read(), study.folder, as_json)
+        show(study.read(), study.folder / "report.html", as_json)
         raise
-    show(record, study.folder, as_json)
+    show(record, study.folder / "report.html", as_json)

@@ -35,8 +35,8 @@ def _plane(study: StudyRecord, found: Verdict, first: str, other: str) -> go.Fig
     if lost:
         figure.add_trace(
             go.Scatter(
-                x=[t.rungs[0].objectives.mean(other) for t in lost if t.rungs[0].objectives],
-                y=[t.rungs[0].objectives.mean(first) for t in lost if t.rungs[0].objectives],
+                x=[t.by_rung[0].mean(other) for t in lost],
+                y=[t.by_rung[0].mean(first) for t in lost],
                 mode="markers",
                 marker={"size": 8, "color": _REST, "symbol": "x"},
                 name="diverged",
@@ -84,9 +84,9 @@ def losses(study: StudyRecord, front: list[int]) -> go.Figure:
     """Training loss of every trial at rung 0, those on the front in colour."""
     figure = _figure("training step", "loss (nats, text and tasks added)")
     for trial in study.trials:
-        if not trial.rungs:
+        best, rung = trial.number in front, trial.rung(0)
+        if rung is None:
             continue
-        best, rung = trial.number in front, trial.rungs[0]
         figure.add_trace(
             go.Scatter(
                 x=[step for step, _ in rung.losses],

@@ -103,6 +103,7 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         "diverged": [t for t in study.trials if t.state == "complete" and not reached(t)],
         "rejected": [t for t in study.trials if t.state == "rejected"],
         "unsupported": [t for t in study.trials if t.state == "unsupported"],
+        "damaged": [t for t in (study.reference, *study.trials) if t is not None and t.damaged],
         "failed": [t for t in study.trials if t.state == "failed"],
         "legend": [(name, label(name), colour(name)) for name in mixers],
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False),

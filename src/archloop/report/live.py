@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from archloop.report.html import duration
-from archloop.search.progress import Event
-from archloop.search.progress import Progress as Listener
+from archloop.store.progress import Event
+from archloop.store.progress import Progress as Listener
 
 _DOING = {
     "setup": "preparing text and tokenizer",

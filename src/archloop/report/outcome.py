@@ -14,8 +14,8 @@ from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.store.record import StudyRecord, TrialRecord
 
 
-def print_outcome(study: StudyRecord, page: Path, console: Console) -> None:
-    """Stacks against the reference, what was rejected, time by stage, and the report's path."""
+def print_outcome(study: StudyRecord, page: Path | None, console: Console) -> None:
+    """Stacks against the reference, what was rejected, time by stage, the page if there is one."""
     found = verdict(study)
     if found is not None:
         _print_certain(found, console)
@@ -24,6 +24,7 @@ def print_outcome(study: StudyRecord, page: Path, console: Console) -> None:
             text = ranking_would_take(study, found)
             console.print(text, markup=False, soft_wrap=True)
     _print_others(study, console)
+    _print_lost(study, console)
     for task, reason in study.dropped.items():
         console.print(f"{task} does not count: {reason}", markup=False)
     if len(study.admitted) == 1:
@@ -36,8 +37,19 @@ def print_outcome(study: StudyRecord, page: Path, console: Console) -> None:
         f"{stage} {duration(seconds)}" for stage, seconds in study.seconds_by_stage.items()
     )
     overhead = "" if study.overhead is None else f"; search overhead {100 * study.overhead:.2f}%"
-    text = f"{headline(study, found)}\ntime: {stages}{overhead}\nreport: {page}"
-    console.print(text, markup=False)
+    console.print(f"{headline(study, found)}\ntime: {stages}{overhead}", markup=False)
+    if page is not None:
+        console.print(f"report: {page}", markup=False, soft_wrap=True)
+
+
+def _print_lost(study: StudyRecord, console: Console) -> None:
+    """The files that are missing or damaged, a line for each trial."""
+    for trial in (study.reference, *study.trials):
+        if trial is not None and trial.damaged:
+            name = "the reference preset" if trial.number < 0 else f"trial {trial.number}"
+            more = f" (and {len(trial.damaged) - 1} more)" if len(trial.damaged) > 1 else ""
+            text = f"lost of {name}: {trial.damaged[0]}{more}"
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def _print_certain(found: Verdict, console: Console) -> None:

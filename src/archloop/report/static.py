@@ -48,7 +48,7 @@ def write(study: StudyRecord, path: Path) -> None:
 
 def _panel(axes: Axes, study: StudyRecord, found: Verdict, first: str, other: str) -> None:
     for trial in study.trials:
-        lost = trial.rungs[0].objectives if trial.rungs and not reached(trial) else None
+        lost = trial.objectives if not reached(trial) else None
         if lost is not None:
             at = (lost.mean(other), lost.mean(first))
             axes.plot(*at, "x", color=_REST)

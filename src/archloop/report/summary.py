@@ -115,10 +115,11 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "profiles": {target: p.model_dump(mode="json") for target, p in trial.profiles.items()},
         "left_out": trial.left_out,
         "straddles": list(trial.straddles),
-        "diverged": any(rung.diverged for rung in trial.rungs),
+        "diverged": trial.diverged,
         "hypervolume_gain": trial.hypervolume_gain,
         "error": trial.error,
         "seconds": trial.seconds,
+        "damaged": list(trial.damaged),
     }
 
 

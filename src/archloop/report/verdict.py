@@ -85,14 +85,13 @@ def reached(trial: TrialRecord) -> tuple[Objectives, ...]:
     """What was read of a trial, by rung, as far as its training did not diverge."""
     if trial.state != "complete":
         return ()
-    rungs = [rung for rung in trial.rungs if not rung.diverged]
-    return tuple(rung.objectives for rung in rungs if rung.objectives is not None)
+    return trial.by_rung[:-1] if trial.diverged else trial.by_rung
 
 
 def _compare(study: StudyRecord, num_trials: int) -> Verdict | None:
     if study.reference is None or study.reference_point is None:
         return None
-    reference = tuple(r.objectives for r in study.reference.rungs if r.objectives is not None)
+    reference = study.reference.by_rung
     trials = [trial for trial in study.trials[:num_trials] if reached(trial)]
     if not trials or not reference:
         return None

@@ -8,19 +8,18 @@ the first trial and never changes.
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from archloop.ranking import budgets, objectives
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
-from archloop.search.tuning import FOLDER as TUNING
 from archloop.search.tuning import tune
-from archloop.search.workshop import Workshop, checkpoint
-from archloop.store.baseline import FOLDER, Baseline, averaged, mean_rate
+from archloop.search.workshop import Workshop
+from archloop.store.baseline import Baseline, averaged, mean_rate
+from archloop.store.folder import StudyFolder, TrialFolder
 from archloop.store.record import Rung
-from archloop.store.stages import Proposed, Stage, StageFiles
+from archloop.store.stages import Stage
 
 _SEED_STREAM = 2**32
 """Added to a seed's index: training seeds of the reference preset are no trial's."""
@@ -31,7 +30,7 @@ Announce = Callable[[Literal["tune", "reference"], str], None]
 
 
 def establish(
-    plan: Plan, workshop: Workshop, folder: Path, key: str, announce: Announce
+    plan: Plan, workshop: Workshop, folder: StudyFolder, key: str, announce: Announce
 ) -> Baseline:
     """Tune, profile and train the reference preset, as far as that is not on disk already.
 
@@ -47,16 +46,11 @@ def establish(
 
 
 def _establish(
-    plan: Plan, workshop: Workshop, folder: Path, key: str, announce: Announce
+    plan: Plan, workshop: Workshop, folder: StudyFolder, key: str, announce: Announce
 ) -> Baseline:
     recipe = plan.recipe
-    rates, seconds_tuning = tune(plan, workshop, folder / TUNING, key, partial(announce, "tune"))
-    files = StageFiles(folder / FOLDER, f"{key}:{plan.reference.digest}")
-    proposed = Proposed(
-        spec=plan.reference, proxy_spec=plan.reference_proxy, costs=plan.costs(plan.reference)
-    )
-    if files.load("spec", Proposed) is None:
-        files.save("spec", proposed, 0.0)
+    rates, seconds_tuning = tune(plan, workshop, folder, key, partial(announce, "tune"))
+    files = folder.reference(f"{key}:{plan.reference.digest}")
     announce("reference", "measured beside itself")
     measured = workshop.profile(plan.reference, plan.reference, 1, files)
     rate = mean_rate(rates, plan.reference.layout)
@@ -69,7 +63,7 @@ def _establish(
         announce("reference", f"trained for rung {rung}")
         stages.append(_train(plan, workshop, files, rung=rung, seed_index=0, rate=rate))
     for rung in range(len(recipe.proxy.rungs)):
-        checkpoint(files.folder, rung).unlink(missing_ok=True)
+        files.checkpoint(rung).unlink(missing_ok=True)
     if any(stage.value.diverged for stage in stages):
         raise StudyError(
             "the training of the reference preset diverged; lower proxy.training.learning_rate"
@@ -95,6 +89,8 @@ def _establish(
     }
     seconds_eval = math.fsum(stage.value.seconds_eval for stage in stages)
     return Baseline(
+        candidate=plan.reference_candidate,
+        costs=plan.costs(plan.reference),
         worst=objectives.reference_point(profiles, recipe.budgets),
         objectives=tuple(by_rung),
         scores=scores,
@@ -116,7 +112,7 @@ def _establish(
 def _train(
     plan: Plan,
     workshop: Workshop,
-    files: StageFiles,
+    files: TrialFolder,
     *,
     rung: int,
     seed_index: int,
@@ -125,7 +121,7 @@ def _train(
     recipe = plan.recipe
     # Only the first seed climbs, so only it leaves a checkpoint and continues one.
     climbs, last = seed_index == 0, rung + 1 == len(recipe.proxy.rungs)
-    before = checkpoint(files.folder, rung - 1)
+    before = files.checkpoint(rung - 1)
     job = TrainJob(
         spec=plan.reference_proxy,
         rung=rung,
@@ -133,6 +129,6 @@ def _train(
         seed=training_seed(recipe.seed, _SEED_STREAM + seed_index),
         learning_rate=rate,
         resume_from=before if before.exists() else None,
-        checkpoint_to=checkpoint(files.folder, rung) if climbs and not last else None,
+        checkpoint_to=files.checkpoint(rung) if climbs and not last else None,
     )
-    return workshop.train(job, files, f"rung-{rung}-seed-{seed_index}")
+    return workshop.train(job, files, files.rung(rung, seed_index))

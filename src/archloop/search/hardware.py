@@ -97,7 +97,6 @@ class HardwareEvaluator:
             num_steps=job.num_steps,
             num_tokens=result.num_tokens,
             scores=result.scores,
-            objectives=None,
             learning_rate=result.learning_rate,
             losses=result.losses,
             diverged=result.diverged,

@@ -16,7 +16,7 @@ from archloop.profiling.target import Target
 from archloop.proxy import mixture
 from archloop.ranking.budgets import check_budgets
 from archloop.runtimes.base import Runtime
-from archloop.search.base import Strategy
+from archloop.search.base import Proposal, Strategy
 from archloop.search.mixer_checks import check_mixers
 from archloop.search.recipe.errors import RecipeError, describe
 from archloop.search.recipe.recipe import Recipe
@@ -30,7 +30,7 @@ from archloop.space.space import Space
 from archloop.space.specs import to_spec
 from archloop.stack import cost, presets
 from archloop.stack.spec import StackSpec
-from archloop.store.record import Costs
+from archloop.store.record import Candidate, Costs
 from archloop.text import corpora
 from archloop.training.loop import torch_device
 
@@ -54,11 +54,25 @@ class Plan(NamedTuple):
     reference_genome: dict[str, Any]
     vocab_size: int
 
-    def specs(self, genome: Genome) -> tuple[StackSpec, StackSpec]:
-        """Ship and proxy specs of a genome."""
-        return (
-            to_spec(self.space, genome, "ship"),
-            to_spec(self.space, genome, "proxy", self.vocab_size),
+    @property
+    def reference_candidate(self) -> Candidate:
+        """The reference preset as a trial's subject."""
+        return Candidate(
+            spec=self.reference,
+            proxy_spec=self.reference_proxy,
+            genome=self.reference_genome or None,
+            origin="reference",
+        )
+
+    def candidate(self, proposal: Proposal) -> Candidate:
+        """What a proposed genome comes to, at both widths."""
+        return Candidate(
+            spec=to_spec(self.space, proposal.genome, "ship"),
+            proxy_spec=to_spec(self.space, proposal.genome, "proxy", self.vocab_size),
+            genome=proposal.genome.model_dump(mode="json"),
+            origin=proposal.origin,
+            parents=proposal.parents,
+            replicates=proposal.replicates,
         )
 
     def costs(self, spec: StackSpec) -> Costs:

@@ -11,7 +11,7 @@ seed and the trial's number.
 import errno
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from archloop.errors import UserError
-from archloop.files import write_atomic
 from archloop.ranking import front
 from archloop.ranking.objectives import OBJECTIVES, as_point
 from archloop.ranking.record import Objectives
@@ -31,22 +30,22 @@ from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
 from archloop.search.meter import Clock, Meter
 from archloop.search.plan import Plan
-from archloop.search.progress import Event, Progress, Stage, ignore
 from archloop.search.recipe import recipe
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.rungs import Standings
-from archloop.search.tuning import FOLDER as TUNING
 from archloop.search.workshop import Workshop
 from archloop.space.features import summary
 from archloop.space.genome import Genome
-from archloop.space.specs import to_spec
-from archloop.store import store
-from archloop.store.baseline import FOLDER as REFERENCE
+from archloop.store import reading
 from archloop.store.baseline import Baseline
-from archloop.store.connection import FILE, cause, open_database
-from archloop.store.database import Database, Result, Stored
-from archloop.store.lock import exclusive
-from archloop.store.record import StudyRecord
+from archloop.store.connection import cause
+from archloop.store.database import Database, Stored
+from archloop.store.folder import DATABASE, StudyFolder
+from archloop.store.identity import Card
+from archloop.store.lock import StudyBusyError
+from archloop.store.opening import opened
+from archloop.store.progress import Event, Progress, Stage, ignore
+from archloop.store.record import Outcome, StudyRecord
 
 
 class Study:
@@ -75,11 +74,12 @@ class Study:
         self._evaluator = evaluator
         self._clock = clock
 
-    def run(self, progress: Progress | None = None) -> StudyRecord:
+    def run(self, progress: Progress | None = None, *, redo: bool = False) -> StudyRecord:
         """Create or resume the study and run what is left of it.
 
         Args:
             progress: called with each `Event`.
+            redo: also do the stages of finished trials whose files are lost once more.
 
         Raises:
             RecipeError: the recipe is wrong, or is not the one that this study began with.
@@ -90,63 +90,30 @@ class Study:
             KeyboardInterrupt: it was stopped; the same call goes on.
         """
         meter = Meter(self._clock)
-        with _full_disk_in_one_line(self.folder):
+        home = StudyFolder(self.folder)
+        with _full_disk_in_one_line(self.folder), ExitStack() as stack:
             resolved = plan.resolve(self.recipe)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with exclusive(self.folder):
-                database = self._open()
-                evaluator = self._evaluator or self._hardware()
-                with closing(database), closing(evaluator):
-                    _Run(self, resolved, database, evaluator, meter, progress or ignore).run()
+            card = Card.new(self.recipe.plain(), self.recipe.digest)
+            try:
+                database = stack.enter_context(
+                    opened(home, card, self.recipe.source, self.recipe.storage)
+                )
+            except StudyBusyError:
+                raise
+            except UserError as error:
+                raise self.recipe.error(str(error)) from error
+            evaluator = stack.enter_context(closing(self._evaluator or self._hardware()))
+            _Run(self, resolved, database, evaluator, meter, progress or ignore).run(redo)
         return self.read()
 
     def read(self) -> StudyRecord:
         """What the study has so far, from its store alone."""
-        return store.read(self.folder, self.recipe.storage)
-
-    def _nothing_done(self) -> bool:
-        """No stage was ever finished here; a database elsewhere may know more."""
-        folders = (REFERENCE, TUNING, "trials")
-        return self.recipe.storage is None and not any(
-            (self.folder / name).exists() for name in folders
-        )
+        return reading.read(self.folder, self.recipe.storage)
 
     def _hardware(self) -> Evaluator:
         from archloop.search.hardware import HardwareEvaluator
 
-        return HardwareEvaluator(self.recipe, self.folder / "artifacts")
-
-    def _open(self) -> Database:
-        """The database, once the recipe is kept: a study always says what it is a study of."""
-        is_new = self._write_recipe()
-        try:
-            return open_database(self.folder, self.recipe.storage, self.recipe.name)
-        except UserError as error:
-            if is_new:
-                # No study began; a corrected storage is welcome under the same name.
-                (self.folder / store.RECIPE).unlink()
-            raise self.recipe.error(str(error)) from error
-
-    def _write_recipe(self) -> bool:
-        """Keep the recipe if none is kept yet, or refuse one that is not the study's."""
-        kept = store.read_recipe(self.folder)
-        if kept is not None and kept[1] != self.recipe.digest and self._nothing_done():
-            # The first attempt ended before any work, such as by a corpus that is not there.
-            for file in self.folder.glob(f"{FILE}*"):
-                file.unlink()
-            kept = None
-        if kept is None:
-            write_atomic(self.folder / store.RECIPE_COPY, self.recipe.source)
-            store.write_recipe(self.folder, self.recipe.plain(), self.recipe.digest)
-            return True
-        settings, digest = kept
-        if digest != self.recipe.digest:
-            what = _difference(settings, self.recipe.plain()) or "a plug-in's source has changed"
-            raise self.recipe.error(
-                f"{what}, unlike the study in {self.folder}; give the recipe another name, or "
-                f"restore it (a copy is {self.folder / store.RECIPE_COPY})"
-            )
-        return False
+        return HardwareEvaluator(self.recipe, StudyFolder(self.folder).artifacts)
 
 
 class _Run:
@@ -161,19 +128,20 @@ class _Run:
         meter: Meter,
         progress: Progress,
     ) -> None:
-        self.recipe, self.folder, self.plan = study.recipe, study.folder, plan_
+        self.recipe, self.plan = study.recipe, plan_
+        self.home = StudyFolder(study.folder)
         self.database, self.evaluator = database, evaluator
         self.meter, self.progress = meter, progress
         self.key = study.recipe.digest[:16]
         self.finished: list[telling.Finished] = []
-        self.results: list[Result] = []
+        self.results: list[Outcome] = []
         self.at_rung = [Standings() for _ in study.recipe.proxy.rungs]
         self.seconds_told = 0.0
         self.front = np.empty((0, 3))
         self.hypervolume = 0.0
         self.reference_point: tuple[float, ...] | None = None
 
-    def run(self) -> None:
+    def run(self, redo: bool) -> None:
         """All that is left to do."""
         self._say("setup")
         with self.meter.stage():
@@ -185,10 +153,11 @@ class _Run:
         self.plan.strategy.worst = {name: r.mean for name, r in worst.values.items()}
         running = []
         for stored in self.database.trials():
-            if stored.result is None:
+            lost = redo and reading.trial_record(self.home, stored).damaged
+            if stored.outcome is None or lost:
                 running.append(stored)
             else:
-                self._remember(stored, stored.result, baseline)
+                self._remember(stored, stored.outcome, baseline)
         number = len(self.results) + len(running)
         for stored in running:
             self._finish(stored, baseline)
@@ -218,7 +187,7 @@ class _Run:
             self.database.set_attribute("environment", environment)
         elif kept.get("corpus") != environment.get("corpus"):
             raise self.recipe.error(
-                f"proxy.corpus: the text is not what the study in {self.folder} began with, so "
+                f"proxy.corpus: the text is not what the study in {self.home.path} began with, so "
                 "scores would not compare; restore it, or give the recipe another name"
             )
 
@@ -231,7 +200,7 @@ class _Run:
             self._say(stage, -1 if stage == "reference" else None, detail=detail)
 
         workshop = Workshop(self.evaluator, self.meter)
-        baseline = establish(self.plan, workshop, self.folder, self.key, announce)
+        baseline = establish(self.plan, workshop, self.home, self.key, announce)
         seconds = {**baseline.seconds, "setup": setup_s, "search": self.meter.lap()}
         baseline = baseline.model_copy(update={"seconds": seconds})
         self.database.set_attribute("baseline", baseline.model_dump(mode="json"))
@@ -245,30 +214,23 @@ class _Run:
         limits = telling.limits(self.recipe.budgets, contexts)
         told = telling.tell(self.finished, baseline.noise, limits)
         proposal = self.plan.strategy.ask(number, self.recipe.seed, told)
-        genome = proposal.genome
-        stored = Stored(
-            number=number,
-            genome=genome.model_dump(mode="json"),
-            origin=proposal.origin,
-            parents=proposal.parents,
-            replicates=proposal.replicates,
-            digest=to_spec(self.plan.space, genome, "ship").digest,
-        )
+        candidate = self.plan.candidate(proposal)
+        stored = Stored(number=number, candidate=candidate, costs=self.plan.costs(candidate.spec))
         most = max(self.recipe.space.num_blocks)
-        counts = {k: (v, most) for k, v in summary(self.plan.space, genome).items()}
+        counts = {k: (v, most) for k, v in summary(self.plan.space, proposal.genome).items()}
         self.database.create(stored, counts)
         return stored
 
     def _finish(self, stored: Stored, baseline: Baseline) -> None:
         def announce(stage: Stage, rung: int | None) -> None:
-            layout = Genome.model_validate(stored.genome).layout
-            self._say(stage, stored.number, rung=rung, detail=" ".join(layout))
+            layout = " ".join(stored.candidate.spec.layout)
+            self._say(stage, stored.number, rung=rung, detail=layout)
 
         context = trial.Context(
             self.plan,
             baseline,
             Workshop(self.evaluator, self.meter),
-            self.folder,
+            self.home,
             self.key,
             self.at_rung,
             [*baseline.noise, *(result.readings for result in self.results)],
@@ -282,25 +244,25 @@ class _Run:
         self._remember(stored, result, baseline)
         self._say("told", stored.number, state=result.state, detail=_outcome(result))
 
-    def _gain(self, result: Result, baseline: Baseline) -> float | None:
+    def _gain(self, result: Outcome, baseline: Baseline) -> float | None:
         if result.state != "complete":
             return None
-        points = np.vstack([self.front, as_point(result.objectives[0])])
+        points = np.vstack([self.front, as_point(result.by_rung[0])])
         volume = front.hypervolume(points, as_point(baseline.worst))
         return max(0.0, volume - self.hypervolume)
 
-    def _remember(self, stored: Stored, result: Result, baseline: Baseline) -> None:
+    def _remember(self, stored: Stored, result: Outcome, baseline: Baseline) -> None:
         """Take a told trial into memory: history, rungs, front."""
         self.results.append(result)
-        genome = Genome.model_validate(stored.genome)
+        genome = Genome.model_validate(stored.candidate.genome)
         self.finished.append(telling.Finished(stored, genome, result))
         if result.state == "complete":
-            first = result.objectives[0]
+            first = result.by_rung[0]
             if result.scored:
                 points = np.vstack([self.front, as_point(first)])
                 self.front = points[front.nondominated(points)]
             self.hypervolume += result.hypervolume_gain or 0.0
-        for rung, objectives in enumerate(result.objectives):
+        for rung, objectives in enumerate(result.by_rung):
             self.at_rung[rung].add(objectives)
         self.seconds_told += sum(result.seconds.values())
 
@@ -352,7 +314,7 @@ class _Run:
         )
 
 
-def _outcome(result: Result) -> str:
+def _outcome(result: Outcome) -> str:
     """How a trial ended, in a few words."""
     if result.broken:
         worst = max(result.broken, key=lambda budget: budget.value / budget.limit)
@@ -361,9 +323,9 @@ def _outcome(result: Result) -> str:
             f"{worst.metric} at {worst.context} on {worst.target} {worst.value:.3g}{unit}, "
             f"budget {worst.limit:g}{unit}"
         )
-    if result.error is not None and not result.objectives:
+    if result.error is not None and not result.by_rung:
         return result.error
-    first, names = result.objectives[0], [objective.name for objective in OBJECTIVES]
+    first, names = result.by_rung[0], [objective.name for objective in OBJECTIVES]
     if not result.scored:
         return f"training diverged, {_values(first, names[1:])}"
     return _values(first, names)
@@ -372,20 +334,6 @@ def _outcome(result: Result) -> str:
 def _values(found: Objectives, names: Sequence[str]) -> str:
     """Means of objectives in words."""
     return ", ".join(f"{name} {found.mean(name):.3g}" for name in names)
-
-
-def _difference(kept: Any, given: Any, path: str = "") -> str:
-    """The first setting in which two recipes differ, in words; empty if there is none."""
-    if isinstance(kept, dict) and isinstance(given, dict):
-        for key in dict.fromkeys([*kept, *given]):
-            inner = f"{path}.{key}" if path else str(key)
-            found = _difference(kept.get(key), given.get(key), inner)
-            if found:
-                return found
-        return ""
-    if kept == given:
-        return ""
-    return f"{path} is {str(given)[:60]} and was {str(kept)[:60]}"
 
 
 @contextmanager
@@ -403,7 +351,7 @@ def _full_disk_in_one_line(folder: Path) -> Iterator[None]:
     except (StorageInternalError, SQLAlchemyError) as error:
         what = cause(error)
         if "disk is full" in what:
-            raise _disk_full(folder / FILE) from error
+            raise _disk_full(folder / DATABASE) from error
         raise StudyError(
             f"{folder}: the database failed: {what}; if it stays so, restore it from a copy"
         ) from error

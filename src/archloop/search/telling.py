@@ -14,7 +14,8 @@ from archloop.ranking.estimates import estimate, pools
 from archloop.ranking.record import Readings
 from archloop.search.base import Told, ToldState
 from archloop.space.genome import Genome
-from archloop.store.database import Result, Stored
+from archloop.store.database import Stored
+from archloop.store.record import Outcome
 
 Stack = Mapping[str, Readings]
 
@@ -24,7 +25,7 @@ class Finished(NamedTuple):
 
     stored: Stored
     genome: Genome
-    result: Result
+    result: Outcome
 
 
 def limits(budgets: Sequence[Budget], contexts: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -74,18 +75,18 @@ def tell(
                     for name, value in estimates.items()
                     if name in limit
                 },
-                trial.stored.replicates,
+                trial.stored.candidate.replicates,
             )
         )
     return found
 
 
-def _read(result: Result) -> dict[str, Readings]:
+def _read(result: Outcome) -> dict[str, Readings]:
     """Objectives at the first rung that were read, and the figures that budgets limit."""
-    first = result.objectives[0].values if result.objectives else {}
+    first = result.by_rung[0].values if result.by_rung else {}
     return {**result.readings, **first}
 
 
-def _state(result: Result) -> ToldState:
+def _state(result: Outcome) -> ToldState:
     assert result.state != "running", "a trial that runs is pending"
     return "diverged" if result.state == "complete" and not result.scored else result.state

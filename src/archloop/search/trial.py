@@ -1,11 +1,9 @@
-"""One trial: specs, profile, budgets, rungs. What is on disk already is not done again.
+"""One trial: profile, budgets, rungs. What is on disk already is not done again.
 
 A trial fails only by its own workers; it is rejected by a measured budget, before any training.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from archloop.profiling.record import Profile
@@ -16,16 +14,12 @@ from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.plan import Plan, training_seed
 from archloop.search.rungs import Standings, promoted
-from archloop.search.workshop import Workshop, checkpoint
-from archloop.space.genome import Genome
-from archloop.store import store
-from archloop.store.baseline import FOLDER as REFERENCE
+from archloop.search.workshop import Workshop
 from archloop.store.baseline import Baseline
-from archloop.store.database import Result, Stored
-from archloop.store.record import (
-    Rung,
-)
-from archloop.store.stages import Profiled, Proposed, Stage, StageFiles
+from archloop.store.database import Stored
+from archloop.store.folder import StudyFolder, TrialFolder
+from archloop.store.record import Outcome, Rung
+from archloop.store.stages import Profiled, Stage
 
 Announce = Callable[[Literal["profile", "train"], int | None], None]
 """Called as a stage begins: profile or train, and the rung."""
@@ -43,62 +37,48 @@ class Context(NamedTuple):
     plan: Plan
     baseline: Baseline
     workshop: Workshop
-    folder: Path
+    folder: StudyFolder
     key: str
     at_rung: Sequence[Standings]
     earlier: Sequence[Mapping[str, Readings]]
     announce: Announce
 
 
-def run(context: Context, trial: Stored) -> Result:
+def run(context: Context, trial: Stored) -> Outcome:
     """Run a trial to its end, or take up where it was left; the result lacks the study's part.
 
     Raises:
         StudyError: what it was measured on is not what the reference preset was measured on.
         OSError: the disk is full, or not writable.
     """
-    files = StageFiles(
-        store.trial_folder(context.folder, trial.number),
-        f"{context.key}:{trial.number}:{trial.digest}",
+    files = context.folder.trial(
+        trial.number, f"{context.key}:{trial.number}:{trial.candidate.spec.digest}"
     )
-    proposed = _proposed(context, trial, files)
     seconds = {"profile": 0.0, "train": 0.0, "evaluate": 0.0}
     try:
-        result = _run(context, trial, proposed, files, seconds)
+        outcome = _run(context, trial, files, seconds)
     except Unsupported as error:
-        result = Result(state="unsupported", error=str(error))
+        outcome = Outcome(state="unsupported", error=str(error))
     except CandidateFailed as error:
-        result = Result(state="failed", error=str(error))
+        outcome = Outcome(state="failed", error=str(error))
     for rung in range(len(context.plan.recipe.proxy.rungs)):
-        checkpoint(files.folder, rung).unlink(missing_ok=True)
-    return result.model_copy(update={"files": dict(files.checksums), "seconds": seconds})
-
-
-def _proposed(context: Context, trial: Stored, files: StageFiles) -> Proposed:
-    done = files.load("spec", Proposed)
-    if done is not None:
-        return done.value
-    shutil.rmtree(files.folder, ignore_errors=True)
-    spec, proxy_spec = context.plan.specs(Genome.model_validate(trial.genome))
-    costs = context.plan.costs(spec)
-    proposed = Proposed(spec=spec, proxy_spec=proxy_spec, costs=costs)
-    return files.save("spec", proposed, 0.0).value
+        files.checkpoint(rung).unlink(missing_ok=True)
+    return outcome.model_copy(update={"files": dict(files.checksums), "seconds": seconds})
 
 
 def _run(
     context: Context,
     trial: Stored,
-    proposed: Proposed,
-    files: StageFiles,
+    files: TrialFolder,
     seconds: dict[str, float],
-) -> Result:
-    plan, workshop = context.plan, context.workshop
+) -> Outcome:
+    plan, workshop, spec = context.plan, context.workshop, trial.candidate.spec
 
     def measure(look: int) -> dict[str, Profile]:
         context.announce("profile", None)
-        if look == 1 and proposed.spec == plan.reference:
-            _adopt_reference(context.folder, f"{context.key}:{proposed.spec.digest}", files)
-        stage = workshop.profile(proposed.spec, plan.reference, look, files)
+        if look == 1 and spec == plan.reference:
+            _adopt_reference(context.folder, f"{context.key}:{spec.digest}", files)
+        stage = workshop.profile(spec, plan.reference, look, files)
         seconds["profile"] += stage.seconds
         _check_identity(context.baseline, stage.value.profiles)
         return stage.value.profiles
@@ -106,7 +86,7 @@ def _run(
     verdict = gate.judge(measure, plan.recipe.budgets, context.earlier, plan.recipe.looks)
     readings = {**objectives.device(verdict.profiles), **verdict.readings}
     if verdict.broken:
-        return Result(
+        return Outcome(
             state="rejected",
             readings=readings,
             broken=verdict.broken,
@@ -117,7 +97,7 @@ def _run(
     error, diverged = None, False
     for rung in range(len(plan.recipe.proxy.rungs)):
         try:
-            stage = _train(context, trial, proposed, files, rung)
+            stage = _train(context, trial, files, rung)
         except CandidateFailed as failure:
             if rung == 0:
                 raise
@@ -137,9 +117,9 @@ def _run(
         noise = context.baseline.noise
         if not promoted(values, others, noise, worst, share, seed):
             break
-    return Result(
+    return Outcome(
         state="complete",
-        objectives=tuple(reached),
+        by_rung=tuple(reached),
         readings=readings,
         diverged=diverged,
         straddles=verdict.straddles,
@@ -147,30 +127,28 @@ def _run(
     )
 
 
-def _adopt_reference(study: Path, key: str, files: StageFiles) -> None:
+def _adopt_reference(study: StudyFolder, key: str, files: TrialFolder) -> None:
     """The reference preset itself as a trial: it has been measured beside itself already."""
-    measured = StageFiles(study / REFERENCE, key).load("profile", Profiled)
-    if measured is not None and files.load("profile", Profiled) is None:
-        files.save("profile", measured.value, 0.0)
+    measured = study.reference(key).load(files.profile(1), Profiled)
+    if measured is not None and files.load(files.profile(1), Profiled) is None:
+        files.save(files.profile(1), measured.value, 0.0)
 
 
-def _train(
-    context: Context, trial: Stored, proposed: Proposed, files: StageFiles, rung: int
-) -> Stage[Rung]:
+def _train(context: Context, trial: Stored, files: TrialFolder, rung: int) -> Stage[Rung]:
     recipe = context.plan.recipe
     context.announce("train", rung)
-    before = checkpoint(files.folder, rung - 1)
+    before = files.checkpoint(rung - 1)
     last = rung + 1 == len(recipe.proxy.rungs)
     job = TrainJob(
-        spec=proposed.proxy_spec,
+        spec=trial.candidate.proxy_spec,
         rung=rung,
         num_steps=recipe.proxy.rungs[rung],
         seed=training_seed(recipe.seed, trial.number),
-        learning_rate=context.baseline.learning_rate(proposed.spec.layout),
+        learning_rate=context.baseline.learning_rate(trial.candidate.spec.layout),
         resume_from=before if before.exists() else None,
-        checkpoint_to=None if last else checkpoint(files.folder, rung),
+        checkpoint_to=None if last else files.checkpoint(rung),
     )
-    return context.workshop.train(job, files, f"rung-{rung}")
+    return context.workshop.train(job, files, files.rung(rung))
 
 
 def _objectives(baseline: Baseline, profiles: Mapping[str, Profile], rung: Rung) -> Objectives:

@@ -5,7 +5,6 @@ Without this a comparison of families would compare how well one rate happens to
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 from archloop.ranking import objectives
 from archloop.search.errors import StudyError
@@ -15,16 +14,15 @@ from archloop.search.workshop import Workshop
 from archloop.space import seeding
 from archloop.space.encoding import encode
 from archloop.stack.spec import StackSpec
+from archloop.store.folder import StudyFolder
 from archloop.store.record import FamilyRate, Rung
-from archloop.store.stages import StageFiles
 
-FOLDER = "tuning"
 TEXT = "bits_per_byte"
 _SEED_STREAM = 2**33
 
 
 def tune(
-    plan: Plan, workshop: Workshop, folder: Path, key: str, announce: Callable[[str], None]
+    plan: Plan, workshop: Workshop, folder: StudyFolder, key: str, announce: Callable[[str], None]
 ) -> tuple[dict[str, FamilyRate], float]:
     """The best learning rate of each mixer of the space, on a stack of that mixer alone."""
     tuning = plan.recipe.tuning
@@ -33,13 +31,13 @@ def tune(
     rates, seconds = {}, 0.0
     for mixer in plan.space.mixers:
         spec = homogeneous(plan, mixer)
-        files = StageFiles(folder / mixer, f"{key}:{spec.digest}")
+        files = folder.tuning(mixer, f"{key}:{spec.digest}")
         losses: dict[str, float] = {}
         for index, rate in enumerate(tuning.learning_rates):
             seed = training_seed(plan.recipe.seed, _SEED_STREAM)
             job = TrainJob(spec, 0, tuning.num_steps, seed, rate)
             announce(f"{mixer} at {rate:g}")
-            stage = workshop.train(job, files, f"rate-{index}")
+            stage = workshop.train(job, files, files.rate(index))
             seconds += stage.seconds
             # All digits: two rates that differ a little are two.
             losses[repr(rate)] = _loss(stage.value)

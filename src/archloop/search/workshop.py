@@ -5,14 +5,14 @@ What is on disk is never done again; what is not whole is thrown away and done a
 
 import errno
 import shutil
-from pathlib import Path
 from typing import NamedTuple
 
 from archloop.search.evaluator import CandidateFailed, Evaluator, TrainJob
 from archloop.search.meter import Meter
 from archloop.stack.spec import StackSpec
+from archloop.store.folder import TrialFolder
 from archloop.store.record import Rung
-from archloop.store.stages import Profiled, Stage, StageFiles
+from archloop.store.stages import Profiled, Stage
 
 _DISK_FULL = "No space left on device"
 
@@ -24,28 +24,27 @@ class Workshop(NamedTuple):
     meter: Meter
 
     def profile(
-        self, spec: StackSpec, reference: StackSpec, look: int, files: StageFiles
+        self, spec: StackSpec, reference: StackSpec, look: int, files: TrialFolder
     ) -> Stage[Profiled]:
         """Profiles of a spec; look 2 adds to the samples of look 1."""
-        name = "profile" if look == 1 else f"profile-{look}"
+        name = files.profile(look)
         done = files.load(name, Profiled)
         if done is not None:
             return done
         with self.meter.stage():
             try:
-                directory = files.folder / "samples"
-                profiled = self.evaluator.profile(spec, reference, look, directory)
+                profiled = self.evaluator.profile(spec, reference, look, files.samples)
             except CandidateFailed as error:
                 _blame_full_disk(error)
                 raise
         return files.save(name, profiled, self.meter.last)
 
-    def train(self, job: TrainJob, files: StageFiles, name: str) -> Stage[Rung]:
+    def train(self, job: TrainJob, files: TrialFolder, name: str) -> Stage[Rung]:
         """A trained and scored proxy."""
         done = files.load(name, Rung)
         if done is not None:
             return done
-        directory = files.folder / name
+        directory = files.work(name)
         with self.meter.stage():
             try:
                 rung = self.evaluator.train(job, directory)
@@ -55,11 +54,6 @@ class Workshop(NamedTuple):
         stage = files.save(name, rung, self.meter.last)
         shutil.rmtree(directory, ignore_errors=True)
         return stage
-
-
-def checkpoint(folder: Path, rung: int) -> Path:
-    """Where a rung's checkpoint lies while its trial runs."""
-    return folder / f"rung-{rung}.checkpoint"
 
 
 def _blame_full_disk(error: CandidateFailed) -> None:

@@ -8,18 +8,14 @@ from pydantic import BaseModel, ConfigDict
 from archloop.evals.base import Score
 from archloop.profiling.record import Identity
 from archloop.ranking.record import Objectives, Readings
-from archloop.store.record import (
-    FamilyRate,
-    Rung,
-)
-
-FOLDER = "reference"
+from archloop.store.record import Candidate, Costs, FamilyRate, Rung
 
 
 class Baseline(BaseModel):
     """What was fixed before trial 0; an attribute of the study.
 
     Attributes:
+        candidate: the reference preset.
         worst: the reference point.
         objectives: of the reference preset, by rung.
         scores: of the reference preset at rung 0, averaged over seeds.
@@ -31,6 +27,8 @@ class Baseline(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    candidate: Candidate
+    costs: Costs
     worst: Objectives
     objectives: tuple[Objectives, ...]
     scores: dict[str, Score]
@@ -67,19 +65,10 @@ def averaged(by_seed: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
     return averaged
 
 
-def reference_rungs(rungs: Sequence[Sequence[Rung]], values: Sequence[Objectives]) -> list[Rung]:
-    """The reference preset's rungs as a record has them: one each, scores averaged over seeds."""
-    return [
-        by_seed[0].model_copy(
-            update={
-                "objectives": objective,
-                "scores": averaged([rung.scores for rung in by_seed])
-                if len(by_seed) > 1
-                else by_seed[0].scores,
-            }
-        )
-        for by_seed, objective in zip(rungs, values, strict=True)
-    ]
+def one_rung(by_seed: Sequence[Rung]) -> Rung:
+    """A rung that was trained with several seeds, as a record has it: scores averaged over them."""
+    scores = averaged([rung.scores for rung in by_seed])
+    return by_seed[0].model_copy(update={"scores": scores} if len(by_seed) > 1 else {})
 
 
 def mean_rate(rates: Mapping[str, FamilyRate], layout: Sequence[str]) -> float | None:

@@ -1,22 +1,25 @@
-"""The study in Optuna: trials with their genome and result, readable by Optuna's own tools.
+"""The study in Optuna: trials with their candidate and outcome, readable by Optuna's own tools.
 
 Optuna is the store, not the searcher. A trial takes four short transactions: created RUNNING with
-its genome and a few summary parameters, then result, constraints and state. What has been told is
-kept in memory as well, so that nothing is read back while a study runs.
+its candidate and a few summary parameters, then outcome, constraints and state. What has been told
+is kept in memory as well, so that nothing is read back while a study runs.
+
+Other programs may write to the same study, by Optuna's own tools. Trials that are not archloop's
+are passed over; of a trial that was ended from outside, what archloop itself stored counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.storages import BaseStorage
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
 from archloop.ranking.objectives import OBJECTIVES
-from archloop.ranking.record import BrokenBudget, Objectives, Readings
-from archloop.store.record import TrialState as State
+from archloop.store.record import Candidate, Costs, Outcome
 
 _STATES = {
     "complete": TrialState.COMPLETE,
@@ -24,53 +27,24 @@ _STATES = {
     "unsupported": TrialState.FAIL,
     "failed": TrialState.FAIL,
 }
+_OURS = "archloop_number"
+"""Attribute that marks a trial as archloop's; Optuna counts the trials of others as well."""
 
 
-class Result(BaseModel):
-    """How a trial ended: what the next proposals and a reader need, small enough for a database.
+class Stored(BaseModel):
+    """A trial as the database has it.
 
     Attributes:
-        objectives: by rung.
-        readings: of latency, memory and each figure that a budget limits, by name: of rejected
-            trials too, since their processes show the same noise.
-        diverged: the training of the last of these rungs did.
-        excess: by how much budgets are exceeded, relative to their limits.
-        files: checksum of each stage file, by name.
-        seconds: wall time by stage.
+        number: archloop's own count, from 0.
+        outcome: None while it runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    state: State
-    objectives: tuple[Objectives, ...] = ()
-    readings: dict[str, Readings] = {}
-    diverged: bool = False
-    broken: tuple[BrokenBudget, ...] = ()
-    straddles: tuple[str, ...] = ()
-    excess: float = 0.0
-    hypervolume_gain: float | None = None
-    error: str | None = None
-    files: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-
-    @property
-    def scored(self) -> bool:
-        """It may stand on rung 0's front: it was trained there, and did not diverge."""
-        return bool(self.objectives) and not (self.diverged and len(self.objectives) == 1)
-
-
-class Stored(BaseModel):
-    """A trial as the database has it; `result` is None while it runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     number: int
-    genome: dict[str, Any]
-    origin: str
-    parents: tuple[int, ...]
-    digest: str
-    replicates: int | None = None
-    result: Result | None = None
+    candidate: Candidate
+    costs: Costs
+    outcome: Outcome | None = None
 
 
 class Database:
@@ -78,38 +52,63 @@ class Database:
 
     Args:
         storage: that has the study.
-        name: of the study.
+        name: of the study; None takes the only one there is.
+        close: called once the connection was given back.
 
     Raises:
-        KeyError: there is no study of this name.
+        KeyError: there is no study of this name, or none or several if no name is given.
     """
 
-    def __init__(self, storage: BaseStorage, name: str) -> None:
-        self._storage = storage
+    def __init__(
+        self, storage: RDBStorage, name: str | None, close: Callable[[], None] | None = None
+    ) -> None:
+        self._engine = storage.engine
+        self._storage = get_storage(storage)
+        self._close = close
+        if name is None:
+            names = [study.study_name for study in storage.get_all_studies()]
+            if len(names) != 1:
+                raise KeyError(f"the database has {len(names)} studies, not one")
+            name = names[0]
         self._study = storage.get_study_id_from_name(name)
         self._ids: dict[int, int] = {}
 
+    def attributes(self) -> dict[str, Any]:
+        """All values of the study as a whole."""
+        return self._storage.get_study_user_attrs(self._study)
+
     def attribute(self, key: str) -> Any:
         """A value of the study as a whole; None when it is not set."""
-        return self._storage.get_study_user_attrs(self._study).get(key)
+        return self.attributes().get(key)
 
     def set_attribute(self, key: str, value: Any) -> None:
         """Store a JSON value of the study as a whole."""
         self._storage.set_study_user_attr(self._study, key, value)
 
+    def has_trials(self) -> bool:
+        """Whether there is any trial, of archloop or not."""
+        return bool(self._storage.get_n_trials(self._study))
+
     def trials(self) -> list[Stored]:
-        """All trials by number."""
+        """All trials of archloop by number."""
         found = self._storage.get_all_trials(self._study, deepcopy=False)
-        self._ids = {trial.number: trial._trial_id for trial in found}
-        return [_stored(trial) for trial in sorted(found, key=lambda trial: trial.number)]
+        ours: dict[int, FrozenTrial] = {}
+        for trial in found:
+            # The first of a number: Optuna's ways to try again copy a trial with its attributes.
+            if _OURS in trial.user_attrs:
+                ours.setdefault(trial.user_attrs[_OURS], trial)
+        self._ids = {number: trial._trial_id for number, trial in ours.items()}
+        attributes = self.attributes()
+        return [_stored(ours[number], attributes.get(_later(number))) for number in sorted(ours)]
 
     def create(self, trial: Stored, summary: Mapping[str, tuple[int, int]]) -> None:
         """Add a RUNNING trial, in one transaction.
 
         Args:
-            trial: its number must be the next one.
+            trial: its number must be new.
             summary: value and largest possible value of each summary parameter.
         """
+        assert trial.number not in self._ids, f"trial {trial.number} is there already"
         distributions: dict[str, BaseDistribution] = {
             key: IntDistribution(0, most) for key, (_, most) in summary.items()
         }
@@ -121,44 +120,65 @@ class Database:
             datetime_complete=None,
             params={key: value for key, (value, _) in summary.items()},
             distributions=distributions,
-            user_attrs=trial.model_dump(mode="json", exclude={"number", "result"}),
+            user_attrs={
+                _OURS: trial.number,
+                "costs": trial.costs.model_dump(mode="json"),
+                **trial.candidate.model_dump(mode="json"),
+            },
             system_attrs={},
             intermediate_values={},
             trial_id=-1,
         )
-        trial_id = self._storage.create_new_trial(self._study, template)
-        number = self._storage.get_trial_number_from_id(trial_id)
-        assert number == trial.number, f"trial {trial.number} became {number}"
-        self._ids[number] = trial_id
+        self._ids[trial.number] = self._storage.create_new_trial(self._study, template)
 
-    def tell(self, number: int, result: Result) -> None:
-        """Store a trial's result, then its end: a trial with an end has its result."""
-        assert result.state != "running"
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Store how a trial ended: first the outcome, then the end, so that no end lacks one.
+
+        A trial that Optuna takes for finished, because it was ended from outside or is done once
+        more, cannot change there; its outcome is then kept beside it.
+        """
+        assert outcome.state != "running"
         trial_id = self._ids[number]
-        self._storage.set_trial_user_attr(trial_id, "result", result.model_dump(mode="json"))
-        if result.state in ("complete", "rejected"):
-            # Above zero means infeasible, to Optuna's tools as well.
-            excess = [result.excess]
-            self._storage.set_trial_system_attr(trial_id, "constraints", excess)
+        data = outcome.model_dump(mode="json")
         values = None
-        if result.state == "complete":
-            rung = result.objectives[0]
-            values = [rung.mean(objective.name) for objective in OBJECTIVES]
-        self._storage.set_trial_state_values(trial_id, _STATES[result.state], values)
+        if outcome.state == "complete":
+            first = outcome.by_rung[0]
+            values = [first.mean(objective.name) for objective in OBJECTIVES]
+        try:
+            self._storage.set_trial_user_attr(trial_id, "outcome", data)
+            if outcome.state in ("complete", "rejected"):
+                # Above zero means infeasible, to Optuna's tools as well.
+                excess = [outcome.excess]
+                self._storage.set_trial_system_attr(trial_id, "constraints", excess)
+            self._storage.set_trial_state_values(trial_id, _STATES[outcome.state], values)
+        except UpdateFinishedTrialError:
+            self.set_attribute(_later(number), data)
 
     def close(self) -> None:
         """Give the connection back."""
         self._storage.remove_session()
+        self._engine.dispose()
+        if self._close is not None:
+            self._close()
 
 
-def _stored(trial: FrozenTrial) -> Stored:
+def _later(number: int) -> str:
+    """Attribute of the study with an outcome that its trial can no longer take."""
+    return f"outcome:{number}"
+
+
+def _stored(trial: FrozenTrial, later: Any) -> Stored:
     attributes = trial.user_attrs
+    outcome = attributes.get("outcome") if later is None else later
+    if trial.state == TrialState.RUNNING and later is None:
+        # It may have been killed between its outcome and its end; the end is what counts.
+        outcome = None
+    elif outcome is None:
+        error = "ended from outside archloop, without an outcome"
+        outcome = Outcome(state="failed", error=error)
     return Stored(
-        number=trial.number,
-        genome=attributes["genome"],
-        origin=attributes["origin"],
-        parents=attributes["parents"],
-        digest=attributes["digest"],
-        replicates=attributes["replicates"],
-        result=None if trial.state == TrialState.RUNNING else attributes["result"],
+        number=attributes[_OURS],
+        candidate=Candidate(**{name: attributes[name] for name in Candidate.model_fields}),
+        costs=attributes["costs"],
+        outcome=outcome,
     )

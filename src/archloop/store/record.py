@@ -1,6 +1,6 @@
 """What a study keeps, as plain records: everything that is shown is recomputed from these.
 
-The study writes them, `store.store` reads them back, reports and programs consume them.
+The study writes them, `store.reading` reads them back, reports and programs consume them.
 """
 
 from typing import Any, Literal
@@ -28,6 +28,25 @@ class Costs(_Record):
     decode_flops: dict[str, int]
 
 
+class Candidate(_Record):
+    """What a trial tries.
+
+    Attributes:
+        spec: at ship width, measured; `proxy_spec` is what is trained.
+        genome: that both were built from; None for a spec that no space proposed.
+        origin: how it came about: preset, random, mutation, crossover, ...
+        parents: trial numbers.
+        replicates: number of the trial of which this is another measurement and training.
+    """
+
+    spec: StackSpec
+    proxy_spec: StackSpec
+    genome: dict[str, Any] | None
+    origin: str
+    parents: tuple[int, ...] = ()
+    replicates: int | None = None
+
+
 class Rung(_Record):
     """One proxy training and its evaluation.
 
@@ -43,7 +62,6 @@ class Rung(_Record):
     num_steps: int
     num_tokens: int
     scores: dict[str, Score]
-    objectives: Objectives | None
     learning_rate: float
     losses: tuple[tuple[int, float], ...]
     diverged: bool
@@ -51,43 +69,71 @@ class Rung(_Record):
     seconds_eval: float
 
 
-class TrialRecord(_Record):
-    """One tried spec.
+class Outcome(_Record):
+    """How a trial ended: what the next proposals and a reader need, small enough for a database.
 
     Attributes:
-        number: Optuna's trial number; the reference preset has -1.
         state: rejected means that a budget was broken, before any training; unsupported that a
             required target cannot run the spec.
-        origin: how it was proposed: preset, random, mutation, crossover, ...
-        parents: trial numbers.
-        spec: at ship width; `proxy_spec` is what was trained.
-        profiles: by target; `left_out` maps each optional target that cannot run it to the reason.
+        by_rung: objectives at each rung that was reached.
+        readings: of latency, memory and each figure that a budget limits, by name: of rejected
+            trials too, since their processes show the same noise.
+        diverged: the training of the last of these rungs did.
         straddles: budgets that the interval still contains after a second look.
+        excess: by how much budgets are exceeded, relative to their limits.
         hypervolume_gain: of rung 0's front when this trial was told.
         error: of a failed trial, one line.
+        files: checksum of each stage file, by name.
+        seconds: wall time by stage.
     """
 
-    number: int
     state: TrialState
-    origin: str
-    parents: tuple[int, ...] = ()
-    genome: dict[str, Any]
-    spec: StackSpec
-    proxy_spec: StackSpec
-    costs: Costs
-    profiles: dict[str, Profile] = {}
-    left_out: dict[str, str] = {}
+    by_rung: tuple[Objectives, ...] = ()
+    readings: dict[str, Readings] = {}
+    diverged: bool = False
     broken: tuple[BrokenBudget, ...] = ()
     straddles: tuple[str, ...] = ()
-    rungs: tuple[Rung, ...] = ()
+    excess: float = 0.0
     hypervolume_gain: float | None = None
     error: str | None = None
+    files: dict[str, str] = {}
     seconds: dict[str, float] = {}
 
     @property
     def objectives(self) -> Objectives | None:
         """Of rung 0, which every trained trial has."""
-        return self.rungs[0].objectives if self.rungs else None
+        return self.by_rung[0] if self.by_rung else None
+
+    @property
+    def scored(self) -> bool:
+        """It may stand on rung 0's front: it was trained there, and did not diverge."""
+        return bool(self.by_rung) and not self.diverged_at(0)
+
+    def diverged_at(self, rung: int) -> bool:
+        """Whether the training of this rung ended by a loss that was not finite."""
+        return self.diverged and rung == len(self.by_rung) - 1
+
+
+class TrialRecord(Candidate, Outcome):
+    """One tried spec: the candidate, how it ended, and what its files tell besides.
+
+    Attributes:
+        number: the reference preset has -1.
+        profiles: by target; `left_out` maps each optional target that cannot run it to the reason.
+        rungs: trainings and scores of the rungs in `by_rung`, as far as their files are whole.
+        damaged: a line for each file that is missing or not what was stored.
+    """
+
+    number: int
+    costs: Costs
+    profiles: dict[str, Profile] = {}
+    left_out: dict[str, str] = {}
+    rungs: tuple[Rung, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+    def rung(self, index: int) -> Rung | None:
+        """The training of a rung, if it was reached and its file is whole."""
+        return next((rung for rung in self.rungs if rung.index == index), None)
 
 
 class FamilyRate(_Record):

@@ -1,6 +1,6 @@
 """Stage files: what a finished stage of a trial left on disk, whole and checksummed or not at all.
 
-A stage (proposal, profile, rung) that is on disk under the right key is never run again. The key
+A stage (a measurement, a training) that is on disk under the right key is never run again. The key
 ties a file to its study and spec, so that a file of another recipe is not taken for this one's.
 """
 
@@ -14,22 +14,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from archloop.errors import UserError
 from archloop.files import write_atomic
 from archloop.profiling.record import Profile
-from archloop.stack.spec import StackSpec
-from archloop.store.record import Costs
 
 T = TypeVar("T", bound=BaseModel)
 
 
 class _Plain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Proposed(_Plain):
-    """A trial's specs and what formulas say of the ship spec."""
-
-    spec: StackSpec
-    proxy_spec: StackSpec
-    costs: Costs
 
 
 class Profiled(_Plain):
@@ -83,6 +73,24 @@ class StageFiles:
         self.checksums[name] = stage.checksum
         return stage
 
+    def read(self, name: str, kind: type[T], checksum: str) -> T:
+        """A stage that the database vouches for, whatever its key.
+
+        Raises:
+            UserError: its file is missing, damaged, or not the one that was stored.
+        """
+        path = self.path(name)
+        try:
+            stage, _ = _parse(path.read_bytes(), kind)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: missing; restore it from a copy") from error
+        except (OSError, ValueError) as error:
+            what = _one_line(error)
+            raise UserError(f"{path}: damaged ({what}); restore it from a copy") from error
+        if stage.checksum != checksum:
+            raise UserError(f"{path}: not the file that the study stored; restore it from a copy")
+        return stage.value
+
     def save(self, name: str, value: T, seconds: float) -> Stage[T]:
         """Write a finished stage.
 
@@ -95,32 +103,6 @@ class StageFiles:
         write_atomic(self.path(name), json.dumps(content).encode())
         self.checksums[name] = checksum
         return Stage(value, seconds, checksum)
-
-
-def read(path: Path, kind: type[T], checksum: str) -> Stage[T]:
-    """A stage file that the store vouches for.
-
-    Raises:
-        UserError: missing, damaged, or not the file that was stored.
-    """
-    try:
-        stage, _ = _parse(path.read_bytes(), kind)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: missing or damaged ({_one_line(error)}); restore it from a copy"
-        ) from error
-    if stage.checksum != checksum:
-        raise UserError(f"{path}: not the file that the study stored; restore it from a copy")
-    return stage
-
-
-def peek(path: Path, kind: type[T]) -> T:
-    """A stage file of a running trial, whole but not vouched for.
-
-    Raises:
-        OSError, ValueError: missing or damaged.
-    """
-    return _parse(path.read_bytes(), kind)[0].value
 
 
 def _parse(content: bytes, kind: type[T]) -> tuple[Stage[T], str]:

@@ -1,0 +1,111 @@
+"""The names of a study's files: the two classes here alone know them.
+
+    <runs>/<study>/recipe.json  recipe.yaml  study.db  report.html
+                   artifacts/                 exports that are used again
+                   reference/                 the reference preset, as a trial's folder
+                   tuning/<mixer>/rate-0.json ...
+                   trials/000000/profile.json  profile-2.json  rung-0.json ...
+
+What lies in a stage's file is `store.stages`' matter; how the database is opened, that of
+`store.connection`.
+"""
+
+from pathlib import Path
+
+from archloop.files import write_atomic
+from archloop.store.identity import Card, parse
+from archloop.store.stages import StageFiles
+
+DATABASE = "study.db"
+"""Name of the database in a study's folder; SQLite keeps files of its own beside it."""
+
+
+class TrialFolder(StageFiles):
+    """A trial's stage files by what they hold, and where its larger files lie."""
+
+    @staticmethod
+    def profile(look: int) -> str:
+        """Name of the stage of a measurement's first or second look."""
+        return "profile" if look == 1 else f"profile-{look}"
+
+    @staticmethod
+    def rung(index: int, seed_index: int | None = None) -> str:
+        """Name of the stage of a training; the reference preset's also say which seed it was."""
+        return f"rung-{index}" if seed_index is None else f"rung-{index}-seed-{seed_index}"
+
+    @staticmethod
+    def rate(index: int) -> str:
+        """Name of the stage of a training under one of the learning rates that are tried."""
+        return f"rate-{index}"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of raw samples of a measurement."""
+        return self.folder / "samples"
+
+    def work(self, name: str) -> Path:
+        """Folder in which a stage's training works; it goes when the stage is done."""
+        return self.folder / name
+
+    def checkpoint(self, rung: int) -> Path:
+        """Where a rung's training leaves what the next rung continues."""
+        return self.folder / f"rung-{rung}.checkpoint"
+
+
+class StudyFolder:
+    """A study's folder.
+
+    Args:
+        path: ``<runs>/<name>``; need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_copy = self.path / "recipe.yaml"
+        self.report = self.path / "report.html"
+        self.artifacts = self.path / "artifacts"
+        self._card = self.path / "recipe.json"
+        self._trials = self.path / "trials"
+        self._reference = self.path / "reference"
+        self._tuning = self.path / "tuning"
+
+    def trial(self, number: int, key: str = "") -> TrialFolder:
+        """A trial's folder; `key` ties its stages to the study and the spec, for writing."""
+        return TrialFolder(self._trials / f"{number:06d}", key)
+
+    def reference(self, key: str = "") -> TrialFolder:
+        """The reference preset's folder."""
+        return TrialFolder(self._reference, key)
+
+    def tuning(self, mixer: str, key: str = "") -> TrialFolder:
+        """Folder of a mixer's trainings under several learning rates."""
+        return TrialFolder(self._tuning / mixer, key)
+
+    def has_database(self) -> bool:
+        """Whether the database is a file of the folder."""
+        return (self.path / DATABASE).is_file()
+
+    def begun(self) -> bool:
+        """Whether any stage was ever begun here."""
+        return any(path.exists() for path in (self._reference, self._tuning, self._trials))
+
+    def read_card(self) -> Card | None:
+        """Which study this is; None if there is none yet.
+
+        Raises:
+            UserError: the file is damaged, or of another version of archloop.
+        """
+        try:
+            content = self._card.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return parse(content, str(self._card))
+
+    def write_card(self, card: Card, recipe: bytes) -> None:
+        """Keep which study this is, and its recipe as it was written."""
+        write_atomic(self.recipe_copy, recipe)
+        write_atomic(self._card, card.to_json().encode())
+
+    def remove_card(self) -> None:
+        """Forget which study this was: nothing was done under it."""
+        self._card.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""Reading a study: its database and stage files, and nothing else, become a `StudyRecord`.
+
+No device, no recipe file and no PyTorch is needed, so a report can be made anywhere. A file that is
+missing or damaged takes nothing away but itself: its trial is shown with what the database has, and
+the file is named.
+"""
+
+import math
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from archloop.errors import UserError
+from archloop.store.baseline import Baseline, one_rung
+from archloop.store.connection import open_for_reading
+from archloop.store.database import Stored
+from archloop.store.folder import StudyFolder, TrialFolder
+from archloop.store.identity import of_data
+from archloop.store.record import Outcome, Rung, StudyRecord, TrialRecord
+from archloop.store.stages import Profiled
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read(folder: str | Path, storage: str | None = None) -> StudyRecord:
+    """A study's record, whether it is finished, running or was killed.
+
+    Args:
+        folder: ``<runs>/<name>``.
+        storage: URL of its database, where that takes a password, which the folder does not keep.
+
+    Raises:
+        UserError: there is no study, it follows another schema, or its database is damaged.
+    """
+    home = StudyFolder(folder)
+    card = home.read_card()
+    if card is None and storage is None and not home.has_database():
+        raise UserError(f"{folder}: no study here; run `archloop search` with a recipe first")
+    url = storage or (card.settings["storage"] if card else None)
+    with closing(open_for_reading(home.path, url, card.name if card else None)) as database:
+        attributes = database.attributes()
+        card = of_data(attributes.get("card"), str(folder))
+        stored = database.trials()
+    baseline = None
+    if "baseline" in attributes:
+        baseline = Baseline.model_validate(attributes["baseline"])
+    trials = [trial_record(home, trial) for trial in stored]
+    reference = None if baseline is None else _reference(home, baseline)
+    seconds = _seconds(trials if reference is None else [reference, *trials])
+    return StudyRecord(
+        name=card.name,
+        recipe=card.settings,
+        environment=attributes.get("environment") or {},
+        reference=reference,
+        reference_point=None if baseline is None else baseline.worst,
+        admitted=() if baseline is None else baseline.admitted,
+        dropped={} if baseline is None else baseline.dropped,
+        noise=() if baseline is None else baseline.noise,
+        learning_rates={} if baseline is None else baseline.learning_rates,
+        ended=attributes.get("ended"),
+        trials=tuple(trials),
+        seconds_by_stage=seconds,
+        overhead=_overhead(seconds),
+    )
+
+
+# --- trials -------------------------------------------------------------------------------------
+
+
+class _Files:
+    """Stage files of one trial that the database vouches for, and what is wrong with the others."""
+
+    def __init__(self, folder: TrialFolder, checksums: dict[str, str]) -> None:
+        self._folder, self._checksums = folder, checksums
+        self.damaged: list[str] = []
+
+    def names(self, prefix: str) -> list[str]:
+        return sorted(name for name in self._checksums if name.startswith(prefix))
+
+    def read(self, name: str, kind: type[T]) -> T | None:
+        try:
+            return self._folder.read(name, kind, self._checksums[name])
+        except UserError as error:
+            self.damaged.append(str(error))
+            return None
+
+
+def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
+    """A trial as the database and its files have it; `damaged` names the files that are lost."""
+    outcome = stored.outcome or Outcome(state="running")
+    files = _Files(home.trial(stored.number), outcome.files)
+    looks = [look for look in (2, 1) if TrialFolder.profile(look) in outcome.files]
+    profiled = files.read(TrialFolder.profile(looks[0]), Profiled) if looks else None
+    names = [TrialFolder.rung(index) for index in range(len(outcome.by_rung))]
+    rungs = [files.read(name, Rung) for name in names]
+    return TrialRecord(
+        **dict(stored.candidate),
+        **dict(outcome),
+        number=stored.number,
+        costs=stored.costs,
+        profiles={} if profiled is None else profiled.profiles,
+        left_out={} if profiled is None else profiled.left_out,
+        rungs=tuple(rung for rung in rungs if rung is not None),
+        damaged=tuple(files.damaged),
+    )
+
+
+def _reference(home: StudyFolder, baseline: Baseline) -> TrialRecord:
+    files = _Files(home.reference(), baseline.files)
+    profiled = files.read(TrialFolder.profile(1), Profiled)
+    rungs = []
+    for index in range(len(baseline.objectives)):
+        names = files.names(TrialFolder.rung(index, 0).removesuffix("0"))
+        by_seed = [rung for name in names if (rung := files.read(name, Rung)) is not None]
+        if len(by_seed) == len(names):
+            rungs.append(one_rung(by_seed))
+    return TrialRecord(
+        **dict(baseline.candidate),
+        state="complete",
+        by_rung=baseline.objectives,
+        files=baseline.files,
+        seconds=baseline.seconds,
+        number=-1,
+        costs=baseline.costs,
+        profiles={} if profiled is None else profiled.profiles,
+        left_out={} if profiled is None else profiled.left_out,
+        rungs=tuple(rungs),
+        damaged=tuple(files.damaged),
+    )
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+def _seconds(records: list[TrialRecord]) -> dict[str, float]:
+    """Wall time by stage, over the reference preset and all trials."""
+    names = list(dict.fromkeys(name for record in records for name in record.seconds))
+    return {name: math.fsum(record.seconds.get(name, 0.0) for record in records) for name in names}
+
+
+def _overhead(seconds: dict[str, float]) -> float | None:
+    """Share of the main process outside the stages; imports aside."""
+    total = math.fsum(seconds.values())
+    return seconds.get("search", 0.0) / total if total > 0 else None

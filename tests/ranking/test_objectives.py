@@ -62,7 +62,7 @@ def test_no_admitted_task_or_a_missing_score_is_an_error() -> None:
 
 def test_latency_and_memory_are_the_worst_over_targets() -> None:
     profiles = {"laptop": profile(0.7, 1.3), "phone": profile(0.9, 0.6)}
-    found = objectives.objectives(profiles, {"a": score(0.5)}, ["a"])
+    found = objectives.objectives(profiles, [{"a": score(0.5)}], ["a"])
     assert list(found.values) == ["quality", "latency", "memory"]
     assert means(found) == pytest.approx((0.5, 0.9, 1.3))
     assert objectives.as_point(found) == pytest.approx((-0.5, 0.9, 1.3))
@@ -76,7 +76,9 @@ def test_readings_say_how_far_processes_lie_apart() -> None:
     assert latency.n == 5
     assert latency.sd == pytest.approx(0.9 * 0.05 / 2.776 * math.sqrt(5), rel=0.01)
     # One training shows no noise of its own, and that over examples is common to all trials.
-    quality = objectives.objectives({"here": profile()}, {"a": score(0.5)}, ["a"]).values["quality"]
+    quality = objectives.objectives({"here": profile()}, [{"a": score(0.5)}], ["a"]).values[
+        "quality"
+    ]
     assert (quality.n, quality.sd) == (1, None)
 
 
@@ -90,7 +92,7 @@ def test_the_reference_is_one_by_definition_and_known_as_well_as_its_seeds() -> 
 def test_objectives_need_ratios() -> None:
     with pytest.raises(ValueError, match="the profile on here has no latency ratio"):
         objectives.objectives(
-            {"here": profile().model_copy(update={"latency": None})}, {"a": score(1)}, ["a"]
+            {"here": profile().model_copy(update={"latency": None})}, [{"a": score(1)}], ["a"]
         )
 
 

@@ -55,7 +55,7 @@ def test_time_adds_up_over_stages(resolved: plan.Plan) -> None:
     assert stages["profile"] == 14 * 10 * 1.5
     # Half of the trials go on to twice the steps, a quarter to four times.
     assert stages["train"] == pytest.approx(14 * (4 + 8 * 0.5 + 16 * 0.25))
-    assert stages["reference"] == 10 + 2 * 4
+    assert stages["reference"] == 10 + 3 * 3 * 4
     assert stages["tune"] == 0
 
 
@@ -66,7 +66,10 @@ def test_the_command_checks_the_recipe_and_says_what_would_be_done(tmp_path: Pat
     assert shown.exit_code == 0
     assert "measured on here" in shown.output
     assert "budget: decode_p50_ms <= 1.02 x reference" in shown.output
-    assert "trained: 14 trials for 10, then 20, then 40 steps at width 64" in shown.output
+    assert (
+        "trained: 14 trials for 10, then 20, then 40 steps at width 64, 1 trainings each"
+        in shown.output
+    )
     assert "space: at most 10^" in shown.output
     as_json = json.loads(
         CliRunner().invoke(app, ["plan", str(path), "--no-probe", "--json"]).stdout

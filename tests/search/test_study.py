@@ -50,7 +50,8 @@ def test_rejected_trials_are_never_trained(finished):
         assert trial.broken[0].value > trial.broken[0].limit
         assert not trial.rungs
         assert not any(
-            call.startswith("rung") and trial.proxy_spec.digest in call for call in evaluator.calls
+            call.startswith("rung-0 ") and trial.proxy_spec.digest in call
+            for call in evaluator.calls
         )
 
 
@@ -92,15 +93,34 @@ def test_reference_is_fixed_first(finished):
     assert evaluator.calls[0].startswith("profile")
     assert record.admitted == ("recall", "text")
     assert list(record.dropped) == ["noise"]
-    beside_itself, seeds = record.noise
+    beside_itself, *seeds = record.noise
     assert {"latency", "memory"} < set(beside_itself)
-    assert seeds["quality"].n == 2
-    assert seeds["quality"].sd > 0
+    # The reference and both ends of the space, 3 trainings each: 6 degrees of freedom.
+    assert [stack["quality"].n for stack in seeds] == [3, 3, 3]
+    assert all(stack["quality"].sd > 0 for stack in seeds)
     assert record.reference is not None
     assert record.reference.objectives is not None
     assert record.reference.objectives.mean("latency") == 1.0
     assert record.reference_point is not None
     assert record.reference_point.mean("quality") == 0.0
+
+
+def test_trials_are_trained_as_often_as_the_recipe_says(tmp_path):
+    evaluator = StandIn()
+    record = Study(recipe(seeds=3, num_trials=3), tmp_path, evaluator=evaluator).run()
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    assert complete
+    for trial in complete:
+        quality = trial.objectives.values["quality"]
+        assert quality.n == 3
+        assert quality.sd > 0
+        names = [call.split()[0] for call in evaluator.calls if trial.proxy_spec.digest in call]
+        assert {"rung-0", "rung-0-seed-1", "rung-0-seed-2"} <= set(names)
+
+
+def test_an_end_that_is_no_mixer_of_the_space_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"ends\[1\]='mamba2': give one of the space's mixers"):
+        Study(recipe(ends=["gqa", "mamba2"]), tmp_path, evaluator=StandIn()).run()
 
 
 def test_hypervolume_adds_up(finished):

@@ -70,6 +70,8 @@ def _plain(resolved: "Plan", space: "SpaceOutlook", found: "Probe | None") -> di
 
 def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterator[str]:
     """One line each."""
+    from archloop.search import ends
+
     recipe = plan.recipe
     yield f"{recipe.label}: in order"
     for name, target in recipe.targets.items():
@@ -83,7 +85,8 @@ def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterat
     steps = ", then ".join(f"{steps}" for steps in recipe.proxy.rungs)
     yield (
         f"trained: {recipe.num_trials} trials for {steps} steps at width "
-        f"{recipe.space.proxy.d_model}; the reference {recipe.reference_seeds} times"
+        f"{recipe.space.proxy.d_model}, {recipe.seeds} trainings each; the reference and "
+        f"{' and '.join(ends.mixers(plan))} alone, {recipe.reference_seeds} each"
     )
     yield from _space(space)
     if probe is None:

@@ -74,23 +74,23 @@ def quality(scores: Mapping[str, Score], tasks: Sequence[str]) -> tuple[float, f
 
 
 def objectives(
-    profiles: Mapping[str, Profile], scores: Mapping[str, Score], tasks: Sequence[str]
+    profiles: Mapping[str, Profile], scores: Sequence[Mapping[str, Score]], tasks: Sequence[str]
 ) -> Objectives:
-    """What is read of a trial: quality of one training, latency and memory over processes.
+    """What is read of a trial: quality over trainings, latency and memory over processes.
 
     The standard error of quality over examples is left out: the examples are the same for all
     trials, so that it is no part of how stacks differ.
 
     Args:
         profiles: by target, each with ratios to the reference.
-        scores: by task.
+        scores: by task, of each training.
         tasks: the admitted ones.
 
     Raises:
         ValueError: as `quality`, or a profile has no ratio to the reference.
     """
-    value, _ = quality(scores, tasks)
-    return Objectives(values={"quality": Readings(mean=value), **device(profiles)})
+    qualities = [quality(each, tasks)[0] for each in scores]
+    return Objectives(values={"quality": readings(qualities), **device(profiles)})
 
 
 def device(profiles: Mapping[str, Profile]) -> dict[str, Readings]:

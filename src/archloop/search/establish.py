@@ -11,6 +11,7 @@ from functools import partial
 from typing import Literal
 
 from archloop.ranking import budgets, objectives
+from archloop.search import ends
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
@@ -82,12 +83,20 @@ def _establish(
             for stage in stages[len(trained) :]
         ),
     ]
+    found_ends = ends.train(plan, workshop, folder, key, rates, partial(announce, "reference"))
+    noise = [{"quality": objectives.readings(qualities)}]
+    for end in found_ends:
+        # An end that diverges shows no noise of its own; the stacks that train well do.
+        if not any(rung.diverged for rung in end.rungs):
+            values = [objectives.quality(rung.scores, admitted)[0] for rung in end.rungs]
+            noise.append({"quality": objectives.readings(values)})
     limited = budgets.limited(profiles, recipe.budgets)
     beside_itself = {
         **objectives.device(profiles),
         **{figure.name: figure.logs for figure in limited},
     }
-    seconds_eval = math.fsum(stage.value.seconds_eval for stage in stages)
+    trainings = [*(stage.value for stage in stages), *(r for end in found_ends for r in end.rungs)]
+    seconds_eval = math.fsum(rung.seconds_eval for rung in trainings)
     return Baseline(
         candidate=plan.reference_candidate,
         costs=plan.costs(plan.reference),
@@ -97,12 +106,16 @@ def _establish(
         identities={target: profile.identity for target, profile in profiles.items()},
         admitted=admitted,
         dropped=dropped,
-        noise=(beside_itself, {"quality": objectives.readings(qualities)}),
+        noise=(beside_itself, *noise),
+        ends={end.mixer: averaged([rung.scores for rung in end.rungs]) for end in found_ends},
         learning_rates=rates,
         files=dict(files.checksums),
         seconds={
             "profile": measured.seconds,
-            "train": math.fsum(stage.seconds for stage in stages) - seconds_eval,
+            "train": math.fsum(
+                [*(stage.seconds for stage in stages), *(end.seconds for end in found_ends)]
+            )
+            - seconds_eval,
             "evaluate": seconds_eval,
             "tune": seconds_tuning,
         },

@@ -20,6 +20,7 @@ from archloop.ranking.posterior import Draws as Posterior
 from archloop.ranking.record import Readings
 from archloop.ranking.reliability import seeds_needed
 from archloop.ranking.table import table
+from archloop.search import ends
 from archloop.search.evaluator import Evaluator, TrainJob
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import homogeneous
@@ -110,10 +111,9 @@ def probe(plan: Plan, evaluator: Evaluator, folder: Path, say: Say) -> Probe:
 
 def probed(plan: Plan) -> dict[str, StackSpec]:
     """The reference and the ends of the space, at proxy width, by name."""
-    names = dict.fromkeys((plan.space.mixers[0], plan.space.mixers[-1]))
     return {
         "reference": plan.reference_proxy,
-        **{f"all {name}": homogeneous(plan, name) for name in names},
+        **{f"all {name}": homogeneous(plan, name) for name in ends.mixers(plan)},
     }
 
 
@@ -127,9 +127,10 @@ def seconds(plan: Plan, found: Probe) -> dict[str, float]:
     )
     share_again = 0.5 if recipe.looks > 1 else 0.0
     return {
-        "reference": found.profile_s + recipe.reference_seeds * found.train_s,
+        "reference": found.profile_s
+        + recipe.reference_seeds * found.train_s * (1 + len(ends.mixers(plan))),
         "profile": recipe.num_trials * found.profile_s * (1 + share_again),
-        "train": recipe.num_trials * (found.train_s + climbing),
+        "train": recipe.num_trials * (recipe.seeds * found.train_s + climbing),
         "tune": 0.0
         if recipe.tuning is None
         else len(plan.space.mixers)

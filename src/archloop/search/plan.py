@@ -220,6 +220,7 @@ def _strategy(recipe: Recipe, space: Space) -> Strategy:
     return strategy
 
 
-def training_seed(study_seed: int, number: int) -> int:
-    """Seed of a trial's training, from the study's seed and the trial's number alone."""
-    return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
+def training_seed(study_seed: int, number: int, index: int = 0) -> int:
+    """Seed of a trial's training, from the study's seed, the trial's number and which it is."""
+    key = [study_seed, number, index] if index else [study_seed, number]
+    return int(np.random.SeedSequence(key).generate_state(1)[0])

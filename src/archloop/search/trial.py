@@ -97,19 +97,25 @@ def _run(
     error, diverged = None, False
     for rung in range(len(plan.recipe.proxy.rungs)):
         try:
-            stage = _train(context, trial, files, rung)
+            # Only the first training climbs, so only rung 0 is trained several times.
+            stages = [
+                _train(context, trial, files, rung, index)
+                for index in range(plan.recipe.seeds if rung == 0 else 1)
+            ]
         except CandidateFailed as failure:
             if rung == 0:
                 raise
             # What rung 0 gave stands; only the longer training is lost.
             error = f"rung {rung}: {failure}"
             break
-        seconds["train"] += stage.seconds - stage.value.seconds_eval
-        seconds["evaluate"] += stage.value.seconds_eval
-        values = _objectives(context.baseline, verdict.profiles, stage.value)
+        for stage in stages:
+            seconds["train"] += stage.seconds - stage.value.seconds_eval
+            seconds["evaluate"] += stage.value.seconds_eval
+        trained = [stage.value for stage in stages]
+        values = _objectives(context.baseline, verdict.profiles, trained)
         others = context.at_rung[rung]
         reached.append(values)
-        diverged = stage.value.diverged
+        diverged = any(rung_.diverged for rung_ in trained)
         if rung + 1 == len(plan.recipe.proxy.rungs) or diverged:
             break
         worst, share = context.baseline.worst, plan.recipe.promote_share
@@ -134,7 +140,9 @@ def _adopt_reference(study: StudyFolder, key: str, files: TrialFolder) -> None:
         files.save(files.profile(1), measured.value, 0.0)
 
 
-def _train(context: Context, trial: Stored, files: TrialFolder, rung: int) -> Stage[Rung]:
+def _train(
+    context: Context, trial: Stored, files: TrialFolder, rung: int, seed_index: int
+) -> Stage[Rung]:
     recipe = context.plan.recipe
     context.announce("train", rung)
     before = files.checkpoint(rung - 1)
@@ -143,23 +151,26 @@ def _train(context: Context, trial: Stored, files: TrialFolder, rung: int) -> St
         spec=trial.candidate.proxy_spec,
         rung=rung,
         num_steps=recipe.proxy.rungs[rung],
-        seed=training_seed(recipe.seed, trial.number),
+        seed=training_seed(recipe.seed, trial.number, seed_index),
         learning_rate=context.baseline.learning_rate(trial.candidate.spec.layout),
         resume_from=before if before.exists() else None,
-        checkpoint_to=None if last else files.checkpoint(rung),
+        checkpoint_to=None if last or seed_index else files.checkpoint(rung),
     )
-    return context.workshop.train(job, files, files.rung(rung))
+    return context.workshop.train(job, files, files.rung(rung, seed_index or None))
 
 
-def _objectives(baseline: Baseline, profiles: Mapping[str, Profile], rung: Rung) -> Objectives:
-    """Of a rung; a training that diverged is worth no more than guessing."""
-    if not rung.diverged:
-        return objectives.objectives(profiles, rung.scores, baseline.admitted)
+def _objectives(
+    baseline: Baseline, profiles: Mapping[str, Profile], trained: Sequence[Rung]
+) -> Objectives:
+    """Of the trainings of a rung; if one diverged, they are worth no more than guessing."""
+    if not any(rung.diverged for rung in trained):
+        scores = [rung.scores for rung in trained]
+        return objectives.objectives(profiles, scores, baseline.admitted)
     chance = {
         task: score.model_copy(update={"value": score.chance, "standard_error": 0.0})
         for task, score in baseline.scores.items()
     }
-    return objectives.objectives(profiles, chance, baseline.admitted)
+    return objectives.objectives(profiles, [chance], baseline.admitted)
 
 
 def _check_identity(baseline: Baseline, profiles: dict[str, Profile]) -> None:

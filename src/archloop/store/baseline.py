@@ -22,6 +22,7 @@ class Baseline(BaseModel):
         identities: what it was measured on, by target.
         noise: readings of stacks that were read several times and are no trials, by figure: what
             the reference preset showed beside itself, and trainings of the same stack.
+        ends: scores, averaged over seeds, of stacks of one mixer alone, by the mixer.
         files: checksums of its stage files.
     """
 
@@ -36,6 +37,7 @@ class Baseline(BaseModel):
     admitted: tuple[str, ...]
     dropped: dict[str, str]
     noise: tuple[dict[str, Readings], ...]
+    ends: dict[str, dict[str, Score]] = {}
     learning_rates: dict[str, FamilyRate] = {}
     files: dict[str, str]
     seconds: dict[str, float]

@@ -4,6 +4,7 @@
                    artifacts/                 exports that are used again
                    reference/                 the reference preset, as a trial's folder
                    tuning/<mixer>/rate-0.json ...
+                   ends/<mixer>/rung-0-seed-0.json ...
                    trials/000000/profile.json  profile-2.json  rung-0.json ...
 
 What lies in a stage's file is `store.stages`' matter; how the database is opened, that of
@@ -68,6 +69,7 @@ class StudyFolder:
         self._trials = self.path / "trials"
         self._reference = self.path / "reference"
         self._tuning = self.path / "tuning"
+        self._ends = self.path / "ends"
 
     def trial(self, number: int, key: str = "") -> TrialFolder:
         """A trial's folder; `key` ties its stages to the study and the spec, for writing."""
@@ -80,6 +82,10 @@ class StudyFolder:
     def tuning(self, mixer: str, key: str = "") -> TrialFolder:
         """Folder of a mixer's trainings under several learning rates."""
         return TrialFolder(self._tuning / mixer, key)
+
+    def end(self, mixer: str, key: str = "") -> TrialFolder:
+        """Folder of the trainings of a stack of one mixer alone, as often as the reference's."""
+        return TrialFolder(self._ends / mixer, key)
 
     def has_database(self) -> bool:
         """Whether the database is a file of the folder."""

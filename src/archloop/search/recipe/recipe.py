@@ -129,7 +129,10 @@ class Recipe(_Section):
         promote_share: a trial whose expected hypervolume contribution is in this top share of its
             rung goes to the next one.
         looks: at the device, each in `processes` more processes, until the budgets are decided.
-        reference_seeds: trainings of the reference preset that give the noise of seeds.
+        seeds: trainings of each trial at rung 0: more of them rank better.
+        reference_seeds: trainings of the reference preset and of each of the ends.
+        ends: mixers; a stack of each alone is trained like the reference preset, so that noise is
+            known of several kinds of stack. The space's first and last mixer if None.
         tuning: of learning rates; without it the record says that they were not tuned.
         threads: of a training; None takes one per core.
         plugins: folder of plug-ins, from the recipe's own folder.
@@ -149,7 +152,9 @@ class Recipe(_Section):
     looks: Annotated[int, Field(ge=1, le=8)] = 2
     proxy: ProxyConfig = ProxyConfig()
     promote_share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
-    reference_seeds: Annotated[int, Field(ge=2, le=1000)] = 2
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 1
+    reference_seeds: Annotated[int, Field(ge=2, le=1000)] = 3
+    ends: tuple[str, ...] | None = None
     tuning: Tuning | None = None
     strategy: StrategySection = StrategySection()
     time_limits: TimeLimits = TimeLimits()

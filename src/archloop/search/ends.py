@@ -1,0 +1,85 @@
+"""The ends of a space: stacks of one mixer alone, trained as often as the reference preset.
+
+Noise of trainings differs between kinds of stack: where a stack learns to recall in one training
+and not in the next, its scores vary ten times more than those of a stack that never does. Noise
+that is learned of the reference preset alone would be claimed for all others; with the ends it is
+at least that of three kinds. Their scores are also what the measures say of a stack that lacks a
+skill and of one that has it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from archloop.errors import UserError
+from archloop.search.evaluator import TrainJob
+from archloop.search.plan import Plan, training_seed
+from archloop.search.tuning import homogeneous
+from archloop.search.workshop import Workshop
+from archloop.store.folder import StudyFolder
+from archloop.store.record import FamilyRate, Rung
+
+_SEED_STREAM = 2**35
+
+
+class End(NamedTuple):
+    """A stack of one mixer, trained several times.
+
+    Attributes:
+        mixer: of every block.
+        rungs: its trainings.
+        seconds: of all of them.
+    """
+
+    mixer: str
+    rungs: tuple[Rung, ...]
+    seconds: float
+
+
+def mixers(plan: Plan) -> tuple[str, ...]:
+    """The mixers of the ends: what the recipe says, or the space's first and last.
+
+    Raises:
+        UserError: one is not of the space.
+    """
+    names = plan.space.mixers
+    given = plan.recipe.ends
+    if given is None:
+        return tuple(dict.fromkeys((names[0], names[-1])))
+    for index, name in enumerate(given):
+        if name not in names:
+            raise UserError(f"ends[{index}]={name!r}: give one of the space's mixers: {names}")
+    return given
+
+
+def train(
+    plan: Plan,
+    workshop: Workshop,
+    folder: StudyFolder,
+    key: str,
+    rates: dict[str, FamilyRate],
+    announce: Callable[[str], None],
+) -> list[End]:
+    """Train each end as often as the reference preset, as far as that is not on disk already.
+
+    Args:
+        plan: of the study.
+        workshop: that trains.
+        folder: of the study.
+        key: of the study.
+        rates: tuned learning rates; empty if none were tuned.
+        announce: told of each training.
+    """
+    recipe, found = plan.recipe, []
+    for mixer in mixers(plan):
+        spec = homogeneous(plan, mixer)
+        files = folder.end(mixer, f"{key}:{spec.digest}")
+        rate = rates[mixer].value if mixer in rates else None
+        stages = []
+        for index in range(recipe.reference_seeds):
+            announce(f"{mixer} alone, trained with seed {index + 1} of {recipe.reference_seeds}")
+            seed = training_seed(recipe.seed, _SEED_STREAM, index)
+            job = TrainJob(spec, 0, recipe.proxy.rungs[0], seed, rate)
+            stages.append(workshop.train(job, files, files.rung(0, index)))
+        rungs = tuple(stage.value for stage in stages)
+        found.append(End(mixer, rungs, sum(stage.seconds for stage in stages)))
+    return found

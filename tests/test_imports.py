@@ -12,8 +12,10 @@ TORCH_FREE = [
     "archloop.store.record",
     "archloop.search.strategies",
     "archloop.search.strategies.nsga2",
+    "archloop.search.strategies.model",
     "archloop.search.strategies.random",
     "archloop.search.strategies.random_uniform",
+    "archloop.search.strategies.star",
     "archloop.stack.spec",
 ]
 GPU_MACHINE = ["text", "blocks", "stack", "checkpoints", "generation", "training"]

@@ -53,12 +53,12 @@ def study(name: str, num_trials: int) -> list[Told]:
 def test_proposals_are_valid_new_and_come_with_their_origin(name: str) -> None:
     history, strategy = study(name, 40), make(name)
     new = [entry for entry in history if entry.replicates is None]
-    digests = {strategy.digest(entry.genome) for entry in new}
+    digests = {strategy.identity(entry.genome) for entry in new}
     assert len(digests) == len(new)
     for number in range(40, 60):
         proposal = strategy.ask(number, SEED, history)
         assert_valid(strategy.space, proposal.genome)
-        assert (proposal.replicates is None) == (strategy.digest(proposal.genome) not in digests)
+        assert (proposal.replicates is None) == (strategy.identity(proposal.genome) not in digests)
         assert proposal.origin
         assert set(proposal.parents) <= set(range(40))
 
@@ -125,8 +125,8 @@ def test_what_is_pending_is_not_proposed_again(name: str) -> None:
         assert_valid(strategy.space, proposal.genome)
         assert proposal == make(name).ask(number, SEED, history, pending[::-1])
         if proposal.replicates is None:
-            taken = {strategy.digest(entry.genome) for entry in pending}
-            assert strategy.digest(proposal.genome) not in taken
+            taken = {strategy.identity(entry.genome) for entry in pending}
+            assert strategy.identity(proposal.genome) not in taken
         pending.append(Pending(number, proposal.genome, proposal.replicates))
 
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from archloop.space.checking import check_sequence_length
 from archloop.space.config import SpaceConfig
-from archloop.space.features import summary
+from archloop.space.encoding import identity
+from archloop.space.features import features, summary
 from archloop.space.genome import Genome
 from archloop.space.opening import open_space
 from archloop.space.operators import applicable
@@ -328,3 +329,36 @@ def test_genomes_from_elsewhere_are_refused() -> None:
         other = wrong if isinstance(wrong, Genome) else genome.replace(blocks=(wrong,))
         with pytest.raises(ValueError, match=message):
             repair(space, other)
+
+
+@every_space
+def test_genomes_have_one_identity_where_they_have_one_spec(name: str) -> None:
+    space, rng = named(name), generator(2)
+    genomes = [sample(space, rng) for _ in range(12)]
+    genomes += [mutate(space, genome, rng) for genome in genomes]
+    # Genes of families that no block has leave the spec as it is.
+    genomes += [genome.replace(family_genes=genomes[0].family_genes) for genome in genomes]
+    specs = [to_spec(space, genome, "ship") for genome in genomes]
+    keys = [identity(space, genome) for genome in genomes]
+    for i, j in itertools.combinations(range(len(genomes)), 2):
+        assert (keys[i] == keys[j]) == (specs[i] == specs[j])
+    if space.family_genes:
+        assert len(set(keys)) < len(set(genomes))
+
+
+def test_features_tell_apart_what_a_surrogate_must_tell_apart() -> None:
+    space = named("rich")
+    layouts = [
+        ["gqa"] + ["short_conv"] * 5,
+        ["short_conv"] * 5 + ["gqa"],
+        ["gqa", "gqa"] + ["short_conv"] * 4,
+        ["gqa", "short_conv", "gqa"] + ["short_conv"] * 3,
+        ["gqa", "swa"] + ["short_conv"] * 4,
+        ["gqa"] + ["short_conv"] * 7,
+    ]
+    rows = np.stack([features(space, from_layout(space, layout)) for layout in layouts])
+    assert len(np.unique(rows, axis=0)) == len(layouts)
+    genome = from_layout(space, layouts[0])
+    wider = genome.replace(global_genes={"head_dim": 64})
+    assert (features(space, genome) != features(space, wider)).sum() >= 1
+    assert np.abs(rows).max() <= 3

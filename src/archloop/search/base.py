@@ -7,7 +7,7 @@ remembers between calls is computed from genomes alone and can be forgotten at a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.objectives import OBJECTIVES
 from archloop.ranking.record import Objective
+from archloop.space.encoding import identity
 from archloop.space.genome import Genome
 from archloop.space.repair import repair
 from archloop.space.space import Space
-from archloop.space.specs import to_spec
 from archloop.space.variation import mutate, sample
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class Strategy(ABC):
         self.initial = tuple(repair(space, genome) for genome in initial)
         self.objectives = tuple(objectives)
         self.worst: Mapping[str, float] | None = None
-        self._digest = Remembered(self.digest)
+        self._identity = Remembered(self.identity)
 
     def ask(
         self, number: int, seed: int, told: Sequence[Told], pending: Sequence[Pending] = ()
@@ -155,7 +155,7 @@ class Strategy(ABC):
         told = sorted(told, key=lambda entry: entry.number)
         pending = sorted(pending, key=lambda entry: entry.number)
         genomes = [entry.genome for entry in told] + [entry.genome for entry in pending]
-        tried = set(map(self._digest, genomes))
+        tried = set(map(self._identity, genomes))
         rng = np.random.default_rng([seed, number])
         if number < len(self.initial):
             proposal = Proposal(self.initial[number], "preset")
@@ -164,7 +164,7 @@ class Strategy(ABC):
         if proposal.replicates is not None:
             return proposal
         for _ in range(NUM_REMUTATIONS):
-            if self.digest(proposal.genome) not in tried:
+            if self.identity(proposal.genome) not in tried:
                 return proposal
             origin = proposal.origin.removesuffix("+mutation") + "+mutation"
             if proposal.origin in ("random", "mutation"):
@@ -173,7 +173,7 @@ class Strategy(ABC):
             proposal = proposal._replace(genome=child, origin=origin)
         for _ in range(NUM_RANDOM):
             genome = self.draw(rng)
-            if self.digest(genome) not in tried:
+            if self.identity(genome) not in tried:
                 return Proposal(genome, "random")
         raise SpaceExhaustedError(
             f"{len(tried)} different specs were tried and {NUM_RANDOM} random genomes in a "
@@ -201,6 +201,6 @@ class Strategy(ABC):
         """A random genome, of the sparse prior unless a strategy says otherwise."""
         return sample(self.space, rng)
 
-    def digest(self, genome: Genome) -> str:
+    def identity(self, genome: Genome) -> Hashable:
         """What makes two genomes the same trial: their spec at ship scale."""
-        return to_spec(self.space, genome, "ship").digest
+        return identity(self.space, genome)

@@ -4,7 +4,14 @@ from archloop.space.config import BLOCK, STACK
 from archloop.space.families import Scale, place_fields
 from archloop.space.genome import BlockGenes, ChannelGenes, Genes, Genome, MixerGenes
 from archloop.space.space import Space
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Settings, StackSpec
+from archloop.stack.spec import (
+    BlockSpec,
+    ChannelMixerSpec,
+    MixerSpec,
+    Scalar,
+    Settings,
+    StackSpec,
+)
 
 
 def encode(space: Space, genome: Genome, scale: Scale, vocab_size: int) -> StackSpec:
@@ -26,6 +33,43 @@ def encode(space: Space, genome: Genome, scale: Scale, vocab_size: int) -> Stack
         blocks=tuple(_block(space, genome, block, scale) for block in genome.blocks),
         **place_fields("stack", stack),
     )
+
+
+def identity(space: Space, genome: Genome) -> tuple[object, ...]:
+    """What a genome's ship spec depends on: genomes with equal identities have equal specs.
+
+    Genes of families that no block has play no part. Some fifty times cheaper than the spec.
+    """
+    known: dict[str, tuple[Scalar, ...]] = {}
+
+    def values(name: str, own: Genes) -> tuple[Scalar, ...]:
+        if own:
+            return tuple(space.values(genome, name, own).values())
+        if name not in known:
+            known[name] = tuple(space.values(genome, name, own).values())
+        return known[name]
+
+    def block_values(block: BlockGenes) -> tuple[Scalar, ...]:
+        found = space.values(genome, BLOCK, block.genes)
+        if len(block.mixers) < 2:
+            found.pop("combine", None)
+        return tuple(found.values())
+
+    blocks = []
+    for block in genome.blocks:
+        channel = block.channel_mixer
+        blocks.append(
+            (
+                tuple(
+                    (m.name, values(m.name, m.genes), m.weights_from, m.state_from)
+                    for m in block.mixers
+                ),
+                channel
+                and (channel.name, values(channel.name, channel.genes), channel.weights_from),
+                block_values(block),
+            )
+        )
+    return (values(STACK, {}), *blocks)
 
 
 def proxied(space: Space, spec: StackSpec, vocab_size: int) -> StackSpec:

@@ -23,6 +23,15 @@ def repair(space: Space, genome: Genome) -> Genome:
         UserError: the genome has mixers, genes or values that this space does not.
     """
     check(space, genome)
+    return mend(space, genome)
+
+
+def mend(space: Space, genome: Genome) -> Genome:
+    """As `repair`, of a genome whose names and values are known to be the space's.
+
+    Raises:
+        OutOfReachError: as `repair`.
+    """
     return on_budget(space, valid_sharing(space, valid_blocks(space, genome)))
 
 

@@ -4,12 +4,12 @@ import numpy as np
 
 from archloop.space import prior
 from archloop.space.budget import OutOfReachError
+from archloop.space.encoding import identity
 from archloop.space.genome import Genes, Genome
 from archloop.space.operators import Operator, applicable, swap_blocks
 from archloop.space.prior import Prior
-from archloop.space.repair import repair
+from archloop.space.repair import mend
 from archloop.space.space import Space
-from archloop.space.specs import to_spec
 
 NUM_DRAWS = 100
 """Random genomes tried against the parameter budget before one is led towards it."""
@@ -45,7 +45,7 @@ def sample(space: Space, rng: np.random.Generator, draw: Prior = prior.sparse) -
         if candidate is None:
             continue
         try:
-            return repair(space, candidate)
+            return mend(space, candidate)
         except OutOfReachError as error:
             if nearest is None or error.distance <= nearest.distance:
                 nearest = error
@@ -58,16 +58,16 @@ def mutate(space: Space, genome: Genome, rng: np.random.Generator) -> Genome:
 
     Where no change of this one gives another spec that keeps the rules, a random genome.
     """
-    operators, before = applicable(space), _digest(space, genome)
+    operators, before = applicable(space), identity(space, genome)
     for _ in range(NUM_TRIES if operators else 0):
         child = _operator(operators, rng)(space, genome, rng)
         if child is None:
             continue
         try:
-            child = repair(space, child)
+            child = mend(space, child)
         except OutOfReachError:
             continue
-        if _digest(space, child) != before:
+        if identity(space, child) != before:
             return child
     return sample(space, rng)
 
@@ -81,7 +81,7 @@ def crossover(space: Space, a: Genome, b: Genome, rng: np.random.Generator) -> G
     """
     if rng.random() < 0.5:
         a, b = b, a
-    parents = {_digest(space, a), _digest(space, b)}
+    parents = {identity(space, a), identity(space, b)}
     for _ in range(NUM_TRIES):
         overlap = min(a.num_cells, b.num_cells)
         first, last = sorted(int(i) for i in rng.choice(overlap + 1, size=2, replace=False))
@@ -94,20 +94,16 @@ def crossover(space: Space, a: Genome, b: Genome, rng: np.random.Generator) -> G
             },
         )
         try:
-            child = repair(space, child)
+            child = mend(space, child)
         except OutOfReachError:
             continue
-        if _digest(space, child) not in parents:
+        if identity(space, child) not in parents:
             return child
     return a
 
 
 def _operator(operators: tuple[Operator, ...], rng: np.random.Generator) -> Operator:
     return operators[int(rng.integers(len(operators)))]
-
-
-def _digest(space: Space, genome: Genome) -> str:
-    return to_spec(space, genome, "ship").digest
 
 
 def _either(a: Genes, b: Genes, rng: np.random.Generator) -> Genes:

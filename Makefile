@@ -22,7 +22,7 @@ test-all: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not device and not ci"
 
 # What needs a service or an engine: installed here, as root on Debian.
-test-ci: $(VENV)/.installed-test
+test-ci: $(VENV)/.installed-engines
 	.ci/services
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "ci and not gpu and not device"
 
@@ -62,6 +62,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) -e ".[test]"
 	$(PIP_INSTALL) --no-deps fla-core
+	touch $@
+
+$(VENV)/.installed-engines: $(VENV)/.installed-test
+	$(PIP_INSTALL) -e ".[test,onnx,openvino]"
 	touch $@
 
 clean:

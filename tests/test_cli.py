@@ -21,7 +21,11 @@ from archloop.search.study import Study
 from archloop.stack import presets
 from search.stand_in import StandIn, recipe, settings
 
-COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plan", "plugins"}
+COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugins"} | {
+    "plan",
+    "doctor",
+    "export",
+}
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

@@ -54,7 +54,7 @@ KINDS = {
         "runtime",
         "archloop.runtimes",
         "archloop.runtimes.base:Runtime",
-        shared=("artifact", "base", "exporting", "parity"),
+        shared=("artifact", "base", "exporting", "graphs", "onnx_graph", "parity"),
     ),
     "devices": Kind(
         "device",

@@ -45,6 +45,9 @@ def _params() -> list[Any]:
         marks = () if first or name == "torch_eager" else (pytest.mark.slow,)
         if name == "torch_cuda":
             marks = (pytest.mark.gpu,)
+        elif not name.startswith("torch_"):
+            # Engines of other packages, which make test-ci installs.
+            marks = (pytest.mark.ci,)
         found.append(pytest.param((name, quant), id=f"{name}-{quant}", marks=marks))
     return found
 

@@ -4,13 +4,27 @@ archloop search recipes/quickstart.yaml
 python -m archloop --help
 """
 
-from archloop.cli import corpus, eval, generate, plan, plugins, presets, profile, report, search  # noqa: A004
+from archloop.cli import (
+    corpus,
+    doctor,
+    eval,  # noqa: A004  (a verb has its module's name)
+    export,
+    generate,
+    plan,
+    plugins,
+    presets,
+    profile,
+    report,
+    search,
+)
 from archloop.cli.command import app, main
 
 __all__ = [
     "app",
     "corpus",
+    "doctor",
     "eval",
+    "export",
     "generate",
     "main",
     "plan",

@@ -118,6 +118,11 @@ class Device(ABC):
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
 
+    @classmethod
+    def missing(cls) -> str | None:
+        """What this machine lacks to reach such devices, with the remedy; None when nothing."""
+        return None
+
     @abstractmethod
     def describe(self) -> DeviceInfo:
         """Processor, cores, memory, accelerators and system.

@@ -8,6 +8,7 @@ are quoted for the shell on the far side, every one of them, and settings never 
 import hashlib
 import io
 import shlex
+import shutil
 import subprocess
 import tarfile
 import time
@@ -71,6 +72,12 @@ class Ssh(Device):
         connect_timeout_s: Annotated[int, Field(ge=1, le=600)] = 10
 
     config: Config
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if shutil.which("ssh"):
+            return None
+        return "needs the ssh command; apt-get install openssh-client"
 
     def describe(self) -> DeviceInfo:
         told = linux.sections(self._ask(_ABOUT))

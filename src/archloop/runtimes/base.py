@@ -201,6 +201,11 @@ class Runtime(ABC):
         del spec
         return None
 
+    def command(self, directory: Path) -> str | None:
+        """A command of the engine's own that runs an artifact, without archloop; None if none."""
+        del directory
+        return None
+
     def device_peak_bytes(self) -> int | None:
         """Most bytes held at once on a device with memory of its own since `reset_device_peak`.
 

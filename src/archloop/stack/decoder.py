@@ -134,10 +134,10 @@ class Decoder(nn.Module):
         if span.segments_BT is not None and not self._shares_packed:
             sequences = unpack(span.segments_BT)
             alone = Span(sequences.positions_NT)
-            x_NTD = self._through_blocks(sequences.split(ids_BT), None, alone)
+            x_NTD = self.through_blocks(sequences.split(ids_BT), None, alone)
             x_BTD = sequences.join(x_NTD, *ids_BT.shape)
         else:
-            x_BTD = self._through_blocks(ids_BT, state, span)
+            x_BTD = self.through_blocks(ids_BT, state, span)
         if state is not None:
             counts = ids_BT.shape[1] if span.lengths_B is None else span.lengths_B
             state.lengths_B += counts
@@ -261,7 +261,7 @@ class Decoder(nn.Module):
 
     # --- blocks -------------------------------------------------------------------------------
 
-    def _through_blocks(self, ids_BT: Tensor, state: DecoderState | None, span: Span) -> Tensor:
+    def through_blocks(self, ids_BT: Tensor, state: DecoderState | None, span: Span) -> Tensor:
         """Hidden states after the last norm."""
         stream = Stream(self.embed(ids_BT))
         shared: dict[MixerKey, Features] = {}

@@ -1,0 +1,123 @@
+"""A decoder's state graph as an ONNX file, for the engines that read one.
+
+Two axes are free: the tokens of a call, and the slots of caches. Each engine fixes the second when
+it opens the artifact.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from archloop.blocks.channel_mixers.moe import MoE
+from archloop.runtimes.graphs import IDS, LENGTH, LOGITS, TOKEN, StateGraph
+from archloop.stack.spec import StackSpec
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder
+
+MODEL, STATE = "model.onnx", "state.json"
+MIXERS = frozenset({"gqa", "short_conv"})
+"""Whose passes trace with any number of tokens; those of the others fix it (`docs/runtimes.md`)."""
+CHANNEL_MIXERS = frozenset({"swiglu", "relu2"})
+_TRACED_TOKENS = 16
+_MOST_SLOTS, _MOST_TOKENS = 2**24, 2**20
+"""Bounds that tracing asks for. It takes a size of 1 for a constant, so no bound is below 2; the
+graph runs with one token all the same, which the comparison of every export shows."""
+
+
+class StateTensor(NamedTuple):
+    """One tensor of the state, as an engine allocates it.
+
+    Attributes:
+        name: of the input.
+        next_name: of the output.
+        shape: with any number where the slots stand.
+        dtype: NumPy's name.
+        slots: axis of the slots; None where there is none.
+    """
+
+    name: str
+    next_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    slots: int | None
+
+    def sized(self, max_context: int) -> tuple[int, ...]:
+        """Shape with room for so many tokens."""
+        return tuple(max_context if i == self.slots else size for i, size in enumerate(self.shape))
+
+
+def unsupported(spec: StackSpec) -> str | None:
+    """Why a stack has no such graph, or None."""
+    names = {mixer.name for block in spec.blocks for mixer in block.mixers}
+    channels = {block.channel_mixer.name for block in spec.blocks if block.channel_mixer}
+    if other := sorted(names - MIXERS):
+        return f"the prefill of {', '.join(other)} is not traced with a free number of tokens"
+    if other := sorted(channels - CHANNEL_MIXERS):
+        return f"channel mixer {', '.join(other)} is not traced yet"
+    return None
+
+
+def write(decoder: "Decoder", directory: Path) -> None:
+    """Write `model.onnx`, its weights beside it, and `state.json`, in float32."""
+    import torch
+    from torch.export import Dim
+
+    assert not any(isinstance(module, MoE) for module in decoder.modules())
+    graph = StateGraph(decoder.float())
+    ids_BT = torch.zeros(1, _TRACED_TOKENS, dtype=torch.int64)
+    length_B = torch.zeros(1, dtype=torch.int64)
+    slots = Dim("slots", min=3, max=_MOST_SLOTS)
+    shapes: dict[str, Any] = {
+        "ids_BT": {1: Dim("tokens", min=2, max=_MOST_TOKENS)},
+        "length_B": None,
+        "tensors": [None if held.slots is None else {held.slots: slots} for held in graph.held],
+    }
+    with torch.no_grad():
+        program = torch.export.export(
+            graph, (ids_BT, length_B, graph.empty), dynamic_shapes=shapes, strict=False
+        )
+        torch.onnx.export(
+            program,
+            f=str(directory / MODEL),
+            input_names=[IDS, LENGTH, *(held.name for held in graph.held)],
+            output_names=[TOKEN, LOGITS, *(held.next_name for held in graph.held)],
+            external_data=True,
+            dynamo=True,
+            verbose=False,
+        )
+    tensors = [
+        StateTensor(
+            held.name,
+            held.next_name,
+            held.shape,
+            str(held.dtype).removeprefix("torch."),
+            held.slots,
+        )._asdict()
+        for held in graph.held
+    ]
+    (directory / STATE).write_text(json.dumps(tensors, indent=1))
+
+
+def read_state(directory: Path) -> list[StateTensor]:
+    """The state's tensors, in the order of the graph's inputs."""
+    described = json.loads((directory / STATE).read_bytes())
+    return [StateTensor(**{**each, "shape": tuple(each["shape"])}) for each in described]
+
+
+def weight_bytes(model: Path) -> dict[str, int]:
+    """Bytes of a file's weights by precision."""
+    import onnx
+
+    names = {
+        onnx.TensorProto.FLOAT: "float32",
+        onnx.TensorProto.INT8: "int8",
+        onnx.TensorProto.UINT8: "uint8",
+    }
+    sizes: dict[str, int] = {}
+    for tensor in onnx.load(str(model), load_external_data=True).graph.initializer:
+        # Whole numbers of 64 bits are shapes and positions, no weights.
+        if tensor.data_type in names:
+            name = names[tensor.data_type]
+            sizes[name] = sizes.get(name, 0) + onnx.numpy_helper.to_array(tensor).nbytes
+    return sizes

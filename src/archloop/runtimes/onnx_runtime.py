@@ -1,0 +1,200 @@
+"""ONNX Runtime on a CPU: the state's tensors are bound once and change places at every call.
+
+An engine whose graphs have no state of their own needs its caches as inputs and outputs. Two sets
+are bound, one read and the other written, in turns: nothing is allocated or copied by us.
+"""
+
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.base import Ids, Logits, Runtime, Session
+from archloop.stack.spec import StackSpec
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder
+
+PREFILL_PASS = 512
+"""Tokens per call in prefill: bounds the memory of activations."""
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime; the artifact is an ONNX file with weights beside it."""
+
+    quants = ("fp32", "int8")
+    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "int8": 0.5}
+
+    def version(self) -> str:
+        return metadata.version("onnxruntime")
+
+    def missing_to_export(self) -> str | None:
+        if all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+            return None
+        return "needs ONNX Runtime and ONNX's exporter; pip install 'archloop[onnx]'"
+
+    def missing_to_run(self) -> str | None:
+        if find_spec("onnxruntime"):
+            return None
+        return "needs ONNX Runtime; pip install 'archloop[onnx]'"
+
+    def unsupported(self, spec: StackSpec) -> str | None:
+        from archloop.runtimes import onnx_graph
+
+        return onnx_graph.unsupported(spec)
+
+    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
+        import copy
+
+        from archloop.runtimes import onnx_graph
+
+        onnx_graph.write(copy.deepcopy(decoder), directory)
+        model = directory / onnx_graph.MODEL
+        if quant == "int8":
+            _quantize(model)
+        return onnx_graph.weight_bytes(model)
+
+    def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
+        return _OnnxSession(directory, manifest.spec.vocab_size, threads, max_context)
+
+    def start(self, threads: int) -> None:
+        import onnxruntime
+
+        del threads  # A session's own.
+        onnxruntime.set_default_logger_severity(3)
+
+
+class _OnnxSession(Session):
+    """A model and two sets of its state."""
+
+    def __init__(self, directory: Path, vocab_size: int, threads: int, max_context: int) -> None:
+        import onnxruntime
+
+        from archloop.runtimes import graphs, onnx_graph
+
+        self.max_context, self.vocab_size, self.num_tokens = max_context, vocab_size, 0
+        self._names = graphs
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        self._engine = onnxruntime.InferenceSession(
+            str(directory / onnx_graph.MODEL), options, providers=["CPUExecutionProvider"]
+        )
+        self._ort = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._held = onnx_graph.read_state(directory)
+        self._sets = [self._zeros(), self._zeros()]
+        self._length = self._ort(np.zeros(1, np.int64))
+        self._one = self._ort(np.zeros((1, 1), np.int64))
+        self._token = self._ort(np.zeros(1, np.int64))
+        self._logits = self._ort(np.full((1, vocab_size), np.nan, np.float32))
+        self._steps = [self._bound(self._one, now) for now in (0, 1)]
+        self._now = 0
+        self._filled_with: int | None = None
+
+    def prefill(self, ids: Ids) -> int:
+        self._make_room(len(ids))
+        for start in range(0, len(ids), PREFILL_PASS):
+            part = ids[None, start : start + PREFILL_PASS]
+            self._run(self._bound(self._ort(part), self._now), part.shape[1])
+        return int(self._token.numpy()[0])
+
+    def decode_step(self, token: int) -> int:
+        self.check_known(token)
+        self._make_room(1)
+        self._one.update_inplace(np.array([[token]], np.int64))
+        self._run(self._steps[self._now], 1)
+        return int(self._token.numpy()[0])
+
+    def logits(self) -> Logits:
+        logits_V: Logits = self._logits.numpy()[0]
+        return logits_V
+
+    def reset(self) -> None:
+        self._filled_with = None
+        self._set_length(0)
+        for value in self._sets[self._now].values():
+            value.update_inplace(np.zeros(value.shape(), value.numpy().dtype))
+
+    def fill(self, num_tokens: int, seed: int) -> None:
+        self._set_length(0)
+        self._make_room(num_tokens)
+        rng = np.random.default_rng(seed)
+        # Steps have moved on in both sets since; only what is read now must be as it was.
+        sets = self._sets if self._filled_with is None else self._sets[self._now : self._now + 1]
+        for values in sets:
+            for held in self._held:
+                numbers = rng.standard_normal(held.sized(self.max_context), np.float32)
+                values[held.name].update_inplace(numbers.astype(held.dtype))
+        self._filled_with = seed
+        self._set_length(num_tokens)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one set: the other is this engine's way of going on, and counts in its peak."""
+        return sum(
+            int(np.prod(held.sized(self.max_context))) * np.dtype(held.dtype).itemsize
+            for held in self._held
+        )
+
+    @property
+    def prefill_pass(self) -> int:
+        return min(PREFILL_PASS, self.max_context)
+
+    def close(self) -> None:
+        self._steps, self._sets = [], []
+        self._engine = None
+
+    def _zeros(self) -> dict[str, Any]:
+        return {
+            held.name: self._ort(np.zeros(held.sized(self.max_context), held.dtype))
+            for held in self._held
+        }
+
+    def _bound(self, ids: Any, now: int) -> Any:
+        """A call's inputs and outputs, the state read from one set and written to the other."""
+        binding = self._engine.io_binding()
+        binding.bind_ortvalue_input(self._names.IDS, ids)
+        binding.bind_ortvalue_input(self._names.LENGTH, self._length)
+        binding.bind_ortvalue_output(self._names.TOKEN, self._token)
+        binding.bind_ortvalue_output(self._names.LOGITS, self._logits)
+        for held in self._held:
+            binding.bind_ortvalue_input(held.name, self._sets[now][held.name])
+            binding.bind_ortvalue_output(held.next_name, self._sets[1 - now][held.name])
+        return binding
+
+    def _run(self, binding: Any, num_new: int) -> None:
+        self._engine.run_with_iobinding(binding)
+        self._now = 1 - self._now
+        self._set_length(self.num_tokens + num_new)
+
+    def _set_length(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self._length.update_inplace(np.array([num_tokens], np.int64))
+
+    def _make_room(self, num_new: int) -> None:
+        if self.num_tokens + num_new > self.max_context:
+            raise ValueError(
+                f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
+                f"was given {num_new} more; open it with a larger max_context"
+            )
+
+
+def _quantize(model: Path) -> None:
+    """Matrices to int8 by output channel, activations as they come; in place of the file."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    rounded = model.with_name("int8.onnx")
+    quantize_dynamic(
+        str(model),
+        str(rounded),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+    )
+    for old in model.parent.glob("model.onnx*"):
+        old.unlink()
+    rounded.rename(model)

@@ -1,0 +1,165 @@
+"""OpenVINO on a CPU: the state graph's tensors become variables that the engine keeps."""
+
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.base import Ids, Logits, Runtime, Session
+from archloop.stack.spec import StackSpec
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder
+
+PREFILL_PASS = 512
+"""Tokens per call in prefill: bounds the memory of activations."""
+
+
+class OpenVino(Runtime):
+    """OpenVINO; the artifact is an ONNX file, which the engine reads and compiles when opened."""
+
+    quants = ("fp32",)
+    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4}
+
+    def version(self) -> str:
+        return metadata.version("openvino")
+
+    def missing_to_export(self) -> str | None:
+        if all(find_spec(name) for name in ("onnx", "onnxscript", "openvino")):
+            return None
+        return "needs OpenVINO and ONNX's exporter; pip install 'archloop[openvino]'"
+
+    def missing_to_run(self) -> str | None:
+        if find_spec("openvino"):
+            return None
+        return "needs OpenVINO; pip install 'archloop[openvino]'"
+
+    def unsupported(self, spec: StackSpec) -> str | None:
+        from archloop.runtimes import onnx_graph
+
+        return onnx_graph.unsupported(spec)
+
+    def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
+        import copy
+
+        from archloop.runtimes import onnx_graph
+
+        del quant
+        onnx_graph.write(copy.deepcopy(decoder), directory)
+        return onnx_graph.weight_bytes(directory / onnx_graph.MODEL)
+
+    def command(self, directory: Path) -> str:
+        from archloop.runtimes import onnx_graph
+
+        held = onnx_graph.read_state(directory)
+        shapes = "".join(f",{each.name}[{','.join(map(str, each.sized(1024)))}]" for each in held)
+        return (
+            f"benchmark_app -m {directory / onnx_graph.MODEL} -d CPU -hint latency "
+            f"-shape ids[1,1],length[1]{shapes}"
+        )
+
+    def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
+        return _OpenVinoSession(directory, manifest.spec.vocab_size, threads, max_context)
+
+    def start(self, threads: int) -> None:
+        import openvino
+
+        del threads  # A compiled model's own.
+        openvino.Core().get_versions("CPU")
+
+
+class _OpenVinoSession(Session):
+    """A compiled model, whose request keeps the state."""
+
+    def __init__(self, directory: Path, vocab_size: int, threads: int, max_context: int) -> None:
+        import openvino
+        from openvino._offline_transformations import apply_make_stateful_transformation
+
+        from archloop.runtimes import graphs, onnx_graph
+
+        self.max_context, self.vocab_size, self.num_tokens = max_context, vocab_size, 0
+        self._held = onnx_graph.read_state(directory)
+        self._tensor = openvino.Tensor
+        core = openvino.Core()
+        model = core.read_model(str(directory / onnx_graph.MODEL))
+        sizes = {held.name: list(held.sized(max_context)) for held in self._held}
+        model.reshape({graphs.IDS: [1, -1], graphs.LENGTH: [1], **sizes})
+        pairs = {held.name: held.next_name for held in self._held}
+        apply_make_stateful_transformation(model, pairs)
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "CPU_DENORMALS_OPTIMIZATION": True,
+        }
+        compiled = core.compile_model(model, "CPU", settings)
+        self._request = compiled.create_infer_request()
+        self._names = graphs
+        self._ids, self._length = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
+        self._filled_with: int | None = None
+
+    def prefill(self, ids: Ids) -> int:
+        self._make_room(len(ids))
+        for start in range(0, len(ids), PREFILL_PASS):
+            token = self._run(ids[None, start : start + PREFILL_PASS])
+        return token
+
+    def decode_step(self, token: int) -> int:
+        self.check_known(token)
+        self._make_room(1)
+        self._ids[0, 0] = token
+        return self._run(self._ids)
+
+    def logits(self) -> Logits:
+        logits_V: Logits = self._request.get_tensor(self._names.LOGITS).data[0]
+        return logits_V
+
+    def reset(self) -> None:
+        self.num_tokens, self._filled_with = 0, None
+        self._request.reset_state()
+
+    def fill(self, num_tokens: int, seed: int) -> None:
+        self.num_tokens = 0
+        self._make_room(num_tokens)
+        if self._filled_with != seed:
+            rng = np.random.default_rng(seed)
+            for variable in self._request.query_state():
+                shape = tuple(variable.state.shape)
+                numbers = rng.standard_normal(shape, np.float32)
+                variable.state = self._tensor(numbers.astype(variable.state.data.dtype))
+        self._filled_with = seed
+        self.num_tokens = num_tokens
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(
+            int(np.prod(held.sized(self.max_context))) * np.dtype(held.dtype).itemsize
+            for held in self._held
+        )
+
+    @property
+    def prefill_pass(self) -> int:
+        return min(PREFILL_PASS, self.max_context)
+
+    def close(self) -> None:
+        self._request = None
+
+    def _run(self, ids_BT: Ids) -> int:
+        self._length[0] = self.num_tokens
+        self._request.infer(
+            {self._names.IDS: ids_BT, self._names.LENGTH: self._length}, share_inputs=True
+        )
+        self.num_tokens += ids_BT.shape[1]
+        return int(self._request.get_tensor(self._names.TOKEN).data[0])
+
+    def _make_room(self, num_new: int) -> None:
+        if self.num_tokens + num_new > self.max_context:
+            raise ValueError(
+                f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
+                f"was given {num_new} more; open it with a larger max_context"
+            )

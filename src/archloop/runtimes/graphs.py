@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from archloop.blocks.base import Span, State
-from archloop.stack.decoder import Decoder, DecoderState
+from archloop.stack.decoder import Decoder
+from archloop.stack.state import DecoderState
 
 TRACED_SLOTS, _MORE_SLOTS = 4096, 4160
 """Tokens that a state has room for while it is traced; engines may hold any number."""

@@ -11,7 +11,7 @@ from archloop import checkpoints, registry
 from archloop.checkpoints import families, names
 from archloop.checkpoints.layouts.base import Layout
 from archloop.errors import UserError
-from archloop.stack import cost
+from archloop.stack import cost, presets
 from archloop.stack.decoder import Decoder
 
 
@@ -126,3 +126,12 @@ def test_logits_are_those_of_transformers(
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     with torch.no_grad():
         assert torch.equal(again(ids_BT).logits, wanted_BTV)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_can_be_said_in_a_family(name: str) -> None:
+    spec = presets.load(name)
+    layout, config = families.saying(spec)
+    again = layout.read(config)
+    assert cost.num_params(again) == cost.num_params(spec)
+    assert again.layout == spec.layout

@@ -1,4 +1,6 @@
-"""The LFM2 family's published sizes, by formula and, at small width, by building."""
+"""Published sizes, by formula and by building, and presets of any kind."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,12 @@ PUBLISHED = {
     "lfm2-2.6b": 2_569_272_320,
     "lfm2-8b-a1b": 8_339_929_856,
     "lfm2-24b-a2b": 23_843_659_008,
+    "lfm3-1.7b": 1_728_801_536,
+    "llama-3.2-1b": 1_235_814_400,
+    "qwen3-1.7b": 1_720_574_976,
+    "smollm2-135m": 134_515_008,
 }
+HYBRIDS = [name for name in PUBLISHED if name.startswith("lfm")]
 ACTIVE = {"lfm2-8b-a1b": 1_557_740_288, "lfm2-24b-a2b": 2_326_879_488}
 KV_BYTES_PER_TOKEN = {"lfm2-350m": 12_288, "lfm2-2.6b": 16_384, "lfm2-24b-a2b": 20_480}
 
@@ -26,7 +33,7 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert cost.num_active_params(spec) == ACTIVE.get(name, PUBLISHED[name])
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", HYBRIDS)
 def test_twin_keeps_total_and_active_parameters(name: str) -> None:
     spec, twin = presets.load(name), presets.load(name + "-attention")
     assert set(twin.layout) == {"gqa"}
@@ -47,6 +54,45 @@ def test_built_decoder_has_the_counted_parameters(name: str) -> None:
     with torch.device("meta"):
         decoder = Decoder(presets.load(name))
     assert sum(p.numel() for p in decoder.parameters()) == cost.num_params(decoder.spec)
+
+
+def test_lfm3_holds_as_little_as_its_card_says() -> None:
+    """1.6 GB of KV cache at 128K: six blocks of full attention, five rings of 256."""
+    assert cost.state_bytes(presets.load("lfm3-1.7b"), 131_072) == pytest.approx(1.61e9, rel=5e-3)
+
+
+def test_a_stack_of_attention_alone_has_no_twin() -> None:
+    assert "llama-3.2-1b-attention" not in presets.names()
+    with pytest.raises(ValueError, match="alone is its own twin"):
+        presets.twin(presets.load("llama-3.2-1b"))
+
+
+RELU2 = """
+d_model: 64
+vocab_size: 99
+kinds:
+  M: {mixer: {name: mamba2}}
+  F: {channel_mixer: {name: relu2}}
+  P: {mixers: [{name: gqa}, {name: mamba2}], combine: normed_mean, post_norms: true}
+pattern: MFPF
+"""
+
+
+def test_presets_of_any_kind_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block may lack a half, or have mixers in parallel; twins only where one can be made."""
+    monkeypatch.setattr(presets, "_FOLDER", tmp_path)
+    (tmp_path / "odd.yaml").write_text(RELU2)
+    for cached in (presets._own, presets._twins):
+        cached.cache_clear()
+    try:
+        assert presets.names() == ["odd"]
+        assert presets.load("odd").layout == ["mamba2", "-", "gqa+mamba2", "-"]
+        assert cost.num_params(presets.load("odd")) > 0
+        with pytest.raises(ValueError, match="unknown preset 'odd-attention'"):
+            presets.load("odd-attention")
+    finally:
+        for cached in (presets._own, presets._twins):
+            cached.cache_clear()
 
 
 def test_unknown_preset_names_near_ones() -> None:

@@ -4,8 +4,8 @@ Written and read as transformers' `LlamaForCausalLM` does, with RoPE slowed down
 (``rope_type: llama3``) or linearly.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from archloop.checkpoints.keys import MOST_LAYERS, Keys
 from archloop.checkpoints.layouts import parts
@@ -18,7 +18,7 @@ from archloop.checkpoints.layouts.base import (
 )
 from archloop.checkpoints.pieces import Piece
 from archloop.stack.cost import channel_config
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _DEFAULT_THETA = 1e4
 _DEFAULT_EPS = 1e-6
@@ -36,10 +36,20 @@ _EXAMPLE = {
 
 
 class Llama(Layout):
-    """Full attention without QK-norm and SwiGLU in every block."""
+    """Full attention and SwiGLU in every block.
+
+    Attributes:
+        qk_norm: whether queries and keys are normed; families after Llama do.
+        head_dim: default of the key; None: the width over the heads.
+        max_context: default of ``max_position_embeddings``.
+    """
+
+    qk_norm: ClassVar[bool] = False
+    head_dim: ClassVar[int | None] = None
+    max_context: ClassVar[int] = 2048
 
     model_types = {"llama": "LlamaForCausalLM"}
-    examples = (
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {**_EXAMPLE, "tie_word_embeddings": True},
         {**_EXAMPLE, "head_dim": 16, "num_key_value_heads": 1, "rms_norm_eps": 1e-4},
         {**_EXAMPLE, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
@@ -58,8 +68,12 @@ class Llama(Layout):
 
     def to_spec(self, keys: Keys) -> StackSpec:
         width = keys.number("hidden_size")
-        settings = {"qk_norm": False, **parts.heads(keys, width)}
+        eps = keys.real("rms_norm_eps", _DEFAULT_EPS)
+        settings: dict[str, Scalar] = {"qk_norm": self.qk_norm}
+        settings |= parts.heads(keys, width, head_dim=self.head_dim)
         settings |= parts.rope(keys, _DEFAULT_THETA, ("default", "linear", "llama3"))
+        if self.qk_norm:
+            settings["norm_eps"] = eps
         hidden = keys.number("intermediate_size")
         swiglu = ChannelMixerSpec(
             name="swiglu", config={"expansion": parts.expansion(hidden, width)}
@@ -70,8 +84,8 @@ class Llama(Layout):
             vocab_size=keys.number("vocab_size"),
             blocks=(block,) * keys.number("num_hidden_layers", most=MOST_LAYERS),
             tie_embeddings=keys.boolean("tie_word_embeddings", False),
-            norm_eps=keys.real("rms_norm_eps", _DEFAULT_EPS),
-            max_context=keys.number("max_position_embeddings", 2048),
+            norm_eps=eps,
+            max_context=keys.number("max_position_embeddings", self.max_context),
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
@@ -86,17 +100,18 @@ class Llama(Layout):
         channel = spec.blocks[0].channel_mixer
         assert channel is not None
         return {
-            "model_type": "llama",
+            "model_type": next(iter(self.model_types)),
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
             "intermediate_size": channel_config(channel).sizes(spec.d_model)["d_ff"],
             "hidden_act": "silu",
-            "max_position_embeddings": spec.max_context or 2048,
+            "max_position_embeddings": spec.max_context or self.max_context,
             "rms_norm_eps": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,
             "rope_parameters": parts.rope_keys(sizes_of(mixer, spec.d_model)),
             **parts.head_keys(mixer, spec.d_model),
+            "head_dim": sizes_of(mixer, spec.d_model)["head_dim"],
         }
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
@@ -112,4 +127,6 @@ class Llama(Layout):
             yield Piece(name, f"{ours}channel_norm.weight", (width,))
             mixer, stem = block.mixers[0], f"{theirs}self_attn."
             yield from parts.attention_pieces(mixer, width, stem, f"{ours}mixers.0.")
+            if self.qk_norm:
+                yield from parts.qk_norm_pieces(mixer, width, stem, f"{ours}mixers.0.")
             yield from parts.swiglu_pieces(block, width, f"{theirs}mlp.", f"{ours}channel_mixer.")

@@ -17,7 +17,9 @@ _LLAMA3 = {
 }
 
 
-def heads(keys: Keys, width: int, *, default_kv_heads: int | None = None) -> dict[str, Scalar]:
+def heads(
+    keys: Keys, width: int, *, default_kv_heads: int | None = None, head_dim: int | None = None
+) -> dict[str, Scalar]:
     """Settings of grouped queries: ``head_dim``, ``queries_per_kv`` and where needed ``num_heads``.
 
     Raises:
@@ -27,7 +29,7 @@ def heads(keys: Keys, width: int, *, default_kv_heads: int | None = None) -> dic
     num_kv = keys.number("num_key_value_heads", default_kv_heads or num)
     if num % num_kv:
         raise UserError(f"num_key_value_heads={num_kv} does not divide num_attention_heads={num}")
-    head_dim = keys.number("head_dim", width // num)
+    head_dim = keys.number("head_dim", head_dim or width // num)
     settings: dict[str, Scalar] = {"head_dim": head_dim, "queries_per_kv": num // num_kv}
     if head_dim * num != width:
         settings["num_heads"] = num

@@ -1,8 +1,11 @@
-"""Presets: named specs, one YAML file each, and the all-attention twin of every one.
+"""Presets: named specs, one YAML file each, and the all-attention twins of those that have one.
 
 A preset file gives the widths, a few kinds of block under one-letter names, and their order as a
-pattern. ``<preset>-attention`` is its twin: the same depth, heads and experts, every sequence mixer
-replaced by the preset's attention, and the parameters that this frees put into the dense FFNs.
+pattern. A kind is a block as in a spec; ``mixer:`` stands for one in ``mixers:``.
+
+``<preset>-attention`` is its twin: the same depth, heads and experts, every sequence mixer replaced
+by the preset's attention, and the parameters that this frees put into the dense FFNs. A stack
+without full attention, without a dense FFN or with nothing but attention has none.
 
     >>> from archloop.stack import presets
     >>> presets.load("lfm2-350m").num_blocks
@@ -24,31 +27,49 @@ TWIN_SUFFIX = "-attention"
 _FOLDER = Path(__file__).parent
 
 
-def names() -> list[str]:
-    """Sorted names of all presets and their twins."""
-    files = [file.stem for file in _FOLDER.glob("*.yaml")]
-    return sorted(files + [name + TWIN_SUFFIX for name in files])
+@cache
+def _own() -> dict[str, StackSpec]:
+    """The presets that have a file."""
+    files = sorted(_FOLDER.glob("*.yaml"))
+    return {file.stem: _parse(file.read_text(encoding="utf-8")) for file in files}
 
 
 @cache
+def _twins() -> dict[str, StackSpec]:
+    """The twins of those that have one."""
+    found = {}
+    for name, spec in _own().items():
+        try:
+            found[name + TWIN_SUFFIX] = twin(spec)
+        except UserError:
+            continue
+    return found
+
+
+def names() -> list[str]:
+    """Sorted names of all presets, and of the twins that can be made."""
+    return sorted(_own() | _twins())
+
+
 def load(name: str) -> StackSpec:
     """The spec of a preset.
 
     Raises:
         UserError: no such preset; near matches are named.
     """
-    if name not in names():
+    # A preset with a file needs no costs, and so no torch.
+    found = _own().get(name) or _twins().get(name)
+    if found is None:
         raise UserError(f"unknown preset {name!r}; {registry.suggest(name, names())}")
-    if name.endswith(TWIN_SUFFIX):
-        return twin(load(name.removesuffix(TWIN_SUFFIX)))
-    return _parse((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def twin(spec: StackSpec) -> StackSpec:
     """The all-attention counterpart, equal in parameters to within 0.1%.
 
     Raises:
-        UserError: the spec has no full attention to copy, or no dense FFN to widen.
+        UserError: the spec has no full attention to copy, nothing but that already, or no dense
+            FFN to widen.
     """
     from archloop.stack import cost
 
@@ -63,6 +84,8 @@ def twin(spec: StackSpec) -> StackSpec:
     if attention is None or not dense:
         raise UserError("a twin needs a block with full attention and one with a dense FFN")
     plain = MixerSpec(name=attention.name, config=attention.config)
+    if all(block.mixers == (plain,) for block in spec.blocks):
+        raise UserError("a stack of full attention alone is its own twin")
     blocks = [b.model_copy(update={"mixers": (plain,) if b.mixers else ()}) for b in spec.blocks]
     missing = cost.num_params(spec) - cost.num_params(spec.replace(blocks=blocks))
     extra = missing / (3 * spec.d_model * len(dense)) / spec.d_model
@@ -72,10 +95,12 @@ def twin(spec: StackSpec) -> StackSpec:
 
 
 def _widened(block: BlockSpec, extra: float) -> BlockSpec:
+    from archloop.stack.cost import channel_config
+
     channel = block.channel_mixer
     assert channel is not None
-    expansion = channel.config["expansion"]
-    assert isinstance(expansion, int | float)
+    settings: Any = channel_config(channel)
+    expansion = settings.expansion
     config = {**channel.config, "expansion": expansion + extra}
     return block.model_copy(
         update={"channel_mixer": ChannelMixerSpec(name=channel.name, config=config)}
@@ -86,7 +111,10 @@ def _parse(text: str) -> StackSpec:
     fields: dict[str, Any] = yaml.safe_load(text)
     kinds = {
         letter: BlockSpec.model_validate(
-            {"mixers": [kind["mixer"]], "channel_mixer": kind["channel_mixer"]}
+            {
+                ("mixers" if key == "mixer" else key): [value] if key == "mixer" else value
+                for key, value in kind.items()
+            }
         )
         for letter, kind in fields.pop("kinds").items()
     }

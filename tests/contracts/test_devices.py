@@ -13,16 +13,23 @@ from pydantic import ValidationError
 from archloop import registry
 from archloop.devices.base import Device, DeviceInfo
 from archloop.devices.choice import DeviceChoice
+from services.phone import scripted_adb
 from services.sshd import running_sshd
 
 
-@pytest.fixture(scope="module", params=["host", pytest.param("ssh", marks=pytest.mark.ci)])
+@pytest.fixture(
+    scope="module", params=["host", "android", pytest.param("ssh", marks=pytest.mark.ci)]
+)
 def device(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Device]:
-    """Each device that a test machine can have: itself, and itself again over a real sshd."""
+    """Each device that a test machine can have: itself, over a real sshd, over a scripted adb."""
     if request.param == "host":
         yield DeviceChoice().open()
+        return
+    if request.param == "android":
+        with scripted_adb(tmp_path_factory.mktemp("phone")) as settings:
+            yield DeviceChoice(name="android", **settings).open()
         return
     with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
         yield DeviceChoice(name="ssh", **server.settings).open()

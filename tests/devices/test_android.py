@@ -1,0 +1,108 @@
+"""The android device against a scripted adb: what it is, what goes wrong, what it leaves."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from archloop import registry
+from archloop.devices.android import Android
+from archloop.devices.base import DeviceError
+from archloop.devices.choice import DeviceChoice
+from archloop.errors import UserError
+from archloop.profiling import ProfileConfig, Target, profile, read_samples
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.workers.deaths import WorkerError
+from services.phone import scripted_adb
+
+PLUGINS = Path(__file__).parents[1] / "workers" / "plugins"
+BLOCK = BlockSpec(
+    mixers=(MixerSpec(name="short_conv"),),
+    channel_mixer=ChannelMixerSpec(name="swiglu", config={"expansion": 1.0}),
+)
+SPEC = StackSpec(d_model=64, vocab_size=64, blocks=(BLOCK,))
+QUICK = ProfileConfig(
+    processes=2, warmup_steps=1, timed_steps=4, prefill_repeats=1, ready_timeout_s=0
+)
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Iterator[Path]:
+    with scripted_adb(tmp_path):
+        yield tmp_path
+
+
+@pytest.fixture
+def choice(phone: Path) -> DeviceChoice:
+    return DeviceChoice(name="android", serial="emulator-5554", folder=str(phone / "data"))
+
+
+@pytest.fixture
+def plain() -> Iterator[str]:
+    registry.add_folder(PLUGINS)
+    yield "plain"
+    registry._folders.pop(PLUGINS.resolve())
+
+
+def test_is_its_model_and_chip(phone: Path, choice: DeviceChoice) -> None:
+    about = choice.open().describe()
+    assert about.processor == "Pixel 9 Tensor G4"
+    assert about.os.startswith("Android 15, ")
+    assert (phone / "serial").read_text() == "emulator-5554"
+
+
+@pytest.mark.parametrize("serial", ["-d", "a b", "$(id)", ""])
+def test_a_serial_is_never_an_option_or_a_command(serial: str) -> None:
+    with pytest.raises(ValidationError):
+        Android.Config(serial=serial)
+
+
+@pytest.mark.parametrize(
+    ("says", "kind", "words"),
+    [
+        ("error: device offline", "gone", "adb devices"),
+        ("adb: device 'emulator-5554' not found", "gone", "adb devices"),
+        ("error: device unauthorized.", "gone", "adb devices"),
+        ("adb: error: failed to copy: No space left on device", "disk", "free some"),
+        ("sh: rm: Permission denied", "crash", "Permission denied"),
+    ],
+)
+def test_what_goes_wrong_is_told_apart(
+    says: str, kind: str, words: str, phone: Path, choice: DeviceChoice, tmp_path: Path
+) -> None:
+    (phone / "says").write_text(says + "\n")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DeviceError, match=words) as caught:
+        choice.open().push(tmp_path / "folder")
+    assert caught.value.kind == kind
+
+
+def test_a_runner_of_its_own_is_measured_there(
+    phone: Path, choice: DeviceChoice, plain: str, tmp_path: Path
+) -> None:
+    target = Target(device=choice, runtime=plain, contexts=(8,), threads=1)
+    found = profile(SPEC, target, QUICK, directory=tmp_path / "samples")
+    assert found.identity.device.startswith("Pixel 9 Tensor G4, ")
+    assert read_samples(tmp_path / "samples").device.os.startswith("Android 15")
+    assert not list((phone / "data").iterdir()), "what was pushed stayed"
+
+
+def test_a_phone_that_disappears_ends_the_measurement(
+    phone: Path, choice: DeviceChoice, plain: str, tmp_path: Path
+) -> None:
+    target = Target(device=choice, runtime=plain, contexts=(8,), threads=1)
+
+    def pull(_: float, doing: str) -> None:
+        if doing.startswith("process 2"):
+            (phone / "says").write_text("error: device offline\n")
+
+    with pytest.raises(WorkerError, match="cannot be reached") as caught:
+        profile(SPEC, target, QUICK, directory=tmp_path / "samples", progress=pull)
+    assert caught.value.kind == "gone"
+
+
+def test_a_runtime_that_needs_python_says_so(choice: DeviceChoice, tmp_path: Path) -> None:
+    target = Target(device=choice, contexts=(8,), threads=1)
+    with pytest.raises(UserError, match="device android has no Python with archloop"):
+        profile(SPEC, target, QUICK, directory=tmp_path)

@@ -15,7 +15,6 @@ from archloop.profiling.record import Interval
 from archloop.ranking import front
 from archloop.ranking.objectives import as_point
 from archloop.report import html
-from archloop.report.verdict import reached
 from archloop.search.errors import NoFeasibleTrial, StudyError
 from archloop.search.evaluator import TrainJob, Unsupported
 from archloop.search.recipe.recipe import RecipeError, load
@@ -192,7 +191,7 @@ def test_diverged_training_is_flagged_and_worth_no_more_than_guessing(tmp_path):
     assert trial.objectives.mean("quality") == pytest.approx(0.0)
     assert trial.hypervolume_gain == 0.0
     assert len(trial.rungs) == 1
-    kept = [as_point(t.objectives) for t in record.trials if reached(t)]
+    kept = [as_point(t.objectives) for t in record.trials if t.reached]
     assert events[-1].front_size == front.nondominated(kept).sum()
     told = next(event for event in events if event.stage == "told" and event.trial == 1)
     assert told.detail.startswith("training diverged")

@@ -36,7 +36,8 @@ class Comparison(NamedTuple):
         reference: the reference run's place.
         places: of the stacks, in the given order. `Member.dominated_by` counts from 0 at the first
             of them, and is -1 for the reference run.
-        volume: hypervolume of the front, the reference run included.
+        reported: indices of the stacks on the front of the shrunk means, -1 for the reference run.
+        volume: hypervolume of these.
         reliability: of each objective's estimates.
         pools: noise of one reading of each objective.
     """
@@ -44,6 +45,7 @@ class Comparison(NamedTuple):
     rung: int
     reference: Place
     places: tuple[Place, ...]
+    reported: tuple[int, ...]
     volume: Volume
     reliability: dict[str, float]
     pools: dict[str, Pool]
@@ -62,6 +64,7 @@ def compared(
     objectives: Sequence[Objective] = OBJECTIVES,
     *,
     seed: int = 0,
+    num_draws: int = membership.NUM_DRAWS,
 ) -> Comparison:
     """Compare stacks with each other and with the reference run.
 
@@ -72,6 +75,7 @@ def compared(
         worst: the reference point of the hypervolume.
         objectives: that are compared.
         seed: of the draws.
+        num_draws: of the posterior.
     """
     everyone = [reference, *stacks]
     known = pools([*noise, *(rungs[0].values for rungs in stacks)])
@@ -84,7 +88,11 @@ def compared(
         )
     rows = [{name: column[i] for name, column in columns.items()} for i in range(len(everyone))]
     standing = membership.standing(
-        table(rows, objectives), as_point(worst, objectives), reference=0, seed=seed
+        table(rows, objectives),
+        as_point(worst, objectives),
+        reference=0,
+        seed=seed,
+        num_draws=num_draws,
     )
     first, *others = (
         Place(row, _from_reference(member))
@@ -95,6 +103,7 @@ def compared(
         rung,
         first,
         tuple(others),
+        tuple(index - 1 for index in standing.reported),
         standing.volume,
         dict(zip(names, standing.reliability_M, strict=True)),
         known,

@@ -16,6 +16,23 @@ def own_variance(readings: Readings) -> Variance | None:
     return Variance(readings.sd**2, readings.n - 1)
 
 
+def merged(readings: Sequence[Readings]) -> Readings:
+    """Several sets of readings of one figure of one stack as one set.
+
+    Args:
+        readings: at least one; values that hold by definition are equal and stay so.
+    """
+    total = sum(each.n for each in readings)
+    if total == 0:
+        return readings[0]
+    mean = math.fsum(each.n * each.mean for each in readings) / total
+    within = math.fsum((each.n - 1) * each.sd**2 for each in readings if each.sd is not None)
+    between = math.fsum(each.n * (each.mean - mean) ** 2 for each in readings)
+    if total == 1:
+        return Readings(mean=mean)
+    return Readings(mean=mean, sd=math.sqrt((within + between) / (total - 1)), n=total)
+
+
 def pools(stacks: Iterable[Mapping[str, Readings]]) -> dict[str, Pool]:
     """The usual noise of each figure that some stack was read more than once of.
 

@@ -37,7 +37,7 @@ def promotable(
     if count < MIN_FINISHED:
         return []
     places = max(1, int(share * count))
-    values_NM = Draws(table, seed, NUM_DRAWS).values_KNM.mean(0)
+    values_NM = Draws(table, seed, NUM_DRAWS).means_NM
     return [i for i in greedy(values_NM, worst_M, places) if i not in gone]
 
 

@@ -117,7 +117,7 @@ def standing(
                 int(dominator_N[i]) if lost else None,
             )
         )
-    reported = np.flatnonzero(nondominated(values_KNM.mean(0)))
+    reported = np.flatnonzero(nondominated(draws.means_NM))
     volume_K = np.array([hypervolume(values_NM[reported], worst_M) for values_NM in values_KNM])
     low, high = np.quantile(volume_K, (0.025, 0.975))
     return Standing(

@@ -28,6 +28,7 @@ class Draws:
 
     Attributes:
         values_KNM: true values.
+        means_NM: their means, with less chance in them than the mean of `values_KNM` has.
         spread_KM: standard deviation between stacks.
         noise_KM: root mean square of the estimates' standard errors.
     """
@@ -36,6 +37,7 @@ class Draws:
         rng = np.random.default_rng(seed)
         num_stacks, num_objectives = table.mean_NM.shape
         self.values_KNM = np.empty((num_draws, num_stacks, num_objectives))
+        self.means_NM = np.empty((num_stacks, num_objectives))
         self.spread_KM = np.empty((num_draws, num_objectives))
         self.noise_KM = np.empty((num_draws, num_objectives))
         scales_KNM = table.scales(rng, num_draws)
@@ -72,11 +74,11 @@ class Draws:
         scale_KN = np.where(shared_N, scale_K[:, None], scales_KN)
         variance_KN = (scale_KN * se_N) ** 2
         pull_KN = variance_KN / (variance_KN + spread_K[:, None] ** 2)
-        self.values_KNM[:, :, column] = (
-            y_N
-            + pull_KN * (mu_K[:, None] - y_N)
-            + np.sqrt(variance_KN * (1 - pull_KN)) * rng.standard_normal(scale_KN.shape)
-        )
+        # Each draw's mean given all but the noise of the value itself: ties stay ties in it.
+        given_KN = y_N + pull_KN * (mu_K[:, None] - y_N)
+        self.means_NM[:, column] = given_KN.mean(0)
+        noise_KN = np.sqrt(variance_KN * (1 - pull_KN))
+        self.values_KNM[:, :, column] = given_KN + noise_KN * rng.standard_normal(given_KN.shape)
         self.spread_KM[:, column] = spread_K
         self.noise_KM[:, column] = np.sqrt(variance_KN.mean(1))
 

@@ -5,7 +5,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from archloop.report.layout import describe
-from archloop.report.verdict import Row, Verdict, reached
+from archloop.report.verdict import Row, Verdict
 from archloop.store.record import StudyRecord
 
 _INK, _GRID, _FRONT, _REST = "#26323f", "#e3e7ec", "#1f5fbf", "#9aa5b1"
@@ -25,13 +25,13 @@ def _plane(study: StudyRecord, found: Verdict, first: str, other: str) -> go.Fig
     figure = _figure(other, first)
     groups: dict[str, list[Row]] = {"dominated": [], "tied": [], "front": []}
     for row in found.by_latency:
-        groups[row.place.member.status if found.ranks_quality else "tied"].append(row)
+        groups[found.status(row) if found.ranks_quality else "tied"].append(row)
     names = {"tied": "tied" if found.ranks_quality else "not ranked"}
     for status, (color, size) in _LOOKS.items():
         if groups[status]:
             name = names.get(status, status)
             figure.add_trace(_points(name, groups[status], first, other, color, size))
-    lost = [t for t in study.trials if t.state == "complete" and not reached(t)]
+    lost = [t for t in study.trials if t.state == "complete" and not t.reached]
     if lost:
         figure.add_trace(
             go.Scatter(

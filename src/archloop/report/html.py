@@ -15,7 +15,7 @@ from archloop.report import figures, summary
 from archloop.report.layout import describe, svg
 from archloop.report.palette import colour, label
 from archloop.report.telling import telling
-from archloop.report.verdict import Row, Verdict, ranking_would_take, reached, verdict
+from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.store.record import StudyRecord
 
 
@@ -100,7 +100,7 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         "hypervolume": _markup(figures.hypervolume(facts["hypervolume"]["growth"])),
         "losses": _markup(figures.losses(study, facts["front"])),
         "compared": _compared(found),
-        "diverged": [t for t in study.trials if t.state == "complete" and not reached(t)],
+        "diverged": [t for t in study.trials if t.state == "complete" and not t.reached],
         "rejected": [t for t in study.trials if t.state == "rejected"],
         "unsupported": [t for t in study.trials if t.state == "unsupported"],
         "damaged": [t for t in (study.reference, *study.trials) if t is not None and t.damaged],
@@ -116,7 +116,7 @@ def _compared(found: Verdict | None) -> list[tuple[Row, str, str]]:
     if found is None:
         return []
     order = {"front": 0, "tied": 1, "dominated": 2}
-    rows = sorted(found.by_latency, key=lambda row: order[row.place.member.status])
+    rows = sorted(found.by_latency, key=lambda row: order[found.status(row)])
     rows = [found.reference, *(rows if found.ranks_quality else found.by_latency)]
     words = telling([row.trial.spec for row in rows])
     return [
@@ -154,7 +154,7 @@ def _findings(found: Verdict) -> list[str]:
     reliability = ", ".join(
         f"{share:.2f} {name}" for name, share in found.comparison.reliability.items()
     )
-    statuses = [row.place.member.status for row in found.rows]
+    statuses = [found.status(row) for row in found.rows]
     if found.ranks_quality:
         counts = [
             f"{statuses.count('front')} of {len(statuses)} trained are on the front beyond doubt",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from archloop.errors import UserError
 from archloop.report.palette import label
-from archloop.report.verdict import Row, Verdict, reached, verdict
+from archloop.report.verdict import Row, Verdict, verdict
 from archloop.store.record import StudyRecord
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -48,13 +48,13 @@ def write(study: StudyRecord, path: Path) -> None:
 
 def _panel(axes: Axes, study: StudyRecord, found: Verdict, first: str, other: str) -> None:
     for trial in study.trials:
-        lost = trial.objectives if not reached(trial) else None
+        lost = trial.objectives if not trial.reached else None
         if lost is not None:
             at = (lost.mean(other), lost.mean(first))
             axes.plot(*at, "x", color=_REST)
             axes.annotate("diverged", at, **_BESIDE)
     for row in found.rows:
-        status = row.place.member.status if found.ranks_quality else "tied"
+        status = found.status(row) if found.ranks_quality else "tied"
         at = _point(axes, row, first, other, _COLORS[status], "o")
         if status != "dominated":
             letters = "".join(label(name) for name in row.trial.spec.layout)

@@ -83,7 +83,9 @@ def _place(found: Verdict, row: Row, differs: str) -> dict[str, Any]:
     return {
         "number": row.trial.number,
         "estimates": {name: _estimate(e) for name, e in row.place.estimates.items()},
-        "status": member.status,
+        "status": found.status(row),
+        "replicates": [trial.number for trial in row.replicates],
+        "may_break": list(row.may_break),
         "probability": member.probability,
         "better_in": [names[column] for column in member.better_in],
         "dominated_by": None if by is None else -1 if by < 0 else found.rows[by].trial.number,

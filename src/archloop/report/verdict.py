@@ -1,13 +1,17 @@
 """What may be said of a study's stacks: its records, seen through `ranking.comparison`."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from archloop.ranking import comparison
+from archloop.ranking.budgets import Budget, limited
 from archloop.ranking.comparison import Comparison, Place
-from archloop.ranking.membership import Volume
+from archloop.ranking.estimates import estimate, merged, pools
+from archloop.ranking.membership import Status, Volume
 from archloop.ranking.record import Objectives
 from archloop.ranking.reliability import NEEDED, seeds_needed
+from archloop.ranking.variance import Pool
 from archloop.store.record import StudyRecord, TrialRecord
 
 MAX_POINTS = 12
@@ -15,10 +19,19 @@ MAX_POINTS = 12
 
 
 class Row(NamedTuple):
-    """A compared stack and its place."""
+    """A compared stack and its place.
+
+    Attributes:
+        trial: that tried it first.
+        place: by its replicates alone, if it has any.
+        replicates: other measurements and trainings of it.
+        may_break: names of the figures whose upper bound exceeds their budget.
+    """
 
     trial: TrialRecord
     place: Place
+    replicates: tuple[TrialRecord, ...] = ()
+    may_break: tuple[str, ...] = ()
 
 
 class Verdict(NamedTuple):
@@ -26,17 +39,25 @@ class Verdict(NamedTuple):
 
     Attributes:
         comparison: of all scored trials and the reference run.
-        reference: the reference run's row; `rows` are the trials', by number.
+        reference: the reference run's row; `rows` are the trials', by number, without replicates.
+        replicates: the study replicates what it would call on the front.
     """
 
     comparison: Comparison
     reference: Row
     rows: tuple[Row, ...]
+    replicates: bool
 
     @property
     def front(self) -> list[Row]:
         """Trials that may be called on the front, fastest first."""
-        return [row for row in self.by_latency if row.place.member.status == "front"]
+        return [row for row in self.by_latency if self.status(row) == "front"]
+
+    def status(self, row: Row) -> Status:
+        """What is claimed of a trial: on the front only by its replicates, within its budgets."""
+        member = row.place.member
+        unproven = row.may_break or (self.replicates and not row.replicates)
+        return "tied" if member.status == "front" and unproven else member.status
 
     @property
     def by_latency(self) -> list[Row]:
@@ -61,7 +82,12 @@ class Verdict(NamedTuple):
             name = "the reference" if by < 0 else str(self.rows[by].trial.number)
             return f"dominated by {name}"
         words = {"front": "on the front", "tied": "tied"}[member.status]
-        return f"{words} ({member.probability:.0%})"
+        words = f"{words} ({member.probability:.0%})"
+        if member.status == "front" and row.may_break:
+            return f"{words}, but may break {row.may_break[0]}"
+        if member.status == "front" and self.replicates and not row.replicates:
+            return f"{words}, not replicated"
+        return words
 
 
 def verdict(study: StudyRecord) -> Verdict | None:
@@ -71,7 +97,7 @@ def verdict(study: StudyRecord) -> Verdict | None:
 
 def growth(study: StudyRecord) -> list[tuple[int, Volume]]:
     """(trial number, hypervolume of the front of all trials up to it), at a few trials."""
-    scored = [i for i, trial in enumerate(study.trials) if reached(trial)]
+    scored = [i for i, trial in enumerate(study.trials) if trial.reached]
     step = max(1, -(-len(scored) // MAX_POINTS))
     found = []
     for index in scored[::-1][::step][::-1]:
@@ -81,25 +107,61 @@ def growth(study: StudyRecord) -> list[tuple[int, Volume]]:
     return found
 
 
-def reached(trial: TrialRecord) -> tuple[Objectives, ...]:
-    """What was read of a trial, by rung, as far as its training did not diverge."""
-    if trial.state != "complete":
-        return ()
-    return trial.by_rung[:-1] if trial.diverged else trial.by_rung
-
-
 def _compare(study: StudyRecord, num_trials: int) -> Verdict | None:
-    if study.reference is None or study.reference_point is None:
+    if study.reference is None or study.reference_point is None or not study.reference.by_rung:
         return None
-    reference = study.reference.by_rung
-    trials = [trial for trial in study.trials[:num_trials] if reached(trial)]
-    if not trials or not reference:
+    seen = study.trials[:num_trials]
+    trials = [trial for trial in seen if trial.reached and trial.replicates is None]
+    if not trials:
         return None
-    found = comparison.compared(
-        reference, [reached(trial) for trial in trials], study.noise, study.reference_point
+    again = [_again(trial, seen) for trial in trials]
+    stacks = [
+        _merged([replicate.reached for replicate in replicates]) if replicates else trial.reached
+        for trial, replicates in zip(trials, again, strict=True)
+    ]
+    found = comparison.compared(study.reference.by_rung, stacks, study.noise, study.reference_point)
+    known = pools([*study.noise, *(trial.readings for trial in study.trials)])
+    budgets = [Budget.model_validate(budget) for budget in study.recipe.get("budgets", ())]
+    rows = tuple(
+        Row(trial, place, replicates, _may_break(replicates, budgets, known))
+        for trial, place, replicates in zip(trials, found.places, again, strict=True)
     )
-    rows = [Row(trial, place) for trial, place in zip(trials, found.places, strict=True)]
-    return Verdict(found, Row(study.reference, found.reference), tuple(rows))
+    replicates_ = bool(study.recipe.get("replicates", 0))
+    return Verdict(found, Row(study.reference, found.reference), rows, replicates_)
+
+
+def _again(trial: TrialRecord, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    return tuple(each for each in trials if each.replicates == trial.number and each.reached)
+
+
+def _merged(stacks: Sequence[Sequence[Objectives]]) -> tuple[Objectives, ...]:
+    """Replicates as one stack, at the rungs that all of them reached."""
+    return tuple(
+        Objectives(
+            values={
+                name: merged([objectives.values[name] for objectives in rungs])
+                for name in rungs[0].values
+            }
+        )
+        for rungs in zip(*stacks, strict=False)
+    )
+
+
+def _may_break(
+    replicates: Sequence[TrialRecord], budgets: Sequence[Budget], known: Mapping[str, Pool]
+) -> tuple[str, ...]:
+    """Figures that may break their budget by the upper bound over all replicates."""
+    limits = {
+        figure.name: figure.budget.limit
+        for replicate in replicates
+        for figure in limited(replicate.profiles, budgets)
+    }
+    found = []
+    for name, limit in limits.items():
+        logs = merged([replicate.readings[name] for replicate in replicates])
+        if estimate(logs, known[name]).interval()[1] > math.log(limit):
+            found.append(name)
+    return tuple(found)
 
 
 def ranking_would_take(study: StudyRecord, found: Verdict) -> str:

@@ -23,7 +23,7 @@ from archloop.errors import UserError
 from archloop.ranking import front
 from archloop.ranking.objectives import OBJECTIVES, as_point
 from archloop.ranking.record import Objectives
-from archloop.search import plan, telling, trial
+from archloop.search import ending, plan, replication, telling, trial
 from archloop.search.base import SpaceExhaustedError
 from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
 from archloop.search.establish import establish
@@ -163,12 +163,18 @@ class _Run:
             self._finish(stored, baseline)
         ended = None
         while number < self.recipe.num_trials:
+            ended = ending.reason(self.recipe, self.finished, baseline)
+            if ended is not None:
+                break
             try:
                 stored = self._ask(number, baseline)
             except SpaceExhaustedError as error:
                 ended = str(error)
                 break
             self._finish(stored, baseline)
+            number += 1
+        while (of := replication.due(self.finished, baseline, self.recipe.replicates)) is not None:
+            self._finish(self._replicate(number, of), baseline)
             number += 1
         if ended != self.database.attribute("ended"):
             self.database.set_attribute("ended", ended)
@@ -218,6 +224,17 @@ class _Run:
         stored = Stored(number=number, candidate=candidate, costs=self.plan.costs(candidate.spec))
         most = max(self.recipe.space.num_blocks)
         counts = {k: (v, most) for k, v in summary(self.plan.space, proposal.genome).items()}
+        self.database.create(stored, counts)
+        return stored
+
+    def _replicate(self, number: int, of: int) -> Stored:
+        """The same candidate once more, under a number of its own and hence with other seeds."""
+        original = next(trial for trial in self.finished if trial.stored.number == of)
+        update = {"origin": "replicate", "parents": (of,), "replicates": of}
+        candidate = original.stored.candidate.model_copy(update=update)
+        stored = Stored(number=number, candidate=candidate, costs=original.stored.costs)
+        most = max(self.recipe.space.num_blocks)
+        counts = {k: (v, most) for k, v in summary(self.plan.space, original.genome).items()}
         self.database.create(stored, counts)
         return stored
 

@@ -109,6 +109,13 @@ class Outcome(_Record):
         """It may stand on rung 0's front: it was trained there, and did not diverge."""
         return bool(self.by_rung) and not self.diverged_at(0)
 
+    @property
+    def reached(self) -> tuple[Objectives, ...]:
+        """What was read of it, by rung, as far as its training did not diverge."""
+        if self.state != "complete":
+            return ()
+        return self.by_rung[:-1] if self.diverged else self.by_rung
+
     def diverged_at(self, rung: int) -> bool:
         """Whether the training of this rung ended by a loss that was not finite."""
         return self.diverged and rung == len(self.by_rung) - 1

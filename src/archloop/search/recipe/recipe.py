@@ -122,6 +122,9 @@ class Recipe(_Section):
     Attributes:
         name: of the study and its folder.
         seed: with a trial's number, the source of everything random.
+        num_trials: at most.
+        max_hours: of measuring and training, after which no trial is proposed.
+        until_still: trials in a row that are not on the front after which none is proposed.
         reference: what ratios and budgets refer to.
         initial: layouts to try first: names of presets, or mixers by block.
         targets: what candidates are measured on, by name; the names key every record and figure.
@@ -131,6 +134,7 @@ class Recipe(_Section):
         looks: at the device, each in `processes` more processes, until the budgets are decided.
         seeds: trainings of each trial at rung 0: more of them rank better.
         reference_seeds: trainings of the reference preset and of each of the ends.
+        replicates: of each trial that would be called on the front, before the study ends.
         ends: mixers; a stack of each alone is trained like the reference preset, so that noise is
             known of several kinds of stack. The space's first and last mixer if None.
         tuning: of learning rates; without it the record says that they were not tuned.
@@ -143,6 +147,8 @@ class Recipe(_Section):
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
     num_trials: Annotated[int, Field(ge=1)]
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    until_still: Annotated[int, Field(ge=2)] | None = None
     reference: Annotated[Reference, BeforeValidator(_preset_or_section)]
     initial: tuple[str | tuple[str, ...], ...] = ()
     space: SpaceConfig
@@ -154,6 +160,7 @@ class Recipe(_Section):
     promote_share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
     reference_seeds: Annotated[int, Field(ge=2, le=1000)] = 3
+    replicates: Annotated[int, Field(ge=0, le=100)] = 2
     ends: tuple[str, ...] | None = None
     tuning: Tuning | None = None
     strategy: StrategySection = StrategySection()

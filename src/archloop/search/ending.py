@@ -1,0 +1,44 @@
+"""When a study has enough trials: their number, its time, or a front that no longer moves."""
+
+from collections.abc import Sequence
+
+from archloop.ranking.comparison import compared
+from archloop.search.recipe.recipe import Recipe
+from archloop.search.telling import Finished
+from archloop.store.baseline import Baseline
+
+NUM_DRAWS = 200
+"""Draws behind the shrunk means: enough for a mean, and quick beside a trial."""
+
+
+def reason(recipe: Recipe, trials: Sequence[Finished], baseline: Baseline) -> str | None:
+    """Why no further trial is to be proposed before `num_trials` are; None to go on.
+
+    Args:
+        recipe: whose `max_hours` and `until_still` end a study early.
+        trials: that have finished, in their order.
+        baseline: the reference run.
+    """
+    if recipe.max_hours is not None:
+        spent = sum(baseline.seconds.values())
+        spent += sum(sum(trial.result.seconds.values()) for trial in trials)
+        if spent >= 3600 * recipe.max_hours:
+            return f"its time of {recipe.max_hours:g} h is spent"
+    if recipe.until_still is not None:
+        originals = [trial for trial in trials if trial.stored.candidate.replicates is None]
+        latest = {trial.stored.number for trial in originals[-recipe.until_still :]}
+        if len(originals) > recipe.until_still and not latest & _front(originals, baseline):
+            return f"none of the last {recipe.until_still} trials is on the front"
+    return None
+
+
+def _front(trials: Sequence[Finished], baseline: Baseline) -> set[int]:
+    """Numbers of the trials on the front of the shrunk means."""
+    reached = [trial for trial in trials if trial.result.reached]
+    if not reached:
+        return set()
+    stacks = [trial.result.reached for trial in reached]
+    found = compared(
+        baseline.objectives, stacks, baseline.noise, baseline.worst, num_draws=NUM_DRAWS
+    )
+    return {reached[index].stored.number for index in found.reported if index >= 0}

@@ -1,0 +1,40 @@
+"""Before a study ends: what it would claim is measured and trained once more.
+
+The best of many noisy trials was lucky on average. A trial that the study would call on the front
+is therefore replicated, in fresh processes and with fresh seeds, and its place is then that of its
+replicates alone: they were not chosen for being good.
+"""
+
+from collections.abc import Sequence
+
+from archloop.ranking.comparison import compared
+from archloop.search.telling import Finished
+from archloop.store.baseline import Baseline
+
+
+def due(trials: Sequence[Finished], baseline: Baseline, count: int) -> int | None:
+    """Number of the trial to replicate next; None if nothing is due.
+
+    A function of the trials that are no replicates, so that replicates do not change what is
+    replicated.
+
+    Args:
+        trials: that have finished.
+        baseline: the reference run.
+        count: replicates of each trial that would be claimed.
+    """
+    originals = [
+        trial
+        for trial in trials
+        if trial.stored.candidate.replicates is None and trial.result.reached
+    ]
+    if not count or not originals:
+        return None
+    stacks = [trial.result.reached for trial in originals]
+    found = compared(baseline.objectives, stacks, baseline.noise, baseline.worst)
+    done = [trial.stored.candidate.replicates for trial in trials]
+    for trial, place in zip(originals, found.places, strict=True):
+        number = trial.stored.number
+        if place.member.status == "front" and done.count(number) < count:
+            return number
+    return None

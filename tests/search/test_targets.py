@@ -8,7 +8,7 @@ import pytest
 
 from archloop import registry
 from archloop.ranking import objectives
-from archloop.ranking.objectives import Budget
+from archloop.ranking.budgets import Budget, limited
 from archloop.search import plan
 from archloop.search.evaluator import Unsupported
 from archloop.search.hardware import HardwareEvaluator
@@ -56,11 +56,11 @@ def test_two_engines_on_one_host_stand_side_by_side(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["exact", "rounded"]
     assert exact.latency is not None
     assert rounded.latency is not None
-    worst = objectives.objectives(found.profiles, {"a": _score()}, ["a"])
-    assert worst.latency == max(exact.latency.value, rounded.latency.value)
+    worst = objectives.device(found.profiles)["latency"].mean
+    assert worst == max(exact.latency.value, rounded.latency.value)
     budget = Budget(metric="peak_memory_bytes", limit=1, target="rounded", context=16)
-    (broken,) = objectives.broken(found.profiles, [budget])
-    assert (broken.target, broken.context) == ("rounded", 16)
+    (limit,) = limited(found.profiles, [budget])
+    assert (limit.target, limit.context) == ("rounded", 16)
     # Whole samples of either target are not taken again.
     again = evaluator.profile(stack(), stack(d_model=512), 1, tmp_path / "samples")
     assert again == found
@@ -96,11 +96,3 @@ def test_a_target_that_cannot_run_the_reference_is_refused_before_anything_runs(
     space = {**recipe().space.model_dump(mode="json"), "ship": {"d_model": 128, "vocab_size": 511}}
     with pytest.raises(RecipeError, match=r"targets\.odd: faulty cannot run the reference preset"):
         plan.resolve(recipe(targets=targets, space=space))
-
-
-def _score() -> Any:
-    from archloop.evals.base import Score
-
-    return Score(
-        value=0.5, standard_error=0.1, chance=0.0, perfect=1.0, num_examples=9, category="a"
-    )

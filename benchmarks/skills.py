@@ -1,6 +1,6 @@
 """Do the tasks ask for what blocks differ in? Stacks of one mixer, trained on each task alone.
 
-``python benchmarks/skills.py [--device cuda] [--steps 3000] [--tasks recall,parity] [--stacks gqa]``
+``python benchmarks/skills.py [--device cuda] [--steps 3000] [--tasks recall] [--stacks swa,gqa]``
 
 Prints, for each task and stack, the score at the trained length and at 4 times it, 0 at chance (of
 recall: answering by value counts) and 1 at perfect, and one JSON line. A recall task is hard enough

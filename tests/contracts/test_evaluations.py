@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from archloop import registry
+from archloop.evals import suites
 from archloop.evals.base import IGNORE, Task, TaskInBits
 from archloop.evals.text_tasks import ChoiceTask, ReplyTask
 from archloop.evals.verbs import Likelihood, Model
 
-NAMES = registry.names("tasks")
-NUM = 400
+NUM = 200
+ENTRIES = {
+    **{name: (name, {}) for name in registry.names("tasks")},
+    **{f"full:{name}": entry for name, entry in suites.FULL.items()},
+}
 
 
 class Bytes:
@@ -60,6 +64,10 @@ class Oracle(Answering):
             self.rows = evaluation.examples("test", seed, NUM)
         else:
             self.questions = getattr(evaluation, "questions", lambda *_: [])("test", seed, NUM)
+        if isinstance(evaluation, ChoiceTask):
+            self.right = {q.context + q.choices[q.right] for q in self.questions}
+        if isinstance(evaluation, ReplyTask):
+            self.replies = {q.prompt: q.answers[0] for q in self.questions}
 
     def best(self, ids_NT, asked_NT):
         assert np.array_equal(ids_NT, self.rows.ids_NT)
@@ -67,15 +75,13 @@ class Oracle(Answering):
 
     def nats(self, request):
         text = self.codec.decode([*request.prefix[1:], *request.continuation])
-        return 0.0 if any(text == q.context + q.choices[q.right] for q in self.questions) else -9.0
+        return 0.0 if text in self.right else -9.0
 
     def logs(self, row):
         return np.zeros(len(row) - 1)
 
     def reply(self, request):
-        prompt = self.codec.decode(request.ids[1:])
-        (question,) = {q for q in self.questions if q.prompt == prompt}
-        return " " + question.answers[0]
+        return " " + self.replies[self.codec.decode(request.ids[1:])]
 
 
 class Guesser(Answering):
@@ -107,9 +113,9 @@ class Guesser(Answering):
         return str(self.rng.integers(100))
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=ENTRIES, scope="module")
 def evaluation(request):
-    return registry.get("tasks", request.param)()
+    return suites.make(*ENTRIES[request.param])
 
 
 def test_a_perfect_oracle_scores_perfect(evaluation):
@@ -158,7 +164,7 @@ def test_questions_are_a_function_of_their_arguments(evaluation, split):
 def test_no_test_question_is_one_of_training(evaluation):
     if not isinstance(evaluation, (ChoiceTask, ReplyTask)):
         pytest.skip("asks no questions in text")
-    train, test = (set(evaluation.questions(split, 0, 500)) for split in ("train", "test"))
+    train, test = (set(evaluation.questions(split, 0, 150)) for split in ("train", "test"))
     assert not train & test
 
 

@@ -25,7 +25,7 @@ SPEC = StackSpec(
         for name in ("short_conv", "gqa")
     ),
 )
-NAMES = ["agreement", "addition"]
+NAMES = ["agreement_en", "addition"]
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def run(model, folder, **settings):
 
 def test_what_is_finished_is_not_run_again(model, tmp_path):
     first, told = run(model, tmp_path)
-    assert told == [("agreement", False), ("addition", False)]
+    assert told == [("agreement_en", False), ("addition", False)]
     (tmp_path / "addition.json").unlink()
     again, told = run(model, tmp_path)
-    assert told == [("agreement", True), ("addition", False)]
+    assert told == [("agreement_en", True), ("addition", False)]
     assert {name: r.score for name, r in first.items()} == {n: r.score for n, r in again.items()}
 
 
@@ -67,15 +67,15 @@ def test_another_model_or_other_examples_are_run(model, tmp_path, change):
 
 def test_a_damaged_file_is_run_again(model, tmp_path):
     run(model, tmp_path)
-    (tmp_path / "agreement.json").write_text("{")
-    assert run(model, tmp_path)[1][0] == ("agreement", False)
+    (tmp_path / "agreement_en.json").write_text("{")
+    assert run(model, tmp_path)[1][0] == ("agreement_en", False)
 
 
 def test_results_hold_the_grade_of_each_example(model, tmp_path):
     results, _ = run(model, tmp_path)
-    kept = json.loads((tmp_path / "agreement.json").read_text())
+    kept = json.loads((tmp_path / "agreement_en.json").read_text())
     assert len(kept["grades"]) == 8
-    assert np.mean(kept["grades"]) == pytest.approx(results["agreement"].score.value)
+    assert np.mean(kept["grades"]) == pytest.approx(results["agreement_en"].score.value)
 
 
 def test_summary_is_the_mean_over_categories(model):
@@ -109,7 +109,7 @@ def test_every_suite_can_be_made_and_described():
     "suite, only, expected",
     [
         ("quik", [], "did you mean 'quick'"),
-        ("quick", ["agrement"], "did you mean 'agreement'"),
+        ("quick", ["agreement_em"], "did you mean 'agreement_en'"),
     ],
 )
 def test_unknown_names_are_said(suite, only, expected):

@@ -15,13 +15,58 @@ from archloop.evals.base import Evaluation
 
 Settings = Mapping[str, Any]
 
-QUICK: dict[str, tuple[str, Settings]] = {
-    "bits_per_byte": ("bits_per_byte", {"num_chars": 1024}),
-    "agreement": ("agreement", {}),
-    "addition": ("addition", {"num_digits": 1}),
-}
+Entries = dict[str, tuple[str, Settings]]
 
-SUITES: dict[str, dict[str, tuple[str, Settings]]] = {"quick": QUICK}
+
+def _kinds(plugin: str, field: str, kinds: Sequence[str], **settings: Any) -> Entries:
+    """An entry of a plug-in for each value of one of its settings, named by it."""
+    return {f"{plugin}_{kind}": (plugin, {field: kind, **settings}) for kind in kinds}
+
+
+FULL: Entries = {
+    "bits_per_byte": ("bits_per_byte", {}),
+    **_kinds("facts", "kind", ("capital", "continent", "symbol", "opposite", "past", "group")),
+    **_kinds("key_value", "ask", ("find", "reverse", "last")),
+    **_kinds("multi_hop", "kind", ("kin", "boxes", "assign", "order", "coin", "brackets")),
+    **_kinds(
+        "instruction",
+        "kind",
+        ("num_words", "upper_case", "starts_with", "contains", "json", "repeat", "bullets"),
+    ),
+    **_kinds("agreement", "language", ("en", "de", "fr", "es", "it", "pt", "nl")),
+    **_kinds(
+        "function_call", "kind", ("single", "choose", "optional", "nested", "several", "none")
+    ),
+    "addition": ("addition", {}),
+    **_kinds(
+        "arithmetic",
+        "kind",
+        ("difference", "product", "remainder", "comparison", "sequence", "chain"),
+    ),
+    **_kinds(
+        "needle",
+        "kind",
+        (
+            *("single", "multi_key", "multi_value", "multi_query"),
+            *("common_words", "frequent_words"),
+        ),
+    ),
+}
+"""Every evaluation in text."""
+
+QUICK: Entries = {
+    "bits_per_byte": ("bits_per_byte", {"num_chars": 1024}),
+    **{
+        name: FULL[name]
+        for name in (
+            *("facts_capital", "key_value_find", "multi_hop_kin", "instruction_repeat"),
+            *("agreement_en", "function_call_single", "addition", "needle_single"),
+        )
+    },
+}
+"""One of each category."""
+
+SUITES: dict[str, Entries] = {"quick": QUICK, "full": FULL}
 
 
 def make(name: str, settings: Settings) -> Evaluation:

@@ -7,7 +7,7 @@ lm-evaluation-harness cuts them.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -59,10 +59,15 @@ class ChoiceTask(Evaluation):
 
 
 class Question(NamedTuple):
-    """A prompt, and the replies that count as right."""
+    """A prompt, and the replies that count as right.
+
+    Attributes:
+        data: what a task that grades by a rule needs besides, to be hashed; else None.
+    """
 
     prompt: str
     answers: tuple[str, ...]
+    data: Any = None
 
 
 class ReplyTask(Evaluation):

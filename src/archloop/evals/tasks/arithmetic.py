@@ -1,0 +1,56 @@
+"""Arithmetic: one line of a kind, with its result to be written.
+
+Kinds: differences, products, remainders, comparisons, and the next term of a sequence; sums have a
+file of their own, `addition`.
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from archloop.evals.base import Split
+from archloop.evals.questions import solved
+from archloop.evals.text_tasks import Question, ReplyTask
+
+Kind = Literal["difference", "product", "remainder", "comparison", "sequence", "chain"]
+
+
+class Arithmetic(ReplyTask):
+    """Whole numbers, one operation a question."""
+
+    category = "mathematics"
+    max_new_tokens = 12
+
+    class Config(BaseModel):
+        """What is asked, with numbers of how many digits, behind how many solved lines."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+        kind: Kind = "difference"
+        num_digits: int = Field(default=2, ge=1, le=6)
+        num_solved: int = Field(default=4, ge=0, le=32)
+
+    config: Config
+
+    def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
+        return solved(self._draw, split, seed, num_examples, self.config.num_solved)
+
+    def _draw(self, rng: np.random.Generator) -> Question:
+        top = 10**self.config.num_digits
+        a, b, c = (int(n) for n in rng.integers(1, top, size=3))
+        if self.config.kind == "difference":
+            return Question(f"{a} - {b} =", (str(a - b),))
+        if self.config.kind == "product":
+            return Question(f"{a} * {b} =", (str(a * b),))
+        if self.config.kind == "remainder":
+            small = c % 11 + 2
+            return Question(f"{a} mod {small} =", (str(a % small),))
+        if self.config.kind == "comparison":
+            # Equal numbers have no larger one.
+            b += a == b
+            return Question(f"The larger of {a} and {b} is", (str(max(a, b)),))
+        if self.config.kind == "chain":
+            return Question(f"{a} + {b} - {c} =", (str(a + b - c),))
+        terms = [a + step * b for step in range(5)]
+        return Question(", ".join(map(str, terms[:4])) + ",", (str(terms[4]),))

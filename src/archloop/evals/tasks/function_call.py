@@ -1,0 +1,102 @@
+"""Function calls: of the functions that are described, the right one with the right arguments.
+
+A call is a JSON object, ``{"name": ..., "arguments": {...}}``, and is graded by parsing it: never
+run. `single` describes one function, `choose` several of which one fits, `nested` asks for an
+argument that is an object, `none` has no function that fits, to which ``null`` is the answer.
+"""
+
+import json
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from archloop.evals.base import Split
+from archloop.evals.questions import solved
+from archloop.evals.text_tasks import Question, ReplyTask
+from archloop.evals.words import NAMES, PLACES, THINGS
+
+Kind = Literal["single", "choose", "optional", "nested", "several", "none"]
+
+_VERBS = ("send", "find", "move", "count", "paint", "sell", "clean", "store")
+
+
+class FunctionCall(ReplyTask):
+    """Calls of described functions."""
+
+    category = "tools"
+    max_new_tokens = 96
+
+    class Config(BaseModel):
+        """What must be called, behind how many solved requests."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+        kind: Kind = "single"
+        num_solved: int = Field(default=1, ge=0, le=8)
+
+    config: Config
+
+    def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
+        return solved(self._draw, split, seed, num_examples, self.config.num_solved)
+
+    def credit(self, reply: str, question: Question) -> float:
+        try:
+            found = json.loads(reply.strip())
+        except (ValueError, RecursionError):
+            return 0.0
+        return float(found == json.loads(question.answers[0]))
+
+    def _draw(self, rng: np.random.Generator) -> Question:
+        kind = self.config.kind
+        verbs = [str(verb) for verb in rng.permutation(_VERBS)[:3]]
+        thing = str(rng.choice(THINGS))
+        described = [_describe(f"{verb}_{thing}", kind) for verb in verbs]
+        if kind not in ("choose", "none"):
+            described = described[:1]
+        asked = int(rng.integers(len(described)))
+        number = int(rng.integers(2, 100))
+        place, name = str(rng.choice(PLACES)), str(rng.choice(NAMES))
+        verb = verbs[asked]
+        request = f"{verb} {number} {thing}s in the {place} for {name}"
+        call: Any = {"name": f"{verb}_{thing}", "arguments": _arguments(kind, number, place, name)}
+        if kind == "optional":
+            request = f"{verb} {number} {thing}s for {name}, wherever"
+        if kind == "several":
+            other = int(rng.integers(2, 100))
+            again = {"name": call["name"], "arguments": _arguments(kind, other, place, name)}
+            request += f", then {other} more"
+            call = [call, again]
+        if kind == "none":
+            described = [described[i] for i in range(len(described)) if i != asked]
+            call = None
+        text = "\n".join(json.dumps(each) for each in described)
+        return Question(f"{text}\nRequest: {request}\nCall:", (json.dumps(call),))
+
+
+def _describe(name: str, kind: Kind) -> dict[str, Any]:
+    """A function's JSON schema."""
+    properties: dict[str, Any] = {
+        "number": {"type": "integer"},
+        "place": {"type": "string"},
+        "for": {"type": "string"},
+    }
+    required = ["number", "for"] if kind == "optional" else list(properties)
+    if kind == "nested":
+        properties = {
+            "number": {"type": "integer"},
+            "where": {
+                "type": "object",
+                "properties": {"place": {"type": "string"}, "for": {"type": "string"}},
+            },
+        }
+        required = ["number", "where"]
+    return {"name": name, "parameters": {"properties": properties, "required": required}}
+
+
+def _arguments(kind: Kind, number: int, place: str, name: str) -> dict[str, Any]:
+    if kind == "nested":
+        return {"number": number, "where": {"place": place, "for": name}}
+    if kind == "optional":
+        return {"number": number, "for": name}
+    return {"number": number, "place": place, "for": name}

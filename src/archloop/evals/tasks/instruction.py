@@ -1,0 +1,98 @@
+"""Instructions that a program can verify: the form of the reply, not what it says.
+
+In the manner of IFEval (arXiv 2311.07911): each question asks for a sentence of a form, and the
+credit is whether the reply has it. Nothing that a model writes is run; JSON is parsed.
+"""
+
+import json
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from archloop.evals.base import Split
+from archloop.evals.questions import solved
+from archloop.evals.text_tasks import Question, ReplyTask
+from archloop.evals.words import COLOURS, NAMES, PLACES, THINGS
+
+Kind = Literal["num_words", "upper_case", "starts_with", "contains", "json", "repeat", "bullets"]
+
+
+class Instruction(ReplyTask):
+    """Forms that a reply must have."""
+
+    category = "instructions"
+    stops = ("\n\n",)
+    max_new_tokens = 48
+
+    class Config(BaseModel):
+        """Which form, behind how many examples that have it."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+        kind: Kind = "num_words"
+        num_solved: int = Field(default=1, ge=0, le=8)
+
+    config: Config
+
+    def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
+        return solved(self._draw, split, seed, num_examples, self.config.num_solved)
+
+    def credit(self, reply: str, question: Question) -> float:
+        return float(_holds(self.config.kind, reply.strip(), question.data))
+
+    def _draw(self, rng: np.random.Generator) -> Question:
+        thing, other = (str(word) for word in rng.permutation(THINGS)[:2])
+        name, place = str(rng.choice(NAMES)), str(rng.choice(PLACES))
+        colour = str(rng.choice(COLOURS))
+        sentence = f"{name} took the {colour} {thing} to the {place}"
+        about = f"about {name}, a {colour} {thing} and the {place}"
+        if self.config.kind == "num_words":
+            words = [*sentence.split(), "and", "came", "back", "with", "the", other]
+            num = int(rng.integers(3, 12))
+            return _ask(f"exactly {num} words {about}", " ".join(words[:num]), num)
+        if self.config.kind == "upper_case":
+            return _ask(f"one line in capital letters {about}", sentence.upper(), None)
+        if self.config.kind == "starts_with":
+            opening = f"In the {place}"
+            rest = f"{opening} {name} found a {colour} {thing}."
+            return _ask(f'one line that starts with "{opening}" {about}', rest, opening)
+        if self.config.kind == "contains":
+            wanted = (thing, other, colour)
+            said = f"The {thing} lay beside the {colour} {other}."
+            asked = f'one line with the words "{thing}", "{other}" and "{colour}" about the {place}'
+            return _ask(asked, said, wanted)
+        if self.config.kind == "json":
+            fields = {"name": name, "thing": thing, "place": place}
+            asked = f"a JSON object with the fields name, thing and place about this: {sentence}."
+            return _ask(asked, json.dumps(fields), tuple(fields.items()))
+        if self.config.kind == "repeat":
+            line = f"{sentence}."
+            return _ask(f'this line again, unchanged: "{line}"', line, line)
+        items = [str(word) for word in rng.permutation(THINGS)[:3]]
+        asked = f"a list of 3 lines, each with a dash before it: {', '.join(items)}"
+        return _ask(asked, "\n".join(f"- {item}" for item in items), tuple(items))
+
+
+def _ask(what: str, reply: str, data: Any) -> Question:
+    return Question(f"Write {what}\nReply:", (reply,), data)
+
+
+def _holds(kind: Kind, reply: str, data: Any) -> bool:
+    if kind == "num_words":
+        return len(reply.split()) == data and "\n" not in reply
+    if kind == "upper_case":
+        return any(letter.isalpha() for letter in reply) and reply == reply.upper()
+    if kind == "starts_with":
+        return reply.startswith(data) and len(reply) > len(data)
+    if kind == "contains":
+        return all(word in reply for word in data)
+    if kind == "repeat":
+        return bool(reply == data)
+    if kind == "bullets":
+        return [line.strip() for line in reply.splitlines()] == [f"- {item}" for item in data]
+    try:
+        found = json.loads(reply)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found == dict(data)

@@ -1,0 +1,138 @@
+"""Multi-hop reasoning: the answer is several statements away, in an order that does not help.
+
+`kin` follows a chain of mothers, `boxes` follows swaps of what boxes hold, `assign` follows
+variables that take each other's values (RULER's variable tracking, arXiv 2404.06654, as a choice),
+`order` finds the tallest of several who are compared in pairs, `coin` counts how often a coin was
+turned over, and `brackets` closes what was opened (a Dyck language).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from archloop.evals.base import Split
+from archloop.evals.questions import drawn
+from archloop.evals.text_tasks import Choice, ChoiceTask
+from archloop.evals.words import NAMES, THINGS
+
+Kind = Literal["kin", "boxes", "assign", "order", "coin", "brackets"]
+
+
+class MultiHop(ChoiceTask):
+    """Chains of statements."""
+
+    category = "reasoning"
+
+    class Config(BaseModel):
+        """Which statements, and how many the answer is away."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+        kind: Kind = "kin"
+        num_hops: int = Field(default=2, ge=1, le=6)
+
+    config: Config
+
+    @property
+    def chance(self) -> float:
+        """One of four, or of two sides of a coin."""
+        return 0.5 if self.config.kind == "coin" else 0.25
+
+    def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
+        kinds: dict[Kind, Callable[[np.random.Generator], Choice]] = {
+            "kin": self._kin,
+            "boxes": self._boxes,
+            "assign": self._assign,
+            "order": self._order,
+            "coin": self._coin,
+            "brackets": self._brackets,
+        }
+        return drawn(kinds[self.config.kind], split, seed, num_examples)
+
+    def _kin(self, rng: np.random.Generator) -> Choice:
+        hops = self.config.num_hops
+        # Two chains, so that the last of a chain is not the only name without a mother.
+        names = [str(name) for name in rng.permutation(NAMES)[: 2 * (hops + 1)]]
+        chains = (names[: hops + 1], names[hops + 1 :])
+        said = [
+            f"The mother of {chain[i]} is {chain[i + 1]}." for chain in chains for i in range(hops)
+        ]
+        context = " ".join(said[i] for i in rng.permutation(len(said)))
+        asked = "the mother of " * hops + chains[0][0]
+        others = [name for name in names if name != chains[0][-1]]
+        others += [str(n) for n in NAMES if n not in names]
+        return _choice(rng, f"{context} So {asked} is", chains[0][-1], others)
+
+    def _boxes(self, rng: np.random.Generator) -> Choice:
+        held = [str(thing) for thing in rng.permutation(THINGS)[:4]]
+        said = [f"Box {i + 1} holds the {thing}." for i, thing in enumerate(held)]
+        for _ in range(self.config.num_hops):
+            one, other = (int(i) for i in rng.permutation(4)[:2])
+            held[one], held[other] = held[other], held[one]
+            said.append(f"Boxes {one + 1} and {other + 1} swap what they hold.")
+        asked = int(rng.integers(4))
+        others = [thing for i, thing in enumerate(held) if i != asked]
+        context = " ".join(said) + f" Box {asked + 1} now holds the"
+        return _choice(rng, context, held[asked], others)
+
+    def _assign(self, rng: np.random.Generator) -> Choice:
+        hops = self.config.num_hops
+        letters = [str(x) for x in rng.permutation(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))]
+        values = [str(n) for n in rng.permutation(90)[:4] + 10]
+        said = []
+        for chain, value in enumerate(values):
+            names = letters[chain * (hops + 1) : (chain + 1) * (hops + 1)]
+            said.append(f"{names[0]} = {value};")
+            said += [f"{names[i + 1]} = {names[i]};" for i in range(hops)]
+        # Statements stay in order within a chain, and chains are woven into each other.
+        order = np.argsort(
+            np.arange(len(said)) % (hops + 1) + rng.random(len(said)) * 0.99, kind="stable"
+        )
+        context = " ".join(said[i] for i in order) + f" {letters[hops]} ="
+        return _choice(rng, context, values[0], values[1:])
+
+    def _order(self, rng: np.random.Generator) -> Choice:
+        names = [str(name) for name in rng.permutation(NAMES)[: max(4, self.config.num_hops + 1)]]
+        said = [f"{names[i]} is taller than {names[i + 1]}." for i in range(len(names) - 1)]
+        context = " ".join(said[i] for i in rng.permutation(len(said)))
+        others = [str(name) for name in rng.permutation(names[1:])]
+        return _choice(rng, f"{context} The tallest of them is", names[0], others)
+
+    def _coin(self, rng: np.random.Generator) -> Choice:
+        names = [str(name) for name in rng.permutation(NAMES)[: self.config.num_hops + 4]]
+        turns = rng.random(len(names)) < 0.5
+        said = [
+            f"{name} turns it over." if turn else f"{name} leaves it as it lies."
+            for name, turn in zip(names, turns, strict=True)
+        ]
+        context = f"A coin shows heads. {' '.join(said)} Now the coin shows"
+        return Choice(context, (" heads.", " tails."), int(turns.sum()) % 2)
+
+    def _brackets(self, rng: np.random.Generator) -> Choice:
+        pairs = ("()", "[]", "{}", "<>")
+        text = ""
+        is_open: list[str] = []
+        for _ in range(8 + 4 * self.config.num_hops):
+            if is_open and rng.random() < 0.45:
+                text += f" {is_open.pop()[1]}"
+            else:
+                is_open.append(pairs[rng.integers(4)])
+                text += f" {is_open[-1][0]}"
+        if not is_open:
+            is_open.append(pairs[rng.integers(4)])
+            text += f" {is_open[-1][0]}"
+        right = is_open[-1][1]
+        others = [pair[1] for pair in pairs if pair[1] != right]
+        return _choice(rng, f"Close the brackets in order:{text}", right, others, end="")
+
+
+def _choice(
+    rng: np.random.Generator, context: str, right: str, others: list[str], end: str = "."
+) -> Choice:
+    """Four choices, the right one at any place."""
+    chosen = [right, *others[:3]]
+    order = rng.permutation(4)
+    choices = tuple(f" {chosen[i]}{end}" for i in order)
+    return Choice(context, choices, int(np.flatnonzero(order == 0)[0]))

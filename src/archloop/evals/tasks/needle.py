@@ -1,0 +1,93 @@
+"""Needles in a haystack: numbers that a long text mentions for a word, to be written down again.
+
+RULER's retrieval tasks (arXiv 2404.06654, section 3.1), in text of our own: one needle among
+filler or among other needles, several values of one word, several words asked at once; and its
+aggregation tasks, the words that a long list holds most often. A haystack has a length in
+characters, so that tokenizers compare.
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from archloop.evals.base import Split
+from archloop.evals.questions import drawn
+from archloop.evals.text_tasks import Question, ReplyTask
+from archloop.evals.words import FILLER, PLACES, THINGS
+
+Kind = Literal[
+    "single", "multi_key", "multi_value", "multi_query", "common_words", "frequent_words"
+]
+
+
+class Needle(ReplyTask):
+    """Retrieval from a long text; the credit is the share of the needles that were written."""
+
+    category = "long context"
+    max_new_tokens = 48
+    num_test = 128
+
+    class Config(BaseModel):
+        """What is hidden, and in how many characters."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+        kind: Kind = "single"
+        num_chars: int = Field(default=2000, ge=400, le=2**20)
+
+    config: Config
+
+    def credit(self, reply: str, question: Question) -> float:
+        wanted = question.data
+        return sum(needle in reply for needle in wanted) / len(wanted)
+
+    def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
+        words = self.config.kind in ("common_words", "frequent_words")
+        return drawn(self._words if words else self._needles, split, seed, num_examples)
+
+    def _needles(self, rng: np.random.Generator) -> Question:
+        kind = self.config.kind
+        keys = [str(word) for word in rng.permutation(THINGS)[:4]]
+        numbers = [str(n) for n in rng.choice(9000, size=16, replace=False) + 1000]
+        if kind == "single":
+            pairs, asked = {keys[0]: numbers[:1]}, keys[:1]
+        elif kind == "multi_value":
+            pairs, asked = {keys[0]: numbers[:4]}, keys[:1]
+        else:
+            pairs = {key: [numbers[i]] for i, key in enumerate(keys)}
+            asked = keys[:1] if kind == "multi_key" else keys[:2]
+        needles = [f"A number of the {k} is {n}." for k, each in pairs.items() for n in each]
+        wanted = tuple(number for key in asked for number in pairs[key])
+        text = self._hidden(rng, needles)
+        what = " and of the ".join(asked)
+        return Question(f"{text}\nEvery number of the {what}:", (", ".join(wanted),), wanted)
+
+    def _hidden(self, rng: np.random.Generator, needles: list[str]) -> str:
+        """Filler of the asked length with the needles at places drawn evenly."""
+        average = sum(map(len, FILLER)) / len(FILLER) + 1
+        chosen = rng.integers(len(FILLER), size=int(self.config.num_chars / average))
+        sentences = [FILLER[i] for i in chosen]
+        for needle in needles:
+            sentences.insert(int(rng.integers(len(sentences) + 1)), needle)
+        return " ".join(sentences)
+
+    def _words(self, rng: np.random.Generator) -> Question:
+        pool = [str(word) for word in rng.permutation(THINGS + PLACES)]
+        num = self.config.num_chars // 8
+        if self.config.kind == "common_words":
+            # Three words stand often, all others equally seldom.
+            wanted, rest = pool[:3], pool[3:]
+            often = num // 6
+            listed = [word for word in wanted for _ in range(often)]
+            listed += [rest[i % len(rest)] for i in range(num - len(listed))]
+        else:
+            # Zipf's law with an exponent of 2: the first word is a majority.
+            weights = 1 / np.arange(1, len(pool) + 1) ** 2
+            counts = np.maximum(1, (num * weights / weights.sum()).astype(int))
+            wanted = pool[:3]
+            listed = [w for w, count in zip(pool, counts, strict=True) for _ in range(int(count))]
+        text = " ".join(listed[i] for i in rng.permutation(len(listed)))
+        return Question(
+            f"{text}\nThe three most frequent words:", (", ".join(wanted),), tuple(wanted)
+        )

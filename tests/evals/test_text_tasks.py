@@ -1,0 +1,203 @@
+"""What the tasks in text ask, checked by working the answers out again."""
+
+import json
+import re
+
+import pytest
+
+from archloop.evals import suites
+from archloop.evals.tasks.facts import _FACTS, facts
+from archloop.evals.text_tasks import Question
+
+
+def questions(plugin, num=40, **settings):
+    return suites.make(plugin, settings).questions("test", 3, num)
+
+
+class TestMultiHop:
+    @pytest.mark.parametrize("hops", [1, 2, 4])
+    def test_kin(self, hops):
+        for context, choices, right in questions("multi_hop", kind="kin", num_hops=hops):
+            mothers = dict(re.findall(r"The mother of (\w+) is (\w+)\.", context))
+            name = re.search(r"(\w+) is$", context)[1]
+            for _ in range(hops):
+                name = mothers[name]
+            assert choices[right] == f" {name}."
+            assert len(set(choices)) == 4
+
+    def test_boxes(self):
+        for context, choices, right in questions("multi_hop", kind="boxes", num_hops=3):
+            held = dict(re.findall(r"Box (\d) holds the (\w+)\.", context))
+            for one, other in re.findall(r"Boxes (\d) and (\d) swap", context):
+                held[one], held[other] = held[other], held[one]
+            asked = re.search(r"Box (\d) now", context)[1]
+            assert choices[right] == f" {held[asked]}."
+
+    def test_assign(self):
+        for context, choices, right in questions("multi_hop", kind="assign", num_hops=2):
+            values = {}
+            for name, value in re.findall(r"(\w) = (\w+);", context):
+                # A variable is never read before it was written.
+                values[name] = value if value.isdigit() else values[value]
+            asked = re.search(r"(\w) =$", context)[1]
+            assert choices[right] == f" {values[asked]}."
+
+    def test_order(self):
+        for context, choices, right in questions("multi_hop", kind="order"):
+            pairs = re.findall(r"(\w+) is taller than (\w+)", context)
+            (tallest,) = {one for one, _ in pairs} - {other for _, other in pairs}
+            assert choices[right] == f" {tallest}."
+
+    def test_coin(self):
+        for context, choices, right in questions("multi_hop", kind="coin"):
+            side = ("heads", "tails")[context.count("turns it over") % 2]
+            assert choices[right] == f" {side}."
+
+    def test_brackets(self):
+        closes = {"(": ")", "[": "]", "{": "}", "<": ">"}
+        for context, choices, right in questions("multi_hop", kind="brackets"):
+            waiting = []
+            for sign in context.split(":")[1].split():
+                if sign in closes:
+                    waiting.append(closes[sign])
+                else:
+                    assert waiting.pop() == sign
+            assert choices[right] == f" {waiting[-1]}"
+
+
+class TestArithmetic:
+    @pytest.mark.parametrize("kind", ["difference", "product", "remainder", "chain"])
+    def test_results(self, kind):
+        for prompt, answers, _ in questions("arithmetic", kind=kind, num_solved=1):
+            line = prompt.splitlines()[-1].removesuffix(" =")
+            left, operator, right, *rest = line.split()
+            numbers = int(left), int(right)
+            found = {
+                "-": numbers[0] - numbers[1],
+                "*": numbers[0] * numbers[1],
+                "mod": numbers[0] % numbers[1],
+                "+": sum(numbers) - int(rest[1] if rest else 0),
+            }[operator]
+            assert answers == (str(found),)
+
+    def test_sequence_and_comparison(self):
+        for prompt, answers, _ in questions("arithmetic", kind="sequence", num_solved=0):
+            terms = [int(term) for term in prompt.removesuffix(",").split(", ")]
+            assert answers == (str(2 * terms[-1] - terms[-2]),)
+        for prompt, answers, _ in questions("arithmetic", kind="comparison", num_solved=0):
+            assert int(answers[0]) == max(map(int, re.findall(r"\d+", prompt)))
+
+
+class TestNeedles:
+    @pytest.mark.parametrize(
+        "kind, num", [("single", 1), ("multi_key", 1), ("multi_value", 4), ("multi_query", 2)]
+    )
+    def test_numbers_are_those_of_the_asked_words(self, kind, num):
+        for prompt, _, wanted in questions("needle", 10, kind=kind, num_chars=1000):
+            text, asked = prompt.split("\nEvery number of the ")
+            words = asked.removesuffix(":").split(" and of the ")
+            said = re.findall(r"A number of the (\w+) is (\d+)\.", text)
+            assert sorted(wanted) == sorted(number for word, number in said if word in words)
+            assert len(wanted) == num
+            assert 900 < len(text) < 1250
+
+    @pytest.mark.parametrize("kind", ["common_words", "frequent_words"])
+    def test_words_are_the_most_frequent(self, kind):
+        for prompt, _, wanted in questions("needle", 10, kind=kind):
+            words = prompt.split("\n")[0].split()
+            order = sorted(set(words), key=words.count, reverse=True)
+            assert set(order[:3]) == set(wanted)
+            assert words.count(order[2]) > words.count(order[3])
+
+    def test_credit_is_the_share_that_was_written(self):
+        task = suites.make("needle", {"kind": "multi_value"})
+        asked = Question("", (), ("11", "22", "33", "44"))
+        assert task.credit("22, 44 and 55", asked) == 0.5
+        assert task.credit("nothing", asked) == 0.0
+
+
+@pytest.mark.parametrize(
+    "kind, reply, data, holds",
+    [
+        ("num_words", "one two three", 3, True),
+        ("num_words", "one two", 3, False),
+        ("upper_case", "ALL OF IT 3", None, True),
+        ("upper_case", "Not all", None, False),
+        ("upper_case", "33", None, False),
+        ("starts_with", "In the hall it is", "In the hall", True),
+        ("starts_with", "In the hall", "In the hall", False),
+        ("contains", "a b c", ("a", "c"), True),
+        ("contains", "a b", ("a", "c"), False),
+        ("json", '{"a": "b"}', (("a", "b"),), True),
+        ("json", '{"a": "b", "c": 1}', (("a", "b"),), False),
+        ("json", "[" * 100_000, (("a", "b"),), False),
+        ("json", "__import__('os')", (("a", "b"),), False),
+        ("repeat", "same.", "same.", True),
+        ("repeat", "same", "same.", False),
+        ("bullets", "- a\n- b", ("a", "b"), True),
+        ("bullets", "- a", ("a", "b"), False),
+    ],
+)
+def test_instructions_are_verified(kind, reply, data, holds):
+    task = suites.make("instruction", {"kind": kind})
+    assert task.credit(f" {reply}", Question("", (), data)) == float(holds)
+
+
+class TestCalls:
+    @pytest.mark.parametrize("kind", ["single", "choose", "optional", "nested", "several"])
+    def test_calls_fit_their_schema(self, kind):
+        for prompt, answers, _ in questions("function_call", kind=kind, num_solved=0):
+            described = {
+                each["name"]: each["parameters"]
+                for each in map(json.loads, prompt.split("\nRequest:")[0].splitlines())
+            }
+            calls = json.loads(answers[0])
+            for call in calls if isinstance(calls, list) else [calls]:
+                schema = described[call["name"]]
+                assert set(schema["required"]) <= set(call["arguments"])
+                assert set(call["arguments"]) <= set(schema["properties"])
+
+    def test_none_fits(self):
+        for prompt, answers, _ in questions("function_call", kind="none", num_solved=0):
+            asked = re.search(r"Request: (\w+) \d+ (\w+?)s in", prompt)
+            assert f'"{asked[1]}_{asked[2]}"' not in prompt
+            assert answers == ("null",)
+
+    def test_layout_of_the_reply_does_not_matter_and_nothing_is_run(self):
+        task = suites.make("function_call", {})
+        asked = Question("", ('{"name": "f", "arguments": {"a": 1}}',))
+        assert task.credit(' {"arguments":{"a":1},"name":"f"} ', asked) == 1.0
+        assert task.credit('{"name": "f", "arguments": {"a": "1"}}', asked) == 0.0
+        assert task.credit("f(a=1)", asked) == 0.0
+
+
+def test_facts_have_one_answer_each_and_enough_choices():
+    for kind in _FACTS:
+        pairs = facts(kind)
+        assert len({word for word, _ in pairs}) == len(pairs)
+        assert len({value for _, value in pairs}) >= 4
+
+
+@pytest.mark.parametrize("ask", ["find", "reverse", "last"])
+def test_key_values_are_what_the_text_says(ask):
+    for context, choices, right in questions("key_value", ask=ask):
+        said = re.findall(r"The (\w+) is in the (\w+)\.", context)
+        places = dict(said)
+        if ask == "reverse":
+            asked = re.search(r"In the (\w+) is the$", context)[1]
+            expected = {place: thing for thing, place in said}[asked]
+        else:
+            expected = places[re.search(r"the (\w+) is in the$", context)[1]]
+        assert choices[right] == f" {expected}."
+
+
+def test_the_suite_has_six_scores_in_each_of_seven_categories():
+    suite = suites.load("full")
+    counts = {}
+    for evaluation in suite.values():
+        counts[evaluation.category] = counts.get(evaluation.category, 0) + 1
+    seven = {
+        *("knowledge", "reasoning", "instructions", "languages", "tools", "mathematics"),
+        "long context",
+    }
+    assert all(counts[category] >= 6 for category in seven)

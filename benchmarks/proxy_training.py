@@ -187,14 +187,15 @@ def peer(size: str, compiled: bool, steps: int) -> dict:
     step()
     torch.cuda.synchronize()
     first = time.perf_counter() - began
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(steps):
-        step()
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - began) / steps
+    times = []
+    for _ in range(4):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - began) / steps)
+    seconds = statistics.median(times[1:])
     found = {
         "params": sum(p.numel() for p in model.parameters()),
         "tok_per_s": rows * length / seconds,

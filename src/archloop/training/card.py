@@ -4,9 +4,11 @@
 2. The first step of a shape runs as it is written. From the second on, its forward and backward
    pass, the norm of the gradients and the check that all is finite are one CUDA graph: launching
    them costs nothing, however small the model.
-3. Clipping, and making no update once something was not finite, are done by the optimiser's own
+3. What repeats itself is preferred, and where an operation of the model has no such form, that
+   operation alone does not.
+4. Clipping, and making no update once something was not finite, are done by the optimiser's own
    kernel, from numbers that stay on the card.
-4. Losses are read every so many steps.
+5. Losses are read every so many steps.
 
 A pass that has to wait for the card (a mixture of experts counts tokens on the host) cannot be
 captured; it runs as it is written each time.
@@ -32,6 +34,8 @@ from archloop.training.steps import (
 MOST_GRAPHS = 8
 """Shapes of a step that are captured; those of more run as they are written."""
 _SYNCHRONISES = "called a synchronizing CUDA operation"
+_ASKED = "Synchronization debug mode"
+_NOT_REPEATABLE = "determinis"
 
 
 class CardSteps:
@@ -138,7 +142,7 @@ class Passes:
         self._inputs: dict[object, list[Batch]] = {}
         self._captured: dict[object, tuple[torch.cuda.CUDAGraph, Found]] = {}
         self._pool: Any = None
-        self._capturable = True
+        self._capturable = self._repeatable = True
 
     def run(self, batches: Sequence[Batch]) -> Found:
         """The gradients of a step's loss, each in its parameter's `grad`."""
@@ -148,9 +152,9 @@ class Passes:
         if inputs is None:
             inputs = [_moved(batch, device) for batch in batches]
             if not self._capturable or len(self._inputs) == MOST_GRAPHS:
-                return self._pass(inputs)
+                return self._first_pass(inputs)
             with _noticing_waits() as waits:
-                found = self._pass(inputs)
+                found = self._first_pass(inputs)
             self._capturable = not waits
             self._inputs[key] = inputs
             return found
@@ -167,6 +171,16 @@ class Passes:
             parameter.grad = grad
         return found
 
+    def _first_pass(self, inputs: list[Batch]) -> Found:
+        """A pass that finds out whether all that it calls has a form that repeats itself."""
+        try:
+            return self._pass(inputs)
+        except RuntimeError as error:
+            if not self._repeatable or _NOT_REPEATABLE not in str(error):
+                raise
+            self._repeatable = False
+            return self._pass(inputs)
+
     def _capture(self, inputs: list[Batch]) -> tuple[torch.cuda.CUDAGraph, Found]:
         graph = torch.cuda.CUDAGraph()
         # The thread that draws batches may use CUDA's host memory meanwhile.
@@ -179,6 +193,8 @@ class Passes:
 
     def _pass(self, batches: Sequence[Batch]) -> Found:
         self.model.zero_grad(set_to_none=True)
+        # Attention takes its form that repeats itself only where others would be an error.
+        torch.use_deterministic_algorithms(True, warn_only=not self._repeatable)
         total = self.bad.new_zeros(())
         for batch in batches:
             value = weighted_loss(self.model, batch, self._loss, self._precision)
@@ -214,7 +230,7 @@ def _noticing_waits() -> Iterator[list[str]]:
     for warning in seen:
         if _SYNCHRONISES in str(warning.message):
             waits.append(f"{warning.filename}:{warning.lineno}")
-        else:
+        elif _ASKED not in str(warning.message):
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )

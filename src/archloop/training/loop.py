@@ -122,7 +122,7 @@ OnStep = Callable[[int, float], bool | None]
 On a GPU it is called for several steps at once, and ends the training after the last of them.
 """
 
-WAIT_EVERY = 16
+WAIT_EVERY = 32
 """Steps that a GPU takes between two looks at their losses."""
 
 

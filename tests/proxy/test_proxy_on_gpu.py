@@ -1,0 +1,68 @@
+"""A proxy on a card: two rungs of which the second goes on where the first stopped, and scores."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from archloop.proxy.config import ProxyConfig
+from archloop.proxy.mixture import ProxyData, make_task
+from archloop.proxy.proxy import train_and_score
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+TASK = {"settings": {"vocab_size": 8, "seq_len": 32}, "batch_size": 8, "num_eval": 32}
+
+
+def config(**training: object) -> ProxyConfig:
+    return ProxyConfig.model_validate(
+        {
+            "device": "cuda",
+            "vocab_size": 300,
+            "num_text_windows": 8,
+            "tasks": {"in_context_recall": TASK},
+            "rungs": [20, 40],
+            "training": {"schedule": "wsd", "seq_len": 64, "batch_size": 8, **training},
+        }
+    )
+
+
+def data(settings: ProxyConfig) -> ProxyData:
+    rng = np.random.default_rng(0)
+    text = ((np.arange(6000) * 7) % 50 + rng.integers(3, size=6000)).astype(np.int32)
+    task = make_task("in_context_recall", settings.tasks["in_context_recall"].settings)
+    return ProxyData(
+        300 + task.vocab_size,
+        300,
+        {"in_context_recall": (task, 300)},
+        text[:5000],
+        text[5000:],
+        np.ones(300, np.int64),
+        "digest",
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_second_rung_goes_on_where_the_first_stopped(tmp_path: Path, precision: str) -> None:
+    settings = config(precision=precision)
+    held = data(settings)
+    spec = StackSpec(
+        d_model=64,
+        vocab_size=held.vocab_size,
+        blocks=tuple(
+            BlockSpec(mixers=(MixerSpec(name=name),), channel_mixer=ChannelMixerSpec(name="swiglu"))
+            for name in ("short_conv", "gqa", "gla")
+        ),
+    )
+    kept = tmp_path / "rung-0.checkpoint"
+    first = train_and_score(spec, held, settings, 0, 3, checkpoint_to=kept)
+    second = train_and_score(spec, held, settings, 1, 3, resume_from=kept)
+    whole = train_and_score(spec, held, settings, 1, 3)
+    assert second.num_tokens == whole.num_tokens == 2 * first.num_tokens
+    assert second.losses[0][0] == 16
+    assert second.scores == whole.scores
+    assert second.scores["bits_per_byte"].value < first.scores["bits_per_byte"].value

@@ -32,6 +32,9 @@ def due(trials: Sequence[Finished], baseline: Baseline, count: int) -> int | Non
         return None
     stacks = [trial.result.reached for trial in originals]
     found = compared(baseline.objectives, stacks, baseline.noise, baseline.worst)
+    if "quality" in found.unranked:
+        # A study that cannot rank claims no place.
+        return None
     done = [trial.stored.candidate.replicates for trial in trials]
     for trial, place in zip(originals, found.places, strict=True):
         number = trial.stored.number

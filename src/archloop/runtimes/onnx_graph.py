@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from archloop.stack.decoder import Decoder
 
 MODEL, STATE = "model.onnx", "state.json"
-MIXERS = frozenset({"gqa", "short_conv"})
+MIXERS = frozenset({"gqa", "mla", "short_conv"})
 """Whose passes trace with any number of tokens; those of the others fix it (`docs/runtimes.md`)."""
 CHANNEL_MIXERS = frozenset({"swiglu", "relu2"})
 _TRACED_TOKENS = 16

@@ -4,7 +4,7 @@ Weight files are memory-mapped, so what is read is page cache that the system ca
 memory of ours: the peak is the model and at most one tensor on its way to another dtype or device.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from archloop.stack import cost
 from archloop.stack.cost import mixer_config
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
+from archloop.stack.tensors import leaves
 
 DTYPES = {
     "F64": torch.float64,
@@ -250,20 +251,13 @@ def _dtype(stored: StoredTensors, config: dict[str, Any]) -> torch.dtype:
 
 def _take_dtypes(decoder: Decoder, stored: StoredTensors) -> None:
     """Give each meta tensor the dtype that our own layout stored it in."""
-    for module, leaf, name, tensor in _leaves(decoder):
+    for name, tensor, owner, attribute, _ in leaves(decoder):
         if name in stored.dtypes and DTYPES[stored.dtypes[name]] != tensor.dtype:
             cast = torch.empty_like(tensor, dtype=DTYPES[stored.dtypes[name]])
             if isinstance(tensor, nn.Parameter):
-                setattr(module, leaf, nn.Parameter(cast, tensor.requires_grad))
+                setattr(owner, attribute, nn.Parameter(cast, tensor.requires_grad))
             else:
-                setattr(module, leaf, cast)
-
-
-def _leaves(decoder: Decoder) -> Iterator[tuple[nn.Module, str, str, Tensor]]:
-    for prefix, module in decoder.named_modules():
-        for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                yield module, leaf, f"{prefix}.{leaf}".lstrip("."), tensor
+                setattr(owner, attribute, cast)
 
 
 def _materialise(decoder: Decoder, device: torch.device | str) -> None:
@@ -291,5 +285,4 @@ def _materialise(decoder: Decoder, device: torch.device | str) -> None:
 
 
 def _unsaved(module: nn.Module) -> dict[str, Tensor]:
-    saved = module.state_dict(keep_vars=True).keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+    return {leaf.name: leaf.tensor for leaf in leaves(module) if not leaf.is_saved}

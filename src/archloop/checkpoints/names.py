@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from archloop.checkpoints.pieces import Piece
 from archloop.stack.decoder import Decoder
-
-_COMPILED = "_orig_mod"
-"""Where `torch.compile` keeps the module that it was given."""
+from archloop.stack.tensors import COMPILED, leaves
 
 
 def own(decoder: Decoder) -> list[Piece]:
@@ -17,18 +15,9 @@ def own(decoder: Decoder) -> list[Piece]:
     return [Piece(name, name, tuple(tensor.shape)) for name, tensor in stored(decoder).items()]
 
 
-def stored(decoder: Decoder) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; a shared one once, under its first name.
-
-    Blocks that were compiled one by one have the names that they had before.
-    """
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in decoder.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name.replace(f"{_COMPILED}.", "")] = tensor
-    return found
+def stored(decoder: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; a shared one once, under its first name."""
+    return {leaf.name: leaf.tensor for leaf in leaves(decoder) if leaf.is_saved}
 
 
 def unwrapped(decoder: nn.Module) -> Decoder:
@@ -39,7 +28,7 @@ def unwrapped(decoder: nn.Module) -> Decoder:
     """
     inner: Any = decoder
     while not isinstance(inner, Decoder):
-        inner = getattr(inner, _COMPILED, None) or getattr(inner, "module", None)
+        inner = getattr(inner, COMPILED, None) or getattr(inner, "module", None)
         if inner is None:
             raise ValueError(f"{type(decoder).__name__} is no Decoder and holds none")
     return inner

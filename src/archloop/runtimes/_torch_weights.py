@@ -7,17 +7,16 @@ device would spare the initialisation too, but brings in 70 MB of Python that no
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
+from archloop.stack.tensors import leaves
 
 _SPEC, _WEIGHTS = "spec.json", "model.safetensors"
 
@@ -25,7 +24,7 @@ _SPEC, _WEIGHTS = "spec.json", "model.safetensors"
 def save(decoder: Decoder, directory: Path) -> dict[str, int]:
     """Write spec and weights in the decoder's dtypes; returns parameter bytes by dtype."""
     (directory / _SPEC).write_text(decoder.spec.to_json())
-    tensors = {name: tensor.contiguous() for name, tensor in _tensors(decoder)}
+    tensors = {name: tensor.contiguous() for name, tensor, *_ in leaves(decoder)}
     save_file(tensors, directory / _WEIGHTS)
     sizes: dict[str, int] = {}
     for parameter in decoder.parameters():
@@ -44,7 +43,7 @@ def load(directory: Path, dtype: torch.dtype) -> Decoder:
         # The format: 8 bytes of header size, the header as JSON, then the bytes of all tensors.
         header_size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_size))
-        for name, tensor in _tensors(decoder):
+        for name, tensor, *_ in leaves(decoder):
             start, end = header[name]["data_offsets"]
             into = tensor.reshape(-1).view(torch.uint8).numpy()
             assert into.nbytes == end - start, f"{name} has another size or dtype in the file"
@@ -65,9 +64,3 @@ class _WithoutRandomFilling(TorchFunctionMode):
         if getattr(func, "__name__", None) in self._NAMES:
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
-
-
-def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, persistent or not; what blocks share comes once."""
-    yield from decoder.named_parameters()
-    yield from decoder.named_buffers()

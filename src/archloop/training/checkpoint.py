@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from archloop.files import write_atomic
+from archloop.stack.tensors import leaves
 
 _FORMAT = "archloop-training-1"
 
@@ -37,7 +38,7 @@ def capture(
     model: nn.Module, optimisers: list[torch.optim.Optimizer], step: int, num_tokens: int
 ) -> Checkpoint:
     """A copy of a training's state."""
-    weights = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
+    weights = {name: tensor.detach().clone() for name, tensor, *_ in leaves(model)}
     moments = {
         f"{name}/{key}": value.detach().clone()
         for name, _, _, state in _states(model, optimisers)
@@ -55,7 +56,7 @@ def restore(
     Raises:
         ValueError: the checkpoint is of another model.
     """
-    tensors = dict(_tensors(model))
+    tensors = {name: tensor for name, tensor, *_ in leaves(model)}
     if {n: t.shape for n, t in tensors.items()} != {
         n: t.shape for n, t in checkpoint.weights.items()
     }:
@@ -106,12 +107,6 @@ def read(path: Path) -> Checkpoint:
         kind, _, name = key.partition("/")
         split[kind][name] = value
     return Checkpoint(int(header["step"]), int(header["num_tokens"]), **split)
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, each once although weights may be shared."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def _states(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fronts
-from archloop.ranking import front, halving, lift, looks, reliability
+from archloop.ranking import halving, lift, looks, reliability
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.table import Table
 
@@ -116,8 +116,8 @@ def test_whoever_waits_is_reconsidered_when_places_open() -> None:
 
 
 def test_twins_do_not_take_each_others_place() -> None:
+    """What either twin alone adds is next to nothing, yet one of them is worth most."""
     twins = np.array([[-0.6, 1.0], [-0.5999, 0.9999], [-0.2, 0.9], [-0.1, 1.5]])
-    assert front.contributions(twins, (0, 2)).argmax() == 2
     assert halving.greedy(twins, (0, 2), 2)[0] in (0, 1)
     assert halving.greedy(twins, (0, 2), 2)[1] == 2
     # None that adds nothing, however many places there are.

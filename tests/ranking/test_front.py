@@ -83,35 +83,12 @@ def test_dtlz2_front_is_an_eighth_of_a_ball() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), num_objectives=st.sampled_from([2, 3]))
-def test_volumes_contributions_and_fronts_equal_brute_force(seed: int, num_objectives: int) -> None:
+def test_volumes_and_fronts_equal_brute_force(seed: int, num_objectives: int) -> None:
     points = grid_points(seed, 9, num_objectives)
     reference = np.full(num_objectives, 5.0)
     volume = brute_force_volume(points, reference)
     assert front.hypervolume(points, reference) == pytest.approx(volume, abs=1e-9)
     assert front.nondominated(points).tolist() == brute_force_nondominated(points)
-    best = points[front.nondominated(points)]
-    alone = [
-        volume - brute_force_volume(np.delete(best, i, 0), reference) for i in range(len(best))
-    ]
-    contributions = front.contributions(points, reference)
-    np.testing.assert_allclose(contributions[front.nondominated(points)], alone, atol=1e-9)
-    assert not contributions[~front.nondominated(points)].any()
-    gain = front.hypervolume_improvement(points[0], points[1:], reference)
-    before = brute_force_volume(points[1:], reference)
-    assert gain == pytest.approx(volume - before, abs=1e-9)
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_ranks_peel_one_front_after_another(seed: int) -> None:
-    points = grid_points(seed, 30, 3)
-    ranks = front.ranks(points)
-    left, rank = np.arange(30), 0
-    while len(left):
-        mask = np.array(brute_force_nondominated(points[left]))
-        assert (ranks[left[mask]] == rank).all()
-        left, rank = left[~mask], rank + 1
-    assert ranks.max() == rank - 1
 
 
 # --- the reference point, empty sets ------------------------------------------------------------
@@ -123,8 +100,6 @@ def test_points_on_or_beyond_the_reference_add_nothing() -> None:
     both = np.vstack([inside, beyond])
     assert front.hypervolume(both, [1] * 3) == pytest.approx(0.125)
     assert front.hypervolume(beyond, [1] * 3) == 0.0
-    assert front.contributions(both, [1] * 3).tolist() == pytest.approx([0.125, 0, 0, 0])
-    assert front.hypervolume_improvement(beyond[1], inside, [1] * 3) == 0.0
 
 
 def test_nothing_has_no_volume_and_an_empty_front() -> None:
@@ -132,9 +107,6 @@ def test_nothing_has_no_volume_and_an_empty_front() -> None:
     assert front.hypervolume(empty, [1] * 3) == 0.0
     assert front.nondominated(empty).shape == (0,)
     assert front.selected(empty, 4).shape == (0,)
-    assert front.contributions(empty, [1] * 3).shape == (0,)
-    assert front.hypervolume_improvement([0, 0, 0], empty, [1] * 3) == 1.0
-    assert front.hypervolume_improvement([0, 0, 0], [], [1] * 3) == 1.0
 
 
 @pytest.mark.parametrize("bad", [[[0.0, math.nan]], [[math.inf, 0.0]], [1.0, 2.0]])
@@ -162,52 +134,3 @@ def test_selection_takes_whole_fronts_then_the_least_crowded() -> None:
 
 
 # --- under noise --------------------------------------------------------------------------------
-
-
-def expected_part(mean: float, se: float, bound: float) -> float:
-    """E[max(0, bound - X)] for Gaussian X."""
-    z = (bound - mean) / se
-    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return (bound - mean) * (1 + math.erf(z / math.sqrt(2))) / 2 + se * density
-
-
-@pytest.mark.parametrize("mean", [(0.3, 0.5, 0.2), (1.05, 0.9, 0.5)])
-def test_expected_improvement_of_a_lone_point_is_a_product_of_expectations(
-    mean: tuple[float, float, float],
-) -> None:
-    se = (0.1, 0.05, 0.2)
-    exact = math.prod(expected_part(m, s, 1.0) for m, s in zip(mean, se, strict=True))
-    value = front.expected_hypervolume_improvement(
-        mean, se, np.empty((0, 3)), [1] * 3, seed=0, num_samples=4000
-    )
-    assert value == pytest.approx(exact, rel=0.06)
-
-
-def test_expected_improvement_over_a_front_splits_into_boxes() -> None:
-    # Against one point (a, b), a new point gains its own box less what it shares with (a, b)'s.
-    a, b, mean, se = 0.4, 0.6, (0.5, 0.45), (0.1, 0.1)
-    own = math.prod(expected_part(m, s, 1.0) for m, s in zip(mean, se, strict=True))
-
-    def shared_side(m: float, s: float, corner: float) -> float:
-        """E[1 - max(X, corner)] over X < 1."""
-        return expected_part(m, s, 1.0) - expected_part(m, s, corner)
-
-    both = shared_side(mean[0], se[0], a) * shared_side(mean[1], se[1], b)
-    value = front.expected_hypervolume_improvement(
-        mean, se, [[a, b]], [1, 1], seed=1, num_samples=4000
-    )
-    assert value == pytest.approx(own - both, rel=0.06)
-
-
-def test_without_noise_expectations_are_exact_and_with_it_repeatable() -> None:
-    points = np.array([[0.2, 0.8], [0.6, 0.3], [0.7, 0.9]])
-    exact = front.contributions(points, [1, 1])
-    no_noise = front.expected_contributions(points, np.zeros((3, 2)), [1, 1], seed=0, num_samples=3)
-    np.testing.assert_allclose(no_noise, exact)
-    args = (points[0], [0, 0], points[1:], [1, 1])
-    assert front.expected_hypervolume_improvement(*args, seed=0) == pytest.approx(exact[0])
-    noisy = [front.expected_contributions(points, np.full((3, 2), 0.1), [1, 1], seed=7)] * 2
-    assert (noisy[0] == noisy[1]).all()
-    assert noisy[0][2] > 0, "a point just behind the front may in truth be on it"
-    other = front.expected_contributions(points, np.full((3, 2), 0.1), [1, 1], seed=8)
-    assert (noisy[0] != other).any()

@@ -29,7 +29,7 @@ EVENTS = [
     ),
     Event("finished", num_told=3, front_size=1, hypervolume=0.25, reference_point=POINT),
 ]
-RESULT = "front 1, hypervolume 0.2500 to (0, 1.5, 1.5)"
+RESULT = "so far, noise aside: 1 undominated, hypervolume 0.2500 to (0, 1.5, 1.5)"
 
 
 def shown(is_terminal: bool) -> str:

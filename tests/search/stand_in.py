@@ -145,6 +145,8 @@ class StandIn:
         self.calls.append("close")
 
     def _called(self, what: str, stage_file: Path) -> None:
+        # A replicate's stages are its own, though its spec is another trial's.
+        what += f" in {stage_file.parent.name}"
         if stage_file.exists():
             what += " AGAIN"
         self.calls.append(what)

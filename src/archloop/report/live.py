@@ -49,12 +49,15 @@ def describe(event: Event) -> str:
 
 
 def result(event: Event) -> str:
-    """Front, hypervolume with its reference point, and time left; nothing before trial 0."""
+    """How it goes so far, by point values, and time left; nothing before trial 0.
+
+    What may be said of a study is worked out at its end, with the noise that it showed by then.
+    """
     if event.reference_point is None:
         return ""
     point = ", ".join(f"{value:g}" for value in event.reference_point)
     volume = f"hypervolume {event.hypervolume:.4f} to ({point})"
-    parts = [f"front {event.front_size}", volume]
+    parts = [f"so far, noise aside: {event.front_size} undominated", volume]
     if event.seconds_left:
         parts.append(f"about {duration(event.seconds_left)} left")
     return ", ".join(parts)

@@ -15,8 +15,8 @@ class Event:
         trial: number of the trial at hand; None outside trials, -1 for the reference preset.
         num_told: trials finished so far.
         num_trials: trials that the recipe asks for.
-        front_size: trials on the front of rung 0.
-        hypervolume: of that front, up to `reference_point`.
+        front_size: trials that no other dominates by point values at rung 0.
+        hypervolume: of these values, up to `reference_point`; noise alone makes it grow.
         reference_point: by objective; None until it is fixed.
         seconds_left: estimate from the trials told so far; None before the first.
         detail: a few plain words, such as a layout or the budget that was broken.

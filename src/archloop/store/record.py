@@ -81,7 +81,7 @@ class Outcome(_Record):
         diverged: the training of the last of these rungs did.
         straddles: budgets that the interval still contains after a second look.
         excess: by how much budgets are exceeded, relative to their limits.
-        hypervolume_gain: of rung 0's front when this trial was told.
+        hypervolume_gain: by point values at rung 0 when this trial was told.
         error: of a failed trial, one line.
         files: checksum of each stage file, by name.
         seconds: wall time by stage.

@@ -19,6 +19,9 @@ def profile(
     model: Annotated[str, typer.Argument(help="A preset's name or a spec's .json file.")],
     contexts: Annotated[str, typer.Option(help="Prompt lengths, by commas.")] = "4096,32768",
     reference: Annotated[str | None, typer.Option(help="Measured alongside, for ratios.")] = None,
+    beside_itself: Annotated[
+        bool, typer.Option("--aa", help="Measure it beside itself: the noise floor.")
+    ] = False,
     device: Annotated[
         str, typer.Option(help="Device plug-in and its settings: host, or ssh:host=box,port=22.")
     ] = "host",
@@ -48,6 +51,10 @@ def profile(
         raise UserError(f"--{option} {given}: {reason(first)}") from error
     spec = load_spec(model)
     other = None if reference is None else load_spec(reference)
+    if beside_itself:
+        if other is not None:
+            raise UserError("--aa measures the model beside itself; leave --reference out")
+        other = spec
     hidden = not stderr.is_terminal
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -64,8 +71,13 @@ def profile(
         )
     if as_json:
         print_json(measured.model_dump(mode="json"))
-    else:
-        Console().print(table(measured))
+        return
+    Console().print(table(measured))
+    if beside_itself:
+        Console(highlight=False).print(
+            "noise floor: every ratio would be 1 without noise; differences inside these intervals "
+            "mean nothing on this target"
+        )
 
 
 def _device(text: str) -> Any:

@@ -1,0 +1,56 @@
+"""archloop profile: what its options ask of the measurement."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from archloop.cli import app
+from archloop.profiling import protocol
+from archloop.profiling.summary import profile_from_samples
+from profiling.samples import pair, process, samples
+
+Asked = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What the measurement is asked; it answers with samples made by hand."""
+    calls: Asked = []
+
+    def measure(*arguments: Any, **named: Any) -> Any:
+        calls.append((arguments, named))
+        pairs = [pair(process(scale), process(1.0)) for scale in (1.0, 1.1)]
+        return profile_from_samples(samples(*pairs))
+
+    monkeypatch.setattr(protocol, "profile", measure)
+    return calls
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["profile", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_model_beside_itself_is_the_noise_floor(asked: Asked) -> None:
+    status, told, _ = run("lfm2-350m", "--aa", "--contexts", "100,200")
+    assert status == 0
+    ((spec, *_), named) = asked[0]
+    assert named["reference"] == spec
+    assert "noise floor" in told
+    status, _, problem = run("lfm2-350m", "--aa", "--reference", "lfm2-350m")
+    assert (status, "leave --reference out" in problem) == (2, True)
+
+
+def test_a_device_comes_with_its_settings(asked: Asked, tmp_path: Path) -> None:
+    status, _, _ = run(
+        "lfm2-350m", "--device", "ssh:host=box,port=2222", "--output", str(tmp_path / "kept")
+    )
+    assert status == 0
+    (_, target, _), named = asked[0]
+    assert target.device.name == "ssh"
+    assert target.device.open().config.port == 2222
+    assert named["reference"] is None
+    status, _, problem = run("lfm2-350m", "--device", "ssh:box")
+    assert (status, "'box' has no value" in problem) == (2, True)

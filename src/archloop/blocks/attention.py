@@ -72,11 +72,18 @@ class AttentionConfig(MixerConfig):
         num_kv_heads = num_heads // queries_per_kv
         return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": self.head_dim}
 
-    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
+    def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
         q, kv = self._widths(d_model)
-        norms = (1 if consumer else 2) * self.head_dim if self.qk_norm else 0
-        gate = d_model * self.sizes(d_model)["num_heads"] if self.head_gate else 0
-        return 2 * d_model * q + (0 if consumer else 2 * d_model * kv) + norms + gate
+        terms = {
+            "qkv_proj": d_model * (q if consumer else q + 2 * kv),
+            "out_proj": q * d_model,
+        }
+        if self.head_gate:
+            terms["gate_proj"] = d_model * self.sizes(d_model)["num_heads"]
+        if self.qk_norm:
+            terms["q_norm"] = self.head_dim
+            terms |= {} if consumer else {"k_norm": self.head_dim}
+        return terms
 
     def _widths(self, d_model: int) -> tuple[int, int]:
         sizes = self.sizes(d_model)

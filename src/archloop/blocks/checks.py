@@ -12,6 +12,7 @@ Shape suffixes: B batch, T time, D model width.
 
 import inspect
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -74,9 +75,7 @@ def _check_mixer(config: MixerConfig, d_model: int) -> None:
 
 def _check_channel_mixer(config: ChannelConfig, d_model: int) -> None:
     mixer = config.build(d_model)
-    counted, declared = num_params(mixer), config.num_params(d_model)
-    if counted != declared:
-        raise ContractError(f"num_params declares {declared}, the module has {counted}")
+    parameters_equal_the_module(mixer, config, d_model)
     gradients_are_finite(mixer, random_inputs(LENGTH, d_model, torch.float32))
     move_parameters(mixer, 0.3)
     mixer = mixer.double().eval()
@@ -151,11 +150,25 @@ def gradients_reach_no_later_token(mixer: SequenceMixer, x_BTD: Tensor, token: i
         )
 
 
+def parameters_equal_the_module(mixer: nn.Module, config: Config, d_model: int) -> None:
+    """Parameters are what the config declares; where it names its parts, those that differ."""
+    counted, declared = num_params(mixer), config.num_params(d_model)
+    parts, terms = Counter[str](), config.param_terms(d_model)
+    for name, parameter in mixer.named_parameters():
+        parts[name.partition(".")[0]] += parameter.numel()
+    wrong = [
+        f"{name} {terms.get(name, 0)}, not {parts[name]}"
+        for name in sorted(parts.keys() | terms.keys())
+        if terms and terms.get(name, 0) != parts[name]
+    ]
+    if counted != declared or wrong:
+        which = f" ({'; '.join(wrong)})" if wrong else ""
+        raise ContractError(f"num_params declares {declared}, the module has {counted}{which}")
+
+
 def counts_equal_the_module(mixer: nn.Module, config: MixerConfig, d_model: int) -> None:
     """Parameters and bytes of state are what the config declares."""
-    counted, declared = num_params(mixer), config.num_params(d_model)
-    if counted != declared:
-        raise ContractError(f"num_params declares {declared}, the module has {counted}")
+    parameters_equal_the_module(mixer, config, d_model)
     for dtype in (torch.bfloat16, torch.float32):
         for context in (1, LENGTH):
             state: State = mixer.init_state(1, context, dtype)  # type: ignore[operator]

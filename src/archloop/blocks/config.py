@@ -68,14 +68,18 @@ class Config(BaseModel):
         settings = self.model_dump(exclude=set(self.through_sizes))
         return tuple(sorted((settings | self.sizes(d_model)).items()))
 
-    @abstractmethod
-    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-        """Parameters of the module (buffers are not parameters).
+    def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+        """Parameters of each part of the module, by the part's name; buffers are no parameters.
 
         Args:
             d_model: model width.
             consumer: the module takes its features from an earlier block (`state_from`).
         """
+        return {}
+
+    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
+        """Parameters of the module. Arguments as `param_terms`, of which it is the sum."""
+        return sum(self.param_terms(d_model, consumer=consumer).values())
 
     @abstractmethod
     def prefill_flops(

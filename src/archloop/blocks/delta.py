@@ -49,12 +49,15 @@ class DeltaConfig(MixerConfig):
     def reach(self, d_model: int) -> int | None:
         return self.kernel - 1 if self.core == "conv" else None
 
-    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-        total = self._weights(d_model, consumer) + self.head_dim
+    def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+        keys, values = self._widths(d_model)
+        terms = {"norm": self.head_dim, "out_proj": values * d_model}
+        terms |= self._output_gate_terms(d_model)
         if consumer:
-            return total
-        own = 0 if self.core == "conv" else self._gate_vectors(d_model)
-        return total + self.kernel * self._convolved(d_model) + own
+            return terms | ({} if self.core == "conv" else {"query_proj": d_model * keys})
+        convolved = self._convolved(d_model)
+        terms |= {"conv_proj": d_model * convolved, "conv": convolved * self.kernel}
+        return terms | ({} if self.core == "conv" else self._gate_terms(d_model))
 
     def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         layout = {"conv": Held("recent", (self.kernel - 1, self._convolved(d_model)))}
@@ -93,15 +96,12 @@ class DeltaConfig(MixerConfig):
         """Whether each key channel has a decay of its own."""
 
     @abstractmethod
-    def _gate_weights(self, d_model: int) -> int:
-        """Elements of the matrices behind decays and write strengths."""
+    def _gate_terms(self, d_model: int) -> dict[str, int]:
+        """Parameters of decays and write strengths, by part."""
 
     @abstractmethod
-    def _gate_vectors(self, d_model: int) -> int:
-        """Parameters of the decays besides matrices."""
-
-    @abstractmethod
-    def _output_gate_weights(self, d_model: int) -> int: ...
+    def _output_gate_terms(self, d_model: int) -> dict[str, int]:
+        """Parameters of the gate on the heads' outputs, by part."""
 
     def _widths(self, d_model: int) -> tuple[int, int]:
         """Keys and values of all heads."""
@@ -113,13 +113,10 @@ class DeltaConfig(MixerConfig):
         return values if self.core == "conv" else 2 * keys + values
 
     def _weights(self, d_model: int, consumer: bool) -> int:
-        """Elements of the projection matrices."""
-        keys, values = self._widths(d_model)
-        own = values * d_model + self._output_gate_weights(d_model)
-        if consumer:
-            return own + (0 if self.core == "conv" else d_model * keys)
-        gates = 0 if self.core == "conv" else self._gate_weights(d_model)
-        return own + d_model * self._convolved(d_model) + gates
+        """Elements of the matrices that act on each token."""
+        vectors = ("norm", "conv", "log_rate", "dt_bias")
+        terms = self.param_terms(d_model, consumer=consumer)
+        return sum(count for name, count in terms.items() if name not in vectors)
 
     def _token_flops(self, d_model: int, consumer: bool) -> int:
         conv = 0 if consumer else 2 * self.kernel * self._convolved(d_model)

@@ -27,8 +27,8 @@ class ChannelSSMConfig(MixerConfig):
         """Real values of state per channel."""
 
     @abstractmethod
-    def core_params(self, d_model: int) -> int:
-        """Parameters of the core without D."""
+    def core_terms(self, d_model: int) -> dict[str, int]:
+        """Parameters of the core by part, without D."""
 
     @abstractmethod
     def core_flops(self, d_model: int, num_tokens: int) -> int:
@@ -41,8 +41,9 @@ class ChannelSSMConfig(MixerConfig):
     def sizes(self, d_model: int) -> dict[str, int]:
         return {"num_states": self.num_states}
 
-    def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-        return 2 * d_model**2 + d_model + self.core_params(d_model)
+    def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+        terms = {"skip": d_model, "out_proj": d_model * 2 * d_model}
+        return terms | self.core_terms(d_model)
 
     def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         return {"x": Held("recurrent", (d_model, self.num_states))}

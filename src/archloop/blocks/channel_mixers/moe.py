@@ -95,23 +95,30 @@ class MoE(ChannelMixer):
                     f"{per_group} a group; allowed: {fewest} to {self.num_groups}"
                 )
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            return self._count(d_model, self.num_experts)
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            return self._terms(d_model, self.num_experts)
 
         def num_active_params(self, d_model: int) -> int:
-            return self._count(d_model, self.top_k)
+            return sum(self._terms(d_model, self.top_k).values())
 
         def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             return num_tokens * 2 * self.num_active_params(d_model)
 
-        def _count(self, d_model: int, num_experts: int) -> int:
-            widths = num_experts * hidden_width(self.expansion, d_model)
+        def _terms(self, d_model: int, num_experts: int) -> dict[str, int]:
+            """Parameters by part, of so many experts."""
+            width = num_experts * hidden_width(self.expansion, d_model)
+            first = 2 if self.activation == "swiglu" else 1
+            terms = {
+                "router": self.num_experts * d_model,
+                "gate_up": first * d_model * width,
+                "down": width * d_model,
+            }
             if self.shared_expansion:
-                widths += hidden_width(self.shared_expansion, d_model)
-            matrices = 3 if self.activation == "swiglu" else 2
-            return matrices * d_model * widths + self.num_experts * d_model
+                shared = hidden_width(self.shared_expansion, d_model)
+                terms["shared"] = (first + 1) * d_model * shared
+            return terms
 
     expert_bias: Tensor
     loads: Tensor

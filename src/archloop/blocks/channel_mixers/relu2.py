@@ -24,8 +24,9 @@ class ReLU2(ChannelMixer):
         def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_ff": hidden_width(self.expansion, d_model)}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            return 2 * d_model * hidden_width(self.expansion, d_model)
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            d_ff = hidden_width(self.expansion, d_model)
+            return {"up_proj": d_model * d_ff, "down_proj": d_ff * d_model}
 
         def prefill_flops(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False

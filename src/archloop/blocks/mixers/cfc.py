@@ -39,10 +39,15 @@ class CfC(SequenceMixer):
             """Outputs of the backbone per unit."""
             return 1 if self.mode == "pure" else 3
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            width = self.sizes(d_model)["d_backbone"]
-            biases = width + self.num_heads * d_model + (2 * d_model if self.mode == "pure" else 0)
-            return width * d_model * (2 + self.num_heads) + biases + d_model**2
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            width, outputs = self.sizes(d_model)["d_backbone"], self.num_heads * d_model
+            terms = {
+                "input": (d_model + 1) * width,
+                "recurrent": d_model * width,
+                "heads": (width + 1) * outputs,
+                "out_proj": d_model**2,
+            }
+            return terms | ({"rate": d_model, "amplitude": d_model} if self.mode == "pure" else {})
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"h": Held("recurrent", (d_model,))}

@@ -34,14 +34,12 @@ class GatedDeltaNet(DeltaMixer):
         def _vector(self) -> bool:
             return False
 
-        def _gate_weights(self, d_model: int) -> int:
-            return 2 * d_model * self.sizes(d_model)["num_heads"]
+        def _gate_terms(self, d_model: int) -> dict[str, int]:
+            heads = self.sizes(d_model)["num_heads"]
+            return {"decay_proj": d_model * 2 * heads, "log_rate": heads, "dt_bias": heads}
 
-        def _gate_vectors(self, d_model: int) -> int:
-            return 2 * self.sizes(d_model)["num_heads"]
-
-        def _output_gate_weights(self, d_model: int) -> int:
-            return d_model * self._widths(d_model)[1]
+        def _output_gate_terms(self, d_model: int) -> dict[str, int]:
+            return {"gate_proj": d_model * self._widths(d_model)[1]}
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

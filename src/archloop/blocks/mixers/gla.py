@@ -43,10 +43,20 @@ class GLA(LinearAttention):
                 )
             return {"num_heads": num_heads, "head_dim": self.head_dim, "key_dim": key_dim}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            heads, keys, values = self._heads(d_model)
-            gate_bias = 0 if consumer else heads * keys
-            return self._weights(d_model, consumer) + values + gate_bias
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            heads, key_dim, _ = self._heads(d_model)
+            keys = heads * key_dim
+            terms = {
+                "query_proj": d_model * (keys + d_model),
+                "norm": self.head_dim,
+                "out_proj": d_model * d_model,
+            }
+            if consumer:
+                return terms
+            return terms | {
+                "feature_proj": d_model * (keys + d_model + self.gate_rank),
+                "gate_proj": (self.gate_rank + 1) * keys,
+            }
 
         def _weights(self, d_model: int, consumer: bool) -> int:
             heads, key_dim, _ = self._heads(d_model)

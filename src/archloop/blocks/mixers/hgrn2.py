@@ -37,8 +37,9 @@ class HGRN2(LinearAttention):
             num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             return {"num_heads": num_heads, "head_dim": self.head_dim, "key_dim": self.head_dim}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            return self._weights(d_model, consumer) + d_model
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            terms = {"query_proj": d_model**2, "norm": d_model, "out_proj": d_model**2}
+            return terms | ({} if consumer else {"feature_proj": 2 * d_model**2})
 
         def _weights(self, d_model: int, consumer: bool) -> int:
             return (2 if consumer else 4) * d_model**2

@@ -29,14 +29,18 @@ class KDA(DeltaMixer):
         def _vector(self) -> bool:
             return True
 
-        def _gate_weights(self, d_model: int) -> int:
-            return d_model * self.sizes(d_model)["num_heads"] + self._output_gate_weights(d_model)
+        def _gate_terms(self, d_model: int) -> dict[str, int]:
+            heads = self.sizes(d_model)["num_heads"]
+            return {
+                "decay_down": d_model * self.head_dim,
+                "decay_up": self.head_dim * d_model,
+                "beta_proj": d_model * heads,
+                "log_rate": heads,
+                "dt_bias": d_model,
+            }
 
-        def _gate_vectors(self, d_model: int) -> int:
-            return self.sizes(d_model)["num_heads"] + d_model
-
-        def _output_gate_weights(self, d_model: int) -> int:
-            return 2 * d_model * self.head_dim
+        def _output_gate_terms(self, d_model: int) -> dict[str, int]:
+            return {"gate_down": d_model * self.head_dim, "gate_up": self.head_dim * d_model}
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

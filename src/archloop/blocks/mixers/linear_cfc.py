@@ -35,8 +35,14 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
         def sizes(self, d_model: int) -> dict[str, int]:
             return {"d_backbone": max(1, round(self.backbone * d_model))}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            return 3 * d_model * self.sizes(d_model)["d_backbone"] + d_model + d_model**2
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            width = self.sizes(d_model)["d_backbone"]
+            return {
+                "backbone": d_model * width,
+                "heads": width * 2 * d_model,
+                "gate_bias": d_model,
+                "out_proj": d_model**2,
+            }
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"h": Held("recurrent", (d_model,))}

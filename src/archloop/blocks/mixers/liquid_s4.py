@@ -46,8 +46,10 @@ class LiquidS4(ChannelSSM):
         def num_states(self) -> int:
             return self.state_dim
 
-        def core_params(self, d_model: int) -> int:
-            return 3 * self.state_dim * d_model + d_model
+        def core_terms(self, d_model: int) -> dict[str, int]:
+            values = self.state_dim // 2 * d_model
+            terms = {"log_dt": d_model, "log_decay": values, "frequency": values}
+            return terms | {"beta": 2 * values, "c": 2 * values}
 
         def core_flops(self, d_model: int, num_tokens: int) -> int:
             return 8 * self.state_dim * d_model * num_tokens

@@ -57,16 +57,21 @@ class Mamba(KeepsFloat32, SequenceMixer):
         def reach(self, d_model: int) -> int | None:
             return self.kernel - 1 if self.core == "conv" else None
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
             inner, states, rank = self._widths(d_model)
-            own = 2 * d_model * inner + (d_model * states + inner if states else 0)
+            terms = {"z_proj": d_model * inner, "out_proj": inner * d_model}
+            terms |= {"skip": inner} if states else {}
             if consumer:
-                return own
-            total = 3 * d_model * inner + (self.kernel + 1) * inner
-            if states:
-                total += inner * (rank + 2 * states) + rank * inner + inner
-                total += inner * states + inner
-            return total
+                return terms | ({"c_proj": d_model * states} if states else {})
+            terms |= {"x_proj": d_model * inner, "conv": inner * self.kernel, "conv_bias": inner}
+            if not states:
+                return terms
+            return terms | {
+                "select": inner * (rank + 2 * states),
+                "dt_proj": rank * inner,
+                "dt_bias": inner,
+                "a_log": inner * states,
+            }
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             inner, states, _ = self._widths(d_model)

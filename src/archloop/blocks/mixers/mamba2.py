@@ -65,13 +65,23 @@ class Mamba2(KeepsFloat32, SequenceMixer):
         def reach(self, d_model: int) -> int | None:
             return self.kernel - 1 if self.core == "conv" else None
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
             inner, keys, heads = self._widths(d_model)
-            own = d_model * (2 * inner + consumer * keys) + inner + heads
+            terms = {
+                "query_proj": d_model * (inner + (keys if consumer else 0)),
+                "norm": inner,
+                "out_proj": inner * d_model,
+            }
+            terms |= {"skip": heads} if heads else {}
             if consumer:
-                return own
+                return terms
             convolved = inner + 2 * keys
-            return own + d_model * (convolved + heads) + convolved * (self.kernel + 1) + 2 * heads
+            terms |= {
+                "feature_proj": d_model * (convolved + heads),
+                "conv": convolved * self.kernel,
+                "conv_bias": convolved,
+            }
+            return terms | ({"log_rate": heads, "dt_bias": heads} if heads else {})
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             inner, keys, heads = self._widths(d_model)

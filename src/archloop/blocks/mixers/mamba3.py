@@ -74,16 +74,30 @@ class Mamba3(KeepsFloat32, SequenceMixer):
                 "num_angles": angles,
             }
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
             sizes = self.sizes(d_model)
             heads, angles = sizes["num_heads"], sizes["num_angles"]
             inner, keys = heads * self.head_dim, self.rank * self.state_dim
-            ranked = inner * self.rank if self.rank > 1 else 0
-            own = d_model * (2 * inner + keys) + self.state_dim + heads * keys + heads + 2 * ranked
+            terms = {
+                "query_proj": d_model * (inner + keys),
+                "c_norm": self.state_dim,
+                "c_bias": heads * keys,
+                "skip": heads,
+                "out_proj": inner * d_model,
+            }
+            ranked = dict.fromkeys(("mimo_z", "mimo_o", "mimo_x"), inner * self.rank)
+            if self.rank == 1:
+                ranked = {}
             if consumer:
-                return own
-            made = d_model * (inner + keys + 3 * heads + angles)
-            return own + made + self.state_dim + heads * keys + heads + ranked
+                ranked.pop("mimo_x", None)
+                return terms | ranked
+            made = {
+                "feature_proj": d_model * (inner + keys + 3 * heads + angles),
+                "b_norm": self.state_dim,
+                "b_bias": heads * keys,
+                "dt_bias": heads,
+            }
+            return terms | ranked | made
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             sizes = self.sizes(d_model)

@@ -50,10 +50,19 @@ class MLA(SequenceMixer):
                 "shared_key_dim": self.shared_key_dim,
             }
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            norm = 0 if consumer else self.latent_dim
-            up = 2 * d_model * self.latent_dim
-            return self._token_weights(d_model, consumer) + up + norm
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            heads = self.sizes(d_model)["num_heads"]
+            terms = {
+                "query_proj": d_model * heads * (self.head_dim + self.shared_key_dim),
+                "up_proj": self.latent_dim * 2 * d_model,
+                "out_proj": d_model**2,
+            }
+            if consumer:
+                return terms
+            return terms | {
+                "latent_proj": d_model * (self.latent_dim + self.shared_key_dim),
+                "latent_norm": self.latent_dim,
+            }
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             width = self.latent_dim + self.shared_key_dim

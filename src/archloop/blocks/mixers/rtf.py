@@ -48,8 +48,8 @@ class RTF(ChannelSSM):
         def num_states(self) -> int:
             return self.order
 
-        def core_params(self, d_model: int) -> int:
-            return d_model * (2 * self.order + 1)
+        def core_terms(self, d_model: int) -> dict[str, int]:
+            return {"a": d_model * self.order, "b": d_model * self.order, "slack": d_model}
 
         def core_flops(self, d_model: int, num_tokens: int) -> int:
             made = dense_chunk_flops(num_tokens, self.order)

@@ -52,8 +52,16 @@ class S4(ChannelSSM):
         def num_states(self) -> int:
             return self.state_dim
 
-        def core_params(self, d_model: int) -> int:
-            return 3 * self.state_dim + d_model * (self.state_dim + 1)
+        def core_terms(self, d_model: int) -> dict[str, int]:
+            modes = self.state_dim // 2
+            return {
+                "log_dt": d_model,
+                "log_decay": modes,
+                "frequency": modes,
+                "p": 2 * modes,
+                "b": 2 * modes,
+                "c": 2 * modes * d_model,
+            }
 
         def core_flops(self, d_model: int, num_tokens: int) -> int:
             made = dense_chunk_flops(num_tokens, self.state_dim)

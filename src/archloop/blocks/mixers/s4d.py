@@ -39,8 +39,9 @@ class S4D(ChannelSSM):
         def num_states(self) -> int:
             return self.state_dim
 
-        def core_params(self, d_model: int) -> int:
-            return 2 * self.state_dim * d_model + d_model
+        def core_terms(self, d_model: int) -> dict[str, int]:
+            values = self.state_dim // 2 * d_model
+            return {"log_dt": d_model, "log_decay": values, "frequency": values, "c": 2 * values}
 
         def core_flops(self, d_model: int, num_tokens: int) -> int:
             return d_model * chunked_flops(num_tokens, self.state_dim)

@@ -46,10 +46,13 @@ class S5(KeepsFloat32, SequenceMixer):
         def sizes(self, d_model: int) -> dict[str, int]:
             return {"num_modes": max(1, round(self.modes * d_model))}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
             modes = self.sizes(d_model)["num_modes"]
-            own = 2 * modes * d_model + d_model + d_model**2
-            return own if consumer else own + 2 * modes * d_model + 3 * modes
+            terms = {"c": 2 * modes * d_model, "d": d_model, "gate": d_model**2}
+            if consumer:
+                return terms
+            vectors = dict.fromkeys(("log_decay", "frequency", "log_dt"), modes)
+            return terms | {"b": d_model * 2 * modes} | vectors
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             modes = (self.sizes(d_model)["num_modes"],)

@@ -37,8 +37,14 @@ class ShortConv(SequenceMixer):
         def reach(self, d_model: int) -> int:
             return self.kernel - 1
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            return 4 * d_model**2 + self.kernel * d_model + (5 * d_model if self.bias else 0)
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            bias = int(self.bias)
+            terms = {
+                "in_proj": (d_model + bias) * 3 * d_model,
+                "conv": d_model * self.kernel,
+                "out_proj": (d_model + bias) * d_model,
+            }
+            return terms | ({"conv_bias": d_model} if self.bias else {})
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"conv": Held("recent", (self.kernel - 1, d_model))}

@@ -131,7 +131,7 @@ def test_a_step_is_captured_over_the_smallest_state():
     graph = fused.capture(mine)
     assert error(graph.step(ids), decoder.step(ids, plain)) < ERROR
     check_states(mine, plain)
-    with pytest.raises(ValueError, match="full at max_context=1"):
+    with pytest.raises(ValueError, match="room for max_context=1 tokens, holds 1"):
         graph.step(ids)
 
 

@@ -1,6 +1,7 @@
 """The one table of deaths: local signals, a shell's statuses, lost devices, what a worker says."""
 
 import errno
+import json
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -80,3 +81,27 @@ def test_a_lost_device_is_no_crash_of_the_candidate(tmp_path: Path) -> None:
     finally:
         worker.kill()
     assert caught.value.kind == "gone"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"wire": 99, "abi": "x"}, "it speaks version 99 of the wire protocol"),
+        ({"wire": 1, "abi": "x", "archloop": "0.0.0"}, "archloop 0.0.0 is there"),
+        ({"wire": 1, "abi": "x", "missing": "a chip; buy one"}, "a chip; buy one"),
+        ({"wire": 1}, "no answer to Hello"),
+    ],
+)
+def test_two_sides_that_do_not_fit_part_at_once(
+    answer: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    program = f"read x; echo '{json.dumps({'ok': answer})}'; read x"
+    worker = WorkerProcess(
+        Host(), ["sh", "-c", program], tmp_path / "log", threads=1, time_limit_s=20
+    )
+    try:
+        with pytest.raises(WorkerError, match=words) as caught:
+            worker.hello(runtime="any")
+    finally:
+        worker.kill()
+    assert caught.value.kind == ("crash" if "abi" not in answer else "missing")

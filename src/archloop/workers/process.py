@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from archloop.devices.base import Device
+from archloop.version import __version__
 from archloop.workers.deaths import Role, WorkerError, of_status
 from archloop.workers.messages import VERSION, Failure, Hello, HelloAnswer, Message, Request
 
@@ -73,8 +74,8 @@ class WorkerProcess:
         """Agree on the protocol, and say what the worker may use.
 
         Raises:
-            WorkerError: as `receive`; the worker speaks another version, or the device lacks
-                something that the runtime needs.
+            WorkerError: as `receive`; the worker speaks another version or is of another archloop,
+                or the device lacks something that the runtime needs.
         """
         told = self.ask(
             Hello(
@@ -86,6 +87,9 @@ class WorkerProcess:
         )
         if told.wire != VERSION:
             detail = f"it speaks version {told.wire} of the wire protocol, archloop {VERSION}"
+            raise WorkerError("missing", f"{detail}; install equal versions", self.role)
+        if told.archloop not in (None, __version__):
+            detail = f"archloop {told.archloop} is there and {__version__} here"
             raise WorkerError("missing", f"{detail}; install equal versions", self.role)
         if told.missing is not None:
             raise WorkerError("missing", told.missing, self.role)

@@ -1,127 +1,34 @@
-"""Every device: describes itself, runs a program with pipes, is there or says why not."""
+"""Every device keeps its contract: this machine, and it again over an sshd and a scripted adb."""
 
-import os
-import signal
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-from archloop import registry
-from archloop.devices.base import Device, DeviceInfo
+from archloop.devices.base import Device
 from archloop.devices.choice import DeviceChoice
+from archloop.testing import DeviceContract
 from services.phone import scripted_adb
 from services.sshd import running_sshd
 
 
-@pytest.fixture(
-    scope="module", params=["host", "android", pytest.param("ssh", marks=pytest.mark.ci)]
-)
-def device(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Device]:
-    """Each device that a test machine can have: itself, over a real sshd, over a scripted adb."""
-    if request.param == "host":
-        yield DeviceChoice().open()
-        return
-    if request.param == "android":
+class TestHost(DeviceContract):
+    names = ("host",)
+
+
+class TestAndroid(DeviceContract):
+    names = ("android",)
+
+    @pytest.fixture(scope="class")
+    def device(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
         with scripted_adb(tmp_path_factory.mktemp("phone")) as settings:
             yield DeviceChoice(name="android", **settings).open()
-        return
-    with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
-        yield DeviceChoice(name="ssh", **server.settings).open()
 
 
-@pytest.mark.parametrize("name", registry.names("devices"))
-def test_settings_are_frozen_and_closed(name: str) -> None:
-    kind = registry.get("devices", name)
-    assert kind.Config.model_config["frozen"]
-    with pytest.raises(ValidationError, match="nonsense"):
-        kind.Config(nonsense=1)
+@pytest.mark.ci
+class TestSsh(DeviceContract):
+    names = ("ssh",)
 
-
-def test_describes_itself(device: Device) -> None:
-    about = device.describe()
-    assert about.processor
-    assert about.num_cores >= 1
-    assert about.os
-    assert about.processor in about.label
-    assert all(card.name in about.label for card in about.accelerators)
-    assert DeviceInfo.model_validate_json(about.model_dump_json()) == about
-
-
-def test_readings_advance(device: Device) -> None:
-    before = device.readings()
-    deadline = time.process_time() + 0.05
-    while time.process_time() < deadline:
-        pass
-    after = device.readings()
-    assert after.time_s > before.time_s
-    if before.busy_s is not None:
-        assert after.busy_s is not None
-        assert after.busy_s >= before.busy_s + 0.03
-    assert before.available_memory_bytes is None or before.available_memory_bytes > 0
-
-
-def test_runs_a_program_with_pipes_in_a_group_of_its_own(device: Device, tmp_path: Path) -> None:
-    code = (
-        "import os, sys; print(input() + os.environ['GREETING'], file=sys.stdout, flush=True); 1/0"
-    )
-    with (tmp_path / "err").open("wb") as stderr:
-        process = device.run([sys.executable, "-c", code], env={"GREETING": "!"}, stderr=stderr)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert os.getpgid(process.pid) == process.pid
-    process.stdin.write(b"hello\n")
-    assert process.stdout.readline() == b"hello!\n"
-    assert process.wait(10) == 1
-    assert b"ZeroDivisionError" in (tmp_path / "err").read_bytes()
-    process.stdin.close()
-    process.stdout.close()
-
-
-def test_arguments_and_settings_arrive_as_they_are(device: Device, tmp_path: Path) -> None:
-    """No shell takes a part of them for its own."""
-    odd = ["a b", "$HOME", "`id`", "'", '"', "*", ";", "\\", "", "-n", "\u00e9"]
-    code = "import os, sys; sys.stdout.write(repr((sys.argv[1:], os.environ['ODD'])))"
-    with (tmp_path / "err").open("wb") as stderr:
-        process = device.run(
-            [sys.executable, "-c", code, *odd], env={"ODD": "$(id) '\""}, stderr=stderr
-        )
-        told, _ = process.communicate(timeout=30)
-    assert told.decode() == repr((odd, "$(id) '\""))
-
-
-def test_group_can_be_killed(device: Device, tmp_path: Path) -> None:
-    with (tmp_path / "err").open("wb") as stderr:
-        process = device.run(["sleep", "100"], env={}, stderr=stderr)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        pipe.close()
-
-
-def test_push_gives_a_path_that_works_there(device: Device, tmp_path: Path) -> None:
-    folder = tmp_path / "of $odd name"
-    (folder / "inner").mkdir(parents=True)
-    (folder / "inner" / "file").write_text("content")
-    there = device.push(folder)
-    assert device.push(folder) == there
-    with (tmp_path / "err").open("wb") as stderr:
-        process = device.run(["cat", f"{there}/inner/file"], env={}, stderr=stderr)
-        told, _ = process.communicate(timeout=30)
-    assert told == b"content"
-    device.remove(there)
-    with (tmp_path / "err").open("wb") as stderr:
-        process = device.run(["test", "-e", there], env={}, stderr=stderr)
-        process.communicate(timeout=30)
-    assert (process.returncode == 0) == (there == str(folder))
-    assert (folder / "inner" / "file").read_text() == "content"
-
-
-def test_waits_until_it_is_quiet_or_the_time_is_over(device: Device) -> None:
-    assert device.wait_until_ready(0.0) in (True, False)
+    @pytest.fixture(scope="class")
+    def device(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+        with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
+            yield DeviceChoice(name="ssh", **server.settings).open()

@@ -1,211 +1,23 @@
-"""What every runtime must do: agree with eager PyTorch, carry state, tell damaged from whole."""
+"""Every runtime of the library keeps its contract."""
 
-import gc
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from archloop import registry
-from archloop.runtimes.artifact import MANIFEST
-from archloop.runtimes.base import Session
-from archloop.runtimes.exporting import build_random, export
-from archloop.runtimes.parity import session_rows
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
-
-MIB = 1 << 20
-PROMPT, STEPS = 40, 5
-ROOM = 46
-"""As the comparison at each export, so that a compiler's cache serves both."""
-CASES = [
-    (name, quant)
-    for name in registry.names("runtimes")
-    for quant in registry.get("runtimes", name).quants
-]
+from archloop.testing import RuntimeContract
 
 
-def hybrid_spec(d_model: int = 128) -> StackSpec:
-    """Small, and of sizes that every runtime's kernels take."""
-    swiglu = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
-    mixers = (MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 64}))
-    blocks = tuple(BlockSpec(mixers=(mixer,), channel_mixer=swiglu) for mixer in mixers)
-    return StackSpec(d_model=d_model, vocab_size=256, blocks=blocks)
+class TestRuntimes(RuntimeContract):
+    names = registry.shipped("runtimes")
 
-
-def _params() -> list[Any]:
-    """Compiling takes seconds a session: by default only eager runs all its quantisations.
-
-    A runtime that this machine lacks something for is skipped; one that needs a GPU is not tried.
-    """
-    found = []
-    for name, quant in CASES:
-        first = quant == registry.get("runtimes", name).quants[0]
-        marks = () if first or name == "torch_eager" else (pytest.mark.slow,)
+    @classmethod
+    def marks(cls, name: str, quant: str) -> tuple[Any, ...]:
+        """Compiling takes seconds a session: by default only eager runs all its quantisations."""
         if name == "torch_cuda":
-            marks = (pytest.mark.gpu,)
-        elif not name.startswith("torch_"):
+            return (pytest.mark.gpu,)
+        if not name.startswith("torch_"):
             # Engines of other packages, which make test-ci installs.
-            marks = (pytest.mark.ci,)
-        found.append(pytest.param((name, quant), id=f"{name}-{quant}", marks=marks))
-    return found
-
-
-@pytest.fixture(scope="module", params=_params())
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Runtime, quant, decoder, artifact folder, manifest, session: exported and opened once."""
-    name, quant = request.param
-    runtime = registry.get("runtimes", name)()
-    if missing := runtime.missing_to_run():
-        pytest.skip(missing)
-    spec = hybrid_spec()
-    if reason := runtime.unsupported(spec):
-        pytest.skip(reason)
-    decoder = build_random(spec, seed=1)
-    folder = tmp_path_factory.mktemp(f"{name}-{quant}")
-    manifest = export(runtime, decoder, folder, quant)
-    session = runtime.open(folder, threads=1, max_context=ROOM)
-    yield runtime, quant, decoder, folder, manifest, session
-    session.close()
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(256, size=count).tolist()
-
-
-def run(session: Session, prompt_parts: list[list[int]], more: list[int]) -> np.ndarray:
-    return session_rows(session, prompt_parts, more)
-
-
-def test_agrees_with_eager_pytorch(case: Any) -> None:
-    runtime, quant, decoder, _, manifest, session = case
-    prompt, more = tokens(PROMPT), tokens(STEPS, seed=1)
-    reference = build_random(decoder.spec, seed=1).to(
-        getattr(torch, runtime.reference_dtype(quant))
-    )
-    state = reference.init_state(1, ROOM)
-    expected = [reference.prefill(torch.tensor([prompt]), state)]
-    expected += [reference.step(torch.tensor([token]), state) for token in more]
-    expected_RV = torch.cat(expected).float().numpy()
-    found_RV = run(session, [prompt], more)
-    assert found_RV.dtype == np.float32
-    assert found_RV.shape == (1 + STEPS, 256)
-    error = np.abs(found_RV - expected_RV).max() / expected_RV.std()
-    assert error <= manifest.parity_bound
-    assert manifest.parity_error <= manifest.parity_bound
-    if runtime.reference_dtype(quant) == "float32":
-        assert manifest.parity_bound == runtime.parity_tolerance[quant]
-
-
-def test_prompt_in_parts_and_after_reset_gives_the_same(case: Any) -> None:
-    *_, manifest, session = case
-    prompt, more = tokens(PROMPT), tokens(STEPS, seed=1)
-    whole = run(session, [prompt], more)
-    again = run(session, [prompt], more)
-    parts = run(session, [prompt[:1], prompt[1:34], prompt[34:]], more)
-    np.testing.assert_array_equal(whole, again)
-    assert np.abs(parts - whole).max() <= manifest.parity_bound * whole.std()
-
-
-def test_filled_state_is_used_and_finite(case: Any) -> None:
-    *_, session = case
-    session.fill(40, seed=0)
-    session.decode_step(3)
-    first = session.logits().copy()
-    session.fill(40, seed=0)
-    session.reset()
-    session.decode_step(3)
-    empty = session.logits()
-    assert np.isfinite(first).all()
-    assert np.abs(first - empty).max() > 0
-    assert session.state_bytes > 0
-
-
-def test_full_session_says_so(case: Any) -> None:
-    *_, session = case
-    session.fill(ROOM, seed=0)
-    with pytest.raises(ValueError, match="max_context"):
-        session.decode_step(0)
-    session.reset()
-    with pytest.raises(ValueError, match="max_context"):
-        session.prefill(session.prepare(tokens(ROOM + 1)))
-    with pytest.raises(ValueError, match="at least one token"):
-        session.prepare([])
-
-
-def test_unknown_tokens_are_refused(case: Any) -> None:
-    *_, session = case
-    session.reset()
-    for unknown in (-1, 256):
-        with pytest.raises(ValueError, match=f"token {unknown} is not in the vocabulary"):
-            session.prepare([1, unknown, 2])
-        with pytest.raises(ValueError, match=f"token {unknown} is not in the vocabulary"):
-            session.decode_step(unknown)
-    session.prefill(session.prepare([1, 255]))
-    assert np.isfinite(session.logits()).all()
-
-
-def test_the_chosen_token_is_the_most_likely(case: Any) -> None:
-    *_, session = case
-    session.reset()
-    token = session.prefill(session.prepare(tokens(PROMPT)))
-    for _ in range(STEPS):
-        assert token == int(session.logits().argmax())
-        token = session.decode_step(token)
-
-
-def test_memory_is_reported_where_it_is_held(case: Any) -> None:
-    """An engine on a device of its own counts that memory, from any moment on, and frees it."""
-    runtime, _, _, folder, manifest, session = case
-    assert session.prefill_pass >= 1
-    if runtime.device_peak_bytes() is None:
-        return
-    runtime.reset_device_peak()
-    before = runtime.device_peak_bytes()
-    another = runtime.open(folder, threads=1, max_context=1 << 16)
-    opened = runtime.device_peak_bytes() - before
-    assert opened >= another.state_bytes + sum(manifest.weight_bytes.values())
-    assert opened <= 1.2 * another.state_bytes + 128 * MIB
-    another.close()
-    del another
-    gc.collect()
-    runtime.reset_device_peak()
-    assert runtime.device_peak_bytes() <= before + 2 * MIB
-
-
-def test_manifest_tells_what_was_exported(case: Any) -> None:
-    runtime, quant, decoder, folder, manifest, _ = case
-    assert manifest.spec == decoder.spec
-    assert (manifest.runtime, manifest.quant) == (runtime.name, quant)
-    assert manifest.version == runtime.version()
-    num_params = sum(p.numel() for p in decoder.parameters())
-    assert 0 < sum(manifest.weight_bytes.values()) <= 4.1 * num_params
-    assert set(manifest.files) <= {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
-
-
-@pytest.mark.parametrize("damage", ["changed", "missing", "no whole artifact", "damaged"])
-def test_damaged_artifact_is_refused(case: Any, damage: str, tmp_path: Path) -> None:
-    runtime, _, _, folder, manifest, _ = case
-    for name in [*manifest.files, MANIFEST]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    largest = max(manifest.files, key=lambda name: (folder / name).stat().st_size)
-    if damage == "changed":
-        content = bytearray((tmp_path / largest).read_bytes())
-        content[-1] ^= 1
-        (tmp_path / largest).write_bytes(content)
-    elif damage == "missing":
-        (tmp_path / largest).unlink()
-    elif damage == "no whole artifact":
-        (tmp_path / MANIFEST).unlink()
-    else:
-        (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(ValueError, match=damage):
-        runtime.open(tmp_path, threads=1, max_context=ROOM)
-
-
-def test_unknown_quant_is_refused_with_a_suggestion(case: Any, tmp_path: Path) -> None:
-    runtime, quant, decoder, *_ = case
-    with pytest.raises(ValueError, match=f"did you mean.*{quant}"):
-        export(runtime, decoder, tmp_path, quant + "x")
+            return (pytest.mark.ci,)
+        first = quant == registry.get("runtimes", name).quants[0]
+        return () if first or name == "torch_eager" else (pytest.mark.slow,)

@@ -22,6 +22,21 @@ except ImportError as error:
 pytest.register_assert_rewrite(*(f"{__name__}.{file.name}" for file in iter_modules(__path__)))
 
 from archloop.testing.channel_mixers import ChannelMixerContract  # noqa: E402
+from archloop.testing.devices import DeviceContract  # noqa: E402
+from archloop.testing.evaluations import EvaluationContract  # noqa: E402
+from archloop.testing.layouts import LayoutContract  # noqa: E402
 from archloop.testing.mixers import MixerContract  # noqa: E402
+from archloop.testing.runtimes import RuntimeContract  # noqa: E402
+from archloop.testing.strategies import StrategyContract  # noqa: E402
+from archloop.testing.tasks import TaskContract  # noqa: E402
 
-__all__ = ["ChannelMixerContract", "MixerContract"]
+__all__ = [
+    "ChannelMixerContract",
+    "DeviceContract",
+    "EvaluationContract",
+    "LayoutContract",
+    "MixerContract",
+    "RuntimeContract",
+    "StrategyContract",
+    "TaskContract",
+]

@@ -1,0 +1,103 @@
+"""The contract of evaluations, by whichever verb they ask."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from archloop import registry
+from archloop.evals.base import IGNORE, Task, TaskInBits
+from archloop.evals.text_tasks import ChoiceTask, ReplyTask
+from archloop.testing.answering import NUM, Guesser, Oracle
+from archloop.testing.contract import Contract
+
+
+class EvaluationContract(Contract):
+    """Tests of evaluations."""
+
+    kind: ClassVar[str] = "tasks"
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run each test once for each entry."""
+        super().pytest_generate_tests(metafunc)
+        if "evaluation" in metafunc.fixturenames:
+            entries = self.entries()
+            metafunc.parametrize(
+                "evaluation",
+                list(entries.values()),
+                ids=list(entries),
+                indirect=True,
+                scope="class",
+            )
+
+    @classmethod
+    def entries(cls) -> dict[str, Callable[[], Evaluation]]:
+        """What to test, by a name for each; by default every plug-in with its own settings."""
+        return {name: registry.get("tasks", name) for name in cls.plugins()}
+
+    @pytest.fixture(scope="class")
+    def evaluation(self, request: pytest.FixtureRequest) -> Any:
+        """The evaluation at hand."""
+        return request.param()
+
+    def test_a_perfect_oracle_scores_perfect(self, evaluation: Any) -> None:
+        score = evaluation.run(Oracle(evaluation, 5), seed=5, limit=NUM)
+        assert score.value == pytest.approx(score.perfect)
+        assert score.normalized == pytest.approx(1.0)
+
+    def test_a_guesser_scores_chance_within_its_error(self, evaluation: Any) -> None:
+        score = evaluation.run(Guesser(evaluation, 0), seed=5, limit=NUM)
+        # A chance of nothing at all may still be met by luck.
+        slack = 0.05 if isinstance(evaluation, ReplyTask) else 0.0
+        assert score.value == pytest.approx(score.chance, abs=4 * score.standard_error + slack)
+
+    def test_it_asks_by_its_own_verb_alone(self, evaluation: Any) -> None:
+        oracle = Oracle(evaluation, 5)
+        evaluation.run(oracle, seed=5, limit=NUM)
+        assert oracle.used == {evaluation.verb}
+
+    def test_more_examples_shrink_the_error(self, evaluation: Any) -> None:
+        few = evaluation.run(Guesser(evaluation, 0), limit=50)
+        many = evaluation.run(Guesser(evaluation, 0), limit=NUM)
+        assert many.num_examples <= NUM
+        assert many.standard_error <= few.standard_error * 1.05
+
+    def test_it_says_what_it_is(self, evaluation: Any) -> None:
+        assert evaluation.category
+        assert evaluation.licence
+        assert evaluation.version >= 1
+        assert evaluation.chance != evaluation.perfect
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_questions_are_a_function_of_their_arguments(self, evaluation: Any, split: Any) -> None:
+        if not isinstance(evaluation, (ChoiceTask, ReplyTask)):
+            pytest.skip("asks no questions in text")
+        first = evaluation.questions(split, 7, 30)
+        assert first == evaluation.questions(split, 7, 30)
+        assert first != evaluation.questions(split, 8, 30)
+        assert len(first) == 30
+
+    def test_no_test_question_is_one_of_training(self, evaluation: Any) -> None:
+        if not isinstance(evaluation, (ChoiceTask, ReplyTask)):
+            pytest.skip("asks no questions in text")
+        train, test = (set(evaluation.questions(split, 0, 150)) for split in ("train", "test"))
+        assert not train & test
+
+    def test_answers_scored_in_bits_stand_in_the_rows(self, evaluation: Any) -> None:
+        if not isinstance(evaluation, TaskInBits):
+            pytest.skip("is not scored in bits")
+        for split in ("train", "test"):
+            ids_NT, targets_NT = evaluation.examples(split, 0, 50)
+            asked_NT = targets_NT[:, :-1] != IGNORE
+            assert np.array_equal(targets_NT[:, :-1][asked_NT], ids_NT[:, 1:][asked_NT])
+
+    def test_longer_rows_are_the_same_task(self, evaluation: Any) -> None:
+        if not isinstance(evaluation, Task):
+            pytest.skip("has no rows")
+        longer = evaluation.at_length(4)
+        assert longer.vocab_size == evaluation.vocab_size
+        short_T, long_T = (
+            task.examples("test", 0, 4).ids_NT.shape[1] for task in (evaluation, longer)
+        )
+        assert long_T == pytest.approx(4 * short_T, abs=4)

@@ -19,7 +19,8 @@ class TestAndroid(DeviceContract):
     names = ("android",)
 
     @pytest.fixture(scope="class")
-    def device(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    @classmethod
+    def device(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
         with scripted_adb(tmp_path_factory.mktemp("phone")) as settings:
             yield DeviceChoice(name="android", **settings).open()
 
@@ -29,6 +30,7 @@ class TestSsh(DeviceContract):
     names = ("ssh",)
 
     @pytest.fixture(scope="class")
-    def device(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    @classmethod
+    def device(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
         with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
             yield DeviceChoice(name="ssh", **server.settings).open()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from archloop import registry
-from archloop.evals.base import IGNORE, Task, TaskInBits
+from archloop.evals.base import IGNORE, Evaluation, Task, TaskInBits
 from archloop.evals.text_tasks import ChoiceTask, ReplyTask
 from archloop.testing.answering import NUM, Guesser, Oracle
 from archloop.testing.contract import Contract
@@ -36,7 +36,7 @@ class EvaluationContract(Contract):
         """What to test, by a name for each; by default every plug-in with its own settings."""
         return {name: registry.get("tasks", name) for name in cls.plugins()}
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def evaluation(self, request: pytest.FixtureRequest) -> Any:
         """The evaluation at hand."""
         return request.param()

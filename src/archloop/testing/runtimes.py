@@ -67,8 +67,9 @@ class RuntimeContract(Contract):
         return ()
 
     @pytest.fixture(scope="class")
+    @classmethod
     def exported(
-        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+        cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ) -> Iterator[Any]:
         """Runtime, quant, decoder, folder, manifest, session: exported and opened once."""
         name, quant = request.param

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from archloop.ranking import comparison
+from archloop.ranking import comparison, membership
 from archloop.ranking.budgets import Budget, limited
 from archloop.ranking.comparison import Comparison, Place
 from archloop.ranking.estimates import estimate, merged, pools
@@ -16,6 +16,8 @@ from archloop.store.record import StudyRecord, TrialRecord
 
 MAX_POINTS = 12
 """Points of the hypervolume's growth: each is a comparison of its own."""
+GROWTH_DRAWS = 200
+"""Draws behind each of these points."""
 
 
 class Row(NamedTuple):
@@ -92,7 +94,7 @@ class Verdict(NamedTuple):
 
 def verdict(study: StudyRecord) -> Verdict | None:
     """What may be said of a study; None until a trial and the reference run are scored."""
-    return _compare(study, len(study.trials))
+    return _compare(study, len(study.trials), membership.NUM_DRAWS)
 
 
 def growth(study: StudyRecord) -> list[tuple[int, Volume]]:
@@ -101,13 +103,13 @@ def growth(study: StudyRecord) -> list[tuple[int, Volume]]:
     step = max(1, -(-len(scored) // MAX_POINTS))
     found = []
     for index in scored[::-1][::step][::-1]:
-        seen = _compare(study, index + 1)
+        seen = _compare(study, index + 1, GROWTH_DRAWS)
         if seen is not None:
             found.append((study.trials[index].number, seen.comparison.volume))
     return found
 
 
-def _compare(study: StudyRecord, num_trials: int) -> Verdict | None:
+def _compare(study: StudyRecord, num_trials: int, num_draws: int) -> Verdict | None:
     if study.reference is None or study.reference_point is None or not study.reference.by_rung:
         return None
     seen = study.trials[:num_trials]
@@ -119,7 +121,13 @@ def _compare(study: StudyRecord, num_trials: int) -> Verdict | None:
         _merged([replicate.reached for replicate in replicates]) if replicates else trial.reached
         for trial, replicates in zip(trials, again, strict=True)
     ]
-    found = comparison.compared(study.reference.by_rung, stacks, study.noise, study.reference_point)
+    found = comparison.compared(
+        study.reference.by_rung,
+        stacks,
+        study.noise,
+        study.reference_point,
+        num_draws=num_draws,
+    )
     known = pools([*study.noise, *(trial.readings for trial in study.trials)])
     budgets = [Budget.model_validate(budget) for budget in study.recipe.get("budgets", ())]
     rows = tuple(

@@ -13,7 +13,7 @@ from archloop.profiling.record import Interval
 from archloop.ranking.estimate import Estimate
 from archloop.report import figures, summary
 from archloop.report.layout import describe, svg
-from archloop.report.palette import colour, label
+from archloop.report.palette import colour, distinct, label
 from archloop.report.telling import telling
 from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.store.record import StudyRecord
@@ -43,7 +43,8 @@ def render(study: StudyRecord) -> str:
 
 def write(study: StudyRecord, path: Path) -> Path:
     """Render to a file, complete or not at all."""
-    write_atomic(path, render(study).encode())
+    with distinct(study.mixers):
+        write_atomic(path, render(study).encode())
     return path
 
 
@@ -86,7 +87,6 @@ def count(value: float) -> str:
 def _context(study: StudyRecord) -> dict[str, Any]:
     facts = summary.summarize(study)
     found = verdict(study)
-    mixers = sorted({name for t in study.trials for n in t.spec.layout for name in n.split("+")})
     return {
         "study": study,
         "facts": facts,
@@ -105,7 +105,7 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         "unsupported": [t for t in study.trials if t.state == "unsupported"],
         "damaged": [t for t in (study.reference, *study.trials) if t is not None and t.damaged],
         "failed": [t for t in study.trials if t.state == "failed"],
-        "legend": [(name, label(name), colour(name)) for name in mixers],
+        "legend": [(name, label(name), colour(name)) for name in study.mixers],
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False),
         "stages": sorted(study.seconds_by_stage.items(), key=lambda item: -item[1]),
     }

@@ -8,7 +8,7 @@ from rich.table import Table
 from archloop.profiling.record import Profile
 from archloop.ranking.estimate import Estimate
 from archloop.report.html import count, duration, headline
-from archloop.report.palette import label
+from archloop.report.palette import distinct, label
 from archloop.report.telling import telling
 from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.store.record import StudyRecord, TrialRecord
@@ -16,6 +16,11 @@ from archloop.store.record import StudyRecord, TrialRecord
 
 def print_outcome(study: StudyRecord, page: Path | None, console: Console) -> None:
     """Stacks against the reference, what was rejected, time by stage, the page if there is one."""
+    with distinct(study.mixers):
+        _print_outcome(study, page, console)
+
+
+def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> None:
     found = verdict(study)
     if found is not None:
         _print_certain(found, console)

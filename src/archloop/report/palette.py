@@ -1,10 +1,15 @@
-"""One colour and one letter pair per mixer, the same in every drawing.
+"""One colour and one letter pair per mixer, the same in every drawing of a study.
 
 Known families have fixed colours (related families share a hue); a plug-in mixer gets one of the
 spare colours by a hash of its name, so that it too keeps its colour between reports.
 """
 
 import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import chain, count
+from types import MappingProxyType
 
 _COLOURS = {
     "short_conv": "#2f9e77",
@@ -41,11 +46,17 @@ _LABELS = {
     "mamba": "M1",
     "mamba2": "M2",
     "mamba3": "M3",
+    "s4": "S4",
+    "s4d": "SD",
+    "s5": "S5",
+    "rtf": "RT",
     "liquid_s4": "LS",
     "linear_cfc": "LC",
     "cfc": "CF",
     "-": "",
 }
+
+_given: ContextVar[Mapping[str, str]] = ContextVar("labels", default=MappingProxyType({}))
 
 
 def colour(mixer: str) -> str:
@@ -54,5 +65,34 @@ def colour(mixer: str) -> str:
 
 
 def label(mixer: str) -> str:
-    """One or two characters that stand for a mixer inside a drawn block."""
-    return _LABELS.get(mixer) or mixer[:2].upper()
+    """One or two characters that stand for a mixer inside a drawn block.
+
+    Parallel mixers, ``a+b``, have a label each. See `distinct` for mixers of one beginning.
+    """
+    if "+" in mixer:
+        return "+".join(label(part) for part in mixer.split("+"))
+    known = _LABELS.get(mixer)
+    return _given.get().get(mixer, mixer[:2].upper()) if known is None else known
+
+
+@contextmanager
+def distinct(mixers: Iterable[str]) -> Iterator[None]:
+    """Inside, no two of these mixers share a label, also where their names begin alike."""
+    token = _given.set(labels(mixers))
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def labels(mixers: Iterable[str]) -> dict[str, str]:
+    """A label for each mixer, all different: two letters of its name, or a letter and a number."""
+    found: dict[str, str] = {}
+    taken = set(_LABELS.values())
+    for mixer in sorted(set(mixers) - _LABELS.keys()):
+        letters = [letter for letter in mixer.upper() if letter.isalnum()] or ["?"]
+        pairs = [letters[0] + second for second in letters[1:]]
+        numbered = (f"{letters[0]}{number}" for number in count(2))
+        found[mixer] = next(pair for pair in chain(pairs, numbered) if pair not in taken)
+        taken.add(found[mixer])
+    return found

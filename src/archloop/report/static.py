@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from archloop.errors import UserError
-from archloop.report.palette import label
+from archloop.report.palette import distinct, label
 from archloop.report.verdict import Row, Verdict, verdict
 from archloop.store.record import StudyRecord
 
@@ -36,7 +36,7 @@ def write(study: StudyRecord, path: Path) -> None:
     if found is None:
         raise UserError(f"{study.name} has no trained trial to draw yet")
     first, *others = found.reference.place.estimates
-    with mpl.rc_context({"svg.hashsalt": study.name, "font.size": 9}):
+    with mpl.rc_context({"svg.hashsalt": study.name, "font.size": 9}), distinct(study.mixers):
         figure = Figure(figsize=(4.5 * len(others), 3.8), layout="constrained")
         panels = figure.subplots(1, len(others), sharey=True, squeeze=False)[0]
         for axes, other in zip(panels, others, strict=True):

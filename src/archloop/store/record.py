@@ -187,3 +187,10 @@ class StudyRecord(_Record):
     trials: tuple[TrialRecord, ...]
     seconds_by_stage: dict[str, float]
     overhead: float | None
+
+    @property
+    def mixers(self) -> list[str]:
+        """Sorted names of the mixers that its stacks have, the reference's too."""
+        stacks = (self.reference, *self.trials)
+        layouts = [trial.spec.layout for trial in stacks if trial is not None]
+        return sorted({name for each in layouts for joined in each for name in joined.split("+")})

@@ -29,6 +29,7 @@ def test_a_job_is_trained_for_its_own_number_of_steps(
             learning_rate=1e-3,
             seconds_train=0.0,
             seconds_eval=0.0,
+            precision="bfloat16",
         )
 
     monkeypatch.setattr(hardware, "run_isolated", run)
@@ -36,4 +37,5 @@ def test_a_job_is_trained_for_its_own_number_of_steps(
     job = TrainJob(spec, rung, num_steps, seed=0)
     result = HardwareEvaluator(recipe(), tmp_path).train(job, tmp_path)
     assert (result.index, result.num_steps) == (rung, num_steps)
+    assert result.precision == "bfloat16"
     assert asked[0].config.rungs[asked[0].rung] == num_steps

@@ -59,6 +59,16 @@ def test_learns(optimizer):
     assert not result.diverged
 
 
+def test_bfloat16_rounds_products_and_keeps_weights():
+    model, exact = build(), build()
+    rounded = train(model, batches, config(precision="bfloat16"), 0)
+    found = [loss for _, loss in rounded.losses]
+    expected = [loss for _, loss in train(exact, batches, config(), 0).losses]
+    assert found != expected
+    assert found[:10] == pytest.approx(expected[:10], rel=0.02)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_same_arguments_give_the_same_weights(optimizer):
     first, second = build(), build()

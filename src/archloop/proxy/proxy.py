@@ -20,6 +20,7 @@ from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
 from archloop.training import checkpoint as checkpoints
 from archloop.training.loop import OnStep, train
+from archloop.training.steps import PrecisionName
 
 TEXT = bits_per_byte.ALL
 """Name of the text's score among those of the tasks."""
@@ -35,6 +36,7 @@ class ProxyResult(BaseModel):
         scores: by task, with the text's under `TEXT`; empty when the training diverged.
         losses: (step, loss), thinned.
         num_tokens: trained on, text and tasks, from the first step.
+        precision: of products and activations.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +48,7 @@ class ProxyResult(BaseModel):
     learning_rate: float
     seconds_train: float
     seconds_eval: float
+    precision: PrecisionName = "float32"
 
 
 def train_and_score(
@@ -111,6 +114,7 @@ def train_and_score(
         learning_rate=training.learning_rate,
         seconds_train=result.seconds,
         seconds_eval=time.monotonic() - began,
+        precision=training.precision,
     )
 
 

@@ -102,6 +102,7 @@ class HardwareEvaluator:
             diverged=result.diverged,
             seconds_train=result.seconds_train,
             seconds_eval=result.seconds_eval,
+            precision=result.precision,
         )
 
     def close(self) -> None:

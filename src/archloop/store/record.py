@@ -56,6 +56,7 @@ class Rung(_Record):
         learning_rate: that was used.
         losses: training loss, thinned, as (step, loss).
         diverged: the loss stopped being finite.
+        precision: of the training's products and activations.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Rung(_Record):
     diverged: bool
     seconds_train: float
     seconds_eval: float
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Outcome(_Record):

@@ -5,11 +5,11 @@ Shape suffixes: B batch, T time, N heads, H head width, h half a head; d = N H.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from archloop.blocks.ops import triton_kernels
 from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.heads import split_heads
+from archloop.blocks.ops.norm import rms_norm
 from archloop.blocks.ops.rope import Rope, frequencies, rotate
 
 WIDEST_KERNEL = 512
@@ -45,5 +45,5 @@ def norm_rotate(
         return x_BNTH
     x_BNTH = split_heads(x_BTd, num_heads)
     if weight_H is not None:
-        x_BNTH = F.rms_norm(x_BNTH, weight_H.shape, weight_H, eps)
+        x_BNTH = rms_norm(x_BNTH, weight_H, eps).to(x_BNTH.dtype)
     return x_BNTH if theta is None else rotate(x_BNTH, positions_BT, theta)

@@ -35,21 +35,21 @@ def at(name: str, factor: int) -> str:
     return name if factor == 1 else f"{name}@{factor}x"
 
 
-def too_short(config: ProxyConfig, data_tasks: dict[str, int], reach: int) -> dict[str, str]:
+def too_short(config: ProxyConfig, lengths: dict[str, int], window: int) -> dict[str, str]:
     """Scores in whose rows the farthest-seeing window is hardly left, and why each is left out.
 
     Args:
         config: the recipe's.
-        data_tasks: length of each task's rows in training.
-        reach: tokens that the mixer sees which sees farthest without seeing everything.
+        lengths: of each task's rows in training.
+        window: tokens that the mixer sees which sees farthest without seeing everything.
     """
-    need = WINDOWS_PER_SEQUENCE * reach
+    need = WINDOWS_PER_SEQUENCE * window
     return {
         at(name, factor): (
             f"its rows of {length * factor} tokens are shorter than {WINDOWS_PER_SEQUENCE} x the "
-            f"{reach} tokens that a window of the space sees"
+            f"{window} tokens that a window of the space sees"
         )
-        for name, length in data_tasks.items()
+        for name, length in lengths.items()
         for factor in config.lengths
         if length * factor < need
     }

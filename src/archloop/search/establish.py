@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+from archloop.proxy import scoring
+from archloop.proxy.mixture import make_task
 from archloop.ranking import budgets, objectives
 from archloop.search import ends
 from archloop.search.errors import StudyError
@@ -17,6 +19,7 @@ from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import tune
 from archloop.search.workshop import Workshop
+from archloop.space.checking import farthest
 from archloop.store.baseline import Baseline, averaged, mean_rate
 from archloop.store.folder import StudyFolder, TrialFolder
 from archloop.store.record import Rung
@@ -71,6 +74,9 @@ def _establish(
         )
     scores = averaged([stage.value.scores for stage in trained])
     admitted, dropped = objectives.admitted(scores)
+    short = too_short(plan)
+    admitted = tuple(task for task in admitted if task not in short)
+    dropped = {**dropped, **short}
     if not admitted:
         reasons = "; ".join(f"{task}: {reason}" for task, reason in dropped.items())
         raise StudyError(f"no task carries signal ({reasons}); train longer or name easier tasks")
@@ -120,6 +126,14 @@ def _establish(
             "tune": seconds_tuning,
         },
     )
+
+
+def too_short(plan: Plan) -> dict[str, str]:
+    """Scores that leave quality because a window of the space sees most of their rows, and why."""
+    proxy = plan.recipe.proxy
+    tasks = {name: make_task(name, share.settings) for name, share in proxy.tasks.items()}
+    lengths = {name: task.config.seq_len for name, task in tasks.items()}
+    return scoring.too_short(proxy, lengths, farthest(plan.space)[1])
 
 
 def _train(

@@ -44,18 +44,25 @@ def check_sequence_length(space: Space, num_tokens: int) -> None:
         UserError: shorter than 4 times what the mixer that sees farthest without seeing everything
             sees.
     """
+    name, seen = farthest(space)
+    need = WINDOWS_PER_SEQUENCE * seen
+    if num_tokens < need:
+        raise UserError(
+            f"proxy sequences of {num_tokens} tokens are shorter than {WINDOWS_PER_SEQUENCE} x the "
+            f"{seen} tokens that {name} sees; train on at least {need} tokens or give {name} a "
+            "smaller window at proxy width"
+        )
+
+
+def farthest(space: Space) -> tuple[str, int]:
+    """The mixer that sees farthest at proxy width without seeing everything, and its tokens.
+
+    An empty name and 0 where every mixer of the space sees everything.
+    """
     width = space.config.proxy.d_model
-    for name in space.mixers:
-        reach = space.families[name].reach(width)
-        if reach is None:
-            continue
-        need = WINDOWS_PER_SEQUENCE * (reach + 1)
-        if num_tokens < need:
-            raise UserError(
-                f"proxy sequences of {num_tokens} tokens are shorter than "
-                f"{WINDOWS_PER_SEQUENCE} x the {reach + 1} tokens that {name} sees; train on at "
-                f"least {need} tokens or give {name} a smaller window at proxy width"
-            )
+    reaches = {name: space.families[name].reach(width) for name in space.mixers}
+    seen = {name: reach + 1 for name, reach in reaches.items() if reach is not None}
+    return max(seen.items(), key=lambda entry: entry[1], default=("", 0))
 
 
 def _check_block(space: Space, where: str, block: BlockGenes) -> None:

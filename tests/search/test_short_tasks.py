@@ -1,0 +1,27 @@
+from archloop.search.establish import too_short
+from archloop.search.plan import resolve
+from search.stand_in import recipe, settings
+
+
+def test_a_task_that_a_window_sees_whole_leaves_quality_and_is_listed():
+    """A window of 32 is full attention on rows of 32 tokens, so they tell nothing of it."""
+    space = settings()["space"]
+    mixers = {"short_conv": {"kernel": [3]}, "gqa": {"head_dim": 32}}
+    proxy = {
+        "rungs": [10],
+        "tasks": {
+            "in_context_recall": {"settings": {"vocab_size": 8, "seq_len": 32}},
+            "multi_query_recall": {
+                "settings": {"num_keys": 64, "num_pairs": 32, "seq_len": 128},
+            },
+        },
+        "lengths": [1, 4],
+        "training": {"seq_len": 128},
+    }
+    windowed = {**mixers, "swa": {"head_dim": 32, "window": 32}}
+    found = too_short(resolve(recipe(space={**space, "mixers": windowed}, proxy=proxy)))
+    # At 4 times the trained length its rows are long enough.
+    assert list(found) == ["in_context_recall"]
+    assert "shorter than 4 x the 32 tokens" in found["in_context_recall"]
+    # Without windows, rows need only outlast a convolution's kernel.
+    assert not too_short(resolve(recipe(space={**space, "mixers": mixers}, proxy=proxy)))

@@ -16,7 +16,7 @@ from archloop.ranking import front
 from archloop.ranking.objectives import as_point
 from archloop.report import html
 from archloop.search.errors import NoFeasibleTrial, StudyError
-from archloop.search.evaluator import TrainJob, Unsupported
+from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
 from archloop.search.recipe.recipe import RecipeError, load
 from archloop.search.study import Study
 from archloop.store import reading
@@ -115,6 +115,18 @@ def test_trials_are_trained_as_often_as_the_recipe_says(tmp_path):
         assert quality.sd > 0
         names = [call.split()[0] for call in evaluator.calls if trial.proxy_spec.digest in call]
         assert {"rung-0", "rung-0-seed-1", "rung-0-seed-2"} <= set(names)
+
+
+def test_an_end_that_cannot_be_trained_is_left_out(tmp_path):
+    class NoPureStack(StandIn):
+        def train(self, job, directory):
+            if directory.parent.parent.name == "ends" and job.spec.layout[0] == "gqa":
+                raise CandidateFailed("out of memory")
+            return super().train(job, directory)
+
+    record = Study(recipe(num_trials=2), tmp_path, evaluator=NoPureStack()).run()
+    _, *seeds = record.noise
+    assert len(seeds) == 2
 
 
 def test_an_end_that_is_no_mixer_of_the_space_is_refused(tmp_path):

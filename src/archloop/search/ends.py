@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from archloop.errors import UserError
-from archloop.search.evaluator import TrainJob
+from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import homogeneous
 from archloop.search.workshop import Workshop
@@ -68,6 +68,9 @@ def train(
         key: of the study.
         rates: tuned learning rates; empty if none were tuned.
         announce: told of each training.
+
+    Returns:
+        The ends whose trainings ran; one that crashed is left out.
     """
     recipe, found = plan.recipe, []
     for mixer in mixers(plan):
@@ -75,11 +78,18 @@ def train(
         files = folder.end(mixer, f"{key}:{spec.digest}")
         rate = rates[mixer].value if mixer in rates else None
         stages = []
-        for index in range(recipe.reference_seeds):
-            announce(f"{mixer} alone, trained with seed {index + 1} of {recipe.reference_seeds}")
-            seed = training_seed(recipe.seed, _SEED_STREAM, index)
-            job = TrainJob(spec, 0, recipe.proxy.rungs[0], seed, rate)
-            stages.append(workshop.train(job, files, files.rung(0, index)))
+        try:
+            for index in range(recipe.reference_seeds):
+                of = f"{index + 1} of {recipe.reference_seeds}"
+                announce(f"{mixer} alone, trained with seed {of}")
+                seed = training_seed(recipe.seed, _SEED_STREAM, index)
+                job = TrainJob(spec, 0, recipe.proxy.rungs[0], seed, rate)
+                stages.append(workshop.train(job, files, files.rung(0, index)))
+        except CandidateFailed as error:
+            # A mixer that cannot be trained alone is no reason to search nothing: noise is then
+            # known of fewer stacks, with fewer degrees of freedom.
+            announce(f"{mixer} alone cannot be trained, its noise stays unknown: {error}")
+            continue
         rungs = tuple(stage.value for stage in stages)
         found.append(End(mixer, rungs, sum(stage.seconds for stage in stages)))
     return found

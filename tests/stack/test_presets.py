@@ -20,6 +20,7 @@ PUBLISHED = {
     "llama-3.2-1b": 1_235_814_400,
     "qwen3-1.7b": 1_720_574_976,
     "smollm2-135m": 134_515_008,
+    "mamba2-370m": 368_346_624,
 }
 HYBRIDS = [name for name in PUBLISHED if name.startswith("lfm")]
 ACTIVE = {"lfm2-8b-a1b": 1_557_740_288, "lfm2-24b-a2b": 2_326_879_488}

@@ -32,9 +32,6 @@ DTYPES = {
 }
 """Stored dtypes that are read; anything else is quantised or no weight at all."""
 
-_FIXED_DTYPE = ("expert_bias",)
-"""Tensors that stay float32 in a model of any dtype, so a checkpoint may store them so."""
-
 
 def load(
     path_or_hub_id: str | Path,
@@ -109,7 +106,7 @@ def _fill(
         if family is None and dtype is None:
             _take_dtypes(decoder, stored)
         else:
-            decoder.to(dtype or _dtype(stored, family[1] if family else {}))
+            decoder.to(dtype or _dtype(stored, *(family or (None, {}))))
         _materialise(decoder, device)
         targets = names.stored(decoder)
         with torch.no_grad():
@@ -235,9 +232,10 @@ def _check_tied_head(stored: StoredTensors, head: str, embedding: str) -> None:
         )
 
 
-def _dtype(stored: StoredTensors, config: dict[str, Any]) -> torch.dtype:
+def _dtype(stored: StoredTensors, layout: Layout | None, config: dict[str, Any]) -> torch.dtype:
     """The one dtype of all weights, which the configuration may state but not contradict."""
-    codes = {code for name, code in stored.dtypes.items() if not name.endswith(_FIXED_DTYPE)}
+    kept = layout.keeps_float32 if layout is not None else ()
+    codes = {code for name, code in stored.dtypes.items() if not name.endswith(kept)}
     said = config.get("dtype") or config.get("torch_dtype")
     found = sorted(str(DTYPES[code]).removeprefix("torch.") for code in codes)
     if len(found) != 1 or said not in (None, found[0]):

@@ -132,5 +132,9 @@ class LayoutContract(Contract):
             torch.testing.assert_close(logits_BV, wanted_BTV[:, at], rtol=0, atol=1e-5 * scale)
         checkpoints.save(ours, tmp_path / "ours", layout=layout.name)
         again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+        held, wanted = again.state_dict(), theirs.state_dict()
+        assert held.keys() == wanted.keys()
+        assert all(torch.equal(held[name], tensor) for name, tensor in wanted.items())
         with torch.no_grad():
-            assert torch.equal(again(ids_BT).logits, wanted_BTV)
+            # How a mixer's sums are cut into chunks, which orders them, is no part of our spec.
+            torch.testing.assert_close(again(ids_BT).logits, wanted_BTV, rtol=0, atol=1e-5 * scale)

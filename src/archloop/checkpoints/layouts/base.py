@@ -34,6 +34,8 @@ class Layout(ABC):
         examples: small configurations, which between them say all that the family can; tests
             build, save and load each, and compare with transformers.
         embedding, head: the checkpoint's names of the tensors that a tied model has one of.
+        keeps_float32: ends of names of tensors that are float32 in a model of any dtype, so that a
+            checkpoint may store them so beside others.
     """
 
     name: ClassVar[str] = ""
@@ -42,6 +44,7 @@ class Layout(ABC):
     examples: ClassVar[tuple[Mapping[str, Any], ...]]
     embedding: ClassVar[str] = "model.embed_tokens.weight"
     head: ClassVar[str] = "lm_head.weight"
+    keeps_float32: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def to_spec(self, keys: Keys) -> StackSpec:

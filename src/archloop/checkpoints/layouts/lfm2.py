@@ -45,6 +45,7 @@ class LFM2(Layout):
     """Short convolutions and attention with QK-norm; dense or mixtures of experts."""
 
     model_types = {"lfm2": "Lfm2ForCausalLM", "lfm2_moe": "Lfm2MoeForCausalLM"}
+    keeps_float32 = ("expert_bias",)
     variants = ("separate", "fused")
     """One tensor per expert (as on the hub), or one for all (as in transformers 5's memory)."""
     examples = (

@@ -234,7 +234,7 @@ def test_plugins_of_every_kind_that_a_recipe_names(tmp_path, monkeypatch):
 
 def test_shipped_recipes_resolve(tmp_path, monkeypatch):
     """On a machine that has what they are for: a card, and a corpus that was fetched."""
-    monkeypatch.setattr(TorchCuda, "missing", lambda self: None)
+    monkeypatch.setattr(TorchCuda, "missing_to_run", lambda self: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     corpus = tmp_path / "corpora" / "english"
     corpus.mkdir(parents=True)

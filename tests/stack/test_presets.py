@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from archloop import registry
+from archloop.errors import UserError
 from archloop.stack import cost, presets
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
@@ -83,17 +85,22 @@ def test_presets_of_any_kind_are_listed(tmp_path: Path, monkeypatch: pytest.Monk
     """A block may lack a half, or have mixers in parallel; twins only where one can be made."""
     monkeypatch.setattr(presets, "_FOLDER", tmp_path)
     (tmp_path / "odd.yaml").write_text(RELU2)
-    for cached in (presets._own, presets._twins):
-        cached.cache_clear()
-    try:
-        assert presets.names() == ["odd"]
-        assert presets.load("odd").layout == ["mamba2", "-", "gqa+mamba2", "-"]
-        assert cost.num_params(presets.load("odd")) > 0
-        with pytest.raises(ValueError, match="unknown preset 'odd-attention'"):
-            presets.load("odd-attention")
-    finally:
-        for cached in (presets._own, presets._twins):
-            cached.cache_clear()
+    assert presets.names() == ["odd"]
+    assert presets.load("odd").layout == ["mamba2", "-", "gqa+mamba2", "-"]
+    assert cost.num_params(presets.load("odd")) > 0
+    with pytest.raises(ValueError, match="unknown preset 'odd-attention'"):
+        presets.load("odd-attention")
+
+
+def test_a_broken_preset_of_a_plugins_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_folders", {})
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "bad.yaml").write_text("d_model: 64")
+    registry.add_folder(tmp_path)
+    with pytest.raises(UserError, match=r"preset .*bad.yaml: .*kinds.*; correct it"):
+        presets.names()
 
 
 def test_unknown_preset_names_near_ones() -> None:

@@ -26,6 +26,7 @@ from archloop.testing.devices import DeviceContract  # noqa: E402
 from archloop.testing.evaluations import EvaluationContract  # noqa: E402
 from archloop.testing.layouts import LayoutContract  # noqa: E402
 from archloop.testing.mixers import MixerContract  # noqa: E402
+from archloop.testing.presets import PresetContract  # noqa: E402
 from archloop.testing.runtimes import RuntimeContract  # noqa: E402
 from archloop.testing.strategies import StrategyContract  # noqa: E402
 from archloop.testing.tasks import TaskContract  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "EvaluationContract",
     "LayoutContract",
     "MixerContract",
+    "PresetContract",
     "RuntimeContract",
     "StrategyContract",
     "TaskContract",

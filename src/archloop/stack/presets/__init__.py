@@ -1,7 +1,8 @@
 """Presets: named specs, one YAML file each, and the all-attention twins of those that have one.
 
 A preset file gives the widths, a few kinds of block under one-letter names, and their order as a
-pattern. A kind is a block as in a spec; ``mixer:`` stands for one in ``mixers:``.
+pattern. A kind is a block as in a spec; ``mixer:`` stands for one in ``mixers:``. Files in the
+folder ``presets`` of a plug-ins folder are presets too.
 
 ``<preset>-attention`` is its twin: the same depth, heads and experts, every sequence mixer replaced
 by the preset's attention, and the parameters that this frees put into the dense FFNs. A stack
@@ -27,23 +28,37 @@ TWIN_SUFFIX = "-attention"
 _FOLDER = Path(__file__).parent
 
 
-@cache
+def _files() -> list[Path]:
+    """The presets' files: those beside this one, then ``presets/*.yaml`` of plug-in folders."""
+    folders = [_FOLDER, *(folder / "presets" for folder in registry.folders())]
+    return [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+
+
 def _own() -> dict[str, StackSpec]:
     """The presets that have a file."""
-    files = sorted(_FOLDER.glob("*.yaml"))
-    return {file.stem: _parse(file.read_text(encoding="utf-8")) for file in files}
+    return {file.stem: _read(file) for file in _files()}
+
+
+def _twins() -> dict[str, StackSpec]:
+    """The twins of those that have one."""
+    found = {name + TWIN_SUFFIX: _twin_or_none(spec) for name, spec in _own().items()}
+    return {name: spec for name, spec in found.items() if spec is not None}
 
 
 @cache
-def _twins() -> dict[str, StackSpec]:
-    """The twins of those that have one."""
-    found = {}
-    for name, spec in _own().items():
-        try:
-            found[name + TWIN_SUFFIX] = twin(spec)
-        except UserError:
-            continue
-    return found
+def _read(file: Path) -> StackSpec:
+    try:
+        return _parse(file.read_text(encoding="utf-8"))
+    except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"preset {file}: {' '.join(str(error).split())}; correct it") from error
+
+
+@cache
+def _twin_or_none(spec: StackSpec) -> StackSpec | None:
+    try:
+        return twin(spec)
+    except UserError:
+        return None
 
 
 def names() -> list[str]:

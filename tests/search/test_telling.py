@@ -8,22 +8,18 @@ from archloop.ranking.budgets import Budget
 from archloop.ranking.record import Objectives, Readings
 from archloop.search.telling import Finished, limits, tell
 from archloop.space.seeding import from_layout
-from archloop.store.database import Result, Stored
+from archloop.store.database import Stored
+from archloop.store.record import Candidate, Outcome
 from space.spaces import named
 
 GENOME = from_layout(named("small"), ["gqa"])
 LIMIT = "decode_p50_ms/reference at 64 on here"
 
 
-def finished(number: int, result: Result, replicates: int | None = None) -> Finished:
-    stored = Stored(
-        number=number,
-        genome={},
-        origin="random",
-        parents=(),
-        digest=str(number),
-        replicates=replicates,
-    )
+def finished(number: int, result: Outcome, replicates: int | None = None) -> Finished:
+    # What a strategy hears is no part of the specs and their costs, which stay away here.
+    tried = Candidate.model_construct(genome={}, origin="random", parents=(), replicates=replicates)
+    stored = Stored.model_construct(number=number, candidate=tried, outcome=result)
     return Finished(stored, GENOME, result)
 
 
@@ -47,9 +43,9 @@ def test_limits_are_the_tightest_of_each_figure() -> None:
 
 
 def test_a_rejected_trial_tells_what_its_devices_said() -> None:
-    rejected = Result(state="rejected", readings=read(1.4, 0.2, 0.05), excess=0.2)
+    rejected = Outcome(state="rejected", readings=read(1.4, 0.2, 0.05), excess=0.2)
     quality = Objectives(values={"quality": Readings(mean=0.6), "latency": Readings(mean=1.0)})
-    trained = Result(state="complete", readings=read(1.0, -0.1, 0.01), objectives=(quality,))
+    trained = Outcome(state="complete", readings=read(1.0, -0.1, 0.01), by_rung=(quality,))
     noise = [{"quality": Readings(mean=0.5, sd=0.04, n=9)}]
     first, second = tell([finished(0, rejected), finished(1, trained, 0)], noise, {LIMIT: 1.1})
     assert (first.state, second.state) == ("rejected", "complete")
@@ -66,5 +62,5 @@ def test_a_rejected_trial_tells_what_its_devices_said() -> None:
 
 def test_a_training_that_diverged_is_told_as_such() -> None:
     quality = Objectives(values={"quality": Readings(mean=0.0)})
-    result = Result(state="complete", objectives=(quality,), diverged=True)
+    result = Outcome(state="complete", by_rung=(quality,), diverged=True)
     assert tell([finished(0, result)], [], {})[0].state == "diverged"

@@ -115,7 +115,15 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         if one is None or other is None:
             found.append(f"{name} is there once")
             continue
-        found += [f"{name}: {key}" for key in one if one[key] != other[key]]
+        if one["losses"] != other["losses"]:
+            found.append(f"{name}: losses")
+        # A score that only one of the two knows says nothing of the other.
+        shared = set(one["scores"]) & set(other["scores"])
+        found += [
+            f"{name}: score {score}"
+            for score in sorted(shared)
+            if one["scores"][score] != other["scores"][score]
+        ]
     return found
 
 

@@ -52,6 +52,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "proxy": {"rungs": [10, 20, 40], "training": {"schedule": "wsd"}},
         "strategy": {"settings": {"population": 4}},
         "promote_share": 0.5,
+        "replicates": 0,
         **changes,
     }
 

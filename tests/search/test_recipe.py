@@ -203,6 +203,7 @@ def test_digest_is_of_settings(tmp_path):
     first, second = load(tmp_path / "a.yaml"), load(tmp_path / "b.yaml")
     assert first.digest == second.digest == recipe().digest
     assert recipe(seed=17).digest != first.digest
+    assert recipe(executor={"workers": 2}).digest == first.digest
 
 
 def test_digest_is_of_plugins_too(tmp_path):

@@ -14,7 +14,7 @@ from archloop.errors import UserError
 from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import homogeneous
-from archloop.search.workshop import Workshop
+from archloop.search.workshop import Training, Workshop
 from archloop.store.folder import StudyFolder
 from archloop.store.record import FamilyRate, Rung
 
@@ -77,14 +77,14 @@ def train(
         spec = homogeneous(plan, mixer)
         files = folder.end(mixer, f"{key}:{spec.digest}")
         rate = rates[mixer].value if mixer in rates else None
-        stages = []
+        announce(f"{mixer} alone, trained with {recipe.reference_seeds} seeds")
+        wanted = []
+        for index in range(recipe.reference_seeds):
+            seed = training_seed(recipe.seed, _SEED_STREAM, index)
+            job = TrainJob(spec, 0, recipe.proxy.rungs[0], seed, rate)
+            wanted.append(Training(job, files, files.rung(0, index)))
         try:
-            for index in range(recipe.reference_seeds):
-                of = f"{index + 1} of {recipe.reference_seeds}"
-                announce(f"{mixer} alone, trained with seed {of}")
-                seed = training_seed(recipe.seed, _SEED_STREAM, index)
-                job = TrainJob(spec, 0, recipe.proxy.rungs[0], seed, rate)
-                stages.append(workshop.train(job, files, files.rung(0, index)))
+            stages = workshop.train(wanted)
         except CandidateFailed as error:
             # A mixer that cannot be trained alone is no reason to search nothing: noise is then
             # known of fewer stacks, with fewer degrees of freedom.

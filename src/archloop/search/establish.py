@@ -18,12 +18,10 @@ from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import tune
-from archloop.search.workshop import Workshop
+from archloop.search.workshop import Training, Workshop
 from archloop.space.checking import farthest
 from archloop.store.baseline import Baseline, averaged, mean_rate
 from archloop.store.folder import StudyFolder, TrialFolder
-from archloop.store.record import Rung
-from archloop.store.stages import Stage
 
 _SEED_STREAM = 2**32
 """Added to a seed's index: training seeds of the reference preset are no trial's."""
@@ -58,14 +56,16 @@ def _establish(
     announce("reference", "measured beside itself")
     measured = workshop.profile(plan.reference, plan.reference, 1, files)
     rate = mean_rate(rates, plan.reference.layout)
-    stages = []
-    for index in range(recipe.reference_seeds):
-        announce("reference", f"trained with seed {index + 1} of {recipe.reference_seeds}")
-        stages.append(_train(plan, workshop, files, rung=0, seed_index=index, rate=rate))
-    trained = list(stages)
+    announce("reference", f"trained with {recipe.reference_seeds} seeds")
+    wanted = [
+        _training(plan, files, rung=0, seed_index=index, rate=rate)
+        for index in range(recipe.reference_seeds)
+    ]
+    trained = workshop.train(wanted)
+    stages = list(trained)
     for rung in range(1, len(recipe.proxy.rungs)):
         announce("reference", f"trained for rung {rung}")
-        stages.append(_train(plan, workshop, files, rung=rung, seed_index=0, rate=rate))
+        stages += workshop.train([_training(plan, files, rung=rung, seed_index=0, rate=rate)])
     for rung in range(len(recipe.proxy.rungs)):
         files.checkpoint(rung).unlink(missing_ok=True)
     if any(stage.value.diverged for stage in stages):
@@ -136,15 +136,14 @@ def too_short(plan: Plan) -> dict[str, str]:
     return scoring.too_short(proxy, lengths, farthest(plan.space)[1])
 
 
-def _train(
+def _training(
     plan: Plan,
-    workshop: Workshop,
     files: TrialFolder,
     *,
     rung: int,
     seed_index: int,
     rate: float | None,
-) -> Stage[Rung]:
+) -> Training:
     recipe = plan.recipe
     # Only the first seed climbs, so only it leaves a checkpoint and continues one.
     climbs, last = seed_index == 0, rung + 1 == len(recipe.proxy.rungs)
@@ -158,4 +157,4 @@ def _train(
         resume_from=before if before.exists() else None,
         checkpoint_to=files.checkpoint(rung) if climbs and not last else None,
     )
-    return workshop.train(job, files, files.rung(rung, seed_index))
+    return Training(job, files, files.rung(rung, seed_index))

@@ -1,12 +1,16 @@
 """The evaluator of real studies: devices are measured, proxies trained, each in its own process."""
 
 import platform
+import queue
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from archloop.devices.cores import usable_cores
+from archloop.devices.lease import lease
 from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
 from archloop.profiling.record import Profile
@@ -19,7 +23,11 @@ from archloop.stack.spec import StackSpec
 from archloop.store.record import Rung
 from archloop.store.stages import Profiled
 from archloop.version import __version__
+from archloop.workers.cancelling import is_cancelled
 from archloop.workers.deaths import WorkerError
+
+HOST = "host"
+"""What the lease of this machine goes by, where trainings run and exports are made."""
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 
@@ -38,6 +46,9 @@ class HardwareEvaluator:
         self._artifacts = artifacts
         self._cache = usable_cache_dir(artifacts / "cache")
         self._threads = recipe.threads or usable_cores()
+        self._places: queue.Queue[str] = queue.Queue()
+        for place in recipe.executor.devices or (recipe.proxy.device,) * recipe.executor.workers:
+            self._places.put(place)
 
     def prepare(self) -> dict[str, Any]:
         """As `Evaluator.prepare`."""
@@ -64,7 +75,8 @@ class HardwareEvaluator:
         profiles, left_out = {}, {}
         for name, target in self._recipe.targets.items():
             try:
-                profiles[name] = self._profile(target, spec, reference, look, directory / name)
+                with _leased(target):
+                    profiles[name] = self._profile(target, spec, reference, look, directory / name)
             except Unsupported as reason:
                 if not target.optional:
                     raise Unsupported(f"{name}: {reason}") from reason
@@ -73,7 +85,15 @@ class HardwareEvaluator:
 
     def train(self, job: TrainJob, directory: Path) -> Rung:
         """As `Evaluator.train`."""
-        config, rung = self._recipe.proxy, job.rung
+        place = self._places.get()
+        try:
+            with lease(HOST, alone=False, cancelled=is_cancelled):
+                return self._train(job, directory, place)
+        finally:
+            self._places.put(place)
+
+    def _train(self, job: TrainJob, directory: Path, device: str) -> Rung:
+        config, rung = self._recipe.proxy.model_copy(update={"device": device}), job.rung
         if job.num_steps != config.rungs[rung]:
             config, rung = config.model_copy(update={"rungs": (job.num_steps,)}), 0
         work = Job(
@@ -148,3 +168,15 @@ class HardwareEvaluator:
             if error.kind == "unsupported" and error.role == "candidate":
                 raise Unsupported(f"{target.runtime}: {error.detail}") from error
             raise CandidateFailed(f"profiling: {error}") from error
+
+
+@contextmanager
+def _leased(target: Target) -> Iterator[None]:
+    """The target's device alone; exports for one elsewhere take their share of this machine."""
+    device = target.device
+    name = " ".join([device.name, *(f"{k}={v}" for k, v in sorted(device.settings.items()))])
+    with ExitStack() as stack:
+        if name != HOST:
+            stack.enter_context(lease(HOST, alone=False, cancelled=is_cancelled))
+        stack.enter_context(lease(name, alone=True, cancelled=is_cancelled))
+        yield

@@ -43,6 +43,7 @@ class Plan(NamedTuple):
         reference: ship spec of the reference preset; `reference_proxy` is what is trained.
         reference_genome: of the reference preset, empty when it is not of this space.
         vocab_size: of proxies: text and task tokens.
+        given: candidates that the recipe itself names, tried before the strategy is asked.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class Plan(NamedTuple):
     reference_proxy: StackSpec
     reference_genome: dict[str, Any]
     vocab_size: int
+    given: tuple[Candidate, ...]
 
     @property
     def reference_candidate(self) -> Candidate:
@@ -144,6 +146,7 @@ def _resolve(recipe: Recipe) -> Plan:
         reference_proxy,
         genome,
         vocab_size,
+        _given(recipe, space, vocab_size),
     )
 
 
@@ -193,6 +196,20 @@ def _reference(recipe: Recipe, space: Space) -> tuple[StackSpec, dict[str, Any]]
         return section.spec, {}
     assert section.preset is not None
     return presets.load(section.preset), {}
+
+
+def _given(recipe: Recipe, space: Space, vocab_size: int) -> tuple[Candidate, ...]:
+    """The recipe's own specs: no genome, so nothing is mutated, repaired or told to a strategy."""
+    candidates = []
+    for index, given in enumerate(recipe.specs):
+        key = f"specs[{index}]"
+        spec = given if isinstance(given, StackSpec) else _prefixed(key, presets.load, given)
+        proxy_spec = proxied(space, spec, vocab_size)
+        for each in (spec, proxy_spec):
+            _prefixed(key, cost.check, each)
+        origin = given if isinstance(given, str) else "recipe"
+        candidates.append(Candidate(spec=spec, proxy_spec=proxy_spec, genome=None, origin=origin))
+    return tuple(candidates)
 
 
 def _initial(recipe: Recipe, space: Space) -> list[Genome]:

@@ -18,11 +18,16 @@ class Standings:
     """The told trials at one rung."""
 
     def __init__(self) -> None:
-        self.told: list[Objectives] = []
+        self._told: dict[int, Objectives] = {}
 
-    def add(self, objectives: Objectives) -> None:
+    def add(self, number: int, objectives: Objectives) -> None:
         """One more trial."""
-        self.told.append(objectives)
+        self._told[number] = objectives
+
+    @property
+    def told(self) -> list[Objectives]:
+        """By trial number, whatever the order in which they ended."""
+        return [self._told[number] for number in sorted(self._told)]
 
 
 def promoted(
@@ -37,7 +42,7 @@ def promoted(
 
     Args:
         trial: its objectives at this rung.
-        others: of the trials with lower numbers at this rung.
+        others: of the trials that were told at this rung.
         noise: further readings that show it.
         worst: the reference point.
         share: of the trials at a rung that go on; at least one does.

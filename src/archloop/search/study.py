@@ -10,6 +10,7 @@ seed and the trial's number.
 
 import errno
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -24,15 +25,19 @@ from archloop.ranking import front
 from archloop.ranking.objectives import OBJECTIVES, as_point
 from archloop.ranking.record import Objectives
 from archloop.search import ending, plan, replication, telling, trial
-from archloop.search.base import SpaceExhaustedError
+from archloop.search.base import Pending, SpaceExhaustedError
 from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
 from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
+from archloop.search.executors.base import Executor
+from archloop.search.executors.local import Local
+from archloop.search.executors.serial import Serial
 from archloop.search.meter import Clock, Meter
 from archloop.search.plan import Plan
 from archloop.search.recipe import recipe
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.rungs import Standings
+from archloop.search.trial import Trial
 from archloop.search.workshop import Workshop
 from archloop.space.features import summary
 from archloop.space.genome import Genome
@@ -103,12 +108,19 @@ class Study:
             except UserError as error:
                 raise self.recipe.error(str(error)) from error
             evaluator = stack.enter_context(closing(self._evaluator or self._hardware()))
-            _Run(self, resolved, database, evaluator, meter, progress or ignore).run(redo)
+            executor = stack.enter_context(closing(self._executor(evaluator)))
+            _Run(self, resolved, database, executor, meter, progress or ignore).run(redo)
         return self.read()
 
     def read(self) -> StudyRecord:
         """What the study has so far, from its store alone."""
         return reading.read(self.folder, self.recipe.storage)
+
+    def _executor(self, evaluator: Evaluator) -> Executor:
+        workers = self.recipe.executor.workers
+        if workers == 1:
+            return Serial(evaluator, self._clock)
+        return Local(evaluator, self._clock, workers)
 
     def _hardware(self) -> Evaluator:
         from archloop.search.hardware import HardwareEvaluator
@@ -124,18 +136,19 @@ class _Run:
         study: Study,
         plan_: Plan,
         database: Database,
-        evaluator: Evaluator,
+        executor: Executor,
         meter: Meter,
         progress: Progress,
     ) -> None:
         self.recipe, self.plan = study.recipe, plan_
         self.home = StudyFolder(study.folder)
-        self.database, self.evaluator = database, evaluator
+        self.database, self.executor = database, executor
         self.meter, self.progress = meter, progress
+        self.workshop = Workshop(executor, meter)
         self.key = study.recipe.digest[:16]
-        self.finished: list[telling.Finished] = []
-        self.results: list[Outcome] = []
+        self.told: dict[int, telling.Finished] = {}
         self.at_rung = [Standings() for _ in study.recipe.proxy.rungs]
+        self.ended: str | None = None
         self.seconds_told = 0.0
         self.front = np.empty((0, 3))
         self.hypervolume = 0.0
@@ -151,41 +164,24 @@ class _Run:
         worst = baseline.worst
         self.reference_point = tuple(r.mean for r in worst.values.values())
         self.plan.strategy.worst = {name: r.mean for name, r in worst.values.items()}
-        running = []
+        left = []
         for stored in self.database.trials():
             lost = redo and reading.trial_record(self.home, stored).damaged
             if stored.outcome is None or lost:
-                running.append(stored)
+                left.append(stored)
             else:
-                self._remember(stored, stored.outcome, baseline)
-        number = len(self.results) + len(running)
-        for stored in running:
-            self._finish(stored, baseline)
-        ended = None
-        while number < self.recipe.num_trials:
-            ended = ending.reason(self.recipe, self.finished, baseline)
-            if ended is not None:
-                break
-            try:
-                stored = self._ask(number, baseline)
-            except SpaceExhaustedError as error:
-                ended = str(error)
-                break
-            self._finish(stored, baseline)
-            number += 1
-        while (of := replication.due(self.finished, baseline, self.recipe.replicates)) is not None:
-            self._finish(self._replicate(number, of), baseline)
-            number += 1
-        if ended != self.database.attribute("ended"):
-            self.database.set_attribute("ended", ended)
-        self._say("finished", detail=ended or "")
+                self._remember(stored, stored.outcome)
+        self._search(baseline, left)
+        if self.ended != self.database.attribute("ended"):
+            self.database.set_attribute("ended", self.ended)
+        self._say("finished", detail=self.ended or "")
         self._require_feasible()
 
     # --- before trial 0 -----------------------------------------------------------------------
 
     def _prepare(self) -> None:
         try:
-            environment = self.evaluator.prepare()
+            environment = self.executor.evaluator.prepare()
         except UserError as error:
             raise self.recipe.error(f"proxy.corpus: {error}") from error
         kept = self.database.attribute("environment")
@@ -205,8 +201,7 @@ class _Run:
         def announce(stage: Literal["tune", "reference"], detail: str) -> None:
             self._say(stage, -1 if stage == "reference" else None, detail=detail)
 
-        workshop = Workshop(self.evaluator, self.meter)
-        baseline = establish(self.plan, workshop, self.home, self.key, announce)
+        baseline = establish(self.plan, self.workshop, self.home, self.key, announce)
         seconds = {**baseline.seconds, "setup": setup_s, "search": self.meter.lap()}
         baseline = baseline.model_copy(update={"seconds": seconds})
         self.database.set_attribute("baseline", baseline.model_dump(mode="json"))
@@ -214,52 +209,127 @@ class _Run:
 
     # --- trials -------------------------------------------------------------------------------
 
-    def _ask(self, number: int, baseline: Baseline) -> Stored:
-        self._say("propose", trial_number=number)
-        contexts = {name: target.contexts for name, target in self.recipe.targets.items()}
-        limits = telling.limits(self.recipe.budgets, contexts)
-        told = telling.tell(self.finished, baseline.noise, limits)
-        proposal = self.plan.strategy.ask(number, self.recipe.seed, told)
-        candidate = self.plan.candidate(proposal)
-        stored = Stored(number=number, candidate=candidate, costs=self.plan.costs(candidate.spec))
-        most = max(self.recipe.space.num_blocks)
-        counts = {k: (v, most) for k, v in summary(self.plan.space, proposal.genome).items()}
-        self.database.create(stored, counts)
-        return stored
+    def _search(self, baseline: Baseline, left: list[Stored]) -> None:
+        """Trials until there are enough, as many at once as the executor has slots.
 
-    def _replicate(self, number: int, of: int) -> Stored:
-        """The same candidate once more, under a number of its own and hence with other seeds."""
-        original = next(trial for trial in self.finished if trial.stored.number == of)
-        update = {"origin": "replicate", "parents": (of,), "replicates": of}
-        candidate = original.stored.candidate.model_copy(update=update)
-        stored = Stored(number=number, candidate=candidate, costs=original.stored.costs)
-        most = max(self.recipe.space.num_blocks)
-        counts = {k: (v, most) for k, v in summary(self.plan.space, original.genome).items()}
-        self.database.create(stored, counts)
-        return stored
-
-    def _finish(self, stored: Stored, baseline: Baseline) -> None:
-        def announce(stage: Stage, rung: int | None) -> None:
-            layout = " ".join(stored.candidate.spec.layout)
-            self._say(stage, stored.number, rung=rung, detail=layout)
-
+        Args:
+            baseline: the reference run.
+            left: trials that a run before this one began.
+        """
         context = trial.Context(
             self.plan,
             baseline,
-            Workshop(self.evaluator, self.meter),
+            self.workshop,
             self.home,
             self.key,
             self.at_rung,
-            [*baseline.noise, *(result.readings for result in self.results)],
-            announce,
+            lambda: [*baseline.noise, *(trial.result.readings for trial in self.by_number())],
+            self._announce,
         )
-        result = trial.run(context, stored)
+        waiting = deque(Trial(context, stored) for stored in left)
+        number = len(self.told) + len(left)
+        under_way: dict[int, Trial] = {}
+        while True:
+            while len(under_way) < self.executor.num_slots:
+                if not waiting:
+                    pending = [each.stored for each in under_way.values()]
+                    stored = self._next(number, baseline, pending)
+                    if stored is None:
+                        break
+                    waiting.append(Trial(context, stored))
+                    number += 1
+                self._step(waiting.popleft(), under_way, baseline)
+            if under_way:
+                done = self.workshop.wait()
+                now = under_way.pop(done.ticket)
+                now.take(done)
+                self._step(now, under_way, baseline)
+            elif not waiting:
+                return
+
+    def _next(self, number: int, baseline: Baseline, pending: list[Stored]) -> Stored | None:
+        """A new trial, then replicates of what would be claimed; None if none can begin now."""
+        told = self.by_number()
+        if self.ended is None and number < self.recipe.num_trials:
+            self.ended = ending.reason(self.recipe, told, baseline)
+            try:
+                if self.ended is None:
+                    return self._ask(number, baseline, pending)
+            except SpaceExhaustedError as error:
+                self.ended = str(error)
+        if any(each.candidate.replicates is None for each in pending):
+            # Only when all are told is it known what is replicated.
+            return None
+        begun = [telling.Finished(each, None, Outcome(state="running")) for each in pending]
+        of = replication.due([*told, *begun], baseline, self.recipe.replicates)
+        return None if of is None else self._replicate(number, self.told[of])
+
+    def _replicate(self, number: int, original: telling.Finished) -> Stored:
+        """The same candidate once more, under a number of its own and hence with other seeds."""
+        of, costs = original.stored.number, original.stored.costs
+        update = {"origin": "replicate", "parents": (of,), "replicates": of}
+        candidate = original.stored.candidate.model_copy(update=update)
+        told = tuple(sorted(self.told))
+        stored = Stored(number=number, candidate=candidate, costs=costs, told=told)
+        self.database.create(stored, self._summary(original.genome))
+        return stored
+
+    def _summary(self, genome: Genome | None) -> dict[str, tuple[int, int]]:
+        """What Optuna's tools can relate to results: counts in a genome, each with its largest."""
+        if genome is None:
+            return {}
+        most = max(self.recipe.space.num_blocks)
+        return {name: (count, most) for name, count in summary(self.plan.space, genome).items()}
+
+    def _step(self, now: Trial, under_way: dict[int, Trial], baseline: Baseline) -> None:
+        """Have a trial's next job done, or tell how it ended."""
+        job = now.advance()
+        if job is not None:
+            under_way[self.workshop.submit(job)] = now
+            return
+        assert now.outcome is not None
+        stored, result = now.stored, now.outcome
         gain = self._gain(result, baseline)
         seconds = {**result.seconds, "search": self.meter.lap()}
         result = result.model_copy(update={"hypervolume_gain": gain, "seconds": seconds})
         self.database.tell(stored.number, result)
-        self._remember(stored, result, baseline)
+        self._remember(stored, result)
         self._say("told", stored.number, state=result.state, detail=_outcome(result))
+
+    def _ask(self, number: int, baseline: Baseline, pending: list[Stored]) -> Stored:
+        """A new trial: the next of the recipe's own specs, or what the strategy proposes."""
+        self._say("propose", trial_number=number)
+        told = tuple(sorted(self.told))
+        given = self.plan.given
+        if number < len(given):
+            candidate, genome = given[number], None
+        else:
+            contexts = {name: target.contexts for name, target in self.recipe.targets.items()}
+            limits = telling.limits(self.recipe.budgets, contexts)
+            known = [each for each in self.by_number() if each.genome is not None]
+            proposal = self.plan.strategy.ask(
+                number - len(given),
+                self.recipe.seed,
+                telling.tell(known, baseline.noise, limits),
+                [
+                    Pending(each.number, found, each.candidate.replicates)
+                    for each in pending
+                    if (found := _genome(each)) is not None
+                ],
+            )
+            candidate, genome = self.plan.candidate(proposal), proposal.genome
+        costs = self.plan.costs(candidate.spec)
+        stored = Stored(number=number, candidate=candidate, costs=costs, told=told)
+        self.database.create(stored, self._summary(genome))
+        return stored
+
+    def _announce(self, stored: Stored, stage: Stage, rung: int | None) -> None:
+        layout = " ".join(stored.candidate.spec.layout)
+        self._say(stage, stored.number, rung=rung, detail=layout)
+
+    def by_number(self) -> list[telling.Finished]:
+        """The trials told, by number, whatever the order in which they ended."""
+        return [self.told[number] for number in sorted(self.told)]
 
     def _gain(self, result: Outcome, baseline: Baseline) -> float | None:
         if result.state != "complete":
@@ -268,11 +338,9 @@ class _Run:
         volume = front.hypervolume(points, as_point(baseline.worst))
         return max(0.0, volume - self.hypervolume)
 
-    def _remember(self, stored: Stored, result: Outcome, baseline: Baseline) -> None:
+    def _remember(self, stored: Stored, result: Outcome) -> None:
         """Take a told trial into memory: history, rungs, front."""
-        self.results.append(result)
-        genome = Genome.model_validate(stored.candidate.genome)
-        self.finished.append(telling.Finished(stored, genome, result))
+        self.told[stored.number] = telling.Finished(stored, _genome(stored), result)
         if result.state == "complete":
             first = result.by_rung[0]
             if result.scored:
@@ -280,27 +348,29 @@ class _Run:
                 self.front = points[front.nondominated(points)]
             self.hypervolume += result.hypervolume_gain or 0.0
         for rung, objectives in enumerate(result.by_rung):
-            self.at_rung[rung].add(objectives)
+            self.at_rung[rung].add(stored.number, objectives)
         self.seconds_told += sum(result.seconds.values())
 
     def _require_feasible(self) -> None:
-        if any(result.scored for result in self.results):
+        told = self.by_number()
+        results = [each.result for each in told]
+        if any(result.scored for result in results):
             return
-        if any(result.diverged for result in self.results):
+        if any(result.diverged for result in results):
             raise NoFeasibleTrial(
                 "every trial that kept the budgets diverged in training; lower "
                 "proxy.training.learning_rate"
             )
-        rejected = [trial for trial in self.finished if trial.result.excess > 0]
+        rejected = [each for each in told if each.result.excess > 0]
         if not rejected:
-            error = self.results[0].error if self.results else "no trial was run"
-            unsupported = all(result.state == "unsupported" for result in self.results)
+            error = results[0].error if results else "no trial was run"
+            unsupported = all(result.state == "unsupported" for result in results)
             what = "no required target can run any trial" if unsupported else "every trial failed"
             raise NoFeasibleTrial(f"no feasible trial; {what}, the first with: {error}")
-        nearest = min(rejected, key=lambda trial: (trial.result.excess, trial.stored.number))
+        nearest = min(rejected, key=lambda each: (each.result.excess, each.stored.number))
         raise NoFeasibleTrial(
             f"no feasible trial; nearest was trial {nearest.stored.number} "
-            f"({' '.join(nearest.genome.layout)}): {_outcome(nearest.result)}"
+            f"({' '.join(nearest.stored.candidate.spec.layout)}): {_outcome(nearest.result)}"
         )
 
     def _say(
@@ -312,7 +382,7 @@ class _Run:
         state: Any = None,
         detail: str = "",
     ) -> None:
-        num_told = len(self.results)
+        num_told = len(self.told)
         remaining = max(0, self.recipe.num_trials - num_told)
         self.progress(
             Event(
@@ -329,6 +399,11 @@ class _Run:
                 rung=rung,
             )
         )
+
+
+def _genome(stored: Stored) -> Genome | None:
+    genome = stored.candidate.genome
+    return None if genome is None else Genome.model_validate(genome)
 
 
 def _outcome(result: Outcome) -> str:

@@ -21,10 +21,13 @@ Stack = Mapping[str, Readings]
 
 
 class Finished(NamedTuple):
-    """A trial that has ended; its genome is kept as one object, which strategies know again."""
+    """A trial that has ended.
+
+    Its genome is kept as one object, which strategies know again; None if it has none.
+    """
 
     stored: Stored
-    genome: Genome
+    genome: Genome | None
     result: Outcome
 
 
@@ -52,7 +55,7 @@ def tell(
     """All that was measured of finished trials, of rejected ones too.
 
     Args:
-        trials: finished ones.
+        trials: finished ones, each with a genome.
         noise: readings of stacks that are no trials and show the same noise.
         limit: of the figures that budgets limit, whose readings are logarithms (`limits`).
     """
@@ -60,6 +63,7 @@ def tell(
     known = pools([*noise, *stacks])
     found = []
     for trial, stack in zip(trials, stacks, strict=True):
+        assert trial.genome is not None, "a trial without a genome tells a strategy nothing"
         estimates = {
             name: estimate(readings, known[name]) if name in known else Estimate(mean=readings.mean)
             for name, readings in stack.items()

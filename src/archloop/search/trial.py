@@ -1,6 +1,13 @@
-"""One trial: profile, budgets, rungs. What is on disk already is not done again.
+"""A trial as a state machine: what it has on disk says what it needs next.
 
-A trial fails only by its own workers; it is rejected by a measured budget, before any training.
+    measuring -> (within budget) -> training rung 0, 1, ... -> ended
+        |                               |
+        +-- broken budget, unsupported, crash --> ended
+
+`Trial.advance` answers the next job; the study has it done and hands the result to `Trial.take`. So
+a trial never waits, several may be under way at once, and one that was killed goes on by asking
+again: what is on disk already is not done again. A trial fails only by its own workers; it is
+rejected by a measured budget, before any training.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +19,20 @@ from archloop.ranking.record import Objectives, Readings
 from archloop.search import gate
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
+from archloop.search.executors.base import Ended, Measure, Train
 from archloop.search.plan import Plan, training_seed
 from archloop.search.rungs import Standings, promoted
 from archloop.search.workshop import Workshop
 from archloop.store.baseline import Baseline
 from archloop.store.database import Stored
-from archloop.store.folder import StudyFolder, TrialFolder
+from archloop.store.folder import StudyFolder
 from archloop.store.record import Outcome, Rung
-from archloop.store.stages import Profiled, Stage
+from archloop.store.stages import Profiled
 
-Announce = Callable[[Literal["profile", "train"], int | None], None]
-"""Called as a stage begins: profile or train, and the rung."""
+State = Literal["measuring", "training", "ended"]
+
+Announce = Callable[[Stored, Literal["profile", "train"], int | None], None]
+"""Called as a stage begins: the trial, profile or train, and the rung."""
 
 
 class Context(NamedTuple):
@@ -31,7 +41,7 @@ class Context(NamedTuple):
     Attributes:
         key: of the study, part of each stage file's key.
         at_rung: the told trials at each rung.
-        earlier: readings by figure of the reference run and of each trial measured so far.
+        earlier: readings by figure of the reference run and of each trial told so far.
     """
 
     plan: Plan
@@ -40,123 +50,211 @@ class Context(NamedTuple):
     folder: StudyFolder
     key: str
     at_rung: Sequence[Standings]
-    earlier: Sequence[Mapping[str, Readings]]
+    earlier: Callable[[], Sequence[Mapping[str, Readings]]]
     announce: Announce
 
 
-def run(context: Context, trial: Stored) -> Outcome:
-    """Run a trial to its end, or take up where it was left; the result lacks the study's part.
+class _Needed(Exception):  # noqa: N818  (no error: it unwinds the gate, which asks for a look)
+    """The gate asks for a look that is not on disk."""
 
-    Raises:
-        StudyError: what it was measured on is not what the reference preset was measured on.
-        OSError: the disk is full, or not writable.
+    def __init__(self, look: int) -> None:
+        self.look = look
+
+
+class Trial:
+    """One trial under way.
+
+    Args:
+        context: of the study.
+        stored: the trial as the database has it.
+
+    Attributes:
+        state: what it is at.
+        outcome: once it has ended; lacks the study's part.
     """
-    files = context.folder.trial(
-        trial.number, f"{context.key}:{trial.number}:{trial.candidate.spec.digest}"
-    )
-    seconds = {"profile": 0.0, "train": 0.0, "evaluate": 0.0}
-    try:
-        outcome = _run(context, trial, files, seconds)
-    except Unsupported as error:
-        outcome = Outcome(state="unsupported", error=str(error))
-    except CandidateFailed as error:
-        outcome = Outcome(state="failed", error=str(error))
-    for rung in range(len(context.plan.recipe.proxy.rungs)):
-        files.checkpoint(rung).unlink(missing_ok=True)
-    return outcome.model_copy(update={"files": dict(files.checksums), "seconds": seconds})
 
-
-def _run(
-    context: Context,
-    trial: Stored,
-    files: TrialFolder,
-    seconds: dict[str, float],
-) -> Outcome:
-    plan, workshop, spec = context.plan, context.workshop, trial.candidate.spec
-
-    def measure(look: int) -> dict[str, Profile]:
-        context.announce("profile", None)
-        if look == 1 and spec == plan.reference:
-            _adopt_reference(context.folder, f"{context.key}:{spec.digest}", files)
-        stage = workshop.profile(spec, plan.reference, look, files)
-        seconds["profile"] += stage.seconds
-        _check_identity(context.baseline, stage.value.profiles)
-        return stage.value.profiles
-
-    verdict = gate.judge(measure, plan.recipe.budgets, context.earlier, plan.recipe.looks)
-    readings = {**objectives.device(verdict.profiles), **verdict.readings}
-    if verdict.broken:
-        return Outcome(
-            state="rejected",
-            readings=readings,
-            broken=verdict.broken,
-            straddles=verdict.straddles,
-            excess=verdict.excess,
+    def __init__(self, context: Context, stored: Stored) -> None:
+        self.stored = stored
+        self.state: State = "measuring"
+        self.outcome: Outcome | None = None
+        self._context = context
+        self._files = context.folder.trial(
+            stored.number, f"{context.key}:{stored.number}:{stored.candidate.spec.digest}"
         )
-    reached: list[Objectives] = []
-    error, diverged = None, False
-    for rung in range(len(plan.recipe.proxy.rungs)):
+        self._stage = ""
+        self._seconds = {"profile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self._verdict: gate.Verdict | None = None
+        self._reached: list[Objectives] = []
+        self._diverged = False
+
+    def advance(self) -> Measure | Train | None:
+        """The job that this trial needs next; None once it has ended.
+
+        Raises:
+            StudyError: what it was measured on is not what the reference preset was measured on.
+        """
+        while self.state != "ended":
+            job = self._measure() if self.state == "measuring" else self._train()
+            if job is not None:
+                return job
+        return None
+
+    def take(self, ended: Ended) -> None:
+        """What came of the last job; afterwards `advance` goes on.
+
+        Raises:
+            OSError: the disk is full, or not writable.
+        """
+        error = ended.error
+        if error is None:
+            assert ended.value is not None
+            self._context.workshop.keep(self._files, self._stage, ended)
+        elif not isinstance(error, CandidateFailed):
+            raise error
+        elif self._reached:
+            # What the rungs before gave stands; only the longer training is lost.
+            self._complete(f"rung {len(self._reached)}: {error}")
+        else:
+            state: Literal["unsupported", "failed"] = "failed"
+            if isinstance(error, Unsupported):
+                state = "unsupported"
+            self._end(Outcome(state=state, error=str(error)))
+
+    # --- states -------------------------------------------------------------------------------
+
+    def _measure(self) -> Measure | None:
+        plan, spec = self._context.plan, self.stored.candidate.spec
+        recipe = plan.recipe
+        self._adopt_reference()
+        seconds: dict[int, float] = {}
+
+        def look_at(look: int) -> dict[str, Profile]:
+            stage = self._files.load(self._files.profile(look), Profiled)
+            if stage is None:
+                raise _Needed(look)
+            seconds[look] = stage.seconds
+            _check_identity(self._context.baseline, stage.value.profiles)
+            return stage.value.profiles
+
         try:
-            # Only the first training climbs, so only rung 0 is trained several times.
-            stages = [
-                _train(context, trial, files, rung, index)
-                for index in range(plan.recipe.seeds if rung == 0 else 1)
-            ]
-        except CandidateFailed as failure:
-            if rung == 0:
-                raise
-            # What rung 0 gave stands; only the longer training is lost.
-            error = f"rung {rung}: {failure}"
-            break
-        for stage in stages:
-            seconds["train"] += stage.seconds - stage.value.seconds_eval
-            seconds["evaluate"] += stage.value.seconds_eval
+            verdict = gate.judge(look_at, recipe.budgets, self._context.earlier(), recipe.looks)
+        except _Needed as needed:
+            self._context.announce(self.stored, "profile", None)
+            self._stage = self._files.profile(needed.look)
+            return Measure(spec, plan.reference, needed.look, self._files.samples)
+        self._seconds["profile"] = sum(seconds.values())
+        self._verdict = verdict
+        # What was trained had been let through; noise that was told since changes nothing.
+        trained = self._files.load(self._files.rung(0), Rung) is not None
+        if verdict.broken and not trained:
+            self._end(
+                Outcome(
+                    state="rejected",
+                    readings=self._readings,
+                    broken=verdict.broken,
+                    straddles=verdict.straddles,
+                    excess=verdict.excess,
+                )
+            )
+        else:
+            self.state = "training"
+        return None
+
+    def _train(self) -> Train | None:
+        assert self._verdict is not None
+        files, index = self._files, len(self._reached)
+        stages = []
+        # Only the first training climbs, so only rung 0 is trained several times.
+        for seed_index in range(self._context.plan.recipe.seeds if index == 0 else 1):
+            name = files.rung(index, seed_index or None)
+            stage = files.load(name, Rung)
+            if stage is None:
+                self._context.announce(self.stored, "train", index)
+                self._stage = name
+                return Train(self._job(index, seed_index), files.work(name))
+            stages.append(stage)
         trained = [stage.value for stage in stages]
-        values = _objectives(context.baseline, verdict.profiles, trained)
-        others = context.at_rung[rung]
-        reached.append(values)
-        diverged = any(rung_.diverged for rung_ in trained)
-        if rung + 1 == len(plan.recipe.proxy.rungs) or diverged:
-            break
-        worst, share = context.baseline.worst, plan.recipe.promote_share
-        seed = [plan.recipe.seed, trial.number, rung]
-        noise = context.baseline.noise
-        if not promoted(values, others, noise, worst, share, seed):
-            break
-    return Outcome(
-        state="complete",
-        by_rung=tuple(reached),
-        readings=readings,
-        diverged=diverged,
-        straddles=verdict.straddles,
-        error=error,
-    )
+        for stage in stages:
+            self._seconds["train"] += stage.seconds - stage.value.seconds_eval
+            self._seconds["evaluate"] += stage.value.seconds_eval
+        values = _objectives(self._context.baseline, self._verdict.profiles, trained)
+        self._reached.append(values)
+        self._diverged = any(rung.diverged for rung in trained)
+        if not self._goes_on(index, values):
+            self._complete(None)
+        return None
 
+    def _goes_on(self, index: int, values: Objectives) -> bool:
+        """Whether the trial is trained for the next rung, or has been already."""
+        recipe, baseline = self._context.plan.recipe, self._context.baseline
+        if index + 1 == len(recipe.proxy.rungs) or self._diverged:
+            return False
+        if self._files.load(self._files.rung(index + 1), Rung) is not None:
+            return True
+        return promoted(
+            values,
+            self._context.at_rung[index],
+            baseline.noise,
+            baseline.worst,
+            recipe.promote_share,
+            [recipe.seed, self.stored.number, index],
+        )
 
-def _adopt_reference(study: StudyFolder, key: str, files: TrialFolder) -> None:
-    """The reference preset itself as a trial: it has been measured beside itself already."""
-    measured = study.reference(key).load(files.profile(1), Profiled)
-    if measured is not None and files.load(files.profile(1), Profiled) is None:
-        files.save(files.profile(1), measured.value, 0.0)
+    # --- ends ---------------------------------------------------------------------------------
 
+    def _complete(self, error: str | None) -> None:
+        assert self._verdict is not None
+        self._end(
+            Outcome(
+                state="complete",
+                by_rung=tuple(self._reached),
+                readings=self._readings,
+                diverged=self._diverged,
+                straddles=self._verdict.straddles,
+                error=error,
+            )
+        )
 
-def _train(
-    context: Context, trial: Stored, files: TrialFolder, rung: int, seed_index: int
-) -> Stage[Rung]:
-    recipe = context.plan.recipe
-    context.announce("train", rung)
-    before = files.checkpoint(rung - 1)
-    last = rung + 1 == len(recipe.proxy.rungs)
-    job = TrainJob(
-        spec=trial.candidate.proxy_spec,
-        rung=rung,
-        num_steps=recipe.proxy.rungs[rung],
-        seed=training_seed(recipe.seed, trial.number, seed_index),
-        learning_rate=context.baseline.learning_rate(trial.candidate.spec.layout),
-        resume_from=before if before.exists() else None,
-        checkpoint_to=None if last or seed_index else files.checkpoint(rung),
-    )
-    return context.workshop.train(job, files, files.rung(rung, seed_index or None))
+    def _end(self, outcome: Outcome) -> None:
+        for rung in range(len(self._context.plan.recipe.proxy.rungs)):
+            self._files.checkpoint(rung).unlink(missing_ok=True)
+        made = {"files": dict(self._files.checksums), "seconds": dict(self._seconds)}
+        self.outcome = outcome.model_copy(update=made)
+        self.state = "ended"
+
+    @property
+    def _readings(self) -> dict[str, Readings]:
+        assert self._verdict is not None
+        return {**objectives.device(self._verdict.profiles), **self._verdict.readings}
+
+    # --- jobs ---------------------------------------------------------------------------------
+
+    def _job(self, rung: int, seed_index: int) -> TrainJob:
+        recipe, candidate = self._context.plan.recipe, self.stored.candidate
+        before = self._files.checkpoint(rung - 1)
+        last = rung + 1 == len(recipe.proxy.rungs)
+        return TrainJob(
+            spec=candidate.proxy_spec,
+            rung=rung,
+            num_steps=recipe.proxy.rungs[rung],
+            seed=training_seed(recipe.seed, self.stored.number, seed_index),
+            learning_rate=self._context.baseline.learning_rate(candidate.spec.layout),
+            resume_from=before if before.exists() else None,
+            checkpoint_to=None if last or seed_index else self._files.checkpoint(rung),
+        )
+
+    def _adopt_reference(self) -> None:
+        """The reference preset itself as a trial: it has been measured beside itself already."""
+        candidate, name = self.stored.candidate, self._files.profile(1)
+        spec = candidate.spec
+        if spec != self._context.plan.reference or candidate.replicates is not None:
+            return
+        if self._files.load(name, Profiled) is not None:
+            return
+        key = f"{self._context.key}:{spec.digest}"
+        measured = self._context.folder.reference(key).load(name, Profiled)
+        if measured is not None:
+            self._files.save(name, measured.value, 0.0)
 
 
 def _objectives(

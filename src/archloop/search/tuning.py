@@ -10,7 +10,7 @@ from archloop.ranking import objectives
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import TrainJob
 from archloop.search.plan import Plan, training_seed
-from archloop.search.workshop import Workshop
+from archloop.search.workshop import Training, Workshop
 from archloop.space import seeding
 from archloop.space.encoding import encode
 from archloop.stack.spec import StackSpec
@@ -28,19 +28,20 @@ def tune(
     tuning = plan.recipe.tuning
     if tuning is None:
         return {}, 0.0
-    rates, seconds = {}, 0.0
+    wanted = {}
     for mixer in plan.space.mixers:
         spec = homogeneous(plan, mixer)
         files = folder.tuning(mixer, f"{key}:{spec.digest}")
-        losses: dict[str, float] = {}
         for index, rate in enumerate(tuning.learning_rates):
             seed = training_seed(plan.recipe.seed, _SEED_STREAM)
             job = TrainJob(spec, 0, tuning.num_steps, seed, rate)
-            announce(f"{mixer} at {rate:g}")
-            stage = workshop.train(job, files, files.rate(index))
-            seconds += stage.seconds
-            # All digits: two rates that differ a little are two.
-            losses[repr(rate)] = _loss(stage.value)
+            wanted[mixer, rate] = Training(job, files, files.rate(index))
+    announce(", ".join(plan.space.mixers))
+    stages = dict(zip(wanted, workshop.train(list(wanted.values())), strict=True))
+    rates = {}
+    for mixer in plan.space.mixers:
+        # All digits: two rates that differ a little are two.
+        losses = {repr(r): _loss(stages[mixer, r].value) for r in tuning.learning_rates}
         best = min(losses, key=lambda rate: losses[rate])
         if math.isinf(losses[best]):
             raise StudyError(
@@ -50,7 +51,7 @@ def tune(
         rates[mixer] = FamilyRate(
             value=float(best), losses=losses, at_edge=best in (tried[0], tried[-1])
         )
-    return rates, seconds
+    return rates, math.fsum(stage.seconds for stage in stages.values())
 
 
 def _loss(rung: Rung) -> float:

@@ -1,13 +1,16 @@
-"""One measurement or training, done once: from its stage file, or by the evaluator.
+"""Measurements and trainings, each done once: from its stage file, or by the executor.
 
-What is on disk is never done again; what is not whole is thrown away and done afresh.
+What is on disk is never done again; what is not whole is thrown away and done afresh. Results are
+written here, in the study's own process, when the executor hands them back.
 """
 
 import errno
 import shutil
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from archloop.search.evaluator import CandidateFailed, Evaluator, TrainJob
+from archloop.search.evaluator import CandidateFailed, TrainJob
+from archloop.search.executors.base import Ended, Executor, Job, Measure, Train
 from archloop.search.meter import Meter
 from archloop.stack.spec import StackSpec
 from archloop.store.folder import TrialFolder
@@ -17,46 +20,90 @@ from archloop.store.stages import Profiled, Stage
 _DISK_FULL = "No space left on device"
 
 
-class Workshop(NamedTuple):
-    """An evaluator with the clock that times it."""
+class Training(NamedTuple):
+    """A training that is wanted: what to do, and the stage that it is."""
 
-    evaluator: Evaluator
-    meter: Meter
+    job: TrainJob
+    files: TrialFolder
+    name: str
+
+
+class Workshop:
+    """An executor with the clock that times waiting for it."""
+
+    def __init__(self, executor: Executor, meter: Meter) -> None:
+        self.executor = executor
+        self.meter = meter
+
+    def submit(self, job: Job) -> int:
+        """Have a job done; its ticket is in what `wait` answers."""
+        return self.executor.submit(job)
+
+    def wait(self) -> Ended:
+        """The next job that has ended, however it did.
+
+        Raises:
+            OSError: a full disk ended it, which is nobody's fault but the machine's.
+        """
+        with self.meter.stage():
+            ended = self.executor.wait()
+        if isinstance(ended.error, CandidateFailed) and _DISK_FULL in str(ended.error):
+            raise OSError(errno.ENOSPC, _DISK_FULL) from ended.error
+        return ended
+
+    def keep(self, files: TrialFolder, name: str, ended: Ended) -> Stage[Profiled] | Stage[Rung]:
+        """Write what came of a job as a stage."""
+        value, seconds = ended.value, ended.seconds
+        if isinstance(value, Profiled):
+            return files.save(name, value, seconds)
+        assert value is not None
+        stage = files.save(name, value, seconds)
+        shutil.rmtree(files.work(name), ignore_errors=True)
+        return stage
 
     def profile(
         self, spec: StackSpec, reference: StackSpec, look: int, files: TrialFolder
     ) -> Stage[Profiled]:
-        """Profiles of a spec; look 2 adds to the samples of look 1."""
+        """Profiles of a spec, waited for.
+
+        Raises:
+            CandidateFailed: the measurement came to no result.
+        """
         name = files.profile(look)
         done = files.load(name, Profiled)
-        if done is not None:
-            return done
-        with self.meter.stage():
-            try:
-                profiled = self.evaluator.profile(spec, reference, look, files.samples)
-            except CandidateFailed as error:
-                _blame_full_disk(error)
-                raise
-        return files.save(name, profiled, self.meter.last)
+        if done is None:
+            self.submit(Measure(spec, reference, look, files.samples))
+            self.keep(files, name, _whole(self.wait()))
+            done = files.load(name, Profiled)
+        assert done is not None
+        return done
 
-    def train(self, job: TrainJob, files: TrialFolder, name: str) -> Stage[Rung]:
-        """A trained and scored proxy."""
-        done = files.load(name, Rung)
-        if done is not None:
-            return done
-        directory = files.work(name)
-        with self.meter.stage():
-            try:
-                rung = self.evaluator.train(job, directory)
-            except CandidateFailed as error:
-                _blame_full_disk(error)
-                raise
-        stage = files.save(name, rung, self.meter.last)
-        shutil.rmtree(directory, ignore_errors=True)
-        return stage
+    def train(self, wanted: Sequence[Training]) -> list[Stage[Rung]]:
+        """Trained and scored proxies, as many at once as the executor does, in the given order.
+
+        Raises:
+            CandidateFailed: a training came to no result; those that had, are kept.
+        """
+        missing = [each for each in wanted if each.files.load(each.name, Rung) is None]
+        tickets = {
+            self.submit(Train(job, files.work(name))): (files, name) for job, files, name in missing
+        }
+        failed = None
+        while tickets:
+            ended = self.wait()
+            files, name = tickets.pop(ended.ticket)
+            if ended.error is None:
+                self.keep(files, name, ended)
+            else:
+                failed = failed or ended.error
+        if failed is not None:
+            # Only now: whoever goes on without these must not meet the others' ends.
+            raise failed
+        stages = [files.load(name, Rung) for _, files, name in wanted]
+        return [stage for stage in stages if stage is not None]
 
 
-def _blame_full_disk(error: CandidateFailed) -> None:
-    """A worker that a full disk ended is nobody's fault but the machine's."""
-    if _DISK_FULL in str(error):
-        raise OSError(errno.ENOSPC, _DISK_FULL) from error
+def _whole(ended: Ended) -> Ended:
+    if ended.error is not None:
+        raise ended.error
+    return ended

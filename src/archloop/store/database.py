@@ -8,7 +8,7 @@ Other programs may write to the same study, by Optuna's own tools. Trials that a
 are passed over; of a trial that was ended from outside, what archloop itself stored counts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +36,8 @@ class Stored(BaseModel):
 
     Attributes:
         number: archloop's own count, from 0.
+        told: numbers of the trials that were told when this one was proposed; those below its own
+            number that were not, were pending.
         outcome: None while it runs.
     """
 
@@ -44,6 +46,7 @@ class Stored(BaseModel):
     number: int
     candidate: Candidate
     costs: Costs
+    told: tuple[int, ...] = ()
     outcome: Outcome | None = None
 
 
@@ -122,6 +125,7 @@ class Database:
             distributions=distributions,
             user_attrs={
                 _OURS: trial.number,
+                "told": _runs(trial.told),
                 "costs": trial.costs.model_dump(mode="json"),
                 **trial.candidate.model_dump(mode="json"),
             },
@@ -162,6 +166,17 @@ class Database:
             self._close()
 
 
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as (first, one past the last) of each run without a gap."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = runs[-1][0], number + 1
+        else:
+            runs.append((number, number + 1))
+    return runs
+
+
 def _later(number: int) -> str:
     """Attribute of the study with an outcome that its trial can no longer take."""
     return f"outcome:{number}"
@@ -180,5 +195,6 @@ def _stored(trial: FrozenTrial, later: Any) -> Stored:
         number=attributes[_OURS],
         candidate=Candidate(**{name: attributes[name] for name in Candidate.model_fields}),
         costs=attributes["costs"],
+        told=tuple(number for first, last in attributes["told"] for number in range(first, last)),
         outcome=outcome,
     )

@@ -11,6 +11,7 @@ What lies in a stage's file is `store.stages`' matter; how the database is opene
 `store.connection`.
 """
 
+from collections.abc import Container
 from pathlib import Path
 
 from archloop.files import write_atomic
@@ -28,6 +29,14 @@ class TrialFolder(StageFiles):
     def profile(look: int) -> str:
         """Name of the stage of a measurement's first or second look."""
         return "profile" if look == 1 else f"profile-{look}"
+
+    @classmethod
+    def last_look(cls, names: Container[str]) -> int:
+        """The last look at the device that there is a stage of; 0 if there is none."""
+        look = 0
+        while cls.profile(look + 1) in names:
+            look += 1
+        return look
 
     @staticmethod
     def rung(index: int, seed_index: int | None = None) -> str:

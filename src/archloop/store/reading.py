@@ -91,8 +91,8 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
     """A trial as the database and its files have it; `damaged` names the files that are lost."""
     outcome = stored.outcome or Outcome(state="running")
     files = _Files(home.trial(stored.number), outcome.files)
-    looks = [look for look in (2, 1) if TrialFolder.profile(look) in outcome.files]
-    profiled = files.read(TrialFolder.profile(looks[0]), Profiled) if looks else None
+    look = TrialFolder.last_look(outcome.files)
+    profiled = files.read(TrialFolder.profile(look), Profiled) if look else None
     names = [TrialFolder.rung(index) for index in range(len(outcome.by_rung))]
     rungs = [files.read(name, Rung) for name in names]
     return TrialRecord(

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from archloop.devices.base import Device
 from archloop.version import __version__
+from archloop.workers import cancelling
 from archloop.workers.deaths import Role, WorkerError, of_status
 from archloop.workers.messages import VERSION, Failure, Hello, HelloAnswer, Message, Request
 
@@ -152,8 +153,11 @@ class WorkerProcess:
         deadline = time.monotonic() + self.time_left_s
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            if left <= 0:
                 raise self._timed_out()
+            cancelling.check()
+            if not select.select([descriptor], [], [], min(left, cancelling.POLL_S))[0]:
+                continue
             part = os.read(descriptor, 1 << 16)
             if not part:
                 raise self._died()

@@ -116,6 +116,22 @@ class TimeLimits(_Section):
     train_s: Annotated[float, Field(gt=0)] = 3600.0
 
 
+class ExecutorSection(_Section):
+    """Who does the work, and how many jobs at once: of the machine, and no part of the study.
+
+    It may change between two runs of a study. With several jobs at once, a proposal knows of fewer
+    results, which is kept with it.
+
+    Attributes:
+        workers: jobs at once, each in a process of its own.
+        devices: of trainings, such as ``[cuda:0, cuda:1]``, one training on each entry at a time;
+            an entry that is named twice takes two. Empty: `proxy.device`, shared by all.
+    """
+
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    devices: tuple[str, ...] = ()
+
+
 class Recipe(_Section):
     """A study.
 
@@ -126,6 +142,8 @@ class Recipe(_Section):
         max_hours: of measuring and training, after which no trial is proposed.
         until_still: trials in a row that are not on the front after which none is proposed.
         reference: what ratios and budgets refer to.
+        specs: stacks to try as they are, names of presets or whole specs at ship width, before the
+            strategy is asked: the blocks of a model left out one by one, say.
         initial: layouts to try first: names of presets, or mixers by block.
         targets: what candidates are measured on, by name; the names key every record and figure.
         profile: how they are measured, on every target alike.
@@ -138,6 +156,7 @@ class Recipe(_Section):
         ends: mixers; a stack of each alone is trained like the reference preset, so that noise is
             known of several kinds of stack. The space's first and last mixer if None.
         tuning: of learning rates; without it the record says that they were not tuned.
+        executor: jobs at once, and where; may change between runs.
         threads: of a training; None takes one per core.
         plugins: folder of plug-ins, from the recipe's own folder.
         storage: RDB URL of the study; SQLite in the study's folder if None. Its password is used
@@ -150,6 +169,7 @@ class Recipe(_Section):
     max_hours: Annotated[float, Field(gt=0)] | None = None
     until_still: Annotated[int, Field(ge=2)] | None = None
     reference: Annotated[Reference, BeforeValidator(_preset_or_section)]
+    specs: tuple[str | StackSpec, ...] = ()
     initial: tuple[str | tuple[str, ...], ...] = ()
     space: SpaceConfig
     targets: dict[str, Target] = Field({"host": Target.model_validate({})}, min_length=1)
@@ -168,6 +188,7 @@ class Recipe(_Section):
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
     plugins: str | None = None
     storage: str | None = None
+    executor: ExecutorSection = ExecutorSection()
 
     _file: Path | None = PrivateAttr(None)
     _source: bytes = PrivateAttr(b"")
@@ -223,7 +244,8 @@ class Recipe(_Section):
     @property
     def digest(self) -> str:
         """Hash of all settings and of the plug-ins' sources; layout and comments play no part."""
-        hasher = hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode())
+        settings = {key: value for key, value in self.plain().items() if key != "executor"}
+        hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         if self.plugins is not None:
             folder = self.root / self.plugins
             for file in sorted(folder.rglob("*.py")):

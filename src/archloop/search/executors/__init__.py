@@ -1,0 +1,1 @@
+"""Executors: who does a study's jobs, and how many at once."""

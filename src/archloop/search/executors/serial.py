@@ -1,0 +1,35 @@
+"""One job at a time, in the study's own thread, when it waits for it."""
+
+from collections import deque
+
+from archloop.search.evaluator import Evaluator
+from archloop.search.executors.base import Ended, Executor, Job
+from archloop.search.meter import Clock
+
+
+class Serial(Executor):
+    """Does a job when its end is waited for, the oldest first."""
+
+    def __init__(self, evaluator: Evaluator, clock: Clock) -> None:
+        super().__init__(evaluator, clock)
+        self._queue: deque[tuple[int, Job]] = deque()
+        self._next = 0
+
+    def submit(self, job: Job) -> int:
+        """As `Executor.submit`."""
+        self._queue.append((self._next, job))
+        self._next += 1
+        return self._next - 1
+
+    def wait(self) -> Ended:
+        """As `Executor.wait`."""
+        assert self._queue, "nothing was submitted"
+        return self._do(*self._queue.popleft())
+
+    def cancel(self, ticket: int) -> None:
+        """As `Executor.cancel`."""
+        self._queue = deque(entry for entry in self._queue if entry[0] != ticket)
+
+    def close(self) -> None:
+        """As `Executor.close`."""
+        self._queue.clear()

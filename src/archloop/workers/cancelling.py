@@ -1,0 +1,45 @@
+"""Giving up what a thread waits for: whoever waits inside asks, now and then, whether to go on.
+
+A thread cannot be interrupted from outside as the main one can by a signal. So what runs in a
+thread runs under an event, and each place that may wait for long looks at it.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+POLL_S = 0.2
+"""Longest wait between two looks."""
+
+_event: ContextVar[threading.Event | None] = ContextVar("cancelled_by", default=None)
+
+
+class CancelledError(RuntimeError):
+    """What was waited for is not wanted any more."""
+
+
+@contextmanager
+def cancelled_by(event: threading.Event) -> Iterator[None]:
+    """Whatever this thread waits for inside is given up once the event is set."""
+    token = _event.set(event)
+    try:
+        yield
+    finally:
+        _event.reset(token)
+
+
+def is_cancelled() -> bool:
+    """Whether this thread is to give up."""
+    event = _event.get()
+    return event is not None and event.is_set()
+
+
+def check() -> None:
+    """Give up if this thread is to.
+
+    Raises:
+        CancelledError: it is.
+    """
+    if is_cancelled():
+        raise CancelledError("given up")

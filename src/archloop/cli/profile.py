@@ -46,19 +46,16 @@ def profile(
         )
         config = ProfileConfig(processes=processes)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option, given = first["loc"][0], shown(first["input"])
-        raise UserError(f"--{option} {given}: {reason(first)}") from error
+        raise _wrong_option(error) from error
     spec = load_spec(model)
     other = None if reference is None else load_spec(reference)
     if beside_itself:
         if other is not None:
             raise UserError("--aa measures the model beside itself; leave --reference out")
         other = spec
-    hidden = not stderr.is_terminal
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Progress(console=stderr, transient=True, disable=hidden) as bar,
+        Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar,
     ):
         task = bar.add_task("starting", total=1.0)
         measured = measure(
@@ -78,6 +75,12 @@ def profile(
             "noise floor: every ratio would be 1 without noise; differences inside these intervals "
             "mean nothing on this target"
         )
+
+
+def _wrong_option(error: ValidationError) -> UserError:
+    """The first option that has a value which it does not take."""
+    first = error.errors(include_url=False)[0]
+    return UserError(f"--{first['loc'][0]} {shown(first['input'])}: {reason(first)}")
 
 
 def _device(text: str) -> Any:

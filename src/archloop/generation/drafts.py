@@ -59,16 +59,12 @@ def verify(
     ids_BT, mask_BT = pad_right(both, device)
     logits_BTV = model(ids_BT, state, mask_BT=mask_BT)
     seeds_B = row_seeds(seeds, sampling, len(rows), device)
+    accepted = []
     for i, ids in enumerate(transcript.ids):
-        last = len(unread[i]) - 1
-        drafted_TV = logits_BTV[i, last : last + len(rows[i]) + 1]
-        check_finite(drafted_TV, model.precision, f"drafted after token {len(ids)} of row {i}")
-    accepted = [
-        _accept(
-            logits_BTV[i, len(unread[i]) - 1 :], rows[i], transcript.ids[i], sampling, seeds_B[i]
-        )
-        for i in range(len(rows))
-    ]
+        after_TV = logits_BTV[i, len(unread[i]) - 1 :]
+        what = f"drafted after token {len(ids)} of row {i}"
+        check_finite(after_TV[: len(rows[i]) + 1], model.precision, what)
+        accepted.append(_accept(after_TV, rows[i], ids, sampling, seeds_B[i]))
     if any(len(new) <= len(draft) for new, draft in zip(accepted, rows, strict=True)):
         state.restore(before)
         kept = [old + new[:-1] for old, new in zip(unread, accepted, strict=True)]

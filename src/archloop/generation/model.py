@@ -186,6 +186,11 @@ def stream(
             stop_ids=model.stop_ids,
             chunk_size=chunk_size,
         )
+    yield from _pieces(run, text)
+
+
+def _pieces(run: Generation, text: TextStream) -> Iterator[str]:
+    """The text of a turn of one row as it comes; the turn ends where the text is to stop."""
     for (token,) in run:
         if token is not None and run.ended[0] != "stop_id":
             if piece := text.push([token]):

@@ -242,7 +242,7 @@ def gqa(d_model: int) -> Peer:
 
 
 def swa(d_model: int) -> Peer:
-    model, window = _model("mistral"), _sizes("swa", d_model)["window"]
+    model, window = _model("mistral"), registry.get("mixers", "swa").Config().window
     config = model.MistralConfig(**_attention_sizes("swa", d_model), sliding_window=window)
     rotary = model.MistralRotaryEmbedding(config)
     return TransformersAttention(model.MistralAttention(config, 0), config, rotary, window)

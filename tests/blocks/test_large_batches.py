@@ -5,7 +5,6 @@ import torch
 
 from archloop import registry
 from archloop.blocks.ops.scan import scan_pair
-from archloop.runtimes.cuda.kernels import rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,6 +63,8 @@ def test_features_beyond_an_axis() -> None:
 
 
 def test_convolution_of_a_prefill() -> None:
+    from archloop.runtimes.cuda.kernels import rows  # needs Triton
+
     x_BTD = torch.randn(ROWS, TIME, 3 * 8, device="cuda")
     weight_DK, past_BLD = torch.randn(8, 3, device="cuda"), torch.zeros(ROWS, 2, 8, device="cuda")
     alone = rows.conv(x_BTD[-1:].clone(), weight_DK, past_BLD[-1:].clone())

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from contracts.mixers import WorkCounter
 
 from archloop import registry
 from archloop.blocks import S4D, S5, Mamba, Mamba3
 from archloop.errors import UserError
+from archloop.testing.work import WorkCounter
 
 
 @pytest.mark.parametrize("rank", [1, 2])

@@ -63,15 +63,15 @@ def test_every_verb_is_a_file(command: str) -> None:
 def test_plugins_of_a_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_folders", {})
     (tmp_path / "mixers").mkdir()
-    (tmp_path / "mixers" / "mine.py").write_text("from archloop.blocks import Wrong\n")
+    (tmp_path / "mixers" / "misspelt.py").write_text("from archloop.blocks import Wrong\n")
     status, out, _ = run("plugins", "mixers", "--plugins", str(tmp_path), "--json")
-    assert (status, "mine" in json.loads(out)["mixers"]) == (0, True)
+    assert (status, "misspelt" in json.loads(out)["mixers"]) == (0, True)
     spec = json.loads(presets.load("lfm2-350m").to_json())
-    spec["blocks"][0]["mixers"] = [{"name": "mine"}]
+    spec["blocks"][0]["mixers"] = [{"name": "misspelt"}]
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     status, _, err = run("profile", str(tmp_path / "spec.json"), "--plugins", str(tmp_path))
     assert status == 2
-    assert f"{tmp_path / 'mixers' / 'mine.py'}, line 1 cannot be imported" in err
+    assert f"{tmp_path / 'mixers' / 'misspelt.py'}, line 1 cannot be imported" in err
     assert err.count("\n") == 1
     status, _, err = run("plugins", "--plugins", str(tmp_path / "nowhere"))
     assert (status, "does not exist" in err) == (2, True)

@@ -70,7 +70,6 @@ class CardSteps:
         self._mixers = channel_mixers(model)
         self._ahead = Ahead(batches, first, end)
         self._stream = torch.cuda.Stream(next(model.parameters()).device)
-        self._stream.wait_stream(torch.cuda.current_stream())
         self._passes = Passes(model, loss, precision, grad_clip, self._stream)
         self._sent: list[tuple[int, int]] = []
         self._losses: list[Tensor] = []
@@ -78,6 +77,9 @@ class CardSteps:
     def take(self, step: int) -> None:
         """Send a step off."""
         batches = self._ahead.take()
+        # What the caller did to the model or read of it, such as a copy for a checkpoint, comes
+        # before this step.
+        self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             found = self._passes.run(batches)
             for optimiser in self._optimisers:
@@ -97,8 +99,6 @@ class CardSteps:
         losses = torch.stack(self._losses).tolist() if self._losses else []
         done = [Done(s, loss, n) for (s, n), loss in zip(self._sent, losses, strict=True)]
         self._sent, self._losses = [], []
-        # What the caller does to the model now comes before the next step.
-        self._stream.wait_stream(torch.cuda.current_stream())
         return done
 
     def close(self) -> None:

@@ -1,13 +1,16 @@
 """The PyTorch runtimes: artifacts of every mixer, threads and settings left alone, compilers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from archloop import registry
+from archloop.runtimes.artifact import read_manifest
 from archloop.runtimes.exporting import build_random, export
 from archloop.runtimes.parity import decided_experts, distance, eager_logits, read_case
 from archloop.runtimes.torch_compile import TorchCompile
@@ -109,10 +112,21 @@ def test_equal_seeds_give_equal_weights() -> None:
 
 def test_wrong_logits_are_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchSession, "take_one", lambda self, ids_B: torch.randn(1, 64))
+    artifact, decoder = tmp_path / "artifact", build_random(one_mixer("gqa"), 0)
     with pytest.raises(ValueError, match="logits differ from eager PyTorch"):
+        export(TorchEager(), decoder, artifact, "fp32")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    manifest = export(TorchEager(), decoder, artifact, "fp32")
+    assert read_manifest(artifact) == manifest
+    assert list(tmp_path.iterdir()) == [artifact]
+
+
+def test_what_a_folder_holds_is_neither_lost_nor_taken_into_an_artifact(tmp_path: Path) -> None:
+    (tmp_path / "parity.json").write_text("stale")
+    with pytest.raises(ValueError, match="holds something already; name another folder"):
         export(TorchEager(), build_random(one_mixer("gqa"), 0), tmp_path, "fp32")
-    with pytest.raises(ValueError, match="no whole artifact"):
-        TorchEager().open(tmp_path, threads=1, max_context=8)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["stale"]
 
 
 def test_artifact_of_another_runtime_is_refused(tmp_path: Path) -> None:
@@ -136,6 +150,29 @@ def test_compiling_without_a_compiler_names_the_remedy(
         TorchCompile().open(artifact, threads=1, max_context=64)
     with pytest.raises(ValueError, match=r"C\+\+ compiler: install g\+\+"):
         TorchCompile().open(tmp_path, threads=1, max_context=8)
+
+
+@pytest.mark.parametrize("max_context", [8, 9])
+def test_opening_compiles_chunk_and_step_whatever_room_there_is(
+    max_context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to be compiled inside what is timed; a room of 8 is one chunk."""
+    called: list[str] = []
+
+    def noted(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+        def call(ids: Tensor) -> Tensor:
+            called.append(function.__name__)
+            return function(ids)
+
+        return call
+
+    manifest = export(
+        TorchCompile(), build_random(one_mixer("gqa"), 0), tmp_path, "fp32", parity=False
+    )
+    monkeypatch.setattr(torch, "compile", noted)
+    session = TorchCompile().load(tmp_path, manifest, torch.get_num_threads(), max_context)
+    assert called == ["_chunk_once", "_step_once"]
+    session.prefill(session.prepare([1] * max_context))  # all its room is free again
 
 
 @pytest.mark.slow

@@ -1,18 +1,20 @@
-"""From a decoder to an artifact: written, compared with eager PyTorch, and only then whole.
+"""From a decoder to an artifact: written, compared with eager PyTorch, and only then there.
 
 1. the runtime writes its files;
 2. eager PyTorch says which logits they must give (`runtimes.parity`);
 3. the artifact is loaded and compared, here or, where the engine runs elsewhere only, later on
    its device (`Case` lies beside the files);
-4. the manifest is written, with checksums.
+4. the manifest is written, with checksums, and the folder gets its name.
 """
 
+import secrets
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from archloop.errors import UserError
-from archloop.runtimes.artifact import MANIFEST, Manifest, checksums
+from archloop.runtimes.artifact import Manifest, checksums
 from archloop.runtimes.base import Runtime
 from archloop.stack.spec import StackSpec
 
@@ -32,32 +34,31 @@ def export(
     Args:
         runtime: to write for.
         decoder: weights in float32 or whatever they were trained in.
-        directory: made if absent; a previous artifact there is replaced.
+        directory: absent or empty; the artifact appears there whole or not at all.
         quant: one of the runtime's.
         parity: compare; costs one load.
 
     Raises:
-        UserError: as `Runtime.check`, the stack is unsupported, or the logits differ by more than
-            `Runtime.parity_tolerance`; then no manifest is left, so that nobody opens the artifact.
+        UserError: as `Runtime.check`, the stack is unsupported, the directory holds something, or
+            the logits differ by more than `Runtime.parity_tolerance`; nothing is left behind.
     """
     runtime.check(quant)
     if reason := runtime.unsupported(decoder.spec):
         raise UserError(f"runtime {runtime.name} cannot run this stack: {reason}")
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / MANIFEST).unlink(missing_ok=True)
-    weight_bytes = runtime.write(decoder, directory, quant)
-    manifest = Manifest(
-        spec=decoder.spec,
-        runtime=runtime.name,
-        version=runtime.version(),
-        quant=quant,
-        precision=runtime.precision(quant),
-        weight_bytes=weight_bytes,
-        files=checksums(directory),
-    )
-    if parity:
-        manifest = _compared(runtime, decoder, directory, manifest)
-    manifest.write(directory)
+    # Absolute: the folder that "." means has a name.
+    directory = directory.absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} holds something already; name another folder")
+    draft = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+    draft.mkdir(parents=True)
+    try:
+        manifest = _written(runtime, decoder, draft, quant, parity=parity)
+        if directory.exists():
+            directory.rmdir()
+        draft.rename(directory)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     return manifest
 
 
@@ -77,6 +78,26 @@ def build_random(spec: StackSpec, seed: int) -> "Decoder":
         torch.manual_seed(seed)
         decoder = Decoder(spec)
     return decoder.eval().requires_grad_(False)
+
+
+def _written(
+    runtime: Runtime, decoder: "Decoder", directory: Path, quant: str, *, parity: bool
+) -> Manifest:
+    """Everything of an artifact, in an empty folder."""
+    weight_bytes = runtime.write(decoder, directory, quant)
+    manifest = Manifest(
+        spec=decoder.spec,
+        runtime=runtime.name,
+        version=runtime.version(),
+        quant=quant,
+        precision=runtime.precision(quant),
+        weight_bytes=weight_bytes,
+        files=checksums(directory),
+    )
+    if parity:
+        manifest = _compared(runtime, decoder, directory, manifest)
+    manifest.write(directory)
+    return manifest
 
 
 def _compared(

@@ -71,8 +71,9 @@ class _CompiledSession(TorchSession):
         spec = decoder.spec
         self.compiles_chunk = num_active_params(spec) == num_params(spec)
         self.prefill(self.prepare([0] * self.chunk))
-        if max_context > self.chunk:
-            self.decode_step(0)
+        # The chunk may have filled the session; there must be room for the step.
+        self.reset()
+        self.decode_step(0)
         self.reset()
 
     def take_chunk(self, ids_BT: "Tensor") -> "Tensor":

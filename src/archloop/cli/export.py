@@ -1,4 +1,4 @@
-"""`archloop export`: an artifact that an engine loads without archloop."""
+"""`archloop export`: an artifact that an engine loads, the ONNX ones without archloop."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

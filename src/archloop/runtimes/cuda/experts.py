@@ -11,9 +11,6 @@ from archloop.blocks.fast import RoutedExperts
 from archloop.runtimes.cuda.half import Call, Half, Norm
 from archloop.runtimes.cuda.kernels import experts, gemv
 
-WIDTH_MULTIPLE = 128
-"""Experts' widths are whole tiles: past an expert's last row comes the next expert."""
-
 
 class ExpertsHalf(Half):
     """Norm, routed experts, residual.

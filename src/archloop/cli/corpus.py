@@ -29,7 +29,9 @@ def fetch(
         list[str] | None, typer.Option(help="Text file or folder to share no 13 words with.")
     ] = None,
     field: Annotated[str, typer.Option(help="A data set's field that holds a document.")] = "text",
-    pattern: Annotated[str, typer.Option(help="Data set's files: paths that match.")] = "",
+    pattern: Annotated[
+        str, typer.Option(help="Of a data set's files: a regular expression in their paths.")
+    ] = "",
     max_mb: Annotated[int, typer.Option(min=1, help="Of a data set's files.")] = 512,
     as_json: AsJson = False,
 ) -> None:

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -70,7 +71,7 @@ def read_texts(file: Path, field: str) -> list[str]:
         return [text for text in texts if text.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read corpus file {file}: {error}; it must be UTF-8") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"cannot read corpus file {file}: {error}; restore it") from error
 
 

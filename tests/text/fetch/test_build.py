@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import lzma
+import random
 import tarfile
 import zipfile
 
@@ -17,7 +18,7 @@ from archloop.text.fetch.sources import SOURCES, Source
 PROSE = "A sentence of quite some words that stands alone and carries number {} for this test."
 
 
-def deb(file, contents):
+def deb(file, contents, ending="xz"):
     """A Debian package with these files, as dpkg-deb lays it out."""
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:xz") as archive:
@@ -25,7 +26,7 @@ def deb(file, contents):
             info = tarfile.TarInfo(f"./{name}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    parts = [("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), ("data.tar.xz", inner)]
+    parts = [("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), (f"data.tar.{ending}", inner)]
     with file.open("wb") as out:
         out.write(b"!<arch>\n")
         for name, part in parts:
@@ -176,6 +177,36 @@ def test_a_pack_cannot_write_outside(tmp_path):
     assert not (tmp_path / "evil").exists()
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("no manifest", "is no pack of a corpus"),
+        ("no file", "is damaged at library"),
+        ("a name that leads out", "is damaged at library"),
+    ],
+)
+def test_what_is_no_pack_is_said(downloads, tmp_path, change, said):
+    build.build(["library"], tmp_path / "c", downloads)
+    pack(tmp_path / "c", tmp_path / "p.tar")
+    with tarfile.open(tmp_path / "p.tar") as archive:
+        held = {name: archive.extractfile(name).read() for name in archive.getnames()}
+    if change == "no manifest":
+        del held["corpus/MANIFEST"]
+    elif change == "no file":
+        del held["corpus/library.jsonl.xz"]
+    else:
+        manifest = held["corpus/MANIFEST"]
+        held["corpus/MANIFEST"] = manifest.replace(b'"library.jsonl', b'"../library.jsonl')
+        held["library.jsonl.xz"] = held.pop("corpus/library.jsonl.xz")
+    with tarfile.open(tmp_path / "q.tar", "w") as archive:
+        for name, content in held.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(ValueError, match=said):
+        unpack(tmp_path / "q.tar", tmp_path / "there")
+
+
 def test_unknown_names_and_missing_clients_are_said(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="did you mean 'english'"):
         build.resolve_names(["englsh"])
@@ -189,6 +220,29 @@ def test_damaged_packages_are_said(tmp_path):
         (tmp_path / name).write_bytes(b"!<arch>\nrubbish")
         with pytest.raises(ValueError, match="delete it to download it again"):
             list(packages.members(channel, tmp_path / name))
+
+
+def test_damage_in_the_middle_is_said(tmp_path):
+    """Bytes that no compressor writes, behind headers that are whole."""
+    noise = random.Random(0).randbytes(200_000)
+    file = tmp_path / "a_1_all.deb"
+    deb(file, {"a.txt": noise})
+    content = bytearray(file.read_bytes())
+    content[50_000:150_000] = b"\xff" * 100_000
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="delete it to download it again"):
+        list(packages.members("debian", file))
+    file = tmp_path / "a-1-py3-none-any.whl"
+    wheel(file, {"a.txt.gz": gzip.compress(b"text")[:10] + b"\xff" * 30})
+    with pytest.raises(ValueError, match="delete it to download it again"):
+        list(packages.members("pypi", file))
+
+
+def test_a_package_that_zstd_compressed_is_not_called_damaged(tmp_path):
+    deb(tmp_path / "a_1_all.deb", {"a.txt": b"text"}, ending="zst")
+    with pytest.raises(ValueError, match=r"compressed by zstd.*-Zxz") as caught:
+        list(packages.members("debian", tmp_path / "a_1_all.deb"))
+    assert "damaged" not in str(caught.value)
 
 
 def test_every_source_names_licence_and_pinned_version():

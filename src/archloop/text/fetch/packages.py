@@ -7,12 +7,14 @@ archive can lead out of a folder.
 import gzip
 import hashlib
 import io
+import lzma
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
@@ -27,6 +29,11 @@ _DEB_MAGIC = b"!<arch>\n"
 _AR_HEADER_BYTES = 60
 MAX_MEMBER_BYTES = 2**28
 """A member larger than this is no document; it is passed over."""
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile),
+    *(lzma.LZMAError, zlib.error),
+)
+"""What reading an archive raises, by where in it the first wrong byte is."""
 
 
 def download(channel: Channel, package: str, folder: Path) -> Path | None:
@@ -85,7 +92,7 @@ def members(channel: Channel, file: Path | None) -> Iterator[Member]:
     """The regular files of a package, those ending in ``.gz`` already unpacked.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or compressed in a way that is not read.
     """
     if file is None:
         yield from _stdlib()
@@ -96,7 +103,9 @@ def members(channel: Channel, file: Path | None) -> Iterator[Member]:
             if name.endswith(".gz"):
                 name, content = name[:-3], gzip.decompress(content)
             yield Member(name, content)
-    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except _DAMAGE as error:
         raise UserError(f"{file} is damaged ({error}); delete it to download it again") from error
 
 
@@ -106,7 +115,12 @@ def _deb(file: Path) -> Iterator[Member]:
         if stream.read(len(_DEB_MAGIC)) != _DEB_MAGIC:
             raise ValueError("no Debian package")
         while header := stream.read(_AR_HEADER_BYTES):
-            name, size = header[:16].decode().strip(), int(header[48:58])
+            name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
+            if name == "data.tar.zst":
+                raise UserError(
+                    f"{file} is compressed by zstd, which is not read; make it one of xz: "
+                    f"dpkg-deb -R {file.name} DIR, then dpkg-deb -Zxz -b DIR {file.name}"
+                )
             if name.startswith("data.tar"):
                 yield from _tar(io.BytesIO(stream.read(size)))
                 return

@@ -87,6 +87,13 @@ class TestArithmetic:
         for prompt, answers, _ in questions("arithmetic", kind="comparison", num_solved=0):
             assert int(answers[0]) == max(map(int, re.findall(r"\d+", prompt)))
 
+    def test_chance_is_what_guessing_one_of_the_two_numbers_scores(self):
+        asked = questions("arithmetic", 1000, kind="comparison", num_digits=4, num_solved=0)
+        first = [re.search(r"\d+", question.prompt)[0] in question.answers for question in asked]
+        chance = suites.make("arithmetic", {"kind": "comparison"}).chance
+        assert sum(first) / len(first) == pytest.approx(chance, abs=0.05)
+        assert suites.make("arithmetic", {"kind": "product"}).chance == 0.0
+
 
 class TestNeedles:
     @pytest.mark.parametrize(
@@ -157,11 +164,19 @@ class TestCalls:
                 assert set(schema["required"]) <= set(call["arguments"])
                 assert set(call["arguments"]) <= set(schema["properties"])
 
-    def test_none_fits(self):
-        for prompt, answers, _ in questions("function_call", kind="none", num_solved=0):
-            asked = re.search(r"Request: (\w+) \d+ (\w+?)s in", prompt)
-            assert f'"{asked[1]}_{asked[2]}"' not in prompt
-            assert answers == ("null",)
+    def test_one_or_none_fits(self):
+        task = suites.make("function_call", {"kind": "none", "num_solved": 0})
+        asked = task.questions("test", 3, 1000)
+        for prompt, answers, _ in asked:
+            verb, thing = re.search(r"Request: (\w+) \d+ (\w+?)s in", prompt).groups()
+            described, _ = prompt.split("\nRequest:")
+            names = [json.loads(line)["name"] for line in described.splitlines()]
+            assert len(names) == 2
+            call = json.loads(answers[0])
+            assert (call is None) == (f"{verb}_{thing}" not in names)
+            assert call is None or call["name"] == f"{verb}_{thing}"
+        constant = sum(task.credit("null", question) for question in asked) / len(asked)
+        assert constant == pytest.approx(task.chance, abs=0.05)
 
     def test_layout_of_the_reply_does_not_matter_and_nothing_is_run(self):
         task = suites.make("function_call", {})

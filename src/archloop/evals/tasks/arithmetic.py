@@ -1,7 +1,7 @@
 """Arithmetic: one line of a kind, with its result to be written.
 
-Kinds: differences, products, remainders, comparisons, and the next term of a sequence; sums have a
-file of their own, `addition`.
+Kinds: differences, products, remainders, comparisons, the next term of a sequence, and chains of
+two operations; sums have a file of their own, `addition`.
 """
 
 from typing import Literal
@@ -17,8 +17,9 @@ Kind = Literal["difference", "product", "remainder", "comparison", "sequence", "
 
 
 class Arithmetic(ReplyTask):
-    """Whole numbers, one operation a question."""
+    """Whole numbers, one operation a question, or two in a chain."""
 
+    version = 2
     category = "mathematics"
     max_new_tokens = 12
 
@@ -32,6 +33,11 @@ class Arithmetic(ReplyTask):
         num_solved: int = Field(default=4, ge=0, le=32)
 
     config: Config
+
+    @property
+    def chance(self) -> float:
+        """Of a comparison, both answers stand in the question; other results are not guessed."""
+        return 0.5 if self.config.kind == "comparison" else 0.0
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)

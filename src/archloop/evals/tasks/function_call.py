@@ -2,7 +2,8 @@
 
 A call is a JSON object, ``{"name": ..., "arguments": {...}}``, and is graded by parsing it: never
 run. `single` describes one function, `choose` several of which one fits, `nested` asks for an
-argument that is an object, `none` has no function that fits, to which ``null`` is the answer.
+argument that is an object. Of `none`, in half of the questions no function fits, to which ``null``
+is the answer.
 """
 
 import json
@@ -24,6 +25,7 @@ _VERBS = ("send", "find", "move", "count", "paint", "sell", "clean", "store")
 class FunctionCall(ReplyTask):
     """Calls of described functions."""
 
+    version = 2
     category = "tools"
     max_new_tokens = 96
 
@@ -36,6 +38,11 @@ class FunctionCall(ReplyTask):
         num_solved: int = Field(default=1, ge=0, le=8)
 
     config: Config
+
+    @property
+    def chance(self) -> float:
+        """Of `none`, writing ``null`` always is right as often as not; a call is not guessed."""
+        return 0.5 if self.config.kind == "none" else 0.0
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
@@ -68,8 +75,10 @@ class FunctionCall(ReplyTask):
             request += f", then {other} more"
             call = [call, again]
         if kind == "none":
-            described = [described[i] for i in range(len(described)) if i != asked]
-            call = None
+            # Were ``null`` always right, nothing would have to be read.
+            fits = bool(rng.integers(2))
+            del described[(asked + 1) % len(described) if fits else asked]
+            call = call if fits else None
         text = "\n".join(json.dumps(each) for each in described)
         return Question(f"{text}\nRequest: {request}\nCall:", (json.dumps(call),))
 

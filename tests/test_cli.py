@@ -77,6 +77,18 @@ def test_plugins_of_a_folder_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     assert (status, "does not exist" in err) == (2, True)
 
 
+def test_a_folder_is_scored_before_a_preset_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = min(presets.names())
+    Path(name).mkdir()
+    # A model of random weights would be built here.
+    monkeypatch.setattr("archloop.cli.eval.load_spec", lambda _: pytest.fail("the preset"))
+    status, _, err = run("eval", name, "--tasks", "addition", "--limit", "2")
+    assert (status, "config.json" in err) == (2, True)
+
+
 def test_presets_as_json() -> None:
     status, out, err = run("presets", "--json")
     rows = {row["name"]: row for row in json.loads(out)}

@@ -1,6 +1,7 @@
 """GGUF files of Llama models as folders: a tiny one, and SmolLM2-135M-Instruct itself."""
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -68,7 +69,14 @@ def tensors(decoder: Decoder) -> dict[str, np.ndarray]:
     return found
 
 
-def write(file: Path, decoder: Decoder, *, pre: str = "smollm", arch: str = "llama") -> Path:
+def write(
+    file: Path,
+    decoder: Decoder,
+    *,
+    pre: str = "smollm",
+    arch: str = "llama",
+    scaling: tuple[str, float] | None = None,
+) -> Path:
     writer = gguf.GGUFWriter(file, arch)
     writer.add_block_count(2)
     writer.add_context_length(128)
@@ -77,6 +85,9 @@ def write(file: Path, decoder: Decoder, *, pre: str = "smollm", arch: str = "lla
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_rope_freq_base(5e4)
+    if scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling[0]))
+        writer.add_rope_scaling_factor(scaling[1])
     writer.add_layer_norm_rms_eps(1e-5)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     writer.add_tokenizer_model("gpt2")
@@ -121,11 +132,26 @@ def test_a_file_becomes_the_folder_of_its_model(decoder: Decoder, tmp_path: Path
     torch.testing.assert_close(theirs(ids_BT).logits, decoder(ids_BT), rtol=1e-4, atol=1e-4)
 
 
+def test_linear_scaling_of_rope_is_kept(decoder: Decoder, tmp_path: Path) -> None:
+    said = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e4}}
+    plain = {key: value for key, value in CONFIG.items() if key != "rope_theta"}
+    wanted = families.layout("llama").read(plain | said)
+    convert(write(tmp_path / "a.gguf", decoder, scaling=("linear", 4.0)), tmp_path / "a")
+    assert generation.load_model(tmp_path / "a").decoder.spec == wanted != decoder.spec
+    convert(write(tmp_path / "b.gguf", decoder, scaling=("none", 4.0)), tmp_path / "b")
+    assert generation.load_model(tmp_path / "b").decoder.spec == decoder.spec
+
+
 @pytest.mark.parametrize(
-    "change, named", [({"arch": "gemma3"}, "'gemma3' is not llama"), ({"pre": "qwen2"}, "'qwen2'")]
+    "change, named",
+    [
+        ({"arch": "gemma3"}, "'gemma3' is not llama"),
+        ({"pre": "qwen2"}, "'qwen2'"),
+        ({"scaling": ("yarn", 4.0)}, r"rope\.scaling\.type 'yarn' is not supported"),
+    ],
 )
 def test_what_is_not_supported_is_named(
-    change: dict[str, str], named: str, decoder: Decoder, tmp_path: Path
+    change: dict[str, Any], named: str, decoder: Decoder, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "model.gguf", decoder, **change)
     with pytest.raises(UserError, match=named):

@@ -1,5 +1,6 @@
 """Generation on small random models: turns, ragged rows, forks, drafts, stops, seeds."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -229,6 +230,21 @@ def test_verified_drafts_are_what_plain_decoding_gives(
     (more, _) = generate(decoder, [[], []], 3, sampling, transcript=transcript)
     start = len(transcript.ids[0]) - lengths[0] - 3
     assert more.ids == wanted[0][start : start + 3]
+
+
+def test_a_refused_draft_leaves_the_transcript_as_it_was(decoder: Decoder) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    wanted, damaged = plain(decoder, prompt, 6), copy.deepcopy(decoder)
+    transcript = Transcript(damaged, 64)
+    generate(damaged, prompt, 1, transcript=transcript)
+    weight = damaged.norm.weight.detach()
+    whole = weight.clone()
+    weight[0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        verify(transcript, wanted[1:3])
+    weight.copy_(whole)
+    assert transcript.state.lengths_B.tolist() == transcript.num_read == [len(prompt)]
+    assert verify(transcript, wanted[1:3]) == [wanted[1:4]]
 
 
 def test_same_seed_same_tokens_other_seed_others(decoder: Decoder) -> None:

@@ -57,7 +57,7 @@ def convert(file: Path, folder: Path) -> None:
 
     Raises:
         UserError: the ``gguf`` package is missing, or the file is of another architecture or has
-            another tokenizer.
+            another tokenizer or another scaling of RoPE than a linear one.
     """
     if find_spec("gguf") is None:
         raise UserError("reading GGUF files needs the gguf package; pip install archloop[llama]")
@@ -92,7 +92,7 @@ def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
         "rms_norm_eps": _decimal(llama["attention.layer_norm_rms_epsilon"]),
         "rope_parameters": {
             "rope_theta": _decimal(llama.get("rope.freq_base", 1e4)),
-            "rope_type": "default",
+            **_scaling(llama),
         },
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
         "tie_word_embeddings": tied,
@@ -100,6 +100,21 @@ def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
         "dtype": "float32",
         **_tokens(fields),
     }
+
+
+def _scaling(llama: dict[str, Any]) -> dict[str, Any]:
+    """The kind of RoPE, read as llama.cpp reads it: a factor without a type is linear."""
+    said = {k: v for k, v in llama.items() if k.startswith(("rope.scaling.", "rope.scale_"))}
+    kind = said.pop("rope.scaling.type", "linear")
+    older = said.pop("rope.scale_linear", 0.0)
+    factor = _decimal(said.pop("rope.scaling.factor", older))
+    if kind not in ("none", "linear"):
+        raise UserError(f"llama.rope.scaling.type {kind!r} is not supported; only 'linear' is")
+    if said:
+        raise UserError(f"llama.{min(said)} is not supported; only linear scaling of RoPE is")
+    if kind == "none" or factor in (0, 1):
+        return {"rope_type": "default"}
+    return {"rope_type": "linear", "factor": factor}
 
 
 def _decimal(value: float) -> float:

@@ -126,7 +126,8 @@ def _subject(model: str, device: str, batch_size: int) -> "tuple[DecoderModel, s
     from archloop.training.loop import torch_device
 
     place = torch_device(device)
-    if model.endswith(".json") or model in presets.names():
+    # A folder comes before a preset of its name, as for export and generate.
+    if not Path(model).is_dir() and (model.endswith(".json") or model in presets.names()):
         spec = load_spec(model)
         if spec.vocab_size <= ByteCodec.NUM_IDS:
             raise UserError(

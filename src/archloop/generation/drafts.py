@@ -42,7 +42,7 @@ def verify(
 
     Raises:
         ValueError: as `Transcript.rows`; a row has no unread token, or the state has no room; the
-            logits are not finite.
+            logits are not finite. The transcript is as before.
     """
     rows = transcript.rows(drafts)
     model, state = transcript.model, transcript.state
@@ -60,11 +60,15 @@ def verify(
     logits_BTV = model(ids_BT, state, mask_BT=mask_BT)
     seeds_B = row_seeds(seeds, sampling, len(rows), device)
     accepted = []
-    for i, ids in enumerate(transcript.ids):
-        after_TV = logits_BTV[i, len(unread[i]) - 1 :]
-        what = f"drafted after token {len(ids)} of row {i}"
-        check_finite(after_TV[: len(rows[i]) + 1], model.precision, what)
-        accepted.append(_accept(after_TV, rows[i], ids, sampling, seeds_B[i]))
+    try:
+        for i, ids in enumerate(transcript.ids):
+            after_TV = logits_BTV[i, len(unread[i]) - 1 :]
+            what = f"drafted after token {len(ids)} of row {i}"
+            check_finite(after_TV[: len(rows[i]) + 1], model.precision, what)
+            accepted.append(_accept(after_TV, rows[i], ids, sampling, seeds_B[i]))
+    except ValueError:
+        state.restore(before)
+        raise
     if any(len(new) <= len(draft) for new, draft in zip(accepted, rows, strict=True)):
         state.restore(before)
         kept = [old + new[:-1] for old, new in zip(unread, accepted, strict=True)]

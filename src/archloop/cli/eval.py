@@ -44,7 +44,9 @@ def eval(  # noqa: A001  (a command has its function's name)
     chosen = [] if tasks is None else list(dict.fromkeys(tasks.split(",")))
     if suite != "mad" and quick:
         raise UserError("--quick belongs to --suite mad; give --suite quick, or --limit")
-    if model is None and not (listing and suite != "mad"):
+    if suite == "mad" and (listing or limit is not None or seed):
+        raise UserError("--list, --limit and --seed belong to the other suites; mad trains")
+    if model is None and not listing:
         raise UserError("name a model: a checkpoint's folder, a preset, or a spec's .json file")
     if suite == "mad":
         assert model is not None

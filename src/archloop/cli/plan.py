@@ -26,6 +26,8 @@ def plan(
 ) -> None:
     """Check a recipe; say what its study would do, how long it takes and what it can tell."""
     from archloop.search import outlook
+    from archloop.search.errors import StudyError
+    from archloop.search.evaluator import CandidateFailed
     from archloop.search.hardware import HardwareEvaluator
     from archloop.search.plan import resolve
     from archloop.search.recipe.recipe import load
@@ -36,9 +38,12 @@ def plan(
     if probe:
         with tempfile.TemporaryDirectory() as scratch:
             evaluator = HardwareEvaluator(resolved.recipe, Path(scratch) / "artifacts")
-            found = outlook.probe(
-                resolved, evaluator, Path(scratch), lambda what: stderr.print(f"probe: {what}")
-            )
+            try:
+                found = outlook.probe(
+                    resolved, evaluator, Path(scratch), lambda what: stderr.print(f"probe: {what}")
+                )
+            except CandidateFailed as error:
+                raise StudyError(f"the reference preset failed: {error}") from error
     if as_json:
         print_json(_plain(resolved, space, found))
         return
@@ -85,8 +90,9 @@ def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterat
     steps = ", then ".join(f"{steps}" for steps in recipe.proxy.rungs)
     yield (
         f"trained: {recipe.num_trials} trials for {steps} steps at width "
-        f"{recipe.space.proxy.d_model}, {recipe.seeds} trainings each; the reference and "
-        f"{' and '.join(ends.mixers(plan))} alone, {recipe.reference_seeds} each"
+        f"{recipe.space.proxy.d_model}, {recipe.seeds} trainings each; the reference"
+        f"{''.join(f' and {name} alone' for name in ends.mixers(plan))}, "
+        f"{recipe.reference_seeds} each"
     )
     yield from _space(space)
     if probe is None:

@@ -29,9 +29,6 @@ from archloop.workers.deaths import Role, WorkerError
 from archloop.workers.process import WorkerProcess
 from archloop.workers.wire import Memory
 
-MAX_LOOKS = 2
-"""Looking again until the answer pleases would make the intervals lie."""
-
 Progress = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and what is being done."""
 
@@ -78,26 +75,24 @@ def extend(
     artifacts: Path | None = None,
     progress: Progress | None = None,
 ) -> Profile:
-    """The second look: add fresh processes to a measurement whose interval straddles a budget.
+    """Another look: add fresh processes to a measurement whose interval straddles a budget.
+
+    Whoever looks again until the answer pleases gets intervals that lie: how many looks there may
+    be, and what each may decide, is settled beforehand (`ranking.looks`).
 
     Args:
         directory: of `profile`.
-        processes: how many more; by default as many as there are.
+        processes: how many more; by default as many as a look has.
         artifacts: as `profile`.
         progress: as `profile`.
 
     Raises:
-        ValueError: there are no samples, they were extended before, or the device or engine is no
-            longer the same.
+        ValueError: there are no samples, or the device or engine is no longer the same.
         WorkerError: as `profile`.
     """
     old = read_samples(directory)
-    if old.looks >= MAX_LOOKS:
-        raise ValueError(
-            f"{directory} was looked at {old.looks} times already; measure it afresh instead"
-        )
     run = _Run(old.spec, old.target, old.config, old.reference, directory, artifacts, progress)
-    new = run.measure(first_pair=len(old.pairs), num_pairs=processes or len(old.pairs))
+    new = run.measure(first_pair=len(old.pairs), num_pairs=processes or old.config.processes)
     if new.identity != old.identity:
         raise ValueError(
             f"{directory} was measured as {old.identity}, now it would be {new.identity}; "

@@ -131,7 +131,7 @@ def _compare(study: StudyRecord, num_trials: int, num_draws: int) -> Verdict | N
     known = pools([*study.noise, *(trial.readings for trial in study.trials)])
     budgets = [Budget.model_validate(budget) for budget in study.recipe.get("budgets", ())]
     rows = tuple(
-        Row(trial, place, replicates, _may_break(replicates, budgets, known))
+        Row(trial, place, replicates, _may_break(_measured(trial, seen), budgets, known))
         for trial, place, replicates in zip(trials, found.places, again, strict=True)
     )
     replicates_ = bool(study.recipe.get("replicates", 0))
@@ -140,6 +140,12 @@ def _compare(study: StudyRecord, num_trials: int, num_draws: int) -> Verdict | N
 
 def _again(trial: TrialRecord, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
     return tuple(each for each in trials if each.replicates == trial.number and each.reached)
+
+
+def _measured(trial: TrialRecord, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """Its replicates, those that broke a budget too: leaving them out would choose by outcome."""
+    found = tuple(each for each in trials if each.replicates == trial.number and each.readings)
+    return found or (trial,)
 
 
 def _merged(stacks: Sequence[Sequence[Objectives]]) -> tuple[Objectives, ...]:
@@ -156,17 +162,17 @@ def _merged(stacks: Sequence[Sequence[Objectives]]) -> tuple[Objectives, ...]:
 
 
 def _may_break(
-    replicates: Sequence[TrialRecord], budgets: Sequence[Budget], known: Mapping[str, Pool]
+    measured: Sequence[TrialRecord], budgets: Sequence[Budget], known: Mapping[str, Pool]
 ) -> tuple[str, ...]:
-    """Figures that may break their budget by the upper bound over all replicates."""
+    """Figures that may break their budget by the upper bound over all measurements of a stack."""
     limits = {
         figure.name: figure.budget.limit
-        for replicate in replicates
-        for figure in limited(replicate.profiles, budgets)
+        for each in measured
+        for figure in limited(each.profiles, budgets)
     }
     found = []
     for name, limit in limits.items():
-        logs = merged([replicate.readings[name] for replicate in replicates])
+        logs = merged([each.readings[name] for each in measured if name in each.readings])
         if estimate(logs, known[name]).interval()[1] > math.log(limit):
             found.append(name)
     return tuple(found)

@@ -66,7 +66,7 @@ class Evaluator(Protocol):
         Args:
             spec: at ship width.
             reference: the reference preset, measured in the same run.
-            look: 1, or 2 to add to the samples of look 1.
+            look: 1, or more to add to the samples of the looks before.
             directory: for raw samples; whole samples already there are not taken again.
 
         Raises:
@@ -75,7 +75,7 @@ class Evaluator(Protocol):
         """
 
     def train(self, job: TrainJob, directory: Path) -> Rung:
-        """Train and score a proxy; the rung's `objectives` are left None.
+        """Train and score a proxy.
 
         Raises:
             CandidateFailed: as `profile`.

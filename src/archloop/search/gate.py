@@ -45,6 +45,7 @@ def judge(
     budgets: Sequence[Budget],
     earlier: Sequence[Mapping[str, Readings]],
     num_looks: int,
+    first_look: int = 1,
 ) -> Verdict:
     """Measure until the budgets are decided.
 
@@ -54,8 +55,10 @@ def judge(
         earlier: readings of the limited figures by name, of each stack measured before: their
             spread is the noise of this stack's too.
         num_looks: at most.
+        first_look: the last one taken already. An earlier one was unsure when it was judged, and
+            what has been measured of other stacks since does not change that.
     """
-    for look in range(1, num_looks + 1):
+    for look in range(first_look, num_looks + 1):
         profiles = measure(look)
         figures = limits.limited(profiles, budgets)
         own = {figure.name: figure.logs for figure in figures}

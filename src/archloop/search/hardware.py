@@ -148,22 +148,25 @@ class HardwareEvaluator:
             samples.target,
             samples.config,
         ):
-            if samples.looks >= look:
-                return profile_from_samples(samples)
+            looks, found = samples.looks, profile_from_samples(samples)
         else:
             shutil.rmtree(directory, ignore_errors=True)
-            look = 1
+            looks, found = 0, None
         try:
-            if look > 1:
-                return extend(directory, artifacts=self._artifacts)
-            return profile(
-                spec,
-                target,
-                config,
-                reference=reference,
-                directory=directory,
-                artifacts=self._artifacts,
-            )
+            if found is None:
+                looks = 1
+                found = profile(
+                    spec,
+                    target,
+                    config,
+                    reference=reference,
+                    directory=directory,
+                    artifacts=self._artifacts,
+                )
+            # Samples of an earlier look may be lost: then this one takes as many as both had.
+            for _ in range(looks, look):
+                found = extend(directory, artifacts=self._artifacts)
+            return found
         except WorkerError as error:
             if error.kind == "unsupported" and error.role == "candidate":
                 raise Unsupported(f"{target.runtime}: {error.detail}") from error
@@ -172,9 +175,15 @@ class HardwareEvaluator:
 
 @contextmanager
 def _leased(target: Target) -> Iterator[None]:
-    """The target's device alone; exports for one elsewhere take their share of this machine."""
+    """The target's device alone; exports for one elsewhere take their share of this machine.
+
+    A card of this machine is measured with the whole machine alone: a training beside it would
+    take the processor that launches its kernels, or the card itself.
+    """
     device = target.device
     name = " ".join([device.name, *(f"{k}={v}" for k, v in sorted(device.settings.items()))])
+    if device.name == HOST:
+        name = HOST
     with ExitStack() as stack:
         if name != HOST:
             stack.enter_context(lease(HOST, alone=False, cancelled=is_cancelled))

@@ -115,7 +115,13 @@ def _resolve(recipe: Recipe) -> Plan:
     for path in recipe.proxy.corpus.paths:
         _prefixed("proxy.corpus.paths", corpora.resolve, path, recipe.root)
     _prefixed("proxy.device", torch_device, recipe.proxy.device)
+    for index, device in enumerate(recipe.executor.devices):
+        _prefixed(f"executor.devices[{index}]", torch_device, device)
     space = open_space(recipe.space)
+    for index, name in enumerate(recipe.ends or ()):
+        if name not in space.mixers:
+            known = ", ".join(space.mixers)
+            raise UserError(f"ends[{index}]={name!r}: give one of the space's mixers: {known}")
     seq_len = recipe.proxy.training.seq_len
     _prefixed("proxy.training.seq_len", check_sequence_length, space, seq_len)
     vocab_size = _prefixed("proxy", mixture.vocab_size, recipe.proxy)

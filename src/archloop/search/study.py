@@ -382,7 +382,7 @@ class _Run:
         state: Any = None,
         detail: str = "",
     ) -> None:
-        num_told = len(self.told)
+        num_told = sum(each.stored.candidate.replicates is None for each in self.told.values())
         remaining = max(0, self.recipe.num_trials - num_told)
         self.progress(
             Event(

@@ -136,8 +136,13 @@ class Trial:
             _check_identity(self._context.baseline, stage.value.profiles)
             return stage.value.profiles
 
+        first = 1
+        while first < recipe.looks and self._files.load(self._files.profile(first + 1), Profiled):
+            look_at(first)
+            first += 1
         try:
-            verdict = gate.judge(look_at, recipe.budgets, self._context.earlier(), recipe.looks)
+            earlier = self._context.earlier()
+            verdict = gate.judge(look_at, recipe.budgets, earlier, recipe.looks, first)
         except _Needed as needed:
             self._context.announce(self.stored, "profile", None)
             self._stage = self._files.profile(needed.look)

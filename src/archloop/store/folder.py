@@ -40,7 +40,7 @@ class TrialFolder(StageFiles):
 
     @staticmethod
     def rung(index: int, seed_index: int | None = None) -> str:
-        """Name of the stage of a training; the reference preset's also say which seed it was."""
+        """Name of the stage of a training; of several, the others also say which seed it was."""
         return f"rung-{index}" if seed_index is None else f"rung-{index}-seed-{seed_index}"
 
     @staticmethod

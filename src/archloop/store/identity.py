@@ -86,9 +86,14 @@ def of_data(card: Any, where: str) -> Card:
 
 
 def difference(kept: Any, given: Any, path: str = "") -> str:
-    """The first setting in which two recipes differ, in words; empty if there is none."""
+    """The first setting in which two recipes differ, in words; empty if there is none.
+
+    How many work at a study, and where, is no part of what it is: `executor` may differ.
+    """
     if isinstance(kept, dict) and isinstance(given, dict):
         for key in dict.fromkeys([*kept, *given]):
+            if not path and key == "executor":
+                continue
             inner = f"{path}.{key}" if path else str(key)
             found = difference(kept.get(key), given.get(key), inner)
             if found:

@@ -93,8 +93,13 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
     files = _Files(home.trial(stored.number), outcome.files)
     look = TrialFolder.last_look(outcome.files)
     profiled = files.read(TrialFolder.profile(look), Profiled) if look else None
-    names = [TrialFolder.rung(index) for index in range(len(outcome.by_rung))]
-    rungs = [files.read(name, Rung) for name in names]
+    rungs = []
+    for index in range(len(outcome.by_rung)):
+        names = [TrialFolder.rung(index)]
+        names += files.names(TrialFolder.rung(index, 0).removesuffix("0"))
+        by_seed = [rung for name in names if (rung := files.read(name, Rung)) is not None]
+        if len(by_seed) == len(names):
+            rungs.append(one_rung(by_seed) if len(by_seed) > 1 else by_seed[0])
     return TrialRecord(
         **dict(stored.candidate),
         **dict(outcome),
@@ -102,7 +107,7 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
         costs=stored.costs,
         profiles={} if profiled is None else profiled.profiles,
         left_out={} if profiled is None else profiled.left_out,
-        rungs=tuple(rung for rung in rungs if rung is not None),
+        rungs=tuple(rungs),
         damaged=tuple(files.damaged),
     )
 

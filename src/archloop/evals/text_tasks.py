@@ -91,6 +91,13 @@ class ReplyTask(Evaluation):
         """A right reply is not written by guessing, unless a task says otherwise."""
         return 0.0
 
+    def guesses(self, prompt: str) -> tuple[str, ...]:
+        """Replies to choose between for whoever knows the form of a question alone; `chance` is
+        what choosing by lot scores. Empty: no such reply is likelier than any other text.
+        """
+        del prompt
+        return ()
+
     def credit(self, reply: str, question: Question) -> float:
         """1 for a right reply, 0 for a wrong one, unless a task grades in between."""
         return float(reply.strip() in question.answers)

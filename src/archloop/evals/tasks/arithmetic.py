@@ -4,6 +4,7 @@ Kinds: differences, products, remainders, comparisons, the next term of a sequen
 two operations; sums have a file of their own, `addition`.
 """
 
+import re
 from typing import Literal
 
 import numpy as np
@@ -38,6 +39,10 @@ class Arithmetic(ReplyTask):
     def chance(self) -> float:
         """Of a comparison, both answers stand in the question; other results are not guessed."""
         return 0.5 if self.config.kind == "comparison" else 0.0
+
+    def guesses(self, prompt: str) -> tuple[str, ...]:
+        """See `ReplyTask.guesses`."""
+        return tuple(re.findall(r"\d+", prompt)[-2:]) if self.config.kind == "comparison" else ()
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)

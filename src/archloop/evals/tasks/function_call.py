@@ -44,6 +44,11 @@ class FunctionCall(ReplyTask):
         """Of `none`, writing ``null`` always is right as often as not; a call is not guessed."""
         return 0.5 if self.config.kind == "none" else 0.0
 
+    def guesses(self, prompt: str) -> tuple[str, ...]:
+        """See `ReplyTask.guesses`."""
+        del prompt
+        return ("null",) if self.config.kind == "none" else ()
+
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
 

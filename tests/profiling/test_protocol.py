@@ -117,16 +117,15 @@ def test_progress_rises_to_one(measured: Any) -> None:
     assert shares[-1] == pytest.approx(1.0)
 
 
-def test_second_look_adds_processes_once(measured: Any) -> None:
+def test_each_further_look_adds_processes(measured: Any) -> None:
     found, folder, _ = measured
-    more = extend(folder, 1, artifacts=folder / "artifacts")
-    assert more.num_processes == 3
-    assert more.seconds > found.seconds
-    samples = read_samples(folder)
-    assert samples.looks == 2
-    assert profile_from_samples(samples) == more
-    with pytest.raises(ValueError, match="measure it afresh"):
-        extend(folder, 1)
+    for look, processes in ((2, 3), (3, 4)):
+        more = extend(folder, 1, artifacts=folder / "artifacts")
+        assert more.num_processes == processes
+        assert more.seconds > found.seconds
+        samples = read_samples(folder)
+        assert samples.looks == look
+        assert profile_from_samples(samples) == more
 
 
 def test_a_a_run_finds_no_difference(tmp_path: Path) -> None:

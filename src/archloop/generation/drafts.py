@@ -48,24 +48,17 @@ def verify(
     model, state = transcript.model, transcript.state
     if not callable(model):
         raise UserError(f"{type(model).__name__} gives no logits of whole drafts; use the decoder")
-    device, unread = state.lengths_B.device, transcript.unread()
-    if not all(unread):
-        raise ValueError(
-            f"row {unread.index([])} has no unread token, which its draft would follow; "
-            "generate a token first"
-        )
+    device, unread = state.lengths_B.device, _unread(transcript)
     before = state.mark()
     both = [old + new for old, new in zip(unread, rows, strict=True)]
     ids_BT, mask_BT = pad_right(both, device)
     logits_BTV = model(ids_BT, state, mask_BT=mask_BT)
     seeds_B = row_seeds(seeds, sampling, len(rows), device)
-    accepted = []
     try:
-        for i, ids in enumerate(transcript.ids):
-            after_TV = logits_BTV[i, len(unread[i]) - 1 :]
-            what = f"drafted after token {len(ids)} of row {i}"
-            check_finite(after_TV[: len(rows[i]) + 1], model.precision, what)
-            accepted.append(_accept(after_TV, rows[i], ids, sampling, seeds_B[i]))
+        after = [
+            logits_TV[len(old) - 1 :] for old, logits_TV in zip(unread, logits_BTV, strict=True)
+        ]
+        accepted = _accepted(transcript, after, rows, sampling, seeds_B)
     except ValueError:
         state.restore(before)
         raise
@@ -77,6 +70,32 @@ def verify(
     for row, new in enumerate(accepted):
         transcript.ids[row].extend(new)
         transcript.num_read[row] = len(transcript.ids[row]) - 1
+    return accepted
+
+
+def _unread(transcript: Transcript) -> list[list[int]]:
+    unread = transcript.unread()
+    if not all(unread):
+        raise ValueError(
+            f"row {unread.index([])} has no unread token, which its draft would follow; "
+            "generate a token first"
+        )
+    return unread
+
+
+def _accepted(
+    transcript: Transcript,
+    after: Sequence[Tensor],
+    drafts: Sequence[list[int]],
+    sampling: Sampling,
+    seeds_B: Tensor,
+) -> list[list[int]]:
+    """New tokens of each row, from the logits (T, V) that follow its last token and its draft's."""
+    accepted = []
+    for row, (ids, draft) in enumerate(zip(transcript.ids, drafts, strict=True)):
+        what = f"drafted after token {len(ids)} of row {row}"
+        check_finite(after[row][: len(draft) + 1], transcript.model.precision, what)
+        accepted.append(_accept(after[row], draft, ids, sampling, seeds_B[row]))
     return accepted
 
 

@@ -13,10 +13,9 @@ MOST_LINES, MOST_FUNCTION_LINES = 500, 60
 TOO_LONG = {
     "archloop.proxy.proxy.train_and_score",
     "archloop.search.establish._establish",
-    "archloop.search.trial._run",
     "archloop.training.loop.train",
 }
-"""Functions that are about to be split; any other fails."""
+"""Functions that are about to be split; any other fails, and so does one that was split since."""
 
 
 def module(file: Path) -> str:
@@ -48,7 +47,7 @@ def test_functions_are_short() -> None:
         for name, lines in functions(file)
         if lines > MOST_FUNCTION_LINES
     }
-    assert long <= TOO_LONG, long - TOO_LONG
+    assert long == TOO_LONG, long ^ TOO_LONG
 
 
 def test_no_private_file_is_imported_by_another_package() -> None:

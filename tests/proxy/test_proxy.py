@@ -9,6 +9,7 @@ from archloop.files import write_checked
 from archloop.proxy import mixture, proxy, scoring
 from archloop.proxy.config import ProxyConfig
 from archloop.proxy.proxy import TEXT
+from archloop.proxy.record import Rung, TrainJob
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.text import tokenizers
 
@@ -89,8 +90,14 @@ def test_batches_depend_on_seed_and_step_alone(data):
     assert not torch.equal(ids(1, 2), ids(2, 2))
 
 
+def trained(vocab_size, data, settings, rung, seed, **more):
+    steps = settings.rungs[rung]
+    job = TrainJob(spec=spec(vocab_size), rung=rung, num_steps=steps, seed=seed, **more)
+    return proxy.train_and_score(job, data, settings)
+
+
 def test_trains_and_scores_and_repeats_exactly(data):
-    results = [proxy.train_and_score(spec(280), data, config(), rung=0, seed=5) for _ in range(2)]
+    results = [trained(280, data, config(), rung=0, seed=5) for _ in range(2)]
     first, again = (r.model_dump(exclude={"seconds_train", "seconds_eval"}) for r in results)
     assert first == again
     result = results[0]
@@ -102,43 +109,44 @@ def test_trains_and_scores_and_repeats_exactly(data):
 
 
 def test_seeds_differ(data):
-    one = proxy.train_and_score(spec(280), data, config(), 0, seed=1)
-    two = proxy.train_and_score(spec(280), data, config(), 0, seed=2)
+    one = trained(280, data, config(), 0, seed=1)
+    two = trained(280, data, config(), 0, seed=2)
     assert one.losses != two.losses
 
 
 def test_memorization_is_learnt(data):
     settings = config(training={"learning_rate": 1e-2})
-    result = proxy.train_and_score(spec(280), data, settings, rung=1, seed=0)
+    result = trained(280, data, settings, rung=1, seed=0)
     assert result.scores["memorization"].signal > 3
 
 
 def test_a_longer_rung_continues_the_shorter_one(data, tmp_path):
     wsd = config(training={"schedule": "wsd"})
     file = tmp_path / "rung0.safetensors"
-    proxy.train_and_score(spec(280), data, wsd, 0, seed=3, checkpoint_to=file)
-    resumed = proxy.train_and_score(spec(280), data, wsd, 1, seed=3, resume_from=file)
-    whole = proxy.train_and_score(spec(280), data, wsd, 1, seed=3)
-    assert resumed.losses[0][0] == 8
+    trained(280, data, wsd, 0, seed=3, checkpoint_to=file)
+    resumed = trained(280, data, wsd, 1, seed=3, resume_from=file)
+    whole = trained(280, data, wsd, 1, seed=3)
+    assert resumed.losses[0][0] == resumed.continued_from == 8
+    assert whole.continued_from == 0
     assert resumed.scores == whole.scores
     assert resumed.num_tokens == whole.num_tokens
 
 
 def test_cosine_trains_each_rung_from_the_start(data, tmp_path):
     file = tmp_path / "rung0.safetensors"
-    proxy.train_and_score(spec(280), data, config(), 0, seed=3, checkpoint_to=file)
+    trained(280, data, config(), 0, seed=3, checkpoint_to=file)
     assert not file.exists()
-    result = proxy.train_and_score(spec(280), data, config(), 1, seed=3, resume_from=file)
+    result = trained(280, data, config(), 1, seed=3, resume_from=file)
     assert result.losses[0][0] == 0
 
 
 def test_divergence_is_flagged_and_not_scored(data):
     settings = config(training={"grad_clip": None})
-    result = proxy.train_and_score(spec(280), data, settings, 0, 0, learning_rate=1e30)
+    result = trained(280, data, settings, 0, 0, learning_rate=1e30)
     assert result.diverged
     assert result.scores == {}
     assert result.learning_rate == 1e30
-    assert proxy.ProxyResult.model_validate_json(result.model_dump_json()) == result
+    assert Rung.model_validate_json(result.model_dump_json()) == result
 
 
 def test_an_overflow_in_evaluation_counts_as_divergence(data, monkeypatch):
@@ -146,7 +154,7 @@ def test_an_overflow_in_evaluation_counts_as_divergence(data, monkeypatch):
         value=math.nan, standard_error=1, chance=8, perfect=0, num_examples=2, category="text"
     )
     monkeypatch.setattr(scoring, "evaluate", lambda *args: {TEXT: score})
-    result = proxy.train_and_score(spec(280), data, config(), 0, 0)
+    result = trained(280, data, config(), 0, 0)
     assert result.diverged
     assert result.scores == {}
 
@@ -188,7 +196,7 @@ def test_thinning_keeps_the_ends():
 
 def test_wrong_vocabulary_says_what_is_needed(data):
     with pytest.raises(ValueError, match="280"):
-        proxy.train_and_score(spec(281), data, config(), 0, 0)
+        trained(281, data, config(), 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from archloop.proxy.config import ProxyConfig
 from archloop.proxy.mixture import ProxyData, make_task
 from archloop.proxy.proxy import train_and_score
+from archloop.proxy.record import TrainJob
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 pytestmark = [
@@ -59,9 +60,12 @@ def test_a_second_rung_goes_on_where_the_first_stopped(tmp_path: Path, precision
         ),
     )
     kept = tmp_path / "rung-0.checkpoint"
-    first = train_and_score(spec, held, settings, 0, 3, checkpoint_to=kept)
-    second = train_and_score(spec, held, settings, 1, 3, resume_from=kept)
-    whole = train_and_score(spec, held, settings, 1, 3)
+    short, long = (
+        TrainJob(spec=spec, rung=rung, num_steps=settings.rungs[rung], seed=3) for rung in (0, 1)
+    )
+    first = train_and_score(short.model_copy(update={"checkpoint_to": kept}), held, settings)
+    second = train_and_score(long.model_copy(update={"resume_from": kept}), held, settings)
+    whole = train_and_score(long, held, settings)
     assert second.num_tokens == whole.num_tokens == 2 * first.num_tokens
     assert second.losses[0][0] == 16
     assert second.scores == whole.scores

@@ -10,7 +10,8 @@ import pytest
 from archloop import registry
 from archloop.proxy import mixture, proxy
 from archloop.proxy.config import ProxyConfig
-from archloop.proxy.worker import Job, run_isolated
+from archloop.proxy.record import TrainJob
+from archloop.proxy.worker import Train, run_isolated
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.workers.deaths import WorkerError
 from archloop.workers.process import WorkerProcess
@@ -36,21 +37,21 @@ def job(root, num_steps=3, **changes):
         mixers=(MixerSpec(name="short_conv"),), channel_mixer=ChannelMixerSpec(name="swiglu")
     )
     spec = StackSpec(d_model=32, vocab_size=260, blocks=(block,))
-    fields = {"spec": spec, "config": config, "root": root, "cache_dir": root / "c", "seed": 1}
-    return Job(**{**fields, **changes})
+    fields = {"spec": spec, "num_steps": num_steps, "seed": 1, **changes}
+    return Train(job=TrainJob(**fields), config=config, root=root, cache_dir=root / "c", threads=1)
 
 
 def failure(job_, directory, **limits):
     with pytest.raises(WorkerError) as caught:
-        run_isolated(job_, directory, **({"time_limit_s": 60, "threads": 1} | limits))
+        run_isolated(job_, directory, **({"time_limit_s": 60} | limits))
     return caught.value
 
 
 def test_equals_the_same_training_in_this_process_and_is_kept(root, tmp_path, monkeypatch):
     asked = job(root)
-    result = run_isolated(asked, tmp_path, time_limit_s=60, threads=1)
+    result = run_isolated(asked, tmp_path, time_limit_s=60)
     data = mixture.prepare(asked.config, root / "c", root)
-    here = proxy.train_and_score(asked.spec, data, asked.config, 0, 1)
+    here = proxy.train_and_score(asked.job, data, asked.config)
     assert result.scores.keys() == here.scores.keys()
     assert result.scores["bits_per_byte"].value == pytest.approx(
         here.scores["bits_per_byte"].value, rel=1e-5
@@ -60,9 +61,9 @@ def test_equals_the_same_training_in_this_process_and_is_kept(root, tmp_path, mo
         raise AssertionError("started a process")
 
     monkeypatch.setattr(subprocess, "Popen", not_again)
-    assert run_isolated(asked, tmp_path, time_limit_s=60, threads=1) == result
+    assert run_isolated(asked, tmp_path, time_limit_s=60) == result
     with pytest.raises(AssertionError, match="started"):
-        run_isolated(job(root, seed=2), tmp_path, time_limit_s=60, threads=1)
+        run_isolated(job(root, seed=2), tmp_path, time_limit_s=60)
 
 
 def test_a_worker_knows_the_plugins_and_no_stray_modules(root, tmp_path, monkeypatch):
@@ -75,10 +76,10 @@ def test_a_worker_knows_the_plugins_and_no_stray_modules(root, tmp_path, monkeyp
     (tmp_path / "random.py").write_text("raise RuntimeError('a stray module')\n")
     monkeypatch.chdir(tmp_path)
     registry.add_folder(tmp_path)
-    spec = job(root).spec
+    spec = job(root).job.spec
     block = spec.blocks[0].model_copy(update={"mixers": (MixerSpec(name="mine"),)})
     asked = job(root, num_steps=1, spec=spec.replace(blocks=(block,)))
-    assert run_isolated(asked, tmp_path / "job", time_limit_s=60, threads=1).scores
+    assert run_isolated(asked, tmp_path / "job", time_limit_s=60).scores
 
 
 def test_a_hang_is_ended_and_the_whole_group_is_gone(root, tmp_path, monkeypatch):
@@ -105,7 +106,7 @@ def test_an_interrupt_kills_the_group_too(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(WorkerProcess, "_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_isolated(job(root), tmp_path / "job", 60, 1)
+        run_isolated(job(root), tmp_path / "job", 60)
     assert_gone(int((tmp_path / "child").read_text()))
 
 
@@ -149,7 +150,8 @@ def test_ends_without_a_result(root, tmp_path, monkeypatch, body, kind, words):
 
 def test_a_spec_that_cannot_be_built_is_a_crash_with_its_reason(root, tmp_path):
     bad = job(root)
-    bad = bad.model_copy(update={"spec": bad.spec.replace(vocab_size=300)})
+    spec = bad.job.spec.replace(vocab_size=300)
+    bad = bad.model_copy(update={"job": bad.job.model_copy(update={"spec": spec})})
     error = failure(bad, tmp_path)
     assert error.kind == "crash"
     assert "260" in error.detail
@@ -171,14 +173,14 @@ def test_a_full_disk_is_not_the_trials_fault(root, tmp_path, monkeypatch):
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(OSError, match="No space left"):
-        run_isolated(job(root), tmp_path / "job", 60, 1)
+        run_isolated(job(root), tmp_path / "job", 60)
 
 
 def test_a_worker_ends_when_its_parent_is_killed(root, tmp_path):
     code = (
         "import sys; from pathlib import Path; from archloop.proxy.worker import *\n"
-        "job = Job.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "run_isolated(job, Path(sys.argv[2]), 300, 1)"
+        "job = Train.model_validate_json(Path(sys.argv[1]).read_text())\n"
+        "run_isolated(job, Path(sys.argv[2]), 300)"
     )
     (tmp_path / "asked.json").write_text(job(root, num_steps=10_000_000).model_dump_json())
     parent = subprocess.Popen(

@@ -4,11 +4,11 @@ import numpy as np
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Figures, Identity, Interval, Profile
+from archloop.proxy.record import Rung
 from archloop.ranking.record import BrokenBudget, Objectives, Readings
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.store.record import (
     Costs,
-    Rung,
     StudyRecord,
     TrialRecord,
 )

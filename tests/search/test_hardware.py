@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from archloop.proxy.proxy import ProxyResult
-from archloop.proxy.worker import Job
+from archloop.proxy.record import Rung, TrainJob
+from archloop.proxy.worker import Train
 from archloop.search import hardware
-from archloop.search.evaluator import TrainJob
 from archloop.search.hardware import HardwareEvaluator
 from archloop.stack.spec import StackSpec
 from search.stand_in import recipe
@@ -17,11 +16,13 @@ from search.stand_in import recipe
 def test_a_job_is_trained_for_its_own_number_of_steps(
     rung: int, num_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Job] = []
+    asked: list[Train] = []
 
-    def run(job: Job, *_: object) -> ProxyResult:
-        asked.append(job)
-        return ProxyResult(
+    def run(train: Train, *_: object) -> Rung:
+        asked.append(train)
+        return Rung(
+            index=train.job.rung,
+            num_steps=train.job.num_steps,
             scores={},
             losses=(),
             num_tokens=0,
@@ -34,8 +35,9 @@ def test_a_job_is_trained_for_its_own_number_of_steps(
 
     monkeypatch.setattr(hardware, "run_isolated", run)
     spec = StackSpec(d_model=64, vocab_size=8, blocks=())
-    job = TrainJob(spec, rung, num_steps, seed=0)
+    job = TrainJob(spec=spec, rung=rung, num_steps=num_steps, seed=0)
     result = HardwareEvaluator(recipe(), tmp_path).train(job, tmp_path)
     assert (result.index, result.num_steps) == (rung, num_steps)
     assert result.precision == "bfloat16"
-    assert asked[0].config.rungs[asked[0].rung] == num_steps
+    [training] = [each.config.training_of(each.job.num_steps, None) for each in asked]
+    assert training.num_steps == num_steps

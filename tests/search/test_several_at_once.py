@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from archloop.devices.choice import DeviceChoice
+from archloop.proxy.record import TrainJob
 from archloop.search import plan, telling
 from archloop.search.base import Pending
-from archloop.search.evaluator import TrainJob
 from archloop.search.executors.base import Train
 from archloop.search.executors.local import Local
 from archloop.search.executors.serial import Serial
@@ -161,7 +161,7 @@ class Waiting(StandIn):
 
 def job(name: str) -> Train:
     spec = studies.spec("C")
-    return Train(TrainJob(spec, 0, 1, 0), Path(name))
+    return Train(TrainJob(spec=spec, num_steps=1, seed=0), Path(name))
 
 
 def test_cancelled_jobs_end_and_are_not_handed_back():

@@ -12,17 +12,18 @@ import yaml
 
 from archloop.errors import UserError
 from archloop.profiling.record import Interval
+from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking import front
 from archloop.ranking.objectives import as_point
 from archloop.report import html
 from archloop.search.errors import NoFeasibleTrial, StudyError
-from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
+from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.recipe.recipe import RecipeError, load
 from archloop.search.study import Study
 from archloop.store import reading
 from archloop.store.lock import StudyBusyError, exclusive
 from archloop.store.progress import Event
-from archloop.store.record import Rung, StudyRecord
+from archloop.store.record import StudyRecord
 from archloop.store.stages import Profiled
 from search.stand_in import StandIn, no_time, recipe, settings
 

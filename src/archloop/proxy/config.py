@@ -65,9 +65,9 @@ class ProxyConfig(BaseModel):
             raise ValueError(f"lengths={self.lengths} must contain 1, the trained length")
         return self
 
-    def training_of(self, rung: int, learning_rate: float | None) -> TrainingConfig:
-        """Training settings of a rung."""
-        changes: dict[str, float] = {"num_steps": self.rungs[rung]}
+    def training_of(self, num_steps: int, learning_rate: float | None) -> TrainingConfig:
+        """Training settings of a rung, or of another number of steps."""
+        changes: dict[str, float] = {"num_steps": num_steps}
         if learning_rate is not None:
             changes["learning_rate"] = learning_rate
         return TrainingConfig.model_validate({**self.training.model_dump(), **changes})

@@ -9,74 +9,59 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from archloop import registry
 from archloop.devices.choice import DeviceChoice
 from archloop.files import write_atomic
 from archloop.proxy.config import ProxyConfig
 from archloop.proxy.mixture import prepare
-from archloop.proxy.proxy import ProxyResult, train_and_score
-from archloop.stack.spec import StackSpec
+from archloop.proxy.proxy import train_and_score
+from archloop.proxy.record import Rung, TrainJob
 from archloop.workers.deaths import WorkerError
 from archloop.workers.messages import Message, Request
 from archloop.workers.process import WorkerProcess
 from archloop.workers.serve import serve
 
 
-class Job(BaseModel):
-    """What a worker is asked to do; see `train_and_score`.
-
-    Attributes:
-        root: folder that the corpus's relative paths start from.
-        cache_dir: of tokenizers and tokens; None: the user's.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    spec: StackSpec
-    config: ProxyConfig
-    root: Path
-    cache_dir: Path | None = None
-    rung: int = Field(default=0, ge=0)
-    seed: int
-    learning_rate: float | None = None
-    resume_from: Path | None = None
-    checkpoint_to: Path | None = None
-
-
 class Trained(Message):
     """What came of a job."""
 
-    result: ProxyResult
+    rung: Rung
 
 
 class Train(Request[Trained]):
-    """Train and score a proxy."""
+    """Train and score a proxy.
+
+    Attributes:
+        config: the recipe's.
+        root: folder that the corpus's relative paths start from.
+        cache_dir: of tokenizers and tokens; None: the user's.
+        threads: for PyTorch.
+    """
 
     command: Literal["train"] = "train"
-    job: Job
+    job: TrainJob
+    config: ProxyConfig
+    root: Path
+    cache_dir: Path | None = None
     threads: int
 
 
 def run_isolated(
-    job: Job,
+    asked: Train,
     directory: Path,
     time_limit_s: float,
-    threads: int,
     memory_limit_bytes: int | None = None,
-) -> ProxyResult:
+) -> Rung:
     """Run a job in a process of its own and wait for its result.
 
     The process and all that it started are killed at the time limit and when this process is
     interrupted; it ends by itself when this process is gone.
 
     Args:
-        job: what to do.
+        asked: what to do, and by what.
         directory: for the job, its result and its standard error; made if missing. A result of the
             same job already there is not computed again.
         time_limit_s: wall time.
-        threads: for PyTorch.
         memory_limit_bytes: of private memory.
 
     Raises:
@@ -85,9 +70,9 @@ def run_isolated(
     """
     directory.mkdir(parents=True, exist_ok=True)
     job_file, result_file = directory / "job.json", directory / "result.json"
-    text = job.model_dump_json()
+    text = asked.model_dump_json()
     if job_file.exists() and job_file.read_text() == text and result_file.exists():
-        return ProxyResult.model_validate_json(result_file.read_bytes())
+        return Rung.model_validate_json(result_file.read_bytes())
     result_file.unlink(missing_ok=True)
     write_atomic(job_file, text.encode())
     host = DeviceChoice().open()
@@ -97,7 +82,7 @@ def run_isolated(
         host,
         [*python, "-m", "archloop.proxy.worker"],
         directory / "stderr.txt",
-        threads=threads,
+        threads=asked.threads,
         time_limit_s=time_limit_s,
         # Without it cuBLAS may add up in another order the next time.
         env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
@@ -107,34 +92,23 @@ def run_isolated(
             plugins=[str(path) for path in registry.folders()],
             memory_limit_bytes=memory_limit_bytes,
         )
-        result = worker.ask(Train(job=job, threads=threads)).result
+        rung = worker.ask(asked).rung
     except WorkerError as error:
         if error.kind == "disk":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
         raise
     finally:
         worker.kill()
-    write_atomic(result_file, result.model_dump_json().encode())
-    return result
+    write_atomic(result_file, rung.model_dump_json().encode())
+    return rung
 
 
 def _train(asked: Train) -> Trained:
     import torch
 
     torch.set_num_threads(asked.threads)
-    job = asked.job
-    data = prepare(job.config, job.cache_dir, job.root)
-    result = train_and_score(
-        job.spec,
-        data,
-        job.config,
-        job.rung,
-        job.seed,
-        job.learning_rate,
-        resume_from=job.resume_from,
-        checkpoint_to=job.checkpoint_to,
-    )
-    return Trained(result=result)
+    data = prepare(asked.config, asked.cache_dir, asked.root)
+    return Trained(rung=train_and_score(asked.job, data, asked.config))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ skill and of one that has it.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from archloop.search.evaluator import CandidateFailed, TrainJob
+from archloop.proxy.record import Rung, TrainJob
+from archloop.search.evaluator import CandidateFailed
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import homogeneous
 from archloop.search.workshop import Training, Workshop
 from archloop.store.folder import StudyFolder
-from archloop.store.record import FamilyRate, Rung
+from archloop.store.record import FamilyRate
 
 _SEED_STREAM = 2**35
 
@@ -71,7 +72,9 @@ def train(
         wanted = []
         for index in range(recipe.reference_seeds):
             seed = training_seed(recipe.seed, _SEED_STREAM, index)
-            job = TrainJob(spec, 0, recipe.proxy.rungs[0], seed, rate)
+            job = TrainJob(
+                spec=spec, num_steps=recipe.proxy.rungs[0], seed=seed, learning_rate=rate
+            )
             wanted.append(Training(job, files, files.rung(0, index)))
         try:
             stages = workshop.train(wanted)

@@ -12,10 +12,11 @@ from typing import Literal
 
 from archloop.proxy import scoring
 from archloop.proxy.mixture import make_task
+from archloop.proxy.record import TrainJob
 from archloop.ranking import budgets, objectives
 from archloop.search import ends
 from archloop.search.errors import StudyError
-from archloop.search.evaluator import CandidateFailed, TrainJob
+from archloop.search.evaluator import CandidateFailed
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import tune
 from archloop.search.workshop import Training, Workshop

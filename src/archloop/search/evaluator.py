@@ -5,10 +5,10 @@ their own. Tests put a deterministic stand-in here.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from archloop.proxy.record import Rung, TrainJob
 from archloop.stack.spec import StackSpec
-from archloop.store.record import Rung
 from archloop.store.stages import Profiled
 
 
@@ -21,28 +21,6 @@ class CandidateFailed(RuntimeError):  # noqa: N818  (how a trial ended, not a fa
 
 class Unsupported(CandidateFailed):
     """A required target cannot run the spec: neither a broken budget nor a failure."""
-
-
-class TrainJob(NamedTuple):
-    """One proxy training.
-
-    Attributes:
-        spec: at proxy width.
-        rung: index into the recipe's rungs.
-        num_steps: of the rung, or of a tuning run.
-        seed: of initial weights and the order of the data.
-        learning_rate: peak; None takes the recipe's.
-        resume_from: checkpoint of the rung before, if it left one.
-        checkpoint_to: where a checkpoint for the next rung may be left.
-    """
-
-    spec: StackSpec
-    rung: int
-    num_steps: int
-    seed: int
-    learning_rate: float | None = None
-    resume_from: Path | None = None
-    checkpoint_to: Path | None = None
 
 
 class Evaluator(Protocol):

@@ -16,11 +16,11 @@ from archloop.profiling import extend, profile, profile_from_samples, read_sampl
 from archloop.profiling.record import Profile
 from archloop.profiling.target import Target
 from archloop.proxy import mixture
-from archloop.proxy.worker import Job, run_isolated
-from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
+from archloop.proxy.record import Rung, TrainJob
+from archloop.proxy.worker import Train, run_isolated
+from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.recipe.recipe import Recipe
 from archloop.stack.spec import StackSpec
-from archloop.store.record import Rung
 from archloop.store.stages import Profiled
 from archloop.version import __version__
 from archloop.workers.cancelling import is_cancelled
@@ -93,37 +93,17 @@ class HardwareEvaluator:
             self._places.put(place)
 
     def _train(self, job: TrainJob, directory: Path, device: str) -> Rung:
-        config, rung = self._recipe.proxy.model_copy(update={"device": device}), job.rung
-        if job.num_steps != config.rungs[rung]:
-            config, rung = config.model_copy(update={"rungs": (job.num_steps,)}), 0
-        work = Job(
-            spec=job.spec,
-            config=config,
+        asked = Train(
+            job=job,
+            config=self._recipe.proxy.model_copy(update={"device": device}),
             root=self._recipe.root,
             cache_dir=self._cache,
-            rung=rung,
-            seed=job.seed,
-            learning_rate=job.learning_rate,
-            resume_from=job.resume_from,
-            checkpoint_to=job.checkpoint_to,
+            threads=self._threads,
         )
-        limit_s = self._recipe.time_limits.train_s
         try:
-            result = run_isolated(work, directory, limit_s, self._threads)
+            return run_isolated(asked, directory, self._recipe.time_limits.train_s)
         except WorkerError as error:
             raise CandidateFailed(f"training: {error}") from error
-        return Rung(
-            index=job.rung,
-            num_steps=job.num_steps,
-            num_tokens=result.num_tokens,
-            scores=result.scores,
-            learning_rate=result.learning_rate,
-            losses=result.losses,
-            diverged=result.diverged,
-            seconds_train=result.seconds_train,
-            seconds_eval=result.seconds_eval,
-            precision=result.precision,
-        )
 
     def close(self) -> None:
         """As `Evaluator.close`: every call has ended its own processes."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from archloop.proxy.record import TrainJob
 from archloop.ranking import budgets, looks, objectives
 from archloop.ranking.estimate import Estimate, t_quantile
 from archloop.ranking.estimates import estimate, pools
@@ -21,7 +22,7 @@ from archloop.ranking.record import Readings
 from archloop.ranking.reliability import seeds_needed
 from archloop.ranking.table import table
 from archloop.search import ends
-from archloop.search.evaluator import Evaluator, TrainJob
+from archloop.search.evaluator import Evaluator
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import homogeneous
 from archloop.space import size
@@ -143,7 +144,7 @@ def seconds(plan: Plan, found: Probe) -> dict[str, float]:
 
 def _quality(plan: Plan, evaluator: Evaluator, folder: Path, spec: StackSpec, index: int) -> float:
     seed = training_seed(plan.recipe.seed, _SEED_STREAM + index)
-    job = TrainJob(spec, 0, plan.recipe.proxy.rungs[0], seed)
+    job = TrainJob(spec=spec, num_steps=plan.recipe.proxy.rungs[0], seed=seed)
     rung = evaluator.train(job, folder / f"{spec.digest[:12]}-{index}")
     return objectives.quality(rung.scores, list(rung.scores))[0]
 

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from archloop.profiling.record import Profile
+from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking import objectives
 from archloop.ranking.record import Objectives, Readings
 from archloop.search import gate
 from archloop.search.errors import StudyError
-from archloop.search.evaluator import CandidateFailed, TrainJob, Unsupported
+from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.executors.base import Ended, Measure, Train
 from archloop.search.plan import Plan, training_seed
 from archloop.search.rungs import Standings, promoted
@@ -26,7 +27,7 @@ from archloop.search.workshop import Workshop
 from archloop.store.baseline import Baseline
 from archloop.store.database import Stored
 from archloop.store.folder import StudyFolder
-from archloop.store.record import Outcome, Rung
+from archloop.store.record import Outcome
 from archloop.store.stages import Profiled
 
 State = Literal["measuring", "training", "ended"]

@@ -6,16 +6,16 @@ Without this a comparison of families would compare how well one rate happens to
 import math
 from collections.abc import Callable
 
+from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking import objectives
 from archloop.search.errors import StudyError
-from archloop.search.evaluator import TrainJob
 from archloop.search.plan import Plan, training_seed
 from archloop.search.workshop import Training, Workshop
 from archloop.space import seeding
 from archloop.space.encoding import encode
 from archloop.stack.spec import StackSpec
 from archloop.store.folder import StudyFolder
-from archloop.store.record import FamilyRate, Rung
+from archloop.store.record import FamilyRate
 
 TEXT = "bits_per_byte"
 _SEED_STREAM = 2**33
@@ -34,7 +34,7 @@ def tune(
         files = folder.tuning(mixer, f"{key}:{spec.digest}")
         for index, rate in enumerate(tuning.learning_rates):
             seed = training_seed(plan.recipe.seed, _SEED_STREAM)
-            job = TrainJob(spec, 0, tuning.num_steps, seed, rate)
+            job = TrainJob(spec=spec, num_steps=tuning.num_steps, seed=seed, learning_rate=rate)
             wanted[mixer, rate] = Training(job, files, files.rate(index))
     announce(", ".join(plan.space.mixers))
     stages = dict(zip(wanted, workshop.train(list(wanted.values())), strict=True))

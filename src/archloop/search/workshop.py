@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from archloop.search.evaluator import CandidateFailed, TrainJob
+from archloop.proxy.record import Rung, TrainJob
+from archloop.search.evaluator import CandidateFailed
 from archloop.search.executors.base import Ended, Executor, Job, Measure, Train
 from archloop.search.meter import Meter
 from archloop.stack.spec import StackSpec
 from archloop.store.folder import TrialFolder
-from archloop.store.record import Rung
 from archloop.store.stages import Profiled, Stage
 
 _DISK_FULL = "No space left on device"

@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Identity
+from archloop.proxy.record import Rung
 from archloop.ranking.record import Objectives, Readings
-from archloop.store.record import Candidate, Costs, FamilyRate, Rung
+from archloop.store.record import Candidate, Costs, FamilyRate
 
 
 class Baseline(BaseModel):

@@ -13,12 +13,13 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from archloop.errors import UserError
+from archloop.proxy.record import Rung
 from archloop.store.baseline import Baseline, one_rung
 from archloop.store.connection import open_for_reading
 from archloop.store.database import Stored
 from archloop.store.folder import StudyFolder, TrialFolder
 from archloop.store.identity import of_data
-from archloop.store.record import Outcome, Rung, StudyRecord, TrialRecord
+from archloop.store.record import Outcome, StudyRecord, TrialRecord
 from archloop.store.stages import Profiled
 
 T = TypeVar("T", bound=BaseModel)

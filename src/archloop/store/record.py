@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from archloop.evals.base import Score
 from archloop.profiling.record import Profile
+from archloop.proxy.record import Rung
 from archloop.ranking.record import BrokenBudget, Objectives, Readings
 from archloop.stack.spec import StackSpec
 
@@ -45,30 +45,6 @@ class Candidate(_Record):
     origin: str
     parents: tuple[int, ...] = ()
     replicates: int | None = None
-
-
-class Rung(_Record):
-    """One proxy training and its evaluation.
-
-    Attributes:
-        index: 0 is the cheapest rung; objectives of different rungs are not compared.
-        scores: by task; the aggregate uses those that the reference preset passed.
-        learning_rate: that was used.
-        losses: training loss, thinned, as (step, loss).
-        diverged: the loss stopped being finite.
-        precision: of the training's products and activations.
-    """
-
-    index: int
-    num_steps: int
-    num_tokens: int
-    scores: dict[str, Score]
-    learning_rate: float
-    losses: tuple[tuple[int, float], ...]
-    diverged: bool
-    seconds_train: float
-    seconds_eval: float
-    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Outcome(_Record):

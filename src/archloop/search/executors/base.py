@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
 
-from archloop.search.evaluator import Evaluator, TrainJob
+from archloop.proxy.record import Rung, TrainJob
+from archloop.search.evaluator import Evaluator
 from archloop.search.meter import Clock
 from archloop.stack.spec import StackSpec
-from archloop.store.record import Rung
 from archloop.store.stages import Profiled
 
 

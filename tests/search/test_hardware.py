@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from archloop.devices.base import DeviceError
+from archloop.devices.host import Host
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.worker import Train
 from archloop.search import hardware
+from archloop.search.evaluator import CandidateFailed
 from archloop.search.hardware import HardwareEvaluator
 from archloop.stack.spec import StackSpec
 from search.stand_in import recipe
@@ -41,3 +44,15 @@ def test_a_job_is_trained_for_its_own_number_of_steps(
     assert result.precision == "bfloat16"
     [training] = [each.config.training_of(each.job.num_steps, None) for each in asked]
     assert training.num_steps == num_steps
+
+
+def test_a_device_lost_before_a_measurement_marks_the_trial_as_one_lost_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: Host) -> None:
+        raise DeviceError("gone", "the cable is out; plug it in")
+
+    monkeypatch.setattr(Host, "describe", lost)
+    spec = StackSpec(d_model=64, vocab_size=8, blocks=())
+    with pytest.raises(CandidateFailed, match="the cable is out"):
+        HardwareEvaluator(recipe(), tmp_path).profile(spec, spec, 1, tmp_path)

@@ -59,6 +59,24 @@ def test_time_adds_up_over_stages(resolved: plan.Plan) -> None:
     assert stages["tune"] == 0
 
 
+def test_time_is_shared_by_workers_and_spent_on_replicates() -> None:
+    found = outlook.Probe(10.0, 4.0, {}, {}, 0.9, 1)
+    alone = outlook.seconds(plan.resolve(recipe()), found)
+    two = outlook.seconds(plan.resolve(recipe(executor={"workers": 2})), found)
+    # Two at once train twice as fast; a device is measured by one at a time.
+    assert two["train"] == alone["train"] / 2
+    assert two["profile"] == alone["profile"]
+    again = outlook.seconds(plan.resolve(recipe(replicates=3)), found)
+    members = outlook.front_size(14, 3)
+    assert 3 < members < 8
+    assert again["profile"] == pytest.approx((14 + 3 * members) * 10 * 1.5)
+
+
+def test_a_front_of_one_objective_has_one_member() -> None:
+    assert outlook.front_size(100, 1) == 1
+    assert outlook.front_size(3, 2) == pytest.approx(1 + 1 / 2 + 1 / 3)
+
+
 def test_the_command_checks_the_recipe_and_says_what_would_be_done(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(settings()))

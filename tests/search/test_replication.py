@@ -1,10 +1,13 @@
 """Replicates: what a study would claim is measured and trained anew, and reported from that."""
 
+from contextlib import closing
+
 import pytest
 
 from archloop.report import summary
 from archloop.report.verdict import verdict
 from archloop.search.study import Study
+from archloop.store.connection import open_for_reading
 from archloop.store.record import StudyRecord
 from search.stand_in import StandIn, no_time, recipe
 
@@ -146,3 +149,5 @@ def test_a_study_ends_when_its_front_stands_still_or_its_time_is_spent(tmp_path)
     ).run()
     assert timed.ended == "its time of 3 h is spent"
     assert 1 <= len(timed.trials) < 14
+    with closing(open_for_reading(tmp_path / "b" / "test", None, "test")) as database:
+        assert database.attribute("spent_s") == Slow.now

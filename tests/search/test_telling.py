@@ -5,8 +5,11 @@ import math
 import pytest
 
 from archloop.ranking.budgets import Budget
+from archloop.ranking.estimate import Estimate
 from archloop.ranking.record import Objectives, Readings
-from archloop.search.telling import Finished, limits, tell
+from archloop.search.base import Pending, Told
+from archloop.search.strategies.star import STAR
+from archloop.search.telling import Finished, ask, limits, tell
 from archloop.space.seeding import from_layout
 from archloop.store.database import Stored
 from archloop.store.record import Candidate, Outcome
@@ -64,3 +67,39 @@ def test_a_training_that_diverged_is_told_as_such() -> None:
     quality = Objectives(values={"quality": Readings(mean=0.0)})
     result = Outcome(state="complete", by_rung=(quality,), diverged=True)
     assert tell([finished(0, result)], [], {})[0].state == "diverged"
+
+
+def test_generations_begin_with_the_strategys_first_trial() -> None:
+    """Two specs of the recipe's own come before: trials 2 to 5 are the first generation."""
+    space = named("small")
+    star = STAR(space, STAR.Config(population=4, elites=0, mutation=0.0))
+    told: list[Told] = []
+    for number in range(2, 6):
+        proposal = ask(star, number, 0, told, [], 2)
+        assert proposal.origin == "random"
+        told.append(Told(number, proposal.genome, "complete", _figures(number), {}))
+    rivals = {ask(star, number, 0, told, [], 2).parents for number in range(6, 10)}
+    assert {parent for pair in rivals for parent in pair} <= {2, 3, 4, 5}
+    # The last of the first generation is as good a parent as any, and is the best by far.
+    assert any(5 in pair for pair in rivals)
+
+
+def test_what_is_pending_is_numbered_alike() -> None:
+    seen = []
+
+    class Looking(STAR):
+        def ask(self, number, seed, told, pending=()):  # type: ignore[no-untyped-def]
+            seen.append((number, [each.number for each in pending]))
+            return super().ask(number, seed, told, pending)
+
+    ask(Looking(named("small")), 7, 0, [], [Pending(5, GENOME)], 4)
+    assert seen == [(3, [1])]
+
+
+def _figures(number: int) -> dict[str, Estimate]:
+    better = 0.1 * number
+    return {
+        "quality": Estimate(mean=better),
+        "latency": Estimate(mean=1 - better),
+        "memory": Estimate(mean=1 - better),
+    }

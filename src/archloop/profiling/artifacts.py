@@ -3,7 +3,6 @@
 What nobody asked to keep is removed at the end, here and on the device.
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,12 +50,15 @@ class Artifacts:
         wanted: what is exported.
         runtime: that writes them.
         device: that they are brought to.
-        folder: where they lie here.
+        kept: folder of those that are used again: the reference's.
+        scratch: folder of this measurement's own.
     """
 
-    def __init__(self, wanted: Wanted, runtime: Runtime, device: Device, folder: Path) -> None:
+    def __init__(
+        self, wanted: Wanted, runtime: Runtime, device: Device, kept: Path, scratch: Path
+    ) -> None:
         self._wanted, self._runtime, self._device = wanted, runtime, device
-        self._folder = folder
+        self._kept, self._scratch = kept, scratch
         self._pushed: dict[Path, str] = {}
 
     def manifest(self, role: Role) -> Manifest:
@@ -96,12 +98,16 @@ class Artifacts:
     def _home(self, role: Role) -> Path:
         spec, target = self._wanted.specs[role], self._wanted.target
         engine = f"{target.runtime}-{self._runtime.version()}-{target.quant}"
-        return self._folder / f"{spec.digest}-{engine}-{self._wanted.seed}"
+        # Another measurement of the candidate, such as a replicate's, may run beside this one and
+        # end first, so the candidate's artifact is this measurement's alone.
+        is_kept = spec == self._wanted.specs.get("reference")
+        folder = self._kept if is_kept else self._scratch
+        return folder / f"{spec.digest}-{engine}-{self._wanted.seed}"
 
     def _export(self, role: Role, home: Path) -> None:
         """Put the artifact into the folder, whole."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix="export-") as made:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent, prefix="export-") as made:
             asked = Export(
                 spec=self._wanted.specs[role],
                 seed=self._wanted.seed,
@@ -154,20 +160,15 @@ def held_artifacts(
         wanted: what is exported.
         runtime: that writes them.
         device: that they are brought to.
-        kept: folder whose artifacts are used again, and which keeps the reference's; None keeps
-            nothing.
+        kept: folder that keeps the reference's, to be used again; None keeps nothing.
         scratch: folder for those that are not kept.
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix="artifacts-") as temporary:
-        found = Artifacts(wanted, runtime, device, kept or Path(temporary))
-        homes = {role: found._home(role) for role in wanted.specs}
-        is_kept = homes["candidate"].exists() or homes["candidate"] == homes.get("reference")
+        found = Artifacts(wanted, runtime, device, kept or Path(temporary), Path(temporary))
         try:
             yield found
         finally:
             found.remove_pushed()
-            if not is_kept:
-                shutil.rmtree(homes["candidate"], ignore_errors=True)
 
 
 def plugin_folders(found: Artifacts) -> list[str]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from archloop import registry
-from archloop.devices.base import DeviceError
+from archloop.devices.base import Device, DeviceError, DeviceInfo
 from archloop.profiling.artifacts import Wanted, held_artifacts, plugin_folders
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity, Profile
@@ -149,7 +149,7 @@ class _Run:
         target.check()
         self.device = target.device.open()
         self.runtime: Runtime = registry.get("runtimes", target.runtime)()
-        self.about = self.device.describe()
+        self.about = _described(self.device)
         self.threads = target.threads or self.about.num_cores
         self._check()
 
@@ -280,3 +280,15 @@ class _Run:
             decode_tokens=self.config.decode_tokens,
             memory="process" if baseline.device_peak_bytes is None else "device",
         )
+
+
+def _described(device: Device) -> DeviceInfo:
+    """What the device is; one that is lost now is lost as in the middle of a measurement.
+
+    Raises:
+        WorkerError: it cannot be reached.
+    """
+    try:
+        return device.describe()
+    except DeviceError as error:
+        raise WorkerError(error.kind, str(error)) from error

@@ -11,19 +11,19 @@ NUM_DRAWS = 200
 """Draws behind the shrunk means: enough for a mean, and quick beside a trial."""
 
 
-def reason(recipe: Recipe, trials: Sequence[Finished], baseline: Baseline) -> str | None:
+def reason(
+    recipe: Recipe, trials: Sequence[Finished], baseline: Baseline, spent_s: float
+) -> str | None:
     """Why no further trial is to be proposed before `num_trials` are; None to go on.
 
     Args:
         recipe: whose `max_hours` and `until_still` end a study early.
         trials: that have finished, in their order.
         baseline: the reference run.
+        spent_s: wall time of all runs of the study so far.
     """
-    if recipe.max_hours is not None:
-        spent = sum(baseline.seconds.values())
-        spent += sum(sum(trial.result.seconds.values()) for trial in trials)
-        if spent >= 3600 * recipe.max_hours:
-            return f"its time of {recipe.max_hours:g} h is spent"
+    if recipe.max_hours is not None and spent_s >= 3600 * recipe.max_hours:
+        return f"its time of {recipe.max_hours:g} h is spent"
     if recipe.until_still is not None:
         originals = [trial for trial in trials if trial.stored.candidate.replicates is None]
         latest = {trial.stored.number for trial in originals[-recipe.until_still :]}

@@ -19,6 +19,7 @@ from archloop.proxy import mixture
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.worker import Train, run_isolated
 from archloop.search.evaluator import CandidateFailed, Unsupported
+from archloop.search.meter import waited_for
 from archloop.search.recipe.recipe import Recipe
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
@@ -75,7 +76,7 @@ class HardwareEvaluator:
         profiles, left_out = {}, {}
         for name, target in self._recipe.targets.items():
             try:
-                with _leased(target):
+                with waited_for(_leased(target)):
                     profiles[name] = self._profile(target, spec, reference, look, directory / name)
             except Unsupported as reason:
                 if not target.optional:
@@ -87,7 +88,7 @@ class HardwareEvaluator:
         """As `Evaluator.train`."""
         place = self._places.get()
         try:
-            with lease(HOST, alone=False, cancelled=is_cancelled):
+            with waited_for(lease(HOST, alone=False, cancelled=is_cancelled)):
                 return self._train(job, directory, place)
         finally:
             self._places.put(place)

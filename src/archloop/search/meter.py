@@ -1,17 +1,58 @@
-"""Where the time goes: wall time by stage, and what the main process spends besides."""
+"""Where the time goes: wall time by stage, and what the main process spends besides.
+
+A job that waits for its turn at a device is not worked on. Whoever waits does so by `waited_for`,
+and the `Stopwatch` of the job, which its thread started, leaves that out.
+"""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 
 Clock = Callable[[], float]
 """Seconds from some fixed point, never going back."""
 
 
+_watch: ContextVar["Stopwatch | None"] = ContextVar("watch", default=None)
+
+
+class Stopwatch:
+    """Seconds of a job, less those it waited; to be started in the thread that works on it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.waited = 0.0
+        self._began = clock()
+        _watch.set(self)
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return self.clock() - self._began - self.waited
+
+
+@contextmanager
+def waited_for(turn: AbstractContextManager[None]) -> Iterator[None]:
+    """Inside, it is this thread's turn; what it waited until then is no time of its job's."""
+    watch = _watch.get()
+    with ExitStack() as stack:
+        began = 0.0 if watch is None else watch.clock()
+        try:
+            stack.enter_context(turn)
+        finally:
+            if watch is not None:
+                watch.waited += watch.clock() - began
+        yield
+
+
 class Meter:
-    """Splits wall time into stages and the rest; `lap` closes the books of one trial."""
+    """Splits wall time into stages and the rest; `lap` closes the books of one trial.
+
+    Args:
+        clock: that it reads.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._began = clock()
         self._lap_began = clock()
         self._in_stages = 0.0
         self.last = 0.0
@@ -32,3 +73,7 @@ class Meter:
         outside = now - self._lap_began - self._in_stages
         self._lap_began, self._in_stages = now, 0.0
         return max(0.0, outside)
+
+    def total(self) -> float:
+        """Wall time since the start, in seconds."""
+        return self._clock() - self._began

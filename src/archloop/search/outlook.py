@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from archloop.proxy.record import TrainJob
 from archloop.ranking import budgets, looks, objectives
 from archloop.ranking.estimate import Estimate, t_quantile
@@ -119,27 +121,47 @@ def probed(plan: Plan) -> dict[str, StackSpec]:
 
 
 def seconds(plan: Plan, found: Probe) -> dict[str, float]:
-    """Estimated wall time of the study by stage, if half of all trials need a second look."""
+    """Estimated wall time of the study by stage, if half of all trials need a second look.
+
+    Trainings share the executor's workers; a device is measured by one at a time. Replicates are
+    measured and trained as trials are; how many there are hangs on the front, whose size is that
+    expected of independent objectives.
+    """
     recipe = plan.recipe
-    rungs = recipe.proxy.rungs
+    rungs, workers = recipe.proxy.rungs, recipe.executor.workers
     climbing = math.fsum(
         found.train_s * steps / rungs[0] * recipe.promote_share ** (rung + 1)
         for rung, steps in enumerate(rungs[1:])
     )
     share_again = 0.5 if recipe.looks > 1 else 0.0
+    members = front_size(recipe.num_trials, len(objectives.OBJECTIVES))
+    num_trials = recipe.num_trials + recipe.replicates * members
     return {
         "reference": found.profile_s
-        + recipe.reference_seeds * found.train_s * (1 + len(ends.mixers(plan))),
-        "profile": recipe.num_trials * found.profile_s * (1 + share_again),
-        "train": recipe.num_trials * (recipe.seeds * found.train_s + climbing),
+        + recipe.reference_seeds * found.train_s * (1 + len(ends.mixers(plan))) / workers,
+        "profile": num_trials * found.profile_s * (1 + share_again),
+        "train": num_trials * (recipe.seeds * found.train_s + climbing) / workers,
         "tune": 0.0
         if recipe.tuning is None
         else len(plan.space.mixers)
         * len(recipe.tuning.learning_rates)
         * found.train_s
         * recipe.tuning.num_steps
-        / rungs[0],
+        / rungs[0]
+        / workers,
     }
+
+
+def front_size(num_trials: int, num_objectives: int) -> float:
+    """Expected members of a front of independent objectives.
+
+    By the recursion of Bentley et al. (1978): A(n, d) = sum over k <= n of A(k, d - 1) / k, and
+    A(n, 1) = 1.
+    """
+    sizes = np.ones(num_trials)
+    for _ in range(num_objectives - 1):
+        sizes = np.cumsum(sizes / np.arange(1, num_trials + 1))
+    return float(sizes[-1]) if num_trials else 0.0
 
 
 def _quality(plan: Plan, evaluator: Evaluator, folder: Path, spec: StackSpec, index: int) -> float:

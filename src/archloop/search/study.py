@@ -149,7 +149,9 @@ class _Run:
         self.told: dict[int, telling.Finished] = {}
         self.at_rung = [Standings() for _ in study.recipe.proxy.rungs]
         self.ended: str | None = None
-        self.seconds_told = 0.0
+        # Wall time: of the runs before this one, of this one up to its first trial; trials told.
+        self.spent_before = float(database.attribute("spent_s") or 0.0)
+        self.began_s, self.num_told_here = 0.0, 0
         self.front = np.empty((0, 3))
         self.hypervolume = 0.0
         self.reference_point: tuple[float, ...] | None = None
@@ -204,6 +206,7 @@ class _Run:
         baseline = establish(self.plan, self.workshop, self.home, self.key, announce)
         seconds = {**baseline.seconds, "setup": setup_s, "search": self.meter.lap()}
         baseline = baseline.model_copy(update={"seconds": seconds})
+        self.database.set_attribute("spent_s", self._spent_s())
         self.database.set_attribute("baseline", baseline.model_dump(mode="json"))
         return baseline
 
@@ -226,6 +229,7 @@ class _Run:
             lambda: [*baseline.noise, *(trial.result.readings for trial in self.by_number())],
             self._announce,
         )
+        self.began_s = self.meter.total()
         waiting = deque(Trial(context, stored) for stored in left)
         number = len(self.told) + len(left)
         under_way: dict[int, Trial] = {}
@@ -241,6 +245,7 @@ class _Run:
                 self._step(waiting.popleft(), under_way, baseline)
             if under_way:
                 done = self.workshop.wait()
+                self.database.set_attribute("spent_s", self._spent_s())
                 now = under_way.pop(done.ticket)
                 now.take(done)
                 self._step(now, under_way, baseline)
@@ -251,7 +256,7 @@ class _Run:
         """A new trial, then replicates of what would be claimed; None if none can begin now."""
         told = self.by_number()
         if self.ended is None and number < self.recipe.num_trials:
-            self.ended = ending.reason(self.recipe, told, baseline)
+            self.ended = ending.reason(self.recipe, told, baseline, self._spent_s())
             try:
                 if self.ended is None:
                     return self._ask(number, baseline, pending)
@@ -294,6 +299,7 @@ class _Run:
         result = result.model_copy(update={"hypervolume_gain": gain, "seconds": seconds})
         self.database.tell(stored.number, result)
         self._remember(stored, result)
+        self.num_told_here += 1
         self._say("told", stored.number, state=result.state, detail=_outcome(result))
 
     def _ask(self, number: int, baseline: Baseline, pending: list[Stored]) -> Stored:
@@ -307,8 +313,9 @@ class _Run:
             contexts = {name: target.contexts for name, target in self.recipe.targets.items()}
             limits = telling.limits(self.recipe.budgets, contexts)
             known = [each for each in self.by_number() if each.genome is not None]
-            proposal = self.plan.strategy.ask(
-                number - len(given),
+            proposal = telling.ask(
+                self.plan.strategy,
+                number,
                 self.recipe.seed,
                 telling.tell(known, baseline.noise, limits),
                 [
@@ -316,6 +323,7 @@ class _Run:
                     for each in pending
                     if (found := _genome(each)) is not None
                 ],
+                len(given),
             )
             candidate, genome = self.plan.candidate(proposal), proposal.genome
         costs = self.plan.costs(candidate.spec)
@@ -349,7 +357,16 @@ class _Run:
             self.hypervolume += result.hypervolume_gain or 0.0
         for rung, objectives in enumerate(result.by_rung):
             self.at_rung[rung].add(stored.number, objectives)
-        self.seconds_told += sum(result.seconds.values())
+
+    def _spent_s(self) -> float:
+        """Wall time of all runs of the study, less what a killed run did after its last job."""
+        return self.spent_before + self.meter.total()
+
+    def _seconds_left(self, num_trials: int) -> float | None:
+        """Of so many further trials, by what those of this run took, however many at once."""
+        if not self.num_told_here:
+            return None
+        return num_trials * (self.meter.total() - self.began_s) / self.num_told_here
 
     def _require_feasible(self) -> None:
         told = self.by_number()
@@ -393,7 +410,7 @@ class _Run:
                 front_size=len(self.front),
                 hypervolume=self.hypervolume,
                 reference_point=self.reference_point,
-                seconds_left=remaining * self.seconds_told / num_told if num_told else None,
+                seconds_left=self._seconds_left(remaining),
                 detail=detail,
                 state=state,
                 rung=rung,

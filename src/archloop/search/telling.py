@@ -6,18 +6,19 @@ is a function of the set of trials that are told.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from archloop.ranking.budgets import Budget, Limited
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.estimates import estimate, pools
 from archloop.ranking.record import Readings
-from archloop.search.base import Told, ToldState
+from archloop.search.base import Pending, Proposal, Strategy, Told, ToldState
 from archloop.space.genome import Genome
 from archloop.store.database import Stored
 from archloop.store.record import Outcome
 
 Stack = Mapping[str, Readings]
+Numbered = TypeVar("Numbered", Told, Pending)
 
 
 class Finished(NamedTuple):
@@ -83,6 +84,48 @@ def tell(
             )
         )
     return found
+
+
+def ask(
+    strategy: Strategy,
+    number: int,
+    seed: int,
+    told: Sequence[Told],
+    pending: Sequence[Pending],
+    num_given: int,
+) -> Proposal:
+    """What a strategy proposes for a trial, where the recipe's own specs are the first trials.
+
+    A strategy numbers what it proposes from 0 (generations hang on it), and so it knows all trials,
+    and names parents, by its own numbers. Trials of the recipe's own specs have no genome, so none
+    of them is among those it knows.
+
+    Args:
+        strategy: that is asked.
+        number: of the trial in the study.
+        seed: of the study.
+        told: finished trials by their numbers in the study.
+        pending: trials under way, likewise.
+        num_given: specs that the recipe itself names.
+
+    Raises:
+        SpaceExhaustedError: nothing new was found.
+    """
+    proposal = strategy.ask(
+        number - num_given,
+        seed,
+        [_renumbered(each, -num_given) for each in told],
+        [_renumbered(each, -num_given) for each in pending],
+    )
+    return proposal._replace(
+        parents=tuple(parent + num_given for parent in proposal.parents),
+        replicates=None if proposal.replicates is None else proposal.replicates + num_given,
+    )
+
+
+def _renumbered(trial: Numbered, by: int) -> Numbered:
+    replicates = None if trial.replicates is None else trial.replicates + by
+    return trial._replace(number=trial.number + by, replicates=replicates)
 
 
 def _read(result: Outcome) -> dict[str, Readings]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from archloop.proxy.record import Rung, TrainJob
 from archloop.search.evaluator import Evaluator
-from archloop.search.meter import Clock
+from archloop.search.meter import Clock, Stopwatch
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
 
@@ -51,7 +51,7 @@ class Ended(NamedTuple):
         ticket: that `submit` gave for it.
         value: its result; None when it failed.
         error: why it failed.
-        seconds: wall time that it took.
+        seconds: wall time that it took, from when it had its device.
     """
 
     ticket: int
@@ -99,7 +99,7 @@ class Executor(ABC):
 
     def _do(self, ticket: int, job: Job) -> Ended:
         """The job itself, by the evaluator."""
-        began = self.clock()
+        watch = Stopwatch(self.clock)
         value: Profiled | Rung | None = None
         error: Exception | None = None
         try:
@@ -109,4 +109,4 @@ class Executor(ABC):
                 value = self.evaluator.train(job.job, job.directory)
         except Exception as failure:
             error = failure
-        return Ended(ticket, value, error, self.clock() - began)
+        return Ended(ticket, value, error, watch.seconds())

@@ -11,7 +11,8 @@ from archloop import registry
 from archloop.proxy import mixture, proxy
 from archloop.proxy.config import ProxyConfig
 from archloop.proxy.record import TrainJob
-from archloop.proxy.worker import Train, run_isolated
+from archloop.proxy.trainer import Trainer
+from archloop.proxy.worker import Train
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.workers.deaths import WorkerError
 from archloop.workers.process import WorkerProcess
@@ -41,15 +42,20 @@ def job(root, num_steps=3, **changes):
     return Train(job=TrainJob(**fields), config=config, root=root, cache_dir=root / "c", threads=1)
 
 
+def run_isolated(asked, directory, **limits):
+    with Trainer(**({"time_limit_s": 60} | limits)) as trainer:
+        return trainer.train(asked, directory)
+
+
 def failure(job_, directory, **limits):
     with pytest.raises(WorkerError) as caught:
-        run_isolated(job_, directory, **({"time_limit_s": 60} | limits))
+        run_isolated(job_, directory, **limits)
     return caught.value
 
 
 def test_equals_the_same_training_in_this_process_and_is_kept(root, tmp_path, monkeypatch):
     asked = job(root)
-    result = run_isolated(asked, tmp_path, time_limit_s=60)
+    result = run_isolated(asked, tmp_path)
     data = mixture.prepare(asked.config, root / "c", root)
     here = proxy.train_and_score(asked.job, data, asked.config)
     assert result.scores.keys() == here.scores.keys()
@@ -61,9 +67,9 @@ def test_equals_the_same_training_in_this_process_and_is_kept(root, tmp_path, mo
         raise AssertionError("started a process")
 
     monkeypatch.setattr(subprocess, "Popen", not_again)
-    assert run_isolated(asked, tmp_path, time_limit_s=60) == result
+    assert run_isolated(asked, tmp_path) == result
     with pytest.raises(AssertionError, match="started"):
-        run_isolated(job(root, seed=2), tmp_path, time_limit_s=60)
+        run_isolated(job(root, seed=2), tmp_path)
 
 
 def test_a_worker_knows_the_plugins_and_no_stray_modules(root, tmp_path, monkeypatch):
@@ -79,7 +85,7 @@ def test_a_worker_knows_the_plugins_and_no_stray_modules(root, tmp_path, monkeyp
     spec = job(root).job.spec
     block = spec.blocks[0].model_copy(update={"mixers": (MixerSpec(name="mine"),)})
     asked = job(root, num_steps=1, spec=spec.replace(blocks=(block,)))
-    assert run_isolated(asked, tmp_path / "job", time_limit_s=60).scores
+    assert run_isolated(asked, tmp_path / "job").scores
 
 
 def test_a_hang_is_ended_and_the_whole_group_is_gone(root, tmp_path, monkeypatch):
@@ -106,7 +112,7 @@ def test_an_interrupt_kills_the_group_too(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(WorkerProcess, "_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_isolated(job(root), tmp_path / "job", 60)
+        run_isolated(job(root), tmp_path / "job")
     assert_gone(int((tmp_path / "child").read_text()))
 
 
@@ -173,14 +179,15 @@ def test_a_full_disk_is_not_the_trials_fault(root, tmp_path, monkeypatch):
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(OSError, match="No space left"):
-        run_isolated(job(root), tmp_path / "job", 60)
+        run_isolated(job(root), tmp_path / "job")
 
 
 def test_a_worker_ends_when_its_parent_is_killed(root, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from archloop.proxy.worker import *\n"
+        "import sys; from pathlib import Path\n"
+        "from archloop.proxy.trainer import Trainer; from archloop.proxy.worker import Train\n"
         "job = Train.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "run_isolated(job, Path(sys.argv[2]), 300)"
+        "Trainer(300).train(job, Path(sys.argv[2]))"
     )
     (tmp_path / "asked.json").write_text(job(root, num_steps=10_000_000).model_dump_json())
     parent = subprocess.Popen(

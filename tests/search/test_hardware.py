@@ -7,8 +7,8 @@ import pytest
 from archloop.devices.base import DeviceError
 from archloop.devices.host import Host
 from archloop.proxy.record import Rung, TrainJob
+from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
-from archloop.search import hardware
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.hardware import HardwareEvaluator
 from archloop.stack.spec import StackSpec
@@ -21,7 +21,7 @@ def test_a_job_is_trained_for_its_own_number_of_steps(
 ) -> None:
     asked: list[Train] = []
 
-    def run(train: Train, *_: object) -> Rung:
+    def trained(_: Trainer, train: Train, directory: Path) -> Rung:
         asked.append(train)
         return Rung(
             index=train.job.rung,
@@ -36,7 +36,7 @@ def test_a_job_is_trained_for_its_own_number_of_steps(
             precision="bfloat16",
         )
 
-    monkeypatch.setattr(hardware, "run_isolated", run)
+    monkeypatch.setattr(Trainer, "train", trained)
     spec = StackSpec(d_model=64, vocab_size=8, blocks=())
     job = TrainJob(spec=spec, rung=rung, num_steps=num_steps, seed=0)
     result = HardwareEvaluator(recipe(), tmp_path).train(job, tmp_path)

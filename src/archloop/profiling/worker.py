@@ -5,7 +5,6 @@ whose sessions are Python objects. The study asks in turns, so that decode steps
 interleave and never run at once.
 """
 
-import ctypes
 import gc
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 from archloop import registry
 from archloop.profiling import memory
 from archloop.runtimes.base import Runtime, Session
-from archloop.workers import wire
+from archloop.workers import heap, wire
 from archloop.workers.messages import Done, Request
 from archloop.workers.serve import Engine, Handler, serve
 
@@ -122,8 +121,7 @@ class Worker:
         if self.session is not None:
             self.session.close()
             self.session = None
-            gc.collect()
-            _trim_heap()
+            heap.free()
         return Done()
 
     def _read_memory(self) -> wire.Memory:
@@ -159,13 +157,6 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _trim_heap() -> None:
-    """Give freed memory back to the system, so that the next context starts without it."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,35 @@
-"""One proxy training in a process of its own: ``python -m archloop.proxy.worker`` is that process.
+"""Proxy trainings in a process of their own: ``python -m archloop.proxy.worker`` is that process.
 
-A crash, a hang or a process killed for memory marks its trial and nothing else. `run_isolated` is
-what callers use. The result is one file, written whole or not at all.
+Loading PyTorch, meeting a graphics card and reading the corpus take longer than a short training,
+so the process lives on and trains what it is asked next. Each training must find what a new process
+would find: random generators are set, memory is given back, and the answer names every setting of
+the process that the training left changed. `proxy.trainer` is the other side.
 """
 
-import errno
-import os
+import random
 from pathlib import Path
 from typing import Literal
 
-from archloop import registry
-from archloop.devices.choice import DeviceChoice
-from archloop.files import write_atomic
 from archloop.proxy.config import ProxyConfig
-from archloop.proxy.mixture import prepare
+from archloop.proxy.mixture import ProxyData, prepare
 from archloop.proxy.proxy import train_and_score
 from archloop.proxy.record import Rung, TrainJob
-from archloop.workers.deaths import WorkerError
+from archloop.proxy.settings import changed, settings
+from archloop.workers import heap
 from archloop.workers.messages import Message, Request
-from archloop.workers.process import WorkerProcess
 from archloop.workers.serve import serve
 
 
 class Trained(Message):
-    """What came of a job."""
+    """What came of a job.
+
+    Attributes:
+        left: settings of the process that differ from what they were before the job; a process
+            with any is of no use to another job.
+    """
 
     rung: Rung
+    left: tuple[str, ...] = ()
 
 
 class Train(Request[Trained]):
@@ -46,70 +50,46 @@ class Train(Request[Trained]):
     threads: int
 
 
-def run_isolated(
-    asked: Train,
-    directory: Path,
-    time_limit_s: float,
-    memory_limit_bytes: int | None = None,
-) -> Rung:
-    """Run a job in a process of its own and wait for its result.
+class _Worker:
+    """Trains one job after another; what jobs share is prepared once."""
 
-    The process and all that it started are killed at the time limit and when this process is
-    interrupted; it ends by itself when this process is gone.
+    def __init__(self) -> None:
+        self._prepared: tuple[object, ProxyData] | None = None
 
-    Args:
-        asked: what to do, and by what.
-        directory: for the job, its result and its standard error; made if missing. A result of the
-            same job already there is not computed again.
-        time_limit_s: wall time.
-        memory_limit_bytes: of private memory.
+    def train(self, asked: Train) -> Trained:
+        """Train and score a proxy as a new process would, and clear up behind it."""
+        import torch
 
-    Raises:
-        WorkerError: the process crashed, hung or took too much memory.
-        OSError: the directory cannot be written, or the disk is full, which is no fault of the job.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    job_file, result_file = directory / "job.json", directory / "result.json"
-    text = asked.model_dump_json()
-    if job_file.exists() and job_file.read_text() == text and result_file.exists():
-        return Rung.model_validate_json(result_file.read_bytes())
-    result_file.unlink(missing_ok=True)
-    write_atomic(job_file, text.encode())
-    host = DeviceChoice().open()
-    python = host.python_argv()
-    assert python is not None
-    worker = WorkerProcess(
-        host,
-        [*python, "-m", "archloop.proxy.worker"],
-        directory / "stderr.txt",
-        threads=asked.threads,
-        time_limit_s=time_limit_s,
-        # Without it cuBLAS may add up in another order the next time.
-        env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
-    )
-    try:
-        worker.hello(
-            plugins=[str(path) for path in registry.folders()],
-            memory_limit_bytes=memory_limit_bytes,
-        )
-        rung = worker.ask(asked).rung
-    except WorkerError as error:
-        if error.kind == "disk":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
-        raise
-    finally:
-        worker.kill()
-    write_atomic(result_file, rung.model_dump_json().encode())
-    return rung
+        torch.set_num_threads(asked.threads)
+        _seed()
+        before = settings()
+        rung = train_and_score(asked.job, self._data(asked), asked.config)
+        # What a training left behind in circles would be the next one's memory.
+        heap.free()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        return Trained(rung=rung, left=changed(before, settings()))
+
+    def _data(self, asked: Train) -> ProxyData:
+        """Of this job, or of the one before if they read the same."""
+        shared = asked.config.model_copy(update={"rungs": (1,), "device": "cpu"})
+        key = (shared, asked.root, asked.cache_dir)
+        if self._prepared is None or self._prepared[0] != key:
+            self._prepared = None
+            self._prepared = key, prepare(asked.config, asked.cache_dir, asked.root)
+        return self._prepared[1]
 
 
-def _train(asked: Train) -> Trained:
+def _seed() -> None:
+    """The same random numbers for whoever draws without a generator of its own."""
+    import numpy as np
     import torch
 
-    torch.set_num_threads(asked.threads)
-    data = prepare(asked.config, asked.cache_dir, asked.root)
-    return Trained(rung=train_and_score(asked.job, data, asked.config))
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 if __name__ == "__main__":
-    serve({Train: _train})
+    serve({Train: _Worker().train})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from archloop.devices.cores import usable_cores
 from archloop.devices.lease import lease
@@ -17,7 +17,8 @@ from archloop.profiling.record import Profile
 from archloop.profiling.target import Target
 from archloop.proxy import mixture
 from archloop.proxy.record import Rung, TrainJob
-from archloop.proxy.worker import Train, run_isolated
+from archloop.proxy.trainer import Trainer
+from archloop.proxy.worker import Train
 from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.meter import waited_for
 from archloop.search.recipe.recipe import Recipe
@@ -31,6 +32,18 @@ HOST = "host"
 """What the lease of this machine goes by, where trainings run and exports are made."""
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
+
+
+class _Place(NamedTuple):
+    """Where one training runs at a time.
+
+    Attributes:
+        device: in PyTorch's words.
+        trainer: the process that trains there.
+    """
+
+    device: str
+    trainer: Trainer
 
 
 class HardwareEvaluator:
@@ -47,8 +60,11 @@ class HardwareEvaluator:
         self._artifacts = artifacts
         self._cache = usable_cache_dir(artifacts / "cache")
         self._threads = recipe.threads or usable_cores()
-        self._places: queue.Queue[str] = queue.Queue()
-        for place in recipe.executor.devices or (recipe.proxy.device,) * recipe.executor.workers:
+        limit_s = recipe.time_limits.train_s
+        devices = recipe.executor.devices or (recipe.proxy.device,) * recipe.executor.workers
+        self._all_places = [_Place(name, Trainer(limit_s)) for name in devices]
+        self._places: queue.Queue[_Place] = queue.Queue()
+        for place in self._all_places:
             self._places.put(place)
 
     def prepare(self) -> dict[str, Any]:
@@ -93,21 +109,23 @@ class HardwareEvaluator:
         finally:
             self._places.put(place)
 
-    def _train(self, job: TrainJob, directory: Path, device: str) -> Rung:
+    def _train(self, job: TrainJob, directory: Path, place: "_Place") -> Rung:
         asked = Train(
             job=job,
-            config=self._recipe.proxy.model_copy(update={"device": device}),
+            config=self._recipe.proxy.model_copy(update={"device": place.device}),
             root=self._recipe.root,
             cache_dir=self._cache,
             threads=self._threads,
         )
         try:
-            return run_isolated(asked, directory, self._recipe.time_limits.train_s)
+            return place.trainer.train(asked, directory)
         except WorkerError as error:
             raise CandidateFailed(f"training: {error}") from error
 
     def close(self) -> None:
-        """As `Evaluator.close`: every call has ended its own processes."""
+        """As `Evaluator.close`: trainers live on between jobs, the rest ended with its call."""
+        for place in self._all_places:
+            place.trainer.close()
 
     def _profile(
         self,

@@ -39,6 +39,9 @@ class WorkerProcess:
         time_limit_s: for all answers together.
         role: whose process it is, in messages.
         env: more of its environment.
+
+    Attributes:
+        log_start: byte of the log at which the present work began.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class WorkerProcess:
     ) -> None:
         self.role: Role = role
         self.log = log
+        self.log_start = 0
         self.time_left_s = time_limit_s
         self.time_limit_s = time_limit_s
         self._device = device
@@ -95,6 +99,13 @@ class WorkerProcess:
         if told.missing is not None:
             raise WorkerError("missing", told.missing, self.role)
         return told
+
+    def begin(self) -> None:
+        """Begin new work: the whole time limit, and nothing that came of the work before."""
+        assert not self._asked, "an answer is still expected"
+        self.time_left_s = self.time_limit_s
+        self._kills_before = self._device.readings().oom_kills
+        self.log_start = self.log.stat().st_size
 
     def send(self, request: Request[Any]) -> None:
         """Put a request; the worker starts on it at once."""
@@ -186,6 +197,6 @@ class WorkerProcess:
 
     def _last_line(self) -> str:
         with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
+            file.seek(max(self.log_start, self.log.stat().st_size - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""

@@ -39,6 +39,7 @@ class ProxyData(NamedTuple):
         heldout_T: held-out text.
         num_bytes_V: bytes of each text token.
         digest: of the corpus.
+        tokenizer: of the text; None where token ids are all there is.
     """
 
     vocab_size: int
@@ -48,6 +49,7 @@ class ProxyData(NamedTuple):
     heldout_T: NDArray[np.int32]
     num_bytes_V: NDArray[np.int64]
     digest: str
+    tokenizer: tokenizers.Tokenizer | None = None
 
 
 def make_task(name: str, settings: dict[str, Setting]) -> Task:
@@ -145,6 +147,7 @@ def prepare(config: ProxyConfig, cache_dir: Path | None, root: Path) -> ProxyDat
         heldout_T,
         tokenizer.num_bytes_V,
         corpus.digest,
+        tokenizer,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from archloop.evals import bits_per_byte
-from archloop.proxy import scoring
+from archloop.proxy import scoring, weights
 from archloop.proxy.config import ProxyConfig
 from archloop.proxy.mixture import ProxyData, batches_of_step
 from archloop.proxy.record import Rung, TrainJob
@@ -47,6 +47,8 @@ def train_and_score(
     training = config.training_of(job.num_steps, job.learning_rate)
     decoder = _initial(job, config.device)
     result, continued_from = _train(decoder, job, data, config, training, on_step)
+    if job.weights_to is not None and not result.diverged:
+        weights.keep(decoder, data, job.weights_to)
     began = time.monotonic()
     scores = {} if result.diverged else scoring.evaluate(decoder, data, config)
     # Finite weights may still overflow on text that training did not see.

@@ -157,5 +157,6 @@ def _training(
         learning_rate=rate,
         resume_from=before if before.exists() else None,
         checkpoint_to=files.checkpoint(rung) if climbs and not last else None,
+        weights_to=files.weights if climbs and recipe.keep != "none" else None,
     )
     return Training(job, files, files.rung(rung, seed_index))

@@ -15,19 +15,23 @@ MAX_COMPARED = 256
 
 
 class Standings:
-    """The told trials at one rung."""
+    """The told trials at one rung.
+
+    Attributes:
+        by_number: what each reached there.
+    """
 
     def __init__(self) -> None:
-        self._told: dict[int, Objectives] = {}
+        self.by_number: dict[int, Objectives] = {}
 
     def add(self, number: int, objectives: Objectives) -> None:
         """One more trial."""
-        self._told[number] = objectives
+        self.by_number[number] = objectives
 
     @property
     def told(self) -> list[Objectives]:
         """By trial number, whatever the order in which they ended."""
-        return [self._told[number] for number in sorted(self._told)]
+        return [self.by_number[number] for number in sorted(self.by_number)]
 
 
 def promoted(

@@ -8,30 +8,26 @@ whatever was finished is found there by the next run, and all that is random com
 seed and the trial's number.
 """
 
-import errno
+import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
 
 from archloop.errors import UserError
 from archloop.ranking import front
-from archloop.ranking.objectives import OBJECTIVES, as_point
-from archloop.ranking.record import Objectives
-from archloop.search import ending, plan, replication, telling, trial
+from archloop.ranking.objectives import as_point
+from archloop.search import ending, faults, feasible, plan, replication, telling, trial
 from archloop.search.base import Pending, SpaceExhaustedError
-from archloop.search.errors import DiskFullError, NoFeasibleTrial, StudyError
 from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
 from archloop.search.executors.base import Executor
 from archloop.search.executors.local import Local
 from archloop.search.executors.serial import Serial
+from archloop.search.keeping import on_a_front
 from archloop.search.meter import Clock, Meter
 from archloop.search.plan import Plan
 from archloop.search.recipe import recipe
@@ -43,9 +39,8 @@ from archloop.space.features import summary
 from archloop.space.genome import Genome
 from archloop.store import reading
 from archloop.store.baseline import Baseline
-from archloop.store.connection import cause
 from archloop.store.database import Database, Stored
-from archloop.store.folder import DATABASE, StudyFolder
+from archloop.store.folder import StudyFolder
 from archloop.store.identity import Card
 from archloop.store.lock import StudyBusyError
 from archloop.store.opening import opened
@@ -96,7 +91,7 @@ class Study:
         """
         meter = Meter(self._clock)
         home = StudyFolder(self.folder)
-        with _full_disk_in_one_line(self.folder), ExitStack() as stack:
+        with faults.in_one_line(self.folder), ExitStack() as stack:
             resolved = plan.resolve(self.recipe)
             card = Card.new(self.recipe.plain(), self.recipe.digest)
             try:
@@ -152,6 +147,7 @@ class _Run:
         # Wall time: of the runs before this one, of this one up to its first trial; trials told.
         self.spent_before = float(database.attribute("spent_s") or 0.0)
         self.began_s, self.num_told_here = 0.0, 0
+        self.with_weights: set[int] = set()
         self.front = np.empty((0, 3))
         self.hypervolume = 0.0
         self.reference_point: tuple[float, ...] | None = None
@@ -177,7 +173,7 @@ class _Run:
         if self.ended != self.database.attribute("ended"):
             self.database.set_attribute("ended", self.ended)
         self._say("finished", detail=self.ended or "")
-        self._require_feasible()
+        feasible.require_one(self.by_number())
 
     # --- before trial 0 -----------------------------------------------------------------------
 
@@ -203,6 +199,7 @@ class _Run:
         def announce(stage: Literal["tune", "reference"], detail: str) -> None:
             self._say(stage, -1 if stage == "reference" else None, detail=detail)
 
+        self.home.reference().write_spec(self.plan.reference.to_json())
         baseline = establish(self.plan, self.workshop, self.home, self.key, announce)
         seconds = {**baseline.seconds, "setup": setup_s, "search": self.meter.lap()}
         baseline = baseline.model_copy(update={"seconds": seconds})
@@ -276,8 +273,13 @@ class _Run:
         candidate = original.stored.candidate.model_copy(update=update)
         told = tuple(sorted(self.told))
         stored = Stored(number=number, candidate=candidate, costs=costs, told=told)
-        self.database.create(stored, self._summary(original.genome))
+        self._create(stored, original.genome)
         return stored
+
+    def _create(self, stored: Stored, genome: Genome | None) -> None:
+        """Begin a trial, with its spec beside its files."""
+        self.home.trial(stored.number).write_spec(stored.candidate.spec.to_json())
+        self.database.create(stored, self._summary(genome))
 
     def _summary(self, genome: Genome | None) -> dict[str, tuple[int, int]]:
         """What Optuna's tools can relate to results: counts in a genome, each with its largest."""
@@ -299,8 +301,17 @@ class _Run:
         result = result.model_copy(update={"hypervolume_gain": gain, "seconds": seconds})
         self.database.tell(stored.number, result)
         self._remember(stored, result)
+        self._forget_weights()
         self.num_told_here += 1
-        self._say("told", stored.number, state=result.state, detail=_outcome(result))
+        self._say("told", stored.number, state=result.state, detail=feasible.in_words(result))
+
+    def _forget_weights(self) -> None:
+        """Remove weights of trials that have left the front, if only the front's are kept."""
+        if self.recipe.keep == "front":
+            worth = on_a_front(self.at_rung)
+            for number in self.with_weights - worth:
+                shutil.rmtree(self.home.trial(number).weights, ignore_errors=True)
+            self.with_weights &= worth
 
     def _ask(self, number: int, baseline: Baseline, pending: list[Stored]) -> Stored:
         """A new trial: the next of the recipe's own specs, or what the strategy proposes."""
@@ -328,7 +339,7 @@ class _Run:
             candidate, genome = self.plan.candidate(proposal), proposal.genome
         costs = self.plan.costs(candidate.spec)
         stored = Stored(number=number, candidate=candidate, costs=costs, told=told)
-        self.database.create(stored, self._summary(genome))
+        self._create(stored, genome)
         return stored
 
     def _announce(self, stored: Stored, stage: Stage, rung: int | None) -> None:
@@ -349,6 +360,8 @@ class _Run:
     def _remember(self, stored: Stored, result: Outcome) -> None:
         """Take a told trial into memory: history, rungs, front."""
         self.told[stored.number] = telling.Finished(stored, _genome(stored), result)
+        if self.home.trial(stored.number).weights.exists():
+            self.with_weights.add(stored.number)
         if result.state == "complete":
             first = result.by_rung[0]
             if result.scored:
@@ -367,28 +380,6 @@ class _Run:
         if not self.num_told_here:
             return None
         return num_trials * (self.meter.total() - self.began_s) / self.num_told_here
-
-    def _require_feasible(self) -> None:
-        told = self.by_number()
-        results = [each.result for each in told]
-        if any(result.scored for result in results):
-            return
-        if any(result.diverged for result in results):
-            raise NoFeasibleTrial(
-                "every trial that kept the budgets diverged in training; lower "
-                "proxy.training.learning_rate"
-            )
-        rejected = [each for each in told if each.result.excess > 0]
-        if not rejected:
-            error = results[0].error if results else "no trial was run"
-            unsupported = all(result.state == "unsupported" for result in results)
-            what = "no required target can run any trial" if unsupported else "every trial failed"
-            raise NoFeasibleTrial(f"no feasible trial; {what}, the first with: {error}")
-        nearest = min(rejected, key=lambda each: (each.result.excess, each.stored.number))
-        raise NoFeasibleTrial(
-            f"no feasible trial; nearest was trial {nearest.stored.number} "
-            f"({' '.join(nearest.stored.candidate.spec.layout)}): {_outcome(nearest.result)}"
-        )
 
     def _say(
         self,
@@ -421,53 +412,3 @@ class _Run:
 def _genome(stored: Stored) -> Genome | None:
     genome = stored.candidate.genome
     return None if genome is None else Genome.model_validate(genome)
-
-
-def _outcome(result: Outcome) -> str:
-    """How a trial ended, in a few words."""
-    if result.broken:
-        worst = max(result.broken, key=lambda budget: budget.value / budget.limit)
-        unit = " x reference" if worst.relative else ""
-        return (
-            f"{worst.metric} at {worst.context} on {worst.target} {worst.value:.3g}{unit}, "
-            f"budget {worst.limit:g}{unit}"
-        )
-    if result.error is not None and not result.by_rung:
-        return result.error
-    first, names = result.by_rung[0], [objective.name for objective in OBJECTIVES]
-    if not result.scored:
-        return f"training diverged, {_values(first, names[1:])}"
-    return _values(first, names)
-
-
-def _values(found: Objectives, names: Sequence[str]) -> str:
-    """Means of objectives in words."""
-    return ", ".join(f"{name} {found.mean(name):.3g}" for name in names)
-
-
-@contextmanager
-def _full_disk_in_one_line(folder: Path) -> Iterator[None]:
-    """A disk that fills ends the run with what to do, and nothing finished is lost."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _disk_full(error.filename or folder) from error
-        if error.errno is None:
-            raise
-        where = error.filename or folder
-        raise StudyError(f"{where}: {error.strerror}; mend it and run the same command") from error
-    except (StorageInternalError, SQLAlchemyError) as error:
-        what = cause(error)
-        if "disk is full" in what:
-            raise _disk_full(folder / DATABASE) from error
-        raise StudyError(
-            f"{folder}: the database failed: {what}; if it stays so, restore it from a copy"
-        ) from error
-
-
-def _disk_full(where: str | Path) -> DiskFullError:
-    return DiskFullError(
-        f"{where}: no space left on device; free some and run the same command: it goes on where "
-        "it stopped"
-    )

@@ -247,6 +247,7 @@ class Trial:
             learning_rate=self._context.baseline.learning_rate(candidate.spec.layout),
             resume_from=before if before.exists() else None,
             checkpoint_to=None if last or seed_index else self._files.checkpoint(rung),
+            weights_to=None if recipe.keep == "none" or seed_index else self._files.weights,
         )
 
     def _adopt_reference(self) -> None:

@@ -5,7 +5,10 @@
                    reference/                 the reference preset, as a trial's folder
                    tuning/<mixer>/rate-0.json ...
                    ends/<mixer>/rung-0-seed-0.json ...
-                   trials/000000/profile.json  profile-2.json  rung-0.json ...
+                   trials/000000/spec.json    the stack to ship
+                                 profile.json  profile-2.json  rung-0.json ...
+                                 weights/     the trained proxy, if the recipe keeps it
+                                 trained/     the stack trained at ship width, if it was
 
 What lies in a stage's file is `store.stages`' matter; how the database is opened, that of
 `store.connection`.
@@ -56,6 +59,25 @@ class TrialFolder(StageFiles):
     def work(self, name: str) -> Path:
         """Folder in which a stage's training works; it goes when the stage is done."""
         return self.folder / name
+
+    @property
+    def weights(self) -> Path:
+        """Folder of the trained proxy: a checkpoint, of the highest rung that was trained whole."""
+        return self.folder / "weights"
+
+    @property
+    def trained(self) -> Path:
+        """Folder of the ship-width model, once it was trained."""
+        return self.folder / "trained"
+
+    @property
+    def spec(self) -> Path:
+        """File of the spec to ship, for people and for commands that take a spec."""
+        return self.folder / "spec.json"
+
+    def write_spec(self, text: str) -> None:
+        """Lay the spec to ship beside the trial's stages."""
+        write_atomic(self.spec, text.encode())
 
     def checkpoint(self, rung: int) -> Path:
         """Where a rung's training leaves what the next rung continues."""

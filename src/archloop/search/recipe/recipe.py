@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -155,6 +155,8 @@ class Recipe(_Section):
         replicates: of each trial that would be called on the front, before the study ends.
         ends: mixers; a stack of each alone is trained like the reference preset, so that noise is
             known of several kinds of stack. The space's first and last mixer if None.
+        keep: weights of trained proxies, in float16: of none, of the trials that no other dominates
+            at a rung that it reached (`front`), or of all.
         tuning: of learning rates; without it the record says that they were not tuned.
         executor: jobs at once, and where; may change between runs.
         threads: of a training; None takes one per core.
@@ -182,6 +184,7 @@ class Recipe(_Section):
     reference_seeds: Annotated[int, Field(ge=2, le=1000)] = 3
     replicates: Annotated[int, Field(ge=0, le=100)] = 2
     ends: tuple[str, ...] | None = None
+    keep: Literal["none", "front", "all"] = "front"
     tuning: Tuning | None = None
     strategy: StrategySection = StrategySection()
     time_limits: TimeLimits = TimeLimits()

@@ -1,0 +1,105 @@
+"""Which trials keep their trained weights, and what a copied study needs of them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from archloop.proxy.record import Rung, TrainJob
+from archloop.ranking.objectives import as_point
+from archloop.search.study import Study
+from archloop.stack.spec import StackSpec
+from archloop.store.record import StudyRecord
+from search.stand_in import StandIn, no_time, recipe
+
+
+class Keeping(StandIn):
+    """Writes a word where weights would be kept."""
+
+    def train(self, job: TrainJob, directory: Path) -> Rung:
+        if job.weights_to is not None:
+            job.weights_to.mkdir(parents=True, exist_ok=True)
+            (job.weights_to / "word").write_text(f"rung {job.rung}")
+        return super().train(job, directory)
+
+
+def run(runs: Path, keep: str) -> tuple[StudyRecord, set[int]]:
+    study = Study(recipe(keep=keep, seeds=2), runs, evaluator=Keeping(), clock=no_time)
+    record = study.run()
+    found = {int(path.parent.name) for path in (study.folder / "trials").glob("*/weights")}
+    return record, found
+
+
+def test_all_are_kept_of_their_highest_rung(tmp_path: Path) -> None:
+    record, found = run(tmp_path, "all")
+    trained = {trial.number for trial in record.trials if trial.by_rung}
+    assert found == trained
+    for trial in record.trials:
+        if trial.by_rung:
+            word = tmp_path / "test" / "trials" / f"{trial.number:06d}" / "weights" / "word"
+            assert word.read_text() == f"rung {len(trial.by_rung) - 1}"
+    assert (tmp_path / "test" / "reference" / "weights" / "word").read_text() == "rung 2"
+
+
+def test_none_are_kept(tmp_path: Path) -> None:
+    _, found = run(tmp_path, "none")
+    assert not found
+    assert not (tmp_path / "test" / "reference" / "weights").exists()
+
+
+def test_those_of_the_front_are_kept(tmp_path: Path) -> None:
+    record, found = run(tmp_path, "front")
+    trained = {trial.number: trial for trial in record.trials if trial.by_rung}
+    assert found < set(trained)
+
+    def is_dominated(number: int, rung: int) -> bool:
+        mine = as_point(trained[number].by_rung[rung])
+        return any(
+            all(a <= b for a, b in zip(theirs, mine, strict=True)) and theirs != mine
+            for each in trained.values()
+            if len(each.by_rung) > rung
+            for theirs in [as_point(each.by_rung[rung])]
+        )
+
+    for number, trial in trained.items():
+        rungs = range(len(trial.by_rung))
+        assert (number in found) == (not all(is_dominated(number, rung) for rung in rungs))
+
+
+def test_each_trial_has_its_spec_to_ship(tmp_path: Path) -> None:
+    record, _ = run(tmp_path, "none")
+    for trial in record.trials:
+        text = (tmp_path / "test" / "trials" / f"{trial.number:06d}" / "spec.json").read_text()
+        assert StackSpec.from_json(text) == trial.spec
+    text = (tmp_path / "test" / "reference" / "spec.json").read_text()
+    assert record.reference is not None
+    assert StackSpec.from_json(text) == record.reference.spec
+
+
+class Stopping(Keeping):
+    """Stopped by hand in the middle of a trial that has passed its first rung."""
+
+    def _called(self, what: str, stage_file: Path) -> None:
+        super()._called(what, stage_file)
+        if what.startswith("rung-1 ") and "00000" in stage_file.parent.name:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("with_weights", [True, False], ids=["with weights", "without"])
+def test_a_copy_elsewhere_is_the_same_study_and_goes_on(tmp_path: Path, with_weights: bool) -> None:
+    whole = Study(recipe(), tmp_path / "whole", evaluator=Keeping(), clock=no_time).run()
+    with pytest.raises(KeyboardInterrupt):
+        Study(recipe(), tmp_path / "here", evaluator=Stopping(), clock=no_time).run()
+    there = tmp_path / "another" / "machine"
+
+    def left_behind(_: str, names: list[str]) -> list[str]:
+        heavy = ("weights", "artifacts")
+        return [n for n in names if not with_weights and (n in heavy or n.endswith("checkpoint"))]
+
+    shutil.copytree(tmp_path / "here" / "test", there / "test", ignore=left_behind)
+    shutil.rmtree(tmp_path / "here")
+    log = tmp_path / "log"
+    record = Study(recipe(), there, evaluator=Keeping(log), clock=no_time).run()
+    # The same study: nothing finished was done again, and all that came is what would have come.
+    assert "AGAIN" not in log.read_text()
+    assert record == whole

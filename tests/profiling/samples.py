@@ -27,9 +27,7 @@ def memory(peak: int, swapped: int = 0) -> Memory:
     )
 
 
-def process(
-    scale: float, peaks: tuple[int, ...] = (300, 400), baseline: int = 100
-) -> ProcessSamples:
+def process(scale: float, peaks: tuple[int, ...] = (300, 400), empty: int = 100) -> ProcessSamples:
     """TTFT 10 ms and 20 ms, decode 1 ms and 2 ms, times `scale`."""
     contexts = tuple(
         ContextSamples(
@@ -37,15 +35,15 @@ def process(
             open_s=0.1,
             state_bytes=1,
             ttft_ms=(10 * scale * factor,) * 2,
-            chunk_ms=(),
-            chunk_tokens=512,
+            prefill_pass_ms=(),
+            prefill_pass_tokens=512,
             decode_ms=((scale * factor,) * 3, (scale * factor,) * 2),
             memory=memory(peak),
             finite=True,
         )
         for factor, (context, peak) in enumerate(zip(CONTEXTS, peaks, strict=True), start=1)
     )
-    return ProcessSamples(baseline=memory(baseline), can_reset_peak=True, contexts=contexts)
+    return ProcessSamples(engine_empty=memory(empty), can_reset_peak=True, contexts=contexts)
 
 
 def pair(

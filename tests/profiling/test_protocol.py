@@ -28,7 +28,7 @@ QUICK = ProfileConfig(
     processes=2,
     warmup_steps=2,
     timed_steps=12,
-    block_steps=5,
+    step_group=5,
     settle_steps=1,
     prefill_repeats=2,
     full_prefill_tokens=512,
@@ -66,14 +66,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_smaller_stack_is_faster_and_smaller(measured: Any) -> None:
     found, _, _ = measured
     assert [at.context for at in found.figures] == [64, 1024]
-    assert found.latency.value < 0.7
-    assert found.memory.value < 0.7
+    assert found.latency_ratio.value < 0.7
+    assert found.memory_ratio.value < 0.7
     assert found.ratios["1024"]["decode_p50_ms"].value < 1
     for at in found.figures:
         for value in (at.ttft_ms, at.decode_p50_ms, at.decode_p95_ms, at.peak_memory_bytes):
             assert 0 < value.low <= value.value <= value.high
         assert at.decode_p50_ms.value <= at.decode_p95_ms.value
-        assert at.peak_memory_bytes.value > at.baseline_memory_bytes.value
+        assert at.peak_memory_bytes.value > at.engine_empty_bytes.value
         assert at.prefill_tok_per_s.value == pytest.approx(at.context / at.ttft_ms.value * 1000)
     assert found.identity.runtime == "torch_eager"
     assert found.identity.contexts == (64, 1024)
@@ -93,9 +93,9 @@ def test_every_sample_is_kept(measured: Any) -> None:
         for process in (pair.candidate, pair.reference):
             short, long = process.contexts
             assert len(short.ttft_ms) == 2
-            assert not short.chunk_ms
+            assert not short.prefill_pass_ms
             assert not long.ttft_ms
-            assert sorted({depth for depth, _ in long.chunk_ms}) == [0, 128, 256, 384, 512]
+            assert sorted({depth for depth, _ in long.prefill_pass_ms}) == [0, 128, 256, 384, 512]
             assert [len(block) for block in long.decode_ms] == [5, 5, 2]
             assert long.state_bytes > short.state_bytes
 
@@ -132,10 +132,10 @@ def test_a_a_run_finds_no_difference(tmp_path: Path) -> None:
     target = TARGET.model_copy(update={"contexts": (64,)})
     config = QUICK.model_copy(update={"timed_steps": 40})
     found = noise_floor(stack("gqa", d_model=256), target, config, directory=tmp_path)
-    assert found.memory is not None
-    assert found.memory.value == pytest.approx(1.0, abs=0.1)
-    assert found.latency is not None
-    assert 0.5 < found.latency.value < 2.0
+    assert found.memory_ratio is not None
+    assert found.memory_ratio.value == pytest.approx(1.0, abs=0.1)
+    assert found.latency_ratio is not None
+    assert 0.5 < found.latency_ratio.value < 2.0
     assert not list(tmp_path.glob("artifacts*"))
 
 
@@ -186,11 +186,11 @@ class _Recorder:
     """Stands in for a worker: notes what was asked and checks that nobody else is being timed."""
 
     def __init__(
-        self, name: str, events: list[str], busy: set[str], chunk: int, plans: bool
+        self, name: str, events: list[str], busy: set[str], prefill_pass: int, plans: bool
     ) -> None:
         self.name, self.events, self.busy = name, events, busy
         self.opened = wire.Opened(
-            open_s=0.0, state_bytes=0, prefill_pass=chunk, plans_by_shape=plans
+            open_s=0.0, state_bytes=0, prefill_pass=prefill_pass, plans_by_shape=plans
         )
         self.pending: list[Any] = []
 
@@ -219,11 +219,11 @@ class _Recorder:
         return self.receive(type(asked))
 
 
-def recorded(chunk: int, plans: bool = False) -> tuple[list[Subject], list[str]]:
+def recorded(prefill_pass: int, plans: bool = False) -> tuple[list[Subject], list[str]]:
     """Candidate and reference on stand-in workers, and the list that notes what they do."""
     events: list[str] = []
     busy: set[str] = set()
-    workers = [_Recorder(name, events, busy, chunk, plans) for name in "cr"]
+    workers = [_Recorder(name, events, busy, prefill_pass, plans) for name in "cr"]
     subjects = [Subject(worker, 256, seed=0) for worker in workers]  # type: ignore[arg-type]
     for subject in subjects:
         subject.started = wire.Started(memory=NO_MEMORY, can_reset_peak=True, cpu_s=0.0)
@@ -231,7 +231,7 @@ def recorded(chunk: int, plans: bool = False) -> tuple[list[Subject], list[str]]
 
 
 def test_turns_alternate_and_never_overlap() -> None:
-    subjects, events = recorded(chunk=512)
+    subjects, events = recorded(prefill_pass=512)
     measure_context(subjects, 64, QUICK, first=0)
     assert events == [
         *("c prefill 64", "r prefill 64"),
@@ -245,12 +245,12 @@ def test_turns_alternate_and_never_overlap() -> None:
     events.clear()
     measure_context(subjects, 2048, QUICK, first=1)
     assert events[:2] == ["r prefill 512", "c prefill 512"]
-    assert len(subjects[0].contexts[1].chunk_ms) == 5 * QUICK.prefill_repeats
+    assert len(subjects[0].contexts[1].prefill_pass_ms) == 5 * QUICK.prefill_repeats
 
 
 def test_a_prompt_is_prefilled_as_the_engine_takes_it_in() -> None:
     """An engine that takes 4,096 tokens at once is timed so, and warmed up at each shape."""
-    subjects, events = recorded(chunk=4096, plans=True)
+    subjects, events = recorded(prefill_pass=4096, plans=True)
     measure_context(subjects, 4096, QUICK, first=0)
     prefills = [event for event in events if "prefill" in event]
     assert prefills == [f"{name} prefill 4096" for name in "crrccr"]
@@ -259,5 +259,5 @@ def test_a_prompt_is_prefilled_as_the_engine_takes_it_in() -> None:
     measure_context(subjects, 4096 * 3, QUICK, first=0)
     assert len(events) - 8 == 2 * 5 * (1 + QUICK.prefill_repeats)
     long = subjects[0].contexts[1]
-    assert long.chunk_tokens == 4096
-    assert sorted({depth for depth, _ in long.chunk_ms}) == [0, 2048, 4096, 6144, 8192]
+    assert long.prefill_pass_tokens == 4096
+    assert sorted({depth for depth, _ in long.prefill_pass_ms}) == [0, 2048, 4096, 6144, 8192]

@@ -35,11 +35,11 @@ def test_figures_and_ratios() -> None:
         assert ratios["prefill_tok_per_s"].value == near(0.5)
         assert ratios["decode_p95_ms"].value == near(2.0)
     assert profile.ratios["100"]["peak_memory_bytes"].value == near(500 / 300)
-    assert profile.latency is not None
-    assert profile.latency.value == near(2.0)
-    # Net of the baseline: 400 / 200 and 600 / 300; the largest counts.
-    assert profile.memory is not None
-    assert profile.memory.value == near(2.0)
+    assert profile.latency_ratio is not None
+    assert profile.latency_ratio.value == near(2.0)
+    # Net of the empty engine: 400 / 200 and 600 / 300; the largest counts.
+    assert profile.memory_ratio is not None
+    assert profile.memory_ratio.value == near(2.0)
     assert profile.num_processes == 2
     assert profile.flags == ()
 
@@ -52,10 +52,10 @@ def test_latency_is_a_request_and_memory_the_worst_context() -> None:
     candidate = slow_prefill.model_copy(update={"contexts": contexts})
     profile = profile_from_samples(samples(*[pair(candidate, process(1.0, (300, 300)))] * 2))
     request = [(51200 + 256) / (10 + 256), (102400 + 512) / (20 + 512)]
-    assert profile.latency is not None
-    assert profile.latency.value == near((request[0] * request[1]) ** 0.5)
-    assert profile.memory is not None
-    assert profile.memory.value == near(300 / 200)
+    assert profile.latency_ratio is not None
+    assert profile.latency_ratio.value == near((request[0] * request[1]) ** 0.5)
+    assert profile.memory_ratio is not None
+    assert profile.memory_ratio.value == near(300 / 200)
 
 
 def test_memory_of_the_reference_beside_itself_is_one_on_average() -> None:
@@ -64,11 +64,11 @@ def test_memory_of_the_reference_beside_itself_is_one_on_average() -> None:
     even = process(1.0, (315, 430))
     pairs = [pair(high_low, even), pair(low_high, even)]
     profile = profile_from_samples(samples(*pairs))
-    assert profile.memory is not None
+    assert profile.memory_ratio is not None
     by_context = [(230 * 200) ** 0.5 / 215, (300 * 360) ** 0.5 / 330]
-    assert profile.memory.value == near(max(by_context))
+    assert profile.memory_ratio.value == near(max(by_context))
     largest_of_each = (230 / 215 * 360 / 330) ** 0.5
-    assert profile.memory.value < 1 < largest_of_each
+    assert profile.memory_ratio.value < 1 < largest_of_each
 
 
 def test_memory_is_that_of_the_device_that_computes() -> None:
@@ -82,15 +82,15 @@ def test_memory_is_that_of_the_device_that_computes() -> None:
             )
             for at, peak in zip(made.contexts, peaks, strict=True)
         )
-        baseline = made.baseline.model_copy(update={"device_peak_bytes": 50})
-        return made.model_copy(update={"baseline": baseline, "contexts": contexts})
+        empty = made.engine_empty.model_copy(update={"device_peak_bytes": 50})
+        return made.model_copy(update={"engine_empty": empty, "contexts": contexts})
 
     beside = pair(on_device((150, 250)), on_device((100, 150)))
     profile = profile_from_samples(samples(beside, beside))
     assert [at.peak_memory_bytes.value for at in profile.figures] == [near(150), near(250)]
-    assert profile.figures[0].baseline_memory_bytes.value == near(50)
-    assert profile.memory is not None
-    assert profile.memory.value == near(2.0)
+    assert profile.figures[0].engine_empty_bytes.value == near(50)
+    assert profile.memory_ratio is not None
+    assert profile.memory_ratio.value == near(2.0)
 
 
 def test_samples_from_before_devices_had_memory_still_read(tmp_path: Path) -> None:
@@ -105,21 +105,23 @@ def test_samples_from_before_devices_had_memory_still_read(tmp_path: Path) -> No
 
 def test_without_reference_there_are_no_ratios() -> None:
     profile = profile_from_samples(samples(pair(process(1.0)), pair(process(1.2))))
-    assert profile.latency is None
-    assert profile.memory is None
+    assert profile.latency_ratio is None
+    assert profile.memory_ratio is None
     assert profile.ratios == {}
 
 
-def test_composed_prefill_integrates_chunks() -> None:
-    """An affine cost a + b d integrates exactly to the sum over all chunks."""
+def test_composed_prefill_integrates_passes() -> None:
+    """An affine cost a + b d integrates exactly to the sum over all passes."""
     depths = [d * (2048 - 512) // 4 for d in range(5)]
     at = ContextSamples(
         context=2048,
         open_s=0.0,
         state_bytes=0,
         ttft_ms=(),
-        chunk_ms=tuple((d, 3.0 + 0.01 * d + noise) for d in depths for noise in (0.0, 0.0, 9.0)),
-        chunk_tokens=512,
+        prefill_pass_ms=tuple(
+            (d, 3.0 + 0.01 * d + noise) for d in depths for noise in (0.0, 0.0, 9.0)
+        ),
+        prefill_pass_tokens=512,
         decode_ms=((1.0,),),
         memory=memory(1),
         finite=True,
@@ -134,7 +136,7 @@ def test_doubts_are_flagged() -> None:
             "finite": False,
             "memory": memory(300, swapped=1),
             "ttft_ms": (),
-            "chunk_ms": ((0, 1.0), (1, 1.0)),
+            "prefill_pass_ms": ((0, 1.0), (1, 1.0)),
         }
     )
     odd = odd.model_copy(update={"contexts": (first, odd.contexts[1]), "can_reset_peak": False})
@@ -190,9 +192,9 @@ def test_impossible_configs_are_refused(change: dict[str, object]) -> None:
 
 
 def test_config_puts_contexts_in_order() -> None:
-    config = ProfileConfig(timed_steps=50, block_steps=20)
+    config = ProfileConfig(timed_steps=50, step_group=20)
     assert Target(contexts=(200, 100, 200)).contexts == (100, 200)
-    assert config.blocks == [20, 20, 10]
+    assert config.step_groups == [20, 20, 10]
     assert config.room == 20 + 50 + 3 * 2
 
 

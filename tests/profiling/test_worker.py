@@ -137,11 +137,11 @@ def test_weights_are_resident_once(launch: Start, tmp_path: Path) -> None:
     manifest = export(TorchEager(), build_random(spec, 0), tmp_path, "fp32", parity=False)
     weights = sum(manifest.weight_bytes.values())
     worker = launch()
-    baseline = worker.started.memory.peak_bytes  # type: ignore[attr-defined]
+    empty = worker.started.memory.peak_bytes  # type: ignore[attr-defined]
     opened(worker, tmp_path, 64)
     peak = worker.ask(wire.ReadMemory()).memory.peak_bytes
     assert weights > 128 * MIB
-    assert weights <= peak - baseline <= 1.15 * weights + 16 * MIB
+    assert weights <= peak - empty <= 1.15 * weights + 16 * MIB
 
 
 @pytest.mark.gpu
@@ -154,7 +154,7 @@ def test_on_a_gpu_the_cards_memory_counts(launch: Start, tmp_path: Path) -> None
     manifest = export(runtime, build_random(spec, 0), tmp_path, "bf16", parity=False)
     weights = sum(manifest.weight_bytes.values())
     worker = launch("torch_cuda")
-    baseline = worker.started.memory.device_peak_bytes  # type: ignore[attr-defined]
+    empty = worker.started.memory.device_peak_bytes  # type: ignore[attr-defined]
     net = []
     for context in (1 << 17, 1 << 10):
         answer = opened(worker, tmp_path, context)
@@ -163,7 +163,7 @@ def test_on_a_gpu_the_cards_memory_counts(launch: Start, tmp_path: Path) -> None
         worker.ask(wire.Fill(num_tokens=100, seed=0))
         decode(worker)
         peak = worker.ask(wire.ReadMemory()).memory.device_peak_bytes
-        net.append(peak - baseline - weights - answer.state_bytes)
+        net.append(peak - empty - weights - answer.state_bytes)
     assert weights > 128 * MIB
     # The rest: rotation tables as long as the context, activations, gaps of the allocator.
     assert all(0 <= rest <= 120 * MIB for rest in net), net

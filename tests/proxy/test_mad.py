@@ -9,7 +9,7 @@ from archloop.stack.decoder import Decoder
 from archloop.training.batch import Batch
 
 TINY = {
-    "baselines_only": True,
+    "defaults_only": True,
     "learning_rates": (1e-3, 3e-3),
     "weight_decays": (0.0,),
     "num_epochs": 2,

@@ -98,7 +98,7 @@ def trained(vocab_size, data, settings, rung, seed, **more):
 
 def test_trains_and_scores_and_repeats_exactly(data):
     results = [trained(280, data, config(), rung=0, seed=5) for _ in range(2)]
-    first, again = (r.model_dump(exclude={"seconds_train", "seconds_eval"}) for r in results)
+    first, again = (r.model_dump(exclude={"train_s", "eval_s"}) for r in results)
     assert first == again
     result = results[0]
     assert set(result.scores) == {TEXT, "in_context_recall", "memorization"}

@@ -80,7 +80,7 @@ def jobs(root):  # noqa: F811
 
 
 def plain(result):
-    return result.model_copy(update={"seconds_train": 0.0, "seconds_eval": 0.0})
+    return result.model_copy(update={"train_s": 0.0, "eval_s": 0.0})
 
 
 def alone(asked, directory):

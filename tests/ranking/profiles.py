@@ -22,7 +22,7 @@ def figures(context: int, **changes: Interval) -> Figures:
         "decode_p50_ms": interval(10.0),
         "decode_p95_ms": interval(12.0),
         "peak_memory_bytes": interval(1100.0),
-        "baseline_memory_bytes": interval(100.0),
+        "engine_empty_bytes": interval(100.0),
     }
     return Figures(context=context, **(values | changes))
 
@@ -34,7 +34,7 @@ def profile(latency: float = 1.0, memory: float = 1.0, **changes: Any) -> Profil
     }
     values: dict[str, Any] = {
         "identity": IDENTITY, "figures": (figures(1024), figures(4096)), "ratios": ratios,
-        "latency": interval(latency), "memory": interval(memory, 0.01),
+        "latency_ratio": interval(latency), "memory_ratio": interval(memory, 0.01),
         "num_processes": 5, "seconds": 1.0,
     }  # fmt: skip
     return Profile(**(values | changes))

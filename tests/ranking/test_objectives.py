@@ -92,7 +92,7 @@ def test_the_reference_is_one_by_definition_and_known_as_well_as_its_seeds() -> 
 def test_objectives_need_ratios() -> None:
     with pytest.raises(ValueError, match="the profile on here has no latency ratio"):
         objectives.objectives(
-            {"here": profile().model_copy(update={"latency": None})}, [{"a": score(1)}], ["a"]
+            {"here": profile().model_copy(update={"latency_ratio": None})}, [{"a": score(1)}], ["a"]
         )
 
 
@@ -104,7 +104,7 @@ def test_without_budgets_it_is_chance_and_one_and_a_half_times_the_reference() -
 
 
 def test_budgets_on_every_context_replace_the_default() -> None:
-    # Peak 1100 over a baseline of 100: a peak of 1.3 x 1100 = 1430 is a ratio of 1330 / 1000.
+    # Peak 1100 over an empty engine's 100: a peak of 1.3 x 1100 = 1430 is a ratio of 1330 / 1000.
     memory = [Budget(metric="peak_memory_bytes", limit=1.3, relative=True)]
     assert objectives.reference_point({"here": profile()}, memory).mean("memory") == pytest.approx(
         1.33

@@ -48,15 +48,15 @@ def profile(scale: float) -> Profile:
             decode_p50_ms=interval(4 * scale),
             decode_p95_ms=interval(5 * scale),
             peak_memory_bytes=interval(3e8 * scale),
-            baseline_memory_bytes=interval(2e8),
+            engine_empty_bytes=interval(2e8),
         )
         for context in (256, 1024)
     )
     return Profile(
         identity=identity,
         figures=figures,
-        latency=interval(scale),
-        memory=interval(scale),
+        latency_ratio=interval(scale),
+        memory_ratio=interval(scale),
         flags=("load average 3.1 on 2 cores",) if scale > 1.2 else (),
         num_processes=3,
         seconds=9.5,
@@ -88,8 +88,8 @@ def rung(index: int) -> Rung:
         learning_rate=3e-3,
         losses=tuple((step, 6.0 / (1 + step / 50)) for step in range(0, 200, 20)),
         diverged=False,
-        seconds_train=11.0,
-        seconds_eval=0.8,
+        train_s=11.0,
+        eval_s=0.8,
     )
 
 

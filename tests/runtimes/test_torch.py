@@ -153,10 +153,10 @@ def test_compiling_without_a_compiler_names_the_remedy(
 
 
 @pytest.mark.parametrize("max_context", [8, 9])
-def test_opening_compiles_chunk_and_step_whatever_room_there_is(
+def test_opening_compiles_pass_and_step_whatever_room_there_is(
     max_context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is left to be compiled inside what is timed; a room of 8 is one chunk."""
+    """Nothing is left to be compiled inside what is timed; a room of 8 is one pass."""
     called: list[str] = []
 
     def noted(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
@@ -171,7 +171,7 @@ def test_opening_compiles_chunk_and_step_whatever_room_there_is(
     )
     monkeypatch.setattr(torch, "compile", noted)
     session = TorchCompile().load(tmp_path, manifest, torch.get_num_threads(), max_context)
-    assert called == ["_chunk_once", "_step_once"]
+    assert called == ["_pass_once", "_step_once"]
     session.prefill(session.prepare([1] * max_context))  # all its room is free again
 
 

@@ -104,15 +104,15 @@ class StandIn:
                 decode_p50_ms=around(slow),
                 decode_p95_ms=around(1.2 * slow),
                 peak_memory_bytes=around(2e6 * slow),
-                baseline_memory_bytes=around(1e6),
+                engine_empty_bytes=around(1e6),
             )
             for context in CONTEXTS
         )
         profile = Profile(
             identity=IDENTITY,
             figures=figures,
-            latency=around(slow),
-            memory=around(0.5 + share),
+            latency_ratio=around(slow),
+            memory_ratio=around(0.5 + share),
             ratios={str(context): ratios for context in CONTEXTS},
             num_processes=count,
             seconds=1.0,
@@ -138,8 +138,8 @@ class StandIn:
             learning_rate=job.learning_rate or 1e-3,
             losses=((0, 5.0), (job.num_steps - 1, 5.0 - value)),
             diverged=False,
-            seconds_train=2.0,
-            seconds_eval=0.0,
+            train_s=2.0,
+            eval_s=0.0,
         )
 
     def close(self) -> None:

@@ -31,8 +31,8 @@ def test_a_job_is_trained_for_its_own_number_of_steps(
             num_tokens=0,
             diverged=True,
             learning_rate=1e-3,
-            seconds_train=0.0,
-            seconds_eval=0.0,
+            train_s=0.0,
+            eval_s=0.0,
             precision="bfloat16",
         )
 

@@ -21,8 +21,8 @@ from archloop.search.executors.serial import Serial
 from archloop.search.study import Study
 from archloop.space.genome import Genome
 from archloop.store import reading
-from archloop.store.baseline import Baseline
 from archloop.store.connection import open_for_reading
+from archloop.store.reference_run import ReferenceRun
 from archloop.workers.cancelling import CancelledError, cancelled_by, is_cancelled
 from archloop.workers.messages import Hello
 from archloop.workers.process import WorkerProcess
@@ -66,11 +66,11 @@ def test_trials_overlap_and_all_end(tmp_path):
 def test_each_proposal_follows_from_what_is_kept_with_it(tmp_path):
     Study(SHORT, tmp_path, evaluator=Counting(), clock=no_time).run()
     database = open_for_reading(tmp_path / "test", None, "test")
-    baseline = Baseline.model_validate(database.attribute("baseline"))
+    reference_run = ReferenceRun.model_validate(database.attribute("reference_run"))
     trials = {stored.number: stored for stored in database.trials()}
     database.close()
     resolved = plan.resolve(SHORT)
-    resolved.strategy.worst = {name: r.mean for name, r in baseline.worst.values.items()}
+    resolved.strategy.worst = {name: r.mean for name, r in reference_run.worst.values.items()}
     genomes = {n: Genome.model_validate(t.candidate.genome) for n, t in trials.items()}
     late = 0
     for number, stored in trials.items():
@@ -80,7 +80,7 @@ def test_each_proposal_follows_from_what_is_kept_with_it(tmp_path):
         proposal = resolved.strategy.ask(
             number,
             SHORT.seed,
-            telling.tell(told, baseline.noise, telling.limits(SHORT.budgets, {})),
+            telling.tell(told, reference_run.noise, telling.limits(SHORT.budgets, {})),
             [Pending(n, genomes[n], trials[n].candidate.replicates) for n in pending],
         )
         assert resolved.candidate(proposal) == stored.candidate

@@ -18,7 +18,7 @@ QUICK = ProfileConfig(
     processes=2,
     warmup_steps=1,
     timed_steps=6,
-    block_steps=3,
+    step_group=3,
     settle_steps=1,
     prefill_repeats=2,
     time_limit_s=120,
@@ -64,7 +64,7 @@ def measured(device: DeviceChoice, folder: Path) -> None:
     samples = read_samples(folder)
     assert len(samples.pairs) == 2
     assert all(len(block) == 3 for block in samples.pairs[0].candidate.contexts[0].decode_ms)
-    assert samples.pairs[0].candidate.baseline.peak_bytes < 64 << 20
+    assert samples.pairs[0].candidate.engine_empty.peak_bytes < 64 << 20
 
 
 def test_on_the_host(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def eval(  # noqa: A001  (a command has its function's name)
     limit: Annotated[int | None, typer.Option(min=2, help="Examples of each.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Most rows at a time.")] = 32,
-    quick: Annotated[bool, typer.Option("--quick", help="Of mad: baselines, briefly.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Of mad: default settings only, briefly.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Keeps what is finished; default runs/eval or runs/mad.")
     ] = None,

@@ -22,8 +22,8 @@ class ProfileConfig(BaseModel):
         processes: fresh processes, each one sample; at least 2, or there is no interval.
         warmup_steps: untimed decode steps at each context.
         timed_steps: timed decode steps at each context.
-        block_steps: steps in a row before the reference's process has its turn.
-        settle_steps: untimed steps at the start of each block, while caches still hold the
+        step_group: decode steps timed in a row, before the reference's process has its turn.
+        settle_steps: untimed steps at the start of each group, while caches still hold the
             other process's data (one such step in twenty would be the 95th percentile).
         prefill_repeats: timed prefills of each process and context.
         full_prefill_tokens: a longer prompt is not prefilled whole if the engine takes it in parts:
@@ -40,7 +40,7 @@ class ProfileConfig(BaseModel):
     processes: int = Field(5, ge=2, le=1000)
     warmup_steps: int = Field(20, ge=0, le=_MOST)
     timed_steps: Repeats = 100
-    block_steps: Repeats = 20
+    step_group: Repeats = 20
     settle_steps: int = Field(2, ge=0, le=_MOST)
     prefill_repeats: Repeats = 2
     full_prefill_tokens: int = Field(4096, ge=512)
@@ -51,12 +51,12 @@ class ProfileConfig(BaseModel):
     seed: int = Field(0, ge=0)
 
     @property
-    def blocks(self) -> list[int]:
-        """Timed steps of each block."""
-        whole, rest = divmod(self.timed_steps, self.block_steps)
-        return [self.block_steps] * whole + ([rest] if rest else [])
+    def step_groups(self) -> list[int]:
+        """Timed steps of each group."""
+        whole, rest = divmod(self.timed_steps, self.step_group)
+        return [self.step_group] * whole + ([rest] if rest else [])
 
     @property
     def room(self) -> int:
         """Tokens that decode steps add to a context."""
-        return self.warmup_steps + self.timed_steps + self.settle_steps * len(self.blocks)
+        return self.warmup_steps + self.timed_steps + self.settle_steps * len(self.step_groups)

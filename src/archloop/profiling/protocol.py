@@ -183,7 +183,7 @@ class _Run:
             reference=self.specs.get("reference"),
             target=self.target,
             config=self.config,
-            identity=self._identity(manifest, pairs[0].candidate.baseline),
+            identity=self._identity(manifest, pairs[0].candidate.engine_empty),
             device=self.about,
             pairs=tuple(pairs),
             looks=1,
@@ -268,7 +268,7 @@ class _Run:
             memory_limit_bytes=self.config.memory_limit_bytes,
         )
 
-    def _identity(self, manifest: Manifest, baseline: Memory) -> Identity:
+    def _identity(self, manifest: Manifest, engine_empty: Memory) -> Identity:
         return Identity(
             device=self.about.label,
             runtime=manifest.runtime,
@@ -278,7 +278,7 @@ class _Run:
             threads=self.threads,
             contexts=self.target.contexts,
             decode_tokens=self.config.decode_tokens,
-            memory="process" if baseline.device_peak_bytes is None else "device",
+            memory="process" if engine_empty.device_peak_bytes is None else "device",
         )
 
 

@@ -49,7 +49,7 @@ class Figures(_Record):
         decode_p50_ms: median decode step.
         decode_p95_ms: 95th percentile.
         peak_memory_bytes: of the memory that the engine computes in (`Identity.memory`).
-        baseline_memory_bytes: the same engine, loaded with nothing.
+        engine_empty_bytes: the same reading once the engine is loaded and no model is.
     """
 
     context: int
@@ -58,7 +58,7 @@ class Figures(_Record):
     decode_p50_ms: Interval
     decode_p95_ms: Interval
     peak_memory_bytes: Interval
-    baseline_memory_bytes: Interval
+    engine_empty_bytes: Interval
 
 
 class Profile(_Record):
@@ -66,10 +66,11 @@ class Profile(_Record):
 
     Attributes:
         figures: by context, ascending.
-        latency: request latency (TTFT + `decode_tokens` steps) over the reference's, geometric mean
-            over contexts; None without a reference.
-        memory: peak less baseline over the reference's, the largest of its means by context (a mean
-            of each process's largest would lie above 1 for the reference itself); None likewise.
+        latency_ratio: request latency (TTFT + `decode_tokens` steps) over the reference's,
+            geometric mean over contexts; None without a reference.
+        memory_ratio: peak less the empty engine's memory over the reference's, the largest of its
+            means by context (a mean of each process's largest would lie above 1 for the reference
+            itself); None likewise.
         ratios: per-context ratios to the reference by figure name, `{"1024": {"ttft_ms": ...}}`.
         flags: readings that make one doubt a figure (load, clock, temperature), plain words.
         num_processes: fresh processes behind each estimate.
@@ -78,8 +79,8 @@ class Profile(_Record):
 
     identity: Identity
     figures: tuple[Figures, ...]
-    latency: Interval | None = None
-    memory: Interval | None = None
+    latency_ratio: Interval | None = None
+    memory_ratio: Interval | None = None
     ratios: dict[str, dict[str, Interval]] = {}
     flags: tuple[str, ...] = ()
     num_processes: int

@@ -32,9 +32,10 @@ class ContextSamples(_Record):
         open_s: loading the artifact.
         state_bytes: of the state opened for the context and the decode steps.
         ttft_ms: each timed prefill of the whole prompt, with sampling.
-        chunk_ms: where the prompt is too long for that, each timed chunk as (depth, ms).
-        chunk_tokens: tokens of such a chunk: what the engine takes in at once.
-        decode_ms: each timed step, by block.
+        prefill_pass_ms: where the prompt is too long to be timed whole, each timed prefill pass as
+            (tokens in the state before it, ms).
+        prefill_pass_tokens: tokens of a pass: as many as the engine takes in at once.
+        decode_ms: each timed step, by step group.
         finite: all logits were finite.
     """
 
@@ -42,45 +43,49 @@ class ContextSamples(_Record):
     open_s: float
     state_bytes: int
     ttft_ms: tuple[float, ...]
-    chunk_ms: tuple[tuple[int, float], ...]
-    chunk_tokens: int
+    prefill_pass_ms: tuple[tuple[int, float], ...]
+    prefill_pass_tokens: int
     decode_ms: tuple[tuple[float, ...], ...]
     memory: Memory
     finite: bool
 
     @property
     def prefill_ms(self) -> float:
-        """Time to the first token: the median prefill, or composed from chunks.
+        """Time to the first token: the median prefill, or composed from passes.
 
-        A chunk's cost is close to affine in its depth, so the trapezoid rule over evenly spaced
+        A pass's cost is close to affine in its depth, so the trapezoid rule over evenly spaced
         depths integrates it well; a run against full prefills is in `docs/methodology.md`.
         """
         if self.ttft_ms:
             return median(self.ttft_ms)
-        depths = sorted({depth for depth, _ in self.chunk_ms})
-        cost = [median(ms for at, ms in self.chunk_ms if at == depth) for depth in depths]
+        depths = sorted({depth for depth, _ in self.prefill_pass_ms})
+        cost = [median(ms for at, ms in self.prefill_pass_ms if at == depth) for depth in depths]
         area = sum(
             (cost[i] + cost[i + 1]) / 2 * (depths[i + 1] - depths[i])
             for i in range(len(depths) - 1)
         )
         mean = area / (depths[-1] - depths[0])
-        return mean * self.context / self.chunk_tokens
+        return mean * self.context / self.prefill_pass_tokens
 
     def decode_quantile_ms(self, share: float) -> float:
         """Quantile of all timed decode steps."""
-        return percentile([ms for block in self.decode_ms for ms in block], share)
+        return percentile([ms for group in self.decode_ms for ms in group], share)
 
 
 class ProcessSamples(_Record):
-    """One process of the candidate or of the reference."""
+    """One process of the candidate or of the reference.
 
-    baseline: Memory
+    Attributes:
+        engine_empty: memory of the process once the engine is loaded and no model is.
+    """
+
+    engine_empty: Memory
     can_reset_peak: bool
     contexts: tuple[ContextSamples, ...]
 
     def net_bytes(self, context: ContextSamples) -> int:
-        """Peak at a context less the engine's empty baseline."""
-        return max(context.memory.engine_peak_bytes - self.baseline.engine_peak_bytes, 1)
+        """Peak at a context less the engine's own memory, before it loaded a model."""
+        return max(context.memory.engine_peak_bytes - self.engine_empty.engine_peak_bytes, 1)
 
 
 class PairSamples(_Record):
@@ -102,7 +107,7 @@ class PairSamples(_Record):
 class Samples(_Record):
     """A whole measurement; `looks` counts how often processes were added."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     spec: StackSpec
     reference: StackSpec | None
     target: Target

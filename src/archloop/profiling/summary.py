@@ -19,7 +19,7 @@ FIGURES: dict[str, Reading] = {
     "decode_p50_ms": lambda _, at: at.decode_quantile_ms(0.5),
     "decode_p95_ms": lambda _, at: at.decode_quantile_ms(0.95),
     "peak_memory_bytes": lambda _, at: at.memory.engine_peak_bytes,
-    "baseline_memory_bytes": lambda process, _: process.baseline.engine_peak_bytes,
+    "engine_empty_bytes": lambda process, _: process.engine_empty.engine_peak_bytes,
 }
 
 
@@ -57,7 +57,9 @@ def profile_from_samples(samples: Samples) -> Profile:
         ),
         key=lambda ratio: ratio.value,
     )
-    return profile.model_copy(update={"ratios": ratios, "latency": latency, "memory": memory})
+    return profile.model_copy(
+        update={"ratios": ratios, "latency_ratio": latency, "memory_ratio": memory}
+    )
 
 
 def _values(processes: list[ProcessSamples], index: int, reading: Reading) -> list[float]:
@@ -98,7 +100,7 @@ def _flags(samples: Samples) -> Iterator[str]:
     at_contexts = [at for process in processes for at in process.contexts]
     composed = sorted({at.context for at in at_contexts if not at.ttft_ms})
     for context in composed:
-        yield f"TTFT at {context} is composed from prefill chunks, not from whole prefills"
+        yield f"TTFT at {context} is composed from prefill passes, not from whole prefills"
     if any(not at.finite for at in at_contexts):
         yield "some logits were not finite"
     if any(at.memory.swapped_bytes for at in at_contexts):

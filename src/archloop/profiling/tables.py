@@ -10,7 +10,7 @@ _COLUMNS: dict[str, tuple[str, float, str]] = {
     "decode_p50_ms": ("decode p50 ms", 1, ".2f"),
     "decode_p95_ms": ("decode p95 ms", 1, ".2f"),
     "peak_memory_bytes": ("peak MB", 1e6, ".0f"),
-    "baseline_memory_bytes": ("baseline MB", 1e6, ".0f"),
+    "engine_empty_bytes": ("empty MB", 1e6, ".0f"),
 }
 """By figure: heading, divisor, format."""
 
@@ -31,7 +31,7 @@ def table(profile: Profile) -> Table:
         f"{identity.runtime_version}, {identity.quant}; {profile.num_processes} processes"
     )
     notes = [f"flag: {flag}" for flag in profile.flags]
-    for name, value in (("latency", profile.latency), ("memory", profile.memory)):
+    for name, value in (("latency", profile.latency_ratio), ("memory", profile.memory_ratio)):
         if value is not None:
             notes.append(f"{name} over the reference's: {_ratio(value)}")
     found = Table(title=title, caption="\n".join(notes) or None)
@@ -50,7 +50,7 @@ def _cell(profile: Profile, at: Figures, name: str) -> str:
     spread = f"{value.low / divisor:{form}} to {value.high / divisor:{form}}"
     lines = [text, spread] if value.low < value.high else [text]
     ratio = profile.ratios.get(str(at.context), {}).get(name)
-    if ratio is not None and name != "baseline_memory_bytes":
+    if ratio is not None and name != "engine_empty_bytes":
         lines.append(f"x {_ratio(ratio)}")
     return "\n".join(lines)
 

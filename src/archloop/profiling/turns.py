@@ -1,7 +1,7 @@
 """One process of the candidate and one of the reference, measured in turns, never at once.
 
 The two start together (loading an engine takes seconds and disturbs nothing yet), then alternate:
-a prefill each, a block of decode steps each, and who goes first alternates too. What drifts
+a prefill each, a group of decode steps each, and who goes first alternates too. What drifts
 meanwhile, such as the clock or a neighbour, meets both alike and leaves their ratio.
 """
 
@@ -14,7 +14,7 @@ from archloop.profiling.samples import ContextSamples, ProcessSamples
 from archloop.workers import wire
 from archloop.workers.process import WorkerProcess
 
-_CHUNK_DEPTHS = 5
+_PASS_DEPTHS = 5
 _WARM_TOKENS = 128
 
 
@@ -38,7 +38,7 @@ class Subject:
     def _begin(self, context: int, opened: wire.Opened) -> None:
         self.context, self.opened = context, opened
         self.ttft_ms: list[float] = []
-        self.chunk_ms: list[tuple[int, float]] = []
+        self.prefill_pass_ms: list[tuple[int, float]] = []
         self.decode_ms: list[tuple[float, ...]] = []
         self.finite = True
 
@@ -48,13 +48,13 @@ class Subject:
         self.finite &= answer.finite
         return answer.ms
 
-    def chunk(self, depth: int) -> float:
+    def prefill_pass(self, depth: int) -> float:
         """Milliseconds of one prefill pass after `depth` tokens."""
         self.worker.ask(wire.Fill(num_tokens=depth, seed=self.seed))
-        return self.prefill(self.chunk_tokens, fresh=False)
+        return self.prefill(self.prefill_pass_tokens, fresh=False)
 
     @property
-    def chunk_tokens(self) -> int:
+    def prefill_pass_tokens(self) -> int:
         """Tokens that the engine takes in at once."""
         return self.opened.prefill_pass
 
@@ -65,13 +65,13 @@ class Subject:
 
     @property
     def depths(self) -> list[int]:
-        """Where chunks are timed: evenly from the start to where the last chunk begins."""
-        deepest = self.context - self.chunk_tokens
-        return [deepest * index // (_CHUNK_DEPTHS - 1) for index in range(_CHUNK_DEPTHS)]
+        """Where passes are timed: evenly from the start to where the last pass begins."""
+        deepest = self.context - self.prefill_pass_tokens
+        return [deepest * index // (_PASS_DEPTHS - 1) for index in range(_PASS_DEPTHS)]
 
     def decode(self, untimed: int, timed: int) -> None:
-        """One block of decode steps; it is kept if any of them is timed."""
-        # Another seed for each block: the tokens differ between blocks, not between subjects.
+        """One group of decode steps; it is kept if any of them is timed."""
+        # Another seed for each group: the tokens differ between groups, not between subjects.
         ids = self._ids(untimed + timed, self.seed + len(self.decode_ms))
         answer = self.worker.ask(wire.Decode(ids=ids, untimed=untimed))
         self.finite &= answer.finite
@@ -89,8 +89,8 @@ class Subject:
                 open_s=self.opened.open_s,
                 state_bytes=self.opened.state_bytes,
                 ttft_ms=tuple(self.ttft_ms),
-                chunk_ms=tuple(self.chunk_ms),
-                chunk_tokens=self.chunk_tokens,
+                prefill_pass_ms=tuple(self.prefill_pass_ms),
+                prefill_pass_tokens=self.prefill_pass_tokens,
                 decode_ms=tuple(self.decode_ms),
                 memory=answer.memory,
                 finite=self.finite,
@@ -101,7 +101,7 @@ class Subject:
         """Everything taken from this process."""
         assert self.started is not None
         return ProcessSamples(
-            baseline=self.started.memory,
+            engine_empty=self.started.memory,
             can_reset_peak=self.started.can_reset_peak,
             contexts=tuple(self.contexts),
         )
@@ -133,15 +133,15 @@ def measure_context(
         subject.begin(context)
     turns = _orders(subjects, first)
     _fill(subjects, context)
-    takes_whole = any(context <= subject.chunk_tokens for subject in subjects)
+    takes_whole = any(context <= subject.prefill_pass_tokens for subject in subjects)
     if takes_whole or context <= config.full_prefill_tokens:
         _full_prefills(turns, context, config)
     else:
-        _chunks(turns, config)
+        _prefill_passes(turns, config)
     _fill(subjects, context)
     for subject in next(turns):
         subject.decode(config.warmup_steps, 0)
-    for steps in config.blocks:
+    for steps in config.step_groups:
         for subject in next(turns):
             subject.decode(config.settle_steps, steps)
     for subject in subjects:
@@ -156,15 +156,15 @@ def _full_prefills(turns: Iterator[list[Subject]], context: int, config: Profile
             subject.ttft_ms.append(subject.prefill(context))
 
 
-def _chunks(turns: Iterator[list[Subject]], config: ProfileConfig) -> None:
+def _prefill_passes(turns: Iterator[list[Subject]], config: ProfileConfig) -> None:
     for subject in next(turns):
         for depth in subject.depths if subject.plans_by_shape else (0,):
-            subject.chunk(depth)
+            subject.prefill_pass(depth)
     for _ in range(config.prefill_repeats):
-        for index in range(_CHUNK_DEPTHS):
+        for index in range(_PASS_DEPTHS):
             for subject in next(turns):
                 depth = subject.depths[index]
-                subject.chunk_ms.append((depth, subject.chunk(depth)))
+                subject.prefill_pass_ms.append((depth, subject.prefill_pass(depth)))
 
 
 def _fill(subjects: list[Subject], num_tokens: int) -> None:

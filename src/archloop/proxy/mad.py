@@ -68,7 +68,7 @@ CHANGES: dict[str, dict[str, tuple[Setting, ...]]] = {
     },
     "memorization": {"vocab_size": (512, 1024, 2048, 4096, 8192)},
 }
-"""By task: what is changed from the baseline, one factor at a time."""
+"""By task: what is changed from the default setting, one factor at a time."""
 
 
 class MadConfig(BaseModel):
@@ -76,8 +76,8 @@ class MadConfig(BaseModel):
 
     Attributes:
         tasks: of the six.
-        baselines: settings by task that differ from MAD's own baseline.
-        baselines_only: leave out the changed settings.
+        defaults: settings by task that replace MAD's own default.
+        defaults_only: leave out the changed settings.
         num_train: replaces every setting's number of training examples.
         stop_accuracy: macro test accuracy at the end of an epoch that ends a training.
     """
@@ -85,8 +85,8 @@ class MadConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tasks: tuple[str, ...] = tuple(CHANGES)
-    baselines: dict[str, dict[str, Setting]] = {}
-    baselines_only: bool = False
+    defaults: dict[str, dict[str, Setting]] = {}
+    defaults_only: bool = False
     learning_rates: tuple[float, ...] = (1e-4, 5e-4, 1e-3)
     weight_decays: tuple[float, ...] = (0.0, 0.1)
     num_epochs: int = Field(default=200, ge=1)
@@ -100,7 +100,7 @@ class MadConfig(BaseModel):
     def quick(cls, tasks: tuple[str, ...] = tuple(CHANGES)) -> "MadConfig":
         """About two minutes on a CPU: shorter sequences than MAD's, one training a task."""
         recall: dict[str, Setting] = {"seq_len": 32, "train_on": "answers"}
-        baselines: dict[str, dict[str, Setting]] = {
+        defaults: dict[str, dict[str, Setting]] = {
             "in_context_recall": recall,
             "fuzzy_in_context_recall": recall | {"key_motif_size": 2, "value_motif_size": 2},
             "noisy_in_context_recall": recall,
@@ -110,8 +110,8 @@ class MadConfig(BaseModel):
         }
         return cls(
             tasks=tasks,
-            baselines=baselines,
-            baselines_only=True,
+            defaults=defaults,
+            defaults_only=True,
             learning_rates=(3e-3,),
             weight_decays=(0.1,),
             num_epochs=4,
@@ -131,8 +131,8 @@ class Run(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """What is changed from the baseline, in words."""
-        return ", ".join(f"{k}={v}" for k, v in self.settings.items()) or "baseline"
+        """What is changed from the default setting, in words."""
+        return ", ".join(f"{k}={v}" for k, v in self.settings.items()) or "default"
 
 
 class RunResult(BaseModel):
@@ -199,11 +199,11 @@ def plan(config: MadConfig) -> list[Run]:
             raise UserError(
                 f"{task!r} is not a task of MAD; {registry.suggest(task, list(CHANGES))}"
             )
-        baseline = config.baselines.get(task, {})
-        settings = [baseline]
-        if not config.baselines_only:
+        default = config.defaults.get(task, {})
+        settings = [default]
+        if not config.defaults_only:
             settings += [
-                {**baseline, name: value}
+                {**default, name: value}
                 for name, values in CHANGES[task].items()
                 for value in values
             ]
@@ -360,7 +360,7 @@ def _test(model: nn.Module, test_set: Examples) -> tuple[float, float]:
 
 def _identity(spec: StackSpec, config: MadConfig, run: Run) -> str:
     """A name for a training: equal for equal trainings, whatever else the suite runs."""
-    fields = {"tasks", "baselines", "baselines_only", "learning_rates", "weight_decays"}
+    fields = {"tasks", "defaults", "defaults_only", "learning_rates", "weight_decays"}
     parts = (spec.to_json(), config.model_dump_json(exclude=fields), repr(run))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

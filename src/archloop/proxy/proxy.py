@@ -62,8 +62,8 @@ def train_and_score(
         losses=thinned(result.losses),
         diverged=diverged,
         continued_from=continued_from,
-        seconds_train=result.seconds,
-        seconds_eval=time.monotonic() - began,
+        train_s=result.seconds,
+        eval_s=time.monotonic() - began,
         precision=training.precision,
     )
 

@@ -56,8 +56,8 @@ class Rung(_Record):
         diverged: the loss stopped being finite.
         continued_from: step of the checkpoint that this training went on from; 0: it was trained
             from its seed, as the first rung is, and one whose checkpoint is gone.
-        seconds_train: wall time of the training.
-        seconds_eval: wall time of the evaluation.
+        train_s: wall time of the training.
+        eval_s: wall time of the evaluation.
         precision: of the training's products and activations.
     """
 
@@ -69,6 +69,6 @@ class Rung(_Record):
     losses: tuple[tuple[int, float], ...]
     diverged: bool
     continued_from: int = 0
-    seconds_train: float
-    seconds_eval: float
+    train_s: float
+    eval_s: float
     precision: Literal["float32", "bfloat16"] = "float32"

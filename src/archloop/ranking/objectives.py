@@ -158,7 +158,7 @@ def _worst(
     """The largest ratio over targets, and the number of processes behind it."""
     found: list[tuple[Interval, int]] = []
     for target, profile in profiles.items():
-        interval: Interval | None = getattr(profile, objective)
+        interval: Interval | None = getattr(profile, f"{objective}_ratio")
         if interval is None:
             raise ValueError(f"the profile on {target} has no {objective} ratio to a reference")
         found.append((interval, profile.num_processes))
@@ -205,11 +205,11 @@ def _memory_bound(profile: Profile, target: str, budgets: Sequence[Budget]) -> f
     """Largest memory ratio within the budgets; None if some context is not limited."""
     bounds = []
     for figures in profile.figures:
-        peak, baseline = figures.peak_memory_bytes.value, figures.baseline_memory_bytes.value
+        peak, empty = figures.peak_memory_bytes.value, figures.engine_empty_bytes.value
         limit = _limit(budgets, ["peak_memory_bytes"], target, figures.context, peak)
         if limit is None:
             return None
-        bounds.append((limit - baseline) / (peak - baseline))
+        bounds.append((limit - empty) / (peak - empty))
     return max(bounds)
 
 

@@ -164,7 +164,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def start(self, threads: int) -> None:
-        """Load the engine and its threads and nothing else: the baseline of memory figures.
+        """Load the engine and its threads and nothing else: what memory figures are taken above.
 
         Called once in a measuring process, before `load`; sets what holds for the whole process,
         such as flushing denormals.

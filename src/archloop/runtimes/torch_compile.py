@@ -1,7 +1,7 @@
-"""PyTorch compiled by Inductor to C++: one graph for a decode step, one for a chunk of prefill.
+"""PyTorch compiled by Inductor to C++: one graph for a decode step, one for a prefill pass.
 
 Graphs need fixed shapes: a cache is always read up to `max_context`, and a prompt is taken in
-chunks of a power of two, what is left over without compiling. Opening a session compiles (tens of
+passes of a power of two, what is left over without compiling. Opening a session compiles (tens of
 seconds, less when Inductor's cache on disk knows the graph), and the compiler's memory counts,
 since it is part of this engine.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Session
-from archloop.runtimes.torch_eager import PREFILL_CHUNK, TorchEager, TorchSession
+from archloop.runtimes.torch_eager import PREFILL_PASS, TorchEager, TorchSession
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,32 +64,32 @@ class _CompiledSession(TorchSession):
         # Each session has shapes of its own; graphs of an earlier one would only slow the lookup.
         torch.compiler.reset()
         self._step: _Graph = torch.compile(self._step_once, dynamic=False)
-        self._chunk: _Graph = torch.compile(self._chunk_once, dynamic=False)
-        self.chunk = _power_of_two_below(min(PREFILL_CHUNK, max_context))
+        self._pass: _Graph = torch.compile(self._pass_once, dynamic=False)
+        self.pass_tokens = _power_of_two_below(min(PREFILL_PASS, max_context))
         # Compiled, a mixture of experts gathers one token's experts, but runs every expert on a
-        # chunk; not compiled, only those that act.
+        # pass; not compiled, only those that act.
         spec = decoder.spec
-        self.compiles_chunk = num_active_params(spec) == num_params(spec)
-        self.prefill(self.prepare([0] * self.chunk))
-        # The chunk may have filled the session; there must be room for the step.
+        self.compiles_pass = num_active_params(spec) == num_params(spec)
+        self.prefill(self.prepare([0] * self.pass_tokens))
+        # The pass may have filled the session; there must be room for the step.
         self.reset()
         self.decode_step(0)
         self.reset()
 
-    def take_chunk(self, ids_BT: "Tensor") -> "Tensor":
-        """Compiled for a whole chunk, eager for a rest."""
+    def take_pass(self, ids_BT: "Tensor") -> "Tensor":
+        """Compiled for a whole pass, eager for a shorter one."""
         # The state's own count is a guard of the graph: it must be the same at each call. The
         # session counts, and positions come from the state's lengths, a tensor.
         self.state.num_tokens = 0
-        if self.compiles_chunk and ids_BT.shape[1] == self.chunk:
-            return self._chunk(ids_BT)
-        return self._chunk_once(ids_BT)
+        if self.compiles_pass and ids_BT.shape[1] == self.pass_tokens:
+            return self._pass(ids_BT)
+        return self._pass_once(ids_BT)
 
     def take_one(self, ids_B: "Tensor") -> "Tensor":
         """One compiled step."""
         return self._step(ids_B)
 
-    def _chunk_once(self, ids_BT: "Tensor") -> "Tensor":
+    def _pass_once(self, ids_BT: "Tensor") -> "Tensor":
         return self.decoder.logits(self.decoder.hidden(ids_BT, self.state)[:, -1])
 
     def _step_once(self, ids_B: "Tensor") -> "Tensor":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from archloop.stack.decoder import Decoder
 
-PREFILL_CHUNK = 32768
+PREFILL_PASS = 32768
 """Tokens per pass in prefill: fills the GPU and bounds the memory of activations."""
 
 
@@ -86,11 +86,11 @@ class CudaSession(TorchSession):
         from archloop.runtimes.cuda.graph import StepGraph
 
         super().__init__(decoder, max_context)
-        self.chunk = PREFILL_CHUNK
+        self.pass_tokens = PREFILL_PASS
         self.fused = FusedDecoder(decoder)
         self._graph: StepGraph | None = None
 
-    def take_chunk(self, ids_BT: "Tensor") -> "Tensor":
+    def take_pass(self, ids_BT: "Tensor") -> "Tensor":
         return self.fused.prefill(ids_BT.cuda(), self.state)
 
     def decode_step(self, token: int) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from archloop.stack.decoder import Decoder
 
-PREFILL_CHUNK = 512
+PREFILL_PASS = 512
 """Tokens per pass in prefill: bounds the memory of activations."""
 
 
@@ -33,7 +33,7 @@ class TorchEager(Runtime):
         """Set up threads; denormals are flushed before any worker thread inherits the setting."""
         import torch
 
-        # What opening a model needs is part of the engine's baseline, not of the model's memory.
+        # What opening a model needs is counted to the empty engine, not to the model.
         import_module("archloop.runtimes._torch_weights")
         torch.set_flush_denormal(True)
         torch.set_num_threads(threads)
@@ -63,7 +63,7 @@ class TorchEager(Runtime):
 
 
 class TorchSession(Session):
-    """A decoder and its state; compiled runtimes replace `take_chunk` and `take_one`.
+    """A decoder and its state; compiled runtimes replace `take_pass` and `take_one`.
 
     Shape suffixes: B batch (1), T time, V vocabulary.
     """
@@ -75,7 +75,7 @@ class TorchSession(Session):
         self.decoder = decoder
         self.max_context = max_context
         self.vocab_size = decoder.spec.vocab_size
-        self.chunk = PREFILL_CHUNK
+        self.pass_tokens = PREFILL_PASS
         self.num_tokens = 0
         self._filled_with: int | None = None
         with torch.inference_mode():
@@ -87,10 +87,10 @@ class TorchSession(Session):
         self._make_room(len(ids))
         ids_T = self.torch.from_numpy(ids)
         with self.torch.inference_mode():
-            for start in range(0, len(ids), self.chunk):
+            for start in range(0, len(ids), self.pass_tokens):
                 # Unsqueezed, not sliced from a (1, T) tensor, whose strides would differ between
                 # prompts: compiled graphs ask for equal strides.
-                self._last_BV = self.take_chunk(ids_T[start : start + self.chunk].unsqueeze(0))
+                self._last_BV = self.take_pass(ids_T[start : start + self.pass_tokens].unsqueeze(0))
             self.num_tokens += len(ids)
             return int(self._last_BV.argmax(-1))
 
@@ -106,8 +106,8 @@ class TorchSession(Session):
         logits_V: Logits = self._last_BV[0].float().cpu().numpy()
         return logits_V
 
-    def take_chunk(self, ids_BT: "Tensor") -> "Tensor":
-        """Logits (B, V) after at most `chunk` tokens."""
+    def take_pass(self, ids_BT: "Tensor") -> "Tensor":
+        """Logits (B, V) after at most `pass_tokens` tokens."""
         return self.decoder.prefill(ids_BT, self.state)
 
     def take_one(self, ids_B: "Tensor") -> "Tensor":
@@ -145,7 +145,7 @@ class TorchSession(Session):
 
     @property
     def prefill_pass(self) -> int:
-        return self.chunk
+        return self.pass_tokens
 
     def _make_room(self, num_new: int) -> None:
         if self.num_tokens + num_new > self.max_context:

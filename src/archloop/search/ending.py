@@ -5,21 +5,21 @@ from collections.abc import Sequence
 from archloop.ranking.comparison import compared
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.telling import Finished
-from archloop.store.baseline import Baseline
+from archloop.store.reference_run import ReferenceRun
 
 NUM_DRAWS = 200
 """Draws behind the shrunk means: enough for a mean, and quick beside a trial."""
 
 
 def reason(
-    recipe: Recipe, trials: Sequence[Finished], baseline: Baseline, spent_s: float
+    recipe: Recipe, trials: Sequence[Finished], reference_run: ReferenceRun, spent_s: float
 ) -> str | None:
     """Why no further trial is to be proposed before `num_trials` are; None to go on.
 
     Args:
         recipe: whose `max_hours` and `until_still` end a study early.
         trials: that have finished, in their order.
-        baseline: the reference run.
+        reference_run: what was fixed before trial 0.
         spent_s: wall time of all runs of the study so far.
     """
     if recipe.max_hours is not None and spent_s >= 3600 * recipe.max_hours:
@@ -27,18 +27,22 @@ def reason(
     if recipe.until_still is not None:
         originals = [trial for trial in trials if trial.stored.candidate.replicates is None]
         latest = {trial.stored.number for trial in originals[-recipe.until_still :]}
-        if len(originals) > recipe.until_still and not latest & _front(originals, baseline):
+        if len(originals) > recipe.until_still and not latest & _front(originals, reference_run):
             return f"none of the last {recipe.until_still} trials is on the front"
     return None
 
 
-def _front(trials: Sequence[Finished], baseline: Baseline) -> set[int]:
+def _front(trials: Sequence[Finished], reference_run: ReferenceRun) -> set[int]:
     """Numbers of the trials on the front of the shrunk means."""
     reached = [trial for trial in trials if trial.result.reached]
     if not reached:
         return set()
     stacks = [trial.result.reached for trial in reached]
     found = compared(
-        baseline.objectives, stacks, baseline.noise, baseline.worst, num_draws=NUM_DRAWS
+        reference_run.objectives,
+        stacks,
+        reference_run.noise,
+        reference_run.worst,
+        num_draws=NUM_DRAWS,
     )
     return {reached[index].stored.number for index in found.reported if index >= 0}

@@ -21,8 +21,8 @@ from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import tune
 from archloop.search.workshop import Training, Workshop
 from archloop.space.checking import farthest
-from archloop.store.baseline import Baseline, averaged, mean_rate
 from archloop.store.folder import StudyFolder, TrialFolder
+from archloop.store.reference_run import ReferenceRun, averaged, mean_rate
 
 _SEED_STREAM = 2**32
 """Added to a seed's index: training seeds of the reference preset are no trial's."""
@@ -34,7 +34,7 @@ Announce = Callable[[Literal["tune", "reference"], str], None]
 
 def establish(
     plan: Plan, workshop: Workshop, folder: StudyFolder, key: str, announce: Announce
-) -> Baseline:
+) -> ReferenceRun:
     """Tune, profile and train the reference preset, as far as that is not on disk already.
 
     Raises:
@@ -50,9 +50,9 @@ def establish(
 
 def _establish(
     plan: Plan, workshop: Workshop, folder: StudyFolder, key: str, announce: Announce
-) -> Baseline:
+) -> ReferenceRun:
     recipe = plan.recipe
-    rates, seconds_tuning = tune(plan, workshop, folder, key, partial(announce, "tune"))
+    rates, tuning_s = tune(plan, workshop, folder, key, partial(announce, "tune"))
     files = folder.reference(f"{key}:{plan.reference.digest}")
     announce("reference", "measured beside itself")
     measured = workshop.profile(plan.reference, plan.reference, 1, files)
@@ -103,8 +103,8 @@ def _establish(
         **{figure.name: figure.logs for figure in limited},
     }
     trainings = [*(stage.value for stage in stages), *(r for end in found_ends for r in end.rungs)]
-    seconds_eval = math.fsum(rung.seconds_eval for rung in trainings)
-    return Baseline(
+    eval_s = math.fsum(rung.eval_s for rung in trainings)
+    return ReferenceRun(
         candidate=plan.reference_candidate,
         costs=plan.costs(plan.reference),
         worst=objectives.reference_point(profiles, recipe.budgets),
@@ -122,9 +122,9 @@ def _establish(
             "train": math.fsum(
                 [*(stage.seconds for stage in stages), *(end.seconds for end in found_ends)]
             )
-            - seconds_eval,
-            "evaluate": seconds_eval,
-            "tune": seconds_tuning,
+            - eval_s,
+            "evaluate": eval_s,
+            "tune": tuning_s,
         },
     )
 

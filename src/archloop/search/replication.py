@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from archloop.ranking.comparison import compared
 from archloop.search.telling import Finished
-from archloop.store.baseline import Baseline
+from archloop.store.reference_run import ReferenceRun
 
 
-def due(trials: Sequence[Finished], baseline: Baseline, count: int) -> int | None:
+def due(trials: Sequence[Finished], reference_run: ReferenceRun, count: int) -> int | None:
     """Number of the trial to replicate next; None if nothing is due.
 
     A function of the trials that are no replicates, so that replicates do not change what is
@@ -20,7 +20,7 @@ def due(trials: Sequence[Finished], baseline: Baseline, count: int) -> int | Non
 
     Args:
         trials: that have finished.
-        baseline: the reference run.
+        reference_run: what was fixed before trial 0.
         count: replicates of each trial that would be claimed.
     """
     originals = [
@@ -31,7 +31,7 @@ def due(trials: Sequence[Finished], baseline: Baseline, count: int) -> int | Non
     if not count or not originals:
         return None
     stacks = [trial.result.reached for trial in originals]
-    found = compared(baseline.objectives, stacks, baseline.noise, baseline.worst)
+    found = compared(reference_run.objectives, stacks, reference_run.noise, reference_run.worst)
     if "quality" in found.unranked:
         # A study that cannot rank claims no place.
         return None

@@ -38,7 +38,6 @@ from archloop.search.workshop import Workshop
 from archloop.space.features import summary
 from archloop.space.genome import Genome
 from archloop.store import reading
-from archloop.store.baseline import Baseline
 from archloop.store.database import Database, Stored
 from archloop.store.folder import StudyFolder
 from archloop.store.identity import Card
@@ -46,6 +45,7 @@ from archloop.store.lock import StudyBusyError
 from archloop.store.opening import opened
 from archloop.store.progress import Event, Progress, Stage, ignore
 from archloop.store.record import Outcome, StudyRecord
+from archloop.store.reference_run import ReferenceRun
 
 
 class Study:
@@ -158,8 +158,8 @@ class _Run:
         with self.meter.stage():
             self._prepare()
         setup_s = self.meter.last
-        baseline = self._baseline(setup_s)
-        worst = baseline.worst
+        reference_run = self._reference_run(setup_s)
+        worst = reference_run.worst
         self.reference_point = tuple(r.mean for r in worst.values.values())
         self.plan.strategy.worst = {name: r.mean for name, r in worst.values.items()}
         left = []
@@ -169,7 +169,7 @@ class _Run:
                 left.append(stored)
             else:
                 self._remember(stored, stored.outcome)
-        self._search(baseline, left)
+        self._search(reference_run, left)
         if self.ended != self.database.attribute("ended"):
             self.database.set_attribute("ended", self.ended)
         self._say("finished", detail=self.ended or "")
@@ -191,39 +191,39 @@ class _Run:
                 "scores would not compare; restore it, or give the recipe another name"
             )
 
-    def _baseline(self, setup_s: float) -> Baseline:
-        kept = self.database.attribute("baseline")
+    def _reference_run(self, setup_s: float) -> ReferenceRun:
+        kept = self.database.attribute("reference_run")
         if kept is not None:
-            return Baseline.model_validate(kept)
+            return ReferenceRun.model_validate(kept)
 
         def announce(stage: Literal["tune", "reference"], detail: str) -> None:
             self._say(stage, -1 if stage == "reference" else None, detail=detail)
 
         self.home.reference().write_spec(self.plan.reference.to_json())
-        baseline = establish(self.plan, self.workshop, self.home, self.key, announce)
-        seconds = {**baseline.seconds, "setup": setup_s, "search": self.meter.lap()}
-        baseline = baseline.model_copy(update={"seconds": seconds})
+        reference_run = establish(self.plan, self.workshop, self.home, self.key, announce)
+        seconds = {**reference_run.seconds, "setup": setup_s, "search": self.meter.lap()}
+        reference_run = reference_run.model_copy(update={"seconds": seconds})
         self.database.set_attribute("spent_s", self._spent_s())
-        self.database.set_attribute("baseline", baseline.model_dump(mode="json"))
-        return baseline
+        self.database.set_attribute("reference_run", reference_run.model_dump(mode="json"))
+        return reference_run
 
     # --- trials -------------------------------------------------------------------------------
 
-    def _search(self, baseline: Baseline, left: list[Stored]) -> None:
+    def _search(self, reference_run: ReferenceRun, left: list[Stored]) -> None:
         """Trials until there are enough, as many at once as the executor has slots.
 
         Args:
-            baseline: the reference run.
+            reference_run: what was fixed before trial 0.
             left: trials that a run before this one began.
         """
         context = trial.Context(
             self.plan,
-            baseline,
+            reference_run,
             self.workshop,
             self.home,
             self.key,
             self.at_rung,
-            lambda: [*baseline.noise, *(trial.result.readings for trial in self.by_number())],
+            lambda: [*reference_run.noise, *(trial.result.readings for trial in self.by_number())],
             self._announce,
         )
         self.began_s = self.meter.total()
@@ -234,36 +234,38 @@ class _Run:
             while len(under_way) < self.executor.num_slots:
                 if not waiting:
                     pending = [each.stored for each in under_way.values()]
-                    stored = self._next(number, baseline, pending)
+                    stored = self._next(number, reference_run, pending)
                     if stored is None:
                         break
                     waiting.append(Trial(context, stored))
                     number += 1
-                self._step(waiting.popleft(), under_way, baseline)
+                self._step(waiting.popleft(), under_way, reference_run)
             if under_way:
                 done = self.workshop.wait()
                 self.database.set_attribute("spent_s", self._spent_s())
                 now = under_way.pop(done.ticket)
                 now.take(done)
-                self._step(now, under_way, baseline)
+                self._step(now, under_way, reference_run)
             elif not waiting:
                 return
 
-    def _next(self, number: int, baseline: Baseline, pending: list[Stored]) -> Stored | None:
+    def _next(
+        self, number: int, reference_run: ReferenceRun, pending: list[Stored]
+    ) -> Stored | None:
         """A new trial, then replicates of what would be claimed; None if none can begin now."""
         told = self.by_number()
         if self.ended is None and number < self.recipe.num_trials:
-            self.ended = ending.reason(self.recipe, told, baseline, self._spent_s())
+            self.ended = ending.reason(self.recipe, told, reference_run, self._spent_s())
             try:
                 if self.ended is None:
-                    return self._ask(number, baseline, pending)
+                    return self._ask(number, reference_run, pending)
             except SpaceExhaustedError as error:
                 self.ended = str(error)
         if any(each.candidate.replicates is None for each in pending):
             # Only when all are told is it known what is replicated.
             return None
         begun = [telling.Finished(each, None, Outcome(state="running")) for each in pending]
-        of = replication.due([*told, *begun], baseline, self.recipe.replicates)
+        of = replication.due([*told, *begun], reference_run, self.recipe.replicates)
         return None if of is None else self._replicate(number, self.told[of])
 
     def _replicate(self, number: int, original: telling.Finished) -> Stored:
@@ -288,7 +290,7 @@ class _Run:
         most = max(self.recipe.space.num_blocks)
         return {name: (count, most) for name, count in summary(self.plan.space, genome).items()}
 
-    def _step(self, now: Trial, under_way: dict[int, Trial], baseline: Baseline) -> None:
+    def _step(self, now: Trial, under_way: dict[int, Trial], reference_run: ReferenceRun) -> None:
         """Have a trial's next job done, or tell how it ended."""
         job = now.advance()
         if job is not None:
@@ -296,7 +298,7 @@ class _Run:
             return
         assert now.outcome is not None
         stored, result = now.stored, now.outcome
-        gain = self._gain(result, baseline)
+        gain = self._gain(result, reference_run)
         seconds = {**result.seconds, "search": self.meter.lap()}
         result = result.model_copy(update={"hypervolume_gain": gain, "seconds": seconds})
         self.database.tell(stored.number, result)
@@ -313,7 +315,7 @@ class _Run:
                 shutil.rmtree(self.home.trial(number).weights, ignore_errors=True)
             self.with_weights &= worth
 
-    def _ask(self, number: int, baseline: Baseline, pending: list[Stored]) -> Stored:
+    def _ask(self, number: int, reference_run: ReferenceRun, pending: list[Stored]) -> Stored:
         """A new trial: the next of the recipe's own specs, or what the strategy proposes."""
         self._say("propose", trial_number=number)
         told = tuple(sorted(self.told))
@@ -328,7 +330,7 @@ class _Run:
                 self.plan.strategy,
                 number,
                 self.recipe.seed,
-                telling.tell(known, baseline.noise, limits),
+                telling.tell(known, reference_run.noise, limits),
                 [
                     Pending(each.number, found, each.candidate.replicates)
                     for each in pending
@@ -350,11 +352,11 @@ class _Run:
         """The trials told, by number, whatever the order in which they ended."""
         return [self.told[number] for number in sorted(self.told)]
 
-    def _gain(self, result: Outcome, baseline: Baseline) -> float | None:
+    def _gain(self, result: Outcome, reference_run: ReferenceRun) -> float | None:
         if result.state != "complete":
             return None
         points = np.vstack([self.front, as_point(result.by_rung[0])])
-        volume = front.hypervolume(points, as_point(baseline.worst))
+        volume = front.hypervolume(points, as_point(reference_run.worst))
         return max(0.0, volume - self.hypervolume)
 
     def _remember(self, stored: Stored, result: Outcome) -> None:

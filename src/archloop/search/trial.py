@@ -24,10 +24,10 @@ from archloop.search.executors.base import Ended, Measure, Train
 from archloop.search.plan import Plan, training_seed
 from archloop.search.rungs import Standings, promoted
 from archloop.search.workshop import Workshop
-from archloop.store.baseline import Baseline
 from archloop.store.database import Stored
 from archloop.store.folder import StudyFolder
 from archloop.store.record import Outcome
+from archloop.store.reference_run import ReferenceRun
 from archloop.store.stages import Profiled
 
 State = Literal["measuring", "training", "ended"]
@@ -46,7 +46,7 @@ class Context(NamedTuple):
     """
 
     plan: Plan
-    baseline: Baseline
+    reference_run: ReferenceRun
     workshop: Workshop
     folder: StudyFolder
     key: str
@@ -134,7 +134,7 @@ class Trial:
             if stage is None:
                 raise _Needed(look)
             seconds[look] = stage.seconds
-            _check_identity(self._context.baseline, stage.value.profiles)
+            _check_identity(self._context.reference_run, stage.value.profiles)
             return stage.value.profiles
 
         first = 1
@@ -181,9 +181,9 @@ class Trial:
             stages.append(stage)
         trained = [stage.value for stage in stages]
         for stage in stages:
-            self._seconds["train"] += stage.seconds - stage.value.seconds_eval
-            self._seconds["evaluate"] += stage.value.seconds_eval
-        values = _objectives(self._context.baseline, self._verdict.profiles, trained)
+            self._seconds["train"] += stage.seconds - stage.value.eval_s
+            self._seconds["evaluate"] += stage.value.eval_s
+        values = _objectives(self._context.reference_run, self._verdict.profiles, trained)
         self._reached.append(values)
         self._diverged = any(rung.diverged for rung in trained)
         if not self._goes_on(index, values):
@@ -192,7 +192,7 @@ class Trial:
 
     def _goes_on(self, index: int, values: Objectives) -> bool:
         """Whether the trial is trained for the next rung, or has been already."""
-        recipe, baseline = self._context.plan.recipe, self._context.baseline
+        recipe, reference_run = self._context.plan.recipe, self._context.reference_run
         if index + 1 == len(recipe.proxy.rungs) or self._diverged:
             return False
         if self._files.load(self._files.rung(index + 1), Rung) is not None:
@@ -200,8 +200,8 @@ class Trial:
         return promoted(
             values,
             self._context.at_rung[index],
-            baseline.noise,
-            baseline.worst,
+            reference_run.noise,
+            reference_run.worst,
             recipe.promote_share,
             [recipe.seed, self.stored.number, index],
         )
@@ -244,7 +244,7 @@ class Trial:
             rung=rung,
             num_steps=recipe.proxy.rungs[rung],
             seed=training_seed(recipe.seed, self.stored.number, seed_index),
-            learning_rate=self._context.baseline.learning_rate(candidate.spec.layout),
+            learning_rate=self._context.reference_run.learning_rate(candidate.spec.layout),
             resume_from=before if before.exists() else None,
             checkpoint_to=None if last or seed_index else self._files.checkpoint(rung),
             weights_to=None if recipe.keep == "none" or seed_index else self._files.weights,
@@ -265,23 +265,23 @@ class Trial:
 
 
 def _objectives(
-    baseline: Baseline, profiles: Mapping[str, Profile], trained: Sequence[Rung]
+    reference_run: ReferenceRun, profiles: Mapping[str, Profile], trained: Sequence[Rung]
 ) -> Objectives:
     """Of the trainings of a rung; if one diverged, they are worth no more than guessing."""
     if not any(rung.diverged for rung in trained):
         scores = [rung.scores for rung in trained]
-        return objectives.objectives(profiles, scores, baseline.admitted)
+        return objectives.objectives(profiles, scores, reference_run.admitted)
     chance = {
         task: score.model_copy(update={"value": score.chance, "standard_error": 0.0})
-        for task, score in baseline.scores.items()
+        for task, score in reference_run.scores.items()
     }
-    return objectives.objectives(profiles, [chance], baseline.admitted)
+    return objectives.objectives(profiles, [chance], reference_run.admitted)
 
 
-def _check_identity(baseline: Baseline, profiles: dict[str, Profile]) -> None:
+def _check_identity(reference_run: ReferenceRun, profiles: dict[str, Profile]) -> None:
     """Measurements compare only where device, runtime, precision and the rest match."""
     for target, profile in profiles.items():
-        expected = baseline.identities[target]
+        expected = reference_run.identities[target]
         if profile.identity != expected:
             fields = [
                 f"{name} was {getattr(expected, name)!r}, is {value!r}"

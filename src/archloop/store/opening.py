@@ -106,7 +106,7 @@ def _in_database(folder: StudyFolder, name: str, url: str | None) -> tuple[Card 
         return None, False
     with closing(database):
         attributes = database.attributes()
-        begun = database.has_trials() or "baseline" in attributes
+        begun = database.has_trials() or "reference_run" in attributes
         if "card" not in attributes and not begun:
             return None, False
         where = f"{folder.path}" if url is None else f"storage: study {name!r}"

@@ -14,12 +14,12 @@ from pydantic import BaseModel
 
 from archloop.errors import UserError
 from archloop.proxy.record import Rung
-from archloop.store.baseline import Baseline, one_rung
 from archloop.store.connection import open_for_reading
 from archloop.store.database import Stored
 from archloop.store.folder import StudyFolder, TrialFolder
 from archloop.store.identity import of_data
 from archloop.store.record import Outcome, StudyRecord, TrialRecord
+from archloop.store.reference_run import ReferenceRun, one_rung
 from archloop.store.stages import Profiled
 
 T = TypeVar("T", bound=BaseModel)
@@ -44,22 +44,22 @@ def read(folder: str | Path, storage: str | None = None) -> StudyRecord:
         attributes = database.attributes()
         card = of_data(attributes.get("card"), str(folder))
         stored = database.trials()
-    baseline = None
-    if "baseline" in attributes:
-        baseline = Baseline.model_validate(attributes["baseline"])
+    reference_run = None
+    if "reference_run" in attributes:
+        reference_run = ReferenceRun.model_validate(attributes["reference_run"])
     trials = [trial_record(home, trial) for trial in stored]
-    reference = None if baseline is None else _reference(home, baseline)
+    reference = None if reference_run is None else _reference(home, reference_run)
     seconds = _seconds(trials if reference is None else [reference, *trials])
     return StudyRecord(
         name=card.name,
         recipe=card.settings,
         environment=attributes.get("environment") or {},
         reference=reference,
-        reference_point=None if baseline is None else baseline.worst,
-        admitted=() if baseline is None else baseline.admitted,
-        dropped={} if baseline is None else baseline.dropped,
-        noise=() if baseline is None else baseline.noise,
-        learning_rates={} if baseline is None else baseline.learning_rates,
+        reference_point=None if reference_run is None else reference_run.worst,
+        admitted=() if reference_run is None else reference_run.admitted,
+        dropped={} if reference_run is None else reference_run.dropped,
+        noise=() if reference_run is None else reference_run.noise,
+        learning_rates={} if reference_run is None else reference_run.learning_rates,
         ended=attributes.get("ended"),
         trials=tuple(trials),
         seconds_by_stage=seconds,
@@ -113,23 +113,23 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
     )
 
 
-def _reference(home: StudyFolder, baseline: Baseline) -> TrialRecord:
-    files = _Files(home.reference(), baseline.files)
+def _reference(home: StudyFolder, reference_run: ReferenceRun) -> TrialRecord:
+    files = _Files(home.reference(), reference_run.files)
     profiled = files.read(TrialFolder.profile(1), Profiled)
     rungs = []
-    for index in range(len(baseline.objectives)):
+    for index in range(len(reference_run.objectives)):
         names = files.names(TrialFolder.rung(index, 0).removesuffix("0"))
         by_seed = [rung for name in names if (rung := files.read(name, Rung)) is not None]
         if len(by_seed) == len(names):
             rungs.append(one_rung(by_seed))
     return TrialRecord(
-        **dict(baseline.candidate),
+        **dict(reference_run.candidate),
         state="complete",
-        by_rung=baseline.objectives,
-        files=baseline.files,
-        seconds=baseline.seconds,
+        by_rung=reference_run.objectives,
+        files=reference_run.files,
+        seconds=reference_run.seconds,
         number=-1,
-        costs=baseline.costs,
+        costs=reference_run.costs,
         profiles={} if profiled is None else profiled.profiles,
         left_out={} if profiled is None else profiled.left_out,
         rungs=tuple(rungs),

@@ -24,7 +24,7 @@ class Compression(Task):
     loss = "reconstruction"
 
     class Config(TaskConfig):
-        """MAD's baseline."""
+        """MAD's default setting."""
 
         vocab_size: int = Field(default=16, ge=3, le=MAX_SIZE)
         seq_len: int = Field(default=32, ge=2, le=MAX_SIZE)

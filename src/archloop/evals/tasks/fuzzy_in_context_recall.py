@@ -26,7 +26,7 @@ class FuzzyInContextRecall(Task):
     category = "recall"
 
     class Config(TaskConfig):
-        """MAD's baseline; the last token of the vocabulary pads."""
+        """MAD's default setting; the last token of the vocabulary pads."""
 
         vocab_size: int = Field(default=16, ge=5, le=MAX_SIZE)
         seq_len: int = Field(default=128, ge=8, le=MAX_SIZE)

@@ -24,7 +24,7 @@ class InContextRecall(Task):
     category = "recall"
 
     class Config(TaskConfig):
-        """MAD's baseline; `num_train` is the size of its training set."""
+        """MAD's default setting; `num_train` is the size of its training set."""
 
         vocab_size: int = Field(default=16, ge=4, le=MAX_SIZE)
         seq_len: int = Field(default=128, ge=4, le=MAX_SIZE, multiple_of=2)

@@ -23,7 +23,7 @@ class Memorization(Task):
     shares_examples: ClassVar[bool] = True
 
     class Config(TaskConfig):
-        """MAD's baseline."""
+        """MAD's default setting."""
 
         vocab_size: int = Field(default=256, ge=4, le=MAX_SIZE)
         seq_len: int = Field(default=32, ge=2, le=MAX_SIZE, multiple_of=2)

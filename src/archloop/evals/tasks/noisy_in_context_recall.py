@@ -22,7 +22,7 @@ class NoisyInContextRecall(Task):
     category = "recall"
 
     class Config(TaskConfig):
-        """MAD's baseline: 16 of the 32 tokens are noise."""
+        """MAD's default setting: 16 of the 32 tokens are noise."""
 
         vocab_size: int = Field(default=32, ge=5, le=MAX_SIZE)
         noise_vocab_size: int = Field(default=16, ge=1, le=MAX_SIZE)

@@ -20,7 +20,7 @@ class SelectiveCopying(Task):
     category = "copying"
 
     class Config(TaskConfig):
-        """MAD's baseline."""
+        """MAD's default setting."""
 
         vocab_size: int = Field(default=16, ge=4, le=MAX_SIZE)
         seq_len: int = Field(default=256, ge=5, le=MAX_SIZE)

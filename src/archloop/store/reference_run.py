@@ -12,7 +12,7 @@ from archloop.ranking.record import Objectives, Readings
 from archloop.store.record import Candidate, Costs, FamilyRate
 
 
-class Baseline(BaseModel):
+class ReferenceRun(BaseModel):
     """What was fixed before trial 0; an attribute of the study.
 
     Attributes:
@@ -51,7 +51,7 @@ class Baseline(BaseModel):
 def averaged(by_seed: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
     """Scores averaged over seeds, with the standard error over examples.
 
-    How much seeds differ is a noise of its own (`Baseline.noise`).
+    How much seeds differ is a noise of its own (`ReferenceRun.noise`).
     """
     count = len(by_seed)
     averaged = {}

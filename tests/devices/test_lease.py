@@ -3,13 +3,19 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 
-from archloop.devices.lease import LeaseCancelledError, lease
+from archloop.devices import host
+from archloop.devices.choice import DeviceChoice
+from archloop.devices.host import card_name, training_claims
+from archloop.devices.lease import Claim, LeaseCancelledError, exclude, held, lease
 
 fork = multiprocessing.get_context("fork")
 
@@ -109,3 +115,74 @@ def test_a_killed_process_frees_its_lease(tmp_path):
     worker.join()
     with lease("host", alone=True, folder=tmp_path):
         pass
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+
+def test_a_card_is_measured_beside_trainings_that_are_not_on_it():
+    here, second = DeviceChoice().open(), DeviceChoice(name="host", gpu=1).open()
+    assert not exclude(second.claims(on_card=True), training_claims("cuda:0"))
+    assert not exclude(second.claims(on_card=True), training_claims("cpu"))
+    assert exclude(second.claims(on_card=True), training_claims("cuda:1"))
+    assert exclude(here.claims(on_card=True), training_claims("cuda"))
+    assert exclude(here.claims(on_card=True), here.claims(on_card=True))
+    assert not exclude(training_claims("cuda:1"), training_claims("cuda:1"))
+    for device in ("cpu", "cuda:0"):
+        assert exclude(here.claims(on_card=False), training_claims(device))
+    phone = DeviceChoice(name="android", serial="abc").open()
+    assert not exclude(phone.claims(on_card=False), training_claims("cpu"))
+    assert exclude(phone.claims(on_card=False), here.claims(on_card=False))
+
+
+def test_one_machine_is_one_however_it_is_logged_in_to():
+    one = DeviceChoice(name="ssh", host="box", user="a").open()
+    assert one.address == DeviceChoice(name="ssh", host="box", user="b", python="p").open().address
+    assert one.address != DeviceChoice(name="ssh", host="box", port=2222).open().address
+
+
+def test_a_card_has_one_name_whatever_a_process_may_see(monkeypatch):
+    monkeypatch.setattr(host, "_uuids", lambda: ("GPU-aa", "GPU-bb", "GPU-cc"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert card_name(2) == "host card 2"
+    for listed, index in (("1,2", 1), ("2", 0), ("GPU-cc", 0), ("GPU-aa,GPU-cc", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+        assert card_name(index) == "host card 2", listed
+
+
+def test_work_that_takes_several_devices_never_waits_in_a_circle(tmp_path):
+    wanted = [
+        [Claim("a", False), Claim("b", True)],
+        [Claim("b", False), Claim("a", True)],
+        [Claim("a", True)],
+        [Claim("b", True)],
+    ]
+    ended = []
+
+    def work(claims: list[Claim]) -> None:
+        for _ in range(20):
+            with held(claims, folder=tmp_path):
+                time.sleep(0.001)
+        ended.append(claims)
+
+    threads = [threading.Thread(target=work, args=(claims,), daemon=True) for claims in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(ended) == len(wanted)
+
+
+def test_processes_with_other_temporary_folders_share_a_lease(tmp_path):
+    name = f"test {uuid.uuid4()}"
+    code = (
+        "import sys; from archloop.devices.lease import *\n"
+        "with lease(sys.argv[1], alone=True, cancelled=lambda: True): print('had it')"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code, name]
+    with lease(name, alone=False):
+        told = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert "LeaseCancelledError" in told.stderr
+    told = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert told.stdout == "had it\n"

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from archloop.cli import app
+from archloop.devices import lease
 from archloop.profiling import protocol
 from archloop.profiling.summary import profile_from_samples
 from profiling.samples import pair, process, samples
@@ -54,3 +55,23 @@ def test_a_device_comes_with_its_settings(asked: Asked, tmp_path: Path) -> None:
     assert named["reference"] is None
     status, _, problem = run("lfm2-350m", "--device", "ssh:box")
     assert (status, "'box' has no value" in problem) == (2, True)
+
+
+def test_it_takes_the_device_while_it_measures(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measure, free = protocol.profile, []
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        try:
+            with lease.lease("host", alone=False, cancelled=lambda: True):
+                free.append("host")
+        except lease.LeaseCancelledError:
+            pass
+        return measure(*arguments, **named)
+
+    monkeypatch.setattr(lease, "FOLDER", tmp_path / "leases")
+    monkeypatch.setattr(protocol, "profile", watched)
+    assert run("lfm2-350m", "--contexts", "100")[0] == 0
+    assert len(asked) == 1
+    assert not free

@@ -33,6 +33,7 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model with random weights: TTFT, prefill, decode, peak memory."""
+    from archloop.devices.lease import held
     from archloop.profiling import ProfileConfig, Target, table
     from archloop.profiling import profile as measure
 
@@ -57,15 +58,17 @@ def profile(
         tempfile.TemporaryDirectory() as scratch,
         Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar,
     ):
-        task = bar.add_task("starting", total=1.0)
-        measured = measure(
-            spec,
-            target,
-            config,
-            reference=other,
-            directory=output or Path(scratch),
-            progress=lambda share, what: bar.update(task, completed=share, description=what),
-        )
+        target.check()
+        task = bar.add_task("waiting until the device is free", total=1.0)
+        with held(target.claims()):
+            measured = measure(
+                spec,
+                target,
+                config,
+                reference=other,
+                directory=output or Path(scratch),
+                progress=lambda share, what: bar.update(task, completed=share, description=what),
+            )
     if as_json:
         print_json(measured.model_dump(mode="json"))
         return

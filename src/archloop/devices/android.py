@@ -56,6 +56,10 @@ class Android(Device):
 
     config: Config
 
+    @property
+    def address(self) -> str:
+        return f"android {self.config.serial or 'the only one'}"
+
     @classmethod
     def missing(cls) -> str | None:
         if shutil.which("adb"):

@@ -16,6 +16,7 @@ from typing import IO, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from archloop.devices.lease import Claim
 from archloop.errors import UserError
 
 QUIET_CORES = 0.25
@@ -153,6 +154,21 @@ class Device(ABC):
                 return True
             if time.monotonic() >= deadline:
                 return False
+
+    def claims(self, on_card: bool) -> tuple[Claim, ...]:
+        """What a measurement takes: the device alone, and a share of this machine, which exports.
+
+        Args:
+            on_card: the engine computes on a graphics card.
+        """
+        del on_card
+        return Claim("host", alone=False), Claim(self.address, alone=True)
+
+    @property
+    def address(self) -> str:
+        """What tells this device from all others that can be reached from here."""
+        settings = self.config.model_dump(exclude_none=True, exclude_defaults=True)
+        return " ".join([self.name, *(f"{key}={settings[key]}" for key in sorted(settings))])
 
     @abstractmethod
     def push(self, local: Path) -> str:

@@ -16,7 +16,10 @@ from pydantic import Field
 from archloop.devices import linux
 from archloop.devices.base import Accelerator, Device, DeviceInfo, Readings
 from archloop.devices.cores import usable_cores
+from archloop.devices.lease import Claim
 
+HOST = "host"
+"""What this machine's own lease goes by."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -53,6 +56,14 @@ class Host(Device):
             time_s=time.monotonic(),
             ticks=os.sysconf("SC_CLK_TCK"),
         )
+
+    def claims(self, on_card: bool) -> tuple[Claim, ...]:
+        # What computes on a card leaves the machine to others, which may train on other cards.
+        if not on_card:
+            return (Claim(HOST, alone=True),)
+        gpu = self.config.gpu
+        card = card_name(0) if gpu is None else f"{HOST} card {gpu}"
+        return Claim(HOST, alone=False), Claim(card, alone=True)
 
     def push(self, local: Path) -> str:
         return str(local.resolve())
@@ -91,11 +102,51 @@ class Host(Device):
                     f"device host has no gpu {self.config.gpu}; nvidia-smi lists {len(cards)}"
                 )
             return (cards[self.config.gpu],)
-        visible = [word.strip() for word in os.environ.get(_VISIBLE, "").split(",")]
-        if _VISIBLE not in os.environ or any(word.startswith(("GPU-", "MIG-")) for word in visible):
+        visible = _visible()
+        if visible is None or any(word.startswith(("GPU-", "MIG-")) for word in visible):
             return cards
         chosen = [int(word) for word in visible if word.isdigit()]
         return tuple(cards[index] for index in chosen if index < len(cards))
+
+
+def training_claims(torch_device: str) -> tuple[Claim, ...]:
+    """What a training on this machine takes: a share of it, and of its graphics card.
+
+    Args:
+        torch_device: in PyTorch's words: ``cpu``, ``cuda`` or ``cuda:1``.
+    """
+    kind, _, index = torch_device.partition(":")
+    here = Claim(HOST, alone=False)
+    if kind != "cuda":
+        return (here,)
+    return here, Claim(card_name(int(index or 0)), alone=False)
+
+
+def card_name(index: int) -> str:
+    """What all processes of this machine call a card that this one counts by what it may see."""
+    visible = _visible()
+    if visible is None:
+        return f"{HOST} card {index}"
+    word = visible[index] if index < len(visible) else str(index)
+    matching = [place for place, uuid in enumerate(_uuids()) if word and uuid.startswith(word)]
+    return f"{HOST} card {matching[0] if matching else word}"
+
+
+def _visible() -> list[str] | None:
+    """What `_VISIBLE` lists; None where it is not set, and all cards are to be seen."""
+    if _VISIBLE not in os.environ:
+        return None
+    return [word.strip() for word in os.environ[_VISIBLE].split(",")]
+
+
+@cache
+def _uuids() -> tuple[str, ...]:
+    """Of this machine's cards, in the order in which nvidia-smi counts them."""
+    if shutil.which(linux.NVIDIA_SMI[0]) is None:
+        return ()
+    command = [linux.NVIDIA_SMI[0], "--query-gpu=uuid", "--format=csv,noheader"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    return tuple(told.stdout.split()) if told.returncode == 0 else ()
 
 
 @cache

@@ -2,8 +2,9 @@
 
 A measurement beside anything else on the same device measures both, and two at once spoil each
 other. So a measurement takes the device's lease alone, and a training shares it with other
-trainings. The lease is a lock on a file of this machine: it holds between threads, processes and
-studies, and the system frees it however its process ends.
+trainings. What work takes is a list of claims: a graphics card is measured with the card alone and
+a share of its machine. The lease is a lock on a file of this machine: it holds between threads,
+processes, studies and users, and the system frees it however its process ends.
 
 Who waits to measure keeps the gate, at which new trainings queue, so that one training after
 another cannot keep a measurement from its turn for ever.
@@ -12,12 +13,14 @@ another cannot keep a measurement from its turn for ever.
 import fcntl
 import os
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+FOLDER = Path("/tmp/archloop-leases")
+"""One for the machine, whatever a user's or a study's own folder of temporary files is."""
 POLL_S = 0.05
 
 
@@ -25,8 +28,41 @@ class LeaseCancelledError(RuntimeError):
     """Who waited for a device was told not to wait any longer."""
 
 
+class Claim(NamedTuple):
+    """A device that work takes.
+
+    Attributes:
+        name: what its users call it, such as ``host`` or ``host card 0``.
+        alone: for a measurement; what only needs a share does not disturb others that do.
+    """
+
+    name: str
+    alone: bool
+
+    def excludes(self, other: "Claim") -> bool:
+        """Whether both cannot be held at once."""
+        return self.name == other.name and (self.alone or other.alone)
+
+
+def exclude(first: Sequence[Claim], second: Sequence[Claim]) -> bool:
+    """Whether two pieces of work cannot be done at once."""
+    return any(one.excludes(other) for one in first for other in second)
+
+
 def _never() -> bool:
     return False
+
+
+@contextmanager
+def held(
+    claims: Sequence[Claim], *, cancelled: Callable[[], bool] = _never, folder: Path | None = None
+) -> Iterator[None]:
+    """Wait for all devices that work takes, and hold them. Arguments and errors as `lease`."""
+    with ExitStack() as stack:
+        # In one order for all, so that no two wait for what the other holds.
+        for name, alone in sorted(claims):
+            stack.enter_context(lease(name, alone=alone, cancelled=cancelled, folder=folder))
+        yield
 
 
 @contextmanager
@@ -40,22 +76,26 @@ def lease(
     """Wait for a device and hold it.
 
     Args:
-        device: what its users call it, such as ``host`` or ``host cuda:0``.
+        device: what its users call it, as a claim's name.
         alone: for a measurement; trainings share.
         cancelled: asked while waiting.
-        folder: of the locks; by default one that all users of this machine share.
+        folder: of the locks, made if missing; `FOLDER` if None.
 
     Raises:
         LeaseCancelledError: `cancelled` said so.
         OSError: the lock's file cannot be made.
     """
-    folder = _shared_folder() if folder is None else folder
+    folder = FOLDER if folder is None else folder
+    _make(folder)
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", device)
     gate, held = (_open(folder / f"{name}.{kind}") for kind in ("gate", "lease"))
     try:
         _take(gate, fcntl.LOCK_EX, cancelled)
         _take(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, cancelled)
         fcntl.flock(gate, fcntl.LOCK_UN)
+        # Systems clear such folders of files that nobody has used for days.
+        for handle in (gate, held):
+            os.utime(handle)
         yield
     finally:
         # Closing frees both.
@@ -86,11 +126,9 @@ def _open(path: Path) -> int:
     return handle
 
 
-def _shared_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / "archloop-leases"
+def _make(folder: Path) -> None:
     try:
         folder.mkdir()
         folder.chmod(0o1777)
     except FileExistsError:
         pass
-    return folder

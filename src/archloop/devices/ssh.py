@@ -73,6 +73,12 @@ class Ssh(Device):
 
     config: Config
 
+    @property
+    def address(self) -> str:
+        # As another user, or with another Python, it is the same machine.
+        port = "" if self.config.port is None else f" {self.config.port}"
+        return f"ssh {self.config.host}{port}"
+
     @classmethod
     def missing(cls) -> str | None:
         if shutil.which("ssh"):

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from archloop import registry
 from archloop.devices.choice import DeviceChoice
+from archloop.devices.lease import Claim
 from archloop.errors import UserError
+from archloop.runtimes.base import Runtime
 
 MAX_THREADS = 1024
 
@@ -41,6 +43,11 @@ class Target(BaseModel):
     @classmethod
     def _ascending(cls, contexts: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(contexts)))
+
+    def claims(self) -> tuple[Claim, ...]:
+        """What measuring on it takes; names must have been checked."""
+        runtime: Runtime = registry.get("runtimes", self.runtime)()
+        return self.device.open().claims(runtime.on_card)
 
     def check(self, where: str = "") -> None:
         """Refuse names, settings and quantisations that there are not; nothing is reached.

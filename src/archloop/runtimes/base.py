@@ -142,11 +142,13 @@ class Runtime(ABC):
         parity_tolerance: by quantisation, how far logits may be from those of eager PyTorch (at
             `reference_dtype`), in standard deviations of the logits. Where eager PyTorch itself
             rounds more than that, twice its own distance from float32 is allowed.
+        on_card: it computes on a graphics card, which a measurement then needs alone.
     """
 
     name: ClassVar[str] = ""
     quants: ClassVar[tuple[str, ...]] = ()
     parity_tolerance: ClassVar[Mapping[str, float]] = {}
+    on_card: ClassVar[bool] = False
 
     # --- what a subclass writes -------------------------------------------------------------
 

@@ -4,13 +4,14 @@ import platform
 import queue
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from archloop.devices.cores import usable_cores
-from archloop.devices.lease import lease
+from archloop.devices.host import training_claims
+from archloop.devices.lease import held
 from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
 from archloop.profiling.record import Profile
@@ -20,16 +21,14 @@ from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
 from archloop.search.evaluator import CandidateFailed, Unsupported
+from archloop.search.executors.places import places
 from archloop.search.meter import waited_for
 from archloop.search.recipe.recipe import Recipe
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
 from archloop.version import __version__
-from archloop.workers.cancelling import is_cancelled
+from archloop.workers.cancelling import POLL_S, check, is_cancelled
 from archloop.workers.deaths import WorkerError
-
-HOST = "host"
-"""What the lease of this machine goes by, where trainings run and exports are made."""
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 
@@ -61,8 +60,7 @@ class HardwareEvaluator:
         self._cache = usable_cache_dir(artifacts / "cache")
         self._threads = recipe.threads or usable_cores()
         limit_s = recipe.time_limits.train_s
-        devices = recipe.executor.devices or (recipe.proxy.device,) * recipe.executor.workers
-        self._all_places = [_Place(name, Trainer(limit_s)) for name in devices]
+        self._all_places = [_Place(name, Trainer(limit_s)) for name in places(recipe)]
         self._places: queue.Queue[_Place] = queue.Queue()
         for place in self._all_places:
             self._places.put(place)
@@ -92,7 +90,7 @@ class HardwareEvaluator:
         profiles, left_out = {}, {}
         for name, target in self._recipe.targets.items():
             try:
-                with waited_for(_leased(target)):
+                with waited_for(held(target.claims(), cancelled=is_cancelled)):
                     profiles[name] = self._profile(target, spec, reference, look, directory / name)
             except Unsupported as reason:
                 if not target.optional:
@@ -102,10 +100,23 @@ class HardwareEvaluator:
 
     def train(self, job: TrainJob, directory: Path) -> Rung:
         """As `Evaluator.train`."""
-        place = self._places.get()
+        with (
+            waited_for(self._free_place()) as place,
+            waited_for(held(training_claims(place.device), cancelled=is_cancelled)),
+        ):
+            return self._train(job, directory, place)
+
+    @contextmanager
+    def _free_place(self) -> Iterator["_Place"]:
+        """One that is free, waited for."""
+        while True:
+            try:
+                place = self._places.get(timeout=POLL_S)
+                break
+            except queue.Empty:
+                check()
         try:
-            with waited_for(lease(HOST, alone=False, cancelled=is_cancelled)):
-                return self._train(job, directory, place)
+            yield place
         finally:
             self._places.put(place)
 
@@ -170,21 +181,3 @@ class HardwareEvaluator:
             if error.kind == "unsupported" and error.role == "candidate":
                 raise Unsupported(f"{target.runtime}: {error.detail}") from error
             raise CandidateFailed(f"profiling: {error}") from error
-
-
-@contextmanager
-def _leased(target: Target) -> Iterator[None]:
-    """The target's device alone; exports for one elsewhere take their share of this machine.
-
-    A card of this machine is measured with the whole machine alone: a training beside it would
-    take the processor that launches its kernels, or the card itself.
-    """
-    device = target.device
-    name = " ".join([device.name, *(f"{k}={v}" for k, v in sorted(device.settings.items()))])
-    if device.name == HOST:
-        name = HOST
-    with ExitStack() as stack:
-        if name != HOST:
-            stack.enter_context(lease(HOST, alone=False, cancelled=is_cancelled))
-        stack.enter_context(lease(name, alone=True, cancelled=is_cancelled))
-        yield

@@ -7,7 +7,9 @@ and the `Stopwatch` of the job, which its thread started, leaves that out.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 """Seconds from some fixed point, never going back."""
 
@@ -30,17 +32,17 @@ class Stopwatch:
 
 
 @contextmanager
-def waited_for(turn: AbstractContextManager[None]) -> Iterator[None]:
+def waited_for(turn: AbstractContextManager[T]) -> Iterator[T]:
     """Inside, it is this thread's turn; what it waited until then is no time of its job's."""
     watch = _watch.get()
     with ExitStack() as stack:
         began = 0.0 if watch is None else watch.clock()
         try:
-            stack.enter_context(turn)
+            given = stack.enter_context(turn)
         finally:
             if watch is not None:
                 watch.waited += watch.clock() - began
-        yield
+        yield given
 
 
 class Meter:

@@ -25,6 +25,7 @@ from archloop.ranking.reliability import seeds_needed
 from archloop.ranking.table import table
 from archloop.search import ends
 from archloop.search.evaluator import Evaluator
+from archloop.search.executors.places import places
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import homogeneous
 from archloop.space import size
@@ -128,7 +129,7 @@ def seconds(plan: Plan, found: Probe) -> dict[str, float]:
     expected of independent objectives.
     """
     recipe = plan.recipe
-    rungs, workers = recipe.proxy.rungs, recipe.executor.workers
+    rungs, workers = recipe.proxy.rungs, len(places(recipe))
     climbing = math.fsum(
         found.train_s * steps / rungs[0] * recipe.promote_share ** (rung + 1)
         for rung, steps in enumerate(rungs[1:])

@@ -26,6 +26,7 @@ from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
 from archloop.search.executors.base import Executor
 from archloop.search.executors.local import Local
+from archloop.search.executors.places import num_jobs
 from archloop.search.executors.serial import Serial
 from archloop.search.keeping import on_a_front
 from archloop.search.meter import Clock, Meter
@@ -112,10 +113,10 @@ class Study:
         return reading.read(self.folder, self.recipe.storage)
 
     def _executor(self, evaluator: Evaluator) -> Executor:
-        workers = self.recipe.executor.workers
-        if workers == 1:
+        jobs = num_jobs(self.recipe)
+        if jobs == 1:
             return Serial(evaluator, self._clock)
-        return Local(evaluator, self._clock, workers)
+        return Local(evaluator, self._clock, jobs)
 
     def _hardware(self) -> Evaluator:
         from archloop.search.hardware import HardwareEvaluator

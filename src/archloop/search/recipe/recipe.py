@@ -123,13 +123,20 @@ class ExecutorSection(_Section):
     results, which is kept with it.
 
     Attributes:
-        workers: jobs at once, each in a process of its own.
+        name: ``local``, this machine.
+        workers: jobs at once, each in a process of its own. None: `per_device` trainings on each
+            card of the machine where `proxy.device` is ``cuda``, and one otherwise; one job more
+            where some target can be measured while trainings go on.
         devices: of trainings, such as ``[cuda:0, cuda:1]``, one training on each entry at a time;
-            an entry that is named twice takes two. Empty: `proxy.device`, shared by all.
+            an entry that is named twice takes two. Empty: `proxy.device`, where ``cuda`` means
+            all cards in turn.
+        per_device: trainings at once on each card; small ones leave a card idle in between.
     """
 
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    name: Literal["local"] = "local"
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     devices: tuple[str, ...] = ()
+    per_device: Annotated[int, Field(ge=1, le=64)] = 1
 
 
 class Recipe(_Section):

@@ -1,0 +1,41 @@
+"""Where trainings run on this machine, and how many jobs its devices allow at once."""
+
+from collections.abc import Sequence
+
+from archloop.devices.host import training_claims
+from archloop.devices.lease import exclude
+from archloop.search.recipe.recipe import Recipe
+
+
+def places(recipe: Recipe) -> tuple[str, ...]:
+    """The device of each training that may run at once, in PyTorch's words."""
+    asked = recipe.executor
+    if asked.devices:
+        return asked.devices
+    devices = _devices(recipe.proxy.device)
+    count = asked.workers or len(devices) * asked.per_device
+    return tuple(devices[index % len(devices)] for index in range(count))
+
+
+def num_jobs(recipe: Recipe) -> int:
+    """Jobs at once: what the recipe says, or as many as keep the machine busy."""
+    asked = recipe.executor
+    if asked.workers is not None:
+        return asked.workers
+    training = places(recipe)
+    targets = [target.claims() for target in recipe.targets.values()]
+    claims = [training_claims(device) for device in training]
+    # A measurement beside trainings is a job more; where it excludes them all it takes the turn of
+    # one of them.
+    overlaps = any(not exclude(one, other) for one in targets for other in claims)
+    return len(training) + overlaps
+
+
+def _devices(name: str) -> Sequence[str]:
+    """All cards, where a card is asked for and not which one."""
+    if name != "cuda":
+        return (name,)
+    import torch
+
+    count = torch.cuda.device_count()
+    return [f"cuda:{index}" for index in range(count)] if count > 1 else (name,)

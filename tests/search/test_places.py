@@ -1,0 +1,41 @@
+"""How many jobs at once, and where, if the recipe leaves it to the machine."""
+
+import pytest
+import torch
+
+from archloop.search.executors.places import num_jobs, places
+from archloop.search.recipe.recipe import Recipe
+from search.stand_in import CONTEXTS, recipe
+
+PHONE = {"phone": {"device": "android", "contexts": list(CONTEXTS)}}
+CARD = {"card": {"runtime": "torch_cuda", "quant": "bf16", "contexts": list(CONTEXTS)}}
+
+
+def asked(num_cards: int, **changes: object) -> Recipe:
+    proxy = {"rungs": [10], "device": "cuda" if num_cards else "cpu"}
+    return recipe(proxy=proxy, **changes)
+
+
+@pytest.mark.parametrize(
+    ("num_cards", "changes", "devices", "jobs"),
+    [
+        (0, {}, ["cpu"], 1),
+        (0, {"targets": PHONE}, ["cpu"], 2),
+        (0, {"executor": {"workers": 3}}, ["cpu"] * 3, 3),
+        (1, {}, ["cuda"], 1),
+        (1, {"targets": CARD}, ["cuda"], 1),
+        (1, {"targets": CARD, "executor": {"per_device": 2}}, ["cuda"] * 2, 2),
+        (1, {"targets": PHONE}, ["cuda"], 2),
+        # The card that is measured is the first; trainings on the others go on beside it.
+        (3, {"targets": CARD}, ["cuda:0", "cuda:1", "cuda:2"], 4),
+        (2, {"executor": {"per_device": 2}}, ["cuda:0", "cuda:1"] * 2, 4),
+        (3, {"executor": {"workers": 2}}, ["cuda:0", "cuda:1"], 2),
+        (3, {"executor": {"devices": ["cuda:2"]}}, ["cuda:2"], 1),
+    ],
+)
+def test_as_many_as_the_machine_has(monkeypatch, num_cards, changes, devices, jobs):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_cards)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    settings = asked(num_cards, **{"budgets": [], **changes})
+    assert list(places(settings)) == devices
+    assert num_jobs(settings) == jobs

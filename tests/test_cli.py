@@ -84,7 +84,7 @@ def test_a_folder_is_scored_before_a_preset_of_its_name(
     name = min(presets.names())
     Path(name).mkdir()
     # A model of random weights would be built here.
-    monkeypatch.setattr("archloop.cli.eval.load_spec", lambda _: pytest.fail("the preset"))
+    monkeypatch.setattr("archloop.cli.models.load_spec", lambda _: pytest.fail("the preset"))
     status, _, err = run("eval", name, "--tasks", "addition", "--limit", "2")
     assert (status, "config.json" in err) == (2, True)
 
@@ -157,7 +157,7 @@ def test_a_bug_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(_: str) -> None:
         raise ValueError("operands could not be broadcast together")
 
-    monkeypatch.setattr("archloop.cli.profile.load_spec", wrong)
+    monkeypatch.setattr("archloop.cli.models.load_spec", wrong)
     result = CliRunner().invoke(app, ["profile", "lfm2-350m"])
     assert result.exit_code == 1
     assert isinstance(result.exception, ValueError)
@@ -168,7 +168,7 @@ def test_an_interrupted_command_says_whether_it_can_go_on(monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr("archloop.search.recipe.recipe.load", stop)
-    monkeypatch.setattr("archloop.cli.profile.load_spec", stop)
+    monkeypatch.setattr("archloop.cli.models.load_spec", stop)
     assert run("search", "any.yaml")[::2] == (
         130,
         "stopped; the same command goes on from here\n",

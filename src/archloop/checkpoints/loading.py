@@ -64,7 +64,21 @@ def load(
     return decoder
 
 
+def read_spec(path_or_hub_id: str | Path, *, revision: str | None = None) -> StackSpec:
+    """The stack that a checkpoint's configuration describes; its weights are not looked at.
+
+    Raises:
+        UserError: as `load`, of the configuration.
+    """
+    return _described(hub.resolve(path_or_hub_id, revision))[0]
+
+
 def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str) -> Decoder:
+    return _fill(folder, *_described(folder), dtype, device)
+
+
+def _described(folder: Path) -> tuple[StackSpec, tuple[Layout, dict[str, Any]] | None]:
+    """A folder's stack, and its family's layout with the configuration, or None for our own."""
     spec_text = files.read_text(folder, files.SPEC)
     if spec_text is not None:
         try:
@@ -72,7 +86,7 @@ def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str) -
             cost.check(spec)
         except ValueError as error:
             raise UserError(f"{folder / files.SPEC}: {error}") from error
-        return _fill(folder, spec, None, dtype, device)
+        return spec, None
     config = files.read_json(folder, files.CONFIG)
     if config is None:
         raise UserError(
@@ -84,7 +98,7 @@ def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str) -
         spec = layout.read(config)
     except ValueError as error:
         raise UserError(f"{folder / files.CONFIG}: {error}") from error
-    return _fill(folder, spec, (layout, config), dtype, device)
+    return spec, (layout, config)
 
 
 def _fill(

@@ -1,28 +1,22 @@
 """`archloop eval`: score a model on a suite, or train and test a layout by MAD's protocol."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from archloop.cli.command import AsJson, command, print_json, stderr
-from archloop.cli.models import load_spec
+from archloop.cli.models import MODEL_HELP, Named, Trial, find
+from archloop.cli.subject import open_subject
 from archloop.errors import UserError
-
-if TYPE_CHECKING:
-    from archloop.evals.decoder_model import DecoderModel
 
 
 @command(resumes=True)
 def eval(  # noqa: A001  (a command has its function's name)
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A checkpoint's folder or hub id; a preset or spec's .json (random weights)."
-        ),
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
+    trial: Trial = None,
     suite: Annotated[str, typer.Option(help="quick, full, or mad.")] = "quick",
     tasks: Annotated[str | None, typer.Option(help="Some of the suite, by commas.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Name the evaluations and end.")] = False,
@@ -40,6 +34,9 @@ def eval(  # noqa: A001  (a command has its function's name)
 ) -> None:
     """Score a model on a suite of evaluations; goes on where it was stopped.
 
+    A study's trial is asked as its proxy, or as trained by archloop train. An artifact's engine is
+    asked token by token, with at most 4,096 steps a request.
+
     Suite mad trains: a spec file is taken as it is; of a preset, the order of mixers, at MAD's
     width of 128.
     """
@@ -49,16 +46,17 @@ def eval(  # noqa: A001  (a command has its function's name)
     if suite == "mad" and (listing or limit is not None or seed):
         raise UserError("--list, --limit and --seed belong to the other suites; mad trains")
     if model is None and not listing:
-        raise UserError("name a model: a checkpoint's folder, a preset, or a spec's .json file")
+        raise UserError("name a model: a checkpoint's folder, a study's trial, a preset, ...")
     if suite == "mad":
         assert model is not None
-        _mad(model, chosen, quick, output or Path("runs/mad"), device, as_json)
+        _mad(find(model, trial), chosen, quick, output or Path("runs/mad"), device, as_json)
     elif listing:
         _list(suite, chosen, as_json)
     else:
         assert model is not None
-        folder = output or Path("runs/eval") / Path(model).name
-        _score(model, suite, chosen, folder, (seed, limit, batch_size), device, as_json)
+        named = find(model, trial)
+        folder = output or Path("runs/eval") / Path(named.label).name
+        _score(named, suite, chosen, folder, (seed, limit, batch_size), device, as_json)
 
 
 def _list(suite: str, chosen: list[str], as_json: bool) -> None:
@@ -76,7 +74,7 @@ def _list(suite: str, chosen: list[str], as_json: bool) -> None:
 
 
 def _score(
-    model: str,
+    model: Named,
     suite: str,
     chosen: list[str],
     folder: Path,
@@ -88,7 +86,7 @@ def _score(
 
     seed, limit, batch_size = numbers
     evaluations = suites.load(suite, chosen)
-    asked, identity = _subject(model, device, batch_size)
+    asked, identity = open_subject(model, device, batch_size)
 
     def tell(result: runner.Result, is_known: bool) -> None:
         score = result.score
@@ -105,7 +103,9 @@ def _score(
             name: {**r.score.model_dump(), "normalized": r.score.normalized, "seconds": r.seconds}
             for name, r in results.items()
         }
-        print_json({"model": model, "identity": identity, "scores": scores, **summary._asdict()})
+        print_json(
+            {"model": model.label, "identity": identity, "scores": scores, **summary._asdict()}
+        )
         return
     table = Table("evaluation", "category", "score", "error", "chance", "0 to 1", box=None)
     for name, result in results.items():
@@ -118,63 +118,8 @@ def _score(
     Console().print(table)
 
 
-def _subject(model: str, device: str, batch_size: int) -> "tuple[DecoderModel, str]":
-    """A model to ask, and what tells its weights from others."""
-    import torch
-
-    from archloop.evals.codecs import ByteCodec, TokenizerCodec
-    from archloop.evals.decoder_model import DecoderModel
-    from archloop.generation.model import load_model
-    from archloop.stack import presets
-    from archloop.stack.decoder import Decoder
-    from archloop.training.loop import torch_device
-
-    place = torch_device(device)
-    # A folder comes before a preset of its name, as for export and generate.
-    if not Path(model).is_dir() and (model.endswith(".json") or model in presets.names()):
-        spec = load_spec(model)
-        if spec.vocab_size <= ByteCodec.NUM_IDS:
-            raise UserError(
-                f"{model} has vocab_size={spec.vocab_size}, no room for bytes and a beginning; "
-                f"give at least {ByteCodec.NUM_IDS + 1}"
-            )
-        stderr.print(f"{model} has random weights, and bytes for tokens", markup=False)
-        torch.manual_seed(0)
-        decoder = Decoder(spec).eval().to(place)
-        return (
-            DecoderModel(decoder, ByteCodec(), start=(256,), batch_size=batch_size),
-            f"random:{spec.digest}",
-        )
-    loaded = load_model(model, None, place)
-    if loaded.tokenizer is None:
-        raise UserError(f"{model} has no tokenizer.json, so it cannot be asked in text")
-    codec = TokenizerCodec(loaded.tokenizer)
-    subject = DecoderModel(
-        loaded.decoder,
-        codec,
-        start=codec.start(),
-        stop_ids=loaded.stop_ids,
-        batch_size=batch_size,
-    )
-    return subject, f"weights:{_fingerprint(loaded.decoder)}"
-
-
-def _fingerprint(decoder: object) -> str:
-    """A hash of the weights' bytes, so that a folder that was written anew is another model."""
-    import hashlib
-
-    import torch
-
-    assert isinstance(decoder, torch.nn.Module)
-    hasher = hashlib.sha256()
-    for name, weight in sorted(decoder.state_dict().items()):
-        hasher.update(name.encode())
-        hasher.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()[:32]
-
-
 def _mad(
-    model: str, chosen: list[str], quick: bool, output: Path, device: str, as_json: bool
+    model: Named, chosen: list[str], quick: bool, output: Path, device: str, as_json: bool
 ) -> None:
     from archloop.proxy.mad import CHANGES, MadConfig, RunResult, mad_spec, run_mad
     from archloop.training.loop import torch_device
@@ -186,9 +131,7 @@ def _mad(
     def tell(done: int, total: int, result: RunResult) -> None:
         stderr.print(f"{done}/{total} {result.task}: accuracy {result.macro:.3f}", markup=False)
 
-    spec = load_spec(model)
-    if not model.endswith(".json"):
-        spec = mad_spec(spec.layout)
+    spec = model.spec if model.label.endswith(".json") else mad_spec(model.spec.layout)
     found = run_mad(spec, config, output, device=device, on_run=tell)
     if as_json:
         print_json(found.model_dump(mode="json"))

@@ -1,33 +1,38 @@
 """`archloop export`: an artifact that an engine loads, the ONNX ones without archloop."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from archloop.cli.command import AsJson, command, print_json
-from archloop.cli.models import load_spec
+from archloop.cli.models import MODEL_HELP, Trial, find
 from archloop.errors import UserError
 
-if TYPE_CHECKING:
-    from archloop.stack.decoder import Decoder
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 
 
 @command()
 def export(
-    model: Annotated[
-        str, typer.Argument(help="A preset, a spec's .json file, or a checkpoint's folder.")
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     runtime: Annotated[str, typer.Option(help="Runtime plug-in.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder; must not exist yet.")],
     quant: Annotated[str | None, typer.Option(help="Default: the most exact one.")] = None,
+    trial: Trial = None,
     seed: Annotated[int, typer.Option(min=0, help="Of random weights.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Export a model for a runtime; a preset or spec gets random weights, good for timing only."""
+    """Export a model for a runtime; without a checkpoint weights are random, good for timing only.
+
+    A study's trial is exported at ship width: its checkpoint after archloop train, else random.
+    """
     from archloop import registry
     from archloop.runtimes.base import Runtime
     from archloop.runtimes.exporting import export as write
@@ -37,9 +42,10 @@ def export(
     engine.check(quant)
     if output.exists():
         raise UserError(f"--output {output} exists already; name another folder")
-    decoder, weights = _decoder(model, seed)
+    found = find(model, trial)
+    decoder, weights = found.decoder(seed)
     manifest = write(engine, decoder, output, quant)
-    copied = _copy_tokenizer(Path(model), output)
+    copied = _copy_tokenizer(found.folder, output)
     told = {
         "directory": str(output),
         "weights": weights,
@@ -64,22 +70,12 @@ def export(
         console.print(f"run it with: {told['run_with']}")
 
 
-def _decoder(model: str, seed: int) -> "tuple[Decoder, str]":
-    """The decoder, and where its weights are from."""
-    from archloop.runtimes.exporting import build_random
-
-    if Path(model).is_dir():
-        from archloop.checkpoints.loading import load
-
-        return load(model).eval(), "checkpoint"
-    return build_random(load_spec(model), seed), "random"
-
-
-def _copy_tokenizer(folder: Path, output: Path) -> list[str]:
-    """A checkpoint's tokenizer goes along with its artifact."""
+def _copy_tokenizer(folder: Path | None, output: Path) -> list[str]:
+    """A checkpoint's tokenizer, and what it says of special tokens, go along with its artifact."""
     import shutil
 
-    found = [name for name in TOKENIZER_FILES if folder.is_dir() and (folder / name).is_file()]
+    found = [name for name in TOKENIZER_FILES if folder is not None and (folder / name).is_file()]
     for name in found:
+        assert folder is not None
         shutil.copyfile(folder / name, output / name)
     return found

@@ -2,22 +2,26 @@
 
 import json
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from archloop import registry
 from archloop.cli.command import command
+from archloop.cli.models import MODEL_HELP, Named, Trial, find, open_artifact
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
+    from archloop.generation.model import Model as TextModel
     from archloop.stack.decoder import Decoder
 
 
 @command()
 def generate(
-    model: Annotated[str, typer.Argument(help="A checkpoint's folder or hub id.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     prompt: Annotated[str, typer.Option(help="What to continue, or with --chat to answer.")],
+    trial: Trial = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=2**20)] = 256,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
@@ -33,18 +37,20 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="Such as bfloat16; default as stored.")] = None,
     device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
 ) -> None:
-    """Stream a checkpoint's continuation of a prompt; its own sampling defaults apply."""
-    from dataclasses import replace
+    """Stream a model's continuation of a prompt; its own sampling defaults apply.
 
+    A study's trial speaks by its proxy, or as trained by archloop train; an artifact by its engine.
+    """
     import torch
 
-    from archloop.generation.model import load_model, stream
+    from archloop.generation.model import stream
     from archloop.training.loop import torch_device
 
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise UserError("--prompt is not UTF-8 text; check the terminal's encoding")
     kind = None if dtype is None else _dtype(dtype)
-    loaded = load_model(model, kind, torch_device(device))
+    place = torch_device(device)
+    loaded, open_engine = _opened(find(model, trial), kind, place)
     given: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -53,14 +59,9 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    chosen = {key: value for key, value in given.items() if value is not None}
-    sampling = replace(loaded.sampling, **chosen)
-    filters = [key for key in ("top_k", "top_p", "min_p") if key in chosen]
-    if sampling.greedy and filters:
-        option = "--" + filters[0].replace("_", "-")
-        raise UserError(f"{option} changes nothing at temperature 0; give --temperature as well")
+    sampling = _sampling(loaded, {key: value for key, value in given.items() if value is not None})
     with torch.inference_mode():
-        engine = _engine(loaded.decoder)
+        engine = open_engine()
         for piece in stream(
             loaded,
             [{"role": "user", "content": prompt}] if chat else prompt,
@@ -73,6 +74,37 @@ def generate(
             sys.stdout.write(piece)
             sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _sampling(loaded: "TextModel", chosen: dict[str, Any]) -> Any:
+    """The model's own defaults with what was given; options that change nothing are refused."""
+    from dataclasses import replace
+
+    sampling = replace(loaded.sampling, **chosen)
+    filters = [key for key in ("top_k", "top_p", "min_p") if key in chosen]
+    if sampling.greedy and filters:
+        option = "--" + filters[0].replace("_", "-")
+        raise UserError(f"{option} changes nothing at temperature 0; give --temperature as well")
+    return sampling
+
+
+def _opened(model: Named, dtype: Any, device: Any) -> "tuple[TextModel, Callable[[], Any]]":
+    """A model with its text, and how to open what runs it."""
+    if model.kind != "artifact":
+        loaded = model.text_model(dtype, device)
+        return loaded, lambda: _engine(loaded.decoder)
+    from archloop.cli.subject import MAX_CONTEXT
+    from archloop.generation.model import without_weights
+    from archloop.generation.session import SessionModel
+
+    folder = model.folder
+    assert folder is not None
+
+    def engine() -> SessionModel:
+        session, manifest = open_artifact(folder, MAX_CONTEXT)
+        return SessionModel(session, manifest.precision)
+
+    return without_weights(model.spec, folder), engine
 
 
 def _engine(decoder: "Decoder") -> Any:

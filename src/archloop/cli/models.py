@@ -1,12 +1,137 @@
-"""The model that a command line names: a preset, or a spec's file."""
+"""What MODEL means on a command line, the same for every command that takes one.
 
+    a preset's name                 its spec; weights are random
+    a spec's .json file             likewise, such as a trial's trials/000007/spec.json
+    a checkpoint's folder, a hub id its weights
+    a study's folder with --trial   to time and export: the trial's spec to ship, with random
+                                    weights; to ask: its trained proxy; after `archloop train` its
+                                    checkpoint either way. A number, or `reference`
+    an exported artifact's folder   what was exported, run by its engine
+
+A folder comes before a preset of its name.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
 
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
+    from archloop.generation.model import Model as TextModel
+    from archloop.runtimes.artifact import Manifest
+    from archloop.runtimes.base import Session
+    from archloop.stack.decoder import Decoder
     from archloop.stack.spec import StackSpec
+    from archloop.store.folder import StudyFolder, TrialFolder
+
+Kind = Literal["spec", "checkpoint", "trial", "artifact"]
+
+MODEL_HELP = (
+    "A preset, a spec's .json file, a checkpoint's folder or hub id, a study's folder (with "
+    "--trial), or an exported artifact's folder."
+)
+Trial = Annotated[
+    str | None, typer.Option(help="MODEL is a study; this trial of it: a number, or reference.")
+]
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a command line names.
+
+    Attributes:
+        label: for messages, and for a folder's name.
+        kind: a preset is a spec that has a name.
+        spec: of the model to ship; of an artifact or a checkpoint, its own.
+        folder: of the checkpoint or artifact; of a trial, that of its trained model, which is
+            there only after `archloop train`.
+        proxy: folder of a trial's proxy, which is there only if the study kept it.
+    """
+
+    label: str
+    kind: Kind
+    spec: "StackSpec"
+    folder: Path | None = None
+    proxy: Path | None = None
+
+    def decoder(self, seed: int) -> "tuple[Decoder, str]":
+        """A decoder to export, and where its weights are from: a checkpoint, or at random.
+
+        Raises:
+            UserError: an artifact has no decoder, or the checkpoint cannot be loaded.
+        """
+        from archloop.runtimes.exporting import build_random
+
+        if self.kind == "artifact":
+            raise UserError(f"{self.label} is an exported artifact; name what it was exported from")
+        if self.folder is not None and self.folder.is_dir():
+            from archloop.checkpoints.loading import load
+
+            return load(self.folder).eval(), "checkpoint"
+        return build_random(self.spec, seed), "random"
+
+    def weights(self) -> Path | None:
+        """Folder of the checkpoint to ask: a trial's trained model, else its proxy.
+
+        Raises:
+            UserError: the study has neither.
+        """
+        if self.kind != "trial":
+            return self.folder if self.kind == "checkpoint" else None
+        for folder in (self.folder, self.proxy):
+            if folder is not None and folder.is_dir():
+                return folder
+        raise UserError(
+            f"{self.label} has no weights here: the study did not keep its proxy (the recipe's "
+            "keep:), or was copied without; train it by archloop train"
+        )
+
+    def is_proxy(self) -> bool:
+        """Whether what `weights` answers is a trial's proxy."""
+        return self.kind == "trial" and self.weights() == self.proxy
+
+    def text_model(self, dtype: object = None, device: object = "cpu") -> "TextModel":
+        """Decoder, tokenizer and sampling defaults of a checkpoint or a trial.
+
+        Raises:
+            UserError: there are no weights, or they cannot be loaded.
+        """
+        import torch
+
+        from archloop.generation.model import load_model
+
+        folder = self.weights()
+        if folder is None:
+            raise UserError(
+                f"{self.label} has random weights, which say nothing; give a checkpoint"
+            )
+        if dtype is None and self.is_proxy():
+            # Kept in float16 to be small; it was trained in float32.
+            dtype = torch.float32
+        assert dtype is None or isinstance(dtype, torch.dtype)
+        assert isinstance(device, (str, torch.device))
+        return load_model(folder, dtype, device)
+
+
+def find(name: str, trial: str | None = None) -> Named:
+    """What a command line names.
+
+    Args:
+        name: MODEL.
+        trial: of a study, whose folder MODEL then is.
+
+    Raises:
+        UserError: there is no such thing, or a trial is named of what is no study.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _folder(path, trial)
+    if trial is not None:
+        raise UserError(f"--trial {trial} is of a study, and {name} is no folder of one")
+    return Named(name, "spec", load_spec(name)) if _is_spec(name) else _checkpoint(name)
 
 
 def load_spec(name: str) -> "StackSpec":
@@ -32,3 +157,80 @@ def load_spec(name: str) -> "StackSpec":
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return spec
+
+
+def open_artifact(folder: Path, max_context: int) -> "tuple[Session, Manifest]":
+    """An artifact, loaded by its engine with room for so many tokens.
+
+    Raises:
+        UserError: it is not whole, or its engine does not run here.
+    """
+    import torch
+
+    from archloop import registry
+    from archloop.runtimes.artifact import read_manifest
+    from archloop.runtimes.base import Runtime
+
+    manifest = read_manifest(folder)
+    engine: Runtime = registry.get("runtimes", manifest.runtime)()
+    if not engine.runs_here() and engine.missing_to_run() is None:
+        raise UserError(
+            f"{folder} is for {manifest.runtime}, whose runner is a program of its own; it can be "
+            "timed here, not asked"
+        )
+    return engine.open(folder, torch.get_num_threads(), max_context), manifest
+
+
+def _is_spec(name: str) -> bool:
+    from archloop.stack import presets
+
+    # A hub id has a slash, which no preset's name has.
+    return name.endswith(".json") or name in presets.names() or "/" not in name
+
+
+def _folder(path: Path, trial: str | None) -> Named:
+    from archloop.runtimes.artifact import MANIFEST, read_manifest
+    from archloop.store.folder import StudyFolder
+
+    study = StudyFolder(path)
+    if study.read_card() is not None:
+        return _trial(study, trial)
+    if trial is not None:
+        raise UserError(f"--trial {trial} is of a study, and {path} is none")
+    if (path / MANIFEST).is_file():
+        return Named(str(path), "artifact", read_manifest(path).spec, path)
+    return _checkpoint(str(path))
+
+
+def _trial(study: "StudyFolder", trial: str | None) -> Named:
+    if trial is None:
+        raise UserError(f"{study.path} is a study; say which of its trials: --trial 7")
+    files = _trial_folder(study, trial)
+    if files is None:
+        numbers = study.trial_numbers()
+        known = f"it has {numbers[0]} to {numbers[-1]}" if numbers else "it has none yet"
+        raise UserError(f"{study.path} has no trial {trial}; {known}, and reference")
+    label = (
+        f"{study.path.name}-trial-{trial}"
+        if trial != "reference"
+        else (f"{study.path.name}-reference")
+    )
+    return Named(label, "trial", load_spec(str(files.spec)), files.trained, files.weights)
+
+
+def _trial_folder(study: "StudyFolder", trial: str) -> "TrialFolder | None":
+    if trial == "reference":
+        files = study.reference()
+    elif trial.isdecimal():
+        files = study.trial(int(trial))
+    else:
+        raise UserError(f"--trial {trial!r} must be a number, or reference")
+    return files if files.spec.is_file() else None
+
+
+def _checkpoint(name: str) -> Named:
+    from archloop.checkpoints import hub
+    from archloop.checkpoints.loading import read_spec
+
+    folder = hub.resolve(name)
+    return Named(name, "checkpoint", read_spec(folder), folder)

@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from archloop.cli.command import AsJson, command, print_json, stderr
-from archloop.cli.models import load_spec
+from archloop.cli.models import MODEL_HELP, Trial, find
 from archloop.errors import UserError, reason, shown
 
 
 @command()
 def profile(
-    model: Annotated[str, typer.Argument(help="A preset's name or a spec's .json file.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     contexts: Annotated[str, typer.Option(help="Prompt lengths, by commas.")] = "4096,32768",
+    trial: Trial = None,
     reference: Annotated[str | None, typer.Option(help="Measured alongside, for ratios.")] = None,
     beside_itself: Annotated[
         bool, typer.Option("--aa", help="Measure it beside itself: the noise floor.")
@@ -32,10 +33,11 @@ def profile(
     output: Annotated[Path | None, typer.Option(help="Keep raw samples in this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model with random weights: TTFT, prefill, decode, peak memory."""
-    from archloop.devices.lease import held
+    """Measure a model's stack with random weights: TTFT, prefill, decode, peak memory.
+
+    Times hang on the stack alone, so a checkpoint, a trial and an artifact count by their spec.
+    """
     from archloop.profiling import ProfileConfig, Target, table
-    from archloop.profiling import profile as measure
 
     try:
         target = Target(
@@ -48,27 +50,9 @@ def profile(
         config = ProfileConfig(processes=processes)
     except ValidationError as error:
         raise _wrong_option(error) from error
-    spec = load_spec(model)
-    other = None if reference is None else load_spec(reference)
-    if beside_itself:
-        if other is not None:
-            raise UserError("--aa measures the model beside itself; leave --reference out")
-        other = spec
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar,
-    ):
-        target.check()
-        task = bar.add_task("waiting until the device is free", total=1.0)
-        with held(target.claims()):
-            measured = measure(
-                spec,
-                target,
-                config,
-                reference=other,
-                directory=output or Path(scratch),
-                progress=lambda share, what: bar.update(task, completed=share, description=what),
-            )
+    spec = find(model, trial).spec
+    other = _reference(spec, reference, beside_itself)
+    measured = _measured(spec, other, target, config, output)
     if as_json:
         print_json(measured.model_dump(mode="json"))
         return
@@ -78,6 +62,37 @@ def profile(
             "noise floor: every ratio would be 1 without noise; differences inside these intervals "
             "mean nothing on this target"
         )
+
+
+def _measured(spec: Any, reference: Any, target: Any, config: Any, output: Path | None) -> Any:
+    """Measure with the device to ourselves, and tell how far it is."""
+    from archloop.devices.lease import held
+    from archloop.profiling import profile as measure
+
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar,
+    ):
+        target.check()
+        task = bar.add_task("waiting until the device is free", total=1.0)
+        with held(target.claims()):
+            return measure(
+                spec,
+                target,
+                config,
+                reference=reference,
+                directory=output or Path(scratch),
+                progress=lambda share, what: bar.update(task, completed=share, description=what),
+            )
+
+
+def _reference(spec: Any, reference: str | None, beside_itself: bool) -> Any:
+    """The spec that is measured alongside; None for none."""
+    if not beside_itself:
+        return None if reference is None else find(reference).spec
+    if reference is not None:
+        raise UserError("--aa measures the model beside itself; leave --reference out")
+    return spec
 
 
 def _wrong_option(error: ValidationError) -> UserError:

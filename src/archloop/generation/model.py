@@ -117,7 +117,31 @@ def load_model(
 ) -> Model:
     """A decoder with what its checkpoint says about text. Arguments and errors as `load`."""
     folder = hub.resolve(path_or_hub_id, revision)
-    decoder = load(folder, dtype, device)
+    return with_text(load(folder, dtype, device), folder)
+
+
+def without_weights(spec: StackSpec, folder: str | Path) -> Model:
+    """What a folder says about text, for weights that an engine holds: give `stream` that engine.
+
+    Args:
+        spec: of the weights.
+        folder: that has the tokenizer.
+
+    Raises:
+        UserError: a file of the tokenizer, the template or the defaults is malformed.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    decoder.special_tokens = tokens.read(Path(folder))
+    return with_text(decoder.eval(), Path(folder))
+
+
+def with_text(decoder: Decoder, folder: Path) -> Model:
+    """A decoder with what a folder says about text.
+
+    Raises:
+        UserError: a file of the tokenizer, the template or the defaults is malformed.
+    """
     defaults = read_defaults(folder)
     assert decoder.special_tokens is not None
     return Model(

@@ -106,6 +106,10 @@ class StudyFolder:
         """A trial's folder; `key` ties its stages to the study and the spec, for writing."""
         return TrialFolder(self._trials / f"{number:06d}", key)
 
+    def trial_numbers(self) -> list[int]:
+        """Numbers of the trials that have a folder, ascending."""
+        return sorted(int(path.name) for path in self._trials.glob("[0-9]*") if path.is_dir())
+
     def reference(self, key: str = "") -> TrialFolder:
         """The reference preset's folder."""
         return TrialFolder(self._reference, key)

@@ -49,9 +49,11 @@ def test_anchors_lie_at_zero_and_one_whichever_way_is_better():
     "trained, reason",
     [
         # Nothing between them; seeds that differ as much as stacks; the wrong way round.
-        (stacks(conv=([0.5, 0.5], [2, 2]), attention=([0.51, 0.5], [1, 1])), "0.3 standard"),
+        (stacks(conv=([0.5, 0.5], [2, 2]), attention=([0.51, 0.5], [1, 1])), "1.0 standard"),
         (stacks(conv=([0.1, 0.9], [2, 2]), attention=([0.9, 0.9], [1, 1])), "standard errors"),
-        (stacks(conv=([0.9, 0.9], [2, 2]), attention=([0.1, 0.1], [1, 1])), "-"),
+        (stacks(conv=([0.9, 0.8], [2, 2]), attention=([0.1, 0.1], [1, 1])), "-"),
+        # Trained once: the error over examples stands in for that over trainings.
+        (stacks(conv=([0.5], [2]), attention=([0.52], [1])), "1.4 standard"),
     ],
 )
 def test_a_score_that_does_not_tell_them_apart_is_left_out_with_the_reason(trained, reason):
@@ -60,6 +62,23 @@ def test_a_score_that_does_not_tell_them_apart_is_left_out_with_the_reason(train
     assert list(dropped) == ["recall"]
     assert reason in dropped["recall"]
     assert "3 are needed" in dropped["recall"]
+
+
+def test_examples_that_all_stacks_answer_do_not_blur_how_they_differ():
+    """64 windows know bits per byte to 0.09, and the difference of two stacks far better."""
+    trained = {
+        name: [{"bpb": bits(value, error=0.09)} for value in values]
+        for name, values in {"conv": [1.90, 1.91], "attention": [1.80, 1.81]}.items()
+    }
+    scale, dropped = anchors.measure(trained, {}, PAIR)
+    assert not dropped
+    assert scale.anchors["bpb"].standard_error == pytest.approx(0.00707, abs=1e-5)
+
+
+def test_equal_scores_are_no_better():
+    scale, dropped = anchors.measure({name: [{"r": score(0.5)}] * 2 for name in PAIR}, {}, PAIR)
+    assert scale is None
+    assert dropped["r"].endswith("which is no better")
 
 
 def test_no_score_at_all_gives_no_scale():

@@ -1,4 +1,4 @@
-"""Objectives, admission and the reference point from hand-made records."""
+"""Objectives and the reference point from hand-made records."""
 
 import math
 
@@ -7,54 +7,11 @@ import pytest
 from archloop.ranking import objectives
 from archloop.ranking.budgets import Budget
 from archloop.ranking.record import Objective, Objectives
-from ranking.profiles import IDENTITY, profile, score
+from ranking.profiles import IDENTITY, profile
 
 
 def means(found: Objectives) -> tuple[float, ...]:
     return tuple(readings.mean for readings in found.values.values())
-
-
-# --- quality ------------------------------------------------------------------------------------
-
-
-def test_categories_weigh_alike_whatever_their_number_of_tasks() -> None:
-    scores = {
-        "a": score(0.2, se=0.02),
-        "b": score(0.4, "recall", se=0.03),
-        "c": score(0.8, "recall", se=0.04),
-        "left out": score(1.0, "other"),
-    }
-    value, se = objectives.quality(scores, ["a", "b", "c"])
-    assert value == pytest.approx((0.2 + (0.4 + 0.8) / 2) / 2)
-    assert se == pytest.approx(math.sqrt((0.02 / 2) ** 2 + (0.03 / 4) ** 2 + (0.04 / 4) ** 2))
-
-
-def test_scores_of_which_less_is_better_count_like_the_others() -> None:
-    bits = score(0, value=2.0, standard_error=0.06, chance=8.0, perfect=0.0)
-    value, se = objectives.quality({"bits": bits}, ["bits"])
-    assert value == pytest.approx(0.75)
-    assert se == pytest.approx(0.06 / 8)
-
-
-def test_a_task_is_admitted_at_three_standard_errors_above_chance() -> None:
-    scores = {
-        "clear": score(0.0301),
-        "faint": score(0.0299),
-        "below": score(-0.5),
-        "silent": score(0.0, se=0.0),
-        "sure": score(0.1, se=0.0),
-    }
-    kept, dropped = objectives.admitted(scores)
-    assert kept == ("clear", "sure")
-    assert set(dropped) == {"faint", "below", "silent"}
-    assert "3.0 standard errors above chance (0); 3 are needed" in dropped["faint"]
-
-
-def test_no_admitted_task_or_a_missing_score_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no task carries signal"):
-        objectives.quality({}, [])
-    with pytest.raises(ValueError, match="no score for b"):
-        objectives.quality({"a": score(0.5)}, ["a", "b"])
 
 
 # --- objectives ---------------------------------------------------------------------------------
@@ -62,7 +19,7 @@ def test_no_admitted_task_or_a_missing_score_is_an_error() -> None:
 
 def test_latency_and_memory_are_the_worst_over_targets() -> None:
     profiles = {"laptop": profile(0.7, 1.3), "phone": profile(0.9, 0.6)}
-    found = objectives.objectives(profiles, [{"a": score(0.5)}], ["a"])
+    found = objectives.objectives(profiles, [0.5])
     assert list(found.values) == ["quality", "latency", "memory"]
     assert means(found) == pytest.approx((0.5, 0.9, 1.3))
     assert objectives.as_point(found) == pytest.approx((-0.5, 0.9, 1.3))
@@ -76,9 +33,7 @@ def test_readings_say_how_far_processes_lie_apart() -> None:
     assert latency.n == 5
     assert latency.sd == pytest.approx(0.9 * 0.05 / 2.776 * math.sqrt(5), rel=0.01)
     # One training shows no noise of its own, and that over examples is common to all trials.
-    quality = objectives.objectives({"here": profile()}, [{"a": score(0.5)}], ["a"]).values[
-        "quality"
-    ]
+    quality = objectives.objectives({"here": profile()}, [0.5]).values["quality"]
     assert (quality.n, quality.sd) == (1, None)
 
 
@@ -91,15 +46,13 @@ def test_the_reference_is_one_by_definition_and_known_as_well_as_its_seeds() -> 
 
 def test_objectives_need_ratios() -> None:
     with pytest.raises(ValueError, match="the profile on here has no latency ratio"):
-        objectives.objectives(
-            {"here": profile().model_copy(update={"latency_ratio": None})}, [{"a": score(1)}], ["a"]
-        )
+        objectives.objectives({"here": profile().model_copy(update={"latency_ratio": None})}, [1.0])
 
 
 # --- reference point ----------------------------------------------------------------------------
 
 
-def test_without_budgets_it_is_chance_and_one_and_a_half_times_the_reference() -> None:
+def test_without_budgets_it_is_no_skill_and_one_and_a_half_times_the_reference() -> None:
     assert means(objectives.reference_point({"here": profile()})) == (0.0, 1.5, 1.5)
 
 

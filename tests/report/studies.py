@@ -5,6 +5,7 @@ import numpy as np
 from archloop.evals.base import Score
 from archloop.profiling.record import Figures, Identity, Interval, Profile
 from archloop.proxy.record import Rung
+from archloop.ranking.anchors import Anchor, Scale
 from archloop.ranking.record import BrokenBudget, Objectives, Readings
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.store.record import (
@@ -93,6 +94,30 @@ def rung(index: int) -> Rung:
     )
 
 
+def scale(*names: str) -> Scale:
+    """Scores between short convolutions alone and the reference preset."""
+    known = {
+        "text": Anchor(
+            lacks="all short_conv",
+            has="reference",
+            low=3.6,
+            high=3.0,
+            standard_error=0.03,
+            category="text",
+        ),
+        "in_context_recall": Anchor(
+            lacks="all short_conv",
+            has="reference",
+            low=0.15,
+            high=0.4,
+            standard_error=0.02,
+            category="recall",
+        ),
+    }
+    anchors = {name: known[name] for name in names}
+    return Scale(anchors=anchors, spreads={each.category: 0.5 for each in anchors.values()})
+
+
 def of_reference() -> Objectives:
     one = Readings(mean=1.0, n=0)
     quality = Readings(mean=0.5, sd=0.01, n=3)
@@ -178,7 +203,8 @@ def study() -> StudyRecord:
                 "memory": Readings(mean=1.5, n=0),
             }
         ),
-        admitted=("text", "in_context_recall"),
+        scale=scale("text", "in_context_recall"),
+        anchors={"all short_conv": rung(0).scores, "all gqa": rung(0).scores},
         dropped={"memorization": "1.2 standard errors above chance"},
         noise=({"quality": Readings(mean=0.5, sd=0.01, n=9)},),
         trials=trials,

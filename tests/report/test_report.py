@@ -178,14 +178,18 @@ def test_what_left_the_aggregate_and_what_no_runtime_runs_is_told(tmp_path: Path
     refused = studies.trial(
         0, "CC", state="unsupported", error="host: tiny: a width of 7", profiles={}
     )
-    changes = {"trials": (refused,), "admitted": ("text",), "ended": "all was tried"}
+    changes = {
+        "trials": (refused,),
+        "scale": studies.scale("text"),
+        "ended": "all was tried",
+    }
     study = studies.study().model_copy(update=changes)
     console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
     print_outcome(study, Path("report.html"), console)
     text = console.export_text()
     assert "unsupported 0 C C: host: tiny: a width of 7" in text
     assert "memorization does not count: 1.2 standard errors above chance" in text
-    assert "quality is text alone" in text
+    assert "quality is one score, text" in text
     assert "ended early: all was tried" in text
     assert (
         "0 of 1 candidates broke a device budget before any training; "

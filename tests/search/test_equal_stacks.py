@@ -49,8 +49,10 @@ class Equal(StandIn):
     def train(self, job, directory):
         rung = super().train(job, directory)
         noise = 0.05 * normal(self.seed, directory.parent.name, directory.name)
+        # The stack that lacks the skill is an anchor and no candidate.
+        value = 0.2 if directory.parent.parent.name == "anchors" else 0.6
         scores = {
-            name: score.model_copy(update={"value": 0.6 + noise}) if name != "noise" else score
+            name: score.model_copy(update={"value": value + noise}) if name != "noise" else score
             for name, score in rung.scores.items()
         }
         return rung.model_copy(update={"scores": scores})

@@ -16,7 +16,7 @@ def resolved() -> plan.Plan:
     return plan.resolve(recipe())
 
 
-def test_a_probe_measures_once_and_trains_reference_and_ends(
+def test_a_probe_measures_once_and_trains_reference_and_anchors(
     resolved: plan.Plan, tmp_path: Path
 ) -> None:
     evaluator, said = StandIn(), []
@@ -50,7 +50,7 @@ def test_noise_decides_what_the_gate_resolves_and_seeds_a_ranking_takes(
 
 
 def test_time_adds_up_over_stages(resolved: plan.Plan) -> None:
-    found = outlook.Probe(10.0, 4.0, {}, {}, 0.9, 1)
+    found = outlook.Probe(10.0, 4.0, {}, {}, {}, 0.9, 1)
     stages = outlook.seconds(resolved, found)
     assert stages["profile"] == 14 * 10 * 1.5
     # Half of the trials go on to twice the steps, a quarter to four times.

@@ -120,7 +120,8 @@ def test_a_study_ends_when_its_front_stands_still_or_its_time_is_spent(tmp_path)
             return super().profile(reference, reference, look, directory)
 
         def train(self, job, directory):
-            rung, folder = super().train(job, directory), directory.parent.name
+            rung, home = super().train(job, directory), directory.parent
+            folder = home.name if home.parent.name == "trials" else ""
             fall = 0.05 * int(folder) if folder.isdigit() else 0.0
             scores = {
                 name: score.model_copy(update={"value": 0.8 - fall})

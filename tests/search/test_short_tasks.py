@@ -1,4 +1,4 @@
-from archloop.search.establish import too_short
+from archloop.search.anchoring import too_short
 from archloop.search.plan import resolve
 from search.stand_in import recipe, settings
 

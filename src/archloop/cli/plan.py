@@ -75,8 +75,6 @@ def _plain(resolved: "Plan", space: "SpaceOutlook", found: "Probe | None") -> di
 
 def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterator[str]:
     """One line each."""
-    from archloop.search import ends
-
     recipe = plan.recipe
     yield f"{recipe.label}: in order"
     for name, target in recipe.targets.items():
@@ -91,9 +89,12 @@ def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterat
     yield (
         f"trained: {recipe.num_trials} trials for {steps} steps at width "
         f"{recipe.space.proxy.d_model}, {recipe.seeds} trainings each; the reference"
-        f"{''.join(f' and {name} alone' for name in ends.mixers(plan))}, "
+        f"{''.join(f' and {name}' for name in plan.anchors.stacks)}, "
         f"{recipe.reference_seeds} each"
     )
+    anchors = {**plan.anchors.pairs, "all other scores": plan.anchors.default}
+    for what, (lacks, has) in anchors.items():
+        yield f"quality: 0 is {lacks}, 1 is {has}, of {what}"
     yield from _space(space)
     if probe is None:
         yield "not probed: no times, no noise"
@@ -124,6 +125,8 @@ def _probe(plan: "Plan", probe: "Probe") -> Iterator[str]:
         yield f"the gate resolves {share:.1%} around the limit of {figure}"
     for name, estimate in probe.quality.items():
         yield f"quality of {name}: {estimate.mean:.3f} ± {estimate.half_width():.3f}"
+    for score, reason in probe.dropped.items():
+        yield f"{score} would not count: {reason}"
     if probe.seeds is None:
         yield "these stacks do not differ in quality: no number of trainings ranks by it"
     else:

@@ -2,9 +2,9 @@
 
 Chance and perfection are no scale for a score: nobody knows how far a short training can come. So
 stacks that are known to differ in a skill are trained as every trial is, several times each, and a
-score counts only if they differ in it by `MIN_SEPARATION` standard errors. Scores are averaged
-within a category, and each category is divided by its spread over all anchor stacks, so that no
-category decides the mean because its unit happens to be small.
+score counts only if they differ in it by `MIN_SEPARATION` standard errors over trainings. Scores
+are averaged within a category, and each category is divided by its spread over all anchor stacks,
+so that no category decides the mean because its unit happens to be small.
 """
 
 import math
@@ -30,7 +30,9 @@ class Anchor(BaseModel):
         has: stack that has it.
         low: mean score of the first.
         high: of the second; smaller than `low` where less is better.
-        standard_error: of their difference, over trainings and examples.
+        standard_error: of their difference, over trainings. All stacks answer the same examples, so
+            that the error over examples is no part of a difference; where a stack was trained once,
+            it stands in for what is not known.
         category: of the score.
     """
 
@@ -103,14 +105,10 @@ def measure(
         lacks, has = pairs.get(name, pairs.get(score.category, default))
         anchor = _anchor(name, lacks, has, stacks)
         better = (anchor.high - anchor.low) * math.copysign(1, score.perfect - score.chance)
-        if better >= MIN_SEPARATION * anchor.standard_error:
+        if better > 0 and better >= MIN_SEPARATION * anchor.standard_error:
             kept[name] = anchor
         else:
-            dropped[name] = (
-                f"{has} scores {anchor.high:.4g} and {lacks} {anchor.low:.4g}, "
-                f"{better / anchor.standard_error:.1f} standard errors better; "
-                f"{MIN_SEPARATION:g} are needed"
-            )
+            dropped[name] = _reason(anchor, better)
     return (Scale(anchors=kept, spreads=_spreads(kept, stacks)) if kept else None), dropped
 
 
@@ -120,8 +118,8 @@ def _anchor(name: str, lacks: str, has: str, stacks: Mapping[str, Trainings]) ->
     for stack, each in values.items():
         if len(each) > 1:
             variance += statistics.variance(each) / len(each)
-        # All trainings of a stack answer the same examples, so more of them do not shrink this.
-        variance += statistics.fmean(s[name].standard_error ** 2 for s in stacks[stack])
+        else:
+            variance += stacks[stack][0][name].standard_error ** 2
     return Anchor(
         lacks=lacks,
         has=has,
@@ -130,6 +128,15 @@ def _anchor(name: str, lacks: str, has: str, stacks: Mapping[str, Trainings]) ->
         standard_error=math.sqrt(variance),
         category=stacks[lacks][0][name].category,
     )
+
+
+def _reason(anchor: Anchor, better: float) -> str:
+    """Why a score that does not tell its anchor stacks apart is left out."""
+    scores = f"{anchor.has} scores {anchor.high:.4g} and {anchor.lacks} {anchor.low:.4g}"
+    if anchor.standard_error == 0:
+        return f"{scores}, which is no better"
+    errors = better / anchor.standard_error
+    return f"{scores}, {errors:.1f} standard errors better; {MIN_SEPARATION:g} are needed"
 
 
 def _spreads(anchors: Mapping[str, Anchor], stacks: Mapping[str, Trainings]) -> dict[str, float]:

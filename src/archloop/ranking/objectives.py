@@ -7,13 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from archloop.evals.base import Score
 from archloop.profiling.record import Interval, Profile
 from archloop.ranking.budgets import Budget, log_readings
 from archloop.ranking.record import Objective, Objectives, Readings
 
-MIN_SIGNAL = 3.0
-"""Standard errors above chance that the reference preset must reach for a task to count."""
 DEFAULT_BOUND = 1.5
 """Reference point in latency and memory, as ratios to the reference preset."""
 OBJECTIVES = (
@@ -23,59 +20,10 @@ OBJECTIVES = (
 )
 """What is optimised unless a recipe says otherwise."""
 
-# --- quality ------------------------------------------------------------------------------------
-
-
-def admitted(reference: Mapping[str, Score]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Tasks that carry signal, by the reference preset's scores, and why the others do not."""
-    kept, dropped = [], {}
-    for task, score in reference.items():
-        if score.signal >= MIN_SIGNAL:
-            kept.append(task)
-        else:
-            dropped[task] = (
-                f"reference scores {score.value:.4g}, {score.signal:.1f} standard errors above "
-                f"chance ({score.chance:.4g}); {MIN_SIGNAL:g} are needed"
-            )
-    return tuple(kept), dropped
-
-
-def quality(scores: Mapping[str, Score], tasks: Sequence[str]) -> tuple[float, float]:
-    """Aggregate and standard error: mean over categories of the mean over their tasks.
-
-    Each score is normalised, 0 at chance and 1 at perfect.
-
-    Args:
-        scores: by task.
-        tasks: the admitted ones.
-
-    Raises:
-        ValueError: no task is admitted, or one was not scored.
-    """
-    if not tasks:
-        raise ValueError("no task carries signal; train the proxy longer or name easier tasks")
-    missing = [task for task in tasks if task not in scores]
-    if missing:
-        raise ValueError(f"no score for {', '.join(missing)}")
-    categories: dict[str, list[Score]] = {}
-    for task in tasks:
-        categories.setdefault(scores[task].category, []).append(scores[task])
-    total, variance = 0.0, 0.0
-    for members in categories.values():
-        weight = 1 / (len(categories) * len(members))
-        for score in members:
-            total += weight * score.normalized
-            span = abs(score.perfect - score.chance)
-            variance += (weight * score.standard_error / span) ** 2
-    return total, math.sqrt(variance)
-
-
 # --- objectives ---------------------------------------------------------------------------------
 
 
-def objectives(
-    profiles: Mapping[str, Profile], scores: Sequence[Mapping[str, Score]], tasks: Sequence[str]
-) -> Objectives:
+def objectives(profiles: Mapping[str, Profile], qualities: Sequence[float]) -> Objectives:
     """What is read of a trial: quality over trainings, latency and memory over processes.
 
     The standard error of quality over examples is left out: the examples are the same for all
@@ -83,13 +31,11 @@ def objectives(
 
     Args:
         profiles: by target, each with ratios to the reference.
-        scores: by task, of each training.
-        tasks: the admitted ones.
+        qualities: one a training.
 
     Raises:
-        ValueError: as `quality`, or a profile has no ratio to the reference.
+        ValueError: a profile has no ratio to the reference.
     """
-    qualities = [quality(each, tasks)[0] for each in scores]
     return Objectives(values={"quality": readings(qualities), **device(profiles)})
 
 
@@ -136,8 +82,9 @@ def as_point(values: Objectives, objectives: Sequence[Objective] = OBJECTIVES) -
 def reference_point(reference: Mapping[str, Profile], budgets: Sequence[Budget] = ()) -> Objectives:
     """The worst objectives that count, fixed before trial 0.
 
-    Quality: chance. Latency and memory: what the budgets allow, where they limit the objective on
-    every target and at every context; otherwise 1.5 times the reference preset.
+    Quality: that of a stack which lacks every skill. Latency and memory: what the budgets allow,
+    where they limit the objective on every target and at every context; otherwise 1.5 times the
+    reference preset.
 
     Args:
         reference: the reference preset's profiles by target.

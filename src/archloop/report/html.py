@@ -13,6 +13,7 @@ from archloop.profiling.record import Interval
 from archloop.ranking.estimate import Estimate
 from archloop.report import figures, summary
 from archloop.report.layout import describe, svg
+from archloop.report.measures import quality_in_words
 from archloop.report.palette import colour, distinct, label
 from archloop.report.telling import telling
 from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
@@ -91,6 +92,7 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         "study": study,
         "facts": facts,
         "headline": headline(study, found),
+        "quality_in_words": quality_in_words(study),
         "not_ranked": ""
         if found is None or found.ranks_quality
         else ranking_would_take(study, found),

@@ -8,6 +8,7 @@ from rich.table import Table
 from archloop.profiling.record import Profile
 from archloop.ranking.estimate import Estimate
 from archloop.report.html import count, duration, headline
+from archloop.report.measures import quality_in_words
 from archloop.report.palette import distinct, label
 from archloop.report.telling import telling
 from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
@@ -30,11 +31,13 @@ def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> N
             console.print(text, markup=False, soft_wrap=True)
     _print_others(study, console)
     _print_lost(study, console)
+    if found is not None:
+        console.print(quality_in_words(study), markup=False, soft_wrap=True)
     for task, reason in study.dropped.items():
         console.print(f"{task} does not count: {reason}", markup=False)
     if len(study.admitted) == 1:
         console.print(
-            f"quality is {study.admitted[0]} alone, which is little to judge by", markup=False
+            f"quality is one score, {study.admitted[0]}, which is little to judge by", markup=False
         )
     if study.ended is not None:
         console.print(f"ended early: {study.ended}", markup=False)

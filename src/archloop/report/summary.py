@@ -22,7 +22,8 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
         it, fastest first), places (of every compared trial and the reference run: estimates,
         status, probability), rung (that the estimates stand for), reliability by objective,
         unranked (objectives by which this study cannot rank), hypervolume with its interval,
-        reference point and growth, tasks, learning_rates (empty: not tuned), ended,
+        reference point and growth, tasks, quality (the anchors that it is read between, and
+        the scores of the anchor stacks), learning_rates (empty: not tuned), ended,
         seconds_by_stage, overhead, environment.
     """
     found = verdict(study)
@@ -55,12 +56,22 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
         },
         "reference": None if study.reference is None else _trial(study.reference),
         "tasks": {"admitted": list(study.admitted), "dropped": study.dropped},
+        "quality": _quality(study),
         "learning_rates": {name: _rate(rate) for name, rate in study.learning_rates.items()},
         "ended": study.ended,
         "seconds_by_stage": study.seconds_by_stage,
         "overhead": study.overhead,
         "environment": study.environment,
     }
+
+
+def _quality(study: StudyRecord) -> dict[str, Any]:
+    scores = {
+        stack: {name: score.model_dump() for name, score in of_stack.items()}
+        for stack, of_stack in study.anchors.items()
+    }
+    scale = None if study.scale is None else study.scale.model_dump()
+    return {"scale": scale, "anchor_stacks": scores}
 
 
 def _verdict(found: Verdict | None) -> dict[str, Any]:

@@ -1,26 +1,24 @@
-"""Before trial 0: learning rates, the reference preset, its noise, and the reference point.
+"""Before trial 0: learning rates, the reference preset, its noise, the scale of quality.
 
 The reference preset is measured beside itself (an A/A run, whose intervals are the noise floor) and
-trained with several seeds. Its scores decide which tasks carry signal. All of it is fixed before
-the first trial and never changes.
+trained with several seeds, and so are the anchor stacks, whose scores decide which measures count
+and on which scale. All of it is fixed before the first trial and never changes.
 """
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Literal
 
-from archloop.proxy import scoring
-from archloop.proxy.mixture import make_task
 from archloop.proxy.record import TrainJob
 from archloop.ranking import budgets, objectives
-from archloop.search import ends
+from archloop.search import anchoring
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import tune
 from archloop.search.workshop import Training, Workshop
-from archloop.space.checking import farthest
 from archloop.store.folder import StudyFolder, TrialFolder
 from archloop.store.reference_run import ReferenceRun, averaged, mean_rate
 
@@ -38,7 +36,8 @@ def establish(
     """Tune, profile and train the reference preset, as far as that is not on disk already.
 
     Raises:
-        StudyError: the reference preset cannot be measured or trained, or no task carries signal.
+        StudyError: the reference preset or an anchor stack cannot be measured or trained, or no
+            score tells the anchor stacks apart.
     """
     try:
         return _establish(plan, workshop, folder, key, announce)
@@ -57,11 +56,16 @@ def _establish(
     announce("reference", "measured beside itself")
     measured = workshop.profile(plan.reference, plan.reference, 1, files)
     rate = mean_rate(rates, plan.reference.layout)
-    announce("reference", f"trained with {recipe.reference_seeds} seeds")
     wanted = [
         _training(plan, files, rung=0, seed_index=index, rate=rate)
         for index in range(recipe.reference_seeds)
     ]
+    anchors = anchoring.wanted(plan, folder, key, rates)
+    names = ", ".join(["trained", *anchors])
+    announce("reference", f"{names}: {recipe.reference_seeds} trainings each")
+    # All at once, since they wait for nothing. Who failed is found out stack by stack below.
+    with suppress(CandidateFailed):
+        workshop.train([*wanted, *(each for stack in anchors.values() for each in stack)])
     trained = workshop.train(wanted)
     stages = list(trained)
     for rung in range(1, len(recipe.proxy.rungs)):
@@ -73,68 +77,42 @@ def _establish(
         raise StudyError(
             "the training of the reference preset diverged; lower proxy.training.learning_rate"
         )
-    scores = averaged([stage.value.scores for stage in trained])
-    admitted, dropped = objectives.admitted(scores)
-    short = too_short(plan)
-    admitted = tuple(task for task in admitted if task not in short)
-    dropped = {**dropped, **short}
-    if not admitted:
-        reasons = "; ".join(f"{task}: {reason}" for task, reason in dropped.items())
-        raise StudyError(f"no task carries signal ({reasons}); train longer or name easier tasks")
-    qualities = [objectives.quality(stage.value.scores, admitted)[0] for stage in trained]
+    rungs = [stage.value for stage in trained]
+    say = partial(announce, "reference")
+    anchored = anchoring.train(plan, workshop, anchors, rungs, say)
     profiles = measured.value.profiles
+    quality = anchored.scale.quality
     by_rung = [
-        objectives.of_reference(qualities),
-        *(
-            objectives.of_reference([objectives.quality(stage.value.scores, admitted)[0]])
-            for stage in stages[len(trained) :]
-        ),
+        objectives.of_reference([quality(rung.scores) for rung in rungs]),
+        *(objectives.of_reference([quality(s.value.scores)]) for s in stages[len(trained) :]),
     ]
-    found_ends = ends.train(plan, workshop, folder, key, rates, partial(announce, "reference"))
-    noise = [{"quality": objectives.readings(qualities)}]
-    for end in found_ends:
-        # An end that diverges shows no noise of its own; the stacks that train well do.
-        if not any(rung.diverged for rung in end.rungs):
-            values = [objectives.quality(rung.scores, admitted)[0] for rung in end.rungs]
-            noise.append({"quality": objectives.readings(values)})
     limited = budgets.limited(profiles, recipe.budgets)
     beside_itself = {
         **objectives.device(profiles),
         **{figure.name: figure.logs for figure in limited},
     }
-    trainings = [*(stage.value for stage in stages), *(r for end in found_ends for r in end.rungs)]
+    trainings = [*(stage.value for stage in stages), *anchored.rungs]
     eval_s = math.fsum(rung.eval_s for rung in trainings)
     return ReferenceRun(
         candidate=plan.reference_candidate,
         costs=plan.costs(plan.reference),
         worst=objectives.reference_point(profiles, recipe.budgets),
         objectives=tuple(by_rung),
-        scores=scores,
+        scores=averaged([rung.scores for rung in rungs]),
         identities={target: profile.identity for target, profile in profiles.items()},
-        admitted=admitted,
-        dropped=dropped,
-        noise=(beside_itself, *noise),
-        ends={end.mixer: averaged([rung.scores for rung in end.rungs]) for end in found_ends},
+        scale=anchored.scale,
+        dropped=anchored.dropped,
+        noise=(beside_itself, *({"quality": each} for each in anchored.noise)),
+        anchors=anchored.scores,
         learning_rates=rates,
         files=dict(files.checksums),
         seconds={
             "profile": measured.seconds,
-            "train": math.fsum(
-                [*(stage.seconds for stage in stages), *(end.seconds for end in found_ends)]
-            )
-            - eval_s,
+            "train": math.fsum(stage.seconds for stage in stages) + anchored.seconds - eval_s,
             "evaluate": eval_s,
             "tune": tuning_s,
         },
     )
-
-
-def too_short(plan: Plan) -> dict[str, str]:
-    """Scores that leave quality because a window of the space sees most of their rows, and why."""
-    proxy = plan.recipe.proxy
-    tasks = {name: make_task(name, share.settings) for name, share in proxy.tasks.items()}
-    lengths = {name: task.config.seq_len for name, task in tasks.items()}
-    return scoring.too_short(proxy, lengths, farthest(plan.space)[1])
 
 
 def _training(

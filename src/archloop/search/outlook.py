@@ -9,12 +9,13 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from archloop.evals.base import Score
 from archloop.proxy.record import TrainJob
 from archloop.ranking import budgets, looks, objectives
 from archloop.ranking.estimate import Estimate, t_quantile
@@ -23,11 +24,12 @@ from archloop.ranking.posterior import Draws as Posterior
 from archloop.ranking.record import Readings
 from archloop.ranking.reliability import seeds_needed
 from archloop.ranking.table import table
-from archloop.search import ends
+from archloop.search import anchoring
+from archloop.search.errors import StudyError
 from archloop.search.evaluator import Evaluator
 from archloop.search.executors.places import places
 from archloop.search.plan import Plan, training_seed
-from archloop.search.tuning import homogeneous
+from archloop.search.recipe.recipe import REFERENCE
 from archloop.space import size
 from archloop.stack.spec import StackSpec
 
@@ -54,7 +56,9 @@ class Probe(NamedTuple):
         train_s: of one training and its evaluation at rung 0.
         resolved: by limited figure, how far from its limit, as a share of it, a stack must lie to
             be judged rightly in 97.5 of 100 cases after the last look.
-        quality: estimate of each probed stack, by its layout.
+        quality: estimate of each probed stack, by its name; empty where no score tells the
+            anchor stacks apart.
+        dropped: why each score that does not count in it does not.
         reliability: of one training's quality over the probed stacks, which lie further apart than
             those that a search compares: an upper bound.
         seeds: trainings a stack that a ranking takes at the least; None if these stacks do not
@@ -65,6 +69,7 @@ class Probe(NamedTuple):
     train_s: float
     resolved: dict[str, float]
     quality: dict[str, Estimate]
+    dropped: dict[str, str]
     reliability: float
     seeds: int | None
 
@@ -93,32 +98,25 @@ def probe(plan: Plan, evaluator: Evaluator, folder: Path, say: Say) -> Probe:
     measured = evaluator.profile(plan.reference, plan.reference, 1, folder / "samples")
     profile_s = time.monotonic() - began
     limited = budgets.limited(measured.profiles, plan.recipe.budgets)
-    qualities: dict[str, list[float]] = {}
+    scores: dict[str, list[Mapping[str, Score]]] = {}
     train_s = []
     for name, spec in probed(plan).items():
         for index in range(PROBE_SEEDS):
             say(f"{name}, training {index + 1} of {PROBE_SEEDS}")
             began = time.monotonic()
-            qualities.setdefault(name, []).append(_quality(plan, evaluator, folder, spec, index))
+            scores.setdefault(name, []).append(_scores(plan, evaluator, folder, spec, index))
             train_s.append(time.monotonic() - began)
-    stacks = {name: objectives.readings(values) for name, values in qualities.items()}
-    reliability, estimates = _reliability(stacks)
     return Probe(
         profile_s,
         math.fsum(train_s) / len(train_s),
         {figure.name: _resolved(figure.logs, plan.recipe.looks) for figure in limited},
-        estimates,
-        reliability,
-        seeds_needed(reliability),
+        *_ranked(plan, scores),
     )
 
 
 def probed(plan: Plan) -> dict[str, StackSpec]:
-    """The reference and the ends of the space, at proxy width, by name."""
-    return {
-        "reference": plan.reference_proxy,
-        **{f"all {name}": homogeneous(plan, name) for name in ends.mixers(plan)},
-    }
+    """The reference and the anchor stacks, at proxy width, by name."""
+    return {REFERENCE: plan.reference_proxy, **plan.anchors.stacks}
 
 
 def seconds(plan: Plan, found: Probe) -> dict[str, float]:
@@ -139,7 +137,7 @@ def seconds(plan: Plan, found: Probe) -> dict[str, float]:
     num_trials = recipe.num_trials + recipe.replicates * members
     return {
         "reference": found.profile_s
-        + recipe.reference_seeds * found.train_s * (1 + len(ends.mixers(plan))) / workers,
+        + recipe.reference_seeds * found.train_s * len(probed(plan)) / workers,
         "profile": num_trials * found.profile_s * (1 + share_again),
         "train": num_trials * (recipe.seeds * found.train_s + climbing) / workers,
         "tune": 0.0
@@ -165,11 +163,28 @@ def front_size(num_trials: int, num_objectives: int) -> float:
     return float(sizes[-1]) if num_trials else 0.0
 
 
-def _quality(plan: Plan, evaluator: Evaluator, folder: Path, spec: StackSpec, index: int) -> float:
+def _scores(
+    plan: Plan, evaluator: Evaluator, folder: Path, spec: StackSpec, index: int
+) -> Mapping[str, Score]:
     seed = training_seed(plan.recipe.seed, _SEED_STREAM + index)
     job = TrainJob(spec=spec, num_steps=plan.recipe.proxy.rungs[0], seed=seed)
-    rung = evaluator.train(job, folder / f"{spec.digest[:12]}-{index}")
-    return objectives.quality(rung.scores, list(rung.scores))[0]
+    return evaluator.train(job, folder / f"{spec.digest[:12]}-{index}").scores
+
+
+def _ranked(
+    plan: Plan, scores: Mapping[str, Sequence[Mapping[str, Score]]]
+) -> tuple[dict[str, Estimate], dict[str, str], float, int | None]:
+    """Estimates of quality, what does not count in it, reliability, trainings that rank."""
+    try:
+        scale, dropped = anchoring.measured(plan, scores)
+    except StudyError as error:
+        return {}, {"quality": str(error)}, 0.0, None
+    stacks = {
+        name: objectives.readings([scale.quality(one) for one in each])
+        for name, each in scores.items()
+    }
+    reliability, estimates = _reliability(stacks)
+    return estimates, dropped, reliability, seeds_needed(reliability)
 
 
 def _resolved(logs: Readings, num_looks: int) -> float:

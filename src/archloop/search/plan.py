@@ -16,6 +16,8 @@ from archloop.profiling.target import Target
 from archloop.proxy import mixture
 from archloop.ranking.budgets import check_budgets
 from archloop.runtimes.base import Runtime
+from archloop.search import anchors
+from archloop.search.anchors import AnchorStacks
 from archloop.search.base import Proposal, Strategy
 from archloop.search.mixer_checks import check_mixers
 from archloop.search.recipe.errors import RecipeError, describe
@@ -44,6 +46,7 @@ class Plan(NamedTuple):
         reference_genome: of the reference preset, empty when it is not of this space.
         vocab_size: of proxies: text and task tokens.
         given: candidates that the recipe itself names, tried before the strategy is asked.
+        anchors: stacks between which scores are normalised.
     """
 
     recipe: Recipe
@@ -55,6 +58,7 @@ class Plan(NamedTuple):
     reference_genome: dict[str, Any]
     vocab_size: int
     given: tuple[Candidate, ...]
+    anchors: AnchorStacks
 
     @property
     def reference_candidate(self) -> Candidate:
@@ -118,10 +122,6 @@ def _resolve(recipe: Recipe) -> Plan:
     for index, device in enumerate(recipe.executor.devices):
         _prefixed(f"executor.devices[{index}]", torch_device, device)
     space = open_space(recipe.space)
-    for index, name in enumerate(recipe.ends or ()):
-        if name not in space.mixers:
-            known = ", ".join(space.mixers)
-            raise UserError(f"ends[{index}]={name!r}: give one of the space's mixers: {known}")
     seq_len = recipe.proxy.training.seq_len
     _prefixed("proxy.training.seq_len", check_sequence_length, space, seq_len)
     vocab_size = _prefixed("proxy", mixture.vocab_size, recipe.proxy)
@@ -153,6 +153,7 @@ def _resolve(recipe: Recipe) -> Plan:
         genome,
         vocab_size,
         _given(recipe, space, vocab_size),
+        anchors.resolve(recipe, space, reference_proxy, vocab_size),
     )
 
 

@@ -267,15 +267,11 @@ class Trial:
 def _objectives(
     reference_run: ReferenceRun, profiles: Mapping[str, Profile], trained: Sequence[Rung]
 ) -> Objectives:
-    """Of the trainings of a rung; if one diverged, they are worth no more than guessing."""
-    if not any(rung.diverged for rung in trained):
-        scores = [rung.scores for rung in trained]
-        return objectives.objectives(profiles, scores, reference_run.admitted)
-    chance = {
-        task: score.model_copy(update={"value": score.chance, "standard_error": 0.0})
-        for task, score in reference_run.scores.items()
-    }
-    return objectives.objectives(profiles, [chance], reference_run.admitted)
+    """Of the trainings of a rung; if one diverged, they are worth what no skill at all is."""
+    if any(rung.diverged for rung in trained):
+        return objectives.objectives(profiles, [0.0])
+    qualities = [reference_run.scale.quality(rung.scores) for rung in trained]
+    return objectives.objectives(profiles, qualities)
 
 
 def _check_identity(reference_run: ReferenceRun, profiles: dict[str, Profile]) -> None:

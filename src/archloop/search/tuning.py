@@ -7,13 +7,10 @@ import math
 from collections.abc import Callable
 
 from archloop.proxy.record import Rung, TrainJob
-from archloop.ranking import objectives
+from archloop.search.anchors import alone
 from archloop.search.errors import StudyError
 from archloop.search.plan import Plan, training_seed
 from archloop.search.workshop import Training, Workshop
-from archloop.space import seeding
-from archloop.space.encoding import encode
-from archloop.stack.spec import StackSpec
 from archloop.store.folder import StudyFolder
 from archloop.store.record import FamilyRate
 
@@ -30,7 +27,7 @@ def tune(
         return {}, 0.0
     wanted = {}
     for mixer in plan.space.mixers:
-        spec = homogeneous(plan, mixer)
+        spec = alone(plan.space, mixer, plan.vocab_size)
         files = folder.tuning(mixer, f"{key}:{spec.digest}")
         for index, rate in enumerate(tuning.learning_rates):
             seed = training_seed(plan.recipe.seed, _SEED_STREAM)
@@ -60,9 +57,4 @@ def _loss(rung: Rung) -> float:
         return math.inf
     if TEXT in rung.scores:
         return rung.scores[TEXT].value
-    return 1 - objectives.quality(rung.scores, list(rung.scores))[0]
-
-
-def homogeneous(plan: Plan, mixer: str) -> StackSpec:
-    """A stack of one mixer at proxy width and the space's smallest depth."""
-    return encode(plan.space, seeding.pure(plan.space, mixer), "proxy", plan.vocab_size)
+    return 1 - math.fsum(score.normalized for score in rung.scores.values()) / len(rung.scores)

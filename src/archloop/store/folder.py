@@ -100,7 +100,7 @@ class StudyFolder:
         self._trials = self.path / "trials"
         self._reference = self.path / "reference"
         self._tuning = self.path / "tuning"
-        self._ends = self.path / "ends"
+        self._anchors = self.path / "anchors"
 
     def trial(self, number: int, key: str = "") -> TrialFolder:
         """A trial's folder; `key` ties its stages to the study and the spec, for writing."""
@@ -118,9 +118,9 @@ class StudyFolder:
         """Folder of a mixer's trainings under several learning rates."""
         return TrialFolder(self._tuning / mixer, key)
 
-    def end(self, mixer: str, key: str = "") -> TrialFolder:
-        """Folder of the trainings of a stack of one mixer alone, as often as the reference's."""
-        return TrialFolder(self._ends / mixer, key)
+    def anchor(self, index: int, key: str = "") -> TrialFolder:
+        """Folder of the trainings of an anchor stack, as many as the reference preset's."""
+        return TrialFolder(self._anchors / f"{index}", key)
 
     def has_database(self) -> bool:
         """Whether the database is a file of the folder."""

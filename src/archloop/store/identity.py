@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from archloop.errors import UserError
 
-SCHEMA = 2
+SCHEMA = 3
 """Of everything that a study keeps; raised by a change that older files cannot be read under."""
 
 

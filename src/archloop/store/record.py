@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from archloop.evals.base import Score
 from archloop.profiling.record import Profile
 from archloop.proxy.record import Rung
+from archloop.ranking.anchors import Scale
 from archloop.ranking.record import BrokenBudget, Objectives, Readings
 from archloop.stack.spec import StackSpec
 
@@ -143,7 +145,8 @@ class StudyRecord(_Record):
         environment: versions, device description, corpus hash, seed.
         reference: the reference preset, measured and trained like a trial.
         reference_point: worst quality, latency and memory that count, fixed before trial 0.
-        admitted: tasks in the aggregate; `dropped` maps each other task to the reason.
+        scale: how scores become quality; `dropped` maps each score that does not count to the
+            reason, and `anchors` the anchor stacks by name to their scores, the reference aside.
         noise: readings of stacks that were read several times and are no trials, by figure.
         learning_rates: by mixer; empty when they were not tuned, and then no claim about a family
             of mixers holds.
@@ -157,14 +160,20 @@ class StudyRecord(_Record):
     environment: dict[str, Any]
     reference: TrialRecord | None
     reference_point: Objectives | None
-    admitted: tuple[str, ...]
+    scale: Scale | None
     dropped: dict[str, str]
+    anchors: dict[str, dict[str, Score]] = {}
     noise: tuple[dict[str, Readings], ...] = ()
     learning_rates: dict[str, FamilyRate] = {}
     ended: str | None = None
     trials: tuple[TrialRecord, ...]
     seconds_by_stage: dict[str, float]
     overhead: float | None
+
+    @property
+    def admitted(self) -> tuple[str, ...]:
+        """Scores that count in quality."""
+        return () if self.scale is None else tuple(self.scale.anchors)
 
     @property
     def mixers(self) -> list[str]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from archloop.evals.base import Score
 from archloop.profiling.record import Identity
 from archloop.proxy.record import Rung
+from archloop.ranking.anchors import Scale
 from archloop.ranking.record import Objectives, Readings
 from archloop.store.record import Candidate, Costs, FamilyRate
 
@@ -23,7 +24,9 @@ class ReferenceRun(BaseModel):
         identities: what it was measured on, by target.
         noise: readings of stacks that were read several times and are no trials, by figure: what
             the reference preset showed beside itself, and trainings of the same stack.
-        ends: scores, averaged over seeds, of stacks of one mixer alone, by the mixer.
+        scale: how scores become quality, and the anchor stacks that it rests on.
+        dropped: why each other score does not count.
+        anchors: scores, averaged over seeds, of the anchor stacks by name, the reference aside.
         files: checksums of its stage files.
     """
 
@@ -35,10 +38,10 @@ class ReferenceRun(BaseModel):
     objectives: tuple[Objectives, ...]
     scores: dict[str, Score]
     identities: dict[str, Identity]
-    admitted: tuple[str, ...]
+    scale: Scale
     dropped: dict[str, str]
     noise: tuple[dict[str, Readings], ...]
-    ends: dict[str, dict[str, Score]] = {}
+    anchors: dict[str, dict[str, Score]]
     learning_rates: dict[str, FamilyRate] = {}
     files: dict[str, str]
     seconds: dict[str, float]

@@ -34,6 +34,8 @@ from archloop.search.recipe.errors import RecipeError, boolean_for_number, descr
 from archloop.space.config import SpaceConfig
 from archloop.stack.spec import StackSpec
 
+REFERENCE = "reference"
+"""What the reference preset is called among the anchor stacks."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME_RULE = (
     "a name is a folder's name: up to 100 letters, digits, '.', '_' and '-', "
@@ -81,6 +83,20 @@ class Reference(_Section):
         if len(given) != 1:
             raise ValueError("give one of preset, layout and spec")
         return self
+
+
+class AnchorPair(_Section):
+    """Two stacks between which scores are normalised.
+
+    Each is ``reference``, a mixer of the space (a stack of it alone), a layout, a preset or a spec.
+
+    Attributes:
+        lacks: a stack that lacks the skill.
+        has: one that has it.
+    """
+
+    lacks: str | tuple[str, ...] | StackSpec
+    has: str | tuple[str, ...] | StackSpec
 
 
 class StrategySection(_Section):
@@ -158,10 +174,11 @@ class Recipe(_Section):
             rung goes to the next one.
         looks: at the device, each in `processes` more processes, until the budgets are decided.
         seeds: trainings of each trial at rung 0: more of them rank better.
-        reference_seeds: trainings of the reference preset and of each of the ends.
+        reference_seeds: trainings of the reference preset and of each anchor stack.
         replicates: of each trial that would be called on the front, before the study ends.
-        ends: mixers; a stack of each alone is trained like the reference preset, so that noise is
-            known of several kinds of stack. The space's first and last mixer if None.
+        anchors: by the name of a score or of a category, or `default`: stacks between which it is
+            normalised. Without a `default`, the space's mixer that sees least far lacks every
+            skill and the reference preset has it.
         keep: weights of trained proxies, in float16: of none, of the trials that no other dominates
             at a rung that it reached (`front`), or of all.
         tuning: of learning rates; without it the record says that they were not tuned.
@@ -190,7 +207,7 @@ class Recipe(_Section):
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
     reference_seeds: Annotated[int, Field(ge=2, le=1000)] = 3
     replicates: Annotated[int, Field(ge=0, le=100)] = 2
-    ends: tuple[str, ...] | None = None
+    anchors: dict[str, AnchorPair] = {}
     keep: Literal["none", "front", "all"] = "front"
     tuning: Tuning | None = None
     strategy: StrategySection = StrategySection()

@@ -60,7 +60,7 @@ def test_time_adds_up_over_stages(resolved: plan.Plan) -> None:
 
 
 def test_time_is_shared_by_workers_and_spent_on_replicates() -> None:
-    found = outlook.Probe(10.0, 4.0, {}, {}, 0.9, 1)
+    found = outlook.Probe(10.0, 4.0, {}, {}, {}, 0.9, 1)
     alone = outlook.seconds(plan.resolve(recipe()), found)
     two = outlook.seconds(plan.resolve(recipe(executor={"workers": 2})), found)
     # Two at once train twice as fast; a device is measured by one at a time.

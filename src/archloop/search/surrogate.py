@@ -67,10 +67,10 @@ class Surrogate:
         mean_N, covariance_NN = self._known
         return self._drawn(mean_N[index_C], covariance_NN[np.ix_(index_C, index_C)], count, rng)
 
-    def draws(self, x_CF: Floats, count: int, rng: np.random.Generator) -> Floats:
-        """Joint draws of the figure's true values for other genomes, (count, C)."""
-        mean_C, covariance_CC = self._process.predict(x_CF, return_cov=True)
-        return self._drawn(mean_C, covariance_CC, count, rng)
+    def marginals(self, x_CF: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the figure's true value for other genomes, (C,) each."""
+        mean_C, sd_C = self._process.predict(x_CF, return_std=True)
+        return self._mean + self._scale * mean_C, self._scale * sd_C
 
     def _drawn(
         self, mean_C: Floats, covariance_CC: Floats, count: int, rng: np.random.Generator

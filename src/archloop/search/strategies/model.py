@@ -1,12 +1,14 @@
 """Search by a surrogate: what is measured of each trial says what to expect of its children.
 
-1. The first trials are random, of the sparse prior.
-2. Then a Gaussian process is fitted to each objective and to each budget's margin over features of
-   genomes (`space.features`), with the noise that is known of each trial. Rejected trials were
-   measured too, so they say what breaks a budget.
-3. Candidates are children of the front, with a share of random genomes. One joint draw of all
-   figures is taken (Thompson sampling): the candidate is proposed that in this draw keeps the
-   budgets and adds most to the hypervolume. Workers that ask at once draw differently.
+1. The first trials are random, of the sparse prior; as soon as budgets were measured, random
+   genomes are drawn until one is likely to keep them.
+2. Then a Gaussian process is believed of each objective and each budget over features of genomes
+   (`search.beliefs`), with the noise that is known of each trial. Rejected trials were measured
+   too, so they say what breaks a budget.
+3. Candidates are children of the front, with a share of random genomes, and then children of the
+   candidates that promise most. What a candidate promises is the hypervolume that it is expected
+   to add, times the probability that it keeps the budgets. Trials that run count as if they had
+   come out as believed, so that workers that ask at once are told to try different things.
 4. Every fifth trial measures and trains a member of the front once more, that with the largest
    product of the probability that it belongs there and of what is not known of it: a front that
    is never measured again is a front of lucky trials.
@@ -20,11 +22,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from archloop.ranking import front
-from archloop.ranking.estimate import Estimate
+from archloop.ranking.improvement import improvements
 from archloop.search import history
 from archloop.search.base import Pending, Proposal, Remembered, Strategy, StrategyConfig, Told
+from archloop.search.beliefs import Beliefs, Believer
 from archloop.search.history import Tried
-from archloop.search.surrogate import Data, Surrogate, fitted
 from archloop.space.features import features
 from archloop.space.genome import Genome
 from archloop.space.space import Space
@@ -34,21 +36,40 @@ Floats = NDArray[np.float64]
 NUM_PARENTS = 16
 """Best trials whose children are candidates."""
 RANDOM_SHARE = 0.15
-"""Of the candidates."""
+"""Of the first candidates."""
 CROSSOVER = 0.3
 """Chance that a candidate has two parents."""
+ROUNDS = 3
+"""Generations of candidates: those after the first are children of the most promising so far."""
+NUM_PROMISING = 8
+"""So many of them."""
 MAX_TRIALS = 300
 """Trials that a posterior rests on: the best and the latest; more would take seconds a proposal."""
-REFIT = 1 / 4
-"""Hyper-parameters are fitted again when there are so many more trials, as a share of them."""
 NUM_DRAWS = 64
-"""Draws from which probabilities of belonging to the front are taken."""
-MIN_TRAINED = 4
+"""Draws over which gains and probabilities of belonging to the front are averaged."""
+MIN_TRAINED = 3
 """Trained trials without which there is no model of quality."""
+LIKELY = 0.5
+"""Probability of keeping the budgets with which a random genome is tried."""
+MAX_RANDOM = 64
+"""Random genomes drawn for one that is likely to keep the budgets."""
+
+
+class Candidate(NamedTuple):
+    """A genome that may be proposed.
+
+    Attributes:
+        parents: numbers of the trials that it descends from; none if it is random.
+        gain: hypervolume that it is expected to add.
+    """
+
+    genome: Genome
+    parents: tuple[int, ...]
+    gain: float = 0.0
 
 
 class Model(Strategy):
-    """Gaussian processes, Thompson sampling of hypervolume, replicates of the front."""
+    """Gaussian processes, expected improvement of hypervolume, replicates of the front."""
 
     class Config(StrategyConfig):
         """How much is random, compared and replicated.
@@ -59,14 +80,14 @@ class Model(Strategy):
             replicate_every: so many trials, the last is a replicate; 0 for none.
         """
 
-        start: Annotated[int, Field(ge=4)] = 12
-        candidates: Annotated[int, Field(ge=2, le=4096)] = 64
+        start: Annotated[int, Field(ge=4)] = 8
+        candidates: Annotated[int, Field(ge=8, le=4096)] = 96
         replicate_every: Annotated[int, Field(ge=0)] = 5
 
     def __init__(self, space: Space, *arguments: Any, **options: Any) -> None:
         super().__init__(space, *arguments, **options)
         self._features = Remembered(lambda genome: features(space, genome))
-        self._kernels: dict[Hashable, Any] = {}
+        self._believe = Believer(self._features)
 
     def propose(
         self,
@@ -79,31 +100,24 @@ class Model(Strategy):
         config = self.config
         assert isinstance(config, Model.Config)
         tried = [entry for entry in history.merged(told) if entry.figures]
-        trained = sum(entry.is_parent for entry in tried)
-        if number < config.start or trained < MIN_TRAINED:
-            return Proposal(self.draw(rng), "random")
-        beliefs = self._beliefs(tried)
+        beliefs = self._believe(self._kept(tried), [o.name for o in self.objectives])
+        trained = beliefs.trained(tried)
+        enough = len(trained) >= MIN_TRAINED and len(beliefs.objectives) == len(self.objectives)
+        if number < config.start or not enough:
+            return Proposal(self._likely(beliefs, rng), "random")
         every = config.replicate_every
         if every and number % every == every - 1:
-            again = self._replicate(tried, beliefs, pending, rng)
+            again = self._replicate(trained, beliefs, pending, rng)
             if again is not None:
                 return again
-        candidates = self._candidates(tried, told, pending, rng)
-        x_CF = np.stack([features(self.space, genome) for genome, _ in candidates])
-        gains_C = self._gains(beliefs, tried, x_CF, rng)
-        genome, parents = candidates[int(np.argmax(gains_C))]
-        return Proposal(genome, "model" if parents else "model+random", parents)
-
-    # --- what is believed ---------------------------------------------------------------------
-
-    def _beliefs(self, tried: Sequence[Tried]) -> "Beliefs":
-        """A surrogate for each objective and each budget's margin."""
-        kept = self._kept(tried)
-        margins = sorted({name for entry in tried for name in entry.margins})
-        objectives = {o.name: self._surrogate(kept, o.name, "figures") for o in self.objectives}
-        return Beliefs(objectives, {n: self._surrogate(kept, n, "margins") for n in margins})
+        known = {self._identity(entry.genome) for entry in [*told, *pending]}
+        chosen = self._search(beliefs, tried, known, pending, rng)
+        return Proposal(
+            chosen.genome, "model" if chosen.parents else "model+random", chosen.parents
+        )
 
     def _kept(self, tried: Sequence[Tried]) -> list[Tried]:
+        """The trials that beliefs rest on."""
         if len(tried) <= MAX_TRIALS:
             return list(tried)
         chosen = history.best(tried, self.objectives, MAX_TRIALS // 2, self.worst)
@@ -112,110 +126,100 @@ class Model(Strategy):
         chosen += rest[len(numbers) - MAX_TRIALS :]
         return sorted(chosen, key=lambda entry: entry.number)
 
-    def _surrogate(self, tried: Sequence[Tried], name: str, what: str) -> "Believed":
-        read = [
-            (entry, getattr(entry, what)[name]) for entry in tried if name in getattr(entry, what)
-        ]
-        estimates: list[Estimate] = [estimate for _, estimate in read]
-        values_N = np.array([estimate.mean for estimate in estimates])
-        errors_N = np.array([estimate.se for estimate in estimates])
-        # Ratios to the reference multiply; quality and margins add.
-        log = what == "figures" and name in self._ratios and bool((values_N > 0).all())
-        if log:
-            values_N, errors_N = np.log(values_N), errors_N / values_N
-        data = Data(np.stack([self._features(e.genome) for e, _ in read]), values_N, errors_N)
-        count = _last_fit(len(read))
-        first = Data(*(part[:count] for part in data))
-        key = (name, what, *(part.tobytes() for part in first))
-        if key not in self._kernels:
-            self._kernels[key] = fitted(first)
-        places = {entry.number: place for place, (entry, _) in enumerate(read)}
-        return Believed(Surrogate(data, self._kernels[key]), log, places)
-
-    @property
-    def _ratios(self) -> set[str]:
-        return {o.name for o in self.objectives if o.direction == "minimize"}
+    def _likely(self, beliefs: Beliefs, rng: np.random.Generator) -> Genome:
+        """A random genome that is likely to keep the budgets; the likeliest of many otherwise."""
+        best, chance = self.draw(rng), 0.0
+        if not beliefs.margins:
+            return best
+        for _ in range(MAX_RANDOM):
+            genome = self.draw(rng)
+            keeps = float(beliefs.keeps_budgets(features(self.space, genome)[None])[0])
+            if keeps > chance:
+                best, chance = genome, keeps
+            if chance >= LIKELY:
+                break
+        return best
 
     # --- what to try --------------------------------------------------------------------------
 
-    def _candidates(
+    def _search(
         self,
+        beliefs: Beliefs,
         tried: Sequence[Tried],
-        told: Sequence[Told],
+        known: set[Hashable],
         pending: Sequence[Pending],
         rng: np.random.Generator,
-    ) -> list[tuple[Genome, tuple[int, ...]]]:
-        """New genomes with their parents' numbers."""
+    ) -> Candidate:
+        """The most promising of several generations of candidates."""
         config = self.config
         assert isinstance(config, Model.Config)
-        parents = history.best(tried, self.objectives, NUM_PARENTS, self.worst)
-        parents = [entry for entry in parents if entry.is_parent] or parents
-        known = {self._identity(entry.genome) for entry in told}
-        known |= {self._identity(entry.genome) for entry in pending}
-        found: dict[Hashable, tuple[Genome, tuple[int, ...]]] = {}
-        for _ in range(3 * config.candidates):
-            genome, numbers = self._child(parents, rng)
-            identity = self.identity(genome)
-            if identity not in known:
-                found.setdefault(identity, (genome, numbers))
-            if len(found) == config.candidates:
-                break
-        return list(found.values()) or [(self.draw(rng), ())]
+        best = history.best(tried, self.objectives, NUM_PARENTS, self.worst)
+        best = [entry for entry in best if entry.is_parent] or best
+        parents = [Candidate(entry.genome, (entry.number,)) for entry in best]
+        gains = Gains(self, beliefs, tried, pending, rng)
+        found: list[Candidate] = []
+        seen = set(known)
+        share = RANDOM_SHARE
+        for _ in range(ROUNDS):
+            new = self._generation(parents, config.candidates // ROUNDS, share, seen, rng)
+            if new:
+                x_CF = np.stack([features(self.space, each.genome) for each in new])
+                found += [e._replace(gain=float(g)) for e, g in zip(new, gains(x_CF), strict=True)]
+                found.sort(key=lambda each: -each.gain)
+            parents, share = found[:NUM_PROMISING] or parents, 0.0
+        return found[0] if found else Candidate(self.draw(rng), ())
 
-    def _child(
-        self, parents: Sequence[Tried], rng: np.random.Generator
-    ) -> tuple[Genome, tuple[int, ...]]:
-        if rng.random() < RANDOM_SHARE:
-            return self.draw(rng), ()
+    def _generation(
+        self,
+        parents: Sequence[Candidate],
+        count: int,
+        random_share: float,
+        seen: set[Hashable],
+        rng: np.random.Generator,
+    ) -> list[Candidate]:
+        """New candidates, of specs that are not among those seen and are added to them."""
+        found: list[Candidate] = []
+        for _ in range(3 * count):
+            each = (
+                Candidate(self.draw(rng), ())
+                if rng.random() < random_share
+                else self._child(parents, rng)
+            )
+            identity = self.identity(each.genome)
+            if identity not in seen:
+                seen.add(identity)
+                found.append(each)
+            if len(found) == count:
+                break
+        return found
+
+    def _child(self, parents: Sequence[Candidate], rng: np.random.Generator) -> Candidate:
+        """One to a few changes of a parent, or of a cross of two."""
         first = parents[int(rng.integers(len(parents)))]
-        genome = first.genome
-        numbers: tuple[int, ...] = (first.number,)
+        genome, numbers = first.genome, first.parents
         if rng.random() < CROSSOVER:
             second = parents[int(rng.integers(len(parents)))]
-            if second.number != first.number:
+            if second is not first:
                 genome = crossover(self.space, genome, second.genome, rng)
-                numbers = (first.number, second.number)
+                numbers = tuple(dict.fromkeys((*numbers, *second.parents)))
         for _ in range(int(rng.geometric(0.6))):
             genome = mutate(self.space, genome, rng)
-        return genome, numbers
-
-    def _gains(
-        self, beliefs: "Beliefs", tried: Sequence[Tried], x_CF: Floats, rng: np.random.Generator
-    ) -> Floats:
-        """What each candidate adds to the hypervolume in one draw of everything, (C,).
-
-        A candidate that breaks a budget in that draw loses by how much it does.
-        """
-        columns = [beliefs.objectives[o.name].draws(x_CF, 1, rng)[0] for o in self.objectives]
-        points_CM = self._minimised(columns)
-        over_C = np.zeros(len(x_CF))
-        for believed in beliefs.margins.values():
-            over_C += np.maximum(believed.draws(x_CF, 1, rng)[0], 0.0)
-        trained = beliefs.trained(tried)
-        means_NM = self._minimised(
-            [beliefs.objectives[o.name].mean(trained) for o in self.objectives]
-        )
-        best_NM = means_NM[front.nondominated(means_NM)]
-        worst_M = self._worst(np.vstack([means_NM, points_CM]))
-        before = front.hypervolume(best_NM, worst_M)
-        gains = [front.hypervolume(np.vstack([best_NM, p]), worst_M) - before for p in points_CM]
-        return np.where(over_C > 0, -over_C, np.array(gains))
+        return Candidate(genome, numbers)
 
     def _replicate(
         self,
-        tried: Sequence[Tried],
-        beliefs: "Beliefs",
+        members: Sequence[Tried],
+        beliefs: Beliefs,
         pending: Sequence[Pending],
         rng: np.random.Generator,
     ) -> Proposal | None:
         """Another measurement of the front member about which most is at stake and unknown."""
         busy = {entry.replicates for entry in pending}
-        members = beliefs.trained(tried)
         columns = [
             beliefs.objectives[o.name].known_draws(members, NUM_DRAWS, rng) for o in self.objectives
         ]
-        points_KNM = self._minimised(columns)
-        worst_M = self._worst(points_KNM.reshape(-1, len(self.objectives)))
+        points_KNM = self.minimised(columns)
+        worst_M = self.reference_point(points_KNM.reshape(-1, len(self.objectives)))
         on_front_KN = np.stack([front.nondominated(p) & (p < worst_M).all(1) for p in points_KNM])
         spread_M = points_KNM.std((0, 1)) + 1e-12
         unknown_N = (points_KNM.std(0) / spread_M).max(1)
@@ -226,66 +230,50 @@ class Model(Strategy):
             return None
         return Proposal(chosen.genome, "replicate", (chosen.number,), chosen.number)
 
-    def _minimised(self, columns: Sequence[Floats]) -> Floats:
+    def minimised(self, columns: Sequence[Floats]) -> Floats:
         """Objectives side by side, less of each being better, (..., M)."""
         pairs = zip(columns, self.objectives, strict=True)
         return np.stack([history.signed(1.0, o) * column for column, o in pairs], -1)
 
-    def _worst(self, points_NM: Floats) -> Floats:
+    def reference_point(self, points_NM: Floats) -> Floats:
         """The reference point, or the worst of the points where nobody says."""
         if self.worst is None:
             return np.asarray(points_NM.max(0))
         return np.array([history.signed(self.worst[o.name], o) for o in self.objectives])
 
 
-def _last_fit(count: int) -> int:
-    """How many of the first trials hyper-parameters rest on: it grows in steps."""
-    fit = min(count, MIN_TRAINED)
-    while (later := fit + max(1, int(fit * REFIT))) <= count:
-        fit = later
-    return fit
+class Gains:
+    """What genomes are expected to add to the front that is believed in.
 
-
-class Believed(NamedTuple):
-    """The surrogate of a figure, or of its logarithm.
-
-    Attributes:
-        places: of trials in its data, by their numbers.
+    All genomes are judged by the same draws, so that luck does not order them.
     """
 
-    surrogate: Surrogate
-    log: bool
-    places: dict[int, int]
+    def __init__(
+        self,
+        model: Model,
+        beliefs: Beliefs,
+        tried: Sequence[Tried],
+        pending: Sequence[Pending],
+        rng: np.random.Generator,
+    ) -> None:
+        self._model, self._beliefs = model, beliefs
+        self._believed = [beliefs.objectives[o.name] for o in model.objectives]
+        trained = beliefs.trained(tried)
+        front_NM = model.minimised([b.mean(trained) for b in self._believed])
+        new = [entry.genome for entry in pending if entry.replicates is None]
+        if new:
+            x_CF = np.stack([features(model.space, genome) for genome in new])
+            running_CM = model.minimised([b.surrogate.marginals(x_CF)[0] for b in self._believed])
+            front_NM = np.vstack([front_NM, running_CM[beliefs.keeps_budgets(x_CF) > LIKELY]])
+        self._worst = model.reference_point(front_NM)
+        self._front = front_NM[front.nondominated(front_NM)]
+        self._normal = rng.standard_normal((NUM_DRAWS, 1, len(self._believed)))
 
-    def mean(self, trials: Sequence[Tried]) -> Floats:
-        """Posterior mean of trials (median, of a logarithm), (N,)."""
-        return self._plain(self.surrogate.known(self._index(trials)))
-
-    def known_draws(self, trials: Sequence[Tried], count: int, rng: np.random.Generator) -> Floats:
-        """Joint draws of trials' true values, (count, N)."""
-        return self._plain(self.surrogate.known_draws(self._index(trials), count, rng))
-
-    def draws(self, x_CF: Floats, count: int, rng: np.random.Generator) -> Floats:
-        """Joint draws of candidates, (count, C)."""
-        return self._plain(self.surrogate.draws(x_CF, count, rng))
-
-    def _plain(self, values: Floats) -> Floats:
-        return np.exp(values) if self.log else values
-
-    def _index(self, trials: Sequence[Tried]) -> NDArray[np.int64]:
-        return np.array([self.places[entry.number] for entry in trials])
-
-
-class Beliefs(NamedTuple):
-    """Surrogates of objectives and of margins, by name."""
-
-    objectives: dict[str, Believed]
-    margins: dict[str, Believed]
-
-    def trained(self, tried: Sequence[Tried]) -> list[Tried]:
-        """Trials that every objective is believed of from its own measurement."""
-        return [
-            entry
-            for entry in tried
-            if entry.is_parent and all(entry.number in b.places for b in self.objectives.values())
-        ]
+    def __call__(self, x_CF: Floats) -> Floats:
+        """Expected hypervolume of each genome, (C,)."""
+        marginals = [believed.surrogate.marginals(x_CF) for believed in self._believed]
+        drawn = [mean + sd * self._normal[..., m] for m, (mean, sd) in enumerate(marginals)]
+        points_KCM = self._model.minimised(drawn)
+        flat = points_KCM.reshape(-1, len(self._believed))
+        added = improvements(flat, self._front, self._worst).reshape(NUM_DRAWS, -1)
+        return np.asarray(added.mean(0) * self._beliefs.keeps_budgets(x_CF))

@@ -1,0 +1,132 @@
+"""What is believed of genomes: a Gaussian process for each objective and each budget.
+
+Costs of blocks add up, so ratios to the reference and to a limit are modelled as they are and not
+as logarithms, in which a sum is no sum. A rejected trial was measured too and says what breaks a
+budget; a figure that fewer than two trials have is not believed yet.
+
+Shape suffixes: N trials, C genomes, F features, K draws.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from archloop.ranking.estimate import Estimate
+from archloop.search.history import Tried
+from archloop.search.surrogate import Data, Surrogate, fitted
+from archloop.space.genome import Genome
+
+Floats = NDArray[np.float64]
+MIN_READ = 2
+"""Trials without which nothing is believed of a figure."""
+REFIT = 1 / 4
+"""Hyper-parameters are fitted again when there are so many more trials, as a share of them."""
+
+
+class Believed(NamedTuple):
+    """The surrogate of a figure.
+
+    Attributes:
+        places: of trials in its data, by their numbers.
+    """
+
+    surrogate: Surrogate
+    places: dict[int, int]
+
+    def mean(self, trials: Sequence[Tried]) -> Floats:
+        """Posterior mean of trials' true values, (N,)."""
+        return self.surrogate.known(self._index(trials))
+
+    def known_draws(self, trials: Sequence[Tried], count: int, rng: np.random.Generator) -> Floats:
+        """Joint draws of trials' true values, (K, N)."""
+        return self.surrogate.known_draws(self._index(trials), count, rng)
+
+    def _index(self, trials: Sequence[Tried]) -> NDArray[np.int64]:
+        return np.array([self.places[entry.number] for entry in trials], np.int64)
+
+
+class Beliefs(NamedTuple):
+    """Surrogates by name: of objectives, and of what is measured of each budget over its limit."""
+
+    objectives: dict[str, Believed]
+    margins: dict[str, Believed]
+
+    def trained(self, tried: Sequence[Tried]) -> list[Tried]:
+        """Trials that every objective is believed of from its own measurement."""
+        return [
+            entry
+            for entry in tried
+            if entry.is_parent and all(entry.number in b.places for b in self.objectives.values())
+        ]
+
+    def keeps_budgets(self, x_CF: Floats) -> Floats:
+        """Probability that each genome keeps every budget, (C,)."""
+        found_C = np.ones(len(x_CF))
+        for believed in self.margins.values():
+            mean_C, sd_C = believed.surrogate.marginals(x_CF)
+            found_C *= special.ndtr((1.0 - mean_C) / np.maximum(sd_C, 1e-12))
+        return found_C
+
+
+class Believer:
+    """Fits beliefs; what it remembers are functions of trials alone.
+
+    Args:
+        describe: the features of a genome.
+    """
+
+    def __init__(self, describe: Callable[[Genome], Floats]) -> None:
+        self._describe = describe
+        self._kernels: dict[Hashable, Any] = {}
+
+    def __call__(self, tried: Sequence[Tried], objectives: Sequence[str]) -> Beliefs:
+        """What to believe after these trials, of as many objectives and budgets as were read."""
+        figures = {name: [(t, t.figures.get(name)) for t in tried] for name in objectives}
+        limits = sorted({name for entry in tried for name in entry.margins})
+        margins = {name: [(t, _ratio(t.margins, name)) for t in tried] for name in limits}
+        return Beliefs(self._fitted(figures), self._fitted(margins))
+
+    def _fitted(
+        self, read: Mapping[str, Sequence[tuple[Tried, Estimate | None]]]
+    ) -> dict[str, Believed]:
+        found = {}
+        for name, pairs in read.items():
+            known = [(entry, e) for entry, e in pairs if e is not None and math.isfinite(e.mean)]
+            if len(known) >= MIN_READ:
+                found[name] = self._believed(name, known)
+        return found
+
+    def _believed(self, name: str, read: Sequence[tuple[Tried, Estimate]]) -> Believed:
+        data = Data(
+            np.stack([self._describe(entry.genome) for entry, _ in read]),
+            np.array([estimate.mean for _, estimate in read]),
+            np.array([estimate.se for _, estimate in read]),
+        )
+        count = _last_fit(len(read))
+        first = Data(*(part[:count] for part in data))
+        key = (name, *(part.tobytes() for part in first))
+        if key not in self._kernels:
+            self._kernels[key] = fitted(first)
+        places = {entry.number: place for place, (entry, _) in enumerate(read)}
+        return Believed(Surrogate(data, self._kernels[key]), places)
+
+
+def _ratio(margins: Mapping[str, Estimate], name: str) -> Estimate | None:
+    """Value over limit, of its logarithm."""
+    margin = margins.get(name)
+    if margin is None:
+        return None
+    ratio = float(np.exp(margin.mean))
+    return margin.model_copy(update={"mean": ratio, "se": ratio * margin.se})
+
+
+def _last_fit(count: int) -> int:
+    """How many of the first trials hyper-parameters rest on: it grows in steps."""
+    fit = MIN_READ
+    while (later := fit + max(1, int(fit * REFIT))) <= count:
+        fit = later
+    return fit

@@ -1,0 +1,91 @@
+"""What the model strategy believes, and what it does with it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from archloop.ranking.estimate import Estimate
+from archloop.search.base import Pending, Told
+from archloop.search.beliefs import Believer
+from archloop.search.history import merged
+from archloop.search.strategies.model import Model
+from archloop.space.features import features
+from archloop.space.space import Space
+from archloop.space.variation import sample
+from search.test_strategies_compared import complete, evaluate, twelve
+
+NAMES = ("quality", "latency", "memory")
+
+
+def told(space: Space, count: int, limit: float = 1.2) -> list[Told]:
+    """So many random trials of which those over the memory budget were rejected untrained."""
+    rng = np.random.default_rng(7)
+    history = []
+    for number in range(count):
+        genome = sample(space, rng)
+        values = evaluate(genome)
+        entry = complete(number, genome, values)
+        margin = Estimate(mean=math.log(values[2] / limit), se=0.01)
+        entry = entry._replace(margins={"memory": margin})
+        if margin.mean > 0:
+            kept = {name: entry.figures[name] for name in ("latency", "memory")}
+            entry = entry._replace(state="rejected", figures=kept)
+        history.append(entry)
+    return history
+
+
+def believer(space: Space) -> Believer:
+    return Believer(lambda genome: features(space, genome))
+
+
+def test_costs_are_believed_from_rejected_trials_too() -> None:
+    """They add up over blocks: a dozen trials say what any other genome costs."""
+    space = twelve()
+    history = told(space, 14, limit=0.6)
+    assert sum(entry.state == "rejected" for entry in history) >= 5
+    beliefs = believer(space)(merged(history), NAMES)
+    rng = np.random.default_rng(1)
+    genomes = [sample(space, rng) for _ in range(60)]
+    x = np.stack([features(space, genome) for genome in genomes])
+    memory = np.array([evaluate(genome)[2] for genome in genomes])
+    mean, sd = beliefs.objectives["memory"].surrogate.marginals(x)
+    assert np.abs(mean - memory).mean() < 0.05
+    assert (np.abs(mean - memory) < 3 * sd).mean() > 0.9
+    keeps = beliefs.keeps_budgets(x)
+    assert keeps[memory < 0.5].min(initial=1.0) > 0.5
+    assert keeps[memory > 0.7].max(initial=0.0) < 0.5
+
+
+def test_a_figure_that_one_trial_has_is_not_believed() -> None:
+    space = twelve()
+    (first, *_) = told(space, 1, limit=9.0)
+    beliefs = believer(space)(merged([first]), NAMES)
+    assert not beliefs.objectives
+    assert not beliefs.margins
+    assert beliefs.keeps_budgets(np.zeros((3, 2))).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_random_trials_keep_the_budgets_as_soon_as_they_are_known() -> None:
+    space = twelve()
+    history = told(space, 7, limit=0.55)
+    strategy = Model(space, Model.Config(start=40))
+    memory = [evaluate(strategy.ask(7, seed, history).genome)[2] for seed in range(20)]
+    by_chance = [evaluate(sample(space, np.random.default_rng(s)))[2] for s in range(200)]
+    assert np.mean(np.array(by_chance) <= 0.55) < 0.6
+    assert np.mean(np.array(memory) <= 0.55) > 0.75
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_trial_that_runs_is_not_proposed_and_counts_as_it_is_believed(seed: int) -> None:
+    """Workers that ask at once, before anything comes back, are told of different stacks."""
+    space = twelve()
+    history, strategy = told(space, 12), Model(space, Model.Config(replicate_every=0))
+    running: list[Pending] = []
+    for number in range(12, 16):
+        proposal = strategy.ask(number, seed, history, running)
+        assert proposal.origin.startswith("model")
+        running.append(Pending(number, proposal.genome))
+    assert len({strategy.identity(entry.genome) for entry in running}) == 4
+    again = Model(space, Model.Config(replicate_every=0)).ask(15, seed, history, running[:3])
+    assert again.genome == running[3].genome

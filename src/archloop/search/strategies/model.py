@@ -110,7 +110,8 @@ class Model(Strategy):
             again = self._replicate(trained, beliefs, pending, rng)
             if again is not None:
                 return again
-        known = {self._identity(entry.genome) for entry in [*told, *pending]}
+        known = {self._identity(entry.genome) for entry in told}
+        known |= {self._identity(entry.genome) for entry in pending}
         chosen = self._search(beliefs, tried, known, pending, rng)
         return Proposal(
             chosen.genome, "model" if chosen.parents else "model+random", chosen.parents

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from archloop import registry
+from archloop.errors import UserError
 from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.session_model import SessionModel
 from archloop.evals.tasks.addition import Addition
@@ -145,6 +146,34 @@ class TestArtifact:
             SessionModel(session, 256).loglikelihood_rolling(rows(400))
 
 
+class TestLongestContext:
+    """What the model is not made for is refused by every verb."""
+
+    @pytest.fixture
+    def model(self):
+        torch.manual_seed(0)
+        return DecoderModel(Decoder(SPEC.model_copy(update={"max_context": 20})).eval(), Bytes())
+
+    def test_as_long_as_it_may_be(self, model):
+        (row,) = rows(21)
+        assert len(model.loglikelihood_rolling([row])[0]) == 20
+        assert model.loglikelihood([Continuation(row[:3], row[3:])])[0].nats < 0
+        assert model.generate_until([Prompt(row[:15], ["none"], 6)])
+        assert model.predict(np.array([row[:20]]), np.ones((1, 20), bool)).shape == (1, 20)
+
+    def test_longer(self, model):
+        (row,) = rows(22)
+        asked = np.ones((1, 22), bool)
+        for ask in (
+            lambda: model.loglikelihood_rolling([row]),
+            lambda: model.loglikelihood([Continuation(row[:3], row[3:])]),
+            lambda: model.generate_until([Prompt(row[:16], ["none"], 6)]),
+            lambda: model.predict(np.array([row]), asked),
+        ):
+            with pytest.raises(UserError, match=r"2[12] tokens and the model is made for 20"):
+                ask()
+
+
 class TestCutting:
     class Words:
         """Cuts into words that take the space before them, as most tokenizers do."""
@@ -165,6 +194,14 @@ class TestCutting:
         found = continuation(codec, (), "wor", "d")
         assert found.prefix == [hash("wor")]
         assert found.continuation == [hash("d")]
+
+    @pytest.mark.parametrize("following", ["d!", "d and more"])
+    def test_what_is_scored_is_all_that_follows(self, following):
+        """A token that spans the join, and more tokens behind it: none of them is given away."""
+        codec = self.Words()
+        found = continuation(codec, (9,), "hello wor", following)
+        assert found.prefix == [9, *codec.encode("hello wor")]
+        assert found.continuation == codec.encode(following)
 
     def test_nothing_before_or_after_is_refused(self):
         for context, following in (("", "x"), ("x", "")):

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -156,6 +157,27 @@ class TestCommand:
         )
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["identity"].startswith("weights:")
+
+    def test_weights_that_are_no_numbers(self, tmp_path):
+        from archloop.checkpoints.saving import save
+
+        torch.manual_seed(1)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        decoder = Decoder(SPEC).eval()
+        decoder.norm.weight.data[0] = math.nan
+        save(decoder, tmp_path / "model")
+        (tmp_path / "model" / "tokenizer.json").write_text(tokenizer.to_str())
+        for task in ("agreement_en", "addition"):
+            done = self.invoke(
+                *(tmp_path / "model", "--tasks", task, "--limit", 2),
+                *("--output", tmp_path / "out", "--json"),
+            )
+            assert done.exit_code == 2, done.output
+            assert "not finite numbers" in done.stderr
+            assert not list((tmp_path / "out").rglob(f"{task}.json"))
 
     def test_listing(self):
         done = self.invoke("--list", "--json")

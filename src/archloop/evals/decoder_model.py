@@ -60,11 +60,13 @@ class DecoderModel(Model):
         self.codec = codec
         self.start = start
         self._decoder = decoder
+        self._longest = decoder.spec.max_context
         self._stop_ids = stop_ids
         self._batch_size = batch_size
         self._on_rows = on_rows
 
     def predict(self, ids_NT: NDArray[np.int64], asked_NT: NDArray[np.bool_]) -> NDArray[np.int64]:
+        self._check_length(ids_NT.shape[1])
         size = self._rows_at_once(ids_NT.shape[1])
         parts = []
         for start in range(0, len(ids_NT), size):
@@ -96,6 +98,9 @@ class DecoderModel(Model):
         replies: list[str] = [""] * len(requests)
         # A batch ends by one set of stops; neighbours of like length waste the least.
         order = sorted(range(len(requests)), key=lambda i: (_ends(requests[i]), _size(requests[i])))
+        for request in requests:
+            # The last new token is not read.
+            self._check_length(_size(request) + request.max_new_tokens - 1)
         for (stops, max_new), group in groupby(order, key=lambda i: _ends(requests[i])):
             for batch in _batches(list(group), self._batch_size):
                 found = generate(
@@ -115,6 +120,8 @@ class DecoderModel(Model):
         """Costs of every row's tokens, in the order of the rows."""
         scored: list[_Scored | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+        if rows:
+            self._check_length(len(rows[order[0]]) - 1)
         start = 0
         while start < len(order):
             longest = len(rows[order[start]])
@@ -143,6 +150,14 @@ class DecoderModel(Model):
     def _logits(self, ids_BT: Tensor) -> Tensor:
         logits_BTV: Tensor = self._decoder(ids_BT.to(self._decoder.embedding.weight.device))
         return logits_BTV
+
+    def _check_length(self, num_tokens: int) -> None:
+        """Refuse what the model was not made for: its scores would tell of the length alone."""
+        if self._longest is not None and num_tokens > self._longest:
+            raise UserError(
+                f"a request has {num_tokens} tokens and the model is made for {self._longest}; "
+                "give shorter examples"
+            )
 
     def _rows_at_once(self, length: int) -> int:
         return max(1, min(self._batch_size, MAX_LOGITS // (max(1, length) * self.vocab_size)))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from archloop.errors import UserError
 from archloop.evals.base import Evaluation, Score
 from archloop.evals.verbs import Model
 from archloop.files import write_atomic
@@ -78,7 +79,7 @@ def run(
         on_result: told of each result and whether it was there already.
 
     Raises:
-        UserError: the model cannot be asked by one of the verbs.
+        UserError: the model cannot be asked by one of the verbs, or its answers are no numbers.
         OSError: the folder cannot be written.
     """
     results: dict[str, Result] = {}
@@ -137,10 +138,16 @@ def _run(
     began = time.monotonic()
     num = evaluation.num_test if limit is None else limit
     grades = evaluation.grade(model, "test", seed, num)
+    score = evaluation.score_of(grades)
+    if not math.isfinite(score.value):
+        raise UserError(
+            f"{name}: the model's answers are not finite numbers; its weights may be damaged, or "
+            "its dtype too narrow for them"
+        )
     return Result(
         name=name,
         key=key,
-        score=evaluation.score_of(grades),
+        score=score,
         grades=tuple(grades.values_N.tolist()),
         weights=None if grades.weights_N is None else tuple(grades.weights_N.tolist()),
         seconds=time.monotonic() - began,

@@ -1,10 +1,11 @@
 """Evaluations in text: choosing the likelier continuation, and writing a reply.
 
 A file in `evals/tasks/` names its questions; how they are asked and graded is settled here. Tokens
-of context and continuation are those of the whole text, cut where the context's tokens end, as
-lm-evaluation-harness cuts them.
+of context and continuation are those of the whole text, cut where the context's tokens end. Where
+no cut falls there, since a token spans the end of the context, both are cut into tokens alone.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -53,6 +54,9 @@ class ChoiceTask(Evaluation):
         values = []
         for question in questions:
             nats = np.array([next(answers).nats for _ in question.choices])
+            if np.isnan(nats).any():
+                values.append(math.nan)
+                continue
             best = nats == nats.max()
             values.append(float(best[question.right]) / int(best.sum()))
         return Grades(np.array(values))
@@ -137,8 +141,9 @@ def continuation(
     """
     before = [*start, *codec.encode(context)]
     whole = [*start, *codec.encode(context + following)]
-    if not before or len(whole) <= len(before):
-        # The last token of the context may swallow what follows; then both are cut alone.
+    if whole[: len(before)] != before or len(whole) == len(before):
+        # A token of the whole text spans the join: cut by the context's number of tokens, a part
+        # of what is to be scored would stand in the prefix.
         whole = before + list(codec.encode(following))
     if not before or len(whole) <= len(before):
         raise ValueError(f"nothing to predict: context {context!r}, then {following!r}")

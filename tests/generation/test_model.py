@@ -46,6 +46,17 @@ def test_text_and_chat_become_ids(model: generation.Model) -> None:
     assert text == "<|startoftext|><|im_start|>user\né<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_a_prompt_that_writes_the_beginning_out_is_told_of_it(
+    model: generation.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    begins_once = replace(model, decoder=model.decoder)
+    begins_once.decoder.special_tokens = SpecialTokens(bos=1, eos=(3,))
+    list(generation.stream(begins_once, "a", max_new_tokens=1))
+    assert not caplog.records
+    list(generation.stream(begins_once, "<|startoftext|>a", max_new_tokens=1))
+    assert "begins with token 1 twice" in caplog.text
+
+
 def test_streamed_pieces_are_the_reply(model: generation.Model) -> None:
     pieces = list(generation.stream(model, "Hello", max_new_tokens=40))
     (reply,) = generate(

@@ -102,6 +102,25 @@ def test_a_decoder_that_trims_its_first_token() -> None:
     assert "".join(pieces) == without_leading_space(list(range(5)))
 
 
+def test_text_that_goes_on_keeps_the_space_that_it_begins_with() -> None:
+    whole = without_leading_space(list(range(6)))
+    for split in range(1, 6):
+        stream = TextStream(without_leading_space, after=range(split))
+        pieces = [stream.push([token]) for token in range(split, 6)]
+        assert without_leading_space(list(range(split))) + "".join(pieces) == whole
+    assert " " in whole
+
+
+def test_text_that_begins_inside_a_character() -> None:
+    ids = list("aé日b".encode())
+    for split in range(1, len(ids)):
+        stream = TextStream(from_bytes, after=ids[:split])
+        for byte in ids[split:]:
+            stream.push([byte])
+        stream.flush()
+        assert stream.text == bytes(ids[split:]).decode(errors="replace")
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.text(alphabet="ab", max_size=16),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from archloop.text.decoding import TextDecoder
+
 
 class ByteCodec:
     """UTF-8 bytes as token ids: for a model with random weights, which has no tokenizer."""
@@ -26,6 +28,7 @@ class TokenizerCodec:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._decoder = TextDecoder(tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -33,7 +36,7 @@ class TokenizerCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
-        return str(self._tokenizer.decode([int(token) for token in ids]))
+        return self._decoder.decode(ids)
 
     def start(self) -> tuple[int, ...]:
         """The special tokens that begin every text."""

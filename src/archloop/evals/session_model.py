@@ -84,7 +84,9 @@ class SessionModel(Model):
 
     def _reply(self, request: Prompt, codec: TextCodec) -> str:
         self._check(request.max_new_tokens, len(request.ids) + request.max_new_tokens)
-        stream = TextStream(lambda ids: str(codec.decode(list(ids))), list(request.stops))
+        stream = TextStream(
+            lambda ids: str(codec.decode(list(ids))), list(request.stops), request.ids
+        )
         self._session.reset()
         token = self._session.prefill(self._session.prepare([int(each) for each in request.ids]))
         for number in range(request.max_new_tokens):

@@ -145,7 +145,8 @@ class Reply:
     Attributes:
         ids: new tokens, with the stop id that ended them, if one did.
         ended: why: ``length``, ``stop_id`` or ``stop_string``.
-        text: decoded, without stop id and stop string; None without a `decode`.
+        text: what stands behind the prompt, without stop id and stop string; None without a
+            `decode`.
     """
 
     ids: list[int]
@@ -201,7 +202,8 @@ def generate(
             chunk_size=chunk_size,
             seeds=seeds,
         )
-    streams = [TextStream(decode, stop_strings) for _ in starts] if decode else []
+    before = [list(row) for row in transcript.ids]
+    streams = [TextStream(decode, stop_strings, row) for row in before] if decode else []
     for tokens in run:
         for row, stream in enumerate(streams):
             token = tokens[row]

@@ -1,8 +1,9 @@
 """A checkpoint as its user meets it: decoder, tokenizer, chat template and generation defaults."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from archloop.generation.transcript import Transcript
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
 from archloop.text.chat import ChatTemplate, Message
+from archloop.text.decoding import TextDecoder
 from archloop.text.streaming import TextStream
 
+_log = logging.getLogger(__name__)
 _MAX_TEMPLATE_BYTES = 1 << 20
 _MORE_TEMPLATES = "additional_chat_templates"
 
@@ -100,7 +103,11 @@ class Model:
         Raises:
             UserError: the checkpoint has no tokenizer.
         """
-        return str(self._tokenizer().decode(list(ids), skip_special_tokens=not special_tokens))
+        return self._text.decode(ids, special_tokens=special_tokens)
+
+    @cached_property
+    def _text(self) -> TextDecoder:
+        return TextDecoder(self._tokenizer())
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -197,7 +204,12 @@ def stream(
         transcript = Transcript(engine or model.decoder, len(ids) + max_new_tokens)
     given = [stop_strings] if isinstance(stop_strings, str) else stop_strings
     stops = (*model.stop_strings, *given)
-    text = TextStream(partial(model.decode, special_tokens=special_tokens), stops)
+    # A chat's reply is a text of its own, any other goes on where the prompt ends.
+    text = TextStream(
+        partial(model.decode, special_tokens=special_tokens),
+        stops,
+        () if whole else [*before, *ids],
+    )
     with transcript.unless_refused():
         if whole:
             transcript.replace([ids])
@@ -234,11 +246,24 @@ def _prompt_ids(
     """Token ids, and whether they are the whole conversation."""
     if isinstance(prompt, str):
         # What the tokenizer puts before a text belongs to its start alone.
-        return model.encode(prompt, special_tokens=not before), False
+        given_ids = model.encode(prompt, special_tokens=not before)
+        _warn_of_two_beginnings(model, given_ids)
+        return given_ids, False
     given: list[Any] = list(prompt)
     if given and isinstance(given[0], int):
         return given, False
     return model.encode_chat(given, after=before, **chat), True
+
+
+def _warn_of_two_beginnings(model: Model, ids: list[int]) -> None:
+    """Say that a prompt begins with the token that the tokenizer puts before every text."""
+    begin = model.decoder.special_tokens.bos if model.decoder.special_tokens else None
+    if begin is not None and ids[:2] == [begin, begin]:
+        _log.warning(
+            "the prompt begins with token %d twice, once written out and once as the tokenizer "
+            "adds it; few models were trained so, leave it out of the prompt",
+            begin,
+        )
 
 
 def _within_context(spec: StackSpec, num_ids: int, max_new_tokens: int) -> int:

@@ -16,6 +16,8 @@ Decode = Callable[[list[int]], str]
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _MAX_PARTIAL = 3
 """A character has at most 4 bytes, so an incomplete one has at most 3, each in a token at most."""
+_MAX_CONTEXT = 8
+"""Tokens before a text that are decoded with its first ones."""
 
 
 class TextStream:
@@ -32,7 +34,17 @@ class TextStream:
         stopped: a stop string was met; nothing more is emitted.
     """
 
-    def __init__(self, decode: Decode, stop_strings: Iterable[str] = ()) -> None:
+    def __init__(
+        self, decode: Decode, stop_strings: Iterable[str] = (), after: Sequence[int] = ()
+    ) -> None:
+        """A stream that has emitted nothing.
+
+        Args:
+            decode: token ids to text.
+            stop_strings: the text ends before the first of these.
+            after: tokens that stand before the text. SentencePiece's decoders take away the space
+                that their first token begins with; behind other tokens it is part of the text.
+        """
         self.text = ""
         self.stopped = False
         self._decode = decode
@@ -40,11 +52,15 @@ class TextStream:
         self._stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         if not all(self._stops):
             raise UserError("a stop string must not be empty")
-        self._ids: list[int] = []
+        known = list(after[-_MAX_CONTEXT:])
+        before = decode(known) if known else ""
+        if before.endswith(_UNKNOWN):  # The text begins inside a character, and needs its bytes.
+            known, before = [], ""
+        self._ids = known
         self._context = 0
         """Start of the tokens that are decoded; those before `_settled` give only context."""
-        self._settled = 0
-        self._emitted = 0
+        self._settled = len(known)
+        self._emitted = len(before)
         """Characters already taken from the text of the tokens since `_context`."""
         self._held = ""
 

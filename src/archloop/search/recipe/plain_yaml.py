@@ -5,6 +5,7 @@ documents, deep nesting and large files are refused, each with one line that nam
 """
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,40 @@ MAX_INTEGER = 2**63 - 1
 
 class PlainYamlError(UserError):
     """A file that is not plain YAML; the message is one line and starts with the file's name."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Words and numbers as YAML 1.2 has them, and ``1_000`` besides.
+
+    PyYAML's own rules are of YAML 1.1: there ``1e-3`` is text, ``0123`` is 83, ``1:30`` is 90 and
+    ``no`` is false.
+    """
+
+
+_Loader.yaml_implicit_resolvers = {}
+_WORDS = {
+    "null": ("~|null|Null|NULL|", [*"~nN", ""]),
+    "bool": ("true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "int": (r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        [*"-+.0123456789"],
+    ),
+}
+for _kind, (_pattern, _first) in _WORDS.items():
+    # The first that fits decides, so whole numbers come before others.
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+
+
+def _whole_number(loader: yaml.SafeLoader, node: ScalarNode) -> int:
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text, 16 if text.startswith("0x") else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def load(path: Path) -> tuple[Any, bytes]:
@@ -46,12 +81,12 @@ def parse(text: str, name: str) -> Any:
     """Parse text; `name` is what messages call it. Raises as `load`."""
     try:
         _refuse_unplain(text, name)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         if node is None:
             raise PlainYamlError(f"{name}: empty; a recipe needs at least name and space")
         for key, line in _repeated_keys(node):
             raise PlainYamlError(f"{name}:{line}: key {key!r} is given twice; remove one")
-        data = yaml.load(text, Loader=yaml.SafeLoader)
+        data = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name

@@ -159,6 +159,25 @@ def test_what_is_not_supported_is_named(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("num_bytes", [0, 20, 300, 2000, 20_000, -64])
+def test_a_file_that_is_cut_off_is_said_to_be(
+    num_bytes: int, decoder: Decoder, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "model.gguf", decoder)
+    file.write_bytes(file.read_bytes()[:num_bytes])
+    with pytest.raises(UserError, match=r"model\.gguf is truncated or no GGUF file"):
+        convert(file, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_is_no_file_of_this_kind_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.gguf cannot be read: No such file"):
+        convert(tmp_path / "none.gguf", tmp_path / "model")
+    (tmp_path / "text.gguf").write_text("not a model " * 20)
+    with pytest.raises(UserError, match="truncated or no GGUF file"):
+        convert(tmp_path / "text.gguf", tmp_path / "model")
+
+
 @pytest.mark.ci
 def test_smollm2_knows_the_capital_of_france() -> None:
     """Real weights: with its template too, and token by token what transformers gives."""

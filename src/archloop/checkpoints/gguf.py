@@ -56,14 +56,12 @@ def convert(file: Path, folder: Path) -> None:
         folder: new, or of a checkpoint to replace.
 
     Raises:
-        UserError: the ``gguf`` package is missing, or the file is of another architecture or has
-            another tokenizer or another scaling of RoPE than a linear one.
+        UserError: the ``gguf`` package is missing, or the file is truncated, no GGUF file, of
+            another architecture or tokenizer, or with another scaling of RoPE than a linear one.
     """
     if find_spec("gguf") is None:
         raise UserError("reading GGUF files needs the gguf package; pip install archloop[llama]")
-    from gguf import GGUFReader
-
-    reader: Any = GGUFReader(file)
+    reader = _opened(file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields.get("general.architecture") != "llama":
         raise UserError(f"{file}: architecture {fields.get('general.architecture')!r} is not llama")
@@ -75,6 +73,18 @@ def convert(file: Path, folder: Path) -> None:
         _write(staged / "generation_config.json", _tokens(fields))
         _tokenizer(fields, file).save(str(staged / "tokenizer.json"))
         _write(staged / "tokenizer_config.json", _tokenizer_config(fields))
+
+
+def _opened(file: Path) -> Any:
+    """A reader, whose tensors all lie in the file."""
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except Exception as error:  # The library runs into the end of the file wherever it comes.
+        raise UserError(f"{file} is truncated or no GGUF file ({error}); fetch it again") from error
 
 
 def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:

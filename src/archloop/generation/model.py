@@ -203,13 +203,9 @@ def stream(
         max_new_tokens = _within_context(model.decoder.spec, len(ids), max_new_tokens)
         transcript = Transcript(engine or model.decoder, len(ids) + max_new_tokens)
     given = [stop_strings] if isinstance(stop_strings, str) else stop_strings
-    stops = (*model.stop_strings, *given)
+    decode = partial(model.decode, special_tokens=special_tokens)
     # A chat's reply is a text of its own, any other goes on where the prompt ends.
-    text = TextStream(
-        partial(model.decode, special_tokens=special_tokens),
-        stops,
-        () if whole else [*before, *ids],
-    )
+    text = TextStream(decode, [*model.stop_strings, *given], () if whole else [*before, *ids])
     with transcript.unless_refused():
         if whole:
             transcript.replace([ids])

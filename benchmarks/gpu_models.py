@@ -47,9 +47,8 @@ def random_ids(decoder, batch, time):
 def restart(state):
     """Empty a state without rewriting its caches: slots beyond the length are never read."""
     state.lengths_B.zero_()
-    state.num_tokens = 0
+    state.recount(0)
     for own in state.mixers.values():
-        own.num_tokens = 0
         for name, tensor in own.tensors.items():
             if name not in ("k", "v"):
                 tensor.zero_()

@@ -263,8 +263,7 @@ def plain_step_compiled(decoder, fused):
     for state in states:
         fused.prefill(ids, state)
     state = states[0]
-    for own in state.mixers.values():
-        own.static = True
+    state.freeze()
     step = torch.compile(lambda ids_B: decoder.step_unchecked(ids_B, state), dynamic=False)
     error = rms(step(ids[:, 0]), fused.step(ids[:, 0], states[1]))
     held, stream = ids[:, 0].clone(), torch.cuda.Stream()

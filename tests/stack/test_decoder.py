@@ -334,3 +334,20 @@ def test_bad_settings_name_field_value_and_remedy(config: dict[str, Any], messag
     spec = stack(BlockSpec(mixers=(MixerSpec(name="gqa", config=config),)))
     with pytest.raises(ValueError, match=message):
         Decoder(spec)
+
+
+def test_states_of_a_decoder_count_their_tokens_once() -> None:
+    """All mixers read one clock, which copies and rows have of their own."""
+    mixers = [block(mixer(name)) for name in ("gqa", "short_conv", "mamba")]
+    decoder = Decoder(stack(*mixers)).eval()
+    state = decoder.init_state(2, 16)
+    copy = state.snapshot()
+    decoder.prefill(torch.randint(VOCAB, (2, 5)), state)
+    decoder.step(torch.zeros(2, dtype=torch.int64), state)
+    assert {own.num_tokens for own in state.mixers.values()} == {state.num_tokens} == {6}
+    assert {own.num_tokens for own in state.row(0).mixers.values()} == {6}
+    assert copy.num_tokens == 0
+    state.recount(3)
+    assert {own.num_tokens for own in state.mixers.values()} == {3}
+    state.restore(copy)
+    assert {own.num_tokens for own in state.mixers.values()} == {0}

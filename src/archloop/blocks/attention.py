@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Gene, MixerConfig, SequenceMixer
+from archloop.blocks.base import Gene, MixerConfig, SharingMixer
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.attention import attention
@@ -97,10 +97,9 @@ class AttentionConfig(MixerConfig):
         return num_tokens * 2 * d_model * outputs + 4 * num_pairs * q
 
 
-class Attention(SequenceMixer):
+class Attention(SharingMixer):
     """Projections and features of attention. A consumer has queries and output only."""
 
-    shareable = True
     packs = True
 
     def __init__(

@@ -1,7 +1,8 @@
 """What a block is made of: the contracts of sequence mixers and channel mixers.
 
 Read `SequenceMixer` first. A new mixer is one file in `blocks/mixers/` with one subclass that holds
-its `Config` (hyper-parameters, genes, costs, what its state holds) and writes `mix` and `mix_step`;
+its `Config` (hyper-parameters, genes, costs, what its state holds) and writes `mix` and `mix_step`,
+or, as a `SharingMixer`, the two halves of each that other blocks can share;
 padding, packed sequences and the bookkeeping of state are settled here, once, for every family.
 Whatever such a file needs is imported from here.
 
@@ -30,6 +31,7 @@ __all__ = [
     "Held",
     "MixerConfig",
     "SequenceMixer",
+    "SharingMixer",
     "Span",
     "State",
 ]
@@ -41,13 +43,14 @@ Features = dict[str, Tensor]
 class SequenceMixer(nn.Module):
     """Moves information along time, and can do so in parallel or one token at a time.
 
-    A subclass writes `mix` and `mix_step`. One that can share its features sets `shareable` and
-    writes `features`, `read`, `step_features` and `step_read` instead: then a consumer block runs
-    `read` alone, on the features of its source.
+    A subclass writes `mix` and `mix_step`. Whoever has a mixer alone calls `forward` and `step`,
+    which check what they are given and count the tokens; a decoder checks and counts once for all
+    its mixers, and calls `run` and `run_step`.
 
     Attributes:
         name: the plug-in's name, set by the registry.
-        shareable: other blocks may name this one in `state_from`.
+        shareable: other blocks may name this one in `state_from`; see `SharingMixer`.
+        written: the methods that a subclass must write.
         packs: `mix` honours `Span.segments_BT` itself; otherwise `forward` unpacks for it.
         no_decay: names of parameters (relative to the mixer) that take no weight decay, besides
             those with fewer than two dimensions.
@@ -55,6 +58,7 @@ class SequenceMixer(nn.Module):
     """
 
     name: ClassVar[str] = ""
+    written: ClassVar[tuple[str, ...]] = ("mix", "mix_step")
     shareable: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     no_decay: ClassVar[frozenset[str]] = frozenset()
@@ -75,43 +79,22 @@ class SequenceMixer(nn.Module):
     @staticmethod
     def missing_members(mixer: type["SequenceMixer"]) -> list[str]:
         """Names of what a mixer must define and does not."""
-        base = SequenceMixer
-        wanted = ["mix", "mix_step"]
-        if mixer.shareable:
-            wanted = ["features", "read", "step_features", "step_read"]
-        missing = [name for name in wanted if getattr(mixer, name) is getattr(base, name)]
+        base: Any = SharingMixer if issubclass(mixer, SharingMixer) else SequenceMixer
+        missing = [name for name in base.written if getattr(mixer, name) is getattr(base, name)]
         return missing if hasattr(mixer, "Config") else ["Config", *missing]
 
     # --- what a subclass writes -------------------------------------------------------------
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
         """The mixer in parallel form, from `state` (None: zero) and advancing it in place."""
-        assert self.shareable, f"{type(self).__name__} must write mix or be shareable"
-        return self.read(x_BTD, self.features(x_BTD, state, span), span)
-
-    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
-        """Per-token features for this block and its consumers; advances the state in place."""
-        raise AssertionError(f"{type(self).__name__} is not shareable")
-
-    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
-        """Output from a block's own queries and somebody's features."""
-        raise AssertionError(f"{type(self).__name__} is not shareable")
-
-    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
-        """As `features`, for one token per row."""
-        raise AssertionError(f"{type(self).__name__} is not shareable")
-
-    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
-        """As `read`, for one token per row."""
-        raise AssertionError(f"{type(self).__name__} is not shareable")
+        raise AssertionError(f"{type(self).__name__} must write mix")
 
     def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
         """The mixer for one token per row, advancing the state in place.
 
         No complex tensors, no FFT, no data-dependent control flow, so that it exports.
         """
-        assert self.shareable, f"{type(self).__name__} must write mix_step or be shareable"
-        return self.step_read(x_BD, self.step_features(x_BD, state, positions_B), positions_B)
+        raise AssertionError(f"{type(self).__name__} must write mix_step")
 
     def fast_form(self) -> MixerForm | None:
         """What this mixer computes, if an engine may have a kernel for it."""
@@ -180,32 +163,18 @@ class SequenceMixer(nn.Module):
         segments_BT = None if segments_BT is None else runs(segments_BT)
         if positions_BT is None:
             positions_BT = default_positions(x_BTD, state, segments_BT, mask_BT)
-        if mask_BT is None:
-            span = Span(positions_BT, segments_BT)
-            _check_room(state, span, shared)
-            return self.run(x_BTD, state, span, shared), state
-        order_BT, span = align_right_padding(mask_BT, positions_BT, segments_BT)
-        _check_room(state, span, shared)
-        x_BTD = x_BTD.gather(1, order_BT[..., None].expand_as(x_BTD))
+        order_BT, span = None, Span(positions_BT, segments_BT)
+        if mask_BT is not None:
+            order_BT, span = align_right_padding(mask_BT, positions_BT, segments_BT)
+            x_BTD = x_BTD.gather(1, order_BT[..., None].expand_as(x_BTD))
+        own = state if shared is None else None
+        _check_room(own, span)
         y_BTD = self.run(x_BTD, state, span, shared)
+        _advance(own, span)
+        if order_BT is None or mask_BT is None:
+            return y_BTD, state
         y_BTD = torch.zeros_like(y_BTD).scatter(1, order_BT[..., None].expand_as(y_BTD), y_BTD)
         return y_BTD * mask_BT[..., None], state
-
-    def share(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
-        """`features`, for this block and its consumers, with the state's bookkeeping."""
-        assert span.segments_BT is None or self.packs, "the decoder unpacks for such a mixer"
-        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
-            features = self.features(x_BTD, state, span)
-        _advance(state, span)
-        return features
-
-    def share_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
-        """`step_features`, likewise."""
-        with torch.no_grad():
-            features = self.step_features(x_BD, state, positions_B)
-        if not state.static:
-            state.num_tokens += 1
-        return features
 
     def step(
         self,
@@ -222,32 +191,44 @@ class SequenceMixer(nn.Module):
         """
         self._check_shape("x_BD", x_BD, ("rows",), state)
         check_marks(x_BD.shape[:1], positions_B=positions_B)
-        with torch.no_grad():
-            if shared is not None:
-                return self.step_read(x_BD, shared, positions_B), state
-            if not state.static and state.num_tokens >= state.max_context:
-                raise _full(state.num_tokens + 1, state)
-            y_BD = self.mix_step(x_BD, state, positions_B)
-        if not state.static:
-            state.num_tokens += 1
+        own = state if shared is None and not state.static else None
+        if own is not None and own.num_tokens >= own.max_context:
+            raise _full(own.num_tokens + 1, own)
+        y_BD = self.run_step(x_BD, state, positions_B, shared)
+        if own is not None:
+            own.num_tokens += 1
         return y_BD, state
+
+    # --- what a decoder calls ---------------------------------------------------------------
 
     def run(
         self, x_BTD: Tensor, state: State | None, span: Span, shared: Features | None = None
     ) -> Tensor:
-        """`forward` once padding stands on the right; what the decoder calls."""
-        if shared is not None:
-            return self.read(x_BTD, shared, span)
+        """`forward` once padding stands on the right, without counting the tokens."""
+        assert shared is None, f"{type(self).__name__} cannot read another's features"
         if state is not None:
             with torch.no_grad():
-                y_BTD = self.mix(x_BTD, state, span)
-            _advance(state, span)
-            return y_BTD
+                return self.mix(x_BTD, state, span)
         if span.segments_BT is not None and not self.packs:
             sequences = unpack(span.segments_BT)
             y_NTD = self.mix(sequences.split(x_BTD), None, Span(sequences.positions_NT))
             return sequences.join(y_NTD, *x_BTD.shape[:2])
         return self.mix(x_BTD, None, replace(span, lengths_B=None))
+
+    def run_step(
+        self,
+        x_BD: Tensor,
+        state: State | None,
+        positions_B: Tensor,
+        shared: Features | None = None,
+    ) -> Tensor:
+        """`step` without counting the token; `state` may be None where `shared` is given."""
+        assert shared is None, f"{type(self).__name__} cannot read another's features"
+        assert state is not None
+        with torch.no_grad():
+            return self.mix_step(x_BD, state, positions_B)
+
+    # --- inside -----------------------------------------------------------------------------
 
     def _check_shape(
         self, name: str, x: Tensor, sizes: tuple[str, ...], state: State | None
@@ -270,6 +251,91 @@ class SequenceMixer(nn.Module):
         def __call__(
             self, x_BTD: Tensor, state: State | None = None, **kwargs: Any
         ) -> tuple[Tensor, State | None]: ...
+
+
+class SharingMixer(SequenceMixer):
+    """A mixer in two halves, so that other blocks can use the first half's results.
+
+    The first half computes features of each token (keys and values, say) and advances the state;
+    the second reads them with the block's own queries. A block that names this one in `state_from`
+    runs the second half alone. A subclass writes both halves, for many tokens and for one.
+    """
+
+    written = ("features", "read", "step_features", "step_read")
+    shareable = True
+
+    # --- what a subclass writes -------------------------------------------------------------
+
+    def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
+        """Per-token features for this block and its consumers; advances the state in place."""
+        raise AssertionError(f"{type(self).__name__} must write features")
+
+    def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
+        """Output from a block's own queries and somebody's features."""
+        raise AssertionError(f"{type(self).__name__} must write read")
+
+    def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
+        """As `features`, for one token per row."""
+        raise AssertionError(f"{type(self).__name__} must write step_features")
+
+    def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
+        """As `read`, for one token per row."""
+        raise AssertionError(f"{type(self).__name__} must write step_read")
+
+    # --- what follows from it ---------------------------------------------------------------
+
+    def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:
+        """Both halves."""
+        return self.read(x_BTD, self.features(x_BTD, state, span), span)
+
+    def mix_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Tensor:
+        """Both halves."""
+        return self.step_read(x_BD, self.step_features(x_BD, state, positions_B), positions_B)
+
+    def run(
+        self, x_BTD: Tensor, state: State | None, span: Span, shared: Features | None = None
+    ) -> Tensor:
+        """The second half alone where `shared` holds the features of a source."""
+        if shared is not None:
+            return self.read(x_BTD, shared, span)
+        return super().run(x_BTD, state, span)
+
+    def run_step(
+        self,
+        x_BD: Tensor,
+        state: State | None,
+        positions_B: Tensor,
+        shared: Features | None = None,
+    ) -> Tensor:
+        """Likewise, for one token per row."""
+        if shared is None:
+            return super().run_step(x_BD, state, positions_B)
+        with torch.no_grad():
+            return self.step_read(x_BD, shared, positions_B)
+
+    def share(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
+        """`features` of a mixer alone: counts the tokens."""
+        features = self.run_features(x_BTD, state, span)
+        _advance(state, span)
+        return features
+
+    def share_step(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
+        """`step_features`, likewise."""
+        features = self.run_step_features(x_BD, state, positions_B)
+        if not state.static:
+            state.num_tokens += 1
+        return features
+
+    def run_features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
+        """`features` without counting the tokens: what a decoder calls."""
+        assert span.segments_BT is None or self.packs, "the decoder unpacks for such a mixer"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
+            return self.features(x_BTD, state, span)
+
+    def run_step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
+        """`step_features`, likewise."""
+        with torch.no_grad():
+            return self.step_features(x_BD, state, positions_B)
 
 
 class ChannelMixer(nn.Module):
@@ -316,8 +382,8 @@ def _advance(state: State | None, span: Span) -> None:
     state.num_tokens = max(state.num_tokens, held)
 
 
-def _check_room(state: State | None, span: Span, shared: Features | None) -> None:
-    if state is None or state.static or shared is not None:
+def _check_room(state: State | None, span: Span) -> None:
+    if state is None or state.static:
         return
     if (held := _held_after(state, span)) > state.max_context:
         raise _full(held, state)

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import delta_rule, linear_attention, ssd, triton_kernels
@@ -123,10 +123,9 @@ class DeltaConfig(MixerConfig):
         return 2 * self._weights(d_model, consumer) + conv
 
 
-class DeltaMixer(KeepsFloat32, SequenceMixer):
+class DeltaMixer(KeepsFloat32, SharingMixer):
     """Gated delta rule between a subclass's gates; N K V values of state, and the convolution's."""
 
-    shareable = True
     float32_params = frozenset({"log_rate", "dt_bias"})
     gate_activation: ClassVar[Activation]
 

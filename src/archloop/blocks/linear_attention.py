@@ -10,7 +10,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from archloop.blocks.base import Features, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Held, MixerConfig, SharingMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, triton_kernels
 from archloop.blocks.ops.heads import join_heads, split_heads
@@ -46,10 +46,9 @@ class LinearAttentionConfig(MixerConfig):
         return sizes["num_heads"], sizes["key_dim"], sizes["head_dim"]
 
 
-class LinearAttention(SequenceMixer):
+class LinearAttention(SharingMixer):
     """Gated linear attention between a subclass's projections; N K V values of state."""
 
-    shareable = True
     out_proj: Linear
 
     def __init__(self, config: LinearAttentionConfig, d_model: int) -> None:

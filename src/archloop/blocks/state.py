@@ -29,14 +29,33 @@ class Held(NamedTuple):
         return recurrent_dtype(dtype) if self.kind == "recurrent" else dtype
 
 
+class Clock:
+    """How many tokens a state holds, counted on the host so that nobody must ask the device.
+
+    The states of a decoder's mixers share one clock, which the decoder advances once a call.
+
+    Attributes:
+        num_tokens: in the longest row, or more.
+        static: set by runtimes that capture or compile a step: what a mixer computes must then not
+            depend on the count.
+    """
+
+    def __init__(self, num_tokens: int = 0, *, static: bool = False) -> None:
+        self.num_tokens = num_tokens
+        self.static = static
+
+    def copy(self) -> "Clock":
+        """One that goes on alone."""
+        return Clock(self.num_tokens, static=self.static)
+
+
 class State:
     """What a mixer carries between tokens: named tensors at fixed addresses, batch first.
 
     Attributes:
         tensors: KV cache, convolution state, recurrent state, ..., by name.
         max_context: tokens per row that the state has room for.
-        num_tokens: host-side upper bound on the tokens that any row holds.
-        static: set by runtimes that capture or compile a step: `reach` is then constant.
+        clock: counts the tokens; a `DecoderState` gives all its mixers' states its own.
         by_position: names of the tensors (batch, ..., slot, ...) where each token has the slot of
             its position for good and slots past a row's length are never read, so that going back
             over tokens needs no copy of them.
@@ -45,12 +64,29 @@ class State:
     def __init__(self, max_context: int, **tensors: Tensor) -> None:
         self.tensors = tensors
         self.max_context = max_context
-        self.num_tokens = 0
-        self.static = False
+        self.clock = Clock()
         self.by_position: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the longest row, or more (`Clock`)."""
+        return self.clock.num_tokens
+
+    @num_tokens.setter
+    def num_tokens(self, count: int) -> None:
+        self.clock.num_tokens = count
+
+    @property
+    def static(self) -> bool:
+        """Whether `reach` is constant (`Clock`)."""
+        return self.clock.static
+
+    @static.setter
+    def static(self, static: bool) -> None:
+        self.clock.static = static
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +127,7 @@ class State:
 
     def _copy(self, names: Iterable[str]) -> "State":
         copy = State(self.max_context, **{name: self.tensors[name].clone() for name in names})
-        copy.num_tokens, copy.static = self.num_tokens, self.static
+        copy.clock = self.clock.copy()
         copy.by_position = self.by_position
         return copy
 

@@ -92,8 +92,10 @@ class StateGraph(nn.Module):
         for key, by_position in self._by_position.items():
             own = {name: t.clone() for (at, name), t in given.items() if at == key}
             mixers[key] = State(room, **own)
-            mixers[key].static, mixers[key].by_position = True, by_position
-        return DecoderState(length_B.clone(), mixers, room)
+            mixers[key].by_position = by_position
+        state = DecoderState(length_B.clone(), mixers, room)
+        state.freeze()
+        return state
 
 
 def _longer_axis(tensor: Tensor, longer: Tensor) -> int | None:

@@ -59,8 +59,7 @@ class _CompiledSession(TorchSession):
 
         super().__init__(decoder, max_context)
         torch = self.torch
-        for state in self.state.mixers.values():
-            state.static = True
+        self.state.freeze()
         # Each session has shapes of its own; graphs of an earlier one would only slow the lookup.
         torch.compiler.reset()
         self._step: _Graph = torch.compile(self._step_once, dynamic=False)
@@ -78,9 +77,6 @@ class _CompiledSession(TorchSession):
 
     def take_pass(self, ids_BT: "Tensor") -> "Tensor":
         """Compiled for a whole pass, eager for a shorter one."""
-        # The state's own count is a guard of the graph: it must be the same at each call. The
-        # session counts, and positions come from the state's lengths, a tensor.
-        self.state.num_tokens = 0
         if self.compiles_pass and ids_BT.shape[1] == self.pass_tokens:
             return self._pass(ids_BT)
         return self._pass_once(ids_BT)
@@ -90,7 +86,7 @@ class _CompiledSession(TorchSession):
         return self._step(ids_B)
 
     def _pass_once(self, ids_BT: "Tensor") -> "Tensor":
-        return self.decoder.logits(self.decoder.hidden(ids_BT, self.state)[:, -1])
+        return self.decoder.prefill_unchecked(ids_BT, self.state)
 
     def _step_once(self, ids_B: "Tensor") -> "Tensor":
         return self.decoder.step_unchecked(ids_B, self.state)

@@ -101,7 +101,6 @@ class CudaSession(TorchSession):
             if self._graph is None:
                 self._graph = self.fused.capture(self.state)
             self._last_BV = self._graph.step(self._ids_B.fill_(token))
-            self.num_tokens += 1
             # The step has chosen: this one number is all that leaves the card.
             return int(self._graph.ids_B)
 

@@ -76,30 +76,37 @@ class TorchSession(Session):
         self.max_context = max_context
         self.vocab_size = decoder.spec.vocab_size
         self.pass_tokens = PREFILL_PASS
-        self.num_tokens = 0
         self._filled_with: int | None = None
         with torch.inference_mode():
             self.state = decoder.init_state(1, max_context)
             self._ids_B = torch.zeros(1, dtype=torch.int64)
         self._last_BV: Tensor = torch.full((1, self.vocab_size), torch.nan)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the state."""
+        return self.state.num_tokens
+
     def prefill(self, ids: Ids) -> int:
         self._make_room(len(ids))
+        held = self.num_tokens + len(ids)
         ids_T = self.torch.from_numpy(ids)
         with self.torch.inference_mode():
             for start in range(0, len(ids), self.pass_tokens):
                 # Unsqueezed, not sliced from a (1, T) tensor, whose strides would differ between
                 # prompts: compiled graphs ask for equal strides.
                 self._last_BV = self.take_pass(ids_T[start : start + self.pass_tokens].unsqueeze(0))
-            self.num_tokens += len(ids)
+            # A compiled pass leaves the count to its caller.
+            self.state.recount(held)
             return int(self._last_BV.argmax(-1))
 
     def decode_step(self, token: int) -> int:
         self.check_known(token)
         self._make_room(1)
+        held = self.num_tokens + 1
         with self.torch.inference_mode():
             self._last_BV = self.take_one(self._ids_B.fill_(token))
-            self.num_tokens += 1
+            self.state.recount(held)
             return int(self._last_BV.argmax(-1))
 
     def logits(self) -> Logits:
@@ -115,20 +122,18 @@ class TorchSession(Session):
         return self.decoder.step(ids_B, self.state)
 
     def reset(self) -> None:
-        self.num_tokens = 0
         self._filled_with = None
         with self.torch.inference_mode():
             self.state.reset()
 
     def fill(self, num_tokens: int, seed: int) -> None:
-        self.num_tokens = 0
+        self.state.recount(0)
         self._make_room(num_tokens)
         if self._filled_with != seed:
             self._write_random(seed)
         with self.torch.inference_mode():
             self.state.lengths_B.fill_(num_tokens)
         self.state.recount(num_tokens)
-        self.num_tokens = num_tokens
 
     def _write_random(self, seed: int) -> None:
         generator = self.torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, SequenceMixer, Span
+from archloop.blocks.base import Features, SequenceMixer, SharingMixer, Span
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.precision import product_dtype
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         if state is not None:
             counts = ids_BT.shape[1] if span.lengths_B is None else span.lengths_B
             state.lengths_B += counts
-            state.num_tokens = held
+            state.recount(held)
         if order_BT is not None:
             index_BTD = order_BT[..., None].expand_as(x_BTD)
             x_BTD = torch.zeros_like(x_BTD).scatter(1, index_BTD, x_BTD)
@@ -245,11 +245,11 @@ class Decoder(nn.Module):
         if state.num_tokens >= state.max_context:
             raise full(state, 1)
         logits_BV = self.step_unchecked(ids_B, state)
-        state.num_tokens += 1
+        state.recount(state.num_tokens + 1)
         return logits_BV
 
     def step_unchecked(self, ids_B: Tensor, state: DecoderState) -> Tensor:
-        """As `step`, without host-side bookkeeping: what runtimes capture, compile or export."""
+        """As `step`, without counting the token: what runtimes capture, compile or export."""
         positions_B = state.lengths_B
         stream = Stream(self.embed(ids_B))
         shared: dict[MixerKey, Features] = {}
@@ -258,6 +258,14 @@ class Decoder(nn.Module):
             block.add_channel(stream)
         state.lengths_B += 1
         return self.logits(stream.normed(self.norm))
+
+    def prefill_unchecked(self, ids_BT: Tensor, state: DecoderState) -> Tensor:
+        """As `prefill` of rows without padding, without counting the tokens; likewise."""
+        steps_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        span = Span(state.lengths_B[:, None] + steps_T)
+        hidden_BTD = self.through_blocks(ids_BT, state, span)
+        state.lengths_B += ids_BT.shape[1]
+        return self.logits(hidden_BTD[:, -1])
 
     # --- blocks -------------------------------------------------------------------------------
 
@@ -299,7 +307,7 @@ class Decoder(nn.Module):
             if spec.state_from is not None:
                 features = shared[spec.state_from, slot]
             elif key in self._sources:
-                features = shared[key] = mixer.share(in_BTD, own, span)
+                features = shared[key] = _sharing(mixer).run_features(in_BTD, own, span)
             outputs.append(mixer.run(in_BTD, own, span, features))
         block.add_mixed(stream, outputs)
 
@@ -321,13 +329,11 @@ class Decoder(nn.Module):
             in_BD, features = block.mixer_input(h_BD, slot), None
             if spec.state_from is not None:
                 features = shared[spec.state_from, slot]
-                out_BD = mixer.step_read(in_BD, features, positions_B)
-            else:
-                own = state.mixers[key]
-                if key in self._sources:
-                    features = shared[key] = mixer.share_step(in_BD, own, positions_B)
-                out_BD, _ = mixer.step(in_BD, own, positions_B=positions_B, shared=features)
-            outputs.append(out_BD)
+            elif key in self._sources:
+                features = _sharing(mixer).run_step_features(in_BD, state.mixers[key], positions_B)
+                shared[key] = features
+            own = state.mixers.get(key)
+            outputs.append(mixer.run_step(in_BD, own, positions_B, features))
         block.add_mixed(stream, outputs)
 
     def mixer(self, index: int, slot: int) -> SequenceMixer:
@@ -400,6 +406,11 @@ class Decoder(nn.Module):
 def build(spec: StackSpec) -> Decoder:
     """A decoder with random weights from torch's current seed. Raises as `Decoder`."""
     return Decoder(spec)
+
+
+def _sharing(mixer: SequenceMixer) -> SharingMixer:
+    assert isinstance(mixer, SharingMixer), "a config's `check` lets no other be a source"
+    return mixer
 
 
 def _check_ids(ids_BT: Tensor) -> None:

@@ -3,9 +3,13 @@
 Shape suffixes: B batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
 from archloop.blocks.base import State
+from archloop.blocks.state import Clock
 
 MixerKey = tuple[int, int]
 """Block index and slot of a mixer."""
@@ -17,13 +21,34 @@ class DecoderState:
     Attributes:
         lengths_B: tokens in each row so far, int64.
         mixers: state by block index and slot; consumers of another block's state have none.
+        clock: counts the tokens of the longest row on the host, for all mixers' states.
     """
 
     def __init__(self, lengths_B: Tensor, mixers: dict[MixerKey, State], max_context: int) -> None:
         self.lengths_B = lengths_B
         self.mixers = mixers
         self.max_context = max_context
-        self.num_tokens = 0
+        self.clock = Clock()
+        for state in mixers.values():
+            state.clock = self.clock
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the longest row, or more (`Clock`)."""
+        return self.clock.num_tokens
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, what a step computes does not depend on how many tokens were counted."""
+        self.clock.static = True
+        try:
+            yield
+        finally:
+            self.clock.static = False
+
+    def freeze(self) -> None:
+        """As `frozen`, for good."""
+        self.clock.static = True
 
     @property
     def nbytes(self) -> int:
@@ -41,15 +66,13 @@ class DecoderState:
     def restore(self, snapshot: "DecoderState") -> None:
         """Go back to a snapshot or mark, in place."""
         self.lengths_B.copy_(snapshot.lengths_B)
-        self.num_tokens = snapshot.num_tokens
+        self.recount(snapshot.num_tokens)
         for key, state in self.mixers.items():
             state.restore(snapshot.mixers[key])
 
     def recount(self, num_tokens: int) -> None:
         """Say how many tokens the longest row holds, where single rows have been put back."""
-        self.num_tokens = num_tokens
-        for state in self.mixers.values():
-            state.num_tokens = num_tokens
+        self.clock.num_tokens = num_tokens
 
     def row(self, index: int) -> "DecoderState":
         """One row as a state of its own on the same memory."""
@@ -60,21 +83,21 @@ class DecoderState:
         views = {}
         for key, whole in self.mixers.items():
             view = State(whole.max_context, **{k: t[rows] for k, t in whole.tensors.items()})
-            view.by_position, view.num_tokens = whole.by_position, whole.num_tokens
+            view.by_position = whole.by_position
             views[key] = view
         some = DecoderState(self.lengths_B[rows], views, self.max_context)
-        some.num_tokens = self.num_tokens
+        some.recount(self.num_tokens)
         return some
 
     def _copy(self, mixers: dict[MixerKey, State]) -> "DecoderState":
         copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
-        copy.num_tokens = self.num_tokens
+        copy.clock.num_tokens, copy.clock.static = self.num_tokens, self.clock.static
         return copy
 
     def reset(self) -> None:
         """Forget all tokens, in place."""
         self.lengths_B.zero_()
-        self.num_tokens = 0
+        self.recount(0)
         for state in self.mixers.values():
             state.reset()
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
 from archloop.blocks.ops.decay_gate import step_size
@@ -30,10 +30,9 @@ from archloop.blocks.ops.time_steps import initial_dt_bias
 from archloop.blocks.widths import whole_width
 
 
-class Mamba(KeepsFloat32, SequenceMixer):
+class Mamba(KeepsFloat32, SharingMixer):
     """Selective scan; I N float32 values of state and (K-1) I of the convolution's."""
 
-    shareable = True
     float32_params = frozenset({"a_log", "dt_bias"})
     no_decay = frozenset({"a_log"})
     lr_scale = {"a_log": 0.25, "dt_bias": 0.25}

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
@@ -29,10 +29,9 @@ from archloop.blocks.widths import count_heads, whole_width
 from archloop.errors import UserError
 
 
-class Mamba2(KeepsFloat32, SequenceMixer):
+class Mamba2(KeepsFloat32, SharingMixer):
     """State-space duality; N K V values of state in at least float32, and the convolution's."""
 
-    shareable = True
     float32_params = frozenset({"log_rate", "dt_bias"})
 
     class Config(MixerConfig):

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import ranked_ssd, triton_kernels
@@ -35,10 +35,9 @@ from archloop.blocks.widths import count_heads, whole_width
 from archloop.errors import UserError
 
 
-class Mamba3(KeepsFloat32, SequenceMixer):
+class Mamba3(KeepsFloat32, SharingMixer):
     """Matrix state of K by V per head in at least float32, the last key and value, the angles."""
 
-    shareable = True
     float32_params = frozenset({"dt_bias"})
     no_decay = frozenset({"b_bias", "c_bias"})
 

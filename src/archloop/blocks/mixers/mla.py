@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
 from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
@@ -27,10 +27,9 @@ from archloop.blocks.ops.attention import attention
 from archloop.blocks.widths import count_heads
 
 
-class MLA(SequenceMixer):
+class MLA(SharingMixer):
     """Latent attention; a consumer keeps its own way of reading the latents (W_k, W_v)."""
 
-    shareable = True
     packs = True
 
     class Config(MixerConfig):

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.hippo import dplr
 from archloop.blocks.ops.precision import KeepsFloat32, precise
@@ -29,10 +29,9 @@ LARGEST_BLOCK = 32
 """Modes of one HiPPO matrix at the start."""
 
 
-class S5(KeepsFloat32, SequenceMixer):
+class S5(KeepsFloat32, SharingMixer):
     """Diagonal MIMO state space; 2 P float32 values of state for the layer."""
 
-    shareable = True
     float32_params = frozenset({"log_dt", "log_decay", "frequency"})
     no_decay = frozenset({"b.weight"})
     lr_scale = {"b.weight": 0.25, "log_decay": 0.25, "frequency": 0.25, "log_dt": 0.25}

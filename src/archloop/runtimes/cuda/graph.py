@@ -3,8 +3,7 @@
 Shape suffixes: B batch, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ class StepGraph:
         before = [t.clone() for t in touched]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with _static(state), torch.cuda.stream(stream), torch.no_grad():
+        with state.frozen(), torch.cuda.stream(stream), torch.no_grad():
             # Kernels compile, and libraries make their handles, before anything is recorded.
             for _ in range(WARM_STEPS):
                 # Each in the first slot, which the smallest state has too.
@@ -54,7 +53,7 @@ class StepGraph:
                 run(self.ids_B)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with _static(state), torch.cuda.graph(self._graph), torch.no_grad():
+        with state.frozen(), torch.cuda.graph(self._graph), torch.no_grad():
             self.logits_BV = run(self.ids_B)
         for tensor, old in zip(touched, before, strict=True):
             tensor.copy_(old)
@@ -76,15 +75,3 @@ class StepGraph:
         self._graph.replay()
         self.state.recount(self.state.num_tokens + 1)
         return self.logits_BV
-
-
-@contextmanager
-def _static(state: DecoderState) -> Iterator[None]:
-    """Inside, what a step computes does not depend on how many tokens the host has counted."""
-    for own in state.mixers.values():
-        own.static = True
-    try:
-        yield
-    finally:
-        for own in state.mixers.values():
-            own.static = False

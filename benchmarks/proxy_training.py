@@ -3,8 +3,9 @@
 Trains the two proxies that the project holds itself to (54M at 64 x 1,024 tokens a step, 6.3M at
 256 x 256) and the first with each other family in place of short convolution, all through
 `training.loop.train`, so that drawing the batches, clipping, the optimiser and reading the losses
-are in the figures. Beside them transformers' LFM2 of the same shape, eager and compiled. Prints a
-table and one JSON line.
+are in the figures. Of these two it also says how long the card waits for data: the time of a step
+over that of one whose batch has been drawn before, in turns. Beside them transformers' LFM2 of the
+same shape, eager and compiled. Prints a table and one JSON line.
 
     --families a,b   families in place of short convolution (all: every one but cfc; none)
     --peers          transformers' LFM2 too
@@ -25,7 +26,7 @@ import torch
 from archloop import registry
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
-from archloop.training.batch import Batch, random_windows
+from archloop.training.batch import Batch, Batches, random_windows
 from archloop.training.loop import TrainingConfig, train
 
 BIG, SMALL = "54M", "6.3M"
@@ -62,7 +63,43 @@ def batches_of(spec: StackSpec, rows: int, length: int):
     return batches
 
 
-def measure(spec: StackSpec, rows: int, length: int, precision: str, steps: int) -> dict:
+def step_seconds(
+    decoder: Decoder, batches: Batches, config: TrainingConfig, steps: int
+) -> tuple[list[float], float]:
+    """Seconds a step in each group but the first, which captures its step, and the last loss."""
+    times: list[float] = []
+
+    def note(step: int, loss: float) -> None:
+        times.append(time.perf_counter())
+
+    result = train(decoder, batches, config, 0, note, wait_every=steps)
+    # Told in groups.
+    ends = times[steps - 1 :: steps]
+    return [(b - a) / steps for a, b in itertools.pairwise(ends)], result.losses[-1][1]
+
+
+def data_wait(decoder: Decoder, batches: Batches, config: TrainingConfig, steps: int) -> dict:
+    """Share of a step that is spent waiting for its batch, with its standard error.
+
+    Steps that draw their batches and steps on one that is there already, three times in turns.
+    """
+    held = batches(0)
+    shares = []
+    for _ in range(3):
+        drawn_s, held_s = (
+            statistics.median(step_seconds(decoder, each, config, steps)[0])
+            for each in (batches, lambda step: held)
+        )
+        shares.append(drawn_s / held_s - 1)
+    return {
+        "data_wait_share": statistics.mean(shares),
+        "data_wait_error": statistics.stdev(shares) / len(shares) ** 0.5,
+    }
+
+
+def measure(
+    spec: StackSpec, rows: int, length: int, precision: str, steps: int, waits: bool
+) -> dict:
     """Tokens a second once steps are captured, and seconds until then."""
     gc.collect()
     torch.cuda.empty_cache()
@@ -71,40 +108,37 @@ def measure(spec: StackSpec, rows: int, length: int, precision: str, steps: int)
     batches(0)
     torch.manual_seed(0)
     decoder = Decoder(spec).cuda()
-    times: list[float] = []
 
     def config(num_steps: int) -> TrainingConfig:
         return TrainingConfig(
             num_steps=num_steps, batch_size=rows, seq_len=length, precision=precision
         )
 
-    def note(step: int, loss: float) -> None:
-        times.append(time.perf_counter())
-
     torch.cuda.synchronize()
     began = time.perf_counter()
     train(decoder, batches, config(1), 0)
     first = time.perf_counter() - began
-    result = train(decoder, batches, config(4 * steps), 0, note, wait_every=steps)
-    # Told in groups, of which the first captures its step.
-    ends = times[steps - 1 :: steps]
-    seconds = statistics.median(b - a for a, b in itertools.pairwise(ends)) / steps
+    groups, loss = step_seconds(decoder, batches, config(4 * steps), steps)
+    seconds = statistics.median(groups)
+    waited = data_wait(decoder, batches, config(4 * steps), steps) if waits else {}
     return {
         "params": sum(p.numel() for p in decoder.parameters()),
         "batch": rows,
         "length": length,
         "tok_per_s": rows * length / seconds,
         "step_ms": 1e3 * seconds,
+        "step_ms_spread": 1e3 * (max(groups) - min(groups)),
         "first_step_s": first,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(),
-        "last_loss": result.losses[-1][1],
+        "last_loss": loss,
+        **waited,
     }
 
 
-def tried(name: str, spec: StackSpec, rows: int, length: int, args) -> dict:
+def tried(name: str, spec: StackSpec, rows: int, length: int, args, waits: bool = False) -> dict:
     while True:
         try:
-            found = measure(spec, rows, length, args.precision, args.steps)
+            found = measure(spec, rows, length, args.precision, args.steps, waits)
             break
         except torch.OutOfMemoryError:
             rows //= 2
@@ -120,6 +154,9 @@ def tried(name: str, spec: StackSpec, rows: int, length: int, args) -> dict:
             f"first {found['first_step_s']:5.1f} s {found['peak_memory_bytes'] / 2**30:5.1f} GiB",
             flush=True,
         )
+        if "data_wait_share" in found:
+            share, error = found["data_wait_share"], found["data_wait_error"]
+            print(f"{'':16} waits for data {share:.2%} +- {error:.2%} of a step", flush=True)
     if args.profile and "error" not in found:
         profile(spec, rows, length, args.precision)
     return found
@@ -221,8 +258,9 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.precision}")
     found: dict[str, dict] = {}
+    began = time.perf_counter()
     for size in (BIG, SMALL):
-        found[size] = tried(size, spec_of(size), *SHAPES[size], args)
+        found[size] = tried(size, spec_of(size), *SHAPES[size], args, waits=True)
     # The same blocks in another order: a stack that was not seen, of blocks that were.
     reordered = spec_of(BIG)
     reordered = reordered.replace(blocks=reordered.blocks[::-1])
@@ -232,6 +270,7 @@ def main() -> None:
         names = [n for n in registry.names("mixers") if n not in ("cfc", "gqa", "short_conv")]
     for name in names:
         found[name] = tried(name, spec_of(BIG, name), *SHAPES[BIG], args)
+        print(f"{'':16} after {time.perf_counter() - began:.0f} s", flush=True)
     if args.peers:
         for size in (BIG, SMALL):
             for compiled in (False, True):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from archloop import registry
 from archloop.store import reading
 
 pytestmark = [
@@ -19,17 +20,21 @@ pytestmark = [
     pytest.mark.timeout(570),
 ]
 
+MIXERS = registry.shipped("mixers")
+SETTINGS = {"swa": {"window": {"ship": 32, "proxy": 8}}, "short_conv": {"kernel": [3, 7]}}
+
 RECIPE = {
     "name": "card",
     "seed": 3,
     "num_trials": 1,
     "reference": {"layout": ["short_conv", "gqa"]},
-    "initial": [["short_conv", "short_conv"]],
+    # The one trial has every mixer of the library.
+    "initial": [MIXERS],
     "space": {
         "ship": {"d_model": 128, "vocab_size": 1024},
         "proxy": {"d_model": 64},
-        "num_blocks": 2,
-        "mixers": {"short_conv": {"kernel": [3, 7]}, "gqa": {"head_dim": 64}},
+        "num_blocks": [2, len(MIXERS)],
+        "mixers": {name: SETTINGS.get(name, {}) for name in MIXERS},
         "channel_mixers": {"swiglu": {"expansion": [2.0, 3.0]}},
     },
     "targets": {

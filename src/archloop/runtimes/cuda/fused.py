@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from archloop.blocks.fast import CachedAttention, GatedConv, GatedFeedForward, RoutedExperts
+from archloop.runtimes.cuda.compiled import CompiledMixer, alone
 from archloop.runtimes.cuda.graph import StepGraph
 from archloop.runtimes.cuda.half import Call, Half, Norm, PlainChannel, PlainMixer
 from archloop.stack.block import Block
@@ -39,6 +40,7 @@ class FusedDecoder:
         decoder: the model, whose parameters are used in place.
         overlap: let kernels of the batch-1 step start while the one before drains.
         kernels: False runs every half by its own code, which needs neither Triton nor a GPU.
+        compiles: a captured step of a mixer without kernels is compiled.
 
     Attributes:
         halves: of all blocks, in order; `of_mixers` and `of_channels` have them by block.
@@ -49,7 +51,15 @@ class FusedDecoder:
         ValueError: Triton is missing.
     """
 
-    def __init__(self, decoder: Decoder, *, overlap: bool = True, kernels: bool = True) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        overlap: bool = True,
+        kernels: bool = True,
+        compiles: bool = True,
+    ) -> None:
+        self.compiles = compiles
         self.decoder = decoder.eval().requires_grad_(False)
         self.blocks: list[Block] = list(decoder.each_block())
         # Whole tiles only; a narrow model is not worth kernels of its own.
@@ -99,19 +109,15 @@ class FusedDecoder:
 
             assert self._tables is not None
             return AttentionHalf(form, (index, 0), norm, self.overlap, self._tables)
+        if self.compiles and alone(self.decoder, index, block):
+            return CompiledMixer(self.decoder, index, block, norm)
         return PlainMixer(self.decoder, index, block, norm)
 
     def _mixer_form(self, index: int, block: Block) -> Any:
         """The form of a block's mixer, where kernels can run it between norm and residual."""
-        spec = block.spec
-        if not self.has_kernels or len(block.mixers) != 1 or block.mixer_post_norm is not None:
+        if not self.has_kernels or not alone(self.decoder, index, block):
             return None
-        mixer, module = spec.mixers[0], self.decoder.mixer(index, 0)
-        if {mixer.input_multiplier, mixer.multiplier, spec.residual_multiplier} != {1.0}:
-            return None
-        if mixer.state_from is not None or self.decoder.is_source(index, 0) or block.output_norms:
-            return None
-        form = module.fast_form()
+        form = self.decoder.mixer(index, 0).fast_form()
         if isinstance(form, CachedAttention):
             from archloop.runtimes.cuda.attention import HEAD_DIMS
 

@@ -1,0 +1,76 @@
+"""A mixer without kernels of its own, its decode step compiled to a handful of them.
+
+Written as PyTorch, a step of one token is 10 to 40 small kernels, and starting each takes the time
+of reading several megabytes. PyTorch's compiler makes a handful of them. Weights and state are
+inputs of the compiled step, so all blocks of one kind share one, in this process and, through the
+compiler's cache on disk, in the next. Only a captured step is compiled: one that runs by itself, as
+in tests and drafts, is rare and stays as it is written.
+
+Shape suffixes: B batch, D model width.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archloop.blocks.base import SequenceMixer, State
+from archloop.runtimes.cuda.half import Call, Norm, PlainMixer
+from archloop.stack.block import Block
+from archloop.stack.decoder import Decoder
+
+MOST_KINDS = 256
+"""Kinds of block, batch sizes and contexts that a process compiles a step for."""
+
+
+class CompiledMixer(PlainMixer):
+    """As `PlainMixer`, for a block of one mixer that only adds to the stream."""
+
+    def __init__(self, decoder: Decoder, index: int, block: Block, norm: Norm) -> None:
+        super().__init__(decoder, index, block, norm)
+        self.mixer = decoder.mixer(index, 0)
+
+    def _step(self, x_BD: Tensor, call: Call) -> None:
+        own = call.state.mixers[self.index, 0]
+        if not own.static or not x_BD.is_cuda:
+            super()._step(x_BD, call)
+            return
+        norm, lengths_B = self.block.mixer_norm, call.state.lengths_B
+        assert norm is not None
+        limits: Any = torch._dynamo.config
+        with limits.patch(recompile_limit=MOST_KINDS, accumulated_recompile_limit=MOST_KINDS):
+            y_BD = _compiled()(norm, self.mixer, x_BD, own.tensors, own.max_context, lengths_B)
+        x_BD.copy_(y_BD)
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(added, dynamic=False, fullgraph=True)
+
+
+def added(
+    norm: nn.Module,
+    mixer: SequenceMixer,
+    x_BD: Tensor,
+    tensors: Mapping[str, Tensor],
+    max_context: int,
+    lengths_B: Tensor,
+) -> Tensor:
+    """The stream (B, D) with a mixer's output for one token a row; its state is advanced."""
+    state = State(max_context, **tensors)
+    state.static = True
+    y_BD, _ = mixer.step(norm(x_BD), state, positions_B=lengths_B)
+    return x_BD + y_BD
+
+
+def alone(decoder: Decoder, index: int, block: Block) -> bool:
+    """Whether a block has one mixer, read by nobody else, whose output is added as it is."""
+    spec = block.spec
+    if len(block.mixers) != 1 or block.mixer_post_norm is not None or block.output_norms:
+        return False
+    mixer = spec.mixers[0]
+    if {mixer.input_multiplier, mixer.multiplier, spec.residual_multiplier} != {1.0}:
+        return False
+    return mixer.state_from is None and not decoder.is_source(index, 0)

@@ -258,6 +258,15 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.precision}")
     found: dict[str, dict] = {}
+    try:
+        fill(found, args)
+    finally:  # what there is, if it is stopped
+        record = {"benchmark": "proxy_training", "device": torch.cuda.get_device_name()}
+        print(json.dumps(record | {"torch": torch.__version__, "results": found}))
+
+
+def fill(found: dict[str, dict], args: argparse.Namespace) -> None:
+    """Measure everything asked for."""
     began = time.perf_counter()
     for size in (BIG, SMALL):
         found[size] = tried(size, spec_of(size), *SHAPES[size], args, waits=True)
@@ -265,19 +274,17 @@ def main() -> None:
     reordered = spec_of(BIG)
     reordered = reordered.replace(blocks=reordered.blocks[::-1])
     found["54M reversed"] = tried("54M reversed", reordered, *SHAPES[BIG], args)
+    if args.peers:
+        for size in (BIG, SMALL):
+            for compiled in (False, True):
+                key = f"peer {size} {'compiled' if compiled else 'eager'}"
+                found[key] = peer(size, compiled, args.steps)
     names = [] if args.families == "none" else args.families.split(",")
     if args.families == "all":
         names = [n for n in registry.names("mixers") if n not in ("cfc", "gqa", "short_conv")]
     for name in names:
         found[name] = tried(name, spec_of(BIG, name), *SHAPES[BIG], args)
         print(f"{'':16} after {time.perf_counter() - began:.0f} s", flush=True)
-    if args.peers:
-        for size in (BIG, SMALL):
-            for compiled in (False, True):
-                key = f"peer {size} {'compiled' if compiled else 'eager'}"
-                found[key] = peer(size, compiled, args.steps)
-    device = torch.cuda.get_device_name()
-    print(json.dumps({"benchmark": "proxy_training", "device": device, "results": found}))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ TREE is a checkout of another commit (git worktree add TREE COMMIT). Each turn i
 own that runs `benchmarks/inference.py`'s own figures with that tree's code, without checks and
 peers; the 1.2B is measured in three turns each, so that a difference stands beside what two turns
 of one tree differ by. Then `archloop generate --device cuda` of this tree on a checkpoint of the
-same size, with the milliseconds a further token takes: those of a long reply less those of a short
-one. Prints a table and one JSON line.
+same size, with the milliseconds from a reply's first word to its last, over the words;
+without TREE that alone. Prints a table and one JSON line.
 """
 
 import argparse
@@ -43,16 +43,20 @@ tokenizer = tokenizers.Tokenizer(model)
 tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
 tokenizer.save(sys.argv[3] + "/tokenizer.json")
 """
-SHORT, LONG = 64, 1088
+WORDS = 1024
 PROMPT = " ".join(f"w{7 * index + 3}" for index in range(512))
+
+
+def environment(tree: Path) -> dict[str, str]:
+    """That of a process with a tree's package."""
+    paths = [str(tree / "src"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def python(tree: Path, *arguments: str) -> str:
     """What Python prints with a tree's package."""
-    paths = [str(tree / "src"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(tree), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{tree}: {done.stderr[-2000:]}")
     return done.stdout
@@ -67,30 +71,44 @@ def figures(tree: Path, model: str) -> dict[str, float]:
 
 
 def generated_ms(model: str) -> list[float]:
-    """Milliseconds a token of `archloop generate`, from pairs of a long and a short reply."""
+    """Milliseconds a token of `archloop generate`, of three replies."""
     with tempfile.TemporaryDirectory() as folder:
         python(HERE, "-c", CHECKPOINT, str(HERE), model, folder)
 
-        def seconds(count: int) -> float:
-            began = time.perf_counter()
-            python(
-                HERE, "-m", "archloop", "generate", folder, "--prompt", PROMPT, "--device", "cuda",
-                "--temperature", "0", "--max-new-tokens", str(count),
-            )  # fmt: skip
-            return time.perf_counter() - began
+        return [reply_ms(folder) for _ in range(3)]
 
-        seconds(SHORT)
-        return [1e3 * (seconds(LONG) - seconds(SHORT)) / (LONG - SHORT) for _ in range(3)]
+
+def reply_ms(checkpoint: str) -> float:
+    """Milliseconds from word to word, as they come out of the command."""
+    command = [
+        sys.executable, "-m", "archloop", "generate", checkpoint, "--prompt", PROMPT,
+        "--device", "cuda", "--temperature", "0", "--max-new-tokens", str(WORDS),
+    ]  # fmt: skip
+    pieces = []
+    with subprocess.Popen(command, env=environment(HERE), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while piece := os.read(process.stdout.fileno(), 1 << 16):
+            pieces.append((time.perf_counter(), piece))
+    later = b"".join(piece for _, piece in pieces[1:])
+    return 1e3 * (pieces[-1][0] - pieces[0][0]) / len(later.split())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tree", type=Path)
+    parser.add_argument("tree", type=Path, nargs="?")
     parser.add_argument("--models", nargs="+", default=list(TURNS))
     args = parser.parse_args()
-    trees = {"there": args.tree.resolve(), "here": HERE}
+    found = {} if args.tree is None else compared(args.tree.resolve(), args.models)
+    generated = {model: generated_ms(model) for model in args.models if model == "lfm2-1.2b"}
+    print(f"archloop generate --device cuda, ms a token: {generated}")
+    print(json.dumps({"benchmark": "inference_between", "turns": found, "generate_ms": generated}))
+
+
+def compared(there: Path, models: list[str]) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Figures of both trees by model and turn; prints their medians and ranges."""
+    trees = {"there": there, "here": HERE}
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for model in args.models:
+    for model in models:
         turns = found[model] = {name: [] for name in trees}
         for _ in range(TURNS[model]):
             for name, tree in trees.items():
@@ -102,9 +120,7 @@ def main() -> None:
             cells = [f"{middle[n]:9.4g} ({v[0]:.4g} to {v[-1]:.4g})" for n, v in each.items()]
             ratio = middle["here"] / middle["there"]
             print(f"{key:30} {cells[0]:>24} {cells[1]:>24}  {ratio:.3f}", flush=True)
-    generated = {model: generated_ms(model) for model in args.models if model == "lfm2-1.2b"}
-    print(f"archloop generate --device cuda, ms a token: {generated}")
-    print(json.dumps({"benchmark": "inference_between", "turns": found, "generate_ms": generated}))
+    return found
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ exists is not done again, so a plan goes on where an earlier call stopped.
     noise        four stacks, three rates, more seeds of two: how sure is a ranking?
     tokens       the same stacks and seeds at fewer tokens: does the ranking hold?
     precision    varied stacks under bfloat16 and float32, the same seeds: does rounding matter?
+    rounding     the same at 20 million tokens, every second block of them at width 128, which is
+                 what three seeds in float32 can be paid for
     report       tables from the records, without training
 
     --corpus DIR     folder of texts (`archloop corpus fetch`)
@@ -31,7 +33,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-WIDTH, VOCAB, LENGTH, ROWS, NUM_WINDOWS = 256, 8192, 1024, 32, 256
+NUM_WINDOWS = 256
+
+
+class Shape(NamedTuple):
+    """Of stacks and batches; `every` keeps each second block of a layout, if 2."""
+
+    width: int = 256
+    vocab: int = 8192
+    length: int = 1024
+    rows: int = 32
+    every: int = 1
+
+
+SHAPES = {"rounding": Shape(width=128, vocab=2048, length=512, rows=64, every=2)}
 EXPANSIONS = [1 + i / 32 for i in range(128)]
 LAYOUTS = {
     "12C": "CCCCCCCCCCCC",
@@ -87,7 +102,7 @@ def plan(name: str, million: float | None) -> list[Job]:
     if name == "tokens":
         m = million or 10
         return [Job(s, rate, seed, m) for rate in (3e-3, 1e-3) for seed in range(4) for s in FIRST]
-    m = million or 6
+    m = million or (20 if name == "rounding" else 6)
     stacks = list(LAYOUTS)
     return [
         Job(s, RATES[1], seed, m, p)
@@ -100,22 +115,22 @@ def plan(name: str, million: float | None) -> list[Job]:
 # --- one worker ---------------------------------------------------------------------------------
 
 
-def spec_of(layout: str):
-    """A stack with as many parameters as 12 short convolutions at expansion 2.5."""
+def spec_of(layout: str, shape: Shape):
+    """A stack with as many parameters as short convolutions alone at expansion 2.5."""
     from archloop.stack import cost
     from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
     def spec(letters: str, expansion: float) -> StackSpec:
         channel = ChannelMixerSpec(name="swiglu", config={"expansion": expansion})
         return StackSpec(
-            d_model=WIDTH,
-            vocab_size=VOCAB,
+            d_model=shape.width,
+            vocab_size=shape.vocab,
             blocks=tuple(
                 BlockSpec(
                     mixers=(MixerSpec(name=FAMILIES[letter][0], config=FAMILIES[letter][1]),),
                     channel_mixer=channel,
                 )
-                for letter in letters
+                for letter in letters[:: shape.every]
             ),
         )
 
@@ -132,18 +147,18 @@ class Text(NamedTuple):
     num_bytes_V: np.ndarray
 
 
-def load(corpus: Path, cache: Path) -> Text:
+def load(corpus: Path, cache: Path, vocab: int) -> Text:
     """The corpus as tokens, made once; the tokenizer is trained on every tenth document."""
-    file = cache / "tokens.npz"
+    file = cache / f"tokens-{vocab}.npz"
     if not file.exists():
         from archloop.text import corpora, tokenizers
         from archloop.text.corpora import CorpusConfig
 
         config = CorpusConfig(source="files", paths=(str(corpus),), field="text")
         read = corpora.load(config, Path())
-        tokenizer = tokenizers.train(read.train[::10], VOCAB)
+        tokenizer = tokenizers.train(read.train[::10], vocab)
         cache.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name("partial.npz")
+        partial = file.with_name(f"partial-{vocab}.npz")
         np.savez(
             partial,
             train_T=tokenizer.encode_documents(read.train),
@@ -155,7 +170,7 @@ def load(corpus: Path, cache: Path) -> Text:
         return Text(**{name: arrays[name] for name in Text._fields})
 
 
-def train_one(job: Job, data) -> dict[str, Any]:
+def train_one(job: Job, data: Text, shape: Shape) -> dict[str, Any]:
     """Train and score; what the record keeps."""
     import torch
 
@@ -165,7 +180,7 @@ def train_one(job: Job, data) -> dict[str, Any]:
     from archloop.training.batch import Batch, random_windows
     from archloop.training.loop import TrainingConfig, train
 
-    spec = spec_of(LAYOUTS[job.stack])
+    spec = spec_of(LAYOUTS[job.stack], shape)
     torch.manual_seed(job.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = Decoder(spec).to(device)
@@ -173,29 +188,30 @@ def train_one(job: Job, data) -> dict[str, Any]:
     def batches(step: int) -> list[Batch]:
         # The seed alone decides the order, so that stacks of one seed see the same batches.
         rng = np.random.default_rng([job.seed, step])
-        ids_BT, targets_BT = random_windows(data.train_T, rng, ROWS, LENGTH)
+        ids_BT, targets_BT = random_windows(data.train_T, rng, shape.rows, shape.length)
         return [Batch(torch.from_numpy(ids_BT), torch.from_numpy(targets_BT))]
 
-    steps = round(job.million * 1e6 / (ROWS * LENGTH))
+    steps = round(job.million * 1e6 / (shape.rows * shape.length))
     config = TrainingConfig(
         schedule="wsd",
         learning_rate=job.rate,
-        base_width=WIDTH,
+        base_width=shape.width,
         warmup_steps=max(20, steps // 50),
         decay_share=0.3,
         num_steps=steps,
-        batch_size=ROWS,
-        seq_len=LENGTH,
+        batch_size=shape.rows,
+        seq_len=shape.length,
         precision=job.precision,
     )
     began = time.monotonic()
     result = train(decoder, batches, config, job.seed)
     trained = time.monotonic()
-    windows_NT = bits_per_byte.windows(data.heldout_T, NUM_WINDOWS, LENGTH)
+    windows_NT = bits_per_byte.windows(data.heldout_T, NUM_WINDOWS, shape.length)
     scores = bits_per_byte.measure_parts(DecoderModel(decoder), windows_NT, data.num_bytes_V)
     losses = [loss for _, loss in result.losses]
     return {
         **job._asdict(),
+        **shape._asdict(),
         "params": sum(p.numel() for p in decoder.parameters()),
         "tokens": result.num_tokens,
         "diverged": result.diverged,
@@ -214,12 +230,13 @@ def train_one(job: Job, data) -> dict[str, Any]:
 def work(args: argparse.Namespace) -> None:
     """Take trainings until none is left."""
     deadline = time.time() + args.seconds
-    data = load(args.corpus, args.cache)
+    shape = SHAPES.get(args.plan, Shape())
+    data = load(args.corpus, args.cache, shape.vocab)
     for job in plan(args.plan, args.million):
         record = args.records / f"{job.name}.json"
         if time.time() > deadline or record.exists() or not claim(args.records, job):
             continue
-        found = train_one(job, data)
+        found = train_one(job, data, shape)
         partial = record.with_suffix(".partial")
         partial.write_text(json.dumps(found))
         partial.rename(record)
@@ -421,7 +438,7 @@ def spawn(args: argparse.Namespace) -> Iterator[subprocess.Popen]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("plan", choices=["noise", "tokens", "precision", "report"])
+    parser.add_argument("plan", choices=["noise", "tokens", "precision", "rounding", "report"])
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--records", type=Path, default=Path("pilot-records"))
     parser.add_argument("--cache", type=Path, default=Path("pilot-cache"))
@@ -436,7 +453,7 @@ def main() -> None:
     if args.plan != "report":
         args.records.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("PILOT_RUN", str(os.getpid()))
-        text = load(args.corpus, args.cache)
+        text = load(args.corpus, args.cache, SHAPES.get(args.plan, Shape()).vocab)
         print(
             f"{len(text.train_T) / 1e6:.1f}M tokens to train on, {len(text.heldout_T) / 1e6:.2f}M "
             f"held out, {text.num_bytes_V[text.heldout_T].mean():.2f} bytes a token",

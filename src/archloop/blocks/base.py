@@ -55,10 +55,13 @@ class SequenceMixer(nn.Module):
         no_decay: names of parameters (relative to the mixer) that take no weight decay, besides
             those with fewer than two dimensions.
         lr_scale: factors on the learning rate, by parameter name.
+        placed: what it computes depends on the place of its block by more than its weights, so a
+            compiler would compile it for each block anew.
     """
 
     name: ClassVar[str] = ""
     written: ClassVar[tuple[str, ...]] = ("mix", "mix_step")
+    placed: ClassVar[bool] = False
     shareable: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     no_decay: ClassVar[frozenset[str]] = frozenset()

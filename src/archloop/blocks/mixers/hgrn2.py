@@ -22,6 +22,8 @@ from archloop.blocks.widths import count_heads
 class HGRN2(LinearAttention):
     """Hierarchically gated linear RNN; ``head_dim * d_model`` values of state."""
 
+    placed = True
+
     class Config(LinearAttentionConfig):
         """The paper's state expansion is 128 (head_dim); keys and values are equally wide.
 

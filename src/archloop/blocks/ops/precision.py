@@ -24,7 +24,7 @@ def exact(x: Tensor) -> AbstractContextManager[Any]:
     Where it is off there is nothing to do, and nothing in a compiled or exported graph.
     """
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _autocasts(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 
@@ -32,9 +32,13 @@ def exact(x: Tensor) -> AbstractContextManager[Any]:
 def product_dtype(x: Tensor) -> torch.dtype:
     """What matrix products of x compute with: autocast's dtype where that is on, else that of x."""
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    return torch.get_autocast_dtype(kind) if _autocasts(kind) else x.dtype
+
+
+def _autocasts(kind: str) -> bool:
+    # Which kinds of device have autocast at all is a question that PyTorch's compiler cannot ask.
+    has = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
+    return has and torch.is_autocast_enabled(kind)
 
 
 class KeepsFloat32(nn.Module):

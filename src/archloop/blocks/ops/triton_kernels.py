@@ -22,18 +22,18 @@ FLA_WIDEST_KEY = 256
 def usable(x: Tensor, *dtypes: torch.dtype) -> bool:
     """True on a CUDA device with Triton installed, for float32 or `dtypes`, unless switched off.
 
-    Kernels compute in float32; float64 is for tests, which use the plain forms.
+    Kernels compute in float32; float64 is for tests, which use the plain forms. So does PyTorch's
+    compiler: it fuses such work itself, and would stop at our kernels.
     """
+    if torch.compiler.is_compiling():
+        return False
     allowed = dtypes or (torch.float32,)
     return not _disabled and x.is_cuda and x.dtype in allowed and _installed()
 
 
 def fusible(x: Tensor) -> bool:
-    """Whether elementwise work on x goes to a kernel of ours: on a GPU, unless PyTorch compiles.
-
-    Its compiler fuses such work itself, and would stop at our kernels.
-    """
-    return not torch.compiler.is_compiling() and usable(x, torch.float32, torch.bfloat16)
+    """Whether elementwise work on x goes to a kernel of ours."""
+    return usable(x, torch.float32, torch.bfloat16)
 
 
 @contextmanager

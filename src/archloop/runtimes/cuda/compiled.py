@@ -9,12 +9,14 @@ in tests and drafts, is rare and stays as it is written.
 Shape suffixes: B batch, D model width.
 """
 
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from archloop.blocks.base import SequenceMixer, State
 from archloop.runtimes.cuda.half import Call, Norm, PlainMixer
@@ -34,15 +36,30 @@ class CompiledMixer(PlainMixer):
 
     def _step(self, x_BD: Tensor, call: Call) -> None:
         own = call.state.mixers[self.index, 0]
-        if not own.static or not x_BD.is_cuda:
+        if not (own.static and _worth(x_BD)) or type(self.mixer) in _uncompilable:
             super()._step(x_BD, call)
             return
         norm, lengths_B = self.block.mixer_norm, call.state.lengths_B
         assert norm is not None
         limits: Any = torch._dynamo.config
-        with limits.patch(recompile_limit=MOST_KINDS, accumulated_recompile_limit=MOST_KINDS):
-            y_BD = _compiled()(norm, self.mixer, x_BD, own.tensors, own.max_context, lengths_B)
+        try:
+            with limits.patch(recompile_limit=MOST_KINDS, accumulated_recompile_limit=MOST_KINDS):
+                y_BD = _compiled()(norm, self.mixer, x_BD, own.tensors, own.max_context, lengths_B)
+        except TorchDynamoException as error:
+            # A mixer that this PyTorch cannot compile is slower, not refused.
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"the step of {self.mixer.name} runs as written: {reason}", stacklevel=2)
+            _uncompilable.add(type(self.mixer))
+            super()._step(x_BD, call)
+            return
         x_BD.copy_(y_BD)
+
+
+_uncompilable: set[type[SequenceMixer]] = set()
+
+
+def _worth(x_BD: Tensor) -> bool:
+    return x_BD.is_cuda
 
 
 @cache

@@ -109,7 +109,7 @@ class FusedDecoder:
 
             assert self._tables is not None
             return AttentionHalf(form, (index, 0), norm, self.overlap, self._tables)
-        if self.compiles and alone(self.decoder, index, block):
+        if self.compiles and alone(self.decoder, index, block) and not block.mixers[0].placed:
             return CompiledMixer(self.decoder, index, block, norm)
         return PlainMixer(self.decoder, index, block, norm)
 

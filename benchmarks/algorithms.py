@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.ops import delta_rule, linear_attention, selective_scan, ssd
-from archloop.blocks.ops.scan import scan, scan_reference
+from archloop.blocks.ops.scan import naive_scan, scan
 from timing import in_turns
 
 B, T, N, H, F_SCAN, F_SELECT = 2, 1_024, 4, 64, 2_048, 256
@@ -46,11 +46,11 @@ def scans() -> dict[str, Pair]:
     x, dt = torch.randn(B, T, F_SELECT), torch.rand(B, T, F_SELECT)
     select = [x, dt, -torch.rand(F_SELECT, 16), torch.randn(B, T, 16), torch.randn(B, T, 16)]
     return {
-        "diagonal scan": (flat, lambda: scan(*flat), lambda: scan_reference(*flat)),
+        "diagonal scan": (flat, lambda: scan(*flat), lambda: naive_scan(*flat)),
         "selective scan": (
             select,
             lambda: selective_scan.selective_scan(*select)[0],
-            lambda: selective_scan.selective_scan_reference(*select)[0],
+            lambda: selective_scan.naive_selective_scan(*select)[0],
         ),
     }
 
@@ -69,18 +69,18 @@ def matrix_states() -> dict[str, Pair]:
         return (
             leaves,
             lambda: delta_rule_chunked(q, unit, v, beta, gate),
-            lambda: delta_rule.recurrent(q, unit, v, beta, gate, None)[0],
+            lambda: delta_rule.naive(q, unit, v, beta, gate, None)[0],
         )
 
     per_head = per_key[..., 0]
     return {
-        "SSD": (leaves, chunked(ssd, per_head), lambda: ssd.recurrent(q, k, v, per_head, None)[0]),
+        "SSD": (leaves, chunked(ssd, per_head), lambda: ssd.naive(q, k, v, per_head, None)[0]),
         "delta rule": delta(per_key[..., :1]),
         "delta rule, vector": delta(per_key),
         "GLA": (
             leaves,
             chunked(linear_attention, per_key),
-            lambda: linear_attention.recurrent(q, k, v, per_key, None)[0],
+            lambda: linear_attention.naive(q, k, v, per_key, None)[0],
         ),
     }
 

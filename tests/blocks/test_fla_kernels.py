@@ -59,11 +59,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
         calls.append("gla")
-        return linear_attention.recurrent(q, k, v, g, None)[0].to(v.dtype)
+        return linear_attention.naive(q, k, v, g, None)[0].to(v.dtype)
 
     def kda(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor) -> Tensor:
         calls.append("kda")
-        return delta_rule.recurrent(q, k, v, beta, g, None)[0].to(v.dtype)
+        return delta_rule.naive(q, k, v, beta, g, None)[0].to(v.dtype)
 
     monkeypatch.setattr(fla, "gla", gla)
     monkeypatch.setattr(fla, "kda", kda)

@@ -33,11 +33,11 @@ def by_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, T
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    return linear_attention.recurrent(q, k, v, g, None)
+    return linear_attention.naive(q, k, v, g, None)
 
 
 def plain_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    return delta_rule.recurrent(q, k, v, torch.ones_like(v[..., 0]), g, None)
+    return delta_rule.naive(q, k, v, torch.ones_like(v[..., 0]), g, None)
 
 
 FORMS: dict[str, tuple[Form, Form, int]] = {

@@ -35,7 +35,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("time,width", [(1, 1), (5, 6), (64, 6), (131, 1), (131, 6)])
 def test_chunked_equals_recurrence_with_gradients(time: int, width: int, strength: float) -> None:
     parts = inputs(time, width, strength, torch.float64)
-    fast, plain = chunked(*parts), delta_rule.recurrent(*parts)
+    fast, plain = chunked(*parts), delta_rule.naive(*parts)
     losses = []
     for outputs, final in (fast, plain):
         weights = torch.linspace(-1, 1, outputs.numel(), dtype=torch.float64)
@@ -56,7 +56,7 @@ def test_repeated_keys_written_in_full_keep_float32_accuracy(
     q, k, v, strengths, g, initial = (p.detach() for p in inputs(128, width, 0, torch.float32))
     k = k[:, :, :1].expand_as(k)
     parts = (q, k, v, torch.full_like(strengths, beta), g, initial)
-    exact = delta_rule.recurrent(*(p.double() for p in parts))
+    exact = delta_rule.naive(*(p.double() for p in parts))
     for a, b in zip(chunked(*parts), exact, strict=True):
         assert gap(a.double(), b) < tolerance
 
@@ -65,7 +65,7 @@ def test_repeated_keys_written_in_full_keep_float32_accuracy(
 def test_weak_decays_after_resets(width: int) -> None:
     q, k, v, beta, g, initial = (p.detach() for p in inputs(150, width, 0.1, torch.float32))
     parts = (q, k, v, beta, torch.where(g < g.quantile(0.1), -1e5, g), initial)
-    exact = delta_rule.recurrent(*(p.double() for p in parts))
+    exact = delta_rule.naive(*(p.double() for p in parts))
     for a, b in zip(chunked(*parts), exact, strict=True):
         assert gap(a.double(), b) < 1e-4
 

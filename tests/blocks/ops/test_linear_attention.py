@@ -44,7 +44,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("time", [1, 5, 63, 64, 131])
 def test_chunked_equals_recurrence_with_gradients(time: int, gate: str) -> None:
     parts = inputs(time, gate)
-    fast, plain = chunked(*parts), linear_attention.recurrent(*parts)
+    fast, plain = chunked(*parts), linear_attention.naive(*parts)
     losses = []
     for outputs, final in (fast, plain):
         weights = torch.linspace(-1, 1, outputs.numel(), dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_gates_beyond_the_range_of_exp_stay_finite() -> None:
     q, k, v, g, initial = (p.detach().float() for p in inputs(150, "strong"))
     g = (100 * g).requires_grad_()
     outputs, final = chunked(q, k, v, g, initial)
-    assert gap(outputs, linear_attention.recurrent(q, k, v, g, initial)[0]) < 1e-5
+    assert gap(outputs, linear_attention.naive(q, k, v, g, initial)[0]) < 1e-5
     (outputs.sum() + final.sum()).backward()
     assert g.grad is not None
     assert g.grad.isfinite().all()
@@ -68,7 +68,7 @@ def test_gates_beyond_the_range_of_exp_stay_finite() -> None:
 def test_weak_decays_after_resets() -> None:
     q, k, v, g, initial = (p.detach().float() for p in inputs(150, "mild"))
     parts = (q, k, v, torch.where(g < g.quantile(0.1), -1e5, g), initial)
-    exact = linear_attention.recurrent(*(p.double() for p in parts))
+    exact = linear_attention.naive(*(p.double() for p in parts))
     # A weak decay is a difference of sums to some hundreds, each rounded at its 24th digit.
     for a, b in zip(chunked(*parts), exact, strict=True):
         assert gap(a.double(), b) < 1e-4

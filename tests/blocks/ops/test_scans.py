@@ -19,7 +19,7 @@ from archloop.blocks.ops import (
     triton_kernels,
 )
 from archloop.blocks.ops import selective_scan as selective
-from archloop.blocks.ops.scan import scan, scan_pair, scan_reference
+from archloop.blocks.ops.scan import naive_scan, scan, scan_pair
 
 B, D, N = 2, 5, 3
 Form = Callable[..., tuple[Tensor, ...]]
@@ -48,14 +48,14 @@ def compare(fast: Form, plain: Form, inputs: list[Tensor], tolerance: float = 1e
 def test_diagonal_scans(time: int) -> None:
     torch.manual_seed(0)
     inputs = [torch.rand(B, time, D).double(), randn(B, time, D), randn(B, D)]
-    compare(lambda *x: (scan(*x),), lambda *x: (scan_reference(*x),), inputs)
+    compare(lambda *x: (scan(*x),), lambda *x: (naive_scan(*x),), inputs)
 
     def pairs(*x: Tensor) -> tuple[Tensor, ...]:
         return scan_pair((x[0], x[1]), (x[2], x[3]), (x[4], x[5]))
 
     def complex_loop(*x: Tensor) -> tuple[Tensor, ...]:
         a, b, start = (torch.complex(x[i], x[i + 1]) for i in (0, 2, 4))
-        h = scan_reference(a, b, start)
+        h = naive_scan(a, b, start)
         return h.real, h.imag
 
     decay = [torch.rand(1, 1, D).double() * 0.7 for _ in range(2)]
@@ -92,8 +92,8 @@ def test_selective_and_liquid_scans(
 ) -> None:
     """In the longest chunks and, where states are large, the shortest."""
     monkeypatch.setattr(chunks, "MOST_BYTES", most_bytes)
-    compare(selective.selective_scan, selective.selective_scan_reference, selective_inputs(time))
-    fast, plain = liquid(liquid_scan.liquid_scan), liquid(liquid_scan.liquid_scan_reference)
+    compare(selective.selective_scan, selective.naive_selective_scan, selective_inputs(time))
+    fast, plain = liquid(liquid_scan.liquid_scan), liquid(liquid_scan.naive_liquid_scan)
     compare(fast, plain, liquid_inputs(time))
 
 
@@ -108,7 +108,7 @@ def test_dense_state_spaces(time: int) -> None:
         return (long_conv.state_space(long_conv.DenseSystem(*x[:3]), x[3], x[4])[0],)
 
     def plain(*x: Tensor) -> tuple[Tensor, ...]:
-        return (long_conv.state_space_reference(long_conv.DenseSystem(*x[:3]), x[3], x[4]),)
+        return (long_conv.naive_state_space(long_conv.DenseSystem(*x[:3]), x[3], x[4]),)
 
     compare(fast, plain, inputs)
 
@@ -123,7 +123,7 @@ def test_cells() -> None:
 
     compare(
         lambda *x: (cell_scan.cell_scan(*x[:5], head, x[5]),),
-        lambda *x: (cell_scan.cell_scan_reference(*x[:5], head, x[5]),),
+        lambda *x: (cell_scan.naive_cell_scan(*x[:5], head, x[5]),),
         inputs,
     )
 
@@ -140,4 +140,4 @@ def test_ranked_ssd(ranks: int) -> None:
         states, last = ranked_ssd.states(k, v, g, start)
         return ranked_ssd.read(q, k, v, g, states), last
 
-    compare(fast, ranked_ssd.recurrent, [*inputs, randn(B, 2, N, D)])
+    compare(fast, ranked_ssd.naive, [*inputs, randn(B, 2, N, D)])

@@ -34,7 +34,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("time,groups", [(1, 1), (5, 2), (64, 4), (131, 1), (131, 2)])
 def test_chunked_equals_recurrence_with_gradients(time: int, groups: int, strength: float) -> None:
     parts = inputs(time, groups, strength)
-    fast, plain = chunked(*parts), ssd.recurrent(*parts)
+    fast, plain = chunked(*parts), ssd.naive(*parts)
     losses = []
     for outputs, final in (fast, plain):
         weights = torch.linspace(-1, 1, outputs.numel(), dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_chunked_equals_recurrence_with_gradients(time: int, groups: int, streng
 def test_weak_decays_after_resets() -> None:
     q, k, v, g, initial = (p.detach().float() for p in inputs(150, 2, 0.1))
     parts = (q, k, v, torch.where(g < g.quantile(0.1), -1e5, g), initial)
-    exact = ssd.recurrent(*(p.double() for p in parts))
+    exact = ssd.naive(*(p.double() for p in parts))
     for a, b in zip(chunked(*parts), exact, strict=True):
         assert gap(a.double(), b) < 1e-4
 

@@ -40,7 +40,7 @@ def cell_step(
     return head(z_BU @ w_o_OU.T + b_O, *more)
 
 
-def cell_scan_reference(
+def naive_cell_scan(
     p_BTU: Tensor,
     w_r_UH: Tensor,
     w_o_OU: Tensor,

@@ -31,7 +31,7 @@ WIDEST_KERNEL = 128
 LEAF = linear_attention.LEAF
 
 
-def recurrent(
+def naive(
     q_BNTK: Tensor,
     k_BNTK: Tensor,
     v_BNTV: Tensor,

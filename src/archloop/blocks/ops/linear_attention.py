@@ -30,7 +30,7 @@ LEAF = 4
 """Length of the blocks that are formed row by row."""
 
 
-def recurrent(
+def naive(
     q_BNTK: Tensor, k_BNTK: Tensor, v_BNTV: Tensor, g_BNTK: Tensor, initial_BNKV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The plain reference: outputs (B, N, T, V) and the final state, token by token.

@@ -35,9 +35,7 @@ def read_out(c: Pair, h: Pair) -> Tensor:
     return 2 * (c[0] * h[0] - c[1] * h[1]).sum(-1)
 
 
-def liquid_scan_reference(
-    v_BTD: Tensor, a: Pair, b: Pair, c: Pair, start: Pair
-) -> tuple[Tensor, Pair]:
+def naive_liquid_scan(v_BTD: Tensor, a: Pair, b: Pair, c: Pair, start: Pair) -> tuple[Tensor, Pair]:
     """One step at a time. Arguments and result as `liquid_scan`, without padding."""
     h, outputs = start, []
     for v_BD in v_BTD.unbind(1):

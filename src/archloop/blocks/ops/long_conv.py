@@ -190,7 +190,7 @@ class _DenseCarry(torch.autograd.Function):
         return a_grad, added_DBKS, start_DBS
 
 
-def state_space_reference(system: DenseSystem, u_BTD: Tensor, start_BDS: Tensor) -> Tensor:
+def naive_state_space(system: DenseSystem, u_BTD: Tensor, start_BDS: Tensor) -> Tensor:
     """Outputs (B, T, D) one step at a time, straight from the equations."""
     x_BDS, outputs = start_BDS, []
     for u_BD in u_BTD.unbind(1):

@@ -29,7 +29,7 @@ from archloop.blocks.ops.ssd import decay_ratios
 CHUNK_ROWS = 64
 
 
-def recurrent(
+def naive(
     q_BNTRK: Tensor, k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The plain reference: outputs (B, N, T, R, V) and the final state, token by token."""

@@ -24,7 +24,7 @@ Pair = tuple[Tensor, Tensor]
 """Real and imaginary part."""
 
 
-def scan_reference(a_BTF: Tensor, b_BTF: Tensor, start_BF: Tensor | None = None) -> Tensor:
+def naive_scan(a_BTF: Tensor, b_BTF: Tensor, start_BF: Tensor | None = None) -> Tensor:
     """All states ``h_BTF``, one step at a time; real or complex tensors."""
     h_BF = torch.zeros_like(b_BTF[:, 0]) if start_BF is None else start_BF
     states = []

@@ -19,7 +19,7 @@ from archloop.blocks.ops.scan import scan
 CHUNK = 64
 
 
-def selective_scan_reference(
+def naive_selective_scan(
     x_BTD: Tensor,
     dt_BTD: Tensor,
     a_DN: Tensor,

@@ -28,13 +28,13 @@ from archloop.blocks.ops.chunks import (
 CHUNK = 64
 
 
-def recurrent(
+def naive(
     q_BGTK: Tensor, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The plain reference: outputs (B, N, T, V) and the final state, token by token."""
     heads = v_BNTV.shape[1]
     q_BNTK, k_BNTK = (to_heads(x, heads) for x in (q_BGTK, k_BGTK))
-    return linear_attention.recurrent(q_BNTK, k_BNTK, v_BNTV, g_BNT[..., None], initial_BNKV)
+    return linear_attention.naive(q_BNTK, k_BNTK, v_BNTV, g_BNT[..., None], initial_BNKV)
 
 
 def states(

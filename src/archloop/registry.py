@@ -200,7 +200,9 @@ def _imported(kind: str, location: str | Path) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         if isinstance(location, str) and location.startswith("archloop."):
-            raise  # One of ours is broken or lacks an extra: a bug, with its traceback.
+            # A plug-in that archloop ships fails to import: that is no mistake of the user's, so
+            # its traceback is shown.
+            raise
         line = _line(error, location)
         raise UserError(
             f"plug-in {where}{line} cannot be imported: {error!r}; correct it"

@@ -19,7 +19,8 @@ def __getattr__(name: str) -> Any:
                 if found.__name__ == name:
                     return found
                 raise AttributeError(_unknown(name, [found.__name__]))
-    # Names with an underscore are asked for by tools; no mixer has one.
+    # Tools such as debuggers ask every module for names with an underscore. No mixer has such a
+    # name, so none is looked up to suggest a near one.
     raise AttributeError(_unknown(name, [] if "_" in name else __dir__()))
 
 

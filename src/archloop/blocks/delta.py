@@ -139,7 +139,8 @@ class DeltaMixer(KeepsFloat32, SharingMixer):
         keys, values = d_model, self.num_heads * config.head_dim
         self.norm = RMSNorm(config.head_dim, config.norm_eps)
         self.out_proj = Linear(values, d_model)
-        # A consumer's own; queries of a block with a state pass through its convolution.
+        # Only a consumer has a projection of its own for queries. A block with a state takes its
+        # queries from the convolved projection, together with keys and values.
         asks = consumer and self.recurrent
         self.query_proj = Linear(d_model, keys) if asks else None
         if consumer:

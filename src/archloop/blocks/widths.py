@@ -24,7 +24,8 @@ def whole_width(expansion: float, d_model: int) -> int:
         UserError: not a whole number of channels.
     """
     width = round(expansion * d_model)
-    # 1.1 and 7/3 are not exact in binary, nor then is their product.
+    # A ratio such as 1.1 or 7/3 is not exact in binary, so its product with the width may fall just
+    # beside the whole number that is meant.
     if width < 1 or not math.isclose(width, expansion * d_model, rel_tol=1e-12):
         raise UserError(
             f"expansion={expansion} times d_model={d_model} is not whole; "

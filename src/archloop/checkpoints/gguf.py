@@ -39,7 +39,7 @@ _PLAIN = {
 _CONTROL = 3
 """Type of tokens that are no text."""
 _PRE_TOKENIZERS: Mapping[str, Callable[[], list[Any]]] = {
-    # Digits one by one, then words as GPT-2 has them.
+    # As SmolLM's tokenizer cuts text: each digit alone, everything else as GPT-2 does.
     "smollm": lambda: [
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False),

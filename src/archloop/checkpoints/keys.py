@@ -16,18 +16,19 @@ def _keys(text: str) -> frozenset[str]:
 
 
 INERT = _keys(
-    # Who wrote it, and names of the parts of other tasks.
+    # Who wrote the file, and labels of classification heads.
     "model_type architectures transformers_version _name_or_path name_or_path _commit_hash "
     "unsloth_version unsloth_fixed id2label label2id problem_type num_labels finetuning_task "
     "task_specific_params tokenizer_class dtype torch_dtype use_bfloat16 "
-    # What is returned, kept or how it is computed.
+    # What a call returns or caches, and by which implementation.
     "output_hidden_states output_attentions output_router_logits return_dict use_return_dict "
     "use_cache chunk_size_feed_forward attn_implementation _attn_implementation torchscript "
     "_attn_implementation_autoset pretraining_tp tf_legacy_loss use_mamba_kernels "
     # Training.
     "initializer_range initializer_factor attention_dropout hidden_dropout resid_pdrop embd_pdrop "
     "attn_pdrop dropout router_aux_loss_coef router_jitter_noise "
-    # Tokens, which are read elsewhere, and settings of generation_config.json, which has the word.
+    # Special tokens, which `tokens` reads, and settings of generation that an old configuration
+    # repeats: generation_config.json decides.
     "bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id "
     "max_length max_new_tokens do_sample temperature top_k top_p"
 )

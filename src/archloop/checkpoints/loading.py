@@ -125,7 +125,8 @@ def _fill(
         targets = names.stored(decoder)
         with torch.no_grad():
             for name in targets.keys() - {piece.target for piece in pieces}:
-                # A bias that the router does not use, which LFM2's layout leaves out.
+                # LFM2's files have no selection bias for a router that does not use one; ours holds
+                # zeros.
                 targets[name].zero_()
             for piece in pieces:
                 piece.load(stored.tensor(piece.name), targets[piece.target])
@@ -195,7 +196,8 @@ def _pieces(stored: StoredTensors, layout: Layout, spec: StackSpec) -> list[Piec
         checked = _checked(stored, pieces, {head})
         _check_tied_head(stored, head, embedding)
         return checked
-    # Whoever stores what is tied once may have kept either name.
+    # A matrix that is embedding and head at once is stored once, and writers differ in which of the
+    # two names they keep.
     return _checked(stored, (replace(p, name=head) if p.name == embedding else p for p in pieces))
 
 

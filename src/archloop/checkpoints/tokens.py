@@ -67,7 +67,8 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # The library raises plain Exception.
         raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
-    # Settings of whoever trained it: prompts are neither cut nor filled up.
+    # tokenizer.json may carry the length and padding of its training; prompts here are neither cut
+    # nor padded.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

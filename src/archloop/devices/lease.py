@@ -93,7 +93,8 @@ def lease(
         _take(gate, fcntl.LOCK_EX, cancelled)
         _take(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, cancelled)
         fcntl.flock(gate, fcntl.LOCK_UN)
-        # Systems clear such folders of files that nobody has used for days.
+        # Systems delete files in such folders that nobody has touched for days; a lock file that is
+        # deleted while held would be made, and locked, a second time.
         for handle in (gate, held):
             os.utime(handle)
         yield

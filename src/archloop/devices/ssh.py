@@ -75,7 +75,8 @@ class Ssh(Device):
 
     @property
     def address(self) -> str:
-        # As another user, or with another Python, it is the same machine.
+        # User and interpreter are left out: the same machine under another user or Python is the
+        # same device, and is leased as one.
         port = "" if self.config.port is None else f" {self.config.port}"
         return f"ssh {self.config.host}{port}"
 

@@ -149,7 +149,8 @@ def mean(grades: Grades) -> tuple[float, float]:
     """Mean grade of at least two examples and its standard error."""
     num = len(grades.values_N)
     error = float(grades.values_N.std(ddof=1) / math.sqrt(num))
-    # Equal scores throughout leave an error of at most one example's worth, not of zero.
+    # Where all examples score alike the estimated error is 0, which a few examples cannot prove. It
+    # counts as at least half of what one example can change.
     return float(grades.values_N.mean()), max(error, 1 / (2 * num))
 
 
@@ -267,7 +268,8 @@ class TaskInBits(Task):
         """See `Evaluation.grade`."""
         ids_NT, targets_NT = self.examples(split, seed, num_examples)
         asked_NT = targets_NT != IGNORE
-        # The last answer stands behind the row; where nothing is asked any token will do.
+        # Position t is scored by the token at t + 1. The answer to the last position is therefore
+        # appended to the row; where none is asked for there, token 0 fills the place.
         last_N1 = np.where(asked_NT[:, -1:], targets_NT[:, -1:], 0)
         logs = model.loglikelihood_rolling(list(np.concatenate([ids_NT, last_N1], 1)))
         bits_NT = np.stack(logs) / -math.log(2)

@@ -96,10 +96,11 @@ class DecoderModel(Model):
             raise UserError("this model has no tokenizer, so it cannot be asked for text")
         codec = self.codec
         replies: list[str] = [""] * len(requests)
-        # A batch ends by one set of stops; neighbours of like length waste the least.
+        # All rows of a batch share one set of stop strings, so equal sets are put together; among
+        # them, rows of similar length need the least padding.
         order = sorted(range(len(requests)), key=lambda i: (_ends(requests[i]), _size(requests[i])))
         for request in requests:
-            # The last new token is not read.
+            # The last new token is produced but never fed back, so it needs no room.
             self._check_length(_size(request) + request.max_new_tokens - 1)
         for (stops, max_new), group in groupby(order, key=lambda i: _ends(requests[i])):
             for batch in _batches(list(group), self._batch_size):

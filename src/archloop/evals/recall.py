@@ -35,13 +35,15 @@ def recall_rows(
     keys_NP = rng.integers(num_keys, size=(num_examples, num_pairs))
     map_NK = rng.integers(num_keys, num_tokens, size=(num_examples, num_keys))
     noise_NP = rng.random((num_examples, num_pairs)) < noise_share
-    # One pair is never noise, so that the final key has one to return to.
+    # At least one pair before the last stays free of noise, so that the last key can repeat a key
+    # that was shown.
     spared_N = rng.integers(num_pairs - 1, size=num_examples)
     noise_NP[np.arange(num_examples), spared_N] = False
     noise_NP[:, -1] = False
     keys_NP[:, -1] = _shown_key(rng, keys_NP[:, :-1], noise_NP[:, :-1])
     values_NP = np.take_along_axis(map_NK, keys_NP, 1)
-    # Noise must not count as an earlier showing of its place's key.
+    # A noisy place shows no key. It gets a number of its own here, so that a later key does not
+    # count as its repetition.
     shown_NP = np.where(noise_NP, num_tokens + np.arange(num_pairs), keys_NP)
     asked_NP = repeats(shown_NP)
     pairs_NP2 = np.stack([keys_NP, values_NP], 2)

@@ -23,7 +23,7 @@ UNDERSTOOD = _keys(
     "bos_token_id eos_token_id pad_token_id"
 )
 INERT = _keys(
-    # Bookkeeping, and what a call returns beside tokens.
+    # Notes about the file, and what a call returns beside the tokens.
     "transformers_version _from_model_config _name_or_path _commit_hash trust_remote_code "
     "output_attentions output_hidden_states output_scores output_logits return_dict_in_generate "
     # How it is computed: caches, compiling, guesses that are verified.

@@ -204,7 +204,8 @@ def stream(
         transcript = Transcript(engine or model.decoder, len(ids) + max_new_tokens)
     given = [stop_strings] if isinstance(stop_strings, str) else stop_strings
     decode = partial(model.decode, special_tokens=special_tokens)
-    # A chat's reply is a text of its own, any other goes on where the prompt ends.
+    # The reply in a chat is decoded as a text of its own; any other reply continues the prompt's
+    # last word, which its decoding therefore has to know.
     text = TextStream(decode, [*model.stop_strings, *given], () if whole else [*before, *ids])
     with transcript.unless_refused():
         if whole:
@@ -241,7 +242,8 @@ def _prompt_ids(
 ) -> tuple[list[int], bool]:
     """Token ids, and whether they are the whole conversation."""
     if isinstance(prompt, str):
-        # What the tokenizer puts before a text belongs to its start alone.
+        # A token that marks the beginning of a text stands before the first prompt only, not before
+        # what continues it.
         given_ids = model.encode(prompt, special_tokens=not before)
         _warn_of_two_beginnings(model, given_ids)
         return given_ids, False

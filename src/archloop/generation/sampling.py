@@ -53,7 +53,8 @@ class Sampling:
         counted = isinstance(self.top_k, Integral) and self.top_k is not True
         allowed = {
             "repetition_penalty above 0": 0 < self.repetition_penalty <= most,
-            # Below, the quotient may overflow and no token is left to draw.
+            # Below 1e-6 the logits divided by the temperature may overflow, and no token has a
+            # probability left.
             "temperature 0, or from 1e-6 up": t == 0 or 1e-6 <= t <= most,
             "top_k a whole number, at least 1": self.top_k is None or (counted and self.top_k >= 1),
             "top_p above 0 and at most 1": 0 < self.top_p <= 1,

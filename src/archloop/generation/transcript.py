@@ -74,7 +74,7 @@ class Transcript:
 
     @contextmanager
     def unless_refused(self) -> Iterator[None]:
-        """On a ValueError within, the rows' text is as before: what is refused is no part of it."""
+        """Undo `extend` and `replace` if the block inside raises a ValueError."""
         before = [list(row) for row in self.ids]
         try:
             yield

@@ -92,7 +92,8 @@ class Artifacts:
             try:
                 self._device.remove(path)
             except DeviceError:
-                # It is gone, and took the measurement with it; that error is the one to tell.
+                # The device is gone, so the measurement has failed as well: its error says more
+                # than this one.
                 return
 
     def _home(self, role: Role) -> Path:

@@ -71,7 +71,8 @@ def _export(asked: Export) -> Done:
     torch.set_num_threads(asked.threads)
     runtime: Runtime = registry.get("runtimes", asked.runtime)()
     if runtime.runs_here():
-        # Comparing logits must meet the engine as measuring does, denormals flushed.
+        # Logits are compared with the engine in the state in which it is measured: with these
+        # threads, and denormals flushed to zero.
         runtime.start(asked.threads)
     export(runtime, build_random(asked.spec, asked.seed), asked.directory, asked.quant)
     return Done()

@@ -158,7 +158,8 @@ class _Run:
         try:
             return self._measure(first_pair, num_pairs)
         except DeviceError as error:
-            # As a worker's death: the measurement ends, and the study goes on.
+            # A lost device counts as a worker's death does: this measurement has failed, and the
+            # study goes on.
             raise WorkerError(error.kind, str(error)) from error
 
     def _measure(self, first_pair: int, num_pairs: int) -> Samples:

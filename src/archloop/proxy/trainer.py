@@ -87,7 +87,8 @@ class Trainer:
     def _trained(self, asked: Train, directory: Path) -> Rung:
         needed = asked.threads, [str(path) for path in registry.folders()]
         if needed != self._started_for:
-            # Threads and plug-ins are what they were when the process started.
+            # A process keeps the threads and plug-ins that it was started with, so others need a
+            # new one.
             self._end()
             self._started_for = needed
         used = self._worker is not None

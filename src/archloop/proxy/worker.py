@@ -64,7 +64,8 @@ class _Worker:
         _seed()
         before = settings()
         rung = train_and_score(asked.job, self._data(asked), asked.config)
-        # What a training left behind in circles would be the next one's memory.
+        # Objects that refer to each other in a circle are freed by Python's collector only; until
+        # then a training's tensors would add to the next one's peak memory.
         heap.free()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()

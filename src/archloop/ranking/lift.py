@@ -33,7 +33,7 @@ def lifted(rungs: Sequence[Sequence[Estimate]]) -> tuple[int, list[Estimate]]:
             return top, values
         gain = estimate.of_values([stack[top + 1].mean - stack[top].mean for stack in both])
         if gain.mean == gain.se == 0:
-            # What training does not change, such as latency.
+            # A figure that a longer training leaves as it is, such as latency.
             top += 1
             continue
         longer_variance = math.fsum(stack[top + 1].se ** 2 for stack in both) / len(both)

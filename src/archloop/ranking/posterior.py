@@ -49,7 +49,8 @@ class Draws:
         shared_N = table.shared_NM[:, column]
         num_draws = len(scales_KN)
         width = float(np.ptp(y_N)) or float(se_N.max()) or 1.0
-        # Cells grow with the spread: whether stacks differ at all is decided near zero.
+        # The grid of spreads is finest near zero, where it is decided whether the stacks differ at
+        # all.
         edge = np.linspace(0, 1, NUM_SPREADS + 1) ** 2 * WIDEST * width
         spread_S, weight_S = (edge[1:] + edge[:-1]) / 2, np.diff(edge)
         df = table.pool_df(column)
@@ -74,7 +75,8 @@ class Draws:
         scale_KN = np.where(shared_N, scale_K[:, None], scales_KN)
         variance_KN = (scale_KN * se_N) ** 2
         pull_KN = variance_KN / (variance_KN + spread_K[:, None] ** 2)
-        # Each draw's mean given all but the noise of the value itself: ties stay ties in it.
+        # The posterior mean of each value in each draw. Averaged over draws without the value's own
+        # noise, stacks with equal readings get exactly equal means.
         given_KN = y_N + pull_KN * (mu_K[:, None] - y_N)
         self.means_NM[:, column] = given_KN.mean(0)
         noise_KN = np.sqrt(variance_KN * (1 - pull_KN))

@@ -116,7 +116,8 @@ def weight_bytes(model: Path) -> dict[str, int]:
     }
     sizes: dict[str, int] = {}
     for tensor in onnx.load(str(model), load_external_data=True).graph.initializer:
-        # Whole numbers of 64 bits are shapes and positions, no weights.
+        # 64-bit integers in a graph are shapes and positions; only the types in `names` are
+        # weights.
         if tensor.data_type in names:
             name = names[tensor.data_type]
             sizes[name] = sizes.get(name, 0) + onnx.numpy_helper.to_array(tensor).nbytes

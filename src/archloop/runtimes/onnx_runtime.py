@@ -123,7 +123,8 @@ class _OnnxSession(Session):
         self._set_length(0)
         self._make_room(num_tokens)
         rng = np.random.default_rng(seed)
-        # Steps have moved on in both sets since; only what is read now must be as it was.
+        # The state exists twice, since the engine reads one set and writes the other. After the
+        # first filling only the set that the next step reads is written anew.
         sets = self._sets if self._filled_with is None else self._sets[self._now : self._now + 1]
         for values in sets:
             for held in self._held:

@@ -71,7 +71,7 @@ def resolve(
         pairs[key] = (lacks, has)
     default = pairs.pop(DEFAULT)
     if len(stacks) < 3:
-        # Noise is learned of three stacks at the least.
+        # The noise between trainings is estimated from at least three stacks.
         mixer = next(iter(space.global_mixers), space.mixers[-1])
         stacks.setdefault(f"all {mixer}", alone(space, mixer, vocab_size))
     del stacks[REFERENCE]

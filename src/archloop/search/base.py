@@ -93,7 +93,8 @@ class Remembered(Generic[T]):
 
     def __init__(self, function: Callable[[Genome], T]) -> None:
         self._function = function
-        # Holding the genome keeps its id from passing to another.
+        # Answers are kept by the genome's id. The genome is kept with its answer, or Python might
+        # give the same id to a later one.
         self._answers: dict[int, tuple[Genome, T]] = {}
 
     def __call__(self, genome: Genome) -> T:

@@ -63,7 +63,8 @@ def _establish(
     anchors = anchoring.wanted(plan, folder, key, rates)
     names = ", ".join(["trained", *anchors])
     announce("reference", f"{names}: {recipe.reference_seeds} trainings each")
-    # All at once, since they wait for nothing. Who failed is found out stack by stack below.
+    # All trainings are submitted together, since none waits for another. A failure is reported
+    # below, where it is known of which stack it is.
     with suppress(CandidateFailed):
         workshop.train([*wanted, *(each for stack in anchors.values() for each in stack)])
     trained = workshop.train(wanted)

@@ -121,7 +121,8 @@ def _tried(number: int, group: Sequence[Told]) -> Tried:
     excess = 0.0
     if rejected and not complete:
         excess = sum(max(0.0, math.expm1(margin.mean)) for margin in margins.values())
-        # It was rejected, by a rule that knows more than the averages here.
+        # The gate rejected the trial although no average here is above its limit: the gate knows
+        # intervals too. A tiny excess says that the trial is infeasible.
         excess = max(excess, 1e-9)
     return Tried(
         number=number,

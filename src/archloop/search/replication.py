@@ -33,7 +33,8 @@ def due(trials: Sequence[Finished], reference_run: ReferenceRun, count: int) -> 
     stacks = [trial.result.reached for trial in originals]
     found = compared(reference_run.objectives, stacks, reference_run.noise, reference_run.worst)
     if "quality" in found.unranked:
-        # A study that cannot rank claims no place.
+        # A study that cannot tell stacks' quality apart claims no places, so nothing needs to be
+        # replicated.
         return None
     done = [trial.stored.candidate.replicates for trial in trials]
     for trial, place in zip(originals, found.places, strict=True):

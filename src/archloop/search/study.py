@@ -263,7 +263,8 @@ class _Run:
             except SpaceExhaustedError as error:
                 self.ended = str(error)
         if any(each.candidate.replicates is None for each in pending):
-            # Only when all are told is it known what is replicated.
+            # Which trials are claimed, and so replicated, depends on the results of all replicates
+            # under way.
             return None
         begun = [telling.Finished(each, None, Outcome(state="running")) for each in pending]
         of = replication.due([*told, *begun], reference_run, self.recipe.replicates)

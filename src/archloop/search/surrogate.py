@@ -51,7 +51,8 @@ class Surrogate:
         noise_N = (data.se_N / self._scale) ** 2
         z_N = (data.y_N - self._mean) / self._scale
         self._process = _process(kernel, noise_N, None).fit(data.x_NF, z_N)
-        # Of the trials themselves: what features leave out is a stack's own, and part of it.
+        # What is known of the trials themselves includes the part of a stack's value that its
+        # features do not explain, which no other stack shares.
         prior_NN = self._process.kernel_(data.x_NF)
         gain_NN = np.linalg.solve(prior_NN + np.diag(noise_N + JITTER), prior_NN).T
         self._known = gain_NN @ z_N, prior_NN - gain_NN @ prior_NN

@@ -113,7 +113,7 @@ class Trial:
         elif not isinstance(error, CandidateFailed):
             raise error
         elif self._reached:
-            # What the rungs before gave stands; only the longer training is lost.
+            # The results of lower rungs stand; only the longer training is lost.
             self._complete(f"rung {len(self._reached)}: {error}")
         else:
             state: Literal["unsupported", "failed"] = "failed"
@@ -150,7 +150,8 @@ class Trial:
             return Measure(spec, plan.reference, needed.look, self._files.samples)
         self._seconds["profile"] = sum(seconds.values())
         self._verdict = verdict
-        # What was trained had been let through; noise that was told since changes nothing.
+        # A trial that has trained already passed the gate earlier. The noise is estimated anew as
+        # trials are told, and must not reject it now.
         trained = self._files.load(self._files.rung(0), Rung) is not None
         if verdict.broken and not trained:
             self._end(

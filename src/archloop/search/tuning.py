@@ -37,7 +37,7 @@ def tune(
     stages = dict(zip(wanted, workshop.train(list(wanted.values())), strict=True))
     rates = {}
     for mixer in plan.space.mixers:
-        # All digits: two rates that differ a little are two.
+        # Keyed by all digits of the rate: two rates that differ in the last are different.
         losses = {repr(r): _loss(stages[mixer, r].value) for r in tuning.learning_rates}
         best = min(losses, key=lambda rate: losses[rate])
         if math.isinf(losses[best]):

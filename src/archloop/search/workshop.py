@@ -97,7 +97,8 @@ class Workshop:
             else:
                 failed = failed or ended.error
         if failed is not None:
-            # Only now: whoever goes on without these must not meet the others' ends.
+            # The error is raised once every job has ended: a caller that goes on without these jobs
+            # would otherwise receive the ends of the rest.
             raise failed
         stages = [files.load(name, Rung) for _, files, name in wanted]
         return [stage for stage in stages if stage is not None]

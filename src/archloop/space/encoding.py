@@ -105,7 +105,9 @@ def _at_proxy(space: Space, name: str, config: Settings) -> Settings:
 def _block(space: Space, genome: Genome, block: BlockGenes, scale: Scale) -> BlockSpec:
     own = space.families[BLOCK].settings(space.values(genome, BLOCK, block.genes), scale)
     if len(block.mixers) < 2:
-        own.pop("combine", None)  # It says nothing about one mixer, and equal stacks are equal.
+        # With a single mixer the setting has no effect; kept, it would make equal stacks look
+        # different.
+        own.pop("combine", None)
     channel = block.channel_mixer
     return BlockSpec(
         mixers=tuple(_mixer(space, genome, mixer, scale) for mixer in block.mixers),

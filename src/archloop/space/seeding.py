@@ -100,7 +100,7 @@ def _block(space: Space, block: BlockSpec, where: str, found: Found) -> BlockGen
         for mixer in block.mixers
     )
     given = block.model_dump(include=set(PLACE_FIELDS["block"]))
-    # How one mixer's output is combined says nothing.
+    # With a single mixer there is nothing to combine, so the setting is left out.
     unsaid = ("combine",) if len(mixers) < 2 else ()
     return BlockGenes(
         mixers=mixers,

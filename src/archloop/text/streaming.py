@@ -54,7 +54,9 @@ class TextStream:
             raise UserError("a stop string must not be empty")
         known = list(after[-_MAX_CONTEXT:])
         before = decode(known) if known else ""
-        if before.endswith(_UNKNOWN):  # The text begins inside a character, and needs its bytes.
+        # The tokens before end inside a character whose last bytes are still to come; decoding
+        # starts without them.
+        if before.endswith(_UNKNOWN):
             known, before = [], ""
         self._ids = known
         self._context = 0

@@ -193,7 +193,8 @@ class Passes:
 
     def _pass(self, batches: Sequence[Batch]) -> Found:
         self.model.zero_grad(set_to_none=True)
-        # Attention takes its form that repeats itself only where others would be an error.
+        # PyTorch chooses the deterministic form of attention only in this mode. Where a repeatable
+        # result was not asked for, other operations may still vary (warn_only).
         torch.use_deterministic_algorithms(True, warn_only=not self._repeatable)
         total = self.bad.new_zeros(())
         for batch in batches:

@@ -269,7 +269,8 @@ def deterministic(seed: int) -> Iterator[None]:
     """Seed PyTorch and ask for deterministic algorithms; afterwards all is as it was."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    # Memory that is not yet written would be filled, for the eye alone.
+    # Deterministic mode also fills uninitialised memory with NaN, which costs time and only helps
+    # to find bugs.
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     # cuBLAS repeats itself with this workspace, which is as large as the one it takes by itself.

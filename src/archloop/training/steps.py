@@ -111,7 +111,8 @@ def autocast(device_type: str, precision: PrecisionName) -> AbstractContextManag
     """Products and activations in `precision`; weights and what is sensitive stay float32."""
     if precision == "float32":
         return nullcontext()
-    # A step uses each weight once, so there is nothing to remember of its rounded form.
+    # Autocast can cache each weight's rounded copy for a second use; a training step uses each
+    # weight once.
     return torch.autocast(device_type, torch.bfloat16, cache_enabled=False)
 
 

@@ -149,7 +149,8 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the worker and whatever it started; the log stays only if it says something."""
         if self.process.poll() is None:
-            # Once it has been waited for, its number may belong to somebody else.
+            # Only while the process has not been waited for: afterwards the system may give its
+            # number to another process.
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):

@@ -183,7 +183,8 @@ class MoE(ChannelMixer):
         captured = self.down.is_cuda and torch.cuda.is_current_stream_capturing()
         if not torch.compiler.is_compiling() and not captured:
             return gathered_experts if num_tokens == 1 else sorted_experts
-        # Of many tokens each would copy its experts' weights, more than all experts have.
+        # Gathering copies the weights of each token's experts. For many tokens these copies are
+        # larger than all experts together, so every expert runs on every token.
         few = num_tokens * self.config.top_k <= self.config.num_experts
         return gathered_experts if few else dense_experts
 

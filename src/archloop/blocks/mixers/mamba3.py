@@ -58,7 +58,8 @@ class Mamba3(KeepsFloat32, SharingMixer):
         def sizes(self, d_model: int) -> dict[str, int]:
             inner = whole_width(self.expansion, d_model)
             heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
-            # A fraction such as 2/196 is not exact in binary, nor then is what it leaves.
+            # A fraction such as 2/196 is not exact in binary: the product may fall just below the
+            # whole number that is meant, and would be rounded down.
             angles = int(self.state_dim * self.rope_fraction * (1 + 1e-12)) // 2
             if not angles:
                 raise UserError(
@@ -114,7 +115,7 @@ class Mamba3(KeepsFloat32, SharingMixer):
         ) -> int:
             heads, widths = self.sizes(d_model)["num_heads"], (self.state_dim, self.head_dim)
             mixing = ranked_ssd.read_flops(num_tokens, self.rank, *widths)
-            # A token's own share of the next step, taken back out of what it reads.
+            # Adding the own part of each token's write apart from the others (see `read`).
             mixing += num_tokens * 2 * self.rank**2 * sum(widths)
             if not consumer:
                 mixing += ranked_ssd.states_flops(num_tokens, self.rank, *widths)
@@ -191,11 +192,13 @@ class Mamba3(KeepsFloat32, SharingMixer):
     def read(self, x_BTD: Tensor, shared: Features, span: Span) -> Tensor:
         z, c = self.query_proj(x_BTD).split(self.query_widths, -1)
         q_BNTRK = self._rotated(c, self.c_norm, self.c_bias, shared["angle"])
-        # Of what it adds, a token reads its own share alone. Taking the next step's back out again
-        # would round that away where the next step is far longer.
+        # What a token writes has two parts: its own share of the step and, by the trapezoid rule,
+        # a share of the next step. Its own output may contain the first only. Subtracting the
+        # second afterwards would cancel digits where the next step is far longer, so the product
+        # below leaves the diagonal out, and the own part is added exactly after it.
         added = shared["k"], shared["scaled"], shared["g"], shared["states"]
         y = ranked_ssd.read(q_BNTRK, *added, diagonal=-1)
-        # What a token reads of itself, and the skip: small products of ranks.
+        # The diagonal (a token's query with its own write) and the skip: products of small ranks.
         if self.config.rank == 1:
             own = (q_BNTRK * shared["k"]).sum(-1, keepdim=True)
         else:

@@ -120,7 +120,8 @@ class MLA(SharingMixer):
         k_BNSK = torch.cat([k_BNSH, s_BSP[:, None].expand(-1, self.num_heads, -1, -1)], -1)
         mask_B1TS = causal_mask(shared, latent_BSL.shape[1], span)
         if not x_BTD.is_cuda:
-            # On a CPU the attention that never holds all scores asks for values as wide as keys.
+            # PyTorch's memory-efficient attention for CPUs asks for values as wide as keys; with
+            # others it falls back to a form that holds all scores at once.
             v_BNSH = F.pad(v_BNSH, (0, self.shared_key_dim))
         y_BNTK = attention(q_BNTK, k_BNSK, v_BNSH, mask_B1TS, self.key_dim**-0.5)
         y_BNTH = y_BNTK[..., : self.head_dim]

@@ -39,7 +39,7 @@ def naive(
     g_BNTK: Tensor,
     initial_BNKV: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The plain reference: outputs (B, N, T, V) and the final state, token by token."""
+    """The plain form: outputs (B, N, T, V) and the final state, token by token."""
     q, k, v, beta = (x.to(g_BNTK.dtype) for x in (q_BNTK, k_BNTK, v_BNTV, beta_BNT))
     state_BNKV = initial_BNKV
     if state_BNKV is None:
@@ -74,7 +74,8 @@ def corrected(
             Corrected, k_BGTK, v_BNTV, beta_BNT, g_BNTK, initial_BNKV
         )
         return values_BNTV, states_BNnKV, final_BNKV
-    # Rounded factors would make the inverse of repeated keys another matrix.
+    # Where keys repeat, the matrix is nearly singular: factors rounded to bfloat16 would give quite
+    # another inverse.
     with exact(g_BNTK):
         return _corrected(k_BGTK, v_BNTV, beta_BNT, g_BNTK, initial_BNKV)
 

@@ -33,7 +33,7 @@ LEAF = 4
 def naive(
     q_BNTK: Tensor, k_BNTK: Tensor, v_BNTV: Tensor, g_BNTK: Tensor, initial_BNKV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The plain reference: outputs (B, N, T, V) and the final state, token by token.
+    """The plain form: outputs (B, N, T, V) and the final state, token by token.
 
     Serves a decay per head as well (g of width 1).
     """

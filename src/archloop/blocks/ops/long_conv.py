@@ -94,7 +94,8 @@ class DiagonalSystem(System):
         channels, batch, num_chunks, states = added_DBKS.shape
         if num_chunks == 1:
             return start_DBS[:, :, None]
-        # Time second: (K, D, B, S) -> (1, K, D B M), every channel and row a feature of one scan.
+        # The scan wants (1, time, features): chunks are its time, and every channel, row and state
+        # is one of its features.
         added_KDBS = added_DBKS[:, :, :-1].permute(2, 0, 1, 3)
         pair = tuple(half.reshape(1, num_chunks - 1, -1) for half in halves(added_KDBS))
         first = tuple(half.reshape(1, -1) for half in halves(start_DBS))

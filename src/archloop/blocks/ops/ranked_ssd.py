@@ -32,7 +32,7 @@ CHUNK_ROWS = 64
 def naive(
     q_BNTRK: Tensor, k_BNTRK: Tensor, v_BNTRV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The plain reference: outputs (B, N, T, R, V) and the final state, token by token."""
+    """The plain form: outputs (B, N, T, R, V) and the final state, token by token."""
     state_BNKV, outputs = initial_BNKV, []
     tokens = zip(*(x.unbind(2) for x in (q_BNTRK, k_BNTRK, v_BNTRV, g_BNT)), strict=True)
     for q, k, v, g in tokens:

@@ -31,7 +31,7 @@ CHUNK = 64
 def naive(
     q_BGTK: Tensor, k_BGTK: Tensor, v_BNTV: Tensor, g_BNT: Tensor, initial_BNKV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The plain reference: outputs (B, N, T, V) and the final state, token by token."""
+    """The plain form: outputs (B, N, T, V) and the final state, token by token."""
     heads = v_BNTV.shape[1]
     q_BNTK, k_BNTK = (to_heads(x, heads) for x in (q_BGTK, k_BGTK))
     return linear_attention.naive(q_BNTK, k_BNTK, v_BNTV, g_BNT[..., None], initial_BNKV)
@@ -46,7 +46,7 @@ def states(
 ) -> tuple[Tensor, Tensor]:
     """State before each chunk, (B, G, n, K, R, V), and after the last token, (B, N, K, V).
 
-    A token's value counts as often as its weight, if given, says.
+    `weight_BNT` multiplies each token's value (Mamba-2's time step dt); None means 1.
     """
     groups, heads = k_BGTK.shape[1], v_BNTV.shape[1]
     if linear_attention.on_gpu(g_BNT, k_BGTK, v_BNTV):

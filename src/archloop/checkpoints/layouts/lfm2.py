@@ -153,7 +153,8 @@ def _layer_kinds(keys: Keys, moe: bool) -> list[str]:
     if kinds is None:
         if moe:
             raise UserError("config key 'layer_types' is missing; lfm2_moe has no default for it")
-        # What transformers does with a dense configuration that names neither.
+        # transformers takes every layer for attention where a dense configuration has neither
+        # `layer_types` nor `full_attn_idxs`.
         return ["full_attention"] * num_layers
     if not isinstance(kinds, list) or len(kinds) != num_layers:
         raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
@@ -220,7 +221,9 @@ def _dense_width(keys: Keys, moe: bool) -> int:
         return width
     width = int(2 * width / 3)
     if keys.is_null("block_ffn_dim_multiplier"):
-        return width  # The rounding belongs to the multiplier.
+        # transformers rounds to a multiple only where it applies the multiplier; without one, two
+        # thirds of the width stay as they are.
+        return width
     return multiple * -(-int(multiplier * width) // multiple)
 
 
@@ -253,7 +256,7 @@ def _draft_channels(spec: StackSpec) -> dict[str, Any]:
             "model_type": "lfm2",
             "intermediate_size": d_ff,
             "block_auto_adjust_ff_dim": False,
-            # Without effect, and indexed by llama.cpp's converter.
+            # These two have no effect here, but llama.cpp's converter fails if they are absent.
             "block_multiple_of": 256,
             "block_ffn_dim_multiplier": 1.0,
         }

@@ -34,7 +34,8 @@ class Qwen3(Llama):
     )
 
     def to_spec(self, keys: Keys) -> StackSpec:
-        # Which layers have a window, if any has: none do without use_sliding_window.
+        # Says from which layer on attention has a window; none has where use_sliding_window is
+        # false, and no other value is read.
         keys.ignore("max_window_layers")
         keys.fixed("use_sliding_window", False)
         keys.ignore("sliding_window")

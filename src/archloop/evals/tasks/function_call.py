@@ -80,7 +80,8 @@ class FunctionCall(ReplyTask):
             request += f", then {other} more"
             call = [call, again]
         if kind == "none":
-            # Were ``null`` always right, nothing would have to be read.
+            # In half of the requests of this kind the wanted function is listed after all;
+            # otherwise ``null`` would be right without reading the list.
             fits = bool(rng.integers(2))
             del described[(asked + 1) % len(described) if fits else asked]
             call = call if fits else None

@@ -53,7 +53,8 @@ class MultiHop(ChoiceTask):
 
     def _kin(self, rng: np.random.Generator) -> Choice:
         hops = self.config.num_hops
-        # Two chains, so that the last of a chain is not the only name without a mother.
+        # With one chain the answer would be the only name whose mother is not told; with two there
+        # are two such names.
         names = [str(name) for name in rng.permutation(NAMES)[: 2 * (hops + 1)]]
         chains = (names[: hops + 1], names[hops + 1 :])
         said = [

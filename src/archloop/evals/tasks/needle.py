@@ -82,7 +82,8 @@ class Needle(ReplyTask):
             listed = [word for word in wanted for _ in range(often)]
             listed += [rest[i % len(rest)] for i in range(num - len(listed))]
         else:
-            # Zipf's law with an exponent of 2: the first word is a majority.
+            # Word frequencies fall as 1 / rank^2, so that the first word alone is more than half of
+            # all.
             weights = 1 / np.arange(1, len(pool) + 1) ** 2
             counts = np.maximum(1, (num * weights / weights.sum()).astype(int))
             wanted = pool[:3]

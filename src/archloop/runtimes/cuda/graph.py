@@ -48,7 +48,8 @@ class StepGraph:
         with state.frozen(), torch.cuda.stream(stream), torch.no_grad():
             # Kernels compile, and libraries make their handles, before anything is recorded.
             for _ in range(WARM_STEPS):
-                # Each in the first slot, which the smallest state has too.
+                # Every warm-up step writes the cache's first slot: a state may have room for one
+                # token only.
                 state.lengths_B.zero_()
                 run(self.ids_B)
         torch.cuda.current_stream().wait_stream(stream)

@@ -46,7 +46,8 @@ class Local(Executor):
         assert self._running, "nothing was submitted"
         futures = {future: ticket for ticket, (future, _) in self._running.items()}
         done, _ = wait(futures, return_when=FIRST_COMPLETED)
-        # Of several the oldest, so that what follows hangs on the jobs and not on a set's order.
+        # Where several jobs have ended, the one submitted first is reported first: a set's order
+        # would differ from run to run.
         first = min(done, key=lambda future: futures[future])
         del self._running[futures[first]]
         return first.result()

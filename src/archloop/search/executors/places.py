@@ -25,8 +25,8 @@ def num_jobs(recipe: Recipe) -> int:
     training = places(recipe)
     targets = [target.claims() for target in recipe.targets.values()]
     claims = [training_claims(device) for device in training]
-    # A measurement beside trainings is a job more; where it excludes them all it takes the turn of
-    # one of them.
+    # One job for each place to train on. A measurement that can run beside a training is one job
+    # more; one that excludes all trainings runs instead of them.
     overlaps = any(not exclude(one, other) for one in targets for other in claims)
     return len(training) + overlaps
 

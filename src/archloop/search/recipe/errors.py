@@ -22,8 +22,8 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any) -> str:
     """
     problems = error.errors(include_url=False)
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    # Where one of several types is allowed, there is a problem with each: that of the type which
-    # came furthest into the value is meant, or all of them.
+    # Where a value may be of several types, pydantic reports a problem for each of them. The one
+    # with the longest path into the value is shown: the user most likely meant that type.
     started = _keys(first, data)
     found = [p for p in problems if _keys(p, data)[: len(started)] == started]
     first = max(found, key=lambda problem: len(_keys(problem, data)))

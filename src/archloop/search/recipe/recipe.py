@@ -51,7 +51,8 @@ def _without_password(url: str | None) -> str | None:
     secret = [key for key in parsed.query if "password" in key.lower()]
     if parsed.password is None and not secret:
         return url
-    # To `set`, None means no change; a URL is also a named tuple.
+    # SQLAlchemy's `URL.set` takes None for "no change", so the password is removed by the named
+    # tuple's own `_replace`.
     rest = parsed._replace(password=None).difference_update_query(secret)
     return rest.render_as_string(hide_password=False)
 

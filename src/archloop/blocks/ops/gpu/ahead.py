@@ -30,13 +30,14 @@ def compile_ahead(run: Callable[[], object]) -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(cores) as pool, without_wgmma():
-        # Autograd's own threads would launch for themselves; what is not computed may be NaN.
+        # Backward kernels must be queued from this thread too, not from autograd's own threads.
+        # Nothing is computed, so anomaly detection would report NaN in unwritten memory.
         one_thread = torch.autograd.set_multithreading_enabled(False)
         lenient = torch.autograd.set_detect_anomaly(False)
         with one_thread, lenient, _queued(), triton.AsyncCompileMode(pool) as mode:
             run()
         kernels = [future.result() for future in mode.future_kernels.values()]
-        # What launches a kernel is C, compiled when it is first asked for.
+        # A kernel's launcher is C code of its own, which Triton compiles when `run` is first read.
         list(pool.map(attrgetter("run"), kernels))
 
 

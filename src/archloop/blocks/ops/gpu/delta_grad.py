@@ -154,7 +154,8 @@ def _scalar_kernel(
     part *= tl.exp(tl.minimum(last - b, 0.0))[:, None]
     dk += part
     by_key = tl.sum(part * k, 1)
-    # The last key does not decay: left out, strong decays leave exactly nothing.
+    # The last key of a chunk does not decay on its way to the chunk's end. Its term is left out,
+    # not subtracted: a subtraction would leave a rounding error where it should leave 0.
     by_key = tl.where(i == length - 1, 0.0, by_key)
     dlast = tl.sum(by_key, 0) + tl.sum(ddecay, 0) * tl.exp(last)
     db += tl.where(i == length - 1, dlast, -by_key)

@@ -147,7 +147,8 @@ def _states_gradient_kernel(
         dv_at = step[:, None] * dv_t + value[None, :]
         tl.store(dv_ptr + dv_at, dv.to(dv_ptr.dtype.element_ty), mask=v_in)
     dk *= fade
-    # The last token's key does not decay: left out, strong decays leave exactly nothing.
+    # The last key of a chunk does not decay on its way to the chunk's end. Its term is left out,
+    # not subtracted: a subtraction would leave a rounding error where it should leave 0.
     at_last = (step == tl.minimum(num_steps - start, CHUNK) - 1)[:, None]
     turned = tl.where(at_last, 0.0, k * dk)
     at_end = tl.sum(turned, 0) + tl.exp(last) * kept

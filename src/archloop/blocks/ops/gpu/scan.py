@@ -96,7 +96,7 @@ def launch(
     """States of one recurrence; each argument is one real tensor or a pair."""
     batch, time, features = b[0].shape
     pair = len(b) == 2
-    # Both parts of a pair are addressed by the strides of the first.
+    # The kernel addresses the imaginary part of a pair by the strides of the real part.
     if pair and (a[0].stride() != a[1].stride()):
         a = tuple(x.contiguous() for x in a)
     if pair and (b[0].stride() != b[1].stride()):

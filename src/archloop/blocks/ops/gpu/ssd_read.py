@@ -139,7 +139,8 @@ def _read_queries_kernel(
             w = tl.load(w_ptr + head * w_n + step * w_t, mask=here, other=0.0)
             ratio *= w[None, :]
         dscores *= ratio
-        # A token's own pair feels no decay: left out, strong decays leave exactly nothing.
+        # Nothing decays between a token and itself. That pair is left out, not subtracted: a
+        # subtraction would leave a rounding error where it should leave 0.
         own = tl.sum(tl.where(diagonal, dscores, 0.0), 1)
         pairs = tl.where(before, dscores, 0.0).to(dtype)
         asked += tl.dot(pairs, k, input_precision=PRECISION)
@@ -259,7 +260,8 @@ class Read(torch.autograd.Function):
         do_BNTV, groups = dense_rows(grads[0]), q_BGTK.shape[1]
         batch, heads, num_chunks, keys, values = states_BNnKV.shape
         block_q, block_k = tile(keys), tile(keys, widest(v_BNTV.dtype, 128))
-        # The keys' kernel holds less: wider blocks there mean fewer parts of the values' gradient.
+        # The kernel for the keys' gradient needs fewer registers, so its blocks can be wider; the
+        # values' gradient is then added up from fewer parts.
         num_q, num_k = triton.cdiv(keys, block_q), triton.cdiv(keys, block_k)
         dq_BGTK, dk_BGTK = (by_token(x, keys, x.dtype) for x in (q_BGTK, k_BGTK))
         dv_parts, _, dw_parts = gradient_parts(v_BNTV, g_BNT, num_k)

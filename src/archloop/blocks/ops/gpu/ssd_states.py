@@ -66,7 +66,8 @@ def _states_kernel(
             other=0.0,
         )
         b = decay_sums(g_ptr + step * g_t, here)
-        # Taken from b: a sum in another order would not be 0 away from the last token's.
+        # The last of the sums in b, not a sum of its own: added up in another order, it would
+        # differ from the last token's by a rounding error.
         last = tl.minimum(num_steps - chunk * CHUNK, CHUNK) - 1
         decay = tl.sum(tl.where(step == last, b, 0.0), 0)
         fade = tl.exp(decay - b)
@@ -146,7 +147,8 @@ def _states_gradient_kernel(
         dg_at = part + head * dg_n + (start + step) * dg_t
         if WEIGHTED:
             tl.store(dw_ptr + dg_at, turned * fade, mask=here)
-        # The last token's key does not decay: left out, strong decays leave exactly nothing.
+        # The last key of a chunk does not decay on its way to the chunk's end. Its term is left
+        # out, not subtracted: a subtraction would leave a rounding error where it should leave 0.
         turned = tl.where(step == last, 0.0, turned * weight)
         at_end = tl.sum(turned, 0) + tl.exp(decay) * tl.sum(kept, 0)
         db = tl.where(step == last, at_end, -turned)

@@ -79,6 +79,7 @@ def test_the_signal_that_ended_a_program_is_told(client: Script, tmp_path: Path)
     [
         ("sys.stderr.write('ssh: Connection refused\\n'); sys.exit(255)", "gone", "box` works"),
         ("sys.stderr.write('tar: No space left on device\\n'); sys.exit(2)", "disk", "free some"),
+        ("sys.stderr.write('tar: Disk quota exceeded\\n'); sys.exit(2)", "disk", "free some"),
         ("sys.stderr.write('Permission denied\\n'); sys.exit(1)", "crash", "Permission denied"),
     ],
 )
@@ -90,6 +91,21 @@ def test_what_goes_wrong_is_told_apart(
     with pytest.raises(DeviceError, match=words) as caught:
         device().push(tmp_path / "folder")
     assert caught.value.kind == kind
+
+
+def test_two_studies_that_push_the_same_files_keep_their_own(
+    client: Script, tmp_path: Path
+) -> None:
+    client(LOCAL)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("same")
+    one, two = (Ssh(Ssh.Config(host="box", folder=str(tmp_path / "far"))) for _ in range(2))
+    first, second = one.push(tmp_path / "folder"), two.push(tmp_path / "folder")
+    assert one.push(tmp_path / "folder") == first != second
+    one.remove(first)
+    assert (Path(second) / "file").read_text() == "same"
+    assert not Path(first).exists()
+    assert [path.name for path in (tmp_path / "far").iterdir()] == [Path(second).name]
 
 
 def test_garbage_is_no_reading(client: Script) -> None:

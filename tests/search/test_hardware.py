@@ -6,12 +6,15 @@ import pytest
 
 from archloop.devices.base import DeviceError
 from archloop.devices.host import Host
+from archloop.errors import UserError
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.hardware import HardwareEvaluator
+from archloop.search.study import Study
 from archloop.stack.spec import StackSpec
+from archloop.workers.deaths import Kind, WorkerError
 from search.stand_in import recipe
 
 
@@ -56,3 +59,31 @@ def test_a_device_lost_before_a_measurement_marks_the_trial_as_one_lost_within(
     spec = StackSpec(d_model=64, vocab_size=8, blocks=())
     with pytest.raises(CandidateFailed, match="the cable is out"):
         HardwareEvaluator(recipe(), tmp_path).profile(spec, spec, 1, tmp_path)
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: Host) -> None:
+        raise DeviceError("gone", "the cable is out; plug it in")
+
+    monkeypatch.setattr(Host, "describe", lost)
+    study = Study(recipe(), tmp_path, evaluator=HardwareEvaluator(recipe(), tmp_path))
+    with pytest.raises(UserError, match=r"recipe 'test': targets\.here: the cable is out") as told:
+        study.run()
+    assert "corpus" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory", "gone"])
+def test_why_a_worker_died_stays_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    def died(*_: object) -> None:
+        raise WorkerError(kind, "one line")
+
+    monkeypatch.setattr(Trainer, "train", died)
+    spec = StackSpec(d_model=64, vocab_size=8, blocks=())
+    job = TrainJob(spec=spec, num_steps=5, seed=0)
+    with pytest.raises(CandidateFailed, match="one line") as told:
+        HardwareEvaluator(recipe(), tmp_path).train(job, tmp_path)
+    assert told.value.kind == kind

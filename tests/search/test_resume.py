@@ -234,9 +234,9 @@ def test_worker_ended_by_a_full_disk_is_not_the_trials_fault(tmp_path, uninterru
             try:
                 super()._called(what, stage_file)
             except Exception as error:
-                raise type(error)("OSError: [Errno 28] No space left on device") from error
+                raise type(error)("training: disk: Disk quota exceeded on box", "disk") from error
 
-    with pytest.raises(DiskFullError, match="no space left"):
+    with pytest.raises(DiskFullError, match="quota exceeded on box; free some space there"):
         Study(SHORT, tmp_path, evaluator=Full(), clock=no_time).run()
     assert Study(SHORT, tmp_path, evaluator=StandIn(), clock=no_time).run() == uninterrupted
 

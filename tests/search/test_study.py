@@ -270,6 +270,13 @@ def test_crash_of_the_reference_ends_the_study(tmp_path):
         study.run()
 
 
+def test_a_crash_while_tuning_is_told_as_such(tmp_path):
+    tuning = {"num_steps": 5, "learning_rates": [0.001, 0.003, 0.01]}
+    study = Study(recipe(tuning=tuning), tmp_path, evaluator=StandIn(fails="rate-1"))
+    with pytest.raises(StudyError, match="a training that tunes a learning rate failed"):
+        study.run()
+
+
 def test_nothing_feasible_names_the_nearest(tmp_path):
     tight = [{"metric": "decode_p50_ms", "limit": 0.2, "relative": True}]
     study = Study(recipe(budgets=tight, num_trials=3, initial=[]), tmp_path, evaluator=StandIn())

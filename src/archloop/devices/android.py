@@ -6,18 +6,20 @@ charging, or hot, is flagged like any other device, and not refused.
 """
 
 import hashlib
+import secrets
 import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated
 
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import Device, DeviceError, DeviceInfo, Readings
+from archloop.devices.base import Device, DeviceError, DeviceInfo, Readings, full_disk
 
 _ANSWER_S = 60.0
 _GONE = ("device offline", "no devices", "not found", "unauthorized", "device still", "closed")
@@ -89,7 +91,8 @@ class Android(Device):
         )
 
     def push(self, local: Path) -> str:
-        there = f"{self.config.folder}/{_digest(local)}"
+        # Named by its sender too: another study may push the same files, and remove its own.
+        there = f"{self.config.folder}/{_digest(local)}-{self._sender}"
         marked = f"{there}/.whole"
         if self._ask(f"test -e {shlex.quote(marked)} && echo yes; true").strip() == "yes":
             return there
@@ -126,6 +129,10 @@ class Android(Device):
     def is_gone(self, status: int, last_line: str) -> bool:
         return status != 0 and _says_gone(last_line)
 
+    @cached_property
+    def _sender(self) -> str:
+        return secrets.token_hex(4)
+
     def _client(self) -> list[str]:
         return ["adb", *(["-s", self.config.serial] if self.config.serial else [])]
 
@@ -150,8 +157,8 @@ class Android(Device):
         if _says_gone(last):
             remedy = "connect it, and look at what `adb devices` says"
             raise DeviceError("gone", f"{self._label} cannot be reached ({last}); {remedy}")
-        if any("No space left" in line for line in lines):
-            raise DeviceError("disk", f"{self._label}: no space left; free some there")
+        if (full := full_disk(lines)) is not None:
+            raise DeviceError("disk", f"{self._label}: {full}; free some there")
         raise DeviceError("crash", f"{self._label}: {last} (status {done.returncode})")
 
     def _forget(self, path: str) -> None:

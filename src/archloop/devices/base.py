@@ -10,7 +10,7 @@ which a recipe gives beside the device's name.
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
@@ -34,6 +34,12 @@ class DeviceError(UserError):
     def __init__(self, kind: Literal["gone", "disk", "missing", "crash"], message: str) -> None:
         super().__init__(message)
         self.kind: Literal["gone", "disk", "missing", "crash"] = kind
+
+
+def full_disk(lines: Iterable[str]) -> str | None:
+    """The line that says that a disk, or one's share of it, is full."""
+    words = ("no space left", "quota exceeded")
+    return next((line for line in lines if any(word in line.lower() for word in words)), None)
 
 
 class Readings(BaseModel):

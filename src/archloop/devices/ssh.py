@@ -7,6 +7,7 @@ are quoted for the shell on the far side, every one of them, and settings never 
 
 import hashlib
 import io
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from typing import IO, Annotated
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import QUIET_CORES, Device, DeviceError, DeviceInfo, Readings
+from archloop.devices.base import QUIET_CORES, Device, DeviceError, DeviceInfo, Readings, full_disk
 
 _BROKEN = 255
 """Exit status of the client when there is no connection, or none any more."""
@@ -119,8 +120,8 @@ class Ssh(Device):
 
     def push(self, local: Path) -> str:
         packed = _packed(local)
-        # A push of its own, so that nobody else's removal takes it away.
-        name = hashlib.sha256(packed).hexdigest()[:24]
+        # Named by its sender too: another study may push the same files, and remove its own.
+        name = f"{hashlib.sha256(packed).hexdigest()[:24]}-{self._sender}"
         there = f"{self._folder}/{name}"
         part = f"{there}.part"
         commands = (
@@ -161,6 +162,10 @@ class Ssh(Device):
     def is_gone(self, status: int, last_line: str) -> bool:
         del last_line
         return status == _BROKEN
+
+    @cached_property
+    def _sender(self) -> str:
+        return secrets.token_hex(4)
 
     @cached_property
     def _folder(self) -> str:
@@ -204,8 +209,7 @@ class Ssh(Device):
         if done.returncode == _BROKEN:
             remedy = f"check that `ssh {self.config.host}` works without a password"
             raise DeviceError("gone", f"{self._label} cannot be reached ({lines[-1]}); {remedy}")
-        full = next((line for line in lines if "No space left" in line), None)
-        if full is not None:
+        if (full := full_disk(lines)) is not None:
             raise DeviceError("disk", f"{self._label}: {full}; free some there")
         raise DeviceError("crash", f"{self._label}: {lines[-1]} (status {done.returncode})")
 

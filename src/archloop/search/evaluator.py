@@ -10,13 +10,19 @@ from typing import Any, Protocol
 from archloop.proxy.record import Rung, TrainJob
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
+from archloop.workers.deaths import Kind
 
 
 class CandidateFailed(RuntimeError):  # noqa: N818  (how a trial ended, not a fault of ours)
-    """A worker crashed, hung or ran out of memory; the message is one line for the trial."""
+    """A worker crashed, hung or ran out of memory; the message is one line for the trial.
 
-    def __init__(self, message: str) -> None:
+    Attributes:
+        kind: why, as of a worker's death.
+    """
+
+    def __init__(self, message: str, kind: Kind = "crash") -> None:
         super().__init__(" ".join(message.split()))
+        self.kind: Kind = kind
 
 
 class Unsupported(CandidateFailed):
@@ -33,7 +39,7 @@ class Evaluator(Protocol):
             What identifies them: versions, device, corpus hash.
 
         Raises:
-            UserError: the corpus cannot be read; names file and remedy.
+            UserError: the corpus cannot be read, or a device not be reached; names key and remedy.
         """
 
     def profile(

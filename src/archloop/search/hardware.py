@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from archloop.devices.cores import usable_cores
 from archloop.devices.host import training_claims
 from archloop.devices.lease import held
+from archloop.errors import UserError
 from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
 from archloop.profiling.record import Profile
@@ -67,10 +68,12 @@ class HardwareEvaluator:
 
     def prepare(self) -> dict[str, Any]:
         """As `Evaluator.prepare`."""
-        data = mixture.prepare(self._recipe.proxy, self._cache, self._recipe.root)
+        try:
+            data = mixture.prepare(self._recipe.proxy, self._cache, self._recipe.root)
+        except UserError as error:
+            raise UserError(f"proxy.corpus: {error}") from error
         targets = {
-            name: target.device.open().describe().model_dump(mode="json")
-            for name, target in self._recipe.targets.items()
+            name: self._described(name, target) for name, target in self._recipe.targets.items()
         }
         return {
             "archloop": __version__,
@@ -82,6 +85,12 @@ class HardwareEvaluator:
             "training_threads": self._threads,
             "seed": self._recipe.seed,
         }
+
+    def _described(self, name: str, target: Target) -> dict[str, Any]:
+        try:
+            return target.device.open().describe().model_dump(mode="json")
+        except UserError as error:
+            raise UserError(f"targets.{name}: {error}") from error
 
     def profile(
         self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
@@ -131,7 +140,7 @@ class HardwareEvaluator:
         try:
             return place.trainer.train(asked, directory)
         except WorkerError as error:
-            raise CandidateFailed(f"training: {error}") from error
+            raise CandidateFailed(f"training: {error}", error.kind) from error
 
     def close(self) -> None:
         """As `Evaluator.close`: trainers live on between jobs, the rest ended with its call."""
@@ -180,4 +189,4 @@ class HardwareEvaluator:
         except WorkerError as error:
             if error.kind == "unsupported" and error.role == "candidate":
                 raise Unsupported(f"{target.runtime}: {error.detail}") from error
-            raise CandidateFailed(f"profiling: {error}") from error
+            raise CandidateFailed(f"profiling: {error}", error.kind) from error

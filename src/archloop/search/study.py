@@ -182,7 +182,7 @@ class _Run:
         try:
             environment = self.executor.evaluator.prepare()
         except UserError as error:
-            raise self.recipe.error(f"proxy.corpus: {error}") from error
+            raise self.recipe.error(str(error)) from error
         kept = self.database.attribute("environment")
         if kept is None:
             self.database.set_attribute("environment", environment)

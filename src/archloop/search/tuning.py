@@ -9,6 +9,7 @@ from collections.abc import Callable
 from archloop.proxy.record import Rung, TrainJob
 from archloop.search.anchors import alone
 from archloop.search.errors import StudyError
+from archloop.search.evaluator import CandidateFailed
 from archloop.search.plan import Plan, training_seed
 from archloop.search.workshop import Training, Workshop
 from archloop.store.folder import StudyFolder
@@ -21,7 +22,11 @@ _SEED_STREAM = 2**33
 def tune(
     plan: Plan, workshop: Workshop, folder: StudyFolder, key: str, announce: Callable[[str], None]
 ) -> tuple[dict[str, FamilyRate], float]:
-    """The best learning rate of each mixer of the space, on a stack of that mixer alone."""
+    """The best learning rate of each mixer of the space, on a stack of that mixer alone.
+
+    Raises:
+        StudyError: a training failed, or every rate of a mixer diverged.
+    """
     tuning = plan.recipe.tuning
     if tuning is None:
         return {}, 0.0
@@ -34,7 +39,13 @@ def tune(
             job = TrainJob(spec=spec, num_steps=tuning.num_steps, seed=seed, learning_rate=rate)
             wanted[mixer, rate] = Training(job, files, files.rate(index))
     announce(", ".join(plan.space.mixers))
-    stages = dict(zip(wanted, workshop.train(list(wanted.values())), strict=True))
+    try:
+        trained = workshop.train(list(wanted.values()))
+    except CandidateFailed as error:
+        raise StudyError(
+            f"a training that tunes a learning rate failed, so none can be chosen: {error}"
+        ) from error
+    stages = dict(zip(wanted, trained, strict=True))
     rates = {}
     for mixer in plan.space.mixers:
         # Keyed by all digits of the rate: two rates that differ in the last are different.

@@ -4,20 +4,18 @@ What is on disk is never done again; what is not whole is thrown away and done a
 written here, in the study's own process, when the executor hands them back.
 """
 
-import errno
 import shutil
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from archloop.proxy.record import Rung, TrainJob
+from archloop.search.errors import DiskFullError
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.executors.base import Ended, Executor, Job, Measure, Train
 from archloop.search.meter import Meter
 from archloop.stack.spec import StackSpec
 from archloop.store.folder import TrialFolder
 from archloop.store.stages import Profiled, Stage
-
-_DISK_FULL = "No space left on device"
 
 
 class Training(NamedTuple):
@@ -43,12 +41,15 @@ class Workshop:
         """The next job that has ended, however it did.
 
         Raises:
-            OSError: a full disk ended it, which is nobody's fault but the machine's.
+            DiskFullError: a full disk ended it, here or on a device, which is no stack's fault.
         """
         with self.meter.stage():
             ended = self.executor.wait()
-        if isinstance(ended.error, CandidateFailed) and _DISK_FULL in str(ended.error):
-            raise OSError(errno.ENOSPC, _DISK_FULL) from ended.error
+        if isinstance(ended.error, CandidateFailed) and ended.error.kind == "disk":
+            raise DiskFullError(
+                f"{ended.error}; free some space there and run the same command: it goes on where "
+                "it stopped"
+            ) from ended.error
         return ended
 
     def keep(self, files: TrialFolder, name: str, ended: Ended) -> Stage[Profiled] | Stage[Rung]:

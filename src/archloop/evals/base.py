@@ -110,6 +110,10 @@ class Evaluation(ABC):
         """Score of the best possible model."""
         return 1.0
 
+    def missing(self) -> str:
+        """What it needs and is not here, such as data to fetch, with the remedy; or nothing."""
+        return ""
+
     @abstractmethod
     def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
         """Ask a model, and grade its answers.

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from archloop import registry
 from archloop.errors import UserError, invalid, suggest
 from archloop.evals.base import Evaluation
+from archloop.text.fetch import sources
 
 Settings = Mapping[str, Any]
 
@@ -33,6 +34,7 @@ FULL: Entries = {
         "kind",
         ("num_words", "upper_case", "starts_with", "contains", "json", "repeat", "bullets"),
     ),
+    **_kinds("language_text", "language", sources.LANGUAGES),
     **_kinds("agreement", "language", ("en", "de", "fr", "es", "it", "pt", "nl")),
     **_kinds(
         "function_call", "kind", ("single", "choose", "optional", "nested", "several", "none")
@@ -81,6 +83,13 @@ def make(name: str, settings: Settings) -> Evaluation:
     except ValidationError as error:
         raise invalid(error, sorted(plugin.Config.model_fields), f"tasks.{name}") from error
     return evaluation
+
+
+def parted(evaluations: Mapping[str, Evaluation]) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    """Evaluations that can be asked here, and what the others miss, by name."""
+    missing = {name: each.missing() for name, each in evaluations.items()}
+    ready = {name: each for name, each in evaluations.items() if not missing[name]}
+    return ready, {name: reason for name, reason in missing.items() if reason}
 
 
 def load(suite: str, only: Sequence[str] = ()) -> dict[str, Evaluation]:

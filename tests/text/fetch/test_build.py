@@ -307,3 +307,30 @@ class TestCleaning:
         found = list(cleaning.dictionary([Member("gcide.dict.dz", content)]))
         assert len(found) > 2
         assert all(document.text.startswith("Word") for document in found)
+
+
+def test_a_translation_keeps_nothing_of_its_original(downloads, tmp_path, monkeypatch):
+    """Pages that nobody has translated are English, and no text of the language."""
+    pages = {f"help/p{i}.html": f"<p>{PROSE.format(i)}</p>".encode() for i in range(8)}
+    deb(downloads / "help-en_1_all.deb", pages)
+    end = "<p>Help content debug info:</p><p>This page is: p9.xhp</p>"
+    own = f"<p>Ein Satz aus einigen Wörtern, der für sich steht und lang genug ist.</p>{end}"
+    deb(downloads / "help-de_1_all.deb", {**pages, "help/p9.html": own.encode()})
+    source = Source("debian", "help-de", "MPL-2.0", cleaning.help_pages, untranslated="help-en")
+    monkeypatch.setattr(build, "SOURCES", {"help_de": source})
+    manifest = build.build(["help_de"], tmp_path / "c", downloads)
+    expected = "Ein Satz aus einigen Wörtern, der für sich steht und lang genug ist."
+    assert texts(tmp_path / "c", "help_de") == [expected]
+    assert manifest.sources["help_de"].num_repeated == 8
+    assert build.build(["help_de"], tmp_path / "c", downloads) == manifest
+    # Another original leaves other text.
+    deb(downloads / "help-en_1_all.deb", {"help/p1.html": pages["help/p1.html"]})
+    assert build.build(["help_de"], tmp_path / "c", downloads).sources["help_de"].num_repeated == 1
+
+
+def test_languages_are_a_mix_of_their_own():
+    assert build.resolve_names(["languages"]) == [
+        name for name in build.SOURCES if name.startswith("help_")
+    ]
+    assert len(build.resolve_names(["languages"])) == 12
+    assert not any(name.startswith("help_") for name in build.resolve_names(["english"]))

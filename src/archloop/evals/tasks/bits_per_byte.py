@@ -47,13 +47,18 @@ class BitsPerByte(Evaluation):
         """Nothing left to say; no model of text comes near."""
         return 0.0
 
+    @property
+    def corpus(self) -> CorpusConfig:
+        """Where the text comes from."""
+        return self.config.corpus
+
     def pieces(self, split: Split, seed: int, num_examples: int) -> list[str]:
         """Pieces of the held-out documents (of the others for ``train``), drawn evenly.
 
         Raises:
             UserError: the corpus cannot be read, or holds fewer than two whole pieces.
         """
-        corpus = corpora.load(self.config.corpus, Path.cwd())
+        corpus = corpora.load(self.corpus, Path.cwd())
         text = "\n\n".join(corpus.heldout if split == "test" else corpus.train)
         num, size = len(text) // self.config.num_chars, self.config.num_chars
         if num < 2:

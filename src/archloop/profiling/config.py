@@ -33,6 +33,8 @@ class ProfileConfig(BaseModel):
         memory_limit_bytes: of private memory of a process; None leaves it to the system.
         ready_timeout_s: how long to wait for a quiet device before measuring all the same.
         seed: of weights, prompts and filled states.
+        fork: processes are forked from one that has imported the engine, where that can be done;
+            None: on targets that compute on a graphics card.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +51,7 @@ class ProfileConfig(BaseModel):
     memory_limit_bytes: Count | None = None
     ready_timeout_s: float = Field(5.0, ge=0, le=_MONTH_S)
     seed: int = Field(0, ge=0)
+    fork: bool | None = None
 
     @property
     def step_groups(self) -> list[int]:

@@ -10,13 +10,15 @@ How each number comes about is told in `docs/methodology.md`.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from archloop import registry
 from archloop.devices.base import Device, DeviceError, DeviceInfo
 from archloop.profiling.artifacts import Wanted, held_artifacts, plugin_folders
 from archloop.profiling.config import ProfileConfig
+from archloop.profiling.nursery import Nursery
 from archloop.profiling.record import Identity, Profile
 from archloop.profiling.samples import PairSamples, Samples, read_samples
 from archloop.profiling.summary import profile_from_samples
@@ -26,6 +28,7 @@ from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Runtime
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import Role, WorkerError
+from archloop.workers.forking import ForkedProcess
 from archloop.workers.process import WorkerProcess
 from archloop.workers.wire import Memory
 
@@ -42,6 +45,7 @@ def profile(
     directory: Path,
     artifacts: Path | None = None,
     progress: Progress | None = None,
+    nursery: Nursery | None = None,
 ) -> Profile:
     """Measure a spec with random weights on a target, beside a reference if one is given.
 
@@ -54,6 +58,7 @@ def profile(
         artifacts: folder of artifacts to use; the reference's is added to it for later runs, the
             candidate's only for this one. By default nothing is kept.
         progress: called as work is done.
+        nursery: starts the processes; one for this measurement alone if None.
 
     Raises:
         ValueError: the target names an unknown device, runtime or quantisation, or one that lacks
@@ -63,7 +68,7 @@ def profile(
     """
     config = config or ProfileConfig.model_validate({})
     run = _Run(spec, target, config, reference, directory, artifacts, progress)
-    samples = run.measure(first_pair=0, num_pairs=config.processes)
+    samples = run.measure(first_pair=0, num_pairs=config.processes, nursery=nursery)
     samples.write(directory)
     return profile_from_samples(samples)
 
@@ -74,6 +79,7 @@ def extend(
     *,
     artifacts: Path | None = None,
     progress: Progress | None = None,
+    nursery: Nursery | None = None,
 ) -> Profile:
     """Another look: add fresh processes to a measurement whose interval straddles a budget.
 
@@ -85,6 +91,7 @@ def extend(
         processes: how many more; by default as many as a look has.
         artifacts: as `profile`.
         progress: as `profile`.
+        nursery: as `profile`.
 
     Raises:
         ValueError: there are no samples, or the device or engine is no longer the same.
@@ -92,7 +99,8 @@ def extend(
     """
     old = read_samples(directory)
     run = _Run(old.spec, old.target, old.config, old.reference, directory, artifacts, progress)
-    new = run.measure(first_pair=len(old.pairs), num_pairs=processes or old.config.processes)
+    count = processes or old.config.processes
+    new = run.measure(first_pair=len(old.pairs), num_pairs=count, nursery=nursery)
     if new.identity != old.identity:
         raise ValueError(
             f"{directory} was measured as {old.identity}, now it would be {new.identity}; "
@@ -153,10 +161,11 @@ class _Run:
         self.threads = target.threads or self.about.num_cores
         self._check()
 
-    def measure(self, first_pair: int, num_pairs: int) -> Samples:
+    def measure(self, first_pair: int, num_pairs: int, nursery: Nursery | None) -> Samples:
         """Export what is not there yet, then measure the pairs."""
         try:
-            return self._measure(first_pair, num_pairs)
+            with nullcontext(nursery) if nursery is not None else Nursery() as self.nursery:
+                return self._measure(first_pair, num_pairs)
         except DeviceError as error:
             # A lost device counts as a worker's death does: this measurement has failed, and the
             # study goes on.
@@ -213,6 +222,9 @@ class _Run:
                 self.progress(done + share * number / len(contexts), doing)
                 measure_context(list(subjects.values()), context, config, index)
             after, parent_s = self.device.readings(), time.process_time() - parent_s
+            forked = all(
+                isinstance(subject.worker.process, ForkedProcess) for subject in subjects.values()
+            )
             samples = {role: subject.samples() for role, subject in subjects.items()}
             own_cpu_s = parent_s + sum(subject.cpu_s for subject in subjects.values())
         self.progress(done + share, f"process {index + 1} done")
@@ -223,6 +235,7 @@ class _Run:
             after=after,
             own_cpu_s=own_cpu_s,
             was_ready=was_ready,
+            forked=forked,
         )
 
     @contextmanager
@@ -260,7 +273,13 @@ class _Run:
             threads=self.threads,
             time_limit_s=self.config.time_limit_s,
             role=role,
+            run=partial(self.nursery.run, self.device, self.runtime) if self._forks else None,
         )
+
+    @property
+    def _forks(self) -> bool:
+        """Whether processes are forked where that can be done."""
+        return self.runtime.on_card if self.config.fork is None else self.config.fork
 
     def _hello(self, worker: WorkerProcess) -> None:
         worker.hello(

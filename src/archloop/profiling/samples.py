@@ -94,6 +94,7 @@ class PairSamples(_Record):
     Attributes:
         own_cpu_s: processor time of the two and of the parent between the readings.
         was_ready: the device came to rest before the pair started.
+        forked: both were forked from a process that had imported the engine, and not started.
     """
 
     candidate: ProcessSamples
@@ -102,6 +103,7 @@ class PairSamples(_Record):
     after: Readings
     own_cpu_s: float
     was_ready: bool
+    forked: bool = False
 
 
 class Samples(_Record):

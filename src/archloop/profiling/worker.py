@@ -159,6 +159,11 @@ def _no_collection() -> Iterator[None]:
         gc.enable()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve until the input closes."""
     worker = Worker()
     serve(worker.handlers, worker.engine)
+
+
+if __name__ == "__main__":
+    main()

@@ -143,12 +143,16 @@ class Runtime(ABC):
             `reference_dtype`), in standard deviations of the logits. Where eager PyTorch itself
             rounds more than that, twice its own distance from float32 is allowed.
         on_card: it computes on a graphics card, which a measurement then needs alone.
+        imports: modules that its Python process needs, and whose import starts no thread and
+            reaches for no graphics card, so that processes may be forked from one that has them;
+            empty: each process is started.
     """
 
     name: ClassVar[str] = ""
     quants: ClassVar[tuple[str, ...]] = ()
     parity_tolerance: ClassVar[Mapping[str, float]] = {}
     on_card: ClassVar[bool] = False
+    imports: ClassVar[tuple[str, ...]] = ()
 
     # --- what a subclass writes -------------------------------------------------------------
 

@@ -29,6 +29,7 @@ class TorchCuda(Runtime):
     quants = ("bf16",)
     parity_tolerance: ClassVar[Mapping[str, float]] = {"bf16": 0.1}
     on_card: ClassVar[bool] = True
+    imports = ("torch", "archloop.runtimes.cuda.model")
 
     def version(self) -> str:
         return metadata.version("torch")

@@ -25,6 +25,7 @@ class TorchEager(Runtime):
 
     quants = ("fp32", "bf16")
     parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "bf16": 0.1}
+    imports = ("torch", "archloop.runtimes._torch_weights")
 
     def version(self) -> str:
         return metadata.version("torch")

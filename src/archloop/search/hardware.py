@@ -15,6 +15,7 @@ from archloop.devices.lease import held
 from archloop.errors import UserError
 from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
+from archloop.profiling.nursery import Nursery
 from archloop.profiling.record import Profile
 from archloop.profiling.target import Target
 from archloop.proxy import mixture
@@ -60,6 +61,7 @@ class HardwareEvaluator:
         self._artifacts = artifacts
         self._cache = usable_cache_dir(artifacts / "cache")
         self._threads = recipe.threads or usable_cores()
+        self._nursery = Nursery()
         limit_s = recipe.time_limits.train_s
         self._all_places = [_Place(name, Trainer(limit_s)) for name in places(recipe)]
         self._places: queue.Queue[_Place] = queue.Queue()
@@ -146,6 +148,7 @@ class HardwareEvaluator:
         """As `Evaluator.close`: trainers live on between jobs, the rest ended with its call."""
         for place in self._all_places:
             place.trainer.close()
+        self._nursery.close()
 
     def _profile(
         self,
@@ -181,10 +184,11 @@ class HardwareEvaluator:
                     reference=reference,
                     directory=directory,
                     artifacts=self._artifacts,
+                    nursery=self._nursery,
                 )
             # Samples of an earlier look may be lost: then this one takes as many as both had.
             for _ in range(looks, look):
-                found = extend(directory, artifacts=self._artifacts)
+                found = extend(directory, artifacts=self._artifacts, nursery=self._nursery)
             return found
         except WorkerError as error:
             if error.kind == "unsupported" and error.role == "candidate":

@@ -10,6 +10,7 @@ import select
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from archloop.devices.base import Device
 from archloop.version import __version__
 from archloop.workers import cancelling
 from archloop.workers.deaths import Role, WorkerError, of_status
+from archloop.workers.forking import Start
 from archloop.workers.messages import VERSION, Failure, Hello, HelloAnswer, Message, Request
 
 A = TypeVar("A", bound=Message)
@@ -39,6 +41,7 @@ class WorkerProcess:
         time_limit_s: for all answers together.
         role: whose process it is, in messages.
         env: more of its environment.
+        run: starts the process, as `Device.run` does, which is the default.
 
     Attributes:
         log_start: byte of the log at which the present work began.
@@ -54,6 +57,7 @@ class WorkerProcess:
         time_limit_s: float,
         role: Role = "worker",
         env: Mapping[str, str] | None = None,
+        run: Start | None = None,
     ) -> None:
         self.role: Role = role
         self.log = log
@@ -67,7 +71,8 @@ class WorkerProcess:
         counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stderr:
-            self.process = device.run(argv, env={**counts, **(env or {})}, stderr=stderr)
+            start = device.run if run is None else run
+            self.process = start(argv, env={**counts, **(env or {})}, stderr=stderr)
 
     def hello(
         self,
@@ -150,8 +155,9 @@ class WorkerProcess:
         """End the worker and whatever it started; the log stays only if it says something."""
         if self.process.poll() is None:
             # Only while the process has not been waited for: afterwards the system may give its
-            # number to another process.
-            os.killpg(self.process.pid, signal.SIGKILL)
+            # number to another process. One that was forked may end between the two lines.
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None

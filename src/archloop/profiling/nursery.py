@@ -1,0 +1,79 @@
+"""Measuring processes: forked from one that has imported the engine, or started where that fails.
+
+Most of a short measurement is the import of the engine, twice a pair of processes. A process that
+has imported it and done nothing else can be copied in milliseconds, and each copy is fresh: it has
+met no model, no thread and no graphics card. Which processes were forked is kept with the samples.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+from archloop.devices.base import Device
+from archloop.runtimes.base import WORKER, Runtime
+from archloop.workers.forking import ForkedProcess, ForkError, ForkServer
+
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""NumPy's library starts threads when it is imported, which a fork would lose."""
+
+
+class Nursery:
+    """Servers by what they have imported, each started when first needed.
+
+    Attributes:
+        reasons: why processes of a runtime are started and not forked, by the runtime's name.
+    """
+
+    def __init__(self) -> None:
+        self._servers: dict[object, ForkServer] = {}
+        self.reasons: dict[str, str] = {}
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        device: Device,
+        runtime: Runtime,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stderr: IO[bytes],
+    ) -> "subprocess.Popen[bytes] | ForkedProcess":
+        """Start a runner on a device, as `Device.run` does."""
+        server = self._server(device, runtime, argv, env)
+        if server is not None:
+            try:
+                return server.fork(stderr)
+            except ForkError as error:
+                self.reasons[runtime.name] = str(error)
+        return device.run(argv, env=env, stderr=stderr)
+
+    def close(self) -> None:
+        """End all servers."""
+        while self._servers:
+            self._servers.popitem()[1].close()
+
+    def _server(
+        self, device: Device, runtime: Runtime, argv: Sequence[str], env: Mapping[str, str]
+    ) -> ForkServer | None:
+        if runtime.name in self.reasons:
+            return None
+        python = device.python_argv() or ()
+        if tuple(argv) != (*python, "-m", WORKER) or not device.is_here or not runtime.imports:
+            self.reasons[runtime.name] = "its processes are no copies of a Python process here"
+            return None
+        key = (repr(device.config), runtime.name, tuple(sorted(env.items())), os.getpid())
+        if key not in self._servers:
+            try:
+                self._servers[key] = ForkServer(
+                    device, WORKER, runtime.imports, {**env, **_ONE_THREAD}
+                )
+            except ForkError as error:
+                self.reasons[runtime.name] = str(error)
+                return None
+        return self._servers[key]

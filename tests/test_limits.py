@@ -12,7 +12,6 @@ MOST_LINES, MOST_FUNCTION_LINES = 500, 60
 
 TOO_LONG = {
     "archloop.search.establish._establish",
-    "archloop.training.loop.train",
 }
 """Functions that are about to be split; any other fails, and so does one that was split since."""
 

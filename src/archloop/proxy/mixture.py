@@ -6,8 +6,6 @@ Task by task, ids follow each other, so that no task meets another's habits.
 Shape suffixes: B batch, T time, N examples, V vocabulary.
 """
 
-import hashlib
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +16,8 @@ from numpy.typing import NDArray
 from archloop.errors import UserError
 from archloop.evals import bits_per_byte, suites
 from archloop.evals.base import IGNORE, Examples, Split, Task
-from archloop.files import default_cache_dir, read_checked, write_checked
 from archloop.proxy.config import ProxyConfig, Setting, TaskShare
-from archloop.text import corpora, tokenizers
+from archloop.text import corpora, encoded, tokenizers
 from archloop.training.batch import Batch, random_windows
 from archloop.training.loop import MAX_STEP_TOKENS
 
@@ -119,12 +116,7 @@ def prepare(config: ProxyConfig, cache_dir: Path | None, root: Path) -> ProxyDat
     """
     corpus = corpora.load(config.corpus, root)
     tokenizer = tokenizers.cached(corpus, config.vocab_size, cache_dir)
-    folder = (cache_dir or default_cache_dir()) / "tokens"
-    # Named by the tokenizer too: another version of its library may merge otherwise.
-    merges = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
-    name = f"{corpus.digest[:16]}-{merges[:16]}"
-    train_T = _tokens(folder / f"{name}-train", tokenizer, corpus.train)
-    heldout_T = _tokens(folder / f"{name}-heldout", tokenizer, corpus.heldout)
+    train_T, heldout_T = encoded.encode(corpus, tokenizer, cache_dir)
     seq_len = config.training.seq_len
     for factor in config.lengths:
         bits_per_byte.windows(heldout_T, config.num_text_windows, seq_len * factor)
@@ -167,16 +159,3 @@ def batches_of_step(config: ProxyConfig, data: ProxyData, seed: int, step: int) 
 def _batch(examples: Examples, first_id: int, weight: float) -> Batch:
     targets_NT = np.where(examples.targets_NT == IGNORE, IGNORE, examples.targets_NT + first_id)
     return Batch(torch.from_numpy(examples.ids_NT + first_id), torch.from_numpy(targets_NT), weight)
-
-
-def _tokens(file: Path, tokenizer: tokenizers.Tokenizer, documents: list[str]) -> NDArray[np.int32]:
-    """Tokens of documents, from the cache or encoded."""
-    content = read_checked(file)
-    if content is not None:
-        cached: NDArray[np.int32] = np.load(io.BytesIO(content), allow_pickle=False)
-        return cached
-    tokens_T = tokenizer.encode_documents(documents)
-    buffer = io.BytesIO()
-    np.save(buffer, tokens_T, allow_pickle=False)
-    write_checked(file, buffer.getvalue())
-    return tokens_T

@@ -52,7 +52,8 @@ class Tokenizer:
         self.end_of_text = tokens[END_OF_TEXT]
         # In a byte-level vocabulary each character of a token's name is one byte.
         lengths = [len(token) for token in sorted(tokens, key=tokens.__getitem__)]
-        lengths[self.end_of_text] = 0
+        for special in backend.get_added_tokens_decoder():
+            lengths[special] = 0
         self.num_bytes_V = np.array(lengths, dtype=np.int64)
 
     def encode(self, text: str) -> NDArray[np.int32]:
@@ -79,10 +80,30 @@ class Tokenizer:
         return str(self._backend.to_str())
 
 
-def train(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+def from_json(text: str) -> Tokenizer:
+    """A tokenizer of ours, from what `Tokenizer.to_json` gave.
+
+    Raises:
+        UserError: it is no tokenizer, or has no token that ends a document.
+    """
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # The library raises plain Exception.
+        raise UserError(f"no tokenizer: {error}") from error
+    if backend.token_to_id(END_OF_TEXT) is None:
+        raise UserError(f"a tokenizer without {END_OF_TEXT}; take one that archloop made")
+    return Tokenizer(backend)
+
+
+def train(documents: Sequence[str], vocab_size: int, more_special: Sequence[str] = ()) -> Tokenizer:
     """Train a byte-level BPE; equal documents give an equal tokenizer.
 
     Words are cut at `MAX_WORD_CHARS`, and no more than `MAX_TRAINING_CHARS` are read.
+
+    Args:
+        documents: to train on.
+        vocab_size: of all tokens.
+        more_special: special tokens besides the end of text, which no text gives.
 
     Raises:
         UserError: the vocabulary has no room for all bytes, or the text does not fill it.
@@ -97,7 +118,7 @@ def train(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *more_special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=sys.stderr.isatty() and sum(map(len, documents)) > PROGRESS_CHARS,
     )

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -144,6 +144,16 @@ class TrainingResult(NamedTuple):
     checkpoint: Checkpoint | None
 
 
+class Saving(Protocol):
+    """Keeps a training's state on its way, so that the same training can go on from there."""
+
+    def due(self, step: int) -> bool:
+        """Whether to save before this step."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep a state."""
+
+
 def train(
     model: nn.Module,
     batches: Batches,
@@ -152,6 +162,7 @@ def train(
     on_step: OnStep | None = None,
     *,
     start: Checkpoint | None = None,
+    saving: Saving | None = None,
     loss: Loss = next_token_loss,
     d_model: int | None = None,
     wait_every: int = WAIT_EVERY,
@@ -164,7 +175,9 @@ def train(
         config: how.
         seed: for whatever the model draws at random while it trains.
         on_step: called after each step.
-        start: continue from here.
+        start: continue from here: with `saving`, a state that it kept of this very training, at any
+            step; else of a shorter training, from which a longer one goes on.
+        saving: keeps the state on the way.
         loss: of the model on a batch.
         d_model: the model's width; default: that of its spec.
         wait_every: on a GPU, `on_step` is called after each step whose number this divides,
@@ -182,30 +195,49 @@ def train(
     )
     num_tokens, first = 0, 0
     if start is not None:
-        _check_start(start, config)
+        if saving is None:
+            _check_start(start, config)
         checkpoints.restore(start, model, optimisers)
         num_tokens, first = start.num_tokens, start.step
     told = _Told(num_tokens, on_step)
-    kept = None
     model.train()
     with (
         deterministic(seed),
         _steps(model, batches, optimisers, config, loss, first, wait_every) as steps,
     ):
-        for step in range(first, config.num_steps):
-            if step == config.checkpoint_step:
-                if told.ends(steps.wait()):
-                    break
-                kept = checkpoints.capture(model, optimisers, step, told.num_tokens)
-            optimiser.set_lr_factor(optimisers, config.lr_factor(step))
-            steps.take(step)
-            if told.ends(steps.finished(step)):
-                break
-        else:
-            told.ends(steps.wait())
+        kept = _take_all(steps, model, optimisers, config, told, first, saving)
     model.eval()
     seconds = time.monotonic() - began
     return TrainingResult(tuple(told.losses), told.num_tokens, seconds, told.diverged, kept)
+
+
+def _take_all(
+    steps: Steps,
+    model: nn.Module,
+    optimisers: list[torch.optim.Optimizer],
+    config: TrainingConfig,
+    told: "_Told",
+    first: int,
+    saving: Saving | None,
+) -> Checkpoint | None:
+    """All steps from `first` on; the state from which a longer training can go on."""
+    kept = None
+    for step in range(first, config.num_steps):
+        is_saved = saving is not None and step > first and saving.due(step)
+        if is_saved or step == config.checkpoint_step:
+            if told.ends(steps.wait()):
+                return kept
+            here = checkpoints.capture(model, optimisers, step, told.num_tokens)
+            if step == config.checkpoint_step:
+                kept = here
+            if is_saved and saving is not None:
+                saving.save(here)
+        optimiser.set_lr_factor(optimisers, config.lr_factor(step))
+        steps.take(step)
+        if told.ends(steps.finished(step)):
+            return kept
+    told.ends(steps.wait())
+    return kept
 
 
 class _Told:

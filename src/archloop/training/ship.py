@@ -1,0 +1,302 @@
+"""A stack trained to be shipped: one run in a folder, which goes on where it was stopped.
+
+1. What the run is (stack, settings, text) is fixed in ``run.json`` when it begins; the folder of
+   another run is refused.
+2. Asked for hours, a few steps on the device say how many steps they have room for.
+3. While it trains, its whole state is kept every few minutes, and losses are logged for
+   TensorBoard where that is installed.
+4. At the end the weights become a checkpoint, with tokenizer and chat template, and what the run
+   was is kept beside them; the state goes.
+
+Shape suffixes: T tokens.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archloop.checkpoints.loading import load
+from archloop.checkpoints.saving import save
+from archloop.errors import UserError
+from archloop.files import write_atomic
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import StackSpec
+from archloop.text.encoded import Encoded
+from archloop.text.special_tokens import SpecialTokens
+from archloop.text.tokenizers import END_OF_TEXT, from_json
+from archloop.training import checkpoint as checkpoints
+from archloop.training.batch import Batch, random_windows
+from archloop.training.checkpoint import Checkpoint
+from archloop.training.loop import TrainingConfig, TrainingResult, train
+
+CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
+"""Special tokens around a turn of a conversation."""
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML. A model trained on plain text does not know it yet; what is tuned on chats later does."""
+RECORD = "training.json"
+"""Beside a finished checkpoint: what its run was."""
+SAVE_EVERY_S = 300.0
+PROBE_STEPS = 8
+"""Steps that are timed to know how many a time has room for; the first half warms up."""
+
+OnStep = Callable[[int, float, float], None]
+"""Told of each step: its number, its loss and the tokens a second so far."""
+
+
+class ShipRun(BaseModel):
+    """What a run is; equal runs go on with each other.
+
+    Attributes:
+        hours: asked for instead of a number of steps, which then is what they have room for.
+        corpus: digest of the text.
+        tokenizer: of the text, as its file has it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: StackSpec
+    training: TrainingConfig
+    hours: float | None = None
+    seed: int
+    corpus: str
+    tokenizer: str
+
+
+class Shipped(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        decoder: trained, in evaluation mode.
+        run: with its number of steps.
+        losses: (step, loss) of the steps of this process.
+    """
+
+    decoder: Decoder
+    run: ShipRun
+    losses: tuple[tuple[int, float], ...]
+
+
+def train_to_ship(
+    run: ShipRun,
+    text: Encoded,
+    work: Path,
+    output: Path,
+    *,
+    device: torch.device,
+    on_step: OnStep = lambda step, loss, speed: None,
+    save_every_s: float = SAVE_EVERY_S,
+) -> Shipped:
+    """Train a stack, or go on, and leave a checkpoint.
+
+    Args:
+        run: what to do.
+        text: the corpus as the run's tokenizer has it.
+        work: folder of the state while it is under way; goes at the end, but for the logs.
+        output: folder of the checkpoint.
+        device: to train on.
+        on_step: told of each step.
+        save_every_s: between two states kept.
+
+    Raises:
+        UserError: the folder has another run, the text is shorter than a sequence, or the training
+            diverged.
+        OSError: the disk is full, or a folder cannot be written.
+    """
+    if len(text.train_T) <= run.training.seq_len:
+        raise UserError(
+            f"the training text has {len(text.train_T)} tokens, too few for "
+            f"seq_len={run.training.seq_len}; give more text"
+        )
+    if (known := _finished(run, output, device)) is not None:
+        return known
+    run = _begun(run, work, lambda: _steps_within(run, text, device))
+    state = work / "state.safetensors"
+    start = checkpoints.read(state) if state.exists() else None
+    decoder = _initial(run, device)
+    result = _train(decoder, run, text, work, start, on_step, save_every_s)
+    if result.diverged:
+        raise UserError(
+            f"the training diverged at step {result.losses[-1][0]}; give a lower --learning-rate "
+            f"and another folder, or remove {work}"
+        )
+    ends = SpecialTokens(eos=(from_json(run.tokenizer).end_of_text,))
+    save(decoder, output, "archloop", tokens=ends)
+    _write_text_files(run, output)
+    write_atomic(output / RECORD, run.model_dump_json(indent=1).encode())
+    for file in (state, work / "run.json"):
+        file.unlink(missing_ok=True)
+    return Shipped(decoder, run, result.losses)
+
+
+def _finished(run: ShipRun, output: Path, device: torch.device) -> Shipped | None:
+    """What the same run left; None if nothing is there.
+
+    Raises:
+        UserError: the folder has something else.
+    """
+    file = output / RECORD
+    if not file.exists():
+        return None
+    kept = _read(file)
+    _check_same(kept, run, output)
+    return Shipped(load(output, None, device), kept, ())
+
+
+def _begun(run: ShipRun, work: Path, num_steps: Callable[[], int]) -> ShipRun:
+    """The run as it was begun, with its number of steps; begun now if it was not."""
+    file = work / "run.json"
+    if file.exists():
+        kept = _read(file)
+        _check_same(kept, run, work)
+        return kept
+    if run.hours is not None:
+        run = _with_steps(run, num_steps())
+    write_atomic(file, run.model_dump_json(indent=1).encode())
+    return run
+
+
+def _read(file: Path) -> ShipRun:
+    try:
+        return ShipRun.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{file} is damaged; remove {file.parent} and train anew") from error
+
+
+def _check_same(kept: ShipRun, asked: ShipRun, folder: Path) -> None:
+    if asked.hours is not None:
+        asked = _with_steps(asked, kept.training.num_steps)
+    if differing := [n for n in ShipRun.model_fields if getattr(kept, n) != getattr(asked, n)]:
+        raise UserError(
+            f"{folder} has a run with another {', '.join(differing)}; ask for what it began with, "
+            "name another --output, or remove it"
+        )
+
+
+def _with_steps(run: ShipRun, num_steps: int) -> ShipRun:
+    return run.model_copy(
+        update={"training": run.training.model_copy(update={"num_steps": num_steps})}
+    )
+
+
+def _steps_within(run: ShipRun, text: Encoded, device: torch.device) -> int:
+    """Steps that the run's hours have room for, by a few on a copy of it."""
+    assert run.hours is not None
+    short = _with_steps(run, PROBE_STEPS)
+    times: list[float] = []
+    decoder = _initial(short, device)
+    train(
+        decoder,
+        lambda step: _batches(short, text, step),
+        short.training,
+        run.seed,
+        lambda step, loss: times.append(time.monotonic()),
+        wait_every=1,
+    )
+    half = len(times) // 2
+    step_s = (times[-1] - times[half - 1]) / (len(times) - half)
+    return max(1, int(3600 * run.hours / step_s))
+
+
+def _initial(run: ShipRun, device: torch.device) -> Decoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        return Decoder(run.spec).to(device)
+
+
+def _batches(run: ShipRun, text: Encoded, step: int) -> list[Batch]:
+    """A pure function of the run and the step, so that a run that goes on sees what it would."""
+    rng = np.random.default_rng([run.seed, step])
+    training = run.training
+    ids, targets = random_windows(text.train_T, rng, training.batch_size, training.seq_len)
+    return [Batch(torch.from_numpy(ids), torch.from_numpy(targets))]
+
+
+def _train(
+    decoder: Decoder,
+    run: ShipRun,
+    text: Encoded,
+    work: Path,
+    start: Checkpoint | None,
+    on_step: OnStep,
+    save_every_s: float,
+) -> TrainingResult:
+    first = 0 if start is None else start.step
+    tokens_a_step = run.training.batch_size * run.training.seq_len
+    began = time.monotonic()
+    with _Log(work / "logs", first) as log:
+
+        def told(step: int, loss: float) -> None:
+            speed = (step + 1 - first) * tokens_a_step / max(time.monotonic() - began, 1e-9)
+            log.write(step, loss, run.training.learning_rate * run.training.lr_factor(step), speed)
+            on_step(step, loss, speed)
+
+        return train(
+            decoder,
+            lambda step: _batches(run, text, step),
+            run.training,
+            run.seed,
+            told,
+            start=start,
+            saving=_Keeper(work / "state.safetensors", save_every_s),
+        )
+
+
+class _Keeper:
+    """Keeps a training's state in one file, every so many seconds."""
+
+    def __init__(self, file: Path, every_s: float) -> None:
+        self._file, self._every_s, self._last = file, every_s, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        return time.monotonic() - self._last >= self._every_s
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        checkpoints.write(checkpoint, self._file)
+        self._last = time.monotonic()
+
+
+class _Log:
+    """Losses in TensorBoard's format, where it is installed; else nothing is written."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._writer: Any = None
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            return
+        # What a run that was killed logged beyond its last state is taken back.
+        self._writer = SummaryWriter(str(folder), purge_step=first)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, step: int, loss: float, learning_rate: float, speed: float) -> None:
+        """Scalars of a step."""
+        if self._writer is not None:
+            self._writer.add_scalar("loss", loss, step)
+            self._writer.add_scalar("learning_rate", learning_rate, step)
+            self._writer.add_scalar("tokens_per_s", speed, step)
+
+
+def _write_text_files(run: ShipRun, output: Path) -> None:
+    """Tokenizer and chat template, in the files that transformers reads."""
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    write_atomic(output / "tokenizer.json", run.tokenizer.encode())
+    write_atomic(output / "tokenizer_config.json", json.dumps(settings, indent=1).encode())

@@ -16,6 +16,7 @@ from archloop.cli import (
     profile,
     report,
     search,
+    train,
 )
 from archloop.cli.command import app, main
 
@@ -33,4 +34,5 @@ __all__ = [
     "profile",
     "report",
     "search",
+    "train",
 ]

@@ -210,12 +210,27 @@ def _trial(study: "StudyFolder", trial: str | None) -> Named:
         numbers = study.trial_numbers()
         known = f"it has {numbers[0]} to {numbers[-1]}" if numbers else "it has none yet"
         raise UserError(f"{study.path} has no trial {trial}; {known}, and reference")
+    _add_plugins(study)
     label = (
         f"{study.path.name}-trial-{trial}"
         if trial != "reference"
         else (f"{study.path.name}-reference")
     )
     return Named(label, "trial", load_spec(str(files.spec)), files.trained, files.weights)
+
+
+def _add_plugins(study: "StudyFolder") -> None:
+    """The study's own plug-ins, where they lay when it last ran here."""
+    from archloop import registry
+    from archloop.store import reading
+
+    card = study.read_card()
+    assert card is not None
+    if name := card.settings.get("plugins"):
+        folder = reading.about(study.path).recipe_folder / name
+        # Elsewhere they are given by --plugins; a mixer that is missing says so itself.
+        if folder.is_dir():
+            registry.add_folder(folder)
 
 
 def _trial_folder(study: "StudyFolder", trial: str) -> "TrialFolder | None":

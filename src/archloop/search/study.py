@@ -183,6 +183,10 @@ class _Run:
             environment = self.executor.evaluator.prepare()
         except UserError as error:
             raise self.recipe.error(str(error)) from error
+        # For commands that take a trial later, on this machine: its text and its plug-ins.
+        root = str(self.recipe.root.resolve())
+        if self.database.attribute("recipe_folder") != root:
+            self.database.set_attribute("recipe_folder", root)
         kept = self.database.attribute("environment")
         if kept is None:
             self.database.set_attribute("environment", environment)

@@ -71,6 +71,11 @@ class TrialFolder(StageFiles):
         return self.folder / "trained"
 
     @property
+    def training(self) -> Path:
+        """Folder of the training of the ship-width model, while it is under way, and its logs."""
+        return self.folder / "training"
+
+    @property
     def spec(self) -> Path:
         """File of the spec to ship, for people and for commands that take a spec."""
         return self.folder / "spec.json"

@@ -8,7 +8,7 @@ the file is named.
 import math
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -18,7 +18,7 @@ from archloop.store.connection import open_for_reading
 from archloop.store.database import Stored
 from archloop.store.folder import StudyFolder, TrialFolder
 from archloop.store.identity import of_data
-from archloop.store.record import Outcome, StudyRecord, TrialRecord
+from archloop.store.record import FamilyRate, Outcome, StudyRecord, TrialRecord
 from archloop.store.reference_run import ReferenceRun, one_rung
 from archloop.store.stages import Profiled
 
@@ -66,6 +66,35 @@ def read(folder: str | Path, storage: str | None = None) -> StudyRecord:
         seconds_by_stage=seconds,
         overhead=_overhead(seconds),
     )
+
+
+class About(NamedTuple):
+    """What commands on one trial need to know of its study.
+
+    Attributes:
+        settings: of the recipe.
+        recipe_folder: where the recipe lay when the study last ran, on the machine it ran on.
+        learning_rates: tuned, by mixer.
+    """
+
+    settings: dict[str, Any]
+    recipe_folder: Path
+    learning_rates: dict[str, FamilyRate]
+
+
+def about(folder: str | Path) -> About:
+    """What a study is, without its trials. Raises as `read`."""
+    home = StudyFolder(folder)
+    card = home.read_card()
+    if card is None:
+        raise UserError(f"{folder}: no study here; run `archloop search` with a recipe first")
+    url = card.settings["storage"]
+    with closing(open_for_reading(home.path, url, card.name)) as database:
+        attributes = database.attributes()
+    rates: dict[str, FamilyRate] = {}
+    if "reference_run" in attributes:
+        rates = ReferenceRun.model_validate(attributes["reference_run"]).learning_rates
+    return About(card.settings, Path(attributes.get("recipe_folder") or "."), rates)
 
 
 # --- trials -------------------------------------------------------------------------------------

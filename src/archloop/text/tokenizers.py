@@ -145,16 +145,27 @@ def _training_text(documents: Iterable[str]) -> Iterator[str]:
         yield document[start:]
 
 
-def cached(corpus: Corpus, vocab_size: int, cache_dir: Path | None = None) -> Tokenizer:
+def cached(
+    corpus: Corpus,
+    vocab_size: int,
+    cache_dir: Path | None = None,
+    more_special: Sequence[str] = (),
+) -> Tokenizer:
     """The tokenizer of a corpus, from the cache or trained on its training documents.
 
     A damaged cache file is replaced. Raises as `train`.
     """
     folder = (cache_dir or default_cache_dir()) / "tokenizers"
-    file = folder / f"{corpus.digest[:16]}-{vocab_size}.bpe"
+    name = "-".join([corpus.digest[:16], str(vocab_size), *map(_plain, more_special)])
+    file = folder / f"{name}.bpe"
     content = read_checked(file)
     if content is None:
-        tokenizer = train(corpus.train, vocab_size)
+        tokenizer = train(corpus.train, vocab_size, more_special)
         write_checked(file, tokenizer.to_json().encode())
         return tokenizer
     return Tokenizer(tokenizers.Tokenizer.from_str(content.decode()))
+
+
+def _plain(token: str) -> str:
+    """A special token's letters, for a file's name."""
+    return re.sub(r"\W", "", token)

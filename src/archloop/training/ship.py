@@ -274,7 +274,7 @@ class _Log:
         except ImportError:
             return
         # What a run that was killed logged beyond its last state is taken back.
-        self._writer = SummaryWriter(str(folder), purge_step=first)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=first)
 
     def __enter__(self) -> "_Log":
         return self

@@ -1,0 +1,247 @@
+"""`archloop train`: a stack trained at ship width, to be shipped."""
+
+import math
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+
+from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.models import MODEL_HELP, Named, Trial, find
+from archloop.errors import UserError
+
+if TYPE_CHECKING:
+    from archloop.text.corpora import Corpus, CorpusConfig
+    from archloop.text.tokenizers import Tokenizer
+    from archloop.training.loop import TrainingConfig
+    from archloop.training.ship import Shipped, ShipRun
+
+MOST_VOCABULARY = 32_768
+"""Tokens of a tokenizer that is trained, unless asked otherwise: corpora rarely fill more."""
+TELL_EVERY_S = 10.0
+NUM_HELDOUT_WINDOWS = 64
+
+
+class _Defaults(NamedTuple):
+    """What a study's recipe says about training, else ours."""
+
+    training: "TrainingConfig"
+    corpus: "CorpusConfig"
+    root: Path
+
+
+@command(resumes=True)
+def train(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    trial: Trial = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The checkpoint's folder; a trial has one of its own."),
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="How long: tokens, as 100M or 2B.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0.0, help="Or hours.")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="Files, folders or patterns; default the recipe's.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json of archloop's; default: trained.")
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Of a tokenizer that is trained.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or muon.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak; default the study's tuned one, or the recipe's.")
+    ] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 16,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, or bfloat16, which GPUs have by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Train a stack as it is to be shipped; stopped, the same command goes on.
+
+    Of a study's trial the ship-width spec is trained, by the recipe's settings unless told
+    otherwise. The checkpoint has the tokenizer and a chat template; archloop generate, eval and
+    export then take the trial by it.
+    """
+    from archloop.training.loop import torch_device
+
+    if (tokens is None) == (hours is None):
+        raise UserError("say how long to train: --tokens 100M, or --hours 2")
+    place = torch_device(device)
+    named = find(model, trial)
+    defaults = _defaults(model, named)
+    changes = {
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "seq_len": seq_len,
+        "batch_size": batch_size,
+        "precision": precision or ("bfloat16" if place.type == "cuda" else None),
+        "num_steps": None if tokens is None else _steps(tokens, seq_len * batch_size),
+    }
+    settings = _settings(defaults.training, changes)
+    text = _corpus(corpus, defaults)
+    made = _tokenizer(named, text, tokenizer, vocab_size)
+    work, folder = _folders(named, output)
+    run = _run(named, settings, hours, seed, text, made)
+    shipped, bits = _train(run, text, made, work, folder, place)
+    _tell(shipped, bits, work, folder, as_json)
+
+
+def _tell(shipped: "Shipped", bits: float, work: Path, folder: Path, as_json: bool) -> None:
+    training = shipped.run.training
+    num_tokens = training.num_steps * training.seq_len * training.batch_size
+    if as_json:
+        print_json(
+            {
+                "directory": str(folder),
+                "num_steps": training.num_steps,
+                "num_tokens": num_tokens,
+                "bits_per_byte": bits,
+                "logs": str(work / "logs"),
+            }
+        )
+        return
+    Console(highlight=False).print(
+        f"{folder}: {training.num_steps:,} steps, {num_tokens:,} tokens; held-out text at "
+        f"{bits:.4f} bits a byte; logs in {work / 'logs'}",
+        soft_wrap=True,
+    )
+
+
+def _defaults(model: str, named: Named) -> _Defaults:
+    from archloop.text.corpora import CorpusConfig
+    from archloop.training.loop import TrainingConfig
+
+    if named.kind != "trial":
+        return _Defaults(TrainingConfig(), CorpusConfig(), Path.cwd())
+    from archloop.store import reading
+    from archloop.store.reference_run import mean_rate
+
+    about = reading.about(model)
+    proxy = about.settings["proxy"]
+    training = TrainingConfig.model_validate(proxy["training"])
+    if tuned := mean_rate(about.learning_rates, named.spec.layout):
+        training = training.model_copy(update={"learning_rate": tuned})
+    return _Defaults(training, CorpusConfig.model_validate(proxy["corpus"]), about.recipe_folder)
+
+
+def _settings(base: "TrainingConfig", changes: dict[str, Any]) -> "TrainingConfig":
+    from pydantic import ValidationError
+
+    from archloop.errors import reason, shown
+
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return type(base).model_validate({**base.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the options"
+        raise UserError(f"{option} {shown(first['input'])}: {reason(first)}") from error
+
+
+def _steps(tokens: str, tokens_a_step: int) -> int:
+    """Steps that see so many tokens, which may end in K, M or B."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", tokens.upper())
+    if found is None or float(found[1]) == 0:
+        raise UserError(f"--tokens {tokens!r} is no number of tokens such as 5000, 100M or 2B")
+    scale = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[found[2]]
+    return max(1, math.ceil(float(found[1]) * scale / tokens_a_step))
+
+
+def _corpus(paths: list[str] | None, defaults: _Defaults) -> "Corpus":
+    from archloop.text import corpora
+
+    if paths:
+        return corpora.load(corpora.CorpusConfig(source="files", paths=tuple(paths)), Path.cwd())
+    try:
+        return corpora.load(defaults.corpus, defaults.root)
+    except UserError as error:
+        raise UserError(f"{error}; or give --corpus") from error
+
+
+def _tokenizer(
+    named: Named, text: "Corpus", file: Path | None, vocab_size: int | None
+) -> "Tokenizer":
+    from archloop.text import tokenizers
+    from archloop.training.ship import CHAT_MARKS
+
+    if file is not None:
+        if vocab_size is not None:
+            raise UserError("--vocab-size is of a tokenizer that is trained; leave it out")
+        try:
+            made = tokenizers.from_json(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, UserError) as error:
+            raise UserError(f"--tokenizer {file}: {error}") from error
+    else:
+        made = None
+    size = vocab_size or min(named.spec.vocab_size, MOST_VOCABULARY)
+    if made is not None:
+        size = made.vocab_size
+    if size > named.spec.vocab_size:
+        raise UserError(
+            f"a tokenizer of {size} tokens, and {named.label} has room for "
+            f"{named.spec.vocab_size}; give a smaller --vocab-size"
+        )
+    return made or tokenizers.cached(text, size, more_special=CHAT_MARKS)
+
+
+def _folders(named: Named, output: Path | None) -> tuple[Path, Path]:
+    """Folder of the run while it is under way, and that of the checkpoint."""
+    if output is not None:
+        return output.with_name(f"{output.name}.training"), output
+    if named.kind != "trial" or named.folder is None:
+        raise UserError("name the folder of the checkpoint: --output")
+    return named.folder.with_name("training"), named.folder
+
+
+def _run(
+    named: Named,
+    training: "TrainingConfig",
+    hours: float | None,
+    seed: int,
+    text: "Corpus",
+    tokenizer: "Tokenizer",
+) -> "ShipRun":
+    from archloop.training.ship import ShipRun
+
+    return ShipRun(
+        spec=named.spec,
+        training=training,
+        hours=hours,
+        seed=seed,
+        corpus=text.digest,
+        tokenizer=tokenizer.to_json(),
+    )
+
+
+def _train(
+    run: "ShipRun", text: "Corpus", tokenizer: "Tokenizer", work: Path, folder: Path, place: Any
+) -> "tuple[Shipped, float]":
+    """The finished run, and held-out text in bits per byte."""
+    from archloop.evals import bits_per_byte
+    from archloop.evals.decoder_model import DecoderModel
+    from archloop.text import encoded
+    from archloop.training.ship import train_to_ship
+
+    stderr.print("encoding the text", markup=False)
+    ids = encoded.encode(text, tokenizer)
+    length = run.training.seq_len
+    count = min(NUM_HELDOUT_WINDOWS, (len(ids.heldout_T) - 1) // length)
+    windows_NT = bits_per_byte.windows(ids.heldout_T, max(2, count), length)
+    last = time.monotonic() - TELL_EVERY_S
+
+    def tell(step: int, loss: float, speed: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TELL_EVERY_S:
+            last = time.monotonic()
+            stderr.print(f"step {step}: loss {loss:.4f}, {speed:,.0f} tokens/s", markup=False)
+
+    shipped = train_to_ship(run, ids, work, folder, device=place, on_step=tell)
+    model = DecoderModel(shipped.decoder)
+    return shipped, bits_per_byte.measure(model, windows_NT, tokenizer.num_bytes_V).value

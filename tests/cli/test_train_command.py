@@ -1,0 +1,110 @@
+"""`archloop train`: a winner becomes a model that every other command takes by its trial."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from archloop.checkpoints.loading import load
+from archloop.cli import app
+from archloop.files import default_cache_dir
+from archloop.search.study import Study
+from archloop.training.ship import ShipRun
+from search.stand_in import StandIn, no_time, recipe
+
+QUICK = ["--tokens", "1K", "--seq-len", "32", "--batch-size", "2", "--vocab-size", "300"]
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    Study(recipe(num_trials=2), runs, evaluator=StandIn(), clock=no_time).run()
+    return runs / "test"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    assert str(folder) in str(default_cache_dir())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("text")
+    for index in range(60):
+        words = " ".join(f"entry {index + j} holds {(index + j) ** 2}" for j in range(60))
+        (folder / f"{index}.txt").write_text(words)
+    return str(folder)
+
+
+def test_a_trial_is_trained_and_taken_by_the_other_commands(
+    study: Path, corpus: str, tmp_path: Path
+) -> None:
+    asked = ["train", str(study), "--trial", "0", "--corpus", corpus, *QUICK, "--json"]
+    status, told, problem = run(*asked)
+    assert status == 0, problem
+    found = json.loads(told)
+    assert (found["num_steps"], found["num_tokens"]) == (16, 1024)
+    assert 0 < found["bits_per_byte"] < 9
+    trained = study / "trials" / "000000" / "trained"
+    assert found["directory"] == str(trained)
+    settings = ShipRun.model_validate_json((trained / "training.json").read_bytes()).training
+    # What is not said is the recipe's.
+    assert (settings.schedule, settings.base_width) == ("wsd", 128)
+    status, reply, _ = run(
+        "generate", str(study), "--trial", "0", "--prompt", "entry", "--max-new-tokens", "3"
+    )
+    assert (status, bool(reply.strip())) == (0, True)
+    out = tmp_path / "artifact"
+    asked = ["export", str(study), "--trial", "0", "--runtime", "torch_eager", "-o", str(out)]
+    status, told, problem = run(*asked, "--json")
+    assert status == 0, problem
+    assert json.loads(told)["weights"] == "checkpoint"
+    assert "tokenizer.json" in json.loads(told)["tokenizer"]
+    again = run("train", str(study), "--trial", "0", "--corpus", corpus, *QUICK, "--json")
+    assert json.loads(again[1]) == found
+
+
+def test_any_spec_is_trained_into_a_named_folder(study: Path, corpus: str, tmp_path: Path) -> None:
+    spec = str(study / "trials" / "000001" / "spec.json")
+    out = tmp_path / "model"
+    muon = ["--optimizer", "muon", "--learning-rate", "0.01", "--seed", "5"]
+    asked = ["train", spec, "--corpus", corpus, *QUICK, *muon]
+    status, told, problem = run(*asked, "-o", str(out))
+    assert status == 0, problem
+    assert "bits a byte" in told
+    settings = ShipRun.model_validate_json((out / "training.json").read_bytes())
+    assert (settings.training.optimizer, settings.training.learning_rate) == ("muon", 0.01)
+    assert {weight.dtype for weight in load(out).parameters()} == {torch.float32}
+    status, _, problem = run(*asked)
+    assert (status, "--output" in problem) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--tokens 100M, or --hours 2"),
+        (["--tokens", "1M", "--hours", "1"], "--tokens 100M, or --hours 2"),
+        (["--tokens", "many"], "--tokens 'many' is no number of tokens"),
+        (["--tokens", "1K", "--optimizer", "sgd"], "--optimizer"),
+        (["--tokens", "1K", "--vocab-size", "100"], "no room for all bytes"),
+        (["--tokens", "1K", "--vocab-size", "600"], "give a smaller --vocab-size"),
+        (["--tokens", "1K", "--tokenizer", "absent.json"], "--tokenizer absent.json"),
+    ],
+)
+def test_options_that_cannot_work(
+    study: Path, corpus: str, options: list[str], message: str
+) -> None:
+    asked = ["train", str(study), "--trial", "1", "--corpus", corpus, *options]
+    status, _, problem = run(*asked)
+    assert status == 2
+    assert message in problem
+    assert problem.count("\n") == 1

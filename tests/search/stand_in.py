@@ -8,8 +8,8 @@ from typing import Any
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Figures, Identity, Interval, Profile
+from archloop.profiling.statistics import t_quantile
 from archloop.proxy.record import Rung, TrainJob
-from archloop.ranking.estimate import t_quantile
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.recipe.recipe import Recipe, parse
 from archloop.stack.spec import StackSpec

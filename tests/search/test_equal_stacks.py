@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from archloop.profiling.record import Interval
-from archloop.ranking.estimate import t_quantile
+from archloop.profiling.statistics import t_quantile
 from archloop.report.outcome import print_outcome
 from archloop.report.verdict import verdict
 from archloop.search.study import Study

@@ -1,6 +1,5 @@
 """From a name to a folder: a local path as it is, a hub id through the Hugging Face cache."""
 
-import re
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -13,8 +12,8 @@ from huggingface_hub.errors import (
 )
 
 from archloop.errors import UserError
+from archloop.text.fetch.hub import is_id
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = [
     "config.json",
     "spec.json",
@@ -44,7 +43,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     if path.exists():
         raise UserError(f"{name} is a file; give the checkpoint's folder")
     no_name = UserError(f"{name} is no folder, and no hub id such as LiquidAI/LFM2-350M")
-    if not _HUB_ID.fullmatch(name):
+    if not is_id(name):
         raise no_name
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))

@@ -46,9 +46,11 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(math.log(value) for value in values) / len(values))
 
 
-def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t."""
+def t_quantile(probability: float, df: float | None) -> float:
+    """Quantile of Student's t; of the normal distribution if the degrees of freedom are None."""
     # Imported here: worker processes read this module too, and their memory is what is measured.
     from scipy import special
 
-    return float(special.stdtrit(degrees, probability))
+    if df is None or math.isinf(df):
+        return float(special.ndtri(probability))
+    return float(special.stdtrit(df, probability))

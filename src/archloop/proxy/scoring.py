@@ -10,10 +10,8 @@ from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.verbs import Shifted
 from archloop.proxy.config import ProxyConfig
 from archloop.proxy.mixture import ProxyData
+from archloop.space.checking import WINDOWS_PER_SEQUENCE
 from archloop.stack.decoder import Decoder
-
-WINDOWS_PER_SEQUENCE = 4
-"""Rows shorter than this many windows do not tell a window from full attention."""
 
 
 def evaluate(decoder: Decoder, data: ProxyData, config: ProxyConfig) -> dict[str, Score]:

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from archloop.errors import UserError
 from archloop.profiling.record import Interval, Profile
+from archloop.profiling.statistics import t_quantile
 from archloop.ranking import looks
-from archloop.ranking.estimate import CONFIDENCE, Estimate, t_quantile
+from archloop.ranking.estimate import CONFIDENCE, Estimate
 from archloop.ranking.estimates import estimate
 from archloop.ranking.record import BrokenBudget, Readings
 from archloop.ranking.variance import Pool

@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import special
+
+from archloop.profiling.statistics import t_quantile
 
 CONFIDENCE = 0.95
 
@@ -41,13 +42,6 @@ class Estimate(BaseModel):
         """The two-sided t-interval."""
         half = self.half_width(confidence)
         return self.mean - half, self.mean + half
-
-
-def t_quantile(probability: float, df: float | None) -> float:
-    """Quantile of Student's t; of the normal distribution if the degrees of freedom are None."""
-    if df is None or math.isinf(df):
-        return float(special.ndtri(probability))
-    return float(special.stdtrit(df, probability))
 
 
 def of_values(values: Sequence[float]) -> Estimate:

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from archloop.ranking.estimate import Estimate, t_quantile
+from archloop.profiling.statistics import t_quantile
+from archloop.ranking.estimate import Estimate
 
 Decision = Literal["broken", "kept", "unsure"]
 

@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archloop.profiling.record import Profile
-from archloop.ranking.estimate import Estimate
-from archloop.report.html import count, duration, headline
+from archloop.report.html import count, duration, estimate, headline
 from archloop.report.measures import quality_in_words
 from archloop.report.palette import distinct, label
 from archloop.report.telling import telling
@@ -76,7 +75,7 @@ def _print_places(found: Verdict, console: Console) -> None:
     rows = [found.reference, *found.by_latency]
     for row, differs in zip(rows, telling([row.trial.spec for row in rows]), strict=True):
         is_reference = row.trial.number < 0
-        values = [_value(row.place.estimates[name]) for name in names]
+        values = [estimate(row.place.estimates[name]) for name in names]
         place = found.place_in_words(row) if found.ranks_quality else "-"
         table.add_row(
             "reference" if is_reference else str(row.trial.number),
@@ -127,11 +126,6 @@ def _better(row: Row) -> str:
     words = {"latency": "faster", "memory": "smaller"}
     better = [names[column] for column in row.place.member.better_in]
     return ", ".join(words.get(name, f"better in {name}") for name in better)
-
-
-def _value(estimate: Estimate) -> str:
-    half = estimate.half_width()
-    return f"{estimate.mean:.3f} ± {half:.3f}" if half else f"{estimate.mean:.3f}"
 
 
 def _pattern(trial: TrialRecord) -> str:

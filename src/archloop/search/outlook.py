@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from archloop.evals.base import Score
+from archloop.profiling.statistics import t_quantile
 from archloop.proxy.record import TrainJob
 from archloop.ranking import budgets, looks, objectives
-from archloop.ranking.estimate import Estimate, t_quantile
+from archloop.ranking.estimate import Estimate
 from archloop.ranking.estimates import estimate, pools
 from archloop.ranking.posterior import Draws as Posterior
 from archloop.ranking.record import Readings

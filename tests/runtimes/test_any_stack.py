@@ -64,6 +64,11 @@ LLAMA_ROPE = {"rope_factor": 8.0, "rope_trained_context": 32, "rope_theta": 1e4}
 ODD |= {
     "partial-rope": (BlockSpec(mixers=(MixerSpec(name="gqa", config={"rope_fraction": 0.5}),)),),
     "slowed-rope": (BlockSpec(mixers=(MixerSpec(name="gqa", config=LLAMA_ROPE),)),),
+    # Narrower than the texts below: the ring of slots goes round.
+    "narrow-window": (
+        BlockSpec(mixers=(MixerSpec(name="swa", config={"window": 8}),), channel_mixer=DENSE),
+        block("short_conv"),
+    ),
     "gated-heads": (BlockSpec(mixers=(MixerSpec(name="gqa", config={"head_gate": True}),)),),
 }
 STACKS = ALONE | BETWEEN | OF_CHANNELS | ODD
@@ -184,4 +189,5 @@ def test_kernels_run_what_has_a_form_and_nothing_else() -> None:
     assert fused("granite-router") == [True, False]
     assert fused("partial-rope") == fused("slowed-rope") == [True]
     assert fused("gated-heads") == [False]
+    assert fused("narrow-window") == [True] * 4
     assert fused("shared-state") == [False, True, False, True, True, True]

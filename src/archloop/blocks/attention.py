@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import Gene, MixerConfig, SharingMixer
+from archloop.blocks.fast import CachedAttention
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.attention import attention
@@ -176,3 +177,23 @@ class Attention(SharingMixer):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def cached_form(self, window: int | None) -> CachedAttention | None:
+        """What engines may have a kernel for; None where it has settings that form lacks."""
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if not isinstance(q_norm, RMSNorm) or not isinstance(k_norm, RMSNorm):
+            return None
+        if self.rope is None or self.gate_proj is not None:
+            return None
+        return CachedAttention(
+            self.qkv_proj.weight,
+            self.out_proj.weight,
+            q_norm.weight,
+            k_norm.weight,
+            q_norm.eps,
+            self.num_heads,
+            self.head_dim,
+            self.scale,
+            self.rope,
+            window,
+        )

@@ -33,6 +33,9 @@ class GatedConv:
 class CachedAttention:
     """Causal softmax attention over a KV cache, with norms of q and k and RoPE; state ``k``, ``v``.
 
+    With a window each query sees that many keys at most, its own included, and the state is a ring:
+    position p has slot p modulo the slots.
+
     Attributes:
         qkv_proj: rows of all query heads, then key heads, then value heads.
         out_proj: (D, query width).
@@ -42,6 +45,7 @@ class CachedAttention:
         head_dim: H.
         scale: factor on q.k.
         rope: how pairs of a head turn.
+        window: keys that a query sees; None: all before it.
     """
 
     qkv_proj: Tensor
@@ -53,6 +57,7 @@ class CachedAttention:
     head_dim: int
     scale: float
     rope: Rope
+    window: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from archloop.blocks.attention import Attention, AttentionConfig
 from archloop.blocks.base import Features, Held, Span, State
 from archloop.blocks.fast import CachedAttention
 from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
-from archloop.blocks.norms import RMSNorm
 
 
 class GQA(Attention):
@@ -61,22 +60,7 @@ class GQA(Attention):
         return self.attend_step(x_BD, q_BN1H, shared["k"], shared["v"], mask_BS)
 
     def fast_form(self) -> CachedAttention | None:
-        q_norm, k_norm = self.q_norm, self.k_norm
-        if not isinstance(q_norm, RMSNorm) or not isinstance(k_norm, RMSNorm):
-            return None
-        if self.rope is None or self.gate_proj is not None:
-            return None
-        return CachedAttention(
-            self.qkv_proj.weight,
-            self.out_proj.weight,
-            q_norm.weight,
-            k_norm.weight,
-            q_norm.eps,
-            self.num_heads,
-            self.head_dim,
-            self.scale,
-            self.rope,
-        )
+        return self.cached_form(None)
 
 
 def _filled(state: State, reach: int, dtype: torch.dtype) -> Features:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from archloop.blocks.attention import Attention, AttentionConfig
 from archloop.blocks.base import Features, Gene, Held, Span, State
+from archloop.blocks.fast import CachedAttention
 from archloop.blocks.ops.attention import attention, takes_windows, window_attention
 
 MIN_CHUNK = 64
@@ -152,6 +153,9 @@ class SWA(Attention):
         slots_R = torch.arange(shared["k"].shape[2], device=x_BD.device)
         mask_BR = slots_R <= positions_B[:, None]
         return self.attend_step(x_BD, q_BN1H, shared["k"], shared["v"], mask_BR)
+
+    def fast_form(self) -> CachedAttention | None:
+        return self.cached_form(self.window)
 
 
 def _past(ring_BMRH: Tensor, span: Span, num_past: int) -> Tensor:

@@ -1,8 +1,10 @@
-"""Attention over a KV cache (`blocks.fast.CachedAttention`) through kernels.
+"""Attention over a KV cache or a window's ring (`blocks.fast.CachedAttention`) through kernels.
 
 Shape suffixes: as in `runtimes.cuda.half`; N query heads, M KV heads, H head width, S cached keys,
 C cache slots.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from archloop.blocks.fast import CachedAttention
 from archloop.blocks.ops.rope import Rope
-from archloop.runtimes.cuda.half import Call, Half, Norm
+from archloop.runtimes.cuda.half import Call, Half, Norm, PlainMixer
 from archloop.runtimes.cuda.kernels import attention, gemv
 from archloop.stack.state import DecoderState, MixerKey
 
@@ -113,3 +115,16 @@ class AttentionHalf(Half):
                 is_causal=mask is None, scale=self.form.scale, enable_gqa=True,
             )  # fmt: skip
         return y_BNTH.transpose(1, 2).reshape(-1, width)
+
+
+class WindowHalf(AttentionHalf):
+    """The same over a ring of slots; prompts run the mixer's own code, which knows of windows."""
+
+    def __init__(self, plain: PlainMixer, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._plain = plain
+
+    def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
+        if call.time is not None:
+            return self._plain.rows(x_XD, h_XD, call, after)
+        return super().rows(x_XD, h_XD, call, after)

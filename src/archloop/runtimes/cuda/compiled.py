@@ -78,8 +78,7 @@ def added(
     """The stream (B, D) with a mixer's output for one token a row; its state is advanced."""
     state = State(max_context, **tensors)
     state.static = True
-    y_BD, _ = mixer.step(norm(x_BD), state, positions_B=lengths_B)
-    return x_BD + y_BD
+    return x_BD + mixer.run_step(norm(x_BD), state, lengths_B)
 
 
 def alone(decoder: Decoder, index: int, block: Block) -> bool:

@@ -105,10 +105,13 @@ class FusedDecoder:
 
             return ConvHalf(form, (index, 0), norm, self.overlap)
         if isinstance(form, CachedAttention):
-            from archloop.runtimes.cuda.attention import AttentionHalf
+            from archloop.runtimes.cuda.attention import AttentionHalf, WindowHalf
 
             assert self._tables is not None
-            return AttentionHalf(form, (index, 0), norm, self.overlap, self._tables)
+            arguments = form, (index, 0), norm, self.overlap, self._tables
+            if form.window is not None:
+                return WindowHalf(PlainMixer(self.decoder, index, block, norm), *arguments)
+            return AttentionHalf(*arguments)
         if self.compiles and alone(self.decoder, index, block) and not block.mixers[0].placed:
             return CompiledMixer(self.decoder, index, block, norm)
         return PlainMixer(self.decoder, index, block, norm)

@@ -82,6 +82,7 @@ def attend(
     values,
     start,
     stop,
+    skipped,
     top,
     total,
     acc,
@@ -89,7 +90,10 @@ def attend(
     H: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Take cache slots start to stop into a running softmax: its maximum, sum and output."""
+    """Take cache slots start to stop into a running softmax: its maximum, sum and output.
+
+    All but one that is `skipped`, if it is among them.
+    """
     half, full = tl.arange(0, H // 2)[None, :], tl.arange(0, H)[None, :]
     for at in range(start, stop, BLOCK):
         s = at + tl.arange(0, BLOCK)
@@ -99,7 +103,8 @@ def attend(
         k_b = tl.load(keys + rows + H // 2 + half, mask=inside, other=0.0)
         v = tl.load(values + rows + full, mask=inside, other=0.0)
         score = tl.dot(q_low, tl.trans(k_a)) + tl.dot(q_high, tl.trans(k_b))
-        score = tl.where((s < stop)[None, :], score * (scale * 1.4426950408889634), -1e30)
+        seen = (s < stop) & (s != skipped)
+        score = tl.where(seen[None, :], score * (scale * 1.4426950408889634), -1e30)
         new_top = tl.maximum(top, tl.max(score, 1))
         fade = tl.exp2(top - new_top)
         weight = tl.exp2(score - new_top[:, None])
@@ -134,7 +139,11 @@ def step_kernel(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One new token of one row and KV head, against part of its context."""
+    """One new token of one row and KV head, against part of its context.
+
+    A cache of fewer slots than there are tokens is a ring, where the new token takes the slot of
+    the oldest, which it no longer sees.
+    """
     G: tl.constexpr = N // M
     batch, head = (tl.program_id(0) // M).to(tl.int64), tl.program_id(0) % M
     part = tl.program_id(1)
@@ -169,16 +178,18 @@ def step_kernel(
     total = tl.where(first, tl.full((G_PAD,), 1.0, tl.float32), 0.0)
     acc = tl.zeros((G_PAD, H), tl.float32) + tl.where(first, v_new.to(tl.float32), 0.0)
     if first:
-        slot = cache + length * H
+        slot = cache + length % C * H
         tl.store(k_cache + slot + half, k_low)
         tl.store(k_cache + slot + H // 2 + half, k_high)
         tl.store(v_cache + slot + full, v_new)
-    blocks = tl.cdiv(tl.cdiv(length, BLOCK), PARTS)
+    held = tl.minimum(length, C)
+    skipped = tl.where(length < C, -1, length % C)
+    blocks = tl.cdiv(tl.cdiv(held, BLOCK), PARTS)
     start = part * blocks * BLOCK
-    stop = tl.minimum(start + blocks * BLOCK, length)
+    stop = tl.minimum(start + blocks * BLOCK, held)
     top, total, acc = attend(
-        q_low, q_high, k_cache + cache, v_cache + cache, start, stop, top, total, acc, scale,
-        H, BLOCK,
+        q_low, q_high, k_cache + cache, v_cache + cache, start, stop, skipped, top, total, acc,
+        scale, H, BLOCK,
     )  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -258,7 +269,7 @@ def num_parts(batch: int, num_kv: int, slots: int) -> int:
     A longer cache takes more parts: programs of equal length that do not all start at once leave
     processors idle at the end, the longer each is.
     """
-    parts, most = 1, 16 if slots <= 12288 else 32 if slots <= 49152 else 64
+    parts, most = 1, 4 if slots <= 512 else 16 if slots <= 12288 else 32 if slots <= 49152 else 64
     while parts < most and batch * num_kv * parts < 8 * most:
         parts *= 2
     return parts

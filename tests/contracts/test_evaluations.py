@@ -14,5 +14,9 @@ class TestEvaluations(EvaluationContract):
 
     @classmethod
     def entries(cls) -> dict[str, Callable[[], Evaluation]]:
-        full = {f"full:{name}": partial(suites.make, *suites.FULL[name]) for name in suites.FULL}
-        return super().entries() | full
+        named = {
+            f"{suite}:{name}": partial(suites.make, *entry)
+            for suite in ("full", "external")
+            for name, entry in suites.SUITES[suite].items()
+        }
+        return super().entries() | named

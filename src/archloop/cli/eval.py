@@ -17,9 +17,12 @@ from archloop.errors import UserError
 def eval(  # noqa: A001  (a command has its function's name)
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
     trial: Trial = None,
-    suite: Annotated[str, typer.Option(help="quick, full, or mad.")] = "quick",
+    suite: Annotated[str, typer.Option(help="quick, full, external, or mad.")] = "quick",
     tasks: Annotated[str | None, typer.Option(help="Some of the suite, by commas.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Name the evaluations and end.")] = False,
+    fetching: Annotated[
+        bool, typer.Option("--fetch", help="Download packages of questions and end.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=2, help="Examples of each.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Most rows at a time.")] = 32,
@@ -43,13 +46,15 @@ def eval(  # noqa: A001  (a command has its function's name)
     chosen = [] if tasks is None else list(dict.fromkeys(tasks.split(",")))
     if suite != "mad" and quick:
         raise UserError("--quick belongs to --suite mad; give --suite quick, or --limit")
-    if suite == "mad" and (listing or limit is not None or seed):
-        raise UserError("--list, --limit and --seed belong to the other suites; mad trains")
-    if model is None and not listing:
+    if suite == "mad" and (listing or fetching or limit is not None or seed):
+        raise UserError("--list, --fetch, --limit and --seed belong to other suites; mad trains")
+    if model is None and not (listing or fetching):
         raise UserError("name a model: a checkpoint's folder, a study's trial, a preset, ...")
     if suite == "mad":
         assert model is not None
         _mad(find(model, trial), chosen, quick, output or Path("runs/mad"), device, as_json)
+    elif fetching:
+        _fetch(suite, chosen)
     elif listing:
         _list(suite, chosen, as_json)
     else:
@@ -57,6 +62,14 @@ def eval(  # noqa: A001  (a command has its function's name)
         named = find(model, trial)
         folder = output or Path("runs/eval") / Path(named.label).name
         _score(named, suite, chosen, folder, (seed, limit, batch_size), device, as_json)
+
+
+def _fetch(suite: str, chosen: list[str]) -> None:
+    from archloop.evals import suites
+
+    for name, evaluation in suites.load(suite, chosen).items():
+        evaluation.fetch()
+        stderr.print(f"{name}: {evaluation.missing() or 'here'}", markup=False)
 
 
 def _list(suite: str, chosen: list[str], as_json: bool) -> None:

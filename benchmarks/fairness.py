@@ -14,6 +14,7 @@ floors are 2 to 4 us, in which a card starts one or two kernels.
     --mixers a,b     default: all but the exact CfC, which runs token by token
     --lengths a,b    default: 4096,32768
     --warm           compile every kernel first, mixers side by side
+    --timed-only     leave out how long the card is busy in prefill
 """
 
 import argparse
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--mixers")
     parser.add_argument("--lengths", default="4096,32768")
     parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--timed-only", action="store_true")
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     args = parser.parse_args()
     lengths = [int(length) for length in args.lengths.split(",")]
@@ -170,7 +172,7 @@ def main() -> None:
             rows.setdefault(name, {})[length] = found
             show(name, length, found)
             torch.cuda.empty_cache()
-    for name, length in itertools.product(names, lengths):
+    for name, length in itertools.product([] if args.timed_only else names, lengths):
         if "error" not in (found := rows[name][length]):
             shallow, deep = (card_ms(name, depth, length) for depth in (SHALLOW, DEEP))
             found["prefill, card ms"] = (deep - shallow) / (DEEP - SHALLOW)

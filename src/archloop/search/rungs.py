@@ -1,6 +1,11 @@
-"""Rungs: which trials are trained longer, by `ranking.halving`, from what was told alone."""
+"""Rungs: which of the told trials is trained longer next, by `ranking.halving`.
 
-from collections.abc import Mapping, Sequence
+A trial is told when rung 0 has been trained. It goes on when it has a place at the next rung, which
+may be at once or much later: with every told trial places are given anew.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +14,7 @@ from archloop.ranking.estimates import estimates, pools
 from archloop.ranking.objectives import OBJECTIVES, as_point
 from archloop.ranking.record import Objectives, Readings
 from archloop.ranking.table import table
+from archloop.search.telling import Finished
 
 MAX_COMPARED = 256
 """Trials that are compared; of more, the latest."""
@@ -28,31 +34,56 @@ class Standings:
         """One more trial."""
         self.by_number[number] = objectives
 
-    @property
-    def told(self) -> list[Objectives]:
-        """By trial number, whatever the order in which they ended."""
-        return [self.by_number[number] for number in sorted(self.by_number)]
+
+class Climb(NamedTuple):
+    """A trial and the rung that it is to be trained to."""
+
+    number: int
+    rung: int
 
 
-def promoted(
-    trial: Objectives,
-    others: Standings,
+def due(
+    told: Sequence[Finished],
+    busy: Collection[int],
     noise: Sequence[Mapping[str, Readings]],
     worst: Objectives,
+    num_rungs: int,
     share: float,
-    seed: Sequence[int],
-) -> bool:
-    """Whether a trial goes to the next rung.
+    seed: int,
+) -> Climb | None:
+    """The trial that has a place at a higher rung and is not trained there yet, if any.
+
+    Highest rungs come first. Replicates neither climb by themselves nor compete with the trial that
+    they repeat.
 
     Args:
-        trial: its objectives at this rung.
-        others: of the trials that were told at this rung.
+        told: finished trials, by number.
+        busy: numbers of those that are climbing now.
         noise: further readings that show it.
         worst: the reference point.
+        num_rungs: of the recipe.
         share: of the trials at a rung that go on; at least one does.
-        seed: of the noise that is drawn.
+        seed: of the study.
     """
-    everyone = [trial.values, *(other.values for other in others.told[-MAX_COMPARED:])]
-    known = table(estimates(everyone, pools([*noise, *everyone])), OBJECTIVES)
-    number = int(np.random.SeedSequence(list(seed)).generate_state(1)[0])
-    return 0 in halving.promotable(known, (), as_point(worst), share, seed=number)
+    for rung in reversed(range(num_rungs - 1)):
+        trials = [
+            trial
+            for trial in told
+            if trial.stored.candidate.replicates is None and len(trial.result.reached) > rung
+        ][-MAX_COMPARED:]
+        gone = {i for i, trial in enumerate(trials) if _has_gone(trial, rung, busy)}
+        if len(trials) < halving.MIN_FINISHED or len(gone) == len(trials):
+            continue
+        stacks = [trial.result.by_rung[rung].values for trial in trials]
+        known = table(estimates(stacks, pools([*noise, *stacks])), OBJECTIVES)
+        draw = int(np.random.SeedSequence([seed, rung, len(trials)]).generate_state(1)[0])
+        best = halving.promotable(known, gone, as_point(worst), share, seed=draw)
+        if best:
+            return Climb(trials[best[0]].stored.number, rung + 1)
+    return None
+
+
+def _has_gone(trial: Finished, rung: int, busy: Collection[int]) -> bool:
+    """It was trained longer than this rung, is being so now, or was tried to be and crashed."""
+    crashed = trial.result.error is not None
+    return len(trial.result.by_rung) > rung + 1 or crashed or trial.stored.number in busy

@@ -20,7 +20,7 @@ import numpy as np
 from archloop.errors import UserError
 from archloop.ranking import front
 from archloop.ranking.objectives import as_point
-from archloop.search import ending, faults, feasible, plan, replication, telling, trial
+from archloop.search import ending, faults, feasible, plan, replication, rungs, telling, trial
 from archloop.search.base import Pending, SpaceExhaustedError
 from archloop.search.establish import establish
 from archloop.search.evaluator import Evaluator
@@ -149,6 +149,7 @@ class _Run:
         self.spent_before = float(database.attribute("spent_s") or 0.0)
         self.began_s, self.num_told_here = 0.0, 0
         self.with_weights: set[int] = set()
+        self.with_checkpoint: set[int] = set()
         self.front = np.empty((0, 3))
         self.hypervolume = 0.0
         self.reference_point: tuple[float, ...] | None = None
@@ -173,6 +174,8 @@ class _Run:
         self._search(reference_run, left)
         if self.ended != self.database.attribute("ended"):
             self.database.set_attribute("ended", self.ended)
+        for number in self.with_checkpoint:
+            self.home.trial(number).forget_checkpoints()
         self._say("finished", detail=self.ended or "")
         feasible.require_one(self.by_number())
 
@@ -227,22 +230,26 @@ class _Run:
             self.workshop,
             self.home,
             self.key,
-            self.at_rung,
             lambda: [*reference_run.noise, *(trial.result.readings for trial in self.by_number())],
             self._announce,
         )
         self.began_s = self.meter.total()
-        waiting = deque(Trial(context, stored) for stored in left)
+        waiting = deque(Trial(context, stored, self._height(stored)) for stored in left)
         number = len(self.told) + len(left)
         under_way: dict[int, Trial] = {}
         while True:
             while len(under_way) < self.executor.num_slots:
                 if not waiting:
                     pending = [each.stored for each in under_way.values()]
-                    stored = self._next(number, reference_run, pending)
-                    if stored is None:
+                    climb = self._climb(number, reference_run, pending)
+                    if climb is not None:
+                        stored = self.told[climb.number].stored
+                        waiting.append(Trial(context, stored, climb.rung))
+                        continue
+                    following = self._next(number, reference_run, pending)
+                    if following is None:
                         break
-                    waiting.append(Trial(context, stored))
+                    waiting.append(Trial(context, following, self._height(following)))
                     number += 1
                 self._step(waiting.popleft(), under_way, reference_run)
             if under_way:
@@ -254,16 +261,40 @@ class _Run:
             elif not waiting:
                 return
 
+    def _height(self, stored: Stored) -> int:
+        """The rung that a trial is trained to: as before, or like the trial that it repeats."""
+        outcome, repeated = stored.outcome, stored.candidate.replicates
+        if outcome is None and repeated is not None:
+            outcome = self.told[repeated].result
+        return 0 if outcome is None else max(0, len(outcome.by_rung) - 1)
+
+    def _climb(
+        self, number: int, reference_run: ReferenceRun, pending: list[Stored]
+    ) -> rungs.Climb | None:
+        """The told trial that is to be trained longer; none any more when the study is to end."""
+        told = self.by_number()
+        if self.ended is None and number < self.recipe.num_trials:
+            self.ended = ending.reason(self.recipe, told, reference_run, self._spent_s())
+        if self.ended is not None:
+            return None
+        return rungs.due(
+            told,
+            [each.number for each in pending],
+            reference_run.noise,
+            reference_run.worst,
+            len(self.recipe.proxy.rungs),
+            self.recipe.promote_share,
+            self.recipe.seed,
+        )
+
     def _next(
         self, number: int, reference_run: ReferenceRun, pending: list[Stored]
     ) -> Stored | None:
         """A new trial, then replicates of what would be claimed; None if none can begin now."""
         told = self.by_number()
         if self.ended is None and number < self.recipe.num_trials:
-            self.ended = ending.reason(self.recipe, told, reference_run, self._spent_s())
             try:
-                if self.ended is None:
-                    return self._ask(number, reference_run, pending)
+                return self._ask(number, reference_run, pending)
             except SpaceExhaustedError as error:
                 self.ended = str(error)
         if any(each.candidate.replicates is None for each in pending):
@@ -304,19 +335,30 @@ class _Run:
             return
         assert now.outcome is not None
         stored, result = now.stored, now.outcome
-        gain = self._gain(result, reference_run)
+        before = self.told.get(stored.number)
+        gain = self._gain(result, reference_run) if before is None else None
         seconds = {**result.seconds, "search": self.meter.lap()}
+        if before is not None:
+            # It climbed: what it added to the front it had added at rung 0.
+            gain = before.result.hypervolume_gain
+            seconds["search"] += before.result.seconds["search"]
         result = result.model_copy(update={"hypervolume_gain": gain, "seconds": seconds})
         self.database.tell(stored.number, result)
         self._remember(stored, result)
-        self._forget_weights()
-        self.num_told_here += 1
+        self._forget_files()
+        self.num_told_here += before is None
         self._say("told", stored.number, state=result.state, detail=feasible.in_words(result))
 
-    def _forget_weights(self) -> None:
-        """Remove weights of trials that have left the front, if only the front's are kept."""
+    def _forget_files(self) -> None:
+        """Remove what only trials of the front need: checkpoints, and weights if only theirs stay.
+
+        A trial that climbs though its checkpoint is gone is trained again from its seed.
+        """
+        worth = on_a_front(self.at_rung)
+        for number in self.with_checkpoint - worth:
+            self.home.trial(number).forget_checkpoints()
+        self.with_checkpoint &= worth
         if self.recipe.keep == "front":
-            worth = on_a_front(self.at_rung)
             for number in self.with_weights - worth:
                 shutil.rmtree(self.home.trial(number).weights, ignore_errors=True)
             self.with_weights &= worth
@@ -340,7 +382,7 @@ class _Run:
                 [
                     Pending(each.number, found, each.candidate.replicates)
                     for each in pending
-                    if (found := _genome(each)) is not None
+                    if each.number not in self.told and (found := _genome(each)) is not None
                 ],
                 len(given),
             )
@@ -367,10 +409,14 @@ class _Run:
 
     def _remember(self, stored: Stored, result: Outcome) -> None:
         """Take a told trial into memory: history, rungs, front."""
-        self.told[stored.number] = telling.Finished(stored, _genome(stored), result)
+        known = self.told.get(stored.number)
+        genome = _genome(stored) if known is None else known.genome
+        self.told[stored.number] = telling.Finished(stored, genome, result)
+        if self.home.trial(stored.number).has_checkpoint():
+            self.with_checkpoint.add(stored.number)
         if self.home.trial(stored.number).weights.exists():
             self.with_weights.add(stored.number)
-        if result.state == "complete":
+        if result.state == "complete" and known is None:
             first = result.by_rung[0]
             if result.scored:
                 points = np.vstack([self.front, as_point(first)])

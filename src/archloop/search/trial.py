@@ -22,7 +22,6 @@ from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.executors.base import Ended, Measure, Train
 from archloop.search.plan import Plan, training_seed
-from archloop.search.rungs import Standings, promoted
 from archloop.search.workshop import Workshop
 from archloop.store.database import Stored
 from archloop.store.folder import StudyFolder
@@ -41,7 +40,6 @@ class Context(NamedTuple):
 
     Attributes:
         key: of the study, part of each stage file's key.
-        at_rung: the told trials at each rung.
         earlier: readings by figure of the reference run and of each trial told so far.
     """
 
@@ -50,7 +48,6 @@ class Context(NamedTuple):
     workshop: Workshop
     folder: StudyFolder
     key: str
-    at_rung: Sequence[Standings]
     earlier: Callable[[], Sequence[Mapping[str, Readings]]]
     announce: Announce
 
@@ -68,14 +65,16 @@ class Trial:
     Args:
         context: of the study.
         stored: the trial as the database has it.
+        to_rung: that it is trained to; the study says when it may climb (`rungs.due`).
 
     Attributes:
         state: what it is at.
         outcome: once it has ended; lacks the study's part.
     """
 
-    def __init__(self, context: Context, stored: Stored) -> None:
+    def __init__(self, context: Context, stored: Stored, to_rung: int = 0) -> None:
         self.stored = stored
+        self._to_rung = to_rung
         self.state: State = "measuring"
         self.outcome: Outcome | None = None
         self._context = context
@@ -141,18 +140,19 @@ class Trial:
         while first < recipe.looks and self._files.load(self._files.profile(first + 1), Profiled):
             look_at(first)
             first += 1
+        # A trial that has trained already passed the gate earlier. The noise is estimated anew as
+        # trials are told, and must neither reject it now nor ask for another look.
+        trained = self._files.load(self._files.rung(0), Rung) is not None
+        num_looks = first if trained else recipe.looks
         try:
             earlier = self._context.earlier()
-            verdict = gate.judge(look_at, recipe.budgets, earlier, recipe.looks, first)
+            verdict = gate.judge(look_at, recipe.budgets, earlier, num_looks, first)
         except _Needed as needed:
             self._context.announce(self.stored, "profile", None)
             self._stage = self._files.profile(needed.look)
             return Measure(spec, plan.reference, needed.look, self._files.samples)
         self._seconds["profile"] = sum(seconds.values())
         self._verdict = verdict
-        # A trial that has trained already passed the gate earlier. The noise is estimated anew as
-        # trials are told, and must not reject it now.
-        trained = self._files.load(self._files.rung(0), Rung) is not None
         if verdict.broken and not trained:
             self._end(
                 Outcome(
@@ -187,25 +187,9 @@ class Trial:
         values = _objectives(self._context.reference_run, self._verdict.profiles, trained)
         self._reached.append(values)
         self._diverged = any(rung.diverged for rung in trained)
-        if not self._goes_on(index, values):
+        if index >= self._to_rung or self._diverged:
             self._complete(None)
         return None
-
-    def _goes_on(self, index: int, values: Objectives) -> bool:
-        """Whether the trial is trained for the next rung, or has been already."""
-        recipe, reference_run = self._context.plan.recipe, self._context.reference_run
-        if index + 1 == len(recipe.proxy.rungs) or self._diverged:
-            return False
-        if self._files.load(self._files.rung(index + 1), Rung) is not None:
-            return True
-        return promoted(
-            values,
-            self._context.at_rung[index],
-            reference_run.noise,
-            reference_run.worst,
-            recipe.promote_share,
-            [recipe.seed, self.stored.number, index],
-        )
 
     # --- ends ---------------------------------------------------------------------------------
 
@@ -223,8 +207,9 @@ class Trial:
         )
 
     def _end(self, outcome: Outcome) -> None:
-        for rung in range(len(self._context.plan.recipe.proxy.rungs)):
-            self._files.checkpoint(rung).unlink(missing_ok=True)
+        # The last rung's is for the next, if the trial may climb later.
+        waits = outcome.state == "complete" and not outcome.diverged and outcome.error is None
+        self._files.forget_checkpoints(but=len(self._reached) - 1 if waits else None)
         made = {"files": dict(self._files.checksums), "seconds": dict(self._seconds)}
         self.outcome = outcome.model_copy(update=made)
         self.state = "ended"

@@ -88,6 +88,16 @@ class TrialFolder(StageFiles):
         """Where a rung's training leaves what the next rung continues."""
         return self.folder / f"rung-{rung}.checkpoint"
 
+    def has_checkpoint(self) -> bool:
+        """Whether some training left what a longer one continues."""
+        return any(self.folder.glob("rung-*.checkpoint"))
+
+    def forget_checkpoints(self, but: int | None = None) -> None:
+        """Remove what trainings left for longer ones, but that of one rung."""
+        for path in self.folder.glob("rung-*.checkpoint"):
+            if but is None or path != self.checkpoint(but):
+                path.unlink(missing_ok=True)
+
 
 class StudyFolder:
     """A study's folder.

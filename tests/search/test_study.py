@@ -343,7 +343,8 @@ def test_events_tell_the_story(tmp_path):
     assert list(dict.fromkeys(stages))[:4] == ["setup", "reference", "propose", "profile"]
     assert stages[-1] == "finished"
     told = [event for event in events if event.stage == "told"]
-    assert [event.trial for event in told] == list(range(5))
+    # A trial that climbs is told once more.
+    assert list(dict.fromkeys(event.trial for event in told)) == list(range(5))
     assert told[-1].seconds_left == 0.0
     assert told[-1].hypervolume > 0
 

@@ -70,10 +70,10 @@ def resolve(
             )
         pairs[key] = (lacks, has)
     default = pairs.pop(DEFAULT)
-    if len(stacks) < 3:
+    for mixer in (*space.global_mixers, *space.mixers):
         # The noise between trainings is estimated from at least three stacks.
-        mixer = next(iter(space.global_mixers), space.mixers[-1])
-        stacks.setdefault(f"all {mixer}", alone(space, mixer, vocab_size))
+        if len(stacks) < 3:
+            stacks.setdefault(f"all {mixer}", alone(space, mixer, vocab_size))
     del stacks[REFERENCE]
     return AnchorStacks(stacks, default, pairs)
 

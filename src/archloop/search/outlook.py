@@ -184,8 +184,8 @@ def _ranked(
         name: objectives.readings([scale.quality(one) for one in each])
         for name, each in scores.items()
     }
-    reliability, estimates = _reliability(stacks)
-    return estimates, dropped, reliability, seeds_needed(reliability)
+    share, estimates = reliability(stacks)
+    return estimates, dropped, share, seeds_needed(share)
 
 
 def _resolved(logs: Readings, num_looks: int) -> float:
@@ -195,7 +195,7 @@ def _resolved(logs: Readings, num_looks: int) -> float:
     return math.expm1(t_quantile(looks.SURE, known.df) * last_se)
 
 
-def _reliability(stacks: dict[str, Readings]) -> tuple[float, dict[str, Estimate]]:
+def reliability(stacks: dict[str, Readings]) -> tuple[float, dict[str, Estimate]]:
     """Of one training, and the estimates of the stacks."""
     pool = pools([{"": readings} for readings in stacks.values()])[""]
     estimates = {name: estimate(readings, pool) for name, readings in stacks.items()}

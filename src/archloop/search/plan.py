@@ -152,7 +152,7 @@ def _resolve(recipe: Recipe) -> Plan:
         reference_proxy,
         genome,
         vocab_size,
-        _given(recipe, space, vocab_size),
+        _given(recipe, space, vocab_size, (reference, reference_proxy)),
         anchors.resolve(recipe, space, reference_proxy, vocab_size),
     )
 
@@ -205,13 +205,18 @@ def _reference(recipe: Recipe, space: Space) -> tuple[StackSpec, dict[str, Any]]
     return presets.load(section.preset), {}
 
 
-def _given(recipe: Recipe, space: Space, vocab_size: int) -> tuple[Candidate, ...]:
-    """The recipe's own specs: no genome, so nothing is mutated, repaired or told to a strategy."""
+def _given(
+    recipe: Recipe, space: Space, vocab_size: int, reference: tuple[StackSpec, StackSpec]
+) -> tuple[Candidate, ...]:
+    """The recipe's own specs: no genome, so nothing is mutated, repaired or told to a strategy.
+
+    The reference preset among them is trained as the reference preset is.
+    """
     candidates = []
     for index, given in enumerate(recipe.specs):
         key = f"specs[{index}]"
         spec = given if isinstance(given, StackSpec) else _prefixed(key, presets.load, given)
-        proxy_spec = proxied(space, spec, vocab_size)
+        proxy_spec = reference[1] if spec == reference[0] else proxied(space, spec, vocab_size)
         for each in (spec, proxy_spec):
             _prefixed(key, cost.check, each)
         origin = given if isinstance(given, str) else "recipe"

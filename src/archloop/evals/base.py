@@ -86,6 +86,7 @@ class Evaluation(ABC):
         licence: of its data; ``generated`` where it draws its examples itself.
         verb: by which it asks.
         num_test: examples that a run takes if it is given no limit.
+        asks_its_corpus: its questions are what the training text says, and must stay there.
         Config: pydantic settings; the evaluation is made from them, or from None for the defaults.
     """
 
@@ -95,6 +96,7 @@ class Evaluation(ABC):
     licence: str = "generated"
     verb: ClassVar[Verb]
     num_test: ClassVar[int] = 512
+    asks_its_corpus: ClassVar[bool] = False
     Config: ClassVar[Any]
 
     def __init__(self, config: Any = None) -> None:

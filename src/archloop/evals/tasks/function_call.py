@@ -53,11 +53,7 @@ class FunctionCall(ReplyTask):
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
 
     def credit(self, reply: str, question: Question) -> float:
-        try:
-            found = json.loads(reply.strip())
-        except (ValueError, RecursionError):
-            return 0.0
-        return float(found == json.loads(question.answers[0]))
+        return same_json(reply, question.answers[0])
 
     def _draw(self, rng: np.random.Generator) -> Question:
         kind = self.config.kind
@@ -87,6 +83,15 @@ class FunctionCall(ReplyTask):
             call = call if fits else None
         text = "\n".join(json.dumps(each) for each in described)
         return Question(f"{text}\nRequest: {request}\nCall:", (json.dumps(call),))
+
+
+def same_json(reply: str, answer: str) -> float:
+    """1 if a reply is JSON of the answer's value, 0 if it is another or none."""
+    try:
+        found = json.loads(reply.strip())
+    except (ValueError, RecursionError):
+        return 0.0
+    return float(found == json.loads(answer))
 
 
 def _describe(name: str, kind: Kind) -> dict[str, Any]:

@@ -5,8 +5,9 @@ import lzma
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,8 +15,11 @@ from archloop.cli import app
 from archloop.errors import UserError
 from archloop.evals import contamination, suites
 from archloop.evals.base import Evaluation
+from archloop.evals.tasks.corpus_facts import CorpusFacts
 from archloop.evals.tasks.language_text import LanguageText
+from archloop.evals.tasks.text_position import TextPosition
 from archloop.testing import EvaluationContract
+from archloop.testing.answering import Answering
 from archloop.text.fetch.sources import LANGUAGES
 
 
@@ -52,6 +56,64 @@ class TestLanguageText(EvaluationContract):
         return LanguageText(
             LanguageText.Config(language=language, folder=str(cls.corpora), num_chars=256)
         )
+
+
+@pytest.fixture(scope="class")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("english") / "wordnet.jsonl.xz"
+    with lzma.open(file, "wt", encoding="utf-8") as stream:
+        for number in range(300):
+            lines = [f"thing{number}-{i}: a thing of kind {number}-{i}; more" for i in range(9)]
+            shared = f"some, other: two words for number {number} are left out"
+            stream.write(json.dumps({"text": "\n\n".join([*lines, shared])}) + "\n")
+    TestCorpusFacts.file = file
+
+
+@pytest.mark.usefixtures("facts")
+class TestCorpusFacts(EvaluationContract):
+    """Facts of the training text, both ways."""
+
+    names = ("corpus_facts",)
+    file: ClassVar[Path]
+
+    @classmethod
+    def entries(cls) -> dict[str, Callable[[], Evaluation]]:
+        return {ask: partial(cls._made, ask) for ask in ("definition", "word")}
+
+    @classmethod
+    def _made(cls, ask: str) -> Evaluation:
+        return CorpusFacts(CorpusFacts.Config.model_validate({"ask": ask, "file": str(cls.file)}))
+
+    def test_its_facts_stay_in_the_training_text(self) -> None:
+        made = self._made("definition")
+        assert not list(contamination.texts({"facts": made}))
+        assert isinstance(made, CorpusFacts)
+        (question,) = made.questions("test", 0, 1)
+        assert question.context.startswith("thing")
+        assert "; more" not in question.choices[question.right]
+
+
+@pytest.mark.parametrize("quarter", [1, 2, 3, 4])
+def test_a_quarter_of_a_document_is_scored_by_itself(tmp_path: Path, quarter: int) -> None:
+    """Here a model that knows each character of one quarter, and of no other."""
+    for number in range(80):
+        text = "".join("abcdé"[number % 5] * 100 for _ in range(4))
+        (tmp_path / f"{number}.txt").write_text(f"{text}{number:03}" * 2)
+
+    class Knows(Answering):
+        def logs(self, row: Any) -> Any:
+            cuts = np.arange(1, len(row))
+            known = (cuts - 1) * 4 // (len(row) - 1) == quarter - 1
+            return np.where(known, 0.0, -np.log(2) * 8)
+
+    corpus = {"source": "files", "paths": [str(tmp_path)], "heldout_share": 0.4}
+    values = []
+    for asked in (1, 2, 3, 4):
+        settings = {"quarter": asked, "corpus": corpus, "num_chars": 400}
+        score = TextPosition(TextPosition.Config.model_validate(settings)).run(Knows(), limit=20)
+        values.append(score.value)
+    assert values[quarter - 1] == pytest.approx(0.0, abs=0.1)
+    assert sum(values) == pytest.approx(24.0, abs=0.3)
 
 
 def test_the_full_suite_has_sixty_scores_and_six_in_each_of_seven_categories() -> None:

@@ -23,6 +23,7 @@ PUBLISHED = {
     "qwen3-1.7b": 1_720_574_976,
     "smollm2-135m": 134_515_008,
     "mamba2-370m": 368_346_624,
+    "gemma-3-1b": 999_885_952,
 }
 HYBRIDS = [name for name in PUBLISHED if name.startswith("lfm")]
 ACTIVE = {"lfm2-8b-a1b": 1_557_740_288, "lfm2-24b-a2b": 2_326_879_488}
@@ -34,6 +35,13 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     spec = presets.load(name)
     assert cost.num_params(spec) == PUBLISHED[name]
     assert cost.num_active_params(spec) == ACTIVE.get(name, PUBLISHED[name])
+
+
+def test_specs_from_before_a_field_keep_their_text() -> None:
+    """And so their digests, by which files and studies know them."""
+    assert "norm_offset" not in presets.load("lfm2-350m").to_json()
+    offset = presets.load("gemma-3-1b")
+    assert StackSpec.from_json(offset.to_json()) == offset != offset.replace(norm_offset=False)
 
 
 @pytest.mark.parametrize("name", HYBRIDS)

@@ -34,6 +34,8 @@ class AttentionConfig(MixerConfig):
     num_heads: int | None = Field(None, ge=1)
     qk_norm: bool = True
     norm_eps: float = Field(1e-5, gt=0)
+    norm_offset: bool = False
+    """QK-norms multiply by 1 + w (Gemma)."""
     rope_theta: float | None = Field(1e6, gt=1)
     rope_fraction: float = Field(1.0, gt=0, le=1)
     """Share of a head's pairs that turn (LFM3: a half); the others carry no position."""
@@ -121,11 +123,8 @@ class Attention(SharingMixer):
         self.qkv_proj = Linear(d_model, num_out * self.head_dim)
         self.out_proj = Linear(self.num_heads * self.head_dim, d_model)
         self.gate_proj = Linear(d_model, self.num_heads) if config.head_gate else None
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm: nn.Module | None = None
-        if not consumer:
-            make_norm = config.qk_norm
-            self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if make_norm else nn.Identity()
+        self.q_norm = _head_norm(config)
+        self.k_norm = None if consumer else _head_norm(config)
 
     def queries(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
         """Queries after norm and RoPE, (B, N, T, H)."""
@@ -172,7 +171,7 @@ class Attention(SharingMixer):
         self, x_BTd: Tensor, num_heads: int, norm: nn.Module, positions_BT: Tensor
     ) -> Tensor:
         """Heads after norm and RoPE."""
-        weight_H, eps = (norm.weight, norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
+        weight_H, eps = (norm.scale, norm.eps) if isinstance(norm, RMSNorm) else (None, 0.0)
         return norm_rotate(x_BTd, num_heads, weight_H, eps, positions_BT, self.rope)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -188,8 +187,8 @@ class Attention(SharingMixer):
         return CachedAttention(
             self.qkv_proj.weight,
             self.out_proj.weight,
-            q_norm.weight,
-            k_norm.weight,
+            q_norm.scale,
+            k_norm.scale,
             q_norm.eps,
             self.num_heads,
             self.head_dim,
@@ -197,3 +196,10 @@ class Attention(SharingMixer):
             self.rope,
             window,
         )
+
+
+def _head_norm(config: AttentionConfig) -> nn.Module:
+    """The norm of each query or key."""
+    if not config.qk_norm:
+        return nn.Identity()
+    return RMSNorm(config.head_dim, config.norm_eps, offset=config.norm_offset)

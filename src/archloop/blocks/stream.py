@@ -20,8 +20,9 @@ class Stream:
     def normed(self, norm: RMSNorm) -> Tensor:
         """The stream with everything added so far, normed."""
         hooked = norm._forward_pre_hooks or norm._forward_hooks
-        if self._waiting is None or hooked:
-            # A norm that somebody watches is called as a module, so that hooks see what it reads.
+        if self._waiting is None or hooked or norm.offset:
+            # A norm that somebody watches is called as a module, so that hooks see what it reads;
+            # one with an offset has no kernel.
             self._x, self._waiting = self.plain(), None
             return norm(self._x)
         self._x, normed = add_norm(self._x, self._waiting, norm.weight, norm.eps)

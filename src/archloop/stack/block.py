@@ -8,6 +8,7 @@ Shape suffixes: B batch, T time, D model width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -31,7 +32,8 @@ class Block(nn.Module):
 
     def __init__(self, spec: BlockSpec, stack: StackSpec, index: int) -> None:
         super().__init__()
-        width, eps = stack.d_model, stack.norm_eps
+        width = stack.d_model
+        norm = partial(RMSNorm, width, stack.norm_eps, offset=stack.norm_offset)
         self.spec = spec
         self.mixers = nn.ModuleList(
             mixer_config(mixer).build(
@@ -39,15 +41,15 @@ class Block(nn.Module):
             )
             for mixer in spec.mixers
         )
-        self.mixer_norm = RMSNorm(width, eps) if spec.mixers else None
-        self.output_norms = nn.ModuleList(RMSNorm(width, eps) for _ in range(num_mixer_norms(spec)))
-        self.mixer_post_norm = RMSNorm(width, eps) if spec.mixers and spec.post_norms else None
+        self.mixer_norm = norm() if spec.mixers else None
+        self.output_norms = nn.ModuleList(norm() for _ in range(num_mixer_norms(spec)))
+        self.mixer_post_norm = norm() if spec.mixers and spec.post_norms else None
         channel = spec.channel_mixer
         self.channel_mixer = None
         if channel is not None:
             self.channel_mixer = channel_config(channel).build(width, index, stack.num_blocks)
-        self.channel_norm = RMSNorm(width, eps) if channel else None
-        self.channel_post_norm = RMSNorm(width, eps) if channel and spec.post_norms else None
+        self.channel_norm = norm() if channel else None
+        self.channel_post_norm = norm() if channel and spec.post_norms else None
 
     def mixer_input(self, h: Tensor, slot: int) -> Tensor:
         """What a mixer is given of the normed input, (..., D) both."""

@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(block, spec, index) for index, block in enumerate(spec.blocks)
         )
-        self.norm = RMSNorm(spec.d_model, spec.norm_eps)
+        self.norm = RMSNorm(spec.d_model, spec.norm_eps, offset=spec.norm_offset)
         self.head = None if spec.tie_embeddings else Linear(spec.d_model, spec.vocab_size)
         self._share_weights()
         self._sources = frozenset(

@@ -92,6 +92,7 @@ class StackSpec(_Plain):
 
     Attributes:
         version: of this format.
+        norm_offset: the blocks' norms and the last one multiply by 1 + w instead of w (Gemma).
         embedding_multiplier: factor on embeddings.
         logits_divisor: divides the logits.
         max_context: longest context the model is meant for; None when not stated.
@@ -103,6 +104,7 @@ class StackSpec(_Plain):
     blocks: tuple[BlockSpec, ...]
     tie_embeddings: bool = True
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    norm_offset: bool = False
     embedding_multiplier: float = 1.0
     logits_divisor: Annotated[float, Field(gt=0)] = 1.0
     max_context: Annotated[int, Field(ge=1)] | None = None
@@ -156,7 +158,11 @@ class StackSpec(_Plain):
 
     def to_json(self) -> str:
         """Canonical JSON: equal specs give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        data = self.model_dump(mode="json")
+        # Left out where it says nothing, so that specs from before it keep their digests.
+        if not data["norm_offset"]:
+            del data["norm_offset"]
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "StackSpec":

@@ -1,5 +1,7 @@
 """The contract of checkpoint layouts: whole, bit-exact, and the same logits as transformers."""
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -130,6 +132,7 @@ class LayoutContract(Contract):
         for at in range(51, 70):
             logits_BV = ours.step(ids_BT[:, at], state)
             torch.testing.assert_close(logits_BV, wanted_BTV[:, at], rtol=0, atol=1e-5 * scale)
+        self._check_chunks_and_padding(ours, ids_BT, wanted_BTV, 1e-5 * scale)
         checkpoints.save(ours, tmp_path / "ours", layout=layout.name)
         again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
         held, wanted = again.state_dict(), theirs.state_dict()
@@ -138,3 +141,23 @@ class LayoutContract(Contract):
         with torch.no_grad():
             # How a mixer's sums are cut into chunks, which orders them, is no part of our spec.
             torch.testing.assert_close(again(ids_BT).logits, wanted_BTV, rtol=0, atol=1e-5 * scale)
+
+    def _check_chunks_and_padding(
+        self, ours: Decoder, ids_BT: torch.Tensor, wanted_BTV: torch.Tensor, atol: float
+    ) -> None:
+        """Chunks of odd lengths, rows padded on either side, and rows packed into one."""
+        close = partial(torch.testing.assert_close, rtol=0, atol=atol)
+        with torch.no_grad():
+            state = ours.init_state(2, 80)
+            cuts = (0, 1, 4, 33, 70)
+            for start, end in pairwise(cuts):
+                close(ours(ids_BT[:, start:end], state), wanted_BTV[:, start:end])
+            for side in (0, 9):
+                padded_BT = torch.zeros(2, 79, dtype=torch.long)
+                mask_BT = torch.zeros(2, 79, dtype=torch.bool)
+                padded_BT[:, side : side + 70], mask_BT[:, side : side + 70] = ids_BT, True
+                found_BTV = ours(padded_BT, mask_BT=mask_BT)
+                close(found_BTV[:, side : side + 70], wanted_BTV)
+            segments_1T = torch.arange(2).repeat_interleave(70)[None]
+            packed_1TV = ours(ids_BT.reshape(1, -1), segments_BT=segments_1T)
+            close(packed_1TV.view_as(wanted_BTV), wanted_BTV)

@@ -318,7 +318,7 @@ class FusedDecoder:
 
 
 def _norm(norm: Any) -> Norm:
-    return norm.weight, norm.eps
+    return norm.scale, norm.eps
 
 
 def _last(x_XD: Tensor, time: int, num: int) -> Tensor:

@@ -94,7 +94,7 @@ def twin(spec: StackSpec) -> StackSpec:
     dense = [
         index
         for index, block in enumerate(spec.blocks)
-        if block.channel_mixer is not None and block.channel_mixer.name == "swiglu"
+        if block.channel_mixer is not None and block.channel_mixer.name in ("swiglu", "geglu")
     ]
     if attention is None or not dense:
         raise UserError("a twin needs a block with full attention and one with a dense FFN")

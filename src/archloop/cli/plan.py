@@ -12,6 +12,7 @@ from archloop.cli.command import AsJson, command, print_json, stderr
 from archloop.ranking.reliability import NEEDED
 
 if TYPE_CHECKING:
+    from archloop.search.kits import Kits
     from archloop.search.outlook import Probe, SpaceOutlook
     from archloop.search.plan import Plan
 
@@ -21,6 +22,9 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
     probe: Annotated[
         bool, typer.Option(help="Measure and train a little, for times and noise.")
+    ] = True,
+    kits: Annotated[
+        bool, typer.Option(help="Run the contract kits over the recipe's own plug-ins.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -33,6 +37,7 @@ def plan(
     from archloop.search.recipe.recipe import load
 
     resolved = resolve(load(recipe))
+    tested = _tested(resolved) if kits else None
     space = outlook.of_space(resolved)
     found = None
     if probe:
@@ -45,13 +50,44 @@ def plan(
             except CandidateFailed as error:
                 raise StudyError(f"the reference preset failed: {error}") from error
     if as_json:
-        print_json(_plain(resolved, space, found))
+        print_json(_plain(resolved, space, found, tested))
         return
-    for line in _lines(resolved, space, found):
+    for line in (*_of_kits(tested), *_lines(resolved, space, found)):
         Console().print(line, markup=False, soft_wrap=True)
 
 
-def _plain(resolved: "Plan", space: "SpaceOutlook", found: "Probe | None") -> dict[str, Any]:
+def _tested(plan: "Plan") -> "Kits | None":
+    """What the kits say of the recipe's plug-ins; None if it has none, or kits cannot run here.
+
+    Raises:
+        RecipeError: a plug-in breaks its contract.
+    """
+    from archloop.search import kits
+
+    recipe = plan.recipe
+    if recipe.plugins is None:
+        return None
+    if remedy := kits.missing():
+        stderr.print(f"plug-ins were not tested: the kits need pytest; {remedy}")
+        return None
+    stderr.print("the contract kits over the recipe's plug-ins")
+    found = kits.run(recipe.root / recipe.plugins)
+    if found.failures:
+        more = len(found.failures) - 1
+        also = f" (and {more} more)" if more else ""
+        raise recipe.error(f"plugins: {found.failures[0]}{also}; mend the plug-in, or --no-kits")
+    return found
+
+
+def _of_kits(tested: "Kits | None") -> Iterator[str]:
+    if tested is not None:
+        names = [f"{kind} {', '.join(names)}" for kind, names in tested.plugins.items()]
+        yield f"plug-ins keep their contracts ({tested.num_passed} tests): {'; '.join(names)}"
+
+
+def _plain(
+    resolved: "Plan", space: "SpaceOutlook", found: "Probe | None", tested: "Kits | None"
+) -> dict[str, Any]:
     from archloop.search import outlook
 
     return {
@@ -60,6 +96,7 @@ def _plain(resolved: "Plan", space: "SpaceOutlook", found: "Probe | None") -> di
             name: {"contexts": target.contexts, "runtime": target.runtime, "quant": target.quant}
             for name, target in resolved.recipe.targets.items()
         },
+        "kits": None if tested is None else tested._asdict(),
         "rungs": resolved.recipe.proxy.rungs,
         "num_trials": resolved.recipe.num_trials,
         "space": {"log10_genomes": space.log10_genomes, "draws": space.draws._asdict()},

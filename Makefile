@@ -65,7 +65,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test
-	$(PIP_INSTALL) -e ".[test,onnx,openvino]"
+	$(PIP_INSTALL) -e ".[test,onnx,openvino,ray]"
 	touch $@
 
 clean:

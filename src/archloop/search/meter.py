@@ -45,6 +45,13 @@ def waited_for(turn: AbstractContextManager[T]) -> Iterator[T]:
         yield given
 
 
+def counts_as(seconds: float) -> None:
+    """This thread's job was worked on for so long so far, elsewhere and by another clock."""
+    watch = _watch.get()
+    if watch is not None:
+        watch.waited += watch.seconds() - seconds
+
+
 class Meter:
     """Splits wall time into stages and the rest; `lap` closes the books of one trial.
 

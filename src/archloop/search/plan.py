@@ -112,13 +112,16 @@ def _resolve(recipe: Recipe) -> Plan:
         where = f"targets.{name}."
         target.check(where)
         runtime: Runtime = registry.get("runtimes", target.runtime)()
-        if missing := runtime.missing_to_export() or _missing_here(target, runtime):
+        elsewhere = recipe.executor.name != "local"
+        missing = runtime.missing_to_export() or _missing_here(target, runtime)
+        if missing and not elsewhere:
             raise UserError(f"{where}runtime: {target.runtime}: {missing}")
     contexts = tuple(sorted({c for target in recipe.targets.values() for c in target.contexts}))
     check_budgets(recipe.budgets, {n: t.contexts for n, t in recipe.targets.items()}, True)
     for path in recipe.proxy.corpus.paths:
         _prefixed("proxy.corpus.paths", corpora.resolve, path, recipe.root)
-    _prefixed("proxy.device", torch_device, recipe.proxy.device)
+    if recipe.executor.name == "local":
+        _prefixed("proxy.device", torch_device, recipe.proxy.device)
     for index, device in enumerate(recipe.executor.devices):
         _prefixed(f"executor.devices[{index}]", torch_device, device)
     space = open_space(recipe.space)

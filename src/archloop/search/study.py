@@ -27,6 +27,7 @@ from archloop.search.evaluator import Evaluator
 from archloop.search.executors.base import Executor
 from archloop.search.executors.local import Local
 from archloop.search.executors.places import num_jobs
+from archloop.search.executors.ray import OnRay, on_ray
 from archloop.search.executors.serial import Serial
 from archloop.search.keeping import on_a_front
 from archloop.search.meter import Clock, Meter
@@ -113,12 +114,17 @@ class Study:
         return reading.read(self.folder, self.recipe.storage)
 
     def _executor(self, evaluator: Evaluator) -> Executor:
-        jobs = num_jobs(self.recipe)
+        if isinstance(evaluator, OnRay):
+            jobs = self.recipe.executor.workers or evaluator.num_jobs
+        else:
+            jobs = num_jobs(self.recipe)
         if jobs == 1:
             return Serial(evaluator, self._clock)
         return Local(evaluator, self._clock, jobs)
 
     def _hardware(self) -> Evaluator:
+        if self.recipe.executor.name == "ray":
+            return on_ray(self.recipe)
         from archloop.search.hardware import HardwareEvaluator
 
         return HardwareEvaluator(self.recipe, StudyFolder(self.folder).artifacts)

@@ -12,6 +12,9 @@ def places(recipe: Recipe) -> tuple[str, ...]:
     asked = recipe.executor
     if asked.devices:
         return asked.devices
+    if asked.name != "local":
+        # Which there are is known to the cluster alone.
+        return (recipe.proxy.device,) * (asked.workers or 1)
     devices = _devices(recipe.proxy.device)
     count = asked.workers or len(devices) * asked.per_device
     return tuple(devices[index % len(devices)] for index in range(count))

@@ -140,20 +140,36 @@ class ExecutorSection(_Section):
     results, which is kept with it.
 
     Attributes:
-        name: ``local``, this machine.
-        workers: jobs at once, each in a process of its own. None: `per_device` trainings on each
-            card of the machine where `proxy.device` is ``cuda``, and one otherwise; one job more
-            where some target can be measured while trainings go on.
+        name: ``local``, this machine; ``ray``, a Ray cluster that runs already.
+        workers: jobs at once, each in a process of its own. None: as many as there is room for,
+            which is `per_device` trainings on each card of the machine where `proxy.device` is
+            ``cuda``, and one otherwise; one job more where some target can be measured while
+            trainings go on.
         devices: of trainings, such as ``[cuda:0, cuda:1]``, one training on each entry at a time;
             an entry that is named twice takes two. Empty: `proxy.device`, where ``cuda`` means
             all cards in turn.
         per_device: trainings at once on each card; small ones leave a card idle in between.
+        address: of the Ray cluster, as ``auto`` or ``ray://head:10001``.
+        train: what a training takes of a node of the cluster, by Ray's names, such as
+            ``{GPU: 1}``; empty: its share of a card, or a processor for each of its threads.
+        targets: likewise what measuring on a target takes, by the target's name: a phone at the
+            cable of one node is ``{phone: 1}`` where that node was started with this resource.
     """
 
-    name: Literal["local"] = "local"
+    name: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     devices: tuple[str, ...] = ()
     per_device: Annotated[int, Field(ge=1, le=64)] = 1
+    address: str = "auto"
+    train: dict[str, Annotated[float, Field(ge=0)]] = {}
+    targets: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = {}
+
+    @model_validator(mode="after")
+    def _check_name(self) -> "ExecutorSection":
+        others = ("devices",) if self.name == "ray" else ("address", "train", "targets")
+        for key in sorted(self.model_fields_set.intersection(others)):
+            raise ValueError(f"{key} says nothing to executor {self.name}; leave it out")
+        return self
 
 
 class Recipe(_Section):
@@ -238,6 +254,14 @@ class Recipe(_Section):
         if all(target.optional for target in targets.values()):
             raise ValueError("every target is optional; leave optional out of one at least")
         return targets
+
+    @model_validator(mode="after")
+    def _check_executor(self) -> "Recipe":
+        for name in self.executor.targets:
+            if name not in self.targets:
+                known = ", ".join(self.targets)
+                raise ValueError(f"executor.targets.{name}: no such target; there are {known}")
+        return self
 
     @field_validator("storage")
     @classmethod

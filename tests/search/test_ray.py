@@ -68,8 +68,9 @@ def test_a_node_killed_in_the_middle_loses_no_stage(cluster, tmp_path):
             time.sleep(0.05)
         cluster.remove_node(cluster.second, allow_graceful=False)
         killed.append(len(log.read_text().splitlines()))
-        cluster.second = cluster.add_node(**SECOND)
 
+    # It takes over: nodes can be added from the main thread alone.
+    cluster.add_node(**SECOND)
     with postgres.server() as url:
         settings = recipe(
             num_trials=8, budgets=[], storage=url, executor={"name": "ray", "workers": 3}
@@ -85,7 +86,7 @@ def test_a_node_killed_in_the_middle_loses_no_stage(cluster, tmp_path):
     assert len(record.trials) == 8
     calls = log.read_text().splitlines()
     assert len(calls) > killed[0]
-    # The node had one measurement and two trainings at once; each was begun once more.
+    # The node had at most one measurement and two trainings; each was begun once more.
     again = [count - 1 for count in Counter(calls).values() if count > 1]
     assert sum(again) <= 3
 

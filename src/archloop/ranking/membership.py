@@ -158,8 +158,8 @@ def _dominators(values_KNM: Floats, probability_N: Floats) -> tuple[Ints, Floats
     """The likeliest dominator of each stack, and how likely it dominates, (N,) each."""
     count = values_KNM.shape[1]
     columns_MKN = np.ascontiguousarray(values_KNM.transpose(2, 0, 1))
-    # A stack that dominates another is nowhere worse and somewhere better, so its sum of values is
-    # smaller. That is checked first, since it is one comparison.
+    # A dominator is nowhere worse, which the loop below asks, and somewhere better. Given the
+    # first, the second holds where its sum is smaller.
     sum_KN = columns_MKN.sum(0)
     best_N, certainty_N = np.zeros(count, np.int64), np.zeros(count)
     for rival in np.argsort(-probability_N, kind="stable")[:NUM_RIVALS]:

@@ -1,6 +1,7 @@
 """Models that answer an evaluation by rule: one knows every answer, one guesses."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,13 @@ class Oracle(Answering):
         return " " + str(self.replies[self.codec.decode(request.ids[1:])])
 
 
+@lru_cache(maxsize=1)
+def _answers(task: Any) -> list[Any]:
+    """The tokens that answer at each place of a row, as many examples show them."""
+    targets_NT = task.examples("test", 1, 4000).targets_NT
+    return [np.unique(column_N[column_N >= 0]) for column_N in targets_NT.T]
+
+
 class Guesser(Answering):
     """Answers by lot, a new one for each request, as if it had never seen a question twice."""
 
@@ -105,13 +113,11 @@ class Guesser(Answering):
 
     def best(self, ids_NT: Any, asked_NT: Any) -> Any:
         del asked_NT
-        targets_NT = self.task.examples("test", 1, 4000).targets_NT
         # It knows which tokens answer at each place, and nothing about the example.
         out_NT = np.zeros_like(ids_NT)
-        for place in range(ids_NT.shape[1]):
-            answers = targets_NT[:, place][targets_NT[:, place] >= 0]
+        for place, answers in enumerate(_answers(self.task)):
             if len(answers):
-                out_NT[:, place] = self.rng.choice(np.unique(answers), size=len(ids_NT))
+                out_NT[:, place] = self.rng.choice(answers, size=len(ids_NT))
         return out_NT
 
     def nats(self, request: Any) -> float:

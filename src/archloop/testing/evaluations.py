@@ -36,7 +36,7 @@ class EvaluationContract(Contract):
         """What to test, by a name for each; by default every plug-in with its own settings."""
         return {name: registry.get("tasks", name) for name in cls.plugins()}
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def evaluation(self, request: pytest.FixtureRequest) -> Any:
         """The evaluation at hand; one whose data was not fetched is passed over."""
         evaluation = request.param()

@@ -1,6 +1,7 @@
 """The contract of strategies: proposals are new, valid and a function of what was told."""
 
 import math
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,9 @@ from archloop.testing.contract import Contract
 from archloop.testing.spaces import RICH, assert_valid
 
 SEED = 11
+
+LONGEST = 40
+"""Trials of the longest study that a test looks at."""
 
 
 def make(name: str, num_initial: int = 2) -> Strategy:
@@ -46,11 +50,17 @@ def told(strategy: Strategy, number: int, history: list[Told]) -> Told:
 
 
 def study(name: str, num_trials: int) -> list[Told]:
-    """The history of so many trials."""
-    strategy, history = make(name), list[Told]()
-    for number in range(num_trials):
+    """The history of so many trials; a shorter study is the beginning of a longer one."""
+    assert num_trials <= LONGEST
+    return list(_longest_study(registry.get("strategies", name))[:num_trials])
+
+
+@cache
+def _longest_study(plugin: type[Strategy]) -> tuple[Told, ...]:
+    strategy, history = make(plugin.name), list[Told]()
+    for number in range(LONGEST):
         history.append(told(strategy, number, history))
-    return history
+    return tuple(history)
 
 
 class StrategyContract(Contract):
@@ -59,21 +69,21 @@ class StrategyContract(Contract):
     kind: ClassVar[str] = "strategies"
 
     def test_proposals_are_valid_new_and_come_with_their_origin(self, name: str) -> None:
-        history, strategy = study(name, 40), make(name)
+        history, strategy = study(name, LONGEST), make(name)
         new = [entry for entry in history if entry.replicates is None]
         digests = {strategy.identity(entry.genome) for entry in new}
         assert len(digests) == len(new)
-        for number in range(40, 60):
+        for number in range(LONGEST, LONGEST + 10):
             proposal = strategy.ask(number, SEED, history)
             assert_valid(strategy.space, proposal.genome)
             assert (proposal.replicates is None) == (
                 strategy.identity(proposal.genome) not in digests
             )
             assert proposal.origin
-            assert set(proposal.parents) <= set(range(40))
+            assert set(proposal.parents) <= set(range(LONGEST))
 
     def test_a_replicate_is_of_a_trial_that_was_trained(self, name: str) -> None:
-        history = study(name, 60)
+        history = study(name, LONGEST)
         for entry in history:
             if entry.replicates is not None:
                 first = history[entry.replicates]

@@ -1,8 +1,10 @@
 """Whether two checkouts of archloop propose the same stacks and train them to the same numbers.
 
-A refactoring must move no number. Each checkout runs the start of its own quickstart with its own
+A refactoring must move no number. Each checkout runs the start of the quickstart with its own
 sources, in processes of its own: the reference preset's trainings and the trials that no
-measurement has a say in (the initial layouts and the first random ones). Compared bit by bit:
+measurement has a say in (the initial layouts and the first random ones). What is searched and
+trained is that of the first checkout's quickstart in both, so that a recipe which was changed on
+purpose moves nothing; how it is measured, each checkout says in its own way. Compared bit by bit:
 
 1. the specs, ship and proxy, without the settings that have their default value (so that a setting
    which only one of the two knows does not count while nobody uses it);
@@ -30,6 +32,9 @@ import yaml
 NUM_TRIALS = 4
 """Three initial layouts and one drawn at random; from the next on, parents play a part."""
 
+SHARED = ("seed", "reference", "initial", "space", "strategy", "proxy", "promote_share", "threads")
+"""Keys of the first checkout's recipe that both run."""
+
 _DEFAULTS = """
 import json, sys
 from archloop.stack.spec import StackSpec
@@ -39,10 +44,20 @@ print(json.dumps([StackSpec.model_validate(s).model_dump(mode="json", exclude_de
 """
 
 
-def recipe_of(checkout: Path) -> dict[str, Any]:
-    """The checkout's quickstart, with as little measuring as it takes."""
-    recipe: dict[str, Any] = yaml.safe_load((checkout / "recipes/quickstart.yaml").read_text())
+def quickstart(checkout: Path) -> dict[str, Any]:
+    """The checkout's quickstart as it is."""
+    found: dict[str, Any] = yaml.safe_load((checkout / "recipes/quickstart.yaml").read_text())
+    return found
+
+
+def recipe_of(checkout: Path, numbers: Path) -> dict[str, Any]:
+    """The checkout's quickstart with another's numbers, and as little measuring as it takes."""
+    recipe, shared = quickstart(checkout), quickstart(numbers)
+    recipe = {key: value for key, value in recipe.items() if key not in SHARED}
+    recipe |= {key: shared[key] for key in SHARED if key in shared}
     recipe |= {"num_trials": NUM_TRIALS, "budgets": []}
+    if "replicates" in recipe:
+        recipe["replicates"] = 0
     measuring = {"contexts": [64], "processes": 2, "timed_steps": 20, "prefill_repeats": 1}
     for settings in (recipe.get("profile"), recipe.get("measuring"), recipe.get("protocol")):
         if isinstance(settings, dict):
@@ -52,9 +67,9 @@ def recipe_of(checkout: Path) -> dict[str, Any]:
     return recipe
 
 
-def run(checkout: Path, runs: Path, cache: Path) -> dict[str, Any]:
+def run(checkout: Path, numbers: Path, runs: Path, cache: Path) -> dict[str, Any]:
     """Specs by trial, and losses and scores by stage file, of one checkout."""
-    recipe = recipe_of(checkout)
+    recipe = recipe_of(checkout, numbers)
     file = runs / "recipe.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -100,15 +115,22 @@ def _training(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """In words, what differs; stage files of rungs that only one checkout reached do not count.
+    """In words, what differs.
 
-    Which trials climb a rung hangs on measured times.
+    Stage files that only one checkout has do not count but for rung 0 of a trial: which trials
+    climb a rung hangs on measured times, and how often the reference preset and other stacks are
+    trained before trial 0, on the checkout.
     """
     found = []
     for number in sorted(set(before["specs"]) | set(after["specs"]), key=int):
         if before["specs"].get(number) != after["specs"].get(number):
             found.append(f"spec of trial {number}")
-    first = {name for side in (before, after) for name in side["trainings"] if "rung-0" in name}
+    first = {
+        name
+        for side in (before, after)
+        for name in side["trainings"]
+        if name.startswith("trials/") and name.endswith("rung-0.json")
+    }
     both = set(before["trainings"]) & set(after["trainings"])
     for name in sorted(first | both):
         one, other = before["trainings"].get(name), after["trainings"].get(name)
@@ -134,7 +156,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         sides = [
-            run(checkout, Path(scratch) / name, Path(scratch) / "cache" / name)
+            run(checkout, given.before, Path(scratch) / name, Path(scratch) / "cache" / name)
             for name, checkout in (("before", given.before), ("after", given.after))
         ]
     before, after = sides

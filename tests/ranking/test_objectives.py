@@ -4,10 +4,14 @@ import math
 
 import pytest
 
-from archloop.ranking import objectives
+from archloop.evals.base import Score
+from archloop.profiling.record import Interval, Profile
+from archloop.ranking import anchors, objectives
 from archloop.ranking.budgets import Budget
 from archloop.ranking.record import Objective, Objectives
 from ranking.profiles import IDENTITY, profile
+
+QUALITY = {"quality": objectives.readings([0.5])}
 
 
 def means(found: Objectives) -> tuple[float, ...]:
@@ -19,7 +23,7 @@ def means(found: Objectives) -> tuple[float, ...]:
 
 def test_latency_and_memory_are_the_worst_over_targets() -> None:
     profiles = {"laptop": profile(0.7, 1.3), "phone": profile(0.9, 0.6)}
-    found = objectives.objectives(profiles, [0.5])
+    found = objectives.objectives(profiles, QUALITY)
     assert list(found.values) == ["quality", "latency", "memory"]
     assert means(found) == pytest.approx((0.5, 0.9, 1.3))
     assert objectives.as_point(found) == pytest.approx((-0.5, 0.9, 1.3))
@@ -33,20 +37,103 @@ def test_readings_say_how_far_processes_lie_apart() -> None:
     assert latency.n == 5
     assert latency.sd == pytest.approx(0.9 * 0.05 / 2.776 * math.sqrt(5), rel=0.01)
     # One training shows no noise of its own, and that over examples is common to all trials.
-    quality = objectives.objectives({"here": profile()}, [0.5]).values["quality"]
+    quality = objectives.objectives({"here": profile()}, QUALITY).values["quality"]
     assert (quality.n, quality.sd) == (1, None)
 
 
 def test_the_reference_is_one_by_definition_and_known_as_well_as_its_seeds() -> None:
-    found = objectives.of_reference([0.5, 0.6, 0.7])
+    found = objectives.of_reference({"quality": objectives.readings([0.5, 0.6, 0.7])})
     assert means(found) == pytest.approx((0.6, 1.0, 1.0))
     assert found.values["latency"].n == found.values["memory"].n == 0
     assert found.values["quality"].sd == pytest.approx(0.1)
 
 
 def test_objectives_need_ratios() -> None:
+    without = profile().model_copy(update={"latency_ratio": None})
     with pytest.raises(ValueError, match="the profile on here has no latency ratio"):
-        objectives.objectives({"here": profile().model_copy(update={"latency_ratio": None})}, [1.0])
+        objectives.objectives({"here": without}, QUALITY)
+
+
+# --- objectives of one's own --------------------------------------------------------------------
+
+FIRST_TOKEN = Objective(name="first token", direction="minimize", figure="ttft_ms")
+PREFILL = Objective(
+    name="prefill", direction="maximize", figure="prefill_tok_per_s", contexts="worst"
+)
+RECALL = Objective(name="recall", direction="maximize", figure="quality:recall")
+
+
+def with_ratios(**by_context: dict[str, float]) -> Profile:
+    return profile().model_copy(
+        update={
+            "ratios": {
+                context: {
+                    name: Interval(value=value, low=0.9 * value, high=value / 0.9)
+                    for name, value in ratios.items()
+                }
+                for context, ratios in by_context.items()
+            }
+        }
+    )
+
+
+def test_any_metric_of_a_device_can_be_an_objective() -> None:
+    profiles = {
+        "laptop": with_ratios(a={"ttft_ms": 1.0}, b={"ttft_ms": 4.0}),
+        "phone": with_ratios(a={"ttft_ms": 1.0}, b={"ttft_ms": 1.0}),
+    }
+    wanted = (*objectives.OBJECTIVES, FIRST_TOKEN)
+    found = objectives.objectives(profiles, QUALITY, wanted)
+    # The geometric mean over contexts, the worst over targets.
+    assert found.mean("first token") == pytest.approx(2.0)
+    assert objectives.as_point(found, wanted)[-1] == pytest.approx(2.0)
+    reference = objectives.of_reference(QUALITY, wanted)
+    assert reference.mean("first token") == 1
+    assert objectives.reference_point(profiles, (), wanted).mean("first token") == 1.5
+
+
+def test_the_worst_of_what_is_maximised_is_the_least() -> None:
+    ratios = {"a": {"prefill_tok_per_s": 0.8}, "b": {"prefill_tok_per_s": 1.2}}
+    profiles = {"laptop": with_ratios(**ratios), "phone": with_ratios(a={"prefill_tok_per_s": 0.9})}
+    found = objectives.device(profiles, [PREFILL])
+    assert found["prefill"].mean == pytest.approx(0.8)
+    worst = objectives.reference_point(profiles, (), [PREFILL])
+    assert worst.mean("prefill") == pytest.approx(1 / 1.5)
+
+
+def test_a_metric_that_was_not_measured_is_said() -> None:
+    with pytest.raises(ValueError, match="no prefill_tok_per_s ratio"):
+        objectives.device({"here": with_ratios(a={"ttft_ms": 1.0})}, [PREFILL])
+
+
+def test_a_category_of_scores_can_stand_for_itself() -> None:
+    def score(value: float, category: str) -> Score:
+        return Score(
+            value=value,
+            standard_error=0.01,
+            chance=0.0,
+            perfect=1.0,
+            num_examples=10,
+            category=category,
+        )
+
+    def scores(recall: float, text: float) -> dict[str, Score]:
+        return {"copy": score(recall, "recall"), "words": score(text, "text")}
+
+    stacks = {"low": [scores(0.2, 0.1)] * 2, "high": [scores(0.6, 0.9)] * 2}
+    scale, _ = anchors.measure(stacks, {}, ("low", "high"))
+    assert scale is not None
+    wanted = (*objectives.OBJECTIVES, RECALL)
+    found = objectives.of_scores(scale, [scores(0.6, 0.1), scores(0.2, 0.1)], wanted)
+    assert list(found) == ["quality", "recall"]
+    # Half of quality is recall, in which these trainings differ alone.
+    low, high = (objectives.of_scores(scale, [scores(r, 0.1)], wanted) for r in (0.2, 0.6))
+    gains = {name: high[name].mean - low[name].mean for name in found}
+    assert gains["recall"] == pytest.approx(2 * gains["quality"])
+    assert found["recall"].sd == pytest.approx(gains["recall"] / math.sqrt(2))
+    unknown = Objective(name="wit", direction="maximize", figure="quality:wit")
+    with pytest.raises(ValueError, match="no score of category 'wit' counts"):
+        objectives.of_scores(scale, [scores(0.6, 0.1)], [unknown])
 
 
 # --- reference point ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import pytest
 
+from archloop.ranking.objectives import OBJECTIVES
 from archloop.ranking.record import Objectives, Readings
 from archloop.search.plan import resolve
 from archloop.search.rungs import Climb, due
@@ -40,7 +41,7 @@ def told(spec, number, *qualities, replicates=None, **outcome):
 
 
 def next_climb(trials, busy=(), share=1 / 3, num_rungs=3):
-    return due(trials, busy, QUIET, WORST, num_rungs, share, seed=1)
+    return due(trials, busy, QUIET, WORST, num_rungs, share, OBJECTIVES, seed=1)
 
 
 def test_nobody_climbs_before_three_have_finished_a_rung(spec):

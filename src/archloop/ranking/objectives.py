@@ -4,10 +4,12 @@ Pure functions of records, so that a report can recompute all of them from the s
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-from archloop.profiling.record import Interval, Profile
+from archloop.evals.base import Score
+from archloop.profiling.record import Figures, Interval, Profile
+from archloop.ranking.anchors import Scale
 from archloop.ranking.budgets import Budget, log_readings
 from archloop.ranking.record import Objective, Objectives, Readings
 
@@ -19,46 +21,92 @@ OBJECTIVES = (
     Objective(name="memory", direction="minimize"),
 )
 """What is optimised unless a recipe says otherwise."""
+MEASURED = (
+    "latency",
+    "memory",
+    *(name for name in Figures.model_fields if name not in ("context", "engine_empty_bytes")),
+)
+"""Figures of a device that can be an objective: whatever a measurement has is one."""
 
 # --- objectives ---------------------------------------------------------------------------------
 
 
-def objectives(profiles: Mapping[str, Profile], qualities: Sequence[float]) -> Objectives:
-    """What is read of a trial: quality over trainings, latency and memory over processes.
+def objectives(
+    profiles: Mapping[str, Profile],
+    scored: Mapping[str, Readings],
+    wanted: Sequence[Objective] = OBJECTIVES,
+) -> Objectives:
+    """What is read of a trial, by objective in the order in which they are wanted.
+
+    Args:
+        profiles: by target, each with ratios to the reference.
+        scored: the objectives of scores, over trainings (`of_scores`).
+        wanted: the study's objectives.
+
+    Raises:
+        ValueError: a profile has no ratio to the reference.
+    """
+    found = {**scored, **device(profiles, wanted)}
+    return Objectives(values={objective.name: found[objective.name] for objective in wanted})
+
+
+def of_scores(
+    scale: Scale,
+    trainings: Sequence[Mapping[str, Score]],
+    wanted: Sequence[Objective] = OBJECTIVES,
+) -> dict[str, Readings]:
+    """The objectives of scores, each read once a training.
 
     The standard error of quality over examples is left out: the examples are the same for all
     trials, so that it is no part of how stacks differ.
 
     Args:
-        profiles: by target, each with ratios to the reference.
-        qualities: one a training.
+        scale: how scores become quality.
+        trainings: scores by name, of each.
+        wanted: the study's objectives.
 
     Raises:
-        ValueError: a profile has no ratio to the reference.
+        ValueError: a score that counts is missing, or none of a category counts.
     """
-    return Objectives(values={"quality": readings(qualities), **device(profiles)})
-
-
-def device(profiles: Mapping[str, Profile]) -> dict[str, Readings]:
-    """Latency and memory, each the largest ratio over targets."""
-    found: dict[str, Readings] = {}
-    names: tuple[Literal["latency", "memory"], ...] = ("latency", "memory")
-    for name in names:
-        interval, processes = _worst(profiles, name)
-        logs = log_readings(interval, processes)
-        assert logs.sd is not None
-        found[name] = Readings(mean=interval.value, sd=interval.value * logs.sd, n=processes)
+    found = {}
+    for objective in wanted:
+        if objective.category is not None:
+            values = [_score(scale, scores, objective.category) for scores in trainings]
+            found[objective.name] = readings(values)
     return found
 
 
-def of_reference(qualities: Sequence[float]) -> Objectives:
-    """Of the reference run: its ratios to itself are 1 by definition, its qualities were read.
+def without_skill(wanted: Sequence[Objective] = OBJECTIVES) -> dict[str, Readings]:
+    """As `of_scores`, of a training that diverged: it is worth what no skill at all is."""
+    return {each.name: readings([0.0]) for each in wanted if each.category is not None}
+
+
+def device(
+    profiles: Mapping[str, Profile], wanted: Sequence[Objective] = OBJECTIVES
+) -> dict[str, Readings]:
+    """The objectives that are measured, each the worst ratio over targets."""
+    found: dict[str, Readings] = {}
+    for objective in wanted:
+        if objective.category is None:
+            interval, processes = _worst(profiles, objective)
+            logs = log_readings(interval, processes)
+            assert logs.sd is not None
+            sd = interval.value * logs.sd
+            found[objective.name] = Readings(mean=interval.value, sd=sd, n=processes)
+    return found
+
+
+def of_reference(
+    scored: Mapping[str, Readings], wanted: Sequence[Objective] = OBJECTIVES
+) -> Objectives:
+    """Of the reference run: its ratios to itself are 1 by definition, its scores were read.
 
     Args:
-        qualities: one a training.
+        scored: the objectives of its scores.
+        wanted: the study's objectives.
     """
     one = Readings(mean=1.0, n=0)
-    return Objectives(values={"quality": readings(qualities), "latency": one, "memory": one})
+    return Objectives(values={each.name: scored.get(each.name, one) for each in wanted})
 
 
 def readings(values: Sequence[float]) -> Readings:
@@ -79,39 +127,79 @@ def as_point(values: Objectives, objectives: Sequence[Objective] = OBJECTIVES) -
     )
 
 
-def reference_point(reference: Mapping[str, Profile], budgets: Sequence[Budget] = ()) -> Objectives:
+def reference_point(
+    reference: Mapping[str, Profile],
+    budgets: Sequence[Budget] = (),
+    wanted: Sequence[Objective] = OBJECTIVES,
+) -> Objectives:
     """The worst objectives that count, fixed before trial 0.
 
-    Quality: that of a stack which lacks every skill. Latency and memory: what the budgets allow,
-    where they limit the objective on every target and at every context; otherwise 1.5 times the
-    reference preset.
+    Of scores: those of a stack which lacks every skill. Latency and memory: what the budgets allow,
+    where they limit the objective on every target and at every context; otherwise, and of every
+    other metric, 1.5 times the reference preset (or 1 / 1.5 of it, where more is better).
 
     Args:
         reference: the reference preset's profiles by target.
         budgets: of the study.
+        wanted: the study's objectives.
     """
-    latencies = [_latency_bound(profile, target, budgets) for target, profile in reference.items()]
-    memories = [_memory_bound(profile, target, budgets) for target, profile in reference.items()]
-    bounds = {"quality": 0.0, "latency": _largest(latencies), "memory": _largest(memories)}
-    return Objectives(values={name: Readings(mean=bound, n=0) for name, bound in bounds.items()})
+    bounds = {"latency": _latency_bound, "memory": _memory_bound}
+    worst = {}
+    for objective in wanted:
+        bound = DEFAULT_BOUND if objective.direction == "minimize" else 1 / DEFAULT_BOUND
+        if objective.category is not None:
+            bound = 0.0
+        elif objective.of in bounds:
+            limit = bounds[objective.of]
+            bound = _largest([limit(each, name, budgets) for name, each in reference.items()])
+        worst[objective.name] = Readings(mean=bound, n=0)
+    return Objectives(values=worst)
 
 
 # --- inside -------------------------------------------------------------------------------------
 
 
-def _worst(
-    profiles: Mapping[str, Profile], objective: Literal["latency", "memory"]
-) -> tuple[Interval, int]:
-    """The largest ratio over targets, and the number of processes behind it."""
-    found: list[tuple[Interval, int]] = []
-    for target, profile in profiles.items():
-        interval: Interval | None = getattr(profile, f"{objective}_ratio")
-        if interval is None:
-            raise ValueError(f"the profile on {target} has no {objective} ratio to a reference")
-        found.append((interval, profile.num_processes))
+def _score(scale: Scale, scores: Mapping[str, Score], category: str) -> float:
+    """Quality, or what one category adds to it, in standard deviations over the anchor stacks."""
+    if not category:
+        return scale.quality(scores)
+    found = scale.categories(scores)
+    if category not in found:
+        raise ValueError(f"no score of category {category!r} counts; those that do: {list(found)}")
+    return found[category] / scale.spreads[category]
+
+
+def _worst(profiles: Mapping[str, Profile], objective: Objective) -> tuple[Interval, int]:
+    """The worst ratio over targets, and the number of processes behind it."""
+    found = [
+        (_ratio(profile, target, objective), profile.num_processes)
+        for target, profile in profiles.items()
+    ]
     if not found:
-        raise ValueError(f"no profile to take {objective} from")
-    return max(found, key=lambda pair: pair[0].value)
+        raise ValueError(f"no profile to take {objective.name} from")
+    worst = max if objective.direction == "minimize" else min
+    return worst(found, key=lambda pair: pair[0].value)
+
+
+def _ratio(profile: Profile, target: str, objective: Objective) -> Interval:
+    """To the reference on one target, over contexts."""
+    missing = f"the profile on {target} has no {objective.of} ratio to a reference"
+    if objective.of in ("latency", "memory"):
+        whole: Interval | None = getattr(profile, f"{objective.of}_ratio")
+        if whole is None:
+            raise ValueError(missing)
+        return whole
+    ratios = [by_name.get(objective.of) for by_name in profile.ratios.values()]
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known or len(known) < len(ratios):
+        raise ValueError(missing)
+    if objective.contexts == "worst":
+        worst = max if objective.direction == "minimize" else min
+        return worst(known, key=lambda ratio: ratio.value)
+    # The same processes are behind every context, so their noise does not average out.
+    ends = ([getattr(r, end) for r in known] for end in ("value", "low", "high"))
+    value, low, high = (statistics.geometric_mean(each) for each in ends)
+    return Interval(value=value, low=low, high=high)
 
 
 def _limit(

@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+QUALITY = "quality"
+"""Figure of an objective that is read of scores."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,10 +32,32 @@ class BrokenBudget(_Record):
 
 
 class Objective(_Record):
-    """What is optimised: the name of a figure, and which way is better."""
+    """What is optimised.
+
+    Attributes:
+        name: in records and reports.
+        direction: which way is better.
+        figure: of which figure; empty: of that with the objective's name. ``quality`` and
+            ``quality:<category>`` are of scores; ``latency``, ``memory`` and the metrics of a
+            measurement, such as ``ttft_ms``, are ratios to the reference preset.
+        contexts: how a metric is aggregated over contexts; over targets the worst one counts.
+    """
 
     name: str
     direction: Literal["maximize", "minimize"]
+    figure: str = ""
+    contexts: Literal["mean", "worst"] = "mean"
+
+    @property
+    def of(self) -> str:
+        """The figure's name."""
+        return self.figure or self.name
+
+    @property
+    def category(self) -> str | None:
+        """Of scores: their category, empty for all of them; None where a device is measured."""
+        kind, _, category = self.of.partition(":")
+        return category if kind == QUALITY else None
 
 
 class Readings(_Record):

@@ -126,6 +126,7 @@ def _compare(study: StudyRecord, num_trials: int, num_draws: int) -> Verdict | N
         stacks,
         study.noise,
         study.reference_point,
+        study.objectives,
         num_draws=num_draws,
     )
     known = pools([*study.noise, *(trial.readings for trial in study.trials)])

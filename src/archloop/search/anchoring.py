@@ -14,7 +14,7 @@ from archloop.proxy.mixture import make_task
 from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking import anchors
 from archloop.ranking.anchors import Scale
-from archloop.ranking.objectives import readings
+from archloop.ranking.objectives import of_scores
 from archloop.ranking.record import Readings
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed
@@ -35,14 +35,14 @@ class Anchoring(NamedTuple):
     Attributes:
         scale: how scores become quality.
         dropped: why each other score does not count.
-        noise: qualities of each stack that was trained several times.
+        noise: objectives of scores, of each stack that was trained several times.
         scores: averaged over trainings, by stack, the reference aside.
         rungs: all trainings, the reference's aside; `seconds` is what these took.
     """
 
     scale: Scale
     dropped: dict[str, str]
-    noise: list[Readings]
+    noise: list[dict[str, Readings]]
     scores: dict[str, dict[str, Score]]
     rungs: list[Rung]
     seconds: float
@@ -111,11 +111,23 @@ def train(
     return Anchoring(
         scale,
         dropped,
-        [readings([scale.quality(r.scores) for r in each]) for each in trained.values()],
+        _noise(plan, scale, trained),
         {n: averaged([r.scores for r in each]) for n, each in trained.items() if n != REFERENCE},
         others,
         math.fsum(seconds),
     )
+
+
+def _noise(
+    plan: Plan, scale: Scale, trained: Mapping[str, Sequence[Rung]]
+) -> list[dict[str, Readings]]:
+    try:
+        return [
+            of_scores(scale, [rung.scores for rung in each], plan.recipe.objectives)
+            for each in trained.values()
+        ]
+    except ValueError as error:
+        raise StudyError(f"objectives: {error}") from error
 
 
 def measured(

@@ -27,12 +27,14 @@ def reason(
     if recipe.until_still is not None:
         originals = [trial for trial in trials if trial.stored.candidate.replicates is None]
         latest = {trial.stored.number for trial in originals[-recipe.until_still :]}
-        if len(originals) > recipe.until_still and not latest & _front(originals, reference_run):
+        if len(originals) > recipe.until_still and not latest & _front(
+            originals, reference_run, recipe
+        ):
             return f"none of the last {recipe.until_still} trials is on the front"
     return None
 
 
-def _front(trials: Sequence[Finished], reference_run: ReferenceRun) -> set[int]:
+def _front(trials: Sequence[Finished], reference_run: ReferenceRun, recipe: Recipe) -> set[int]:
     """Numbers of the trials on the front of the shrunk means."""
     reached = [trial for trial in trials if trial.result.reached]
     if not reached:
@@ -43,6 +45,7 @@ def _front(trials: Sequence[Finished], reference_run: ReferenceRun) -> set[int]:
         stacks,
         reference_run.noise,
         reference_run.worst,
+        recipe.objectives,
         num_draws=NUM_DRAWS,
     )
     return {reached[index].stored.number for index in found.reported if index >= 0}

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal
 
-from archloop.proxy.record import TrainJob
+from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking import budgets, objectives
 from archloop.search import anchoring
 from archloop.search.errors import StudyError
@@ -20,7 +20,9 @@ from archloop.search.plan import Plan, training_seed
 from archloop.search.tuning import tune
 from archloop.search.workshop import Training, Workshop
 from archloop.store.folder import StudyFolder, TrialFolder
+from archloop.store.record import FamilyRate
 from archloop.store.reference_run import ReferenceRun, averaged, mean_rate
+from archloop.store.stages import Stage
 
 _SEED_STREAM = 2**32
 """Added to a seed's index: training seeds of the reference preset are no trial's."""
@@ -55,6 +57,58 @@ def _establish(
     files = folder.reference(f"{key}:{plan.reference.digest}")
     announce("reference", "measured beside itself")
     measured = workshop.profile(plan.reference, plan.reference, 1, files)
+    anchored, trained, further = _trained(plan, workshop, folder, key, rates, files, announce)
+    profiles = measured.value.profiles
+    wanted, stages = recipe.objectives, [*trained, *further]
+    scores = [stage.value.scores for stage in trained]
+    by_rung = [
+        objectives.of_reference(objectives.of_scores(anchored.scale, each, wanted), wanted)
+        for each in (scores, *([stage.value.scores] for stage in further))
+    ]
+    limited = budgets.limited(profiles, recipe.budgets)
+    beside_itself = {
+        **objectives.device(profiles, wanted),
+        **{figure.name: figure.logs for figure in limited},
+    }
+    trainings = [*(stage.value for stage in stages), *anchored.rungs]
+    eval_s = math.fsum(rung.eval_s for rung in trainings)
+    return ReferenceRun(
+        candidate=plan.reference_candidate,
+        costs=plan.costs(plan.reference),
+        worst=objectives.reference_point(profiles, recipe.budgets, wanted),
+        objectives=tuple(by_rung),
+        scores=averaged(scores),
+        identities={target: profile.identity for target, profile in profiles.items()},
+        scale=anchored.scale,
+        dropped=anchored.dropped,
+        noise=(beside_itself, *anchored.noise),
+        anchors=anchored.scores,
+        learning_rates=rates,
+        files=dict(files.checksums),
+        seconds={
+            "profile": measured.seconds,
+            "train": math.fsum(stage.seconds for stage in stages) + anchored.seconds - eval_s,
+            "evaluate": eval_s,
+            "tune": tuning_s,
+        },
+    )
+
+
+def _trained(
+    plan: Plan,
+    workshop: Workshop,
+    folder: StudyFolder,
+    key: str,
+    rates: dict[str, FamilyRate],
+    files: TrialFolder,
+    announce: Announce,
+) -> tuple[anchoring.Anchoring, list[Stage[Rung]], list[Stage[Rung]]]:
+    """The anchors' trainings, and the reference preset's: of rung 0 by seed, of each further rung.
+
+    Raises:
+        StudyError: the reference preset's training diverged, or the anchors give no scale.
+    """
+    recipe = plan.recipe
     rate = mean_rate(rates, plan.reference.layout)
     wanted = [
         _training(plan, files, rung=0, seed_index=index, rate=rate)
@@ -68,52 +122,19 @@ def _establish(
     with suppress(CandidateFailed):
         workshop.train([*wanted, *(each for stack in anchors.values() for each in stack)])
     trained = workshop.train(wanted)
-    stages = list(trained)
+    further: list[Stage[Rung]] = []
     for rung in range(1, len(recipe.proxy.rungs)):
         announce("reference", f"trained for rung {rung}")
-        stages += workshop.train([_training(plan, files, rung=rung, seed_index=0, rate=rate)])
+        further += workshop.train([_training(plan, files, rung=rung, seed_index=0, rate=rate)])
     for rung in range(len(recipe.proxy.rungs)):
         files.checkpoint(rung).unlink(missing_ok=True)
-    if any(stage.value.diverged for stage in stages):
+    if any(stage.value.diverged for stage in (*trained, *further)):
         raise StudyError(
             "the training of the reference preset diverged; lower proxy.training.learning_rate"
         )
     rungs = [stage.value for stage in trained]
     say = partial(announce, "reference")
-    anchored = anchoring.train(plan, workshop, anchors, rungs, say)
-    profiles = measured.value.profiles
-    quality = anchored.scale.quality
-    by_rung = [
-        objectives.of_reference([quality(rung.scores) for rung in rungs]),
-        *(objectives.of_reference([quality(s.value.scores)]) for s in stages[len(trained) :]),
-    ]
-    limited = budgets.limited(profiles, recipe.budgets)
-    beside_itself = {
-        **objectives.device(profiles),
-        **{figure.name: figure.logs for figure in limited},
-    }
-    trainings = [*(stage.value for stage in stages), *anchored.rungs]
-    eval_s = math.fsum(rung.eval_s for rung in trainings)
-    return ReferenceRun(
-        candidate=plan.reference_candidate,
-        costs=plan.costs(plan.reference),
-        worst=objectives.reference_point(profiles, recipe.budgets),
-        objectives=tuple(by_rung),
-        scores=averaged([rung.scores for rung in rungs]),
-        identities={target: profile.identity for target, profile in profiles.items()},
-        scale=anchored.scale,
-        dropped=anchored.dropped,
-        noise=(beside_itself, *({"quality": each} for each in anchored.noise)),
-        anchors=anchored.scores,
-        learning_rates=rates,
-        files=dict(files.checksums),
-        seconds={
-            "profile": measured.seconds,
-            "train": math.fsum(stage.seconds for stage in stages) + anchored.seconds - eval_s,
-            "evaluate": eval_s,
-            "tune": tuning_s,
-        },
-    )
+    return anchoring.train(plan, workshop, anchors, rungs, say), trained, further
 
 
 def _training(

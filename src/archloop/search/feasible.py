@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from archloop.ranking.objectives import OBJECTIVES
-from archloop.ranking.record import Objectives
+from archloop.ranking.record import QUALITY, Objectives
 from archloop.search.errors import NoFeasibleTrial
 from archloop.search.telling import Finished
 from archloop.store.record import Outcome
@@ -50,10 +49,11 @@ def in_words(result: Outcome) -> str:
         )
     if result.error is not None and not result.by_rung:
         return result.error
-    first, names = result.by_rung[0], [objective.name for objective in OBJECTIVES]
+    first = result.by_rung[0]
     if not result.scored:
-        return f"training diverged, {_values(first, names[1:])}"
-    return _values(first, names)
+        names = [name for name in first.values if name != QUALITY]
+        return f"training diverged, {_values(first, names)}"
+    return _values(first, list(first.values))
 
 
 def _values(found: Objectives, names: Sequence[str]) -> str:

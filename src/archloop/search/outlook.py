@@ -134,7 +134,7 @@ def seconds(plan: Plan, found: Probe) -> dict[str, float]:
         for rung, steps in enumerate(rungs[1:])
     )
     share_again = 0.5 if recipe.looks > 1 else 0.0
-    members = front_size(recipe.num_trials, len(objectives.OBJECTIVES))
+    members = front_size(recipe.num_trials, len(recipe.objectives))
     num_trials = recipe.num_trials + recipe.replicates * members
     return {
         "reference": found.profile_s

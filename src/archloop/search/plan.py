@@ -248,7 +248,7 @@ def _strategy(recipe: Recipe, space: Space) -> Strategy:
     except ValidationError as error:
         what = describe(error, kind.Config, section.settings)
         raise UserError(f"strategy.settings.{what}") from error
-    strategy: Strategy = kind(space, config, _initial(recipe, space))
+    strategy: Strategy = kind(space, config, _initial(recipe, space), recipe.objectives)
     return strategy
 
 

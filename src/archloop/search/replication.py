@@ -8,11 +8,12 @@ replicates alone: they were not chosen for being good.
 from collections.abc import Sequence
 
 from archloop.ranking.comparison import compared
+from archloop.search.recipe.recipe import Recipe
 from archloop.search.telling import Finished
 from archloop.store.reference_run import ReferenceRun
 
 
-def due(trials: Sequence[Finished], reference_run: ReferenceRun, count: int) -> int | None:
+def due(trials: Sequence[Finished], reference_run: ReferenceRun, recipe: Recipe) -> int | None:
     """Number of the trial to replicate next; None if nothing is due.
 
     A function of the trials that are no replicates, so that replicates do not change what is
@@ -21,8 +22,9 @@ def due(trials: Sequence[Finished], reference_run: ReferenceRun, count: int) -> 
     Args:
         trials: that have finished.
         reference_run: what was fixed before trial 0.
-        count: replicates of each trial that would be claimed.
+        recipe: which says how many replicates each trial has that would be claimed.
     """
+    count = recipe.replicates
     originals = [
         trial
         for trial in trials
@@ -31,7 +33,13 @@ def due(trials: Sequence[Finished], reference_run: ReferenceRun, count: int) -> 
     if not count or not originals:
         return None
     stacks = [trial.result.reached for trial in originals]
-    found = compared(reference_run.objectives, stacks, reference_run.noise, reference_run.worst)
+    found = compared(
+        reference_run.objectives,
+        stacks,
+        reference_run.noise,
+        reference_run.worst,
+        recipe.objectives,
+    )
     if "quality" in found.unranked:
         # A study that cannot tell stacks' quality apart claims no places, so nothing needs to be
         # replicated.

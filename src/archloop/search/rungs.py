@@ -11,8 +11,8 @@ import numpy as np
 
 from archloop.ranking import halving
 from archloop.ranking.estimates import estimates, pools
-from archloop.ranking.objectives import OBJECTIVES, as_point
-from archloop.ranking.record import Objectives, Readings
+from archloop.ranking.objectives import as_point
+from archloop.ranking.record import Objective, Objectives, Readings
 from archloop.ranking.table import table
 from archloop.search.telling import Finished
 
@@ -49,6 +49,7 @@ def due(
     worst: Objectives,
     num_rungs: int,
     share: float,
+    wanted: Sequence[Objective],
     seed: int,
 ) -> Climb | None:
     """The trial that has a place at a higher rung and is not trained there yet, if any.
@@ -63,6 +64,7 @@ def due(
         worst: the reference point.
         num_rungs: of the recipe.
         share: of the trials at a rung that go on; at least one does.
+        wanted: the study's objectives.
         seed: of the study.
     """
     for rung in reversed(range(num_rungs - 1)):
@@ -75,9 +77,9 @@ def due(
         if len(trials) < halving.MIN_FINISHED or len(gone) == len(trials):
             continue
         stacks = [trial.result.by_rung[rung].values for trial in trials]
-        known = table(estimates(stacks, pools([*noise, *stacks])), OBJECTIVES)
+        known = table(estimates(stacks, pools([*noise, *stacks])), wanted)
         draw = int(np.random.SeedSequence([seed, rung, len(trials)]).generate_state(1)[0])
-        best = halving.promotable(known, gone, as_point(worst), share, seed=draw)
+        best = halving.promotable(known, gone, as_point(worst, wanted), share, seed=draw)
         if best:
             return Climb(trials[best[0]].stored.number, rung + 1)
     return None

@@ -156,7 +156,7 @@ class _Run:
         self.began_s, self.num_told_here = 0.0, 0
         self.with_weights: set[int] = set()
         self.with_checkpoint: set[int] = set()
-        self.front = np.empty((0, 3))
+        self.front = np.empty((0, len(self.recipe.objectives)))
         self.hypervolume = 0.0
         self.reference_point: tuple[float, ...] | None = None
 
@@ -290,6 +290,7 @@ class _Run:
             reference_run.worst,
             len(self.recipe.proxy.rungs),
             self.recipe.promote_share,
+            self.recipe.objectives,
             self.recipe.seed,
         )
 
@@ -308,7 +309,7 @@ class _Run:
             # under way.
             return None
         begun = [telling.Finished(each, None, Outcome(state="running")) for each in pending]
-        of = replication.due([*told, *begun], reference_run, self.recipe.replicates)
+        of = replication.due([*told, *begun], reference_run, self.recipe)
         return None if of is None else self._replicate(number, self.told[of])
 
     def _replicate(self, number: int, original: telling.Finished) -> Stored:
@@ -360,7 +361,7 @@ class _Run:
 
         A trial that climbs though its checkpoint is gone is trained again from its seed.
         """
-        worth = on_a_front(self.at_rung)
+        worth = on_a_front(self.at_rung, self.recipe.objectives)
         for number in self.with_checkpoint - worth:
             self.home.trial(number).forget_checkpoints()
         self.with_checkpoint &= worth
@@ -409,8 +410,8 @@ class _Run:
     def _gain(self, result: Outcome, reference_run: ReferenceRun) -> float | None:
         if result.state != "complete":
             return None
-        points = np.vstack([self.front, as_point(result.by_rung[0])])
-        volume = front.hypervolume(points, as_point(reference_run.worst))
+        points = np.vstack([self.front, as_point(result.by_rung[0], self.recipe.objectives)])
+        volume = front.hypervolume(points, as_point(reference_run.worst, self.recipe.objectives))
         return max(0.0, volume - self.hypervolume)
 
     def _remember(self, stored: Stored, result: Outcome) -> None:
@@ -425,7 +426,7 @@ class _Run:
         if result.state == "complete" and known is None:
             first = result.by_rung[0]
             if result.scored:
-                points = np.vstack([self.front, as_point(first)])
+                points = np.vstack([self.front, as_point(first, self.recipe.objectives)])
                 self.front = points[front.nondominated(points)]
             self.hypervolume += result.hypervolume_gain or 0.0
         for rung, objectives in enumerate(result.by_rung):

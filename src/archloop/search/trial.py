@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from archloop.profiling.record import Profile
 from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking import objectives
-from archloop.ranking.record import Objectives, Readings
+from archloop.ranking.record import Objective, Objectives, Readings
 from archloop.search import gate
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, Unsupported
@@ -184,7 +184,8 @@ class Trial:
         for stage in stages:
             self._seconds["train"] += stage.seconds - stage.value.eval_s
             self._seconds["evaluate"] += stage.value.eval_s
-        values = _objectives(self._context.reference_run, self._verdict.profiles, trained)
+        wanted, run = self._context.plan.recipe.objectives, self._context.reference_run
+        values = _objectives(run, self._verdict.profiles, trained, wanted)
         self._reached.append(values)
         self._diverged = any(rung.diverged for rung in trained)
         if index >= self._to_rung or self._diverged:
@@ -217,7 +218,8 @@ class Trial:
     @property
     def _readings(self) -> dict[str, Readings]:
         assert self._verdict is not None
-        return {**objectives.device(self._verdict.profiles), **self._verdict.readings}
+        wanted = self._context.plan.recipe.objectives
+        return {**objectives.device(self._verdict.profiles, wanted), **self._verdict.readings}
 
     # --- jobs ---------------------------------------------------------------------------------
 
@@ -256,13 +258,18 @@ class Trial:
 
 
 def _objectives(
-    reference_run: ReferenceRun, profiles: Mapping[str, Profile], trained: Sequence[Rung]
+    reference_run: ReferenceRun,
+    profiles: Mapping[str, Profile],
+    trained: Sequence[Rung],
+    wanted: Sequence[Objective],
 ) -> Objectives:
     """Of the trainings of a rung; if one diverged, they are worth what no skill at all is."""
     if any(rung.diverged for rung in trained):
-        return objectives.objectives(profiles, [0.0])
-    qualities = [reference_run.scale.quality(rung.scores) for rung in trained]
-    return objectives.objectives(profiles, qualities)
+        scored = objectives.without_skill(wanted)
+    else:
+        trainings = [rung.scores for rung in trained]
+        scored = objectives.of_scores(reference_run.scale, trainings, wanted)
+    return objectives.objectives(profiles, scored, wanted)
 
 
 def _check_identity(reference_run: ReferenceRun, profiles: dict[str, Profile]) -> None:

@@ -28,9 +28,7 @@ from archloop.store.folder import DATABASE
 from archloop.store.identity import Card
 from archloop.store.lock import making_tables
 
-OBJECTIVES = ("quality", "latency", "memory")
-DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE, StudyDirection.MINIMIZE)
-
+_DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
 _METRIC_NAMES = "study:metric_names"
 _FAULTS = (KeyError, SQLAlchemyError, sqlite3.Error, StorageInternalError, RuntimeError)
 
@@ -173,11 +171,12 @@ def _open_url(url: str, card: Card) -> Database:
 
 def _create_study(storage: RDBStorage, card: Card) -> None:
     """A study that says which it is; one that a killed process left without a card gets it."""
+    directions = [_DIRECTIONS[each.direction] for each in card.objectives]
     with suppress(DuplicatedStudyError):
-        storage.create_new_study(DIRECTIONS, card.name)
+        storage.create_new_study(directions, card.name)
     study = storage.get_study_id_from_name(card.name)
     if "card" not in storage.get_study_user_attrs(study):
-        storage.set_study_system_attr(study, _METRIC_NAMES, list(OBJECTIVES))
+        storage.set_study_system_attr(study, _METRIC_NAMES, [o.name for o in card.objectives])
         storage.set_study_user_attr(study, "card", card.model_dump(mode="json"))
 
 

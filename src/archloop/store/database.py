@@ -18,7 +18,6 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
-from archloop.ranking.objectives import OBJECTIVES
 from archloop.store.record import Candidate, Costs, Outcome
 
 _STATES = {
@@ -146,8 +145,7 @@ class Database:
         data = outcome.model_dump(mode="json")
         values = None
         if outcome.state == "complete":
-            first = outcome.by_rung[0]
-            values = [first.mean(objective.name) for objective in OBJECTIVES]
+            values = [readings.mean for readings in outcome.by_rung[0].values.values()]
         try:
             self._storage.set_trial_user_attr(trial_id, "outcome", data)
             if outcome.state in ("complete", "rejected"):

@@ -7,11 +7,14 @@ folder and in its database alike, so that either can be moved, and neither is ta
 import hashlib
 import json
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from archloop.errors import UserError
+from archloop.ranking.objectives import OBJECTIVES
+from archloop.ranking.record import Objective
 
 SCHEMA = 3
 """Of everything that a study keeps; raised by a change that older files cannot be read under."""
@@ -43,10 +46,23 @@ class Card(BaseModel):
         study_id = uuid.uuid4().hex
         return cls(schema_version=SCHEMA, id=study_id, name=name, digest=digest, settings=settings)
 
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What the study optimises, in order."""
+        return of_settings(self.settings)
+
     def to_json(self) -> str:
         """Text with a checksum, for a file."""
         card = self.model_dump(mode="json")
         return json.dumps({"sha256": _checksum(card), "card": card}, indent=1)
+
+
+def of_settings(settings: Mapping[str, Any]) -> tuple[Objective, ...]:
+    """The objectives of a recipe's settings."""
+    given = settings.get("objectives")
+    if given is None:
+        return OBJECTIVES
+    return tuple(Objective.model_validate(each) for each in given)
 
 
 def parse(content: bytes, where: str) -> Card:

@@ -11,8 +11,9 @@ from archloop.evals.base import Score
 from archloop.profiling.record import Profile
 from archloop.proxy.record import Rung
 from archloop.ranking.anchors import Scale
-from archloop.ranking.record import BrokenBudget, Objectives, Readings
+from archloop.ranking.record import BrokenBudget, Objective, Objectives, Readings
 from archloop.stack.spec import StackSpec
+from archloop.store.identity import of_settings
 
 TrialState = Literal["running", "complete", "rejected", "unsupported", "failed"]
 
@@ -174,6 +175,11 @@ class StudyRecord(_Record):
     def admitted(self) -> tuple[str, ...]:
         """Scores that count in quality."""
         return () if self.scale is None else tuple(self.scale.anchors)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What it optimises, in order."""
+        return of_settings(self.recipe)
 
     @property
     def mixers(self) -> list[str]:

@@ -29,6 +29,8 @@ from archloop.profiling.config import ProfileConfig
 from archloop.profiling.target import MAX_THREADS, Target
 from archloop.proxy.config import ProxyConfig
 from archloop.ranking.budgets import Budget
+from archloop.ranking.objectives import MEASURED, OBJECTIVES
+from archloop.ranking.record import Objective
 from archloop.search.recipe import plain_yaml
 from archloop.search.recipe.errors import RecipeError, boolean_for_number, describe
 from archloop.space.config import SpaceConfig
@@ -59,6 +61,10 @@ def _without_password(url: str | None) -> str | None:
 
 def _preset_or_section(value: object) -> object:
     return {"preset": value} if isinstance(value, str) else value
+
+
+def _known_objective(value: object) -> object:
+    return next((each for each in OBJECTIVES if each.name == value), value)
 
 
 class _Section(BaseModel):
@@ -182,6 +188,9 @@ class Recipe(_Section):
         max_hours: of measuring and training, after which no trial is proposed.
         until_still: trials in a row that are not on the front after which none is proposed.
         reference: what ratios and budgets refer to.
+        objectives: what is optimised, each a figure, the way that is better, and how it is
+            aggregated over contexts; bare words are those of the default. Quality, by which stacks
+            are ranked, and latency, by which reports order them, are always among them.
         specs: stacks to try as they are, names of presets or whole specs at ship width, before the
             strategy is asked: the blocks of a model left out one by one, say.
         initial: layouts to try first: names of presets, or mixers by block.
@@ -212,6 +221,7 @@ class Recipe(_Section):
     max_hours: Annotated[float, Field(gt=0)] | None = None
     until_still: Annotated[int, Field(ge=2)] | None = None
     reference: Annotated[Reference, BeforeValidator(_preset_or_section)]
+    objectives: tuple[Annotated[Objective, BeforeValidator(_known_objective)], ...] = OBJECTIVES
     specs: tuple[str | StackSpec, ...] = ()
     initial: tuple[str | tuple[str, ...], ...] = ()
     space: SpaceConfig
@@ -243,6 +253,24 @@ class Recipe(_Section):
         if not _NAME.fullmatch(name):
             raise ValueError(_NAME_RULE)
         return name
+
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(cls, wanted: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        names = [objective.name for objective in wanted]
+        if doubled := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two objectives are called {doubled!r}; name them apart")
+        by_name = {objective.name: objective for objective in wanted}
+        for needed in OBJECTIVES[:2]:
+            if by_name.get(needed.name) != needed:
+                raise ValueError(f"leave {needed.name} among them as it is; add others beside it")
+        for objective in wanted:
+            if objective.category is None and objective.of not in MEASURED:
+                raise ValueError(
+                    f"{objective.name!r} is of figure {objective.of!r}; known are quality, "
+                    f"quality:<category>, {', '.join(MEASURED)}"
+                )
+        return wanted
 
     @field_validator("targets")
     @classmethod

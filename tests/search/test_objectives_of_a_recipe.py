@@ -1,0 +1,88 @@
+"""Objectives are a list in the recipe: a new one is a line there, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+from optuna.storages import RDBStorage
+
+from archloop.ranking.objectives import OBJECTIVES
+from archloop.report import html
+from archloop.report.summary import summarize
+from archloop.report.verdict import verdict
+from archloop.search.errors import StudyError
+from archloop.search.recipe.recipe import RecipeError
+from archloop.search.study import Study
+from search.stand_in import StandIn, no_time, recipe
+
+FOUR = [
+    "quality",
+    "latency",
+    "memory",
+    {"name": "first token", "direction": "minimize", "figure": "ttft_ms"},
+]
+
+
+def test_the_default_is_quality_latency_and_memory() -> None:
+    assert recipe().objectives == recipe(objectives=["quality", "latency", "memory"]).objectives
+    assert recipe().objectives == OBJECTIVES
+
+
+@pytest.mark.parametrize("strategy", ["nsga2", "star", "random", "model"])
+def test_a_study_of_four(tmp_path: Path, strategy: str) -> None:
+    asked = recipe(objectives=FOUR, strategy={"name": strategy}, num_trials=8, replicates=1)
+    study = Study(asked, tmp_path, evaluator=StandIn(), clock=no_time)
+    record = study.run()
+    names = [objective.name for objective in record.objectives]
+    assert names == ["quality", "latency", "memory", "first token"]
+    reached = [trial for trial in record.trials if trial.by_rung]
+    for trial in reached:
+        assert list(trial.by_rung[0].values) == names
+        ratios = trial.profiles["here"].ratios
+        expected = [ratios[context]["ttft_ms"].value for context in ratios]
+        assert trial.by_rung[0].mean("first token") == pytest.approx(expected[0])
+    assert record.reference_point is not None
+    assert record.reference_point.mean("first token") == 1.5
+    found = verdict(record)
+    assert found is not None
+    assert list(found.reference.place.estimates) == names
+    assert set(summarize(record)["reliability"]) == set(names)
+    assert html.write(record, tmp_path / "page.html").stat().st_size
+    storage = RDBStorage(f"sqlite:///{study.folder}/study.db")
+    [kept] = storage.get_all_studies()
+    assert [direction.name for direction in kept.directions] == ["MAXIMIZE"] + ["MINIMIZE"] * 3
+    # Stopped and read again by the recipe that it kept, it is the same.
+    again = Study(asked, tmp_path, evaluator=StandIn(), clock=no_time).run()
+    assert again == record
+
+
+def test_a_category_of_scores(tmp_path: Path) -> None:
+    recall = {"name": "recall", "direction": "maximize", "figure": "quality:recall"}
+    asked = recipe(objectives=["quality", "latency", recall], num_trials=4)
+    record = Study(asked, tmp_path, evaluator=StandIn(), clock=no_time).run()
+    [first, *_] = [trial for trial in record.trials if trial.by_rung]
+    assert list(first.by_rung[0].values) == ["quality", "latency", "recall"]
+    wit = {"name": "wit", "direction": "maximize", "figure": "quality:wit"}
+    asked = recipe(objectives=["quality", "latency", wit], name="other")
+    with pytest.raises(StudyError, match="no score of category 'wit' counts"):
+        Study(asked, tmp_path, evaluator=StandIn(), clock=no_time).run()
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        (["latency", "memory"], "leave quality among them"),
+        (["quality", "memory"], "leave latency among them"),
+        ([*FOUR, "memory"], "two objectives are called 'memory'"),
+        ([*FOUR[:3], {"name": "joy", "direction": "maximize"}], "figure 'joy'; known are quality"),
+        (["quality", "latency", "speed"], "objectives"),
+    ],
+)
+def test_lists_that_cannot_work(objectives: list[object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe(objectives=objectives)
+
+
+def test_objectives_are_part_of_what_a_study_is(tmp_path: Path) -> None:
+    assert recipe(objectives=FOUR).digest != recipe().digest
+    assert json.loads(json.dumps(recipe().plain()))["objectives"][0]["name"] == "quality"

@@ -274,7 +274,7 @@ def test_changed_recipe_is_refused(finished):
 def test_recipe_may_change_until_something_is_done(tmp_path):
     class NoText(StandIn):
         def prepare(self):
-            raise UserError("corpus file text.txt does not exist; correct corpus.paths")
+            raise UserError("proxy.corpus: file text.txt does not exist; correct corpus.paths")
 
     with pytest.raises(RecipeError, match=r"test.yaml|recipe 'test': proxy.corpus: .*text.txt"):
         Study(recipe(num_trials=3), tmp_path, evaluator=NoText()).run()

@@ -60,7 +60,7 @@ KINDS = {
         "device",
         "archloop.devices",
         "archloop.devices.base:Device",
-        shared=("base", "choice", "cores", "lease", "linux"),
+        shared=("base", "choice", "cores", "energy", "lease", "linux"),
     ),
     "tasks": Kind("task", "archloop.evals.tasks", "archloop.evals.base:Evaluation"),
     "strategies": Kind("strategy", "archloop.search.strategies", "archloop.search.base:Strategy"),

@@ -86,12 +86,21 @@ def test_what_the_kernel_tells() -> None:
         linux.STAT: "cpu  100 10 50 9000 5 3 2 20 0 0\ncpu0 1 2 3\n",
         linux.MEMINFO: "MemTotal:  2048 kB\nMemAvailable:  1024 kB\n",
         linux.VMSTAT: "nr_free_pages 7\noom_kill 3\n",
+        linux.LOADAVG: "1.75 0.9 0.5 2/345 6789\n",
         linux.CPUINFO: "processor : 0\nmodel name : A   Fine\tCPU\n\nprocessor : 1\n",
     }
-    found = linux.readings(files, [], [], time_s=2.0, ticks=10)
+    governors = ["powersave\n", "performance\n", "powersave\n", ""]
+    found = linux.readings(files, [], [], governors, time_s=2.0, ticks=10)
     assert found == Readings(
-        time_s=2.0, busy_s=16.5, steal_s=2.0, available_memory_bytes=1 << 20, oom_kills=3
+        time_s=2.0,
+        busy_s=16.5,
+        steal_s=2.0,
+        available_memory_bytes=1 << 20,
+        oom_kills=3,
+        load=1.75,
+        governor="performance,powersave",
     )
+    assert Host().readings().affinity == tuple(sorted(os.sched_getaffinity(0)))
     assert linux.processor(files) == "A Fine CPU"
     assert linux.memory_bytes(files) == 2 << 20
     assert os.sysconf("SC_CLK_TCK") > 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from archloop import registry
+from archloop.devices.energy import Counters
 from archloop.profiling import (
     ProfileConfig,
     Target,
@@ -246,6 +247,25 @@ def test_turns_alternate_and_never_overlap() -> None:
     measure_context(subjects, 2048, QUICK, first=1)
     assert events[:2] == ["r prefill 512", "c prefill 512"]
     assert len(subjects[0].contexts[1].prefill_pass_ms) == 5 * QUICK.prefill_repeats
+
+
+def test_each_subject_is_charged_what_was_used_while_it_decoded() -> None:
+    """The counter is the machine's: it grows by 1 J while one decodes and by 3 J for the other."""
+    subjects, events = recorded(prefill_pass=512)
+
+    def counter() -> Counters:
+        decodes = [event for event in events if "decode" in event]
+        return Counters({"package": sum(1.0 if e[0] == "c" else 3.0 for e in decodes)}, {})
+
+    for subject in subjects:
+        subject.energy = counter
+    measure_context(subjects, 64, QUICK, first=0)
+    steps = [len(group) for group in subjects[0].contexts[0].decode_ms]
+    for subject, joules in zip(subjects, (1.0, 3.0), strict=True):
+        found = subject.contexts[0]
+        settled = [count + QUICK.settle_steps for count in steps]
+        assert found.decode_joules == tuple((count, joules) for count in settled)
+        assert found.joules_per_token == pytest.approx(joules * len(steps) / sum(settled))
 
 
 def test_a_prompt_is_prefilled_as_the_engine_takes_it_in() -> None:

@@ -1,5 +1,6 @@
 """Profiles follow from samples alone, by the rules of the methodology."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from archloop.devices.base import Readings
 from archloop.profiling import ProfileConfig, profile_from_samples, read_samples, table
-from archloop.profiling.record import Interval
+from archloop.profiling.record import Interval, Profile
 from archloop.profiling.samples import SAMPLES, ContextSamples, ProcessSamples
 from archloop.profiling.target import Target
 from profiling.samples import memory, pair, process, samples
@@ -101,6 +102,30 @@ def test_samples_from_before_devices_had_memory_still_read(tmp_path: Path) -> No
     assert len(old) < len(content) - 100
     (tmp_path / SAMPLES).write_text(old)
     assert read_samples(tmp_path) == made
+
+
+def test_energy_is_a_figure_where_every_process_counted_it() -> None:
+    def used(joules: float) -> ProcessSamples:
+        found = process(1.0)
+        counted = [
+            at.model_copy(update={"decode_joules": ((7, joules), (3, joules))})
+            for at in found.contexts
+        ]
+        return found.model_copy(update={"contexts": tuple(counted)})
+
+    profile = profile_from_samples(samples(pair(used(5.0)), pair(used(20.0))))
+    assert profile.figures[0].joules_per_token is not None
+    assert profile.figures[0].joules_per_token.value == pytest.approx(2.0)
+    assert "J/token" in printed(profile)
+    profile = profile_from_samples(samples(pair(used(5.0)), pair(process(1.0))))
+    assert profile.figures[0].joules_per_token is None
+    assert "J/token" not in printed(profile)
+
+
+def printed(profile: Profile) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table(profile))
+    return console.export_text()
 
 
 def test_without_reference_there_are_no_ratios() -> None:

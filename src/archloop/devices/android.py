@@ -36,8 +36,12 @@ _ABOUT = linux.script(
     },
 )
 _READINGS = linux.script(
-    files=(linux.STAT, linux.MEMINFO, linux.VMSTAT),
-    patterns={"clocks": linux.CLOCKS, "sensors": linux.SENSORS},
+    files=(linux.STAT, linux.MEMINFO, linux.VMSTAT, linux.LOADAVG),
+    patterns={
+        "clocks": linux.CLOCKS,
+        "sensors": linux.SENSORS,
+        "governors": linux.GOVERNORS,
+    },
     commands={"ticks": ("getconf", "CLK_TCK")},
 )
 
@@ -86,6 +90,7 @@ class Android(Device):
             told,
             told.get("clocks", "").split("\n"),
             told.get("sensors", "").split("\n"),
+            told.get("governors", "").split("\n"),
             time_s=time.monotonic(),
             ticks=int(ticks) if ticks.isdigit() else 100,
         )

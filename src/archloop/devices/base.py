@@ -16,6 +16,7 @@ from typing import IO, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from archloop.devices.energy import Counters
 from archloop.devices.lease import Claim
 from archloop.errors import UserError
 
@@ -52,6 +53,10 @@ class Readings(BaseModel):
         temperature_c: of the hottest sensor.
         available_memory_bytes: that a program can have without swapping.
         oom_kills: processes killed since boot because memory ran out.
+        load: programs that ran or waited to run, averaged over the last minute.
+        governor: what chooses the clock of the processor's cores, as ``performance``; several are
+            joined by commas.
+        affinity: cores that archloop's own process may use, which its workers inherit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +68,9 @@ class Readings(BaseModel):
     temperature_c: float | None = None
     available_memory_bytes: int | None = None
     oom_kills: int | None = None
+    load: float | None = None
+    governor: str | None = None
+    affinity: tuple[int, ...] | None = None
 
 
 class Accelerator(BaseModel):
@@ -143,6 +151,18 @@ class Device(ABC):
     @abstractmethod
     def readings(self) -> Readings:
         """Load, clock and temperature now. They flag a measurement, they do not forbid it."""
+
+    def energy(self, on_card: bool) -> Counters | None:
+        """What the device has used so far, at once and at no cost to who is measured.
+
+        Args:
+            on_card: the engine computes on a graphics card, whose counter is asked for.
+
+        Returns:
+            None where it cannot tell.
+        """
+        del on_card
+        return None
 
     def wait_until_ready(self, timeout_s: float) -> bool:
         """Wait until nothing else keeps the device busy; False when time ran out first.

@@ -13,9 +13,10 @@ from typing import IO, Annotated
 
 from pydantic import Field
 
-from archloop.devices import linux
+from archloop.devices import energy, linux
 from archloop.devices.base import Accelerator, Device, DeviceInfo, Readings
 from archloop.devices.cores import usable_cores
+from archloop.devices.energy import Counters
 from archloop.devices.lease import Claim
 
 HOST = "host"
@@ -50,21 +51,34 @@ class Host(Device):
         )
 
     def readings(self) -> Readings:
-        return linux.readings(
-            _read(linux.STAT, linux.MEMINFO, linux.VMSTAT),
+        found = linux.readings(
+            _read(linux.STAT, linux.MEMINFO, linux.VMSTAT, linux.LOADAVG),
             _read(*_matching(linux.CLOCKS)).values(),
             _read(*_matching(linux.SENSORS)).values(),
+            _read(*_matching(linux.GOVERNORS)).values(),
             time_s=time.monotonic(),
             ticks=os.sysconf("SC_CLK_TCK"),
         )
+        if not hasattr(os, "sched_getaffinity"):
+            return found
+        return found.model_copy(update={"affinity": tuple(sorted(os.sched_getaffinity(0)))})
+
+    def energy(self, on_card: bool) -> Counters | None:
+        if not on_card:
+            return energy.of_processor()
+        number = self._card_claim().removeprefix(f"{HOST} card ")
+        return energy.of_card(int(number)) if number.isdigit() else None
 
     def claims(self, on_card: bool) -> tuple[Claim, ...]:
         # What computes on a card leaves the machine to others, which may train on other cards.
         if not on_card:
             return (Claim(HOST, alone=True),)
+        return Claim(HOST, alone=False), Claim(self._card_claim(), alone=True)
+
+    def _card_claim(self) -> str:
+        """What its card goes by: the one it was given, or the first that it may see."""
         gpu = self.config.gpu
-        card = card_name(0) if gpu is None else f"{HOST} card {gpu}"
-        return Claim(HOST, alone=False), Claim(card, alone=True)
+        return card_name(0) if gpu is None else f"{HOST} card {gpu}"
 
     def push(self, local: Path) -> str:
         return str(local.resolve())

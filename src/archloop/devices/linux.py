@@ -11,6 +11,8 @@ from archloop.devices.base import Accelerator, Readings
 
 CPUINFO, MEMINFO, STAT, VMSTAT = "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/vmstat"
 CLOCKS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"
+GOVERNORS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
+LOADAVG = "/proc/loadavg"
 SENSORS = "/sys/class/thermal/thermal_zone*/temp"
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 
@@ -52,14 +54,21 @@ def sections(printed: str) -> dict[str, str]:
 
 
 def readings(
-    files: Files, clocks: Iterable[str], sensors: Iterable[str], *, time_s: float, ticks: int
+    files: Files,
+    clocks: Iterable[str],
+    sensors: Iterable[str],
+    governors: Iterable[str] = (),
+    *,
+    time_s: float,
+    ticks: int,
 ) -> Readings:
     """Load, clock and temperature.
 
     Args:
-        files: `STAT`, `MEMINFO` and `VMSTAT`, as far as they exist.
+        files: `STAT`, `MEMINFO`, `VMSTAT` and `LOADAVG`, as far as they exist.
         clocks: contents of the files that `CLOCKS` matches, in kHz.
         sensors: contents of those that `SENSORS` matches, in thousandths of a degree.
+        governors: contents of those that `GOVERNORS` matches.
         time_s: when they were read.
         ticks: of the kernel's clock a second (``getconf CLK_TCK``).
     """
@@ -74,6 +83,8 @@ def readings(
         temperature_c=max(_thousandths(sensors), default=None),
         available_memory_bytes=_kib(files, "MemAvailable"),
         oom_kills=int(kills) if kills.isdigit() else None,
+        load=_load(files.get(LOADAVG, "")),
+        governor=",".join(sorted({word.strip() for word in governors} - {""})) or None,
     )
 
 
@@ -121,6 +132,14 @@ def _cpu_seconds(files: Files, ticks: int) -> tuple[float | None, float | None]:
     user, nice, system, _idle, _iowait, irq, softirq, *rest = map(int, fields)
     steal = rest[0] if rest else 0
     return (user + nice + system + irq + softirq) / ticks, steal / ticks
+
+
+def _load(text: str) -> float | None:
+    """The first number of `LOADAVG`."""
+    try:
+        return float(text.split()[0])
+    except (IndexError, ValueError):
+        return None
 
 
 def _thousandths(texts: Iterable[str]) -> list[float]:

@@ -39,8 +39,12 @@ _ABOUT = linux.script(
     },
 )
 _READINGS = linux.script(
-    files=(linux.STAT, linux.MEMINFO, linux.VMSTAT),
-    patterns={"clocks": linux.CLOCKS, "sensors": linux.SENSORS},
+    files=(linux.STAT, linux.MEMINFO, linux.VMSTAT, linux.LOADAVG),
+    patterns={
+        "clocks": linux.CLOCKS,
+        "sensors": linux.SENSORS,
+        "governors": linux.GOVERNORS,
+    },
     commands={"ticks": ("getconf", "CLK_TCK")},
 )
 
@@ -232,6 +236,7 @@ def _parsed(text: str, time_s: float) -> Readings:
         told,
         told.get("clocks", "").split("\n"),
         told.get("sensors", "").split("\n"),
+        told.get("governors", "").split("\n"),
         time_s=time_s,
         ticks=int(ticks) if ticks.isdigit() else 100,
     )

@@ -244,7 +244,8 @@ class _Run:
         try:
             for role, spec in self.specs.items():
                 worker = self._start_runner(role, f"{role}-{index}")
-                subjects[role] = Subject(worker, spec.vocab_size, self.config.seed)
+                energy = partial(self.device.energy, self.runtime.on_card)
+                subjects[role] = Subject(worker, spec.vocab_size, self.config.seed, energy)
             # Both load what they need at once, before either is waited for.
             for subject in subjects.values():
                 self._hello(subject.worker)

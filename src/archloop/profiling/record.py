@@ -50,6 +50,8 @@ class Figures(_Record):
         decode_p95_ms: 95th percentile.
         peak_memory_bytes: of the memory that the engine computes in (`Identity.memory`).
         engine_empty_bytes: the same reading once the engine is loaded and no model is.
+        joules_per_token: energy of a decode step, of the processor's packages or of the card that
+            computes, with what it uses when idle; None where the device cannot tell.
     """
 
     context: int
@@ -59,6 +61,7 @@ class Figures(_Record):
     decode_p95_ms: Interval
     peak_memory_bytes: Interval
     engine_empty_bytes: Interval
+    joules_per_token: Interval | None = None
 
 
 class Profile(_Record):

@@ -36,6 +36,8 @@ class ContextSamples(_Record):
             (tokens in the state before it, ms).
         prefill_pass_tokens: tokens of a pass: as many as the engine takes in at once.
         decode_ms: each timed step, by step group.
+        decode_joules: (steps, joules) of each step group, those not timed among the steps; empty
+            where the device has no counter of its energy.
         finite: all logits were finite.
     """
 
@@ -46,6 +48,7 @@ class ContextSamples(_Record):
     prefill_pass_ms: tuple[tuple[int, float], ...]
     prefill_pass_tokens: int
     decode_ms: tuple[tuple[float, ...], ...]
+    decode_joules: tuple[tuple[int, float], ...] = ()
     memory: Memory
     finite: bool
 
@@ -66,6 +69,13 @@ class ContextSamples(_Record):
         )
         mean = area / (depths[-1] - depths[0])
         return mean * self.context / self.prefill_pass_tokens
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Energy of a decode step, idle consumption included; None where nothing was counted."""
+        steps = sum(count for count, _ in self.decode_joules)
+        joules = sum(used for _, used in self.decode_joules)
+        return joules / steps if joules > 0 else None
 
     def decode_quantile_ms(self, share: float) -> float:
         """Quantile of all timed decode steps."""

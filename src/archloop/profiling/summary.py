@@ -67,7 +67,15 @@ def _values(processes: list[ProcessSamples], index: int, reading: Reading) -> li
 
 
 def _intervals(processes: list[ProcessSamples], index: int) -> dict[str, Interval]:
-    return {name: interval(_values(processes, index, reading)) for name, reading in FIGURES.items()}
+    found = {
+        name: interval(_values(processes, index, reading)) for name, reading in FIGURES.items()
+    }
+    joules = [process.contexts[index].joules_per_token for process in processes]
+    counted = [value for value in joules if value is not None]
+    # All or none: a mean over some processes would be of other conditions than the rest.
+    if len(counted) == len(joules):
+        found["joules_per_token"] = interval(counted)
+    return found
 
 
 def _ratios(
@@ -123,6 +131,9 @@ def _load_flags(pairs: tuple[PairSamples, ...]) -> Iterator[str]:
     clocks = [r.clock_mhz for r in readings if r.clock_mhz is not None]
     if clocks and min(clocks) < (1 - _CLOCK_SHARE) * max(clocks):
         yield f"the clock varied between {min(clocks):.0f} and {max(clocks):.0f} MHz"
+    governors = {r.governor for r in readings if r.governor is not None}
+    if len(governors) > 1:
+        yield f"the clock was governed in turn by {' and '.join(sorted(governors))}"
     hottest = max((r.temperature_c for r in readings if r.temperature_c is not None), default=0.0)
     if hottest > _HOT_C:
         yield f"the device reached {hottest:.0f} degrees Celsius"

@@ -11,6 +11,7 @@ _COLUMNS: dict[str, tuple[str, float, str]] = {
     "decode_p95_ms": ("decode p95 ms", 1, ".2f"),
     "peak_memory_bytes": ("peak MB", 1e6, ".0f"),
     "engine_empty_bytes": ("empty MB", 1e6, ".0f"),
+    "joules_per_token": ("decode J/token", 1, ".3g"),
 }
 """By figure: heading, divisor, format."""
 
@@ -18,7 +19,7 @@ _COLUMNS: dict[str, tuple[str, float, str]] = {
 def rows(profile: Profile) -> list[list[str]]:
     """One row per context: the context, then each figure with its interval and ratio."""
     return [
-        [str(at.context), *(_cell(profile, at, name) for name in _COLUMNS)]
+        [str(at.context), *(_cell(profile, at, name) for name in _columns(profile))]
         for at in profile.figures
     ]
 
@@ -36,11 +37,18 @@ def table(profile: Profile) -> Table:
             notes.append(f"{name} over the reference's: {_ratio(value)}")
     found = Table(title=title, caption="\n".join(notes) or None)
     found.add_column("context", justify="right")
-    for heading, _, _ in _COLUMNS.values():
-        found.add_column(heading, justify="right")
+    for name in _columns(profile):
+        found.add_column(_COLUMNS[name][0], justify="right")
     for row in rows(profile):
         found.add_row(*row)
     return found
+
+
+def _columns(profile: Profile) -> list[str]:
+    """The figures that the device could tell at every context."""
+    return [
+        name for name in _COLUMNS if all(getattr(at, name) is not None for at in profile.figures)
+    ]
 
 
 def _cell(profile: Profile, at: Figures, name: str) -> str:

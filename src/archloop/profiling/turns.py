@@ -5,10 +5,11 @@ a prefill each, a group of decode steps each, and who goes first alternates too.
 meanwhile, such as the clock or a neighbour, meets both alike and leaves their ratio.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from archloop.devices.energy import Counters, spent
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.samples import ContextSamples, ProcessSamples
 from archloop.workers import wire
@@ -21,8 +22,15 @@ _WARM_TOKENS = 128
 class Subject:
     """An artifact in a worker of its own, and the samples taken from it so far."""
 
-    def __init__(self, worker: WorkerProcess, vocab_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        worker: WorkerProcess,
+        vocab_size: int,
+        seed: int,
+        energy: Callable[[], Counters | None] = lambda: None,
+    ) -> None:
         self.worker = worker
+        self.energy = energy
         self.vocab_size = vocab_size
         self.seed = seed
         self.artifact = ""
@@ -40,6 +48,7 @@ class Subject:
         self.ttft_ms: list[float] = []
         self.prefill_pass_ms: list[tuple[int, float]] = []
         self.decode_ms: list[tuple[float, ...]] = []
+        self.decode_joules: list[tuple[int, float]] = []
         self.finite = True
 
     def prefill(self, num_tokens: int, *, fresh: bool = True) -> float:
@@ -73,10 +82,14 @@ class Subject:
         """One group of decode steps; it is kept if any of them is timed."""
         # Another seed for each group: the tokens differ between groups, not between subjects.
         ids = self._ids(untimed + timed, self.seed + len(self.decode_ms))
+        before = self.energy()
         answer = self.worker.ask(wire.Decode(ids=ids, untimed=untimed))
+        joules = spent(before, self.energy())
         self.finite &= answer.finite
         if timed:
             self.decode_ms.append(answer.ms)
+            if joules is not None:
+                self.decode_joules.append((len(ids), joules))
 
     def end(self) -> None:
         """Read the peak and close this context's samples."""
@@ -92,6 +105,7 @@ class Subject:
                 prefill_pass_ms=tuple(self.prefill_pass_ms),
                 prefill_pass_tokens=self.prefill_pass_tokens,
                 decode_ms=tuple(self.decode_ms),
+                decode_joules=tuple(self.decode_joules),
                 memory=answer.memory,
                 finite=self.finite,
             )

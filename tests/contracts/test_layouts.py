@@ -65,6 +65,18 @@ SIZES = {
             "query_pre_attn_scalar": 168,
         },
     ),
+    "nemotron-h-8b": (
+        8_100_852_736,
+        {
+            "model_type": "nemotron_h",
+            "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*" + "-M-M-M-M-M*" * 2 + "-M" * 5 + "-",
+            "num_hidden_layers": 52,
+            "num_attention_heads": 32,
+            "attention_head_dim": 128,
+            "mamba_proj_bias": False,
+            "rms_norm_eps": 1e-5,
+        },
+    ),
 }
 """Parameters of published models, and what their configurations say."""
 

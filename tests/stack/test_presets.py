@@ -24,6 +24,7 @@ PUBLISHED = {
     "smollm2-135m": 134_515_008,
     "mamba2-370m": 368_346_624,
     "gemma-3-1b": 999_885_952,
+    "nemotron-h-8b": 8_100_852_736,
 }
 HYBRIDS = [name for name in PUBLISHED if name.startswith("lfm")]
 ACTIVE = {"lfm2-8b-a1b": 1_557_740_288, "lfm2-24b-a2b": 2_326_879_488}

@@ -46,7 +46,7 @@ class Mamba2(Layout):
         keys.ignore("rescale_prenorm_residual residual_in_fp32")
         keys.fixed("use_bias", False)
         keys.fixed("use_conv_bias", True)
-        _check_limits(keys.get("time_step_limit", [0.0, math.inf]))
+        check_time_step_limit(keys.get("time_step_limit", [0.0, math.inf]))
         width, eps = keys.number("hidden_size", 4096), keys.real("layer_norm_epsilon", 1e-5)
         heads, head_dim = keys.number("num_heads", 128), keys.number("head_dim", 64)
         expand = keys.number("expand", 2)
@@ -131,7 +131,7 @@ def mixer_pieces(sizes: dict[str, Any], width: int, theirs: str, ours: str) -> I
     yield Piece(f"{theirs}out_proj.weight", f"{ours}out_proj.weight", (width, inner))
 
 
-def _check_limits(limits: Any) -> None:
+def check_time_step_limit(limits: Any) -> None:
     """Time steps are not clamped here; transformers clamps them in one of its two forms only."""
     wanted = ([0.0, math.inf], [0.0, "Infinity"], [0.0, {"__float__": "Infinity"}])
     if list(limits) not in wanted:

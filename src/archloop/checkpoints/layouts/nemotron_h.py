@@ -1,0 +1,212 @@
+"""Nemotron-H: layers of one branch each, Mamba-2, attention without positions, or a feed-forward.
+
+Feed-forwards are squared ReLU without a gate (arXiv 2504.03624). Layers of experts, as in
+Nemotron 3 Nano, are refused.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from archloop.checkpoints.keys import MOST_LAYERS, Keys
+from archloop.checkpoints.layouts import parts
+from archloop.checkpoints.layouts.base import (
+    Layout,
+    UnsayableError,
+    first_mixer,
+    sizes_of,
+)
+from archloop.checkpoints.layouts.mamba2 import check_time_step_limit, mixer_pieces
+from archloop.checkpoints.pieces import Piece
+from archloop.errors import UserError
+from archloop.stack.cost import channel_config
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
+
+_LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+_OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
+_KINDS = {"mamba2": "linear_attention", "gqa": "full_attention", "relu2": "mlp"}
+_UNCLAMPED = 1e-30
+"""For ``time_step_min``: transformers lifts time steps to it in a pass over several tokens and not
+in a step. Here, as in the model's own code, there is no such limit."""
+_EXAMPLE = {
+    "model_type": "nemotron_h",
+    "hidden_size": 48,
+    "vocab_size": 71,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 40,
+    "ssm_state_size": 12,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "chunk_size": 16,
+    "time_step_min": _UNCLAMPED,
+    "pad_token_id": 0,
+}
+
+
+class NemotronH(Layout):
+    """As the module says; transformers' `NemotronHForCausalLM`."""
+
+    model_types = {"nemotron_h": "NemotronHForCausalLM"}
+    embedding = "backbone.embeddings.weight"
+    keeps_float32 = ("A_log", "dt_bias")
+    examples = (
+        _EXAMPLE,
+        {
+            **_EXAMPLE,
+            "layers_block_type": ["full_attention", "linear_attention", "mlp"],
+            "head_dim": 8,
+            "n_groups": 4,
+            "conv_kernel": 3,
+            "mamba_num_heads": 12,
+            "layer_norm_epsilon": 1e-4,
+        },
+    )
+
+    def to_spec(self, keys: Keys) -> StackSpec:
+        _check_fixed(keys)
+        width, eps = keys.number("hidden_size", 4096), keys.real("layer_norm_epsilon", 1e-5)
+        make: dict[str, Callable[[], BlockSpec]] = {
+            "linear_attention": lambda: BlockSpec(mixers=(_mamba2(keys, width, eps),)),
+            "full_attention": lambda: BlockSpec(mixers=(_attention(keys, width),)),
+            "mlp": lambda: BlockSpec(channel_mixer=_relu2(keys, width)),
+        }
+        kinds = _kinds(keys)
+        made = {kind: make[kind]() for kind in sorted(set(kinds))}
+        # Sizes of layers that there are none of.
+        keys.ignore("num_attention_heads num_key_value_heads head_dim attention_head_dim")
+        keys.ignore("ssm_state_size mamba_num_heads mamba_head_dim n_groups conv_kernel")
+        keys.ignore("intermediate_size")
+        return StackSpec(
+            d_model=width,
+            vocab_size=keys.number("vocab_size", 131_072),
+            blocks=tuple(made[kind] for kind in kinds),
+            tie_embeddings=keys.boolean("tie_word_embeddings", False),
+            norm_eps=eps,
+            max_context=keys.number("max_position_embeddings", 4096),
+        )
+
+    def from_spec(self, spec: StackSpec) -> dict[str, Any]:
+        kinds = [_kind_of(index, block) for index, block in enumerate(spec.blocks)]
+        found: dict[str, Any] = {
+            "model_type": "nemotron_h",
+            "hidden_size": spec.d_model,
+            "vocab_size": spec.vocab_size,
+            "layers_block_type": kinds,
+            "max_position_embeddings": spec.max_context or 4096,
+            "layer_norm_epsilon": spec.norm_eps,
+            "tie_word_embeddings": spec.tie_embeddings,
+            "time_step_min": _UNCLAMPED,
+        }
+        if (attention := first_mixer(spec, "gqa")) is not None:
+            values = sizes_of(attention, spec.d_model)
+            if values["rope_theta"] is not None:
+                raise UnsayableError("its attention turns by position")
+            found |= parts.head_keys(attention, spec.d_model) | {"head_dim": values["head_dim"]}
+        if (mixer := first_mixer(spec, "mamba2")) is not None:
+            values = sizes_of(mixer, spec.d_model)
+            if values["core"] != "recurrent":
+                raise UnsayableError(f"mamba2 has core={values['core']!r}")
+            found |= {
+                "ssm_state_size": values["state_dim"],
+                "mamba_num_heads": values["num_heads"],
+                "mamba_head_dim": values["head_dim"],
+                "n_groups": values["num_groups"],
+                "conv_kernel": values["kernel"],
+            }
+        channel = next((b.channel_mixer for b in spec.blocks if b.channel_mixer is not None), None)
+        if channel is not None:
+            found["intermediate_size"] = channel_config(channel).sizes(spec.d_model)["d_ff"]
+        return found
+
+    def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
+        width = spec.d_model
+        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
+        yield Piece("backbone.norm_f.weight", "norm.weight", (width,))
+        if not spec.tie_embeddings:
+            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        for index, block in enumerate(spec.blocks):
+            theirs, ours = f"backbone.layers.{index}.", f"blocks.{index}."
+            norm = "mixer_norm" if block.mixers else "channel_norm"
+            yield Piece(f"{theirs}norm.weight", f"{ours}{norm}.weight", (width,))
+            stem, inside = f"{theirs}mixer.", f"{ours}mixers.0."
+            if block.channel_mixer is not None:
+                d_ff = channel_config(block.channel_mixer).sizes(width)["d_ff"]
+                for name, shape in (("up_proj", (d_ff, width)), ("down_proj", (width, d_ff))):
+                    yield Piece(f"{stem}{name}.weight", f"{ours}channel_mixer.{name}.weight", shape)
+            elif block.mixers[0].name == "gqa":
+                yield from parts.attention_pieces(block.mixers[0], width, stem, inside)
+            else:
+                yield from mixer_pieces(sizes_of(block.mixers[0], width), width, stem, inside)
+
+
+def _check_fixed(keys: Keys) -> None:
+    """Settings that are built in one way, and those that change nothing."""
+    for key in ("use_bias", "mamba_proj_bias"):
+        keys.fixed(key, False)
+    keys.fixed("use_conv_bias", True)
+    keys.fixed("mlp_hidden_act", "relu2")
+    keys.fixed("mamba_hidden_act", "silu")
+    keys.fixed("num_nextn_predict_layers", 0)
+    check_time_step_limit(keys.get("time_step_limit", [0.0, float("inf")]))
+    # The first time steps, how sums are cut, precision, and `expand`, which the heads replace.
+    keys.ignore("time_step_min time_step_max time_step_floor chunk_size mamba_ssm_cache_dtype")
+    keys.ignore("rescale_prenorm_residual residual_in_fp32 num_logits_to_keep expand rms_norm_eps")
+    # Of layers of experts and of layers that predict further tokens, which there are none of.
+    keys.ignore("n_routed_experts n_shared_experts moe_intermediate_size moe_latent_size n_group")
+    keys.ignore("moe_shared_expert_intermediate_size moe_shared_expert_overlap topk_group")
+    keys.ignore("num_experts_per_tok routed_scaling_factor norm_topk_prob mtp_layers_block_type")
+
+
+def _kinds(keys: Keys) -> list[str]:
+    """What each layer is, from a list or from a pattern of letters."""
+    pattern, listed = keys.get("hybrid_override_pattern"), keys.get("layers_block_type")
+    if listed is None and isinstance(pattern, str):
+        listed = [_LETTERS.get(letter, letter) for letter in pattern]
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_LAYERS:
+        raise UserError("layers_block_type must list the kind of each layer")
+    kinds = [_OLDER.get(kind, kind) for kind in map(str, listed)]
+    for kind in kinds:
+        if kind not in _KINDS.values():
+            raise UserError(
+                f"layers_block_type has {kind!r}; supported: {', '.join(_KINDS.values())}"
+            )
+    num_layers = keys.number("num_hidden_layers", len(kinds))
+    if num_layers != len(kinds):
+        raise UserError(f"num_hidden_layers={num_layers} and {len(kinds)} layers are listed")
+    return kinds
+
+
+def _kind_of(index: int, block: BlockSpec) -> str:
+    names = [mixer.name for mixer in block.mixers]
+    names += [] if block.channel_mixer is None else [block.channel_mixer.name]
+    if len(names) != 1 or names[0] not in _KINDS:
+        raise UnsayableError(f"block {index} is {' and '.join(names) or 'empty'}, not one branch")
+    return _KINDS[names[0]]
+
+
+def _attention(keys: Keys, width: int) -> MixerSpec:
+    # The name in configurations from before transformers had the family.
+    head_dim = keys.number("attention_head_dim", 128)
+    heads = parts.heads(keys, width, default_kv_heads=8, head_dim=head_dim)
+    return MixerSpec(name="gqa", config={"qk_norm": False, "rope_theta": None, **heads})
+
+
+def _mamba2(keys: Keys, width: int, eps: float) -> MixerSpec:
+    heads, head_dim = keys.number("mamba_num_heads", 128), keys.number("mamba_head_dim", 64)
+    config: dict[str, Scalar] = {
+        "head_dim": head_dim,
+        "state_dim": keys.number("ssm_state_size", 128),
+        "num_groups": keys.number("n_groups", 8),
+        "kernel": keys.number("conv_kernel", 4, most=64),
+        "expansion": heads * head_dim / width,
+        "norm_eps": eps,
+    }
+    return MixerSpec(name="mamba2", config=config)
+
+
+def _relu2(keys: Keys, width: int) -> ChannelMixerSpec:
+    ratio = parts.expansion(keys.number("intermediate_size", 21_504), width)
+    return ChannelMixerSpec(name="relu2", config={"expansion": ratio})

@@ -1,0 +1,230 @@
+"""Granite 4.0-H: Mamba-2 and now and then attention, a gated feed-forward in every block.
+
+Embeddings, queries by keys, branches and logits each have a factor of their own, and attention
+carries no positions unless the configuration asks for RoPE. Experts are refused.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from archloop.checkpoints.keys import MOST_LAYERS, Keys
+from archloop.checkpoints.layouts import parts
+from archloop.checkpoints.layouts.base import (
+    Layout,
+    UnsayableError,
+    first_mixer,
+    only_mixer,
+    sizes_of,
+)
+from archloop.checkpoints.layouts.mamba2 import check_time_step_limit, mixer_pieces
+from archloop.checkpoints.pieces import Piece
+from archloop.errors import UserError
+from archloop.stack.cost import channel_config
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
+
+_KINDS = {"mamba2": "linear_attention", "gqa": "full_attention"}
+_OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
+_NOWHERE = (None, "nope")
+"""Values of ``position_embedding_type`` that say that attention has no positions."""
+_EXAMPLE = {
+    "model_type": "granitemoehybrid",
+    "hidden_size": 48,
+    "vocab_size": 71,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "shared_intermediate_size": 40,
+    "num_local_experts": 0,
+    "mamba_n_heads": 8,
+    "mamba_d_state": 12,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 16,
+    "pad_token_id": 0,
+    "embedding_multiplier": 12,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8,
+}
+
+
+class GraniteHybrid(Layout):
+    """As the module says; transformers' `GraniteMoeHybridForCausalLM`."""
+
+    model_types = {"granitemoehybrid": "GraniteMoeHybridForCausalLM"}
+    keeps_float32 = ("A_log", "dt_bias")
+    examples = (
+        {**_EXAMPLE, "tie_word_embeddings": True},
+        {
+            **_EXAMPLE,
+            "num_hidden_layers": 2,
+            "layer_types": ["full_attention", "linear_attention"],
+            "position_embedding_type": "rope",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+            "mamba_n_groups": 1,
+            "mamba_d_conv": 3,
+            "mamba_expand": 3,
+            "rms_norm_eps": 1e-4,
+            "residual_multiplier": 1.0,
+        },
+    )
+
+    def to_spec(self, keys: Keys) -> StackSpec:
+        _check_fixed(keys)
+        width, eps = keys.number("hidden_size", 4096), keys.real("rms_norm_eps", 1e-6)
+        mixers = {
+            "linear_attention": MixerSpec(name="mamba2", config=_mamba2(keys, width, eps)),
+            "full_attention": MixerSpec(name="gqa", config=_attention(keys, width)),
+        }
+        ratio = parts.expansion(keys.number("shared_intermediate_size", 1024), width)
+        swiglu = ChannelMixerSpec(name="swiglu", config={"expansion": ratio})
+        factor = keys.real("residual_multiplier", 1.0)
+        return StackSpec(
+            d_model=width,
+            vocab_size=keys.number("vocab_size", 32_000),
+            blocks=tuple(
+                BlockSpec(mixers=(mixers[kind],), channel_mixer=swiglu, residual_multiplier=factor)
+                for kind in _kinds(keys)
+            ),
+            tie_embeddings=keys.boolean("tie_word_embeddings", False),
+            norm_eps=eps,
+            embedding_multiplier=keys.real("embedding_multiplier", 1.0),
+            logits_divisor=keys.real("logits_scaling", 1.0),
+            max_context=keys.number("max_position_embeddings", 2048),
+        )
+
+    def from_spec(self, spec: StackSpec) -> dict[str, Any]:
+        kinds = []
+        for index, block in enumerate(spec.blocks):
+            kinds.append(_KINDS[only_mixer(block, index, *_KINDS).name])
+            assert block.channel_mixer is not None
+            if block.channel_mixer.name != "swiglu":
+                raise UnsayableError(f"block {index} has {block.channel_mixer.name}")
+        if not kinds:
+            raise UnsayableError("the stack has no block")
+        channel = spec.blocks[0].channel_mixer
+        assert channel is not None
+        found: dict[str, Any] = {
+            "model_type": "granitemoehybrid",
+            "hidden_size": spec.d_model,
+            "vocab_size": spec.vocab_size,
+            "num_hidden_layers": spec.num_blocks,
+            "layer_types": kinds,
+            "shared_intermediate_size": channel_config(channel).sizes(spec.d_model)["d_ff"],
+            "num_local_experts": 0,
+            "max_position_embeddings": spec.max_context or 2048,
+            "rms_norm_eps": spec.norm_eps,
+            "tie_word_embeddings": spec.tie_embeddings,
+            "embedding_multiplier": spec.embedding_multiplier,
+            "logits_scaling": spec.logits_divisor,
+            "residual_multiplier": spec.blocks[0].residual_multiplier,
+        }
+        found |= _mamba2_keys(first_mixer(spec, "mamba2"), spec.d_model)
+        return found | _attention_keys(first_mixer(spec, "gqa"), spec.d_model)
+
+    def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
+        width = spec.d_model
+        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
+        yield Piece("model.norm.weight", "norm.weight", (width,))
+        if not spec.tie_embeddings:
+            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        for index, block in enumerate(spec.blocks):
+            theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
+            yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
+            name = f"{theirs}post_attention_layernorm.weight"
+            yield Piece(name, f"{ours}channel_norm.weight", (width,))
+            mixer, inside = block.mixers[0], f"{ours}mixers.0."
+            if mixer.name == "gqa":
+                yield from parts.attention_pieces(mixer, width, f"{theirs}self_attn.", inside)
+            else:
+                yield from mixer_pieces(sizes_of(mixer, width), width, f"{theirs}mamba.", inside)
+            assert block.channel_mixer is not None
+            d_ff = channel_config(block.channel_mixer).sizes(width)["d_ff"]
+            stem, target = f"{theirs}shared_mlp.", f"{ours}channel_mixer."
+            shape = (2 * d_ff, width)
+            yield Piece(f"{stem}input_linear.weight", f"{target}gate_up_proj.weight", shape)
+            yield Piece(f"{stem}output_linear.weight", f"{target}down_proj.weight", (width, d_ff))
+
+
+def _check_fixed(keys: Keys) -> None:
+    """Settings that are built in one way, and those that change nothing."""
+    if keys.count("num_local_experts", 8):
+        raise UserError("config key 'num_local_experts' may only be 0: experts are not supported")
+    keys.fixed("mamba_conv_bias", True)
+    keys.fixed("mamba_proj_bias", False)
+    keys.fixed("normalization_function", "rmsnorm")
+    check_time_step_limit(keys.get("time_step_limit", [0.0, float("inf")]))
+    # How sums are cut, how weights are drawn, and the width of experts, which there are none of.
+    keys.ignore("mamba_chunk_size init_method intermediate_size num_experts_per_tok")
+
+
+def _kinds(keys: Keys) -> list[str]:
+    num_layers = keys.number("num_hidden_layers", 32, most=MOST_LAYERS)
+    listed = keys.get("layer_types", keys.get("layers_block_type"))
+    if listed is None:
+        return ["linear_attention"] * num_layers
+    if not isinstance(listed, list) or len(listed) != num_layers:
+        raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
+    kinds = [_OLDER.get(kind, kind) for kind in map(str, listed)]
+    for kind in kinds:
+        if kind not in _KINDS.values():
+            raise UserError(f"layer_types has {kind!r}; known: {', '.join(_KINDS.values())}")
+    return kinds
+
+
+def _mamba2(keys: Keys, width: int, eps: float) -> dict[str, Scalar]:
+    heads, expand = keys.number("mamba_n_heads", 128), keys.number("mamba_expand", 2)
+    head_dim = keys.get("mamba_d_head", "auto")
+    if head_dim == "auto":
+        head_dim = expand * width // heads
+    if head_dim * heads != expand * width:
+        raise UserError(
+            f"mamba_n_heads={heads} of mamba_d_head={head_dim!r} are not mamba_expand * "
+            f"hidden_size = {expand * width} wide"
+        )
+    return {
+        "head_dim": head_dim,
+        "state_dim": keys.number("mamba_d_state", 256),
+        "num_groups": keys.number("mamba_n_groups", 1),
+        "kernel": keys.number("mamba_d_conv", 4, most=64),
+        "expansion": expand,
+        "norm_eps": eps,
+    }
+
+
+def _mamba2_keys(mixer: MixerSpec | None, width: int) -> dict[str, Any]:
+    if mixer is None:
+        # Must fit the width though no layer has them.
+        return {"mamba_n_heads": 1}
+    values = sizes_of(mixer, width)
+    if values["d_inner"] % width or values["core"] != "recurrent":
+        raise UnsayableError(f"mamba2 has expansion={values['expansion']}, core={values['core']!r}")
+    return {
+        "mamba_n_heads": values["num_heads"],
+        "mamba_d_head": values["head_dim"],
+        "mamba_d_state": values["state_dim"],
+        "mamba_n_groups": values["num_groups"],
+        "mamba_d_conv": values["kernel"],
+        "mamba_expand": values["d_inner"] // width,
+    }
+
+
+def _attention(keys: Keys, width: int) -> dict[str, Scalar]:
+    settings: dict[str, Scalar] = {"qk_norm": False, **parts.heads(keys, width)}
+    rope = parts.rope(keys, 1e4)
+    kind = keys.get("position_embedding_type")
+    if kind not in (*_NOWHERE, "rope"):
+        raise UserError(f"position_embedding_type={kind!r} is not supported; only 'rope' or 'nope'")
+    settings |= {"rope_theta": None} if kind in _NOWHERE else rope
+    return settings | {"scale": keys.real("attention_multiplier", 1.0)}
+
+
+def _attention_keys(mixer: MixerSpec | None, width: int) -> dict[str, Any]:
+    if mixer is None:
+        return {"num_attention_heads": 1, "num_key_value_heads": 1}
+    values = sizes_of(mixer, width)
+    scale = values["scale"] or values["head_dim"] ** -0.5
+    found = {**parts.head_keys(mixer, width), "attention_multiplier": scale}
+    if values["rope_theta"] is None:
+        return found | {"position_embedding_type": None}
+    return found | {"position_embedding_type": "rope", "rope_parameters": parts.rope_keys(values)}

@@ -82,6 +82,7 @@ def volume(history: list[Told]) -> float:
     return front.hypervolume(points(tried, OBJECTIVES), REFERENCE)
 
 
+@pytest.mark.slow
 def test_nsga2_beats_random_search() -> None:
     # Steps are small and random proportions a strong start: evolution needs some 100 trials to pay.
     space, config = twelve(), NSGA2.Config(population=8)

@@ -1,4 +1,7 @@
-"""A study over several targets: two engines on one host, and one that is left out where allowed."""
+"""A study over several targets: two engines on one host, and one that is left out where allowed.
+
+Measurements in processes of their own are run by make test-ci.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +43,7 @@ def plugins() -> Iterator[None]:
     registry._folders.pop(PLUGINS.resolve())
 
 
+@pytest.mark.ci
 def test_two_engines_on_one_host_stand_side_by_side(tmp_path: Path) -> None:
     targets = {
         "exact": {"contexts": [32], "threads": 1},
@@ -67,7 +71,7 @@ def test_two_engines_on_one_host_stand_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plugins")
-@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("optional", [pytest.param(True, marks=pytest.mark.ci), False])
 def test_a_target_that_cannot_run_a_spec(optional: bool, tmp_path: Path) -> None:
     targets = {
         "here": {"contexts": [16], "threads": 1},

@@ -136,10 +136,15 @@ def judged(rng: np.random.Generator, truth_NM: Floats, noise: Noise, **options: 
 
 
 def equal(count: int, noise: Noise, studies: int, seed: int) -> dict[str, float]:
-    """Shares of studies of equal stacks that claim anything."""
+    """Shares of studies of equal stacks that claim anything, and what volume they state.
+
+    Volumes are ratios to the true one, which is that of a single stack.
+    """
     rng = np.random.default_rng(seed)
-    front = different = either = naive = 0
+    front = different = either = naive = held = 0
+    stated, points = [], []
     truth_NM = stacks(rng, count)
+    volume = hypervolume(minimised(truth_NM[:1]), WORST)
     for _ in range(studies):
         estimates = observed(rng, truth_NM, noise)
         found = membership.standing(
@@ -151,11 +156,17 @@ def equal(count: int, noise: Noise, studies: int, seed: int) -> dict[str, float]
         different += differs
         either += on_front or differs
         naive += int(nondominated(estimates.mean_NM).sum())
+        held += found.volume.low <= volume <= found.volume.high
+        stated.append(found.volume.mean / volume)
+        points.append(hypervolume(estimates.mean_NM, WORST) / volume)
     return {
         "front": front / studies,
         "different": different / studies,
         "either": either / studies,
         "naive_front": naive / studies,
+        "volume": float(np.mean(stated)),
+        "volume_of_points": float(np.mean(points)),
+        "volume_covered": held / studies,
     }
 
 
@@ -251,14 +262,18 @@ def device_coverage(trials: int, processes: int, unequal: bool, studies: int, se
 def equal_table(studies: int) -> dict[str, Any]:
     """Print and return what studies of equal stacks claim."""
     print("Equal stacks: share of studies that call a trial on the front, or two stacks different")
-    print(f"{'noise':32} {'N':>4}  front  different  either   front of the estimates")
+    print(
+        f"{'noise':32} {'N':>4}  front  different  either   front of the estimates  "
+        "volume / true: of the estimates, stated (held)"
+    )
     results = {}
     for name, noise in NOISES.items():
         for count in (8, 30, 100):
             row = results[f"{name}, {count}"] = equal(count, noise, studies, count)
             print(
                 f"{name:32} {count:4}  {row['front']:.3f}  {row['different']:9.3f}  "
-                f"{row['either']:6.3f}   {row['naive_front']:.1f}"
+                f"{row['either']:6.3f}   {row['naive_front']:22.1f}  "
+                f"{row['volume_of_points']:.2f}, {row['volume']:.2f} ({row['volume_covered']:.2f})"
             )
     return results
 

@@ -9,6 +9,7 @@ import fronts
 from archloop.ranking import halving, lift, looks, reliability
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.table import Table
+from archloop.ranking.variance import Pool
 
 
 def over(ratio: float, se: float = 0.0, df: float | None = 30) -> Estimate:
@@ -134,3 +135,28 @@ def test_seeds_that_a_ranking_needs() -> None:
     assert reliability.seeds_needed(0.5, 2) == 8
     assert reliability.seeds_needed(1.0) == 1
     assert reliability.seeds_needed(0.0) is None
+
+
+def test_a_look_is_as_large_as_the_known_noise_asks() -> None:
+    quiet, busy = (Pool(sd**2, math.inf, 30) for sd in (0.01, 0.05))
+    assert looks.size([quiet], 2, 0.02, most=8) == 2
+    # 2.042 * 0.05 / sqrt(2 n) <= log(1.05) from n = 2.19 on.
+    assert looks.size([quiet, busy], 2, 0.05, most=8) == 3
+    assert looks.size([busy], 2, 0.02, most=8) == 8
+    assert looks.size([], 2, 0.02, most=8) == 2
+    # The same noise, known from 3 degrees of freedom: Student's t asks for more.
+    assert looks.size([Pool(0.05**2, math.inf, 3)], 2, 0.05, most=20) > 3
+
+
+@pytest.mark.parametrize("ratio, rejected", [(1 / 1.05, 0.0), (1.05, 1.0)])
+def test_a_gate_of_that_size_resolves_what_it_was_sized_for(ratio: float, rejected: float) -> None:
+    """At 5% from the limit at most 2.5% are judged wrongly, at noise of 8% a process."""
+    sd, rng = 0.08, np.random.default_rng(0)
+    count = looks.size([Pool(sd**2, math.inf, 60)], 2, 0.05, most=99)
+    wrong = 0
+    for _ in range(400):
+        readings = math.log(ratio) + sd * rng.standard_normal(2 * count)
+        # Without the early look, whose boundaries spend a little more.
+        over = Estimate(mean=float(readings.mean()), se=sd / math.sqrt(2 * count), df=60)
+        wrong += (looks.decide([over], 2, 2) == "broken") != bool(rejected)
+    assert wrong / 400 <= 0.04

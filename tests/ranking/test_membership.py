@@ -107,6 +107,8 @@ def test_equal_stacks_give_no_front(name: str, count: int, studies: int) -> None
     assert found["either"] <= 0.05
     # What this replaces: the front of the estimates is an archive of noise.
     assert found["naive_front"] > 3
+    # Of one stack's volume: what is stated lies nearer to it than what the estimates enclose.
+    assert 1 <= found["volume"] < found["volume_of_points"]
 
 
 def test_where_stacks_differ_statements_are_right_and_volumes_covered() -> None:

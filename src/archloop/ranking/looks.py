@@ -17,6 +17,7 @@ from scipy import special
 
 from archloop.profiling.statistics import t_quantile
 from archloop.ranking.estimate import Estimate
+from archloop.ranking.variance import Pool
 
 Decision = Literal["broken", "kept", "unsure"]
 
@@ -50,6 +51,26 @@ def decide(excess: Sequence[Estimate], look: int, num_looks: int) -> Decision:
         if estimate.mean > -distance:
             worst = "unsure"
     return worst
+
+
+def size(noise: Sequence[Pool], num_looks: int, resolve: float, most: int) -> int:
+    """Processes of a look, by the noise that is known before it.
+
+    As few as leave an estimate after the last look that tells a stack so far from its limit on the
+    right side in 97.5 of 100 cases; at least two, or a stack shows no noise of its own.
+
+    Args:
+        noise: of the logarithm of each figure that a budget limits.
+        num_looks: after which the estimate decides.
+        resolve: distance from the limit, as a share of it.
+        most: that a look may have.
+    """
+    needed = 2.0
+    for pool in noise:
+        known = pool.of_stack()
+        errors = t_quantile(SURE, known.df) / math.log1p(resolve)
+        needed = max(needed, errors**2 * known.value / num_looks)
+    return min(most, math.ceil(needed))
 
 
 @cache

@@ -43,7 +43,12 @@ class Evaluator(Protocol):
         """
 
     def profile(
-        self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
+        self,
+        spec: StackSpec,
+        reference: StackSpec,
+        look: int,
+        directory: Path,
+        processes: int | None = None,
     ) -> Profiled:
         """Measure a spec against the reference on each target.
 
@@ -52,6 +57,7 @@ class Evaluator(Protocol):
             reference: the reference preset, measured in the same run.
             look: 1, or more to add to the samples of the looks before.
             directory: for raw samples; whole samples already there are not taken again.
+            processes: of each look at this spec; None takes the recipe's `profile.processes`.
 
         Raises:
             Unsupported: the runtime of a target that is not optional cannot run the spec.

@@ -15,6 +15,7 @@ from archloop.devices.lease import held
 from archloop.errors import UserError
 from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
+from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
 from archloop.profiling.record import Profile
 from archloop.profiling.target import Target
@@ -95,14 +96,24 @@ class HardwareEvaluator:
             raise UserError(f"targets.{name}: {error}") from error
 
     def profile(
-        self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
+        self,
+        spec: StackSpec,
+        reference: StackSpec,
+        look: int,
+        directory: Path,
+        processes: int | None = None,
     ) -> Profiled:
         """As `Evaluator.profile`."""
+        config = self._recipe.profile
+        if processes is not None:
+            config = config.model_copy(update={"processes": processes})
         profiles, left_out = {}, {}
         for name, target in self._recipe.targets.items():
             try:
                 with waited_for(held(target.claims(), cancelled=is_cancelled)):
-                    profiles[name] = self._profile(target, spec, reference, look, directory / name)
+                    profiles[name] = self._profile(
+                        target, config, spec, reference, look, directory / name
+                    )
             except Unsupported as reason:
                 if not target.optional:
                     raise Unsupported(f"{name}: {reason}") from reason
@@ -153,6 +164,7 @@ class HardwareEvaluator:
     def _profile(
         self,
         target: Target,
+        config: ProfileConfig,
         spec: StackSpec,
         reference: StackSpec,
         look: int,
@@ -162,7 +174,6 @@ class HardwareEvaluator:
             samples = read_samples(directory)
         except ValueError:
             samples = None
-        config = self._recipe.profile
         wanted = (spec, reference, target, config)
         if samples is not None and wanted == (
             samples.spec,

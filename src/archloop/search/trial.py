@@ -15,9 +15,10 @@ from typing import Literal, NamedTuple
 
 from archloop.profiling.record import Profile
 from archloop.proxy.record import Rung, TrainJob
-from archloop.ranking import objectives
+from archloop.ranking import looks, objectives
+from archloop.ranking.estimates import pools
 from archloop.ranking.record import Objective, Objectives, Readings
-from archloop.search import gate
+from archloop.search import gate, telling
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.executors.base import Ended, Measure, Train
@@ -150,7 +151,8 @@ class Trial:
         except _Needed as needed:
             self._context.announce(self.stored, "profile", None)
             self._stage = self._files.profile(needed.look)
-            return Measure(spec, plan.reference, needed.look, self._files.samples)
+            size = self._look_size(needed.look)
+            return Measure(spec, plan.reference, needed.look, self._files.samples, size)
         self._seconds["profile"] = sum(seconds.values())
         self._verdict = verdict
         if verdict.broken and not trained:
@@ -191,6 +193,20 @@ class Trial:
         if index >= self._to_rung or self._diverged:
             self._complete(None)
         return None
+
+    def _look_size(self, look: int) -> int | None:
+        """Processes of a look, all of a trial's being of one size; None for the recipe's."""
+        recipe = self._context.plan.recipe
+        if recipe.resolve is None or not recipe.budgets:
+            return None
+        first = self._files.load(self._files.profile(1), Profiled)
+        if look > 1 and first is not None:
+            return max(profile.num_processes for profile in first.value.profiles.values())
+        known = pools(self._context.earlier())
+        contexts = {name: target.contexts for name, target in recipe.targets.items()}
+        limited = telling.limits(recipe.budgets, contexts)
+        noise = [known[name] for name in limited if name in known]
+        return looks.size(noise, recipe.looks, recipe.resolve, recipe.profile.processes)
 
     # --- ends ---------------------------------------------------------------------------------
 

@@ -22,12 +22,14 @@ class Measure(NamedTuple):
     Attributes:
         look: 1, or a later one to add to the samples of those before.
         directory: for raw samples.
+        processes: of each look at this spec; None takes the recipe's.
     """
 
     spec: StackSpec
     reference: StackSpec
     look: int
     directory: Path
+    processes: int | None = None
 
 
 class Train(NamedTuple):
@@ -104,7 +106,9 @@ class Executor(ABC):
         error: Exception | None = None
         try:
             if isinstance(job, Measure):
-                value = self.evaluator.profile(job.spec, job.reference, job.look, job.directory)
+                size = () if job.processes is None else (job.processes,)
+                arguments = (job.spec, job.reference, job.look, job.directory)
+                value = self.evaluator.profile(*arguments, *size)
             else:
                 value = self.evaluator.train(job.job, job.directory)
         except Exception as failure:

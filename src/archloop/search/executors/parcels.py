@@ -37,6 +37,7 @@ class Measuring(_Message):
     spec: StackSpec
     reference: StackSpec
     look: int
+    processes: int | None = None
 
 
 class Training(_Message):
@@ -84,9 +85,15 @@ def unpack(files: Files, folder: Path) -> None:
         write_atomic(place, content)
 
 
-def to_measure(spec: StackSpec, reference: StackSpec, look: int, directory: Path) -> Parcel:
+def to_measure(
+    spec: StackSpec,
+    reference: StackSpec,
+    look: int,
+    directory: Path,
+    processes: int | None = None,
+) -> Parcel:
     """A measurement, with the samples of the looks before."""
-    asked = Measuring(spec=spec, reference=reference, look=look)
+    asked = Measuring(spec=spec, reference=reference, look=look, processes=processes)
     return Parcel(asked.model_dump_json(), packed(directory))
 
 
@@ -104,7 +111,9 @@ def do_measure(evaluator: Evaluator, parcel: Parcel) -> Parcel:
         unpack(parcel.files, directory)
         watch = Stopwatch(time.monotonic)
         try:
-            found = evaluator.profile(asked.spec, asked.reference, asked.look, directory)
+            size = () if asked.processes is None else (asked.processes,)
+            arguments = (asked.spec, asked.reference, asked.look, directory)
+            found = evaluator.profile(*arguments, *size)
             outcome = Outcome(profiled=found, seconds=watch.seconds())
         except CandidateFailed as error:
             outcome = _failed(error, watch.seconds())

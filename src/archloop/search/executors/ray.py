@@ -134,12 +134,17 @@ class OnRay:
         }
 
     def profile(
-        self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
+        self,
+        spec: StackSpec,
+        reference: StackSpec,
+        look: int,
+        directory: Path,
+        processes: int | None = None,
     ) -> Profiled:
         """As `Evaluator.profile`."""
         profiles, left_out, seconds = {}, {}, 0.0
         for name in self._targets:
-            parcel = parcels.to_measure(spec, reference, look, directory)
+            parcel = parcels.to_measure(spec, reference, look, directory, processes)
             answer = Parcel(*self._run("measure", name, parcel))
             found, took = parcels.measured(answer, directory)
             profiles.update(found.profiles)

@@ -199,6 +199,9 @@ class Recipe(_Section):
         promote_share: a trial whose expected hypervolume contribution is in this top share of its
             rung goes to the next one.
         looks: at the device, each in `processes` more processes, until the budgets are decided.
+        resolve: distance from a budget, as a share of it, that the last look is to tell from the
+            budget: a trial's looks are then as small as the noise known so far allows, and no
+            larger than `profile.processes`. None: always that many.
         seeds: trainings of each trial at rung 0: more of them rank better.
         reference_seeds: trainings of the reference preset and of each anchor stack.
         replicates: of each trial that would be called on the front, before the study ends.
@@ -229,6 +232,7 @@ class Recipe(_Section):
     profile: ProfileConfig = ProfileConfig.model_validate({})
     budgets: tuple[Budget, ...] = ()
     looks: Annotated[int, Field(ge=1, le=8)] = 2
+    resolve: Annotated[float, Field(gt=0, le=1)] | None = None
     proxy: ProxyConfig = ProxyConfig()
     promote_share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1

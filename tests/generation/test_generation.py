@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from archloop import registry
 from archloop.errors import UserError
@@ -388,3 +389,25 @@ def test_logits_that_overflow_end_the_generation(sampling: Sampling) -> None:
         verify(transcript, [5, 6])
     with pytest.raises(UserError, match="float32; the weights may be damaged"):
         generate(wider, [9], 3, transcript=transcript)
+
+
+class Asked(TorchDispatchMode):
+    """Counts how often the host asks a tensor for one number, which waits for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7)], ids=str)
+def test_a_token_is_all_that_is_asked_for(sampling: Sampling) -> None:
+    transcript = Transcript(sixteen_bit(), 16)
+    transcript.extend([[1, 2]])
+    run = Generation(transcript, 6, sampling)
+    next(run)
+    with Asked() as asked:
+        tokens = [next(run) for _ in range(3)]
+    assert asked.count == 0
+    assert all(token is not None for (token,) in tokens)

@@ -16,12 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from archloop.errors import UserError
 from archloop.generation.protocol import Model, ModelState
 from archloop.generation.rows import Prompts, as_rows, seen_tokens
-from archloop.generation.sampling import GREEDY, Sampling, check_finite, choose, row_seeds
+from archloop.generation.sampling import GREEDY, Sampling, choosable, choose, not_finite, row_seeds
 from archloop.generation.transcript import Transcript
 from archloop.text.streaming import Decode, TextStream
 
@@ -80,25 +81,25 @@ class Generation:
         if self._chosen_B is not None:
             self._advance(self._chosen_B)
         assert self._logits_BV is not None
-        self._check_finite(self._logits_BV)
         positions_B = self.transcript.state.lengths_B
-        self._chosen_B = choose(
-            self._logits_BV, self.sampling, self._seeds_B, positions_B, self._seen_BV
-        )
+        chosen_B = choose(self._logits_BV, self.sampling, self._seeds_B, positions_B, self._seen_BV)
+        # On a GPU each question to it waits for all that it was given, so there is one a token.
+        sound_B = choosable(self._logits_BV).to(chosen_B.dtype)
+        tokens, sound = torch.stack([chosen_B, sound_B]).tolist()
+        self._check_sound(sound)
+        self._chosen_B = chosen_B
         if self._seen_BV is not None:
-            self._seen_BV.scatter_(1, self._chosen_B[:, None], True)
+            self._seen_BV.scatter_(1, chosen_B[:, None], True)
         self._left -= 1
-        return self._note(self._chosen_B.tolist())
+        return self._note(tokens)
 
-    def _check_finite(self, logits_BV: Tensor) -> None:
+    def _check_sound(self, sound: Sequence[int]) -> None:
         """Rows that have ended step along, on tokens of no meaning: theirs are not looked at."""
-        running = [row for row, ended in enumerate(self.ended) if ended is None]
+        if all(row for row, ended in zip(sound, self.ended, strict=True) if ended is None):
+            return
         where = f"for new token {self._num_tokens - self._left + 1}"
-        try:
-            check_finite(logits_BV[running], self.transcript.model.precision, where)
-        except UserError:
-            self.close()
-            raise
+        self.close()
+        raise not_finite(self.transcript.model.precision, where)
 
     def end(self, row: int) -> None:
         """End a row from outside, at a stop string."""

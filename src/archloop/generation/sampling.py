@@ -125,11 +125,21 @@ def check_finite(logits_BV: Tensor, precision: str, where: str) -> None:
     Raises:
         UserError: names the place and the dtype.
     """
-    if not bool(logits_BV.amax(-1).isfinite().all()):
-        remedy = "a wider dtype such as bfloat16 or float32 may hold them"
-        if precision not in ("float16", "bfloat16"):
-            remedy = "the weights may be damaged, so fetch the checkpoint again"
-        raise UserError(f"the logits {where} are not finite numbers in {precision}; {remedy}")
+    if not bool(choosable(logits_BV).all()):
+        raise not_finite(precision, where)
+
+
+def choosable(logits_BV: Tensor) -> Tensor:
+    """Whether a token can be chosen from each row, (B,): its largest logit is a number."""
+    return logits_BV.amax(-1).isfinite()
+
+
+def not_finite(precision: str, where: str) -> UserError:
+    """What is wrong with logits from which none can."""
+    remedy = "a wider dtype such as bfloat16 or float32 may hold them"
+    if precision not in ("float16", "bfloat16"):
+        remedy = "the weights may be damaged, so fetch the checkpoint again"
+    return UserError(f"the logits {where} are not finite numbers in {precision}; {remedy}")
 
 
 def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:

@@ -19,7 +19,15 @@ from typing import IO, Annotated
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import Device, DeviceError, DeviceInfo, Readings, full_disk
+from archloop.devices.base import (
+    Device,
+    DeviceError,
+    DeviceInfo,
+    Readings,
+    full_disk,
+    in_a_shell,
+    piped,
+)
 
 _ANSWER_S = 60.0
 _GONE = ("device offline", "no devices", "not found", "unauthorized", "device still", "closed")
@@ -118,18 +126,8 @@ class Android(Device):
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str], stderr: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        settings = [f"{key}={value}" for key, value in env.items()]
-        # As over ssh: the shell around the program says 128 + the signal that ended it.
-        wrapped = ["sh", "-c", '"$@"; exit $?', "sh", "env", *settings, *argv]
         # -T: no terminal, so that bytes arrive as they are and both streams stay apart.
-        return subprocess.Popen(
-            [*self._client(), "shell", "-T", shlex.join(wrapped)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            start_new_session=True,
-            bufsize=0,
-        )
+        return piped([*self._client(), "shell", "-T", in_a_shell(argv, env)], stderr)
 
     def is_gone(self, status: int, last_line: str) -> bool:
         return status != 0 and _says_gone(last_line)

@@ -7,6 +7,7 @@ another of the same kind (an address, a serial number, a card's index) is the cl
 which a recipe gives beside the device's name.
 """
 
+import shlex
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -41,6 +42,31 @@ def full_disk(lines: Iterable[str]) -> str | None:
     """The line that says that a disk, or one's share of it, is full."""
     words = ("no space left", "quota exceeded")
     return next((line for line in lines if any(word in line.lower() for word in words)), None)
+
+
+def piped(
+    argv: Sequence[str], stderr: IO[bytes], env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """A program in a session of its own, spoken to over its standard input and output."""
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=env,
+        start_new_session=True,
+        bufsize=0,
+    )
+
+
+def in_a_shell(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    """A program as a line for a shell elsewhere.
+
+    A shell of its own stands around the program: a signal that ends the program is then told as
+    128 + its number.
+    """
+    settings = [f"{key}={value}" for key, value in env.items()]
+    return shlex.join(["sh", "-c", '"$@"; exit $?', "sh", "env", *settings, *argv])
 
 
 class Readings(BaseModel):

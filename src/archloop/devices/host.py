@@ -14,7 +14,7 @@ from typing import IO, Annotated
 from pydantic import Field
 
 from archloop.devices import energy, linux
-from archloop.devices.base import Accelerator, Device, DeviceInfo, Readings
+from archloop.devices.base import Accelerator, Device, DeviceInfo, Readings, piped
 from archloop.devices.cores import usable_cores
 from archloop.devices.energy import Counters
 from archloop.devices.lease import Claim
@@ -89,15 +89,7 @@ class Host(Device):
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str], stderr: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env={**os.environ, **self._card(), **env},
-            start_new_session=True,
-            bufsize=0,
-        )
+        return piped(argv, stderr, {**os.environ, **self._card(), **env})
 
     def python_argv(self) -> tuple[str, ...]:
         # -P: a stray random.py in the working folder must not stand in for a library.

@@ -21,7 +21,16 @@ from typing import IO, Annotated
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import QUIET_CORES, Device, DeviceError, DeviceInfo, Readings, full_disk
+from archloop.devices.base import (
+    QUIET_CORES,
+    Device,
+    DeviceError,
+    DeviceInfo,
+    Readings,
+    full_disk,
+    in_a_shell,
+    piped,
+)
 
 _BROKEN = 255
 """Exit status of the client when there is no connection, or none any more."""
@@ -147,18 +156,8 @@ class Ssh(Device):
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str], stderr: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        # A shell of its own around the program: a signal that ends the program is then told as
-        # 128 + its number; without it sshd closes and the client says 255, as for a lost line.
-        settings = [f"{key}={value}" for key, value in env.items()]
-        wrapped = ["sh", "-c", '"$@"; exit $?', "sh", "env", *settings, *argv]
-        return subprocess.Popen(
-            self._client(shlex.join(wrapped)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            start_new_session=True,
-            bufsize=0,
-        )
+        # Without the shell, sshd closes at a signal and the client says 255, as for a lost line.
+        return piped(self._client(in_a_shell(argv, env)), stderr)
 
     def python_argv(self) -> tuple[str, ...] | None:
         return None if self.config.python is None else (self.config.python, "-P")

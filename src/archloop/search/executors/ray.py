@@ -15,6 +15,7 @@ Only the study's process writes the store; nodes answer messages.
 import atexit
 import hashlib
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -40,6 +41,7 @@ from archloop.workers.cancelling import POLL_S, CancelledError, is_cancelled
 
 MOST_LOSSES = 3
 """Times that a job may be lost with its node or process before its trial is marked."""
+_KNOCK_S = 20.0
 _RECIPE = "recipe.yaml"
 
 Resources = Mapping[str, float]
@@ -84,8 +86,9 @@ class OnRay:
         self._connected = not ray.is_initialized()
         if self._connected:
             try:
+                _knock(address)
                 ray.init(address, log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"executor.address={address!r}: no Ray cluster: {str(error).splitlines()[0]}; "
                     "start one by ray start --head, or give its address"
@@ -210,6 +213,17 @@ class OnRay:
                 f"{where}: no node of the cluster has {dict(takes)}; start one with these "
                 "resources, as by ray start --resources"
             )
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens, for which Ray itself would wait for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 def on_ray(recipe: Recipe) -> OnRay:

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 RECIPE ?= recipes/quickstart.yaml
 
-.PHONY: search test test-all test-ci test-kernels test-gpu check clean
+.PHONY: search test test-all test-ci test-engines test-kernels test-gpu check clean
 
 search: $(VENV)/.installed
 	$(BIN)/archloop search $(RECIPE)
@@ -19,12 +19,16 @@ test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not device and not ci"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not device and not ci and not engines"
 
 # What needs a service or an engine: installed here, as root on Debian.
 test-ci: $(VENV)/.installed-engines
 	.ci/services
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "ci and not gpu and not device"
+
+# Every mixer in every engine: before their table in docs/runtimes.md is published.
+test-engines: $(VENV)/.installed-engines
+	$(BIN)/python -m pytest -n 2 -m "engines and not gpu and not device"
 
 # In a folder beside the others' packages: the interpreter fails with newer versions of numpy.
 test-kernels: $(VENV)/.installed-test $(VENV)/interpreter

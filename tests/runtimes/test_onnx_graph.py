@@ -1,51 +1,127 @@
-"""Which mixers trace into a graph with a free number of tokens, and which do not yet."""
+"""Graphs with a free number of tokens: every mixer and channel mixer, in both engines."""
 
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from archloop import registry
-from archloop.runtimes import onnx_graph
+from archloop.runtimes import onnx_graph, onnx_parts
+from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.exporting import build_random
 from archloop.runtimes.graphs import StateGraph
+from archloop.runtimes.parity import decided_experts, distance, session_rows
+from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
+ENGINES = ("onnx_runtime", "openvino")
 SETTINGS = {"gqa": {"head_dim": 32}, "swa": {"head_dim": 32, "window": 32}}
-OTHERS = sorted(set(registry.shipped("mixers")) - onnx_graph.MIXERS)
+EVERY = [*registry.shipped("mixers"), *registry.shipped("channel_mixers")]
+IN_CI = {"gqa", "gated_deltanet", "moe"}
+"""One that is traced as it is, one in parts, and experts; make test-engines runs all."""
+PARTS = (onnx_parts.PASS + 5, 1, 2, 31)
+"""Of a prompt: more than a pass and a window, fewer than a convolution's kernel, the rest."""
+STEPS = 4
 
 
-def stack(mixer: str, channel: str = "swiglu") -> StackSpec:
-    block = BlockSpec(
-        mixers=(MixerSpec(name=mixer, config=SETTINGS.get(mixer, {})),),
-        channel_mixer=ChannelMixerSpec(name=channel),
-    )
-    return StackSpec(d_model=128, vocab_size=64, blocks=(block,))
+def stack(name: str, num_blocks: int = 2) -> StackSpec:
+    """Blocks of one mixer, or of one channel mixer."""
+    is_mixer = name in registry.shipped("mixers")
+    mixer = MixerSpec(name=name if is_mixer else "short_conv", config=SETTINGS.get(name, {}))
+    channel = ChannelMixerSpec(name="swiglu" if is_mixer else name)
+    block = BlockSpec(mixers=(mixer,), channel_mixer=channel)
+    return StackSpec(d_model=128, vocab_size=64, blocks=(block,) * num_blocks)
 
 
-def test_a_stack_is_refused_by_the_mixers_that_do_not_trace() -> None:
-    assert onnx_graph.unsupported(stack("gqa")) is None
-    assert "prefill of gla is not traced" in (onnx_graph.unsupported(stack("gla")) or "")
-    assert "channel mixer moe" in (onnx_graph.unsupported(stack("gqa", "moe")) or "")
+def test_only_features_of_mixers_that_trace_as_they_are_can_be_shared() -> None:
+    def sharing(name: str) -> StackSpec:
+        spec = stack(name)
+        reads = spec.blocks[1].mixers[0].model_copy(update={"state_from": 0})
+        second = spec.blocks[1].model_copy(update={"mixers": (reads,)})
+        return spec.model_copy(update={"blocks": (spec.blocks[0], second)})
+
+    assert onnx_graph.unsupported(sharing("gqa")) is None
+    reason = "block 1 reads the features of another block's gla"
+    assert reason in (onnx_graph.unsupported(sharing("gla")) or "")
+    assert onnx_graph.unsupported(stack("gla")) is None
 
 
 def test_the_slots_of_a_cache_are_found() -> None:
-    graph = StateGraph(build_random(stack("gqa"), 0))
+    graph = StateGraph(build_random(stack("gqa", 1), 0))
     assert [held.slots for held in graph.held] == [2, 2]
     assert [held.next_name for held in graph.held] == ["state_0_0_k_next", "state_0_0_v_next"]
-    assert [held.slots for held in StateGraph(build_random(stack("short_conv"), 0)).held] == [None]
+    graph = StateGraph(build_random(stack("short_conv", 1), 0))
+    assert [held.slots for held in graph.held] == [None]
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize(
-    "mixer",
-    [
-        *sorted(onnx_graph.MIXERS),
-        *(
-            pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="fixes its tokens"))
-            for name in OTHERS
-        ),
-    ],
-)
-def test_traces_with_any_number_of_tokens(mixer: str, tmp_path: Path) -> None:
-    onnx_graph.write(build_random(stack(mixer), 0), tmp_path)
-    assert (tmp_path / onnx_graph.MODEL).exists()
+def test_every_mixer_in_parts_has_a_state_of_one_size() -> None:
+    for name in set(registry.shipped("mixers")) - onnx_graph.FREE:
+        graph = StateGraph(build_random(stack(name, 1), 0))
+        assert [held.slots for held in graph.held] == [None] * len(graph.held), name
+
+
+def test_the_table_in_the_docs_lists_every_mixer_where_the_graph_has_it() -> None:
+    page = (Path(__file__).parents[2] / "docs/runtimes.md").read_text()
+    listed = {}
+    for row in page.split("## Mixers and engines")[1].splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        if len(cells) == 2 + len(ENGINES) and cells[2:] == ["runs"] * len(ENGINES):
+            listed[cells[0]] = set(re.findall(r"`(\w+)`", cells[1]))
+    mixers = set(registry.shipped("mixers"))
+    assert listed == {
+        "as it is": onnx_graph.FREE | set(registry.shipped("channel_mixers")) - {"moe"},
+        "in parts": mixers - onnx_graph.FREE,
+        "as a loop over experts": {"moe"},
+    }
+
+
+def marked(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.ci if name in IN_CI else pytest.mark.engines)
+
+
+@pytest.mark.parametrize("name", map(marked, EVERY))
+def test_prefill_in_uneven_parts_and_decode_agree_with_eager_pytorch(
+    name: str, tmp_path: Path
+) -> None:
+    decoder = build_random(stack(name), 0)
+    ids = np.random.default_rng(0).integers(64, size=sum(PARTS) + STEPS).tolist()
+    with decided_experts(decoder):
+        onnx_graph.write(decoder, tmp_path)
+        expected = eager_rows(decoder, ids)
+    prompt, steps = ids[: sum(PARTS)], ids[sum(PARTS) :]
+    ends = np.cumsum(PARTS).tolist()
+    parts = [prompt[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    for engine in ENGINES:
+        session = load(engine, decoder.spec, tmp_path, len(ids))
+        first = session_rows(session, parts, steps)
+        assert distance(first, expected) < 1e-4, engine
+        # A conversation leaves nothing to the next one.
+        np.testing.assert_array_equal(first, session_rows(session, parts, steps), engine)
+        session.close()
+
+
+def eager_rows(decoder: Decoder, ids: list[int]) -> np.ndarray:
+    """Logits after the prompt and after each step."""
+    state = decoder.init_state(1, len(ids))
+    rows = [decoder.prefill(torch.tensor([ids[: sum(PARTS)]]), state)]
+    rows += [decoder.step(torch.tensor([token]), state) for token in ids[sum(PARTS) :]]
+    return torch.cat(rows).numpy()
+
+
+def load(engine: str, spec: StackSpec, folder: Path, room: int) -> Any:
+    runtime = registry.get("runtimes", engine)()
+    if missing := runtime.missing_to_run():
+        pytest.skip(missing)
+    manifest = Manifest(
+        spec=spec,
+        runtime=engine,
+        version=runtime.version(),
+        quant="fp32",
+        precision="float32",
+        weight_bytes={},
+        files={},
+    )
+    return runtime.load(folder, manifest, 1, room)

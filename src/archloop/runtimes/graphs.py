@@ -50,6 +50,7 @@ class StateGraph(nn.Module):
     Attributes:
         held: the state's tensors, in the order in which they come in and go out.
         empty: an empty state for `TRACED_SLOTS` tokens, in the same order.
+        states: the same by mixer.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -57,7 +58,7 @@ class StateGraph(nn.Module):
         self.decoder = decoder
         state, longer = (decoder.init_state(1, slots) for slots in (TRACED_SLOTS, _MORE_SLOTS))
         self._keys = [(key, name) for key, own in state.mixers.items() for name in own.tensors]
-        self._by_position = {key: own.by_position for key, own in state.mixers.items()}
+        self.states = state.mixers
         self.empty = [state.mixers[key][name] for key, name in self._keys]
         self.held = [
             Held(
@@ -82,20 +83,29 @@ class StateGraph(nn.Module):
         return (logits_BV.argmax(-1), logits_BV, *after)
 
     def _state(self, length_B: Tensor, tensors: Sequence[Tensor]) -> DecoderState:
-        """A state on copies of the inputs: mixers write in place, and a graph's inputs stay."""
+        """The state that the inputs hold."""
         room = TRACED_SLOTS
         for held, tensor in zip(self.held, tensors, strict=True):
             if held.slots is not None:
                 room = tensor.shape[held.slots]
         given = dict(zip(self._keys, tensors, strict=True))
         mixers = {}
-        for key, by_position in self._by_position.items():
-            own = {name: t.clone() for (at, name), t in given.items() if at == key}
-            mixers[key] = State(room, **own)
-            mixers[key].by_position = by_position
+        for key, empty in self.states.items():
+            mixers[key] = state_of(empty, [given[key, name] for name in empty.tensors], room)
         state = DecoderState(length_B.clone(), mixers, room)
         state.freeze()
         return state
+
+
+def state_of(empty: State, tensors: Sequence[Tensor], room: int) -> State:
+    """A state for `room` tokens on copies of tensors, in the order of those of an empty one.
+
+    Mixers write in place, and a graph's inputs stay as they are.
+    """
+    own = {name: tensor.clone() for name, tensor in zip(empty.tensors, tensors, strict=True)}
+    state = State(room, **own)
+    state.static, state.by_position = True, empty.by_position
+    return state
 
 
 def _longer_axis(tensor: Tensor, longer: Tensor) -> int | None:

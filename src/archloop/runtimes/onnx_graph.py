@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from archloop.blocks.channel_mixers.moe import MoE
+from archloop.runtimes import onnx_parts
 from archloop.runtimes.graphs import IDS, LENGTH, LOGITS, TOKEN, StateGraph
 from archloop.stack.spec import StackSpec
 
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from archloop.stack.decoder import Decoder
 
 MODEL, STATE = "model.onnx", "state.json"
-MIXERS = frozenset({"gqa", "mla", "short_conv"})
-"""Whose passes trace with any number of tokens; those of the others fix it (`docs/runtimes.md`)."""
-CHANNEL_MIXERS = frozenset({"swiglu", "relu2"})
+FREE = frozenset({"gqa", "mla", "short_conv"})
+"""Mixers whose passes trace with any number of tokens; the others are parts (`onnx_parts`)."""
 _TRACED_TOKENS = 16
 _MOST_SLOTS, _MOST_TOKENS = 2**24, 2**20
 """Bounds that tracing asks for. It takes a size of 1 for a constant, so no bound is below 2; the
@@ -49,12 +48,10 @@ class StateTensor(NamedTuple):
 
 def unsupported(spec: StackSpec) -> str | None:
     """Why a stack has no such graph, or None."""
-    names = {mixer.name for block in spec.blocks for mixer in block.mixers}
-    channels = {block.channel_mixer.name for block in spec.blocks if block.channel_mixer}
-    if other := sorted(names - MIXERS):
-        return f"the prefill of {', '.join(other)} is not traced with a free number of tokens"
-    if other := sorted(channels - CHANNEL_MIXERS):
-        return f"channel mixer {', '.join(other)} is not traced yet"
+    for index, block in enumerate(spec.blocks):
+        for mixer in block.mixers:
+            if mixer.state_from is not None and mixer.name not in FREE:
+                return f"block {index} reads the features of another block's {mixer.name}"
     return None
 
 
@@ -63,7 +60,8 @@ def write(decoder: "Decoder", directory: Path) -> None:
     import torch
     from torch.export import Dim
 
-    assert not any(isinstance(module, MoE) for module in decoder.modules())
+    from archloop.runtimes import onnx_filling
+
     graph = StateGraph(decoder.float())
     ids_BT = torch.zeros(1, _TRACED_TOKENS, dtype=torch.int64)
     length_B = torch.zeros(1, dtype=torch.int64)
@@ -73,19 +71,22 @@ def write(decoder: "Decoder", directory: Path) -> None:
         "length_B": None,
         "tensors": [None if held.slots is None else {held.slots: slots} for held in graph.held],
     }
+    parts = _parts(graph)
     with torch.no_grad():
-        program = torch.export.export(
-            graph, (ids_BT, length_B, graph.empty), dynamic_shapes=shapes, strict=False
-        )
-        torch.onnx.export(
+        with onnx_parts.placeholders(graph.decoder, parts):
+            program = torch.export.export(
+                graph, (ids_BT, length_B, graph.empty), dynamic_shapes=shapes, strict=False
+            )
+        made = torch.onnx.export(
             program,
-            f=str(directory / MODEL),
             input_names=[IDS, LENGTH, *(held.name for held in graph.held)],
             output_names=[TOKEN, LOGITS, *(held.next_name for held in graph.held)],
-            external_data=True,
             dynamo=True,
             verbose=False,
         )
+    assert made is not None
+    onnx_filling.fill_in(made.model, parts)
+    made.save(str(directory / MODEL), external_data=True)
     tensors = [
         StateTensor(
             held.name,
@@ -97,6 +98,15 @@ def write(decoder: "Decoder", directory: Path) -> None:
         for held in graph.held
     ]
     (directory / STATE).write_text(json.dumps(tensors, indent=1))
+
+
+def _parts(graph: StateGraph) -> dict[str, onnx_parts.Placed]:
+    """The mixers that are traced on their own, by a name of each."""
+    return {
+        f"mixer_{index}_{slot}": onnx_parts.Placed(graph.decoder.mixer(index, slot), state)
+        for (index, slot), state in graph.states.items()
+        if graph.decoder.mixer(index, slot).name not in FREE
+    }
 
 
 def read_state(directory: Path) -> list[StateTensor]:

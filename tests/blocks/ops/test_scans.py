@@ -19,7 +19,7 @@ from archloop.blocks.ops import (
     triton_kernels,
 )
 from archloop.blocks.ops import selective_scan as selective
-from archloop.blocks.ops.scan import naive_scan, scan, scan_pair
+from archloop.blocks.ops.scan import doubled, naive_scan, scan, scan_pair
 
 B, D, N = 2, 5, 3
 Form = Callable[..., tuple[Tensor, ...]]
@@ -61,6 +61,32 @@ def test_diagonal_scans(time: int) -> None:
     decay = [torch.rand(1, 1, D).double() * 0.7 for _ in range(2)]
     rest = [randn(B, time, D), randn(B, time, D), randn(B, D), randn(B, D)]
     compare(pairs, complex_loop, [*decay, *rest])
+
+
+@pytest.mark.parametrize("time", [1, 2, 5, 64, 65])
+def test_the_exported_form_gives_the_same_states(time: int) -> None:
+    torch.manual_seed(0)
+    decay, added, start = torch.rand(B, time, D).double(), randn(B, time, D), randn(B, D)
+    expected = naive_scan(decay, added, start)
+    torch.testing.assert_close(doubled((decay,), (added,), (start,))[0], expected)
+    a, b, h = ((0.7 * randn(*shape), randn(*shape)) for shape in [(B, time, D)] * 2 + [(B, D)])
+    expected = naive_scan(*(torch.complex(*pair) for pair in (a, b, h)))
+    torch.testing.assert_close(torch.complex(*doubled(a, b, h)), expected)
+
+
+def test_an_exported_program_has_no_loop_and_no_complex_numbers() -> None:
+    class Scans(torch.nn.Module):
+        def forward(self, a: Tensor, b: Tensor, start: Tensor) -> tuple[Tensor, ...]:
+            return scan(a, b, start), *scan_pair((a, a), (b, b), (start, start))
+
+    given = (torch.rand(1, 64, D), torch.randn(1, 64, D), torch.randn(1, D))
+    program = torch.export.export(Scans(), given, strict=False)
+    made = [node.meta["val"] for node in program.graph.nodes if node.op == "call_function"]
+    assert not any(isinstance(x, Tensor) and x.is_complex() for x in made)
+    # A loop would have more than that of getting and computing steps alone.
+    assert len(made) < 4 * 64
+    for found, expected in zip(program.module()(*given), Scans()(*given), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def selective_inputs(time: int, channels: int = D) -> list[Tensor]:

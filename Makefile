@@ -26,9 +26,10 @@ test-ci: $(VENV)/.installed-engines
 	.ci/services
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "ci and not gpu and not device"
 
-# Every mixer in every engine: before their table in docs/runtimes.md is published.
-test-engines: $(VENV)/.installed-engines
-	$(BIN)/python -m pytest -n 2 -m "engines and not gpu and not device"
+# Every mixer in every engine: before their table in docs/runtimes.md is published. Compiles llama.cpp
+# once, for minutes; make test-ci runs its tests too where it is there.
+test-engines: $(VENV)/.installed-llama
+	$(BIN)/python -m pytest -n 2 -m "(engines or ci) and not gpu and not device" tests/runtimes tests/contracts/test_runtimes.py
 
 # In a folder beside the others' packages: the interpreter fails with newer versions of numpy.
 test-kernels: $(VENV)/.installed-test $(VENV)/interpreter
@@ -70,6 +71,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test
 	$(PIP_INSTALL) -e ".[test,onnx,openvino,ray]"
+	touch $@
+
+$(VENV)/.installed-llama: $(VENV)/.installed-engines
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PIP_INSTALL) -e ".[test,onnx,openvino,llama_cpp]"
 	touch $@
 
 clean:

@@ -82,6 +82,7 @@ def marked(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.ci if name in IN_CI else pytest.mark.engines)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [*map(marked, EVERY)])
 def test_prefill_in_uneven_parts_and_decode_agree_with_eager_pytorch(
     name: str, tmp_path: Path

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from archloop.runtimes.onnx_parts import DOMAIN, PASS, Pass, Placed, Step, traced
 
@@ -106,13 +107,12 @@ class _Writer:
 
     def number(self, value: Any, kind: Any = np.int64) -> Value:
         """A constant."""
-        tensor = ir.tensor(np.array(value, kind))
-        made = ir.Value(
-            name=self.name(),
-            shape=ir.Shape(tensor.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
+        return self.constant(np.array(value, kind))
+
+    def constant(self, numbers: NDArray[Any]) -> Value:
+        """A constant of these numbers."""
+        made = self._value(ir.Shape(numbers.shape), ir.DataType.from_numpy(numbers.dtype))
+        made.const_value = ir.tensor(numbers)
         self.constants.append(made)
         return made
 
@@ -154,13 +154,32 @@ class _Writer:
         graph.outputs.clear()
         graph.remove(nodes)
         graph.initializers.clear()
-        for node in nodes:
-            self.rename(node)
         for value in constants:
             value.name = self.name()
         self.constants += constants
-        into.nodes += nodes
+        for node in nodes:
+            self.rename(node)
+            product = self._as_matmul(node, into) if node.op_type == "Gemm" else None
+            if product is None:
+                into.nodes.append(node)
+                continue
+            ir.convenience.replace_all_uses_with(node.outputs[0], product)
+            results = [product if each is node.outputs[0] else each for each in results]
         return results
+
+    def _as_matmul(self, node: ir.Node, into: _Nodes) -> Value | None:
+        """A product of a step as a pass has it, so that both read one copy of the weight.
+
+        What torch writes for one token takes the matrix (N, K) as it is, for many its transpose.
+        """
+        x, weight, *bias = node.inputs
+        if weight is None or weight.const_value is None or len(weight.uses()) > 1:
+            return None
+        assert node.attributes["transB"].as_int() == 1, "torch writes no other product so"
+        turned = self.constant(np.ascontiguousarray(weight.const_value.numpy().T))
+        self.constants.remove(weight)
+        product = into.op("MatMul", x, turned)
+        return into.op("Add", product, bias[0]) if bias else product
 
     def _value(self, shape: Any, dtype: Any) -> Value:
         return ir.Value(name=self.name(), shape=shape, type=ir.TensorType(dtype))

@@ -75,7 +75,7 @@ def placeholders(decoder: Decoder, parts: Mapping[str, Placed]) -> Iterator[None
     """While inside, these mixers and all experts of a decoder run as nodes of domain `DOMAIN`."""
     moes = [module for module in decoder.modules() if isinstance(module, MoE)]
     for name, placed in parts.items():
-        placed.mixer.run = _MixerPlaceholder(name)  # type: ignore[method-assign]
+        placed.mixer.run = _MixerPlaceholder(name)  # type: ignore[assignment, method-assign]
     for moe in moes:
         moe._form = lambda num_tokens: _experts_placeholder  # type: ignore[method-assign]
     try:

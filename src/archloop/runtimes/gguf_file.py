@@ -1,0 +1,237 @@
+"""A decoder as a GGUF file: names, keys and shapes as llama.cpp's own converter has them.
+
+A stack that a family of checkpoints can say has that family's configuration and tensors
+(`checkpoints`); the ``gguf`` package knows what llama.cpp calls each of them. What is left to say
+here is how an architecture's tensors differ beyond their names, and which keys it reads. The file
+has no tokenizer ("no_vocab"): an engine that is measured is given token ids.
+
+Source: ``conversion/`` of llama.cpp, which turns the same checkpoints into the same tensors.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from archloop import registry
+from archloop.checkpoints import families, names
+from archloop.checkpoints.layouts.base import Layout, UnsayableError
+from archloop.checkpoints.pieces import Piece, gather
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import StackSpec
+
+ARCHITECTURES = {
+    "lfm2": "LFM2",
+    "lfm2_moe": "LFM2MOE",
+    "llama": "LLAMA",
+    "qwen3": "QWEN3",
+    "mamba2": "MAMBA2",
+}
+"""By the checkpoints' ``model_type``, the ``gguf`` package's name of llama.cpp's architecture."""
+BLOCK = 32
+"""Numbers of a row that share a scale in Q4_0 and Q8_0."""
+
+
+def unsupported(spec: StackSpec) -> str | None:
+    """Why llama.cpp cannot run a stack, or None."""
+    family, reason = _family(spec)
+    return None if family else reason
+
+
+def _family(spec: StackSpec) -> tuple[tuple[Layout, dict[str, Any]] | None, str]:
+    """The first family that can say the stack and that llama.cpp runs, else why there is none.
+
+    A stack of attention alone is LFM2 to one family and Qwen3 to another, and llama.cpp runs the
+    second alone.
+    """
+    lacking = []
+    for name in registry.names("layouts"):
+        family = families.layout(name)
+        try:
+            config = family.write(spec)
+        except UnsayableError as error:
+            lacking.append(f"{name}: {error}")
+            continue
+        reason = _refused(spec, config)
+        if reason is None:
+            return (family, config), ""
+        lacking.append(f"{name}: {reason}")
+    return None, f"it is of no family that llama.cpp runs ({'; '.join(lacking)})"
+
+
+def _refused(spec: StackSpec, config: dict[str, Any]) -> str | None:
+    """Why llama.cpp does not run what a family says, or None."""
+    model_type = config["model_type"]
+    if model_type not in ARCHITECTURES:
+        return f"nothing here writes {model_type} for it"
+    if config.get("conv_bias"):
+        return "short convolutions have no bias there"
+    if config.get("rope_parameters", {}).get("rope_type", "default") != "default":
+        return "scaled rotary embeddings are not written"
+    if spec.d_model % BLOCK:
+        return f"rows are quantised {BLOCK} numbers at a time, and d_model={spec.d_model}"
+    if model_type.startswith("lfm2"):
+        heads, head_dim = config["num_attention_heads"], _head_dim(config)
+        if heads * head_dim != spec.d_model:
+            return f"heads must be as wide as the model there, not {heads} of {head_dim}"
+        if len(set(config["layer_types"])) < 2:
+            return "it needs both convolutions and attention there"
+    return None
+
+
+def _head_dim(config: dict[str, Any]) -> int:
+    width: int = config["hidden_size"] // config["num_attention_heads"]
+    return int(config.get("head_dim") or width)
+
+
+def write(decoder: Decoder, file: Path) -> None:
+    """Write a decoder in float32; vectors and convolutions stay so in every quantisation."""
+    from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
+
+    spec = decoder.spec
+    found_family, reason = _family(spec)
+    assert found_family is not None, reason
+    family, config = found_family
+    model_type = config["model_type"]
+    arch = MODEL_ARCH[ARCHITECTURES[model_type]]
+    known = get_tensor_name_map(arch, spec.num_blocks)
+    variant = "fused" if "fused" in family.variants else family.variants[0]
+    writer = GGUFWriter(file, arch=_name(arch))
+    _write_keys(writer, model_type, config, spec)
+    targets = names.stored(decoder)
+    for name, tensor in _tensors(model_type, config, family.pieces(spec, variant), targets):
+        found = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert found is not None, f"llama.cpp has no name for {name}"
+        writer.add_tensor(found, np.ascontiguousarray(tensor.float().numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _name(arch: Any) -> str:
+    from gguf import MODEL_ARCH_NAMES
+
+    name: str = MODEL_ARCH_NAMES[arch]
+    return name
+
+
+def _write_keys(writer: Any, model_type: str, config: dict[str, Any], spec: StackSpec) -> None:
+    """What the architecture reads beside its tensors."""
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(spec.vocab_size)
+    writer.add_block_count(spec.num_blocks)
+    writer.add_context_length(config.get("max_position_embeddings", 1 << 20))
+    writer.add_embedding_length(spec.d_model)
+    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    if model_type == "mamba2":
+        writer.add_feed_forward_length(0)
+        writer.add_head_count(0)
+        writer.add_ssm_conv_kernel(config["conv_kernel"])
+        writer.add_ssm_inner_size(config["num_heads"] * config["head_dim"])
+        writer.add_ssm_state_size(config["state_size"])
+        writer.add_ssm_time_step_rank(config["num_heads"])
+        writer.add_ssm_group_count(config["n_groups"])
+        return
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = _head_dim(config)
+    writer.add_head_count(heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    kinds = config.get("layer_types", [])
+    if "conv" not in kinds:
+        writer.add_head_count_kv(kv_heads)
+    if model_type.startswith("lfm2"):
+        # A layer without key-value heads is a convolution to llama.cpp.
+        writer.add_head_count_kv([0 if kind == "conv" else kv_heads for kind in kinds])
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
+    if model_type == "lfm2_moe":
+        from gguf import ExpertGatingFuncType
+
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        writer.add_leading_dense_block_count(config["num_dense_layers"])
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+
+
+def _tensors(
+    model_type: str, config: dict[str, Any], pieces: Iterator[Piece], targets: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its checkpoint's name, as llama.cpp stores it."""
+    parts: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        parts.setdefault(piece.name, []).append(piece)
+    for name, of_tensor in parts.items():
+        tensor = gather(of_tensor, targets).detach().cpu()
+        if name.endswith("experts.gate_up_proj"):
+            # llama.cpp's converter drops the prefix from what it stacks.
+            stem = name.removeprefix("model.").removesuffix("gate_up_proj")
+            gate, up = tensor.chunk(2, 1)
+            yield f"{stem}w1.weight", gate
+            yield f"{stem}w3.weight", up
+        elif name.endswith("experts.down_proj"):
+            yield name.removeprefix("model.").removesuffix("down_proj") + "w2.weight", tensor
+        else:
+            change = _CHANGES.get(model_type, _same)
+            yield change(name, tensor, config)
+
+
+def _same(name: str, tensor: Tensor, config: dict[str, Any]) -> tuple[str, Tensor]:
+    del config
+    return name, tensor
+
+
+def _lfm2(name: str, tensor: Tensor, config: dict[str, Any]) -> tuple[str, Tensor]:
+    del config
+    if name.endswith(".expert_bias"):
+        return f"{name}.bias", tensor
+    return name, tensor.squeeze(1) if ".conv.conv" in name else tensor
+
+
+def _llama(name: str, tensor: Tensor, config: dict[str, Any]) -> tuple[str, Tensor]:
+    """Pairs that turn together stand side by side there, and half a head apart in checkpoints."""
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    for part, key in heads.items():
+        if f".{part}." in name:
+            halves = tensor.reshape(config[key], 2, -1, *tensor.shape[1:])
+            return name, halves.transpose(1, 2).reshape(tensor.shape)
+    return name, tensor
+
+
+def _mamba2(name: str, tensor: Tensor, config: dict[str, Any]) -> tuple[str, Tensor]:
+    if name.endswith(".A_log"):
+        return name, -tensor.float().exp()[:, None]
+    if name.endswith(".D"):
+        return name, tensor[:, None]
+    if name.endswith(".dt_bias"):
+        return name.removesuffix(".dt_bias") + ".dt_proj.bias", tensor
+    if name.endswith("conv1d.weight"):
+        return name, tensor.squeeze(1)
+    if name.endswith("mixer.norm.weight"):
+        return name, tensor.reshape(config["n_groups"], -1)
+    return name, tensor
+
+
+_CHANGES: dict[str, Callable[[str, Tensor, dict[str, Any]], tuple[str, Tensor]]] = {
+    "lfm2": _lfm2,
+    "lfm2_moe": _lfm2,
+    "llama": _llama,
+    "mamba2": _mamba2,
+}
+
+
+def weight_bytes(file: Path) -> dict[str, int]:
+    """Bytes of a file's weights by GGUF's type, such as ``{"Q4_0": ..., "F32": ...}``."""
+    from gguf import GGUFReader
+
+    sizes: dict[str, int] = {}
+    for tensor in GGUFReader(file).tensors:
+        kind = tensor.tensor_type.name
+        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_bytes)
+    return sizes

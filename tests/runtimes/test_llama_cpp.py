@@ -1,0 +1,96 @@
+"""llama.cpp: which stacks it runs, what its files hold, and that its logits are those of eager."""
+
+from pathlib import Path
+
+import pytest
+
+from archloop.runtimes import gguf_file
+from archloop.runtimes.exporting import build_random, export
+from archloop.runtimes.llama_cpp import LlamaCpp
+from archloop.runtimes.parity import session_rows
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+SWIGLU = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
+MOE = ChannelMixerSpec(name="moe", config={"num_experts": 4, "top_k": 2, "expansion": 0.5})
+CONV = MixerSpec(name="short_conv")
+GQA = MixerSpec(name="gqa", config={"head_dim": 64})
+PLAIN = MixerSpec(name="gqa", config={"head_dim": 64, "qk_norm": False})
+MAMBA2 = MixerSpec(name="mamba2")
+
+
+def stack(*blocks: tuple[MixerSpec, ChannelMixerSpec | None]) -> StackSpec:
+    return StackSpec(
+        d_model=128,
+        vocab_size=256,
+        blocks=tuple(
+            BlockSpec(mixers=(mixer,), channel_mixer=channel) for mixer, channel in blocks
+        ),
+    )
+
+
+STACKS = {
+    "lfm2": stack((CONV, SWIGLU), (GQA, SWIGLU)),
+    "lfm2moe": stack((CONV, SWIGLU), (GQA, MOE)),
+    "llama": stack((PLAIN, SWIGLU), (PLAIN, SWIGLU)),
+    "mamba2": stack((MAMBA2, None), (MAMBA2, None)),
+    "qwen3": stack((GQA, SWIGLU), (GQA, SWIGLU)),
+}
+
+
+@pytest.mark.parametrize("architecture", STACKS)
+def test_a_file_names_its_architecture(architecture: str, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    spec = STACKS[architecture]
+    assert gguf_file.unsupported(spec) is None
+    gguf_file.write(build_random(spec, 0), tmp_path / "model.gguf")
+    reader = GGUFReader(tmp_path / "model.gguf")
+    assert reader.fields["general.architecture"].contents() == architecture
+    params = sum(p.numel() for p in build_random(spec, 0).parameters())
+    # The experts' selection bias is a buffer to us.
+    stored = sum(int(t.n_elements) for t in reader.tensors if "exp_probs" not in t.name)
+    assert stored == params
+
+
+def test_what_no_architecture_has_is_refused() -> None:
+    gla = stack((MixerSpec(name="gla"), SWIGLU))
+    assert "of no family that llama.cpp runs" in (gguf_file.unsupported(gla) or "")
+    reason = gguf_file.unsupported(stack((CONV, SWIGLU), (CONV, SWIGLU)))
+    assert "needs both convolutions and attention" in (reason or "")
+    odd = MixerSpec(name="short_conv", config={"bias": True})
+    reason = gguf_file.unsupported(stack((odd, SWIGLU), (GQA, SWIGLU)))
+    assert "short convolutions have no bias there" in (reason or "")
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("quant", LlamaCpp.quants)
+@pytest.mark.parametrize("architecture", STACKS)
+def test_logits_are_those_of_eager_pytorch(architecture: str, quant: str, tmp_path: Path) -> None:
+    runtime = LlamaCpp()
+    if missing := runtime.missing_to_export():
+        pytest.skip(missing)
+    # The export itself compares: prefill in two parts, then decode steps.
+    manifest = export(runtime, build_random(STACKS[architecture], 1), tmp_path / "a", quant)
+    assert manifest.parity_error is not None
+    kind = quant.upper()
+    assert kind in manifest.weight_bytes
+    # Norms, convolutions, routers and their biases stay exact.
+    assert set(manifest.weight_bytes) <= {kind, "F32", "Q8_0", "Q6_K"}
+
+
+@pytest.mark.ci
+def test_a_deep_context_comes_back_from_its_file(tmp_path: Path) -> None:
+    runtime = LlamaCpp()
+    if missing := runtime.missing_to_export():
+        pytest.skip(missing)
+    export(runtime, build_random(STACKS["lfm2"], 1), tmp_path / "a", "f16")
+    session = runtime.open(tmp_path / "a", threads=1, max_context=700)
+    taken = []
+    for _ in range(2):
+        # Filled the first time, restored the second, with another conversation between.
+        session.fill(600, seed=3)
+        session.decode_step(7)
+        taken.append(session.logits().copy())
+        session_rows(session, [[1, 2, 3]], [4])
+    assert (taken[0] == taken[1]).all()
+    session.close()

@@ -54,7 +54,17 @@ KINDS = {
         "runtime",
         "archloop.runtimes",
         "archloop.runtimes.base:Runtime",
-        shared=("artifact", "base", "exporting", "graphs", "onnx_graph", "parity"),
+        shared=(
+            "artifact",
+            "base",
+            "exporting",
+            "gguf_file",
+            "graphs",
+            "onnx_filling",
+            "onnx_graph",
+            "onnx_parts",
+            "parity",
+        ),
     ),
     "devices": Kind(
         "device",

@@ -73,11 +73,11 @@ def _refused(spec: StackSpec, config: dict[str, Any]) -> str | None:
     if spec.d_model % BLOCK:
         return f"rows are quantised {BLOCK} numbers at a time, and d_model={spec.d_model}"
     if model_type.startswith("lfm2"):
+        if len(set(config["layer_types"])) < 2:
+            return "it needs both convolutions and attention there"
         heads, head_dim = config["num_attention_heads"], _head_dim(config)
         if heads * head_dim != spec.d_model:
             return f"heads must be as wide as the model there, not {heads} of {head_dim}"
-        if len(set(config["layer_types"])) < 2:
-            return "it needs both convolutions and attention there"
     return None
 
 

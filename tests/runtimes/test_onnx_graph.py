@@ -11,7 +11,7 @@ import torch
 from archloop import registry
 from archloop.runtimes import onnx_graph, onnx_parts
 from archloop.runtimes.artifact import Manifest
-from archloop.runtimes.exporting import build_random
+from archloop.runtimes.exporting import build_random, export
 from archloop.runtimes.graphs import StateGraph
 from archloop.runtimes.parity import decided_experts, distance, session_rows
 from archloop.stack.decoder import Decoder
@@ -102,6 +102,21 @@ def test_prefill_in_uneven_parts_and_decode_agree_with_eager_pytorch(
         # A conversation leaves nothing to the next one.
         np.testing.assert_array_equal(first, session_rows(session, parts, steps), engine)
         session.close()
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(900)
+def test_int8_reaches_the_bodies_of_loops_and_keeps_weights_beside_the_model(
+    tmp_path: Path,
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    runtime = registry.get("runtimes", "onnx_runtime")()
+    manifest = export(runtime, build_random(stack("rtf", 1), 0), tmp_path / "a", "int8")
+    assert set(manifest.files) == {"model.onnx", "model.onnx.data", "state.json"}
+    graph = onnx.load(str(tmp_path / "a" / "model.onnx"), load_external_data=False).graph
+    (loop,) = (node for node in graph.node if node.op_type == "Loop")
+    (body,) = (attribute.g for attribute in loop.attribute if attribute.name == "body")
+    assert "MatMulInteger" in {node.op_type for node in body.node}
 
 
 def eager_rows(decoder: Decoder, ids: list[int]) -> np.ndarray:

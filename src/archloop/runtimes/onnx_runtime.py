@@ -188,6 +188,8 @@ def _quantize(model: Path) -> None:
     """Matrices to int8 by output channel, activations as they come; in place of the file."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from archloop.runtimes import onnx_graph
+
     rounded = model.with_name("int8.onnx")
     quantize_dynamic(
         str(model),
@@ -195,7 +197,9 @@ def _quantize(model: Path) -> None:
         per_channel=True,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=["MatMul", "Gemm"],
+        # In one file an ONNX model is at most 2 GiB.
+        use_external_data_format=True,
+        # Bodies of loops: the passes of most mixers.
+        extra_options={"EnableSubgraph": True},
     )
-    for old in model.parent.glob("model.onnx*"):
-        old.unlink()
-    rounded.rename(model)
+    onnx_graph.replace(model, rounded)

@@ -37,7 +37,8 @@ class EvaluationContract(Contract):
         return {name: registry.get("tasks", name) for name in cls.plugins()}
 
     @pytest.fixture(scope="class")
-    def evaluation(self, request: pytest.FixtureRequest) -> Any:
+    @classmethod
+    def evaluation(cls, request: pytest.FixtureRequest) -> Any:
         """The evaluation at hand; one whose data was not fetched is passed over."""
         evaluation = request.param()
         if evaluation.missing():

@@ -25,6 +25,7 @@ COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugi
     "plan",
     "doctor",
     "export",
+    "extend",
     "train",
 }
 

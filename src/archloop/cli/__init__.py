@@ -9,6 +9,7 @@ from archloop.cli import (
     doctor,
     eval,  # noqa: A004  (a verb has its module's name)
     export,
+    extend,
     generate,
     plan,
     plugins,
@@ -26,6 +27,7 @@ __all__ = [
     "doctor",
     "eval",
     "export",
+    "extend",
     "generate",
     "main",
     "plan",

@@ -8,7 +8,6 @@ whatever was finished is found there by the next run, and all that is random com
 seed and the trial's number.
 """
 
-import shutil
 import time
 from collections import deque
 from contextlib import ExitStack, closing
@@ -29,7 +28,7 @@ from archloop.search.executors.local import Local
 from archloop.search.executors.places import num_jobs
 from archloop.search.executors.ray import OnRay, on_ray
 from archloop.search.executors.serial import Serial
-from archloop.search.keeping import on_a_front
+from archloop.search.keeping import Keeper
 from archloop.search.meter import Clock, Meter
 from archloop.search.plan import Plan
 from archloop.search.recipe import recipe
@@ -76,12 +75,40 @@ class Study:
         self._evaluator = evaluator
         self._clock = clock
 
-    def run(self, progress: Progress | None = None, *, redo: bool = False) -> StudyRecord:
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        evaluator: Evaluator | None = None,
+        clock: Clock = time.monotonic,
+    ) -> "Study":
+        """A study that exists, by its folder alone, wherever that is and whatever it is called.
+
+        Args:
+            folder: of the study.
+            evaluator: as of `Study`.
+            clock: likewise.
+
+        Raises:
+            UserError: there is no study, or its recipe is damaged.
+        """
+        about = reading.about(folder)
+        found = recipe.kept(StudyFolder(folder).recipe_copy, about.recipe_folder)
+        study = cls(found, Path(folder).parent, evaluator=evaluator, clock=clock)
+        study.folder = Path(folder)
+        return study
+
+    def run(
+        self, progress: Progress | None = None, *, redo: bool = False, more: int = 0
+    ) -> StudyRecord:
         """Create or resume the study and run what is left of it.
 
         Args:
             progress: called with each `Event`.
             redo: also do the stages of finished trials whose files are lost once more.
+            more: trials beyond those asked for so far; where some of these are still to do, they
+                are done instead, so that an extension that was stopped goes on.
 
         Raises:
             RecipeError: the recipe is wrong, or is not the one that this study began with.
@@ -106,7 +133,7 @@ class Study:
                 raise self.recipe.error(str(error)) from error
             evaluator = stack.enter_context(closing(self._evaluator or self._hardware()))
             executor = stack.enter_context(closing(self._executor(evaluator)))
-            _Run(self, resolved, database, executor, meter, progress or ignore).run(redo)
+            _Run(self, resolved, database, executor, meter, progress or ignore).run(redo, more)
         return self.read()
 
     def read(self) -> StudyRecord:
@@ -154,14 +181,15 @@ class _Run:
         # Wall time: of the runs before this one, of this one up to its first trial; trials told.
         self.spent_before = float(database.attribute("spent_s") or 0.0)
         self.began_s, self.num_told_here = 0.0, 0
-        self.with_weights: set[int] = set()
-        self.with_checkpoint: set[int] = set()
+        self.num_trials = int(database.attribute("num_trials") or self.recipe.num_trials)
+        self.keeper = Keeper(self.home, self.recipe)
         self.front = np.empty((0, len(self.recipe.objectives)))
         self.hypervolume = 0.0
         self.reference_point: tuple[float, ...] | None = None
 
-    def run(self, redo: bool) -> None:
-        """All that is left to do."""
+    def run(self, redo: bool, more: int) -> None:
+        """All that is left to do, and more trials."""
+        self._extend(more)
         self._say("setup")
         with self.meter.stage():
             self._prepare()
@@ -180,8 +208,7 @@ class _Run:
         self._search(reference_run, left)
         if self.ended != self.database.attribute("ended"):
             self.database.set_attribute("ended", self.ended)
-        for number in self.with_checkpoint:
-            self.home.trial(number).forget_checkpoints()
+        self.keeper.finish()
         self._say("finished", detail=self.ended or "")
         feasible.require_one(self.by_number())
 
@@ -279,7 +306,7 @@ class _Run:
     ) -> rungs.Climb | None:
         """The told trial that is to be trained longer; none any more when the study is to end."""
         told = self.by_number()
-        if self.ended is None and number < self.recipe.num_trials:
+        if self.ended is None and self._is_short(number, pending):
             self.ended = ending.reason(self.recipe, told, reference_run, self._spent_s())
         if self.ended is not None:
             return None
@@ -299,7 +326,7 @@ class _Run:
     ) -> Stored | None:
         """A new trial, then replicates of what would be claimed; None if none can begin now."""
         told = self.by_number()
-        if self.ended is None and number < self.recipe.num_trials:
+        if self.ended is None and self._is_short(number, pending):
             try:
                 return self._ask(number, reference_run, pending)
             except SpaceExhaustedError as error:
@@ -352,23 +379,9 @@ class _Run:
         result = result.model_copy(update={"hypervolume_gain": gain, "seconds": seconds})
         self.database.tell(stored.number, result)
         self._remember(stored, result)
-        self._forget_files()
+        self.keeper.forget(self.at_rung)
         self.num_told_here += before is None
         self._say("told", stored.number, state=result.state, detail=feasible.in_words(result))
-
-    def _forget_files(self) -> None:
-        """Remove what only trials of the front need: checkpoints, and weights if only theirs stay.
-
-        A trial that climbs though its checkpoint is gone is trained again from its seed.
-        """
-        worth = on_a_front(self.at_rung, self.recipe.objectives)
-        for number in self.with_checkpoint - worth:
-            self.home.trial(number).forget_checkpoints()
-        self.with_checkpoint &= worth
-        if self.recipe.keep == "front":
-            for number in self.with_weights - worth:
-                shutil.rmtree(self.home.trial(number).weights, ignore_errors=True)
-            self.with_weights &= worth
 
     def _ask(self, number: int, reference_run: ReferenceRun, pending: list[Stored]) -> Stored:
         """A new trial: the next of the recipe's own specs, or what the strategy proposes."""
@@ -419,10 +432,7 @@ class _Run:
         known = self.told.get(stored.number)
         genome = _genome(stored) if known is None else known.genome
         self.told[stored.number] = telling.Finished(stored, genome, result)
-        if self.home.trial(stored.number).has_checkpoint():
-            self.with_checkpoint.add(stored.number)
-        if self.home.trial(stored.number).weights.exists():
-            self.with_weights.add(stored.number)
+        self.keeper.remember(stored.number)
         if result.state == "complete" and known is None:
             first = result.by_rung[0]
             if result.scored:
@@ -435,6 +445,19 @@ class _Run:
     def _spent_s(self) -> float:
         """Wall time of all runs of the study, less what a killed run did after its last job."""
         return self.spent_before + self.meter.total()
+
+    def _is_short(self, number: int, pending: list[Stored]) -> bool:
+        """Whether there are fewer trials than asked for, of the first `number`, less replicates."""
+        begun = [*(each.stored for each in self.told.values()), *pending]
+        return number - sum(each.is_replicate for each in begun) < self.num_trials
+
+    def _extend(self, more: int) -> None:
+        """Ask for more trials; those of an extension that was stopped come first."""
+        kept = self.database.trials()
+        told = [each for each in kept if each.outcome is not None and not each.is_replicate]
+        if more and len(told) >= self.num_trials:
+            self.num_trials += more
+            self.database.set_attribute("num_trials", self.num_trials)
 
     def _seconds_left(self, num_trials: int) -> float | None:
         """Of so many further trials, by what those of this run took, however many at once."""
@@ -452,13 +475,13 @@ class _Run:
         detail: str = "",
     ) -> None:
         num_told = sum(each.stored.candidate.replicates is None for each in self.told.values())
-        remaining = max(0, self.recipe.num_trials - num_told)
+        remaining = max(0, self.num_trials - num_told)
         self.progress(
             Event(
                 stage=stage,
                 trial=trial_number,
                 num_told=num_told,
-                num_trials=self.recipe.num_trials,
+                num_trials=self.num_trials,
                 front_size=len(self.front),
                 hypervolume=self.hypervolume,
                 reference_point=self.reference_point,

@@ -48,6 +48,11 @@ class Stored(BaseModel):
     told: tuple[int, ...] = ()
     outcome: Outcome | None = None
 
+    @property
+    def is_replicate(self) -> bool:
+        """Whether it repeats another trial."""
+        return self.candidate.replicates is not None
+
 
 class Database:
     """An Optuna study, written by one process at a time.

@@ -32,6 +32,7 @@ from archloop.ranking.budgets import Budget
 from archloop.ranking.objectives import MEASURED, OBJECTIVES
 from archloop.ranking.record import Objective
 from archloop.search.recipe import plain_yaml
+from archloop.search.recipe.code import what_runs
 from archloop.search.recipe.errors import RecipeError, boolean_for_number, describe
 from archloop.space.config import SpaceConfig
 from archloop.stack.spec import StackSpec
@@ -327,14 +328,14 @@ class Recipe(_Section):
 
     @property
     def digest(self) -> str:
-        """Hash of all settings and of the plug-ins' sources; layout and comments play no part."""
+        """Hash of all settings and of the plug-ins' code; layout and comments play no part."""
         settings = {key: value for key, value in self.plain().items() if key != "executor"}
         hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         if self.plugins is not None:
             folder = self.root / self.plugins
             for file in sorted(folder.rglob("*.py")):
                 hasher.update(str(file.relative_to(folder)).encode())
-                hasher.update(hashlib.sha256(file.read_bytes()).digest())
+                hasher.update(hashlib.sha256(what_runs(file.read_bytes())).digest())
         return hasher.hexdigest()
 
     def error(self, message: str) -> RecipeError:
@@ -355,6 +356,21 @@ def load(path: str | Path) -> Recipe:
         raise RecipeError(str(error)) from error
     recipe = parse(data, str(path))
     recipe._file, recipe._source = path.resolve(), source
+    return recipe
+
+
+def kept(copy: Path, folder: Path) -> Recipe:
+    """The recipe that a study keeps, read as if it lay where it did.
+
+    Args:
+        copy: in the study's folder.
+        folder: of the recipe, from which its relative paths start.
+
+    Raises:
+        RecipeError: as `load`.
+    """
+    recipe = load(copy)
+    recipe._file = (folder / copy.name).resolve()
     return recipe
 
 

@@ -1,0 +1,98 @@
+"""More trials for a study: by its folder alone, under another name, and gone on with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from archloop.cli import app
+from archloop.errors import UserError
+from archloop.search import study as studies
+from archloop.search.recipe.recipe import load
+from archloop.search.study import Study
+from archloop.store.record import StudyRecord
+from search.stand_in import StandIn, no_time, settings
+
+
+def begun(runs: Path, **changes: object) -> StudyRecord:
+    file = runs / "recipe.yaml"
+    runs.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(settings(num_trials=4, **changes)))))
+    return Study(load(file), runs, evaluator=StandIn(), clock=no_time).run()
+
+
+def opened(folder: Path, log: Path | None = None) -> Study:
+    return Study.open(folder, evaluator=StandIn(log), clock=no_time)
+
+
+def originals(record: StudyRecord) -> list[int]:
+    return [trial.number for trial in record.trials if trial.replicates is None]
+
+
+def test_an_extension_goes_on_where_the_study_ended(tmp_path: Path) -> None:
+    before = begun(tmp_path)
+    log = tmp_path / "log"
+    record = opened(tmp_path / "test", log).run(more=3)
+    assert "AGAIN" not in log.read_text()
+    assert record.trials[:4] == before.trials
+    assert originals(record) == list(range(7))
+    # What it proposed is what a study of seven would have.
+    whole = Study(
+        load(tmp_path / "recipe.yaml").model_copy(update={"num_trials": 7}),
+        tmp_path / "whole",
+        evaluator=StandIn(),
+        clock=no_time,
+    ).run()
+    assert [t.spec for t in record.trials] == [t.spec for t in whole.trials]
+    # Its own recipe finds nothing to do.
+    again = Study(load(tmp_path / "recipe.yaml"), tmp_path, evaluator=StandIn(), clock=no_time)
+    assert again.run() == record
+
+
+def test_replicates_that_were_made_count_for_nothing(tmp_path: Path) -> None:
+    before = begun(tmp_path, replicates=1)
+    assert len(before.trials) > len(originals(before)) == 4
+    record = opened(tmp_path / "test").run(more=2)
+    assert len(originals(record)) == 6
+    assert record.trials[: len(before.trials)] == before.trials
+
+
+def test_a_stopped_extension_goes_on_and_adds_nothing(tmp_path: Path) -> None:
+    begun(tmp_path)
+
+    class Stopped(StandIn):
+        def _called(self, what: str, stage_file: Path) -> None:
+            super()._called(what, stage_file)
+            if "000005" in stage_file.parent.name:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Study.open(tmp_path / "test", evaluator=Stopped(), clock=no_time).run(more=3)
+    assert originals(opened(tmp_path / "test").run(more=3)) == list(range(7))
+    assert originals(opened(tmp_path / "test").run(more=1)) == list(range(8))
+
+
+def test_a_renamed_and_moved_study_is_the_same(tmp_path: Path) -> None:
+    before = begun(tmp_path)
+    shutil.move(tmp_path / "test", tmp_path / "elsewhere" / "other")
+    record = opened(tmp_path / "elsewhere" / "other").run(more=1)
+    assert record.trials[:4] == before.trials
+    assert not (tmp_path / "elsewhere" / "test").exists()
+
+
+def test_no_study_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study here"):
+        Study.open(tmp_path)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(tmp_path)
+    monkeypatch.setattr(studies.Study, "_hardware", lambda _: StandIn())
+    result = CliRunner().invoke(app, ["extend", str(tmp_path / "test"), "--trials", "2", "--json"])
+    assert result.exit_code == 0
+    assert [trial["number"] for trial in json.loads(result.stdout)["trials"]] == list(range(6))
+    result = CliRunner().invoke(app, ["extend", str(tmp_path / "nowhere"), "--trials", "2"])
+    assert (result.exit_code, "no study here" in result.stderr) == (2, True)

@@ -53,8 +53,12 @@ def quickstart(checkout: Path) -> dict[str, Any]:
 def recipe_of(checkout: Path, numbers: Path) -> dict[str, Any]:
     """The checkout's quickstart with another's numbers, and as little measuring as it takes."""
     recipe, shared = quickstart(checkout), quickstart(numbers)
+    own = recipe["proxy"].get("text_parts")
     recipe = {key: value for key, value in recipe.items() if key not in SHARED}
     recipe |= {key: shared[key] for key in SHARED if key in shared}
+    if own is not None:
+        # More scores of the same text: a checkout that knows them may need them to begin.
+        recipe["proxy"] = {**recipe["proxy"], "text_parts": own}
     recipe |= {"num_trials": NUM_TRIALS, "budgets": []}
     if "replicates" in recipe:
         recipe["replicates"] = 0

@@ -175,7 +175,8 @@ class _Writer:
         x, weight, *bias = node.inputs
         if weight is None or weight.const_value is None or len(weight.uses()) > 1:
             return None
-        assert node.attributes["transB"].as_int() == 1, "torch writes no other product so"
+        if "transB" not in node.attributes or node.attributes["transB"].as_int() != 1:
+            return None
         turned = self.constant(np.ascontiguousarray(weight.const_value.numpy().T))
         self.constants.remove(weight)
         product = into.op("MatMul", x, turned)

@@ -9,7 +9,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from archloop import registry
 from archloop.blocks.ops import triton_kernels
+
+
+@pytest.fixture(autouse=True)
+def plugin_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of plug-ins that a test, or a study in it, adds are no other test's."""
+    monkeypatch.setattr(registry, "_folders", dict(registry._folders))
 
 
 @pytest.fixture

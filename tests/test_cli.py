@@ -59,7 +59,7 @@ def test_every_verb_is_a_file(command: str) -> None:
     assert importlib.import_module(f"archloop.cli.{command}")
     status, out, _ = run(command, "-h")
     assert status == 0
-    assert ("--plugins" in out) == (command not in ("plan", "search", "report"))
+    assert ("--plugins" in out) == (command not in ("plan", "search", "extend", "report"))
 
 
 def test_plugins_of_a_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

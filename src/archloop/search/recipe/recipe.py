@@ -174,8 +174,10 @@ class ExecutorSection(_Section):
     @model_validator(mode="after")
     def _check_name(self) -> "ExecutorSection":
         others = ("devices",) if self.name == "ray" else ("address", "train", "targets")
-        for key in sorted(self.model_fields_set.intersection(others)):
-            raise ValueError(f"{key} says nothing to executor {self.name}; leave it out")
+        for key in sorted(others):
+            # A recipe that was written out in full has every key, most at its default.
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} says nothing to executor {self.name}; leave it out")
         return self
 
 

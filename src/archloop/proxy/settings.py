@@ -6,8 +6,8 @@ generators are not among them, as each training sets them first; nor is the envi
 libraries keep notes of their own.
 """
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -40,7 +40,7 @@ def settings() -> Settings:
             cuda.cudnn_sdp_enabled(),
         ),
         "denormals": bool(torch.tensor([1e-40]).mul(1.0).item() == 0.0),
-        "working folder": os.getcwd(),  # noqa: PTH109
+        "working folder": Path.cwd(),
     }
 
 

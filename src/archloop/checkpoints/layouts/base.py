@@ -137,6 +137,28 @@ def only_mixer(block: BlockSpec, index: int, *names: str) -> MixerSpec:
     return block.mixers[0]
 
 
+def layer_types(spec: StackSpec, kinds: Mapping[str, str], channel: str) -> list[str]:
+    """What a family calls each block, where its mixer alone tells.
+
+    Args:
+        spec: the stack.
+        kinds: the family's word, by the mixer's name.
+        channel: the channel mixer that every block must have.
+
+    Raises:
+        UnsayableError: a block has other parts than these; there is no block.
+    """
+    found = []
+    for index, block in enumerate(spec.blocks):
+        found.append(kinds[only_mixer(block, index, *kinds).name])
+        assert block.channel_mixer is not None
+        if block.channel_mixer.name != channel:
+            raise UnsayableError(f"block {index} has {block.channel_mixer.name}")
+    if not found:
+        raise UnsayableError("the stack has no block")
+    return found
+
+
 def sizes_of(mixer: MixerSpec, d_model: int) -> dict[str, Any]:
     """A mixer's settings, defaults filled in and sizes worked out."""
     config = mixer_config(mixer)

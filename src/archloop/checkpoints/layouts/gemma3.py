@@ -12,9 +12,8 @@ from archloop.checkpoints.keys import MOST_LAYERS, Keys
 from archloop.checkpoints.layouts import parts
 from archloop.checkpoints.layouts.base import (
     Layout,
-    UnsayableError,
     first_mixer,
-    only_mixer,
+    layer_types,
     sizes_of,
 )
 from archloop.checkpoints.pieces import Piece
@@ -104,14 +103,7 @@ class Gemma3(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = []
-        for index, block in enumerate(spec.blocks):
-            kinds.append(_MIXERS[only_mixer(block, index, *_MIXERS).name])
-            assert block.channel_mixer is not None
-            if block.channel_mixer.name != "geglu":
-                raise UnsayableError(f"block {index} has {block.channel_mixer.name}")
-        if not kinds:
-            raise UnsayableError("the stack has no block")
+        kinds = layer_types(spec, _MIXERS, "geglu")
         full, windowed = first_mixer(spec, "gqa"), first_mixer(spec, "swa")
         attention = full or windowed
         assert attention is not None

@@ -13,7 +13,7 @@ from archloop.checkpoints.layouts.base import (
     Layout,
     UnsayableError,
     first_mixer,
-    only_mixer,
+    layer_types,
     sizes_of,
 )
 from archloop.checkpoints.layouts.mamba2 import check_time_step_limit, mixer_pieces
@@ -94,14 +94,7 @@ class GraniteHybrid(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = []
-        for index, block in enumerate(spec.blocks):
-            kinds.append(_KINDS[only_mixer(block, index, *_KINDS).name])
-            assert block.channel_mixer is not None
-            if block.channel_mixer.name != "swiglu":
-                raise UnsayableError(f"block {index} has {block.channel_mixer.name}")
-        if not kinds:
-            raise UnsayableError("the stack has no block")
+        kinds = layer_types(spec, _KINDS, "swiglu")
         channel = spec.blocks[0].channel_mixer
         assert channel is not None
         found: dict[str, Any] = {

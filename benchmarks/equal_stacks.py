@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from archloop.report.verdict import verdict
+from archloop.findings.verdict import verdict
 from archloop.search import plan
 from archloop.search.recipe import recipe as recipes
 from archloop.search.recipe.recipe import Recipe

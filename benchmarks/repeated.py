@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from archloop.report.verdict import verdict
+from archloop.findings.verdict import verdict
 from archloop.search.recipe import recipe as recipes
 from archloop.search.study import Study
 from archloop.store import reading

@@ -8,6 +8,7 @@ import pytest
 TORCH_FREE = [
     "archloop",
     "archloop.cli",
+    "archloop.findings.verdict",
     "archloop.report",
     "archloop.store.record",
     "archloop.search.strategies",

@@ -6,10 +6,10 @@ from statistics import NormalDist
 import pytest
 from rich.console import Console
 
+from archloop.findings.verdict import verdict
 from archloop.profiling.record import Interval
 from archloop.profiling.statistics import t_quantile
 from archloop.report.outcome import print_outcome
-from archloop.report.verdict import verdict
 from archloop.search.study import Study
 from search.stand_in import StandIn, no_time, recipe, unit
 

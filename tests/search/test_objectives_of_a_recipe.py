@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from optuna.storages import RDBStorage
 
+from archloop.findings.verdict import verdict
 from archloop.ranking.objectives import OBJECTIVES
 from archloop.report import html
 from archloop.report.summary import summarize
-from archloop.report.verdict import verdict
 from archloop.search.errors import StudyError
 from archloop.search.recipe.recipe import RecipeError
 from archloop.search.study import Study

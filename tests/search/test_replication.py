@@ -4,8 +4,8 @@ from contextlib import closing
 
 import pytest
 
+from archloop.findings.verdict import verdict
 from archloop.report import summary
-from archloop.report.verdict import verdict
 from archloop.search.study import Study
 from archloop.store.connection import open_for_reading
 from archloop.store.record import StudyRecord

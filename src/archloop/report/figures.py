@@ -4,8 +4,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from archloop.findings.verdict import Row, Verdict
 from archloop.report.layout import describe
-from archloop.report.verdict import Row, Verdict
 from archloop.store.record import StudyRecord
 
 _INK, _GRID, _FRONT, _REST = "#26323f", "#e3e7ec", "#1f5fbf", "#9aa5b1"

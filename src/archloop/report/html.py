@@ -9,6 +9,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from archloop.files import write_atomic
+from archloop.findings.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.profiling.record import Interval
 from archloop.ranking.estimate import Estimate
 from archloop.report import figures, summary
@@ -16,7 +17,6 @@ from archloop.report.layout import describe, svg
 from archloop.report.measures import quality_in_words
 from archloop.report.palette import colour, distinct, label
 from archloop.report.telling import telling
-from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.store.record import StudyRecord
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from archloop.findings.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.profiling.record import Profile
 from archloop.report.html import count, duration, estimate, headline
 from archloop.report.measures import quality_in_words
 from archloop.report.palette import distinct, label
 from archloop.report.telling import telling
-from archloop.report.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.store.record import StudyRecord, TrialRecord
 
 

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from archloop.errors import UserError
+from archloop.findings.verdict import Row, Verdict, verdict
 from archloop.report.palette import distinct, label
-from archloop.report.verdict import Row, Verdict, verdict
 from archloop.store.record import StudyRecord
 
 FORMATS = (".svg", ".png", ".pdf")

@@ -6,11 +6,11 @@ Everything is recomputed from the records; nothing is looked up anywhere else.
 import math
 from typing import Any
 
+from archloop.findings.verdict import Row, Verdict, growth, verdict
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.membership import Volume
 from archloop.ranking.record import Objectives
 from archloop.report.telling import telling
-from archloop.report.verdict import Row, Verdict, growth, verdict
 from archloop.store.record import FamilyRate, StudyRecord, TrialRecord
 
 

@@ -1,0 +1,1 @@
+"""What follows from a study's records: verdict, re-ranking, attribution; nothing is measured."""

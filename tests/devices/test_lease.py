@@ -173,7 +173,7 @@ def test_work_that_takes_several_devices_never_waits_in_a_circle(tmp_path):
     assert len(ended) == len(wanted)
 
 
-def test_processes_with_other_temporary_folders_share_a_lease(tmp_path):
+def test_processes_share_a_lease_unless_they_are_told_of_another_folder_for_it(tmp_path):
     name = f"test {uuid.uuid4()}"
     code = (
         "import sys; from archloop.devices.lease import *\n"
@@ -184,5 +184,8 @@ def test_processes_with_other_temporary_folders_share_a_lease(tmp_path):
     with lease(name, alone=False):
         told = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert "LeaseCancelledError" in told.stderr
+        apart = {**environment, "ARCHLOOP_LEASES": str(tmp_path / "cores-2-3")}
+        told = subprocess.run(command, env=apart, capture_output=True, text=True)
+        assert told.stdout == "had it\n"
     told = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert told.stdout == "had it\n"

@@ -21,6 +21,9 @@ from typing import NamedTuple
 
 FOLDER = Path("/tmp/archloop-leases")
 """One for the machine, whatever a user's or a study's own folder of temporary files is."""
+ELSEWHERE = "ARCHLOOP_LEASES"
+"""Environment variable that names another folder: for studies that were each given cores of their
+own and so need not wait for one another."""
 POLL_S = 0.05
 
 
@@ -79,13 +82,13 @@ def lease(
         device: what its users call it, as a claim's name.
         alone: for a measurement; trainings share.
         cancelled: asked while waiting.
-        folder: of the locks, made if missing; `FOLDER` if None.
+        folder: of the locks, made if missing; if None, what `ELSEWHERE` says, or `FOLDER`.
 
     Raises:
         LeaseCancelledError: `cancelled` said so.
         OSError: the lock's file cannot be made.
     """
-    folder = FOLDER if folder is None else folder
+    folder = folder or Path(os.environ.get(ELSEWHERE) or FOLDER)
     _make(folder)
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", device)
     gate, held = (_open(folder / f"{name}.{kind}") for kind in ("gate", "lease"))

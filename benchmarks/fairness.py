@@ -6,19 +6,17 @@ them, and prints the time of a block over its floor: the larger of the bytes tha
 (weights once, the stream in and out, state read and what is new of it written) at the bandwidth
 measured first, and the FLOPs at the matrix rate measured first. The time of a block is the
 difference of two depths, so embedding, head and what is paid once a call drop out; weights of the
-deep stack are more than the card's cache holds. In prefill the card's own time is given too: where
-it is far below the whole, Python launches too slowly. Decode is given as the engine runs it, which
-compiles the steps of mixers that have no kernels of their own, and as those steps are written. Its
-floors are 2 to 4 us, in which a card starts one or two kernels.
+deep stack are more than the card's cache holds. Both are given as the engine runs them, which
+captures prompts by length and compiles the steps of mixers that have no kernels of their own, and
+as they are written: where a prompt as written takes far longer, Python launches too slowly. The
+floors of decode are 2 to 4 us, in which a card starts one or two kernels.
 
     --mixers a,b     default: all but the exact CfC, which runs token by token
     --lengths a,b    default: 4096,32768
     --warm           compile every kernel first, mixers side by side
-    --timed-only     leave out how long the card is busy in prefill
 """
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -28,6 +26,7 @@ import torch
 
 from archloop import registry
 from archloop.runtimes.cuda.fused import FusedDecoder
+from archloop.runtimes.cuda.prompts import PromptGraphs
 from archloop.stack import cost
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, MixerSpec, StackSpec
@@ -61,14 +60,21 @@ def measure(name: str, depth: int, length: int, *, timed: bool = True) -> dict[s
     ids = random_ids(decoder, 1, length)
     state = engine.init_state(1, length + 192)
 
-    def prefill() -> None:
-        restart(state)
-        engine.prefill(ids, state)
-
-    prefill()
     found = {}
-    if timed:
-        found["prefill"] = median_ms(prefill, 7, 2)
+    graphs = PromptGraphs(engine, state)
+    prefills = {
+        "prefill": graphs.prefill,
+        "prefill as written": lambda ids: engine.prefill(ids, state),
+    }
+    for key, prefill in prefills.items():
+
+        def fresh(prefill=prefill) -> None:
+            restart(state)
+            prefill(ids)
+
+        fresh()
+        if timed:
+            found[key] = median_ms(fresh, 7, 2)
     for key, each in (("decode", engine), ("decode as written", written)):
         graph = each.capture(state)
         graph.ids_B.copy_(ids[:, 0])
@@ -76,22 +82,6 @@ def measure(name: str, depth: int, length: int, *, timed: bool = True) -> dict[s
             times = times_ms(graph.step, 48, 8)
             found[key] = times[len(times) // 2]
     return found
-
-
-def card_ms(name: str, depth: int, length: int) -> float:
-    """Milliseconds of prefill in which the card is busy.
-
-    After all that is timed, since a process that was profiled once launches more slowly.
-    """
-    engine = FusedDecoder(stack_of(name, depth))
-    ids = random_ids(engine.decoder, 1, length)
-    engine.prefill(ids, engine.init_state(1, length))
-    state = engine.init_state(1, length)
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        engine.prefill(ids, state)
-        torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e3
 
 
 def floors(name: str, length: int, read: float, matmul: float) -> dict[str, float]:
@@ -117,9 +107,9 @@ def row(name: str, length: int, read: float, matmul: float) -> dict[str, float]:
     floor = floors(name, length, read, matmul)
     found = {f"{key} ms": value for key, value in each.items()}
     found |= {f"{key} floor ms": value for key, value in floor.items()}
-    found["prefill over floor"] = each["prefill"] / floor["prefill"]
-    for key in ("decode", "decode as written"):
-        found[f"{key} over floor"] = each[key] / floor["decode"]
+    for key in ("prefill", "decode"):
+        for written in (key, f"{key} as written"):
+            found[f"{written} over floor"] = each[written] / floor[key]
     return found
 
 
@@ -144,7 +134,6 @@ def main() -> None:
     parser.add_argument("--mixers")
     parser.add_argument("--lengths", default="4096,32768")
     parser.add_argument("--warm", action="store_true")
-    parser.add_argument("--timed-only", action="store_true")
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     args = parser.parse_args()
     lengths = [int(length) for length in args.lengths.split(",")]
@@ -161,7 +150,10 @@ def main() -> None:
     print(
         f"{device}, torch {torch.__version__}: {read / 1e12:.2f} TB/s, {matmul / 1e12:.0f} TFLOP/s"
     )
-    print("block of one mixer      T   prefill ms  over floor   decode us  over floor  as written")
+    print(
+        "block of one mixer      T   prefill ms  over floor  as written"
+        "   decode us  over floor  as written"
+    )
     rows: dict[str, dict[int, dict]] = {}
     for name in names:
         for length in lengths:
@@ -171,19 +163,6 @@ def main() -> None:
                 found = {"error": f"{type(error).__name__}: {error}"[:300]}
             rows.setdefault(name, {})[length] = found
             show(name, length, found)
-            torch.cuda.empty_cache()
-    for name, length in itertools.product([] if args.timed_only else names, lengths):
-        if "error" not in (found := rows[name][length]):
-            shallow, deep = (card_ms(name, depth, length) for depth in (SHALLOW, DEEP))
-            found["prefill, card ms"] = (deep - shallow) / (DEEP - SHALLOW)
-            found["prefill, card, over floor"] = (
-                found["prefill, card ms"] / found["prefill floor ms"]
-            )
-            print(
-                f"{name:18} {length:6}  card in prefill {found['prefill, card ms']:9.3f} ms, "
-                f"{found['prefill, card, over floor']:6.1f} times its floor",
-                flush=True,
-            )
             torch.cuda.empty_cache()
     within = [
         name
@@ -206,7 +185,7 @@ def show(name: str, length: int, found: dict) -> None:
         return
     print(
         f"{name:18} {length:6}  {found['prefill ms']:9.3f}"
-        f"  {found['prefill over floor']:8.1f}"
+        f"  {found['prefill over floor']:8.1f}  {found['prefill as written over floor']:10.1f}"
         f"  {1e3 * found['decode ms']:9.1f}  {found['decode over floor']:9.1f}"
         f"  {found['decode as written over floor']:9.1f}",
         flush=True,

@@ -342,9 +342,18 @@ class SharingMixer(SequenceMixer):
 
 
 class ChannelMixer(nn.Module):
-    """Acts on each token alone: ``forward(x_BTD) -> x_BTD`` for any leading dimensions."""
+    """Acts on each token alone: ``forward(x_BTD) -> x_BTD`` for any leading dimensions.
+
+    Attributes:
+        name: the plug-in's name, set by the registry.
+        no_decay: as of a `SequenceMixer`.
+        lr_scale: likewise.
+        asks_host: for many tokens, `forward` waits for numbers from the device to decide what to
+            run next, which no CUDA graph can hold.
+    """
 
     name: ClassVar[str] = ""
+    asks_host: ClassVar[bool] = False
     no_decay: ClassVar[frozenset[str]] = frozenset()
     lr_scale: ClassVar[Mapping[str, float]] = {}
 

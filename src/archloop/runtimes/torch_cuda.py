@@ -1,7 +1,8 @@
 """Fused kernels and CUDA graphs on an NVIDIA GPU, in bfloat16, for every stack.
 
-The engine is `archloop.runtimes.cuda.fused`; a decode step is captured on first use and replayed
-after. A mixer without kernels runs its own code between those of the others.
+The engine is `archloop.runtimes.cuda.fused`; a decode step, and a prompt of each length into an
+empty state, are captured on first use and replayed after. A mixer without kernels runs its own code
+between those of the others.
 """
 
 from collections.abc import Mapping
@@ -79,21 +80,23 @@ class TorchCuda(Runtime):
 
 
 class CudaSession(TorchSession):
-    """A decoder on the GPU; prompts through fused kernels, decode through a captured step."""
+    """A decoder on the GPU, its prompts and its decode step through captured kernels."""
 
     plans_by_shape = True
 
     def __init__(self, decoder: "Decoder", max_context: int) -> None:
         from archloop.runtimes.cuda.fused import FusedDecoder
         from archloop.runtimes.cuda.graph import StepGraph
+        from archloop.runtimes.cuda.prompts import PromptGraphs
 
         super().__init__(decoder, max_context)
         self.pass_tokens = PREFILL_PASS
         self.fused = FusedDecoder(decoder)
+        self._prompts = PromptGraphs(self.fused, self.state)
         self._graph: StepGraph | None = None
 
     def take_pass(self, ids_BT: "Tensor") -> "Tensor":
-        return self.fused.prefill(ids_BT.cuda(), self.state)
+        return self._prompts.prefill(ids_BT.cuda())
 
     def decode_step(self, token: int) -> int:
         self.check_known(token)

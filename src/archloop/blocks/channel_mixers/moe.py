@@ -37,6 +37,9 @@ Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 class MoE(ChannelMixer):
     """Experts of width `expansion * d_model`, of which `top_k` act on each token."""
 
+    # The experts' products have as many rows as the router chose.
+    asks_host = True
+
     class Config(ChannelConfig):
         """LFM2-8B-A1B: 32 experts, top 4, expansion 0.875; LFM2-24B-A2B: 64, 4, 0.75."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.fast import GatedConv
-from archloop.runtimes.cuda.half import Call, Half, Norm
+from archloop.runtimes.cuda.half import Call, Half, Norm, PlainMixer
 from archloop.runtimes.cuda.kernels import gemv, rows
 from archloop.stack.state import DecoderState, MixerKey
 
@@ -18,11 +18,16 @@ class ConvHalf(Half):
 
     is_mixer = True
 
-    def __init__(self, form: GatedConv, key: MixerKey, norm: Norm, overlap: bool) -> None:
+    def __init__(
+        self, plain: PlainMixer, form: GatedConv, key: MixerKey, norm: Norm, overlap: bool
+    ) -> None:
+        self._plain = plain
         self.form, self.key, self.norm, self.overlap = form, key, norm, overlap
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
-        del after
+        if call.real_B is not None:
+            # The kernel would leave padding in the window of past inputs.
+            return self._plain.rows(x_XD, h_XD, call, after)
         assert h_XD is not None
         form, past_BLD = self.form, call.state.mixers[self.key]["conv"]
         bcu_XE = F.linear(h_XD, form.in_proj)

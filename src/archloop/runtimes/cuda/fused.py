@@ -103,7 +103,8 @@ class FusedDecoder:
         if isinstance(form, GatedConv):
             from archloop.runtimes.cuda.conv import ConvHalf
 
-            return ConvHalf(form, (index, 0), norm, self.overlap)
+            plain = PlainMixer(self.decoder, index, block, norm)
+            return ConvHalf(plain, form, (index, 0), norm, self.overlap)
         if isinstance(form, CachedAttention):
             from archloop.runtimes.cuda.attention import AttentionHalf, WindowHalf
 
@@ -183,46 +184,70 @@ class FusedDecoder:
             ValueError: no tokens, no room, the state is for another number of rows, or its rows
                 hold different numbers of tokens.
         """
+        self.check_prompt(ids_BT, state)
         batch, time = ids_BT.shape
+        at_once = max(1, tokens_per_pass // time)
+        last = [
+            self._last_hidden(ids_BT[start : start + at_once], state, start)
+            for start in range(0, batch, at_once)
+        ]
+        state.lengths_B += time
+        state.recount(state.num_tokens + time)
+        return self.decoder.logits(torch.cat(last))
+
+    def check_prompt(self, ids_BT: Tensor, state: DecoderState) -> None:
+        """Raise the errors of `prefill`, and make what a prompt reads as long as the state."""
+        time, held = ids_BT.shape[1], state.num_tokens
         if time == 0:
             raise ValueError("prefill needs at least one token in each row")
         check_rows(ids_BT, state)
-        held = state.num_tokens
         if held + time > state.max_context:
             raise full(state, time)
         if held and not bool((state.lengths_B == held).all()):
             raise ValueError("rows hold different numbers of tokens; use Decoder.prefill")
         self._reach(state.max_context)
-        at_once = max(1, tokens_per_pass // time)
-        last = [
-            self._prefill_rows(ids_BT[start : start + at_once], state, start, held)
-            for start in range(0, batch, at_once)
-        ]
-        state.lengths_B += time
-        state.recount(held + time)
-        return self.decoder.logits(torch.cat(last))
 
-    def _prefill_rows(self, ids_BT: Tensor, state: DecoderState, start: int, held: int) -> Tensor:
-        """Final hidden states (B, D) of the last token of some rows."""
+    @torch.no_grad()
+    def run_prompt(self, ids_BT: Tensor, state: DecoderState, real_B: Tensor | None) -> Tensor:
+        """What `prefill` computes, in one group, without checks and without counting.
+
+        Args:
+            ids_BT: token ids, padded on the right.
+            state: with room for all T.
+            real_B: how many ids of each row are no padding, on the device; None: all.
+        """
+        return self.decoder.logits(self._last_hidden(ids_BT, state, 0, real_B))
+
+    @property
+    def captures_prompts(self) -> bool:
+        """Whether a prompt can be recorded: no half waits for the card to go on."""
+        on_card = self.decoder.embedding.weight.is_cuda
+        return on_card and not any(half.asks_host for half in self.halves)
+
+    def _last_hidden(
+        self, ids_BT: Tensor, state: DecoderState, start: int, real_B: Tensor | None = None
+    ) -> Tensor:
+        """Final hidden states (B, D) of the last token of the rows from `start` on."""
         batch, time = ids_BT.shape
         x_XD = self.decoder.embed(ids_BT.flatten())
         h_XD: Tensor | None = None
         self.counts_LE.zero_()
-        call = Call(state.rows(slice(start, start + batch)), held, time)
+        rows = state.rows(slice(start, start + batch))
+        call = Call(rows, state.num_tokens, time, real_B)
         last_mixer = max((at for at, half in enumerate(self.halves) if half.is_mixer), default=-1)
         for at, half in enumerate(self.halves):
             h_XD = self._normed(x_XD, h_XD, half)
-            if at == last_mixer and (tail := half.tail(time)) < time:
+            if at == last_mixer and real_B is None and (tail := half.tail(time)) < time:
                 # Only the last token is wanted from here on, and it sees no further back.
                 x_XD = _last(x_XD, time, tail)
                 h_XD = None if h_XD is None else _last(h_XD, time, tail)
                 call = replace(call, time=tail)
             h_XD = half.rows(x_XD, h_XD, call, self._norm_after(at))
             if at == last_mixer:
-                x_XD = _last(x_XD, call.time or 1, 1)
-                call = replace(call, time=1)
+                x_XD = _last(x_XD, call.time or 1, 1, real_B)
+                call = replace(call, time=1, real_B=None)
         if last_mixer < 0:
-            x_XD, h_XD = _last(x_XD, time, 1), None
+            x_XD, h_XD = _last(x_XD, time, 1, real_B), None
         return self._last_normed(x_XD, h_XD)
 
     # --- one token ----------------------------------------------------------------------------
@@ -321,6 +346,10 @@ def _norm(norm: Any) -> Norm:
     return norm.scale, norm.eps
 
 
-def _last(x_XD: Tensor, time: int, num: int) -> Tensor:
-    """The last tokens of each row, of `time` tokens each."""
-    return x_XD.view(-1, time, x_XD.shape[-1])[:, -num:].flatten(0, 1).contiguous()
+def _last(x_XD: Tensor, time: int, num: int, real_B: Tensor | None = None) -> Tensor:
+    """The last tokens of each row, of `time` tokens each or, of which one, of `real_B`."""
+    x_BTD = x_XD.view(-1, time, x_XD.shape[-1])
+    if real_B is not None:
+        assert num == 1, "rows of different lengths have one last token each"
+        return x_BTD[torch.arange(x_BTD.shape[0], device=x_XD.device), real_B - 1]
+    return x_BTD[:, -num:].flatten(0, 1).contiguous()

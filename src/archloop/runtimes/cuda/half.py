@@ -32,12 +32,14 @@ class Call:
         state: of the rows in this pass.
         held: tokens in each row before a prompt; unused in a step.
         time: tokens of a prompt; None in a decode step.
+        real_B: tokens of each row of a prompt that are no padding; None: all.
         shared: features of mixers that others read, of this pass.
     """
 
     state: DecoderState
     held: int = 0
     time: int | None = None
+    real_B: Tensor | None = None
     shared: dict[MixerKey, Features] = field(default_factory=dict)
 
 
@@ -48,10 +50,12 @@ class Half(ABC):
         is_fused: kernels run it, and `rows` wants the stream normed by `norm`.
         is_mixer: it is the half of the mixers, which move information along time.
         norm: the norm through which the half reads the stream.
+        asks_host: for a prompt, the host waits for numbers from the card (`ChannelMixer`).
     """
 
     is_fused = True
     is_mixer = False
+    asks_host = False
     norm: Norm
 
     @abstractmethod
@@ -98,7 +102,7 @@ class PlainMixer(Half):
             return None
         x_BTD = x_XD.view(-1, call.time, x_XD.shape[-1])
         steps_T = torch.arange(call.time, device=x_XD.device)
-        span = Span(call.state.lengths_B[:, None] + steps_T)
+        span = Span(call.state.lengths_B[:, None] + steps_T, lengths_B=call.real_B)
         stream = Stream(x_BTD)
         self.decoder.mix(stream, self.index, self.block, call.state, span, call.shared)
         x_BTD.copy_(stream.plain())
@@ -132,6 +136,8 @@ class PlainChannel(Half):
 
     def __init__(self, block: Block, norm: Norm) -> None:
         self.block, self.norm = block, norm
+        assert block.channel_mixer is not None
+        self.asks_host = block.channel_mixer.asks_host
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
         del h_XD, call, after

@@ -7,7 +7,7 @@ G = N/M queries per KV head, H head width.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.attention import attention
 from archloop.blocks.ops.norm_rotate import norm_rotate
 from archloop.blocks.ops.rope import Rope
-from archloop.blocks.widths import count_heads
+from archloop.blocks.widths import count_heads, scaled_heads
 from archloop.errors import UserError
 
 
@@ -74,6 +74,12 @@ class AttentionConfig(MixerConfig):
             )
         num_kv_heads = num_heads // queries_per_kv
         return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": self.head_dim}
+
+    def at_width(self, d_model: int, new: int) -> Self:
+        sizes = self.sizes(d_model)
+        group = sizes["num_heads"] // sizes["num_kv_heads"]
+        num_heads = scaled_heads(sizes["num_heads"], d_model, new, group)
+        return self.model_copy(update={"num_heads": num_heads, "queries_per_kv": group})
 
     def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
         q, kv = self._widths(d_model)

@@ -6,7 +6,7 @@ Search reads, varies and counts configs; a module is built only to be trained or
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -103,6 +103,14 @@ class Config(BaseModel):
                 f"state_from: {self.owner.__name__} does not share its features; allowed: None"
             )
 
+    def at_width(self, d_model: int, new: int) -> Self:
+        """What is to width `new` what this is to `d_model`: numbers of heads follow the width.
+
+        Widths of heads, kernels, windows and states stay. As it stands, of a mixer whose settings
+        are all ratios to the width.
+        """
+        return self
+
     def build(
         self, d_model: int, block_index: int = 0, num_blocks: int = 1, *, consumer: bool = False
     ) -> Any:
@@ -154,3 +162,11 @@ class ChannelConfig(Config):
     def num_active_params(self, d_model: int) -> int:
         """Parameters that act on one token."""
         return self.num_params(d_model)
+
+    def widened(self, d_model: int, factor: float, more: int = 0) -> Self:
+        """Hidden widths times `factor` and `more` units wider; as it stands if there are none."""
+        return self
+
+    def with_experts(self, most: int) -> Self:
+        """At most so many experts, the same share of which acts; as it stands if it has none."""
+        return self

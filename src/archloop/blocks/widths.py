@@ -32,3 +32,8 @@ def whole_width(expansion: float, d_model: int) -> int:
             "allowed: positive multiples of 1/d_model"
         )
     return width
+
+
+def scaled_heads(num_heads: int, d_model: int, new: int, group: int = 1) -> int:
+    """At width `new` as many heads for the width as there are at `d_model`, in whole groups."""
+    return max(1, round(num_heads * new / d_model / group)) * group

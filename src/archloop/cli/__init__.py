@@ -5,6 +5,7 @@ python -m archloop --help
 """
 
 from archloop.cli import (
+    compare,
     corpus,
     doctor,
     eval,  # noqa: A004  (a verb has its module's name)
@@ -23,6 +24,7 @@ from archloop.cli.command import app, main
 
 __all__ = [
     "app",
+    "compare",
     "corpus",
     "doctor",
     "eval",

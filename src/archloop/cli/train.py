@@ -1,7 +1,6 @@
 """`archloop train`: a stack trained at ship width, to be shipped."""
 
 import math
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 
 from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.counts import count
 from archloop.cli.models import MODEL_HELP, Named, Trial, find
 from archloop.errors import UserError
 
@@ -147,11 +147,7 @@ def _settings(base: "TrainingConfig", changes: dict[str, Any]) -> "TrainingConfi
 
 def _steps(tokens: str, tokens_a_step: int) -> int:
     """Steps that see so many tokens, which may end in K, M or B."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", tokens.upper())
-    if found is None or float(found[1]) == 0:
-        raise UserError(f"--tokens {tokens!r} is no number of tokens such as 5000, 100M or 2B")
-    scale = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[found[2]]
-    return max(1, math.ceil(float(found[1]) * scale / tokens_a_step))
+    return math.ceil(count("--tokens", tokens, "tokens") / tokens_a_step)
 
 
 def _corpus(paths: list[str] | None, defaults: _Defaults) -> "Corpus":

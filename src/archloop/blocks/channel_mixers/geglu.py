@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.base import ChannelMixer, Gene
-from archloop.blocks.channel_mixers.swiglu import SwiGLU, hidden_width
+from archloop.blocks.feed_forward import FeedForwardConfig, hidden_width
 from archloop.blocks.linear import Linear
 
 
 class GeGLU(ChannelMixer):
     """Gated feed-forward; 3 d d_ff parameters. Gate and up projection are one matrix."""
 
-    class Config(SwiGLU.Config):
-        """Shapes and costs are SwiGLU's; Gemma's hidden widths are larger."""
+    class Config(FeedForwardConfig):
+        """As SwiGLU's; Gemma's hidden widths are larger."""
 
         expansion: Annotated[float, Gene((3.0, 4.0, 5.0, 6.0))] = Field(4.0, gt=0, le=64)
 

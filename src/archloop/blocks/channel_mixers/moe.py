@@ -14,8 +14,9 @@ and padding change nothing.
 Shape suffixes: X flattened tokens, D model width, E experts, K experts per token, F expert width.
 """
 
+import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -24,8 +25,9 @@ from torch.nn import functional as F
 
 from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
 from archloop.blocks.channel_mixers.relu2 import ReLU2
-from archloop.blocks.channel_mixers.swiglu import SwiGLU, hidden_width
+from archloop.blocks.channel_mixers.swiglu import SwiGLU
 from archloop.blocks.fast import RoutedExperts
+from archloop.blocks.feed_forward import hidden_width
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.precision import exact
 from archloop.errors import UserError
@@ -108,6 +110,26 @@ class MoE(ChannelMixer):
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
         ) -> int:
             return num_tokens * 2 * self.num_active_params(d_model)
+
+        def widened(self, d_model: int, factor: float, more: int = 0) -> Self:
+            routed, shared = (
+                hidden_width(hidden_width(part, d_model) * factor + more, 1) if part else 0
+                for part in (self.expansion, self.shared_expansion)
+            )
+            # A shared expert acts on every token: widened alone, it would be another design.
+            changes = {"expansion": routed / d_model, "shared_expansion": shared / d_model}
+            return self.model_copy(update=changes)
+
+        def with_experts(self, most: int) -> Self:
+            num = min(most, self.num_experts)
+            top_k = max(1, round(self.top_k * num / self.num_experts))
+            changes = {"num_experts": num, "top_k": top_k}
+            if self.num_groups > 1:
+                # As many groups as there are experts to fill them, and the same share of them.
+                groups = math.gcd(self.num_groups, num)
+                best = math.ceil(self.top_groups * groups / self.num_groups)
+                changes |= {"num_groups": groups, "top_groups": best}
+            return self.model_copy(update=changes)
 
         def _terms(self, d_model: int, num_experts: int) -> dict[str, int]:
             """Parameters by part, of so many experts."""

@@ -1,37 +1,25 @@
 """Squared-ReLU feed-forward (Primer, arXiv 2109.08668), as in Nemotron-H:
 ``W_down relu(W_up x)^2``, without a gate."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
-from archloop.blocks.channel_mixers.swiglu import hidden_width
+from archloop.blocks.base import ChannelMixer, Gene
+from archloop.blocks.feed_forward import FeedForwardConfig, hidden_width
 from archloop.blocks.linear import Linear
 
 
 class ReLU2(ChannelMixer):
     """Feed-forward without a gate; 2 d d_ff parameters."""
 
-    class Config(ChannelConfig):
-        """The hidden width is `expansion` times the model width, rounded to a multiple of 8."""
+    class Config(FeedForwardConfig):
+        """Without a gate, hidden widths are larger."""
 
-        through_sizes = frozenset({"expansion"})
+        into: ClassVar[int] = 1
         expansion: Annotated[float, Gene((3.0, 4.0, 5.0, 6.0))] = Field(4.0, gt=0, le=64)
-
-        def sizes(self, d_model: int) -> dict[str, int]:
-            return {"d_ff": hidden_width(self.expansion, d_model)}
-
-        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
-            d_ff = hidden_width(self.expansion, d_model)
-            return {"up_proj": d_model * d_ff, "down_proj": d_ff * d_model}
-
-        def prefill_flops(
-            self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            return num_tokens * 4 * d_model * hidden_width(self.expansion, d_model)
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

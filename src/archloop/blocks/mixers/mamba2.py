@@ -10,7 +10,7 @@ Shape suffixes: B batch, T time, D model width, I inner width, N heads, G groups
 width, V head width, L past inputs of the convolution.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ from archloop.blocks.ops.heads import join_heads, split_heads
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.skip_gate_norm import skip_gate_norm
 from archloop.blocks.ops.time_steps import initial_dt_bias
-from archloop.blocks.widths import count_heads, whole_width
+from archloop.blocks.widths import count_heads, scaled_heads, whole_width
 from archloop.errors import UserError
 
 
@@ -60,6 +60,17 @@ class Mamba2(KeepsFloat32, SharingMixer):
                 return shared
             own = {"num_heads": heads, "head_dim": self.head_dim, "state_dim": self.state_dim}
             return shared | own
+
+        def at_width(self, d_model: int, new: int) -> Self:
+            inner = whole_width(self.expansion, d_model)
+            before = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
+            heads = scaled_heads(before, d_model, new)
+            # A group serves about as many heads as it did.
+            wanted = heads * self.num_groups / before
+            divisors = [size for size in range(1, heads + 1) if heads % size == 0]
+            num_groups = min(divisors, key=lambda size: abs(size - wanted))
+            changes = {"expansion": heads * self.head_dim / new, "num_groups": num_groups}
+            return self.model_copy(update=changes)
 
         def reach(self, d_model: int) -> int | None:
             return self.kernel - 1 if self.core == "conv" else None

@@ -16,7 +16,7 @@ V head width, S angles.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
@@ -31,7 +31,7 @@ from archloop.blocks.ops.autograd import apply
 from archloop.blocks.ops.chunks import chunk_size, join, split
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.time_steps import initial_dt_bias
-from archloop.blocks.widths import count_heads, whole_width
+from archloop.blocks.widths import count_heads, scaled_heads, whole_width
 from archloop.errors import UserError
 
 
@@ -73,6 +73,10 @@ class Mamba3(KeepsFloat32, SharingMixer):
                 "rank": self.rank,
                 "num_angles": angles,
             }
+
+        def at_width(self, d_model: int, new: int) -> Self:
+            heads = scaled_heads(self.sizes(d_model)["num_heads"], d_model, new)
+            return self.model_copy(update={"expansion": heads * self.head_dim / new})
 
         def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
             sizes = self.sizes(d_model)

@@ -1,0 +1,46 @@
+"""What feed-forwards share: one hidden width that follows from the model's, and its costs."""
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field
+
+from archloop.blocks.base import ChannelConfig, Gene
+
+WIDTH_MULTIPLE = 8
+"""Hidden widths are multiples of this, which vector units like and every LFM2 size already is."""
+
+
+class FeedForwardConfig(ChannelConfig):
+    """The hidden width is `expansion` times the model width, rounded to a multiple of 8.
+
+    Attributes:
+        into: matrices from the model's width to the hidden one: a gate and an up projection, or
+            the latter alone.
+    """
+
+    through_sizes = frozenset({"expansion"})
+    into: ClassVar[int] = 2
+    expansion: Annotated[float, Gene((2.0, 2.5, 3.0, 3.5, 4.0))] = Field(4.0, gt=0, le=64)
+
+    def sizes(self, d_model: int) -> dict[str, int]:
+        return {"d_ff": hidden_width(self.expansion, d_model)}
+
+    def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+        d_ff = hidden_width(self.expansion, d_model)
+        name = "gate_up_proj" if self.into == 2 else "up_proj"
+        return {name: d_model * self.into * d_ff, "down_proj": d_ff * d_model}
+
+    def prefill_flops(
+        self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+    ) -> int:
+        weights = (self.into + 1) * d_model * hidden_width(self.expansion, d_model)
+        return num_tokens * 2 * weights
+
+    def widened(self, d_model: int, factor: float, more: int = 0) -> Self:
+        width = hidden_width(hidden_width(self.expansion, d_model) * factor + more, 1)
+        return self.model_copy(update={"expansion": width / d_model})
+
+
+def hidden_width(expansion: float, d_model: int) -> int:
+    """``expansion * d_model`` to the nearest positive multiple of 8."""
+    return max(1, round(expansion * d_model / WIDTH_MULTIPLE)) * WIDTH_MULTIPLE

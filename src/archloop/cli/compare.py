@@ -1,0 +1,122 @@
+"""`archloop compare`: designs beside each other, each built at one parameter budget."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from archloop.cli.command import AsJson, command, print_json
+from archloop.cli.counts import count
+from archloop.cli.models import find
+from archloop.errors import UserError
+
+if TYPE_CHECKING:
+    from archloop.stack.footprint import Footprint
+    from archloop.stack.spec import StackSpec
+
+CONTEXTS = "1024,2048,4096,8192,16384,32768,65536,131072"
+_MEASURES = {
+    "state_bytes": ("state, MB (estimated)", 1e6),
+    "prefill_flops": ("prefill, TFLOP (estimated)", 1e12),
+    "decode_flops": ("decode step, GFLOP (estimated)", 1e9),
+}
+"""By estimate: the title of its table, and its unit."""
+
+
+@command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Designs: presets (or how only one's name begins), or what MODEL is."),
+    ],
+    at_budget: Annotated[
+        str | None, typer.Option(help="Build every design with so many parameters, as 350M.")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(min=1, help="Of every design, with a budget.")] = 65536,
+    contexts: Annotated[str, typer.Option(help="Tokens, by commas.")] = CONTEXTS,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the estimates: a file ending in svg, png or pdf.")
+    ] = None,
+    specs: Annotated[
+        Path | None, typer.Option(help="Write each design's spec into this folder, as .json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare designs at one parameter budget: parameters, state and FLOPs at each context.
+
+    A design keeps its depth, its pattern and the widths of its heads; its width and its
+    feed-forwards meet the budget within 1%, and experts become at most 32.
+    """
+    from archloop.stack.footprint import footprint
+
+    if at_budget is None:
+        raise UserError("give --at-budget, the number of parameters of each design, such as 350M")
+    budget = count("--at-budget", at_budget, "parameters")
+    lengths = sorted({count("--contexts", part, "tokens") for part in contexts.split(",")})
+    built = {name: _scaled(name, budget, vocab_size) for name in dict.fromkeys(models)}
+    designs = {name: footprint(spec, lengths) for name, spec in built.items()}
+    if specs is not None:
+        _write(built, specs)
+    if plot is not None:
+        from archloop.report import designs as picture
+
+        title = f"Designs at {at_budget} parameters, vocabulary of {vocab_size:,}"
+        picture.write(designs, title, plot)
+    if as_json:
+        print_json([{"name": name, **found.model_dump()} for name, found in designs.items()])
+        return
+    console = Console(highlight=False)
+    console.print(_sizes(designs))
+    for measure in _MEASURES:
+        console.print(_by_context(designs, measure))
+
+
+def _scaled(name: str, budget: int, vocab_size: int) -> "StackSpec":
+    from archloop.stack.scaling import at_budget
+
+    try:
+        return at_budget(_design(name), budget, vocab_size)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _design(name: str) -> "StackSpec":
+    """What a model is, or the one preset whose name begins so."""
+    from archloop.stack import presets
+
+    starting = [preset for preset in presets.names() if preset.startswith(f"{name}-")]
+    own = [preset for preset in starting if not preset.endswith(presets.TWIN_SUFFIX)]
+    if name not in presets.names() and len(own) == 1:
+        return presets.load(own[0])
+    return find(name).spec
+
+
+def _write(built: "dict[str, StackSpec]", folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, spec in built.items():
+        (folder / f"{Path(name).stem}.json").write_text(spec.to_json() + "\n", encoding="utf-8")
+
+
+def _sizes(designs: "dict[str, Footprint]") -> Table:
+    table = Table("design", "width", "blocks", "params", "active", "mixers", box=None)
+    for name, found in designs.items():
+        kinds = Counter(found.layout)
+        mixers = " + ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+        counts = [f"{n / 1e6:,.1f}M" for n in (found.num_params, found.num_active_params)]
+        table.add_row(name, str(found.d_model), str(len(found.layout)), *counts, mixers)
+    return table
+
+
+def _by_context(designs: "dict[str, Footprint]", measure: str) -> Table:
+    title, unit = _MEASURES[measure]
+    table = Table(title=title, box=None, title_justify="left")
+    table.add_column("design", no_wrap=True)
+    for context in next(iter(designs.values())).estimated:
+        table.add_column(f"{context:,}", justify="right")
+    for name, found in designs.items():
+        values = [getattr(at, measure) / unit for at in found.estimated.values()]
+        table.add_row(name, *(f"{value:,.{1 if value >= 100 else 2}f}" for value in values))
+    return table

@@ -1,0 +1,62 @@
+"""`archloop compare --at-budget`: designs at one size, in a table, as JSON and drawn."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from archloop.cli import app
+from archloop.stack import cost
+from archloop.stack.spec import StackSpec
+
+SMALL = ("--at-budget", "60M", "--vocab-size", "4096")
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["compare", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_designs_at_one_budget_with_their_costs(tmp_path: Path) -> None:
+    status, out, _ = run(
+        *SMALL, "lfm3", "llama", "mamba2", "--contexts", "1K,4096", "--json", "--specs",
+        str(tmp_path)
+    )  # fmt: skip
+    assert status == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert list(rows) == ["lfm3", "llama", "mamba2"]
+    for name, row in rows.items():
+        spec = StackSpec.from_json((tmp_path / f"{name}.json").read_bytes())
+        assert row["num_params"] == cost.num_params(spec)
+        assert list(row["estimated"]) == ["1000", "4096"]
+        for context, at in row["estimated"].items():
+            assert at["state_bytes"] == cost.state_bytes(spec, int(context))
+            assert at["prefill_flops"] == cost.prefill_flops(spec, int(context))
+            assert at["decode_flops"] == cost.decode_flops(spec, int(context))
+    state = {name: row["estimated"]["4096"]["state_bytes"] for name, row in rows.items()}
+    assert state["lfm3"] < state["llama"]
+
+
+def test_table_and_picture(tmp_path: Path) -> None:
+    status, out, _ = run(*SMALL, "lfm3-1.7b", "qwen3", "--plot", str(tmp_path / "designs.svg"))
+    assert status == 0
+    for words in ("state, MB (estimated)", "decode step, GFLOP (estimated)", "131,072", "6 gqa"):
+        assert words in out
+    picture = (tmp_path / "designs.svg").read_text()
+    assert "<svg" in picture
+    assert "lfm3-1.7b" in picture or "path" in picture
+    status, _, err = run(*SMALL, "qwen3", "--plot", str(tmp_path / "designs.gif"))
+    assert (status, "designs.gif: draws .svg, .png, .pdf" in err) == (2, True)
+
+
+def test_what_cannot_be_compared_is_said_in_one_line() -> None:
+    for arguments, words in (
+        (("--at-budget", "many", "lfm3"), "--at-budget 'many' is no number of parameters"),
+        (("--at-budget", "1M", "lfm3"), "lfm3: no width of this design has 1,000,000 parameters"),
+        ((*SMALL, "lfm2"), "lfm2: unknown preset 'lfm2'"),
+        ((*SMALL, "lfm3", "--contexts", "0"), "--contexts '0' is no number of tokens"),
+    ):
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert words in " ".join(err.split())
+        assert err.count("\n") == 1

@@ -22,6 +22,7 @@ from archloop.stack import presets
 from search.stand_in import StandIn, recipe, settings
 
 COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugins"} | {
+    "compare",
     "plan",
     "doctor",
     "export",

@@ -17,6 +17,7 @@ from archloop.cli import (
     presets,
     profile,
     report,
+    rerank,
     search,
     train,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "presets",
     "profile",
     "report",
+    "rerank",
     "search",
     "train",
 ]

@@ -117,6 +117,23 @@ class _Files:
             self.damaged.append(str(error))
             return None
 
+    def trainings(self, names: list[str]) -> list[Rung]:
+        """A rung's trainings; none if the file of one is lost, since an average needs all."""
+        found = [rung for name in names if (rung := self.read(name, Rung)) is not None]
+        return found if len(found) == len(names) else []
+
+
+def _rungs(trainings: dict[int, list[Rung]]) -> dict[str, Any]:
+    """What a record has of trainings by rung: their average, and the scores of each of several."""
+    return {
+        "rungs": tuple(one_rung(each) for each in trainings.values() if each),
+        "scores_by_seed": {
+            index: tuple(rung.scores for rung in each)
+            for index, each in trainings.items()
+            if len(each) > 1
+        },
+    }
+
 
 def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
     """A trial as the database and its files have it; `damaged` names the files that are lost."""
@@ -124,13 +141,11 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
     files = _Files(home.trial(stored.number), outcome.files)
     look = TrialFolder.last_look(outcome.files)
     profiled = files.read(TrialFolder.profile(look), Profiled) if look else None
-    rungs = []
+    trainings = {}
     for index in range(len(outcome.by_rung)):
         names = [TrialFolder.rung(index)]
         names += files.names(TrialFolder.rung(index, 0).removesuffix("0"))
-        by_seed = [rung for name in names if (rung := files.read(name, Rung)) is not None]
-        if len(by_seed) == len(names):
-            rungs.append(one_rung(by_seed) if len(by_seed) > 1 else by_seed[0])
+        trainings[index] = files.trainings(names)
     return TrialRecord(
         **dict(stored.candidate),
         **dict(outcome),
@@ -138,7 +153,7 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
         costs=stored.costs,
         profiles={} if profiled is None else profiled.profiles,
         left_out={} if profiled is None else profiled.left_out,
-        rungs=tuple(rungs),
+        **_rungs(trainings),
         damaged=tuple(files.damaged),
     )
 
@@ -146,12 +161,10 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
 def _reference(home: StudyFolder, reference_run: ReferenceRun) -> TrialRecord:
     files = _Files(home.reference(), reference_run.files)
     profiled = files.read(TrialFolder.profile(1), Profiled)
-    rungs = []
-    for index in range(len(reference_run.objectives)):
-        names = files.names(TrialFolder.rung(index, 0).removesuffix("0"))
-        by_seed = [rung for name in names if (rung := files.read(name, Rung)) is not None]
-        if len(by_seed) == len(names):
-            rungs.append(one_rung(by_seed))
+    trainings = {
+        index: files.trainings(files.names(TrialFolder.rung(index, 0).removesuffix("0")))
+        for index in range(len(reference_run.objectives))
+    }
     return TrialRecord(
         **dict(reference_run.candidate),
         state="complete",
@@ -162,7 +175,7 @@ def _reference(home: StudyFolder, reference_run: ReferenceRun) -> TrialRecord:
         costs=reference_run.costs,
         profiles={} if profiled is None else profiled.profiles,
         left_out={} if profiled is None else profiled.left_out,
-        rungs=tuple(rungs),
+        **_rungs(trainings),
         damaged=tuple(files.damaged),
     )
 

@@ -109,6 +109,8 @@ class TrialRecord(Candidate, Outcome):
         number: the reference preset has -1.
         profiles: by target; `left_out` maps each optional target that cannot run it to the reason.
         rungs: trainings and scores of the rungs in `by_rung`, as far as their files are whole.
+        scores_by_seed: of each rung among them that was trained several times, the scores of each
+            training, of which `rungs` has the average.
         damaged: a line for each file that is missing or not what was stored.
     """
 
@@ -117,6 +119,7 @@ class TrialRecord(Candidate, Outcome):
     profiles: dict[str, Profile] = {}
     left_out: dict[str, str] = {}
     rungs: tuple[Rung, ...] = ()
+    scores_by_seed: dict[int, tuple[dict[str, Score], ...]] = {}
     damaged: tuple[str, ...] = ()
 
     def rung(self, index: int) -> Rung | None:

@@ -1,0 +1,237 @@
+"""A study seen with other budgets, objectives or targets: the same measurements, judged anew.
+
+1. What is asked for is refused where it was not measured: it needs a new study.
+2. The reference preset's profiles give the noise and the reference point.
+3. The figures of each trial are read again, off its stored profiles and scores.
+4. Each trial is judged by the budgets as after a last look, which the estimates decide.
+
+The result is a record like the study's own, so that all reports can be made of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from archloop.errors import UserError
+from archloop.profiling.record import Profile
+from archloop.ranking import budgets as limits
+from archloop.ranking import objectives as figures
+from archloop.ranking.budgets import Budget
+from archloop.ranking.estimates import pools
+from archloop.ranking.objectives import OBJECTIVES
+from archloop.ranking.record import Objective, Objectives, Readings
+from archloop.ranking.variance import Pool
+from archloop.store.record import StudyRecord, TrialRecord
+
+_ALWAYS = OBJECTIVES[:2]
+"""Stacks are ranked by quality, and listed by latency."""
+
+
+class Reranked(NamedTuple):
+    """A study's record under other terms, and what its measurements do not tell of these."""
+
+    record: StudyRecord
+    unknown: tuple[str, ...]
+
+
+def reranked(
+    study: StudyRecord,
+    *,
+    budgets: Sequence[Budget] | None = None,
+    objectives: Sequence[Objective] | None = None,
+    targets: Sequence[str] | None = None,
+) -> Reranked:
+    """Judge and rank the trials of a study anew; nothing is measured.
+
+    Args:
+        study: as it was read.
+        budgets: in place of the study's; empty for none.
+        objectives: likewise; quality and latency are always among them.
+        targets: names of those that count.
+
+    Raises:
+        UserError: something that was not measured is asked for, or there is no reference run yet.
+    """
+    reference = study.reference
+    if reference is None or study.reference_point is None:
+        raise UserError(f"study {study.name} has no reference run yet; let `archloop search` go on")
+    if not reference.profiles:
+        raise UserError(
+            f"the reference preset's measurement is lost: {'; '.join(reference.damaged)}"
+        )
+    own = tuple(Budget.model_validate(each) for each in study.recipe.get("budgets", ()))
+    terms = _Terms(
+        study,
+        own if budgets is None else tuple(budgets),
+        study.objectives if objectives is None else _completed(objectives),
+        tuple(reference.profiles) if targets is None else tuple(dict.fromkeys(targets)),
+    )
+    terms.check(reference.profiles)
+    try:
+        first = terms.without_trials(reference)
+        trials = [terms.read(trial) for trial in study.trials]
+    except ValueError as error:
+        raise UserError(f"this needs a new measurement: {error}") from error
+    if budgets is not None or targets is not None:
+        known = pools([*first.noise, *(trial.readings for trial in trials)])
+        trials = [terms.judged(trial, known) for trial in trials]
+    record = first.model_copy(update={"trials": tuple(trials)})
+    return Reranked(record, tuple(terms.unknown(record)))
+
+
+def _completed(given: Sequence[Objective]) -> tuple[Objective, ...]:
+    return (*_ALWAYS, *(each for each in given if each not in _ALWAYS))
+
+
+class _Terms(NamedTuple):
+    """What the trials of a study are judged by; each as of the study unless asked for."""
+
+    study: StudyRecord
+    budgets: tuple[Budget, ...]
+    objectives: tuple[Objective, ...]
+    targets: tuple[str, ...]
+
+    def check(self, measured: Mapping[str, Profile]) -> None:
+        """Raise UserError for a target, or a context of a budget, that was not measured."""
+        for target in self.targets:
+            if target not in measured:
+                raise UserError(
+                    f"target {target!r} was not measured; measured were {', '.join(measured)}, and "
+                    "another one needs a new study"
+                )
+        contexts = {target: measured[target].identity.contexts for target in self.targets}
+        try:
+            limits.check_budgets(self.budgets, contexts, reference=True)
+        except UserError as error:
+            raise UserError(f"{error}; what was not measured needs a new study") from error
+
+    def without_trials(self, reference: TrialRecord) -> StudyRecord:
+        """The record with all that was fixed before trial 0, under these terms."""
+        profiles = self._chosen(reference)
+        by_rung = tuple(
+            figures.of_reference(self._scored(reference, index, values), self.objectives)
+            for index, values in enumerate(reference.by_rung)
+        )
+        old = [each.name for each in self.study.objectives if each.category is not None]
+        trained = [{k: v for k, v in each.items() if k in old} for each in self.study.noise]
+        added = {k: v for k, v in by_rung[0].values.items() if k not in old and v.n}
+        noise = (self._measured(profiles), *trained, added)
+        return self.study.model_copy(
+            update={
+                "recipe": self._settings(),
+                "reference": reference.model_copy(
+                    update={"by_rung": by_rung, "profiles": profiles}
+                ),
+                "reference_point": figures.reference_point(profiles, self.budgets, self.objectives),
+                "noise": tuple(filter(None, noise)),
+            }
+        )
+
+    def read(self, trial: TrialRecord) -> TrialRecord:
+        """A trial's figures under these terms; its state is as it was, if there are any."""
+        profiles = self._chosen(trial)
+        if not profiles:
+            return self._without_figures(trial)
+        by_rung = tuple(
+            figures.objectives(profiles, self._scored(trial, index, values), self.objectives)
+            for index, values in enumerate(trial.by_rung)
+        )
+        update = {
+            "profiles": profiles,
+            "by_rung": by_rung,
+            "readings": self._measured(profiles),
+        }
+        return trial.model_copy(update=update)
+
+    def judged(self, trial: TrialRecord, known: Mapping[str, Pool]) -> TrialRecord:
+        """A measured trial, rejected or not by these budgets."""
+        if not trial.profiles or trial.state in ("failed", "running"):
+            return trial
+        looks = self.study.recipe.get("looks", 1)
+        found = limits.judged(limits.limited(trial.profiles, self.budgets), known, looks, looks)
+        state = "rejected" if found.broken or not trial.by_rung else "complete"
+        update = {
+            "state": state,
+            "broken": found.broken,
+            "straddles": found.straddles,
+            "excess": limits.excess(found.broken),
+        }
+        return trial.model_copy(update=update)
+
+    def unknown(self, record: StudyRecord) -> list[str]:
+        """What these measurements do not tell: a line each."""
+        untrained = [
+            str(trial.number)
+            for trial in record.trials
+            if trial.state == "rejected" and not trial.broken and trial.profiles
+        ]
+        lines = []
+        if untrained:
+            lines.append(
+                f"within these budgets but never trained, as the study's own rejected them: "
+                f"{', '.join(untrained)}; a study of another name with these budgets trains them"
+            )
+        lost = [str(trial.number) for trial in record.trials if trial.damaged]
+        if lost:
+            lines.append(
+                f"files of trials {', '.join(lost)} are lost; `archloop search --redo` does them "
+                "again"
+            )
+        return lines
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _chosen(self, trial: TrialRecord) -> dict[str, Profile]:
+        return {name: each for name, each in trial.profiles.items() if name in self.targets}
+
+    def _measured(self, profiles: Mapping[str, Profile]) -> dict[str, Readings]:
+        """Readings of a device: the objectives', and of what the budgets limit."""
+        return {
+            **figures.device(profiles, self.objectives),
+            **{each.name: each.logs for each in limits.limited(profiles, self.budgets)},
+        }
+
+    def _scored(self, trial: TrialRecord, index: int, values: Objectives) -> dict[str, Readings]:
+        """The objectives of scores at a rung: as they were read, and those that are asked for anew.
+
+        Raises:
+            ValueError: none of a category's scores counts, or the trainings' file is lost.
+        """
+        wanted = [each for each in self.objectives if each.category is not None]
+        old = {each.name for each in self.study.objectives if each in wanted}
+        found = {each.name: values.values[each.name] for each in wanted if each.name in old}
+        new = [each for each in wanted if each.name not in old]
+        if new and trial.diverged_at(index):
+            return {**found, **figures.without_skill(new)}
+        if not new:
+            return found
+        rung = trial.rung(index)
+        if rung is None:
+            raise ValueError(f"the scores of trial {trial.number} at rung {index} are lost")
+        assert self.study.scale is not None, "a reference run has a scale"
+        trainings = trial.scores_by_seed.get(index, (rung.scores,))
+        return {**found, **figures.of_scores(self.study.scale, trainings, new)}
+
+    def _without_figures(self, trial: TrialRecord) -> TrialRecord:
+        """A trial that none of the targets measured, or whose measurement is lost."""
+        if trial.state not in ("complete", "rejected"):
+            return trial
+        reasons = [trial.left_out[name] for name in self.targets if name in trial.left_out]
+        update: dict[str, Any] = {
+            "state": "unsupported" if reasons else "failed",
+            "error": "; ".join(reasons or trial.damaged) or "its measurement is lost",
+            "by_rung": (),
+            "broken": (),
+            "readings": {},
+        }
+        return trial.model_copy(update=update)
+
+    def _settings(self) -> dict[str, Any]:
+        """The recipe's settings as if it had been written under these terms."""
+        recipe = self.study.recipe
+        targets = recipe.get("targets", {})
+        return {
+            **recipe,
+            "budgets": [each.model_dump(mode="json") for each in self.budgets],
+            "objectives": [each.model_dump(mode="json") for each in self.objectives],
+            "targets": {name: targets[name] for name in self.targets if name in targets},
+        }

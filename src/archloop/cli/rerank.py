@@ -15,33 +15,38 @@ if TYPE_CHECKING:
     from archloop.store.record import StudyRecord
 
 
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="In place of the study's: 'ttft_ms <= 400 at 4096 on phone', 'decode_p50_ms <= 1.1x', "
+        "'peak_memory_bytes <= 2GiB'; none for none. May be repeated."
+    ),
+]
+Others = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Beside quality and latency, in place of the study's: memory, ttft_ms@worst, "
+        "quality:recall, ... May be repeated."
+    ),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What an objective's gain is worth, as in quality=1 or latency=0.5: of a standard "
+        "deviation over the anchor stacks, or of a halving. May be repeated."
+    ),
+]
+
+
 @command(takes_plugins=False)
 def rerank(
     study: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="In place of the study's: 'ttft_ms <= 400 at 4096 on phone', "
-            "'decode_p50_ms <= 1.1x', 'peak_memory_bytes <= 2GiB'; none for none. May be repeated."
-        ),
-    ] = None,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Beside quality and latency, in place of the study's: memory, ttft_ms@worst, "
-            "quality:recall, ... May be repeated."
-        ),
-    ] = None,
+    budget: Budgets = None,
+    objective: Others = None,
     targets: Annotated[
         str | None, typer.Option(help="Those that count, by commas; default all.")
     ] = None,
-    weight: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What an objective's gain is worth, as in quality=1 or latency=0.5: of a standard "
-            "deviation over the anchor stacks, or of a halving. May be repeated."
-        ),
-    ] = None,
+    weight: Weights = None,
     output: Annotated[Path | None, typer.Option(help="Also write the study's page so.")] = None,
     storage: Annotated[
         str | None, typer.Option(help="URL of the study's database, if that takes a password.")
@@ -73,21 +78,21 @@ def rerank(
 
         html.write(found.record, output)
     if as_json:
-        preferred = [
-            {
-                "number": each.row.trial.number,
-                "worth": each.worth.mean,
-                "low": each.worth.interval()[0],
-                "high": each.worth.interval()[1],
-                "ties_with_best": each.ties_with_best,
-            }
-            for each in order
-        ]
-        print_json(
-            {**summarize(found.record), "unknown": list(found.unknown), "preferred": preferred}
-        )
+        told = {"unknown": list(found.unknown), "preferred": [_told(each) for each in order]}
+        print_json({**summarize(found.record), **told})
         return
     _show(found.record, found.unknown, order, output)
+
+
+def _told(preferred: "Preferred") -> dict[str, Any]:
+    low, high = preferred.worth.interval()
+    return {
+        "number": preferred.row.trial.number,
+        "worth": preferred.worth.mean,
+        "low": low,
+        "high": high,
+        "ties_with_best": preferred.ties_with_best,
+    }
 
 
 def _show(

@@ -28,7 +28,12 @@ COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugi
     "export",
     "extend",
     "train",
+    "rerank",
+    "init",
 }
+
+WITHOUT_PLUGINS = {"plan", "search", "extend", "report", "rerank", "init"}
+"""These find a recipe's or a study's own, or need none."""
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -60,7 +65,7 @@ def test_every_verb_is_a_file(command: str) -> None:
     assert importlib.import_module(f"archloop.cli.{command}")
     status, out, _ = run(command, "-h")
     assert status == 0
-    assert ("--plugins" in out) == (command not in ("plan", "search", "extend", "report"))
+    assert ("--plugins" in out) == (command not in WITHOUT_PLUGINS)
 
 
 def test_plugins_of_a_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

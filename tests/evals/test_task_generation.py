@@ -7,6 +7,7 @@ from archloop import registry
 from archloop.evals import generation
 from archloop.evals.base import IGNORE, Examples
 from archloop.evals.tasks.fuzzy_in_context_recall import _motifs
+from archloop.evals.tasks.mqar import _distinct
 
 
 def make(name, **settings):
@@ -229,3 +230,39 @@ class TestSplits:
 def test_impossible_settings_are_refused(name, settings):
     with pytest.raises(ValueError):
         make(name, **settings)
+
+
+@pytest.mark.parametrize(("seq_len", "num_pairs"), [(64, 4), (64, 16), (128, 8)])
+def test_mqar(seq_len, num_pairs):
+    task = make("mqar", seq_len=seq_len, num_pairs=num_pairs, vocab_size=64)
+    ids_NT, targets_NT = task.examples("test", 0, 60)
+    assert ids_NT.shape == (60, seq_len)
+    for ids, targets in zip(ids_NT.tolist(), targets_NT.tolist(), strict=True):
+        shown = dict(zip(ids[: 2 * num_pairs : 2], ids[1 : 2 * num_pairs : 2], strict=True))
+        assert len(shown) == len(set(shown.values())) == num_pairs
+        assert all(1 <= key < 32 <= value < 64 for key, value in shown.items())
+        asked = {place: key for place, key in enumerate(ids) if place >= 2 * num_pairs and key}
+        assert sorted(asked.values()) == sorted(shown)
+        assert all(place % 2 == 0 for place in asked)
+        assert targets == [shown[asked[t]] if t in asked else IGNORE for t in range(seq_len)]
+
+
+def test_mqar_asks_close_behind_the_pairs_as_its_power_law_says():
+    """The first place is asked as often as drawing without replacement by weights asks it."""
+    task = make("mqar", seq_len=64, num_pairs=4, vocab_size=64)
+    targets_NT = task.examples("train", 0, 4000).targets_NT
+    found_G = (targets_NT[:, 8::2] != IGNORE).mean(0)
+    rng = np.random.default_rng(1)
+    weights_G = np.arange(1, 29) ** (0.01 - 1)
+    expected_G = np.zeros(28)
+    for _ in range(4000):
+        expected_G[rng.choice(28, 4, replace=False, p=weights_G / weights_G.sum())] += 1 / 4000
+    assert found_G == pytest.approx(expected_G, abs=0.035)
+
+
+def test_mqar_redraws_until_keys_differ():
+    """With as many keys as pairs each row is an order of all of them, each as likely."""
+    found_NP = _distinct(np.random.default_rng(0), (6000, 3), 5, 8)
+    rows, counts = np.unique(found_NP, axis=0, return_counts=True)
+    assert len(rows) == 6
+    assert counts == pytest.approx([1000] * 6, abs=120)

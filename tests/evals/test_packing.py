@@ -1,0 +1,85 @@
+"""Examples drawn ahead: the same scores without what the questions were drawn from."""
+
+import pytest
+
+from archloop.errors import UserError
+from archloop.evals import packing, suites
+from archloop.testing.answering import Guesser
+
+NAMES = ("facts_capital", "instruction_contains", "needle_multi_value", "bits_per_byte", "addition")
+SEED, LIMIT = 3, 6
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "packed.jsonl"
+    packing.pack(suites.load("full", NAMES), file, SEED, LIMIT)
+    return file
+
+
+def test_scores_are_those_of_the_suite(file):
+    packed = packing.unpack(file, SEED, LIMIT)
+    assert list(packed) == list(NAMES)
+    for name, evaluation in suites.load("full", NAMES).items():
+        expected = evaluation.run(Guesser(evaluation, 0), seed=SEED, limit=LIMIT)
+        assert packed[name].run(Guesser(evaluation, 0), seed=SEED, limit=LIMIT) == expected
+
+
+def test_questions_are_the_drawn_ones_and_nothing_else(file):
+    packed = packing.unpack(file, SEED, LIMIT)
+    for name, evaluation in suites.load("full", NAMES[:3]).items():
+        drawn = evaluation.questions("test", SEED, LIMIT)
+        assert packed[name].questions("test", SEED, LIMIT) == drawn
+        assert hash(tuple(packed[name].questions("test", SEED, LIMIT)))
+        for split, seed in (("train", SEED), ("test", SEED + 1)):
+            with pytest.raises(UserError, match="test examples of seed 3 alone"):
+                packed[name].questions(split, seed, LIMIT)
+
+
+def test_what_misses_its_data_is_not_packed_but_needs_none_when_unpacked(tmp_path, monkeypatch):
+    class Here(suites.make("corpus_facts", {}).__class__):
+        def missing(self):
+            return ""
+
+        def questions(self, split, seed, num_examples):
+            return [packing.Choice("word:", (" a", " b"), 1)] * num_examples
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="archloop corpus fetch"):
+        packing.pack({"facts": suites.make("corpus_facts", {})}, tmp_path / "x", 0, 2)
+    packing.pack({"facts": Here()}, tmp_path / "x", 0, 2)
+    (facts,) = packing.unpack(tmp_path / "x", 0, 2).values()
+    assert not facts.missing()
+    assert facts.questions("test", 0, 2) == [("word:", (" a", " b"), 1)] * 2
+
+
+def test_tasks_of_rows_stand_by_their_settings(tmp_path):
+    task = suites.make("state_tracking", {"group": "s3"})
+    packing.pack({"s3": task}, tmp_path / "x", 0)
+    (found,) = packing.unpack(tmp_path / "x", 0).values()
+    assert found.config == task.config
+
+
+def test_malformed_lines_are_counted_by_number(file, caplog):
+    file.write_text("{broken\n" + file.read_text() + '{"name": "x"}\n')
+    assert list(packing.unpack(file, SEED, LIMIT)) == list(NAMES)
+    assert "line 1 is no packed evaluation" in caplog.text
+    assert f"line {len(NAMES) + 2} is no packed evaluation" in caplog.text
+
+
+def test_another_seed_number_version_or_form_is_said(file, tmp_path):
+    with pytest.raises(UserError, match="holds examples of seed 3 and limit 6"):
+        packing.unpack(file, SEED, None)
+    with pytest.raises(UserError, match="cannot be read"):
+        packing.unpack(tmp_path / "none", 0, None)
+    lines = file.read_text().splitlines()
+    file.write_text(lines[0].replace('"version":1', '"version":99'))
+    with pytest.raises(UserError, match="was packed at version 99 and is at 1"):
+        packing.unpack(file, SEED, LIMIT)
+    examples = lines[0].index('"examples":[') + len('"examples":[')
+    file.write_text(lines[0][:examples] + "1," + lines[0][examples:])
+    with pytest.raises(UserError, match="examples of another form"):
+        packing.unpack(file, SEED, LIMIT)
+    file.write_text("")
+    with pytest.raises(UserError, match="holds no evaluation"):
+        packing.unpack(file, SEED, LIMIT)

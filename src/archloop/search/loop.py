@@ -1,0 +1,248 @@
+"""The loop of a study in one process, from opening its store to the last trial.
+
+1. Take in what the runs before this one left: the reference run and the told trials.
+2. Tune, measure and train the reference preset, as far as that is not there (`establish`).
+3. Take what is next on the agenda and hand its jobs to the executor, as many trials at once as it
+   has slots.
+4. Tell each trial that ended: to the database first, then to the results in memory.
+5. When nothing is left to do and nothing under way, the study has ended.
+"""
+
+from typing import Any, Literal
+
+from archloop.errors import UserError
+from archloop.search import feasible, trial
+from archloop.search.agenda import Agenda
+from archloop.search.establish import establish
+from archloop.search.executors.base import Executor
+from archloop.search.keeping import Keeper
+from archloop.search.meter import Meter
+from archloop.search.plan import Plan
+from archloop.search.results import Results
+from archloop.search.trial import Trial
+from archloop.search.workshop import Workshop
+from archloop.store import reading
+from archloop.store.database import Database, Stored
+from archloop.store.folder import StudyFolder
+from archloop.store.progress import Event, Progress, Stage
+from archloop.store.reference_run import ReferenceRun
+
+
+class Loop:
+    """One process's work on a study.
+
+    Args:
+        plan: of the study.
+        home: its folder.
+        database: its rows, opened by this process alone.
+        executor: who measures and trains.
+        meter: that has run since the process began with the study.
+        progress: called with each event.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        home: StudyFolder,
+        database: Database,
+        executor: Executor,
+        meter: Meter,
+        progress: Progress,
+    ) -> None:
+        self.recipe, self.plan = plan.recipe, plan
+        self.home, self.database, self.executor = home, database, executor
+        self.meter, self.progress = meter, progress
+        self.workshop = Workshop(executor, meter)
+        self.key = self.recipe.digest[:16]
+        self.results = Results(self.recipe.objectives, len(self.recipe.proxy.rungs))
+        self.keeper = Keeper(home, self.recipe)
+        # Wall time: of the runs before this one, of this one up to its first trial; trials told.
+        self.spent_before = float(database.attribute("spent_s") or 0.0)
+        self.began_s, self.num_told_here = 0.0, 0
+        self.num_trials = int(database.attribute("num_trials") or self.recipe.num_trials)
+        self.reference_point: tuple[float, ...] | None = None
+
+    def run(self, redo: bool, more: int) -> None:
+        """All that is left to do, and more trials.
+
+        Args:
+            redo: also do the stages of told trials whose files are lost once more.
+            more: trials beyond those asked for so far, once these are told.
+
+        Raises:
+            NoFeasibleTrial: all trials are told and none kept the budgets.
+        """
+        self._extend(more)
+        self._say("setup")
+        with self.meter.stage():
+            self._prepare()
+        reference_run = self._reference_run(self.meter.last)
+        worst = reference_run.worst
+        self.reference_point = tuple(r.mean for r in worst.values.values())
+        self.plan.strategy.worst = {name: r.mean for name, r in worst.values.items()}
+        left = []
+        for stored in self.database.trials():
+            lost = redo and reading.trial_record(self.home, stored).damaged
+            if stored.outcome is None or lost:
+                left.append(stored)
+            else:
+                self.results.remember(stored, stored.outcome)
+                self.keeper.remember(stored.number)
+        agenda = Agenda(
+            self.plan,
+            reference_run,
+            self.home,
+            self.database,
+            self.results,
+            self.num_trials,
+            left,
+            lambda number: self._say("propose", number),
+        )
+        self._search(agenda, reference_run)
+        if agenda.ended != self.database.attribute("ended"):
+            self.database.set_attribute("ended", agenda.ended)
+        self.keeper.finish()
+        self._say("finished", detail=agenda.ended or "")
+        feasible.require_one(self.results.by_number())
+
+    # --- before trial 0 -----------------------------------------------------------------------
+
+    def _extend(self, more: int) -> None:
+        """Ask for more trials; those of an extension that was stopped come first."""
+        kept = self.database.trials()
+        told = [each for each in kept if each.outcome is not None and not each.is_replicate]
+        if more and len(told) >= self.num_trials:
+            self.num_trials += more
+            self.database.set_attribute("num_trials", self.num_trials)
+
+    def _prepare(self) -> None:
+        try:
+            environment = self.executor.evaluator.prepare()
+        except UserError as error:
+            raise self.recipe.error(str(error)) from error
+        # For commands that take a trial later, on this machine: its text and its plug-ins.
+        root = str(self.recipe.root.resolve())
+        if self.database.attribute("recipe_folder") != root:
+            self.database.set_attribute("recipe_folder", root)
+        kept = self.database.attribute("environment")
+        if kept is None:
+            self.database.set_attribute("environment", environment)
+        elif kept.get("corpus") != environment.get("corpus"):
+            raise self.recipe.error(
+                f"proxy.corpus: the text is not what the study in {self.home.path} began with, so "
+                "scores would not compare; restore it, or give the recipe another name"
+            )
+
+    def _reference_run(self, setup_s: float) -> ReferenceRun:
+        kept = self.database.attribute("reference_run")
+        if kept is not None:
+            return ReferenceRun.model_validate(kept)
+
+        def announce(stage: Literal["tune", "reference"], detail: str) -> None:
+            self._say(stage, -1 if stage == "reference" else None, detail=detail)
+
+        self.home.reference().write_spec(self.plan.reference.to_json())
+        reference_run = establish(self.plan, self.workshop, self.home, self.key, announce)
+        seconds = {**reference_run.seconds, "setup": setup_s, "search": self.meter.lap()}
+        reference_run = reference_run.model_copy(update={"seconds": seconds})
+        self.database.set_attribute("spent_s", self._spent_s())
+        self.database.set_attribute("reference_run", reference_run.model_dump(mode="json"))
+        return reference_run
+
+    # --- trials -------------------------------------------------------------------------------
+
+    def _search(self, agenda: Agenda, reference_run: ReferenceRun) -> None:
+        """Trials until the agenda is empty, as many at once as the executor has slots."""
+        context = trial.Context(
+            self.plan,
+            reference_run,
+            self.workshop,
+            self.home,
+            self.key,
+            lambda: [
+                *reference_run.noise,
+                *(told.result.readings for told in self.results.by_number()),
+            ],
+            self._announce,
+        )
+        self.began_s = self.meter.total()
+        under_way: dict[int, Trial] = {}
+        while True:
+            while len(under_way) < self.executor.num_slots:
+                pending = [each.stored for each in under_way.values()]
+                due = agenda.next(pending, self._spent_s())
+                if due is None:
+                    break
+                self._step(Trial(context, due.stored, due.rung), under_way, reference_run)
+            if not under_way:
+                return
+            done = self.workshop.wait()
+            self.database.set_attribute("spent_s", self._spent_s())
+            now = under_way.pop(done.ticket)
+            now.take(done)
+            self._step(now, under_way, reference_run)
+
+    def _step(self, now: Trial, under_way: dict[int, Trial], reference_run: ReferenceRun) -> None:
+        """Have a trial's next job done, or tell how it ended."""
+        job = now.advance()
+        if job is not None:
+            under_way[self.workshop.submit(job)] = now
+            return
+        assert now.outcome is not None
+        stored, result = now.stored, now.outcome
+        before = self.results.told.get(stored.number)
+        gain = self.results.gain(result, reference_run.worst) if before is None else None
+        seconds = {**result.seconds, "search": self.meter.lap()}
+        if before is not None:
+            # It climbed: what it added to the front it had added at rung 0.
+            gain = before.result.hypervolume_gain
+            seconds["search"] += before.result.seconds["search"]
+        result = result.model_copy(update={"hypervolume_gain": gain, "seconds": seconds})
+        self.database.tell(stored.number, result)
+        self.results.remember(stored, result)
+        self.keeper.remember(stored.number)
+        self.keeper.forget(self.results.at_rung)
+        self.num_told_here += before is None
+        self._say("told", stored.number, state=result.state, detail=feasible.in_words(result))
+
+    def _spent_s(self) -> float:
+        """Wall time of all runs of the study, less what a killed run did after its last job."""
+        return self.spent_before + self.meter.total()
+
+    # --- progress -----------------------------------------------------------------------------
+
+    def _announce(self, stored: Stored, stage: Stage, rung: int | None) -> None:
+        layout = " ".join(stored.candidate.spec.layout)
+        self._say(stage, stored.number, rung=rung, detail=layout)
+
+    def _seconds_left(self, num_trials: int) -> float | None:
+        """Of so many further trials, by what those of this run took, however many at once."""
+        if not self.num_told_here:
+            return None
+        return num_trials * (self.meter.total() - self.began_s) / self.num_told_here
+
+    def _say(
+        self,
+        stage: Stage,
+        trial_number: int | None = None,
+        *,
+        rung: int | None = None,
+        state: Any = None,
+        detail: str = "",
+    ) -> None:
+        num_told = self.results.num_originals
+        self.progress(
+            Event(
+                stage=stage,
+                trial=trial_number,
+                num_told=num_told,
+                num_trials=self.num_trials,
+                front_size=len(self.results.front),
+                hypervolume=self.results.hypervolume,
+                reference_point=self.reference_point,
+                seconds_left=self._seconds_left(max(0, self.num_trials - num_told)),
+                detail=detail,
+                state=state,
+                rung=rung,
+            )
+        )

@@ -12,11 +12,12 @@ from tokenizers import pre_tokenizers
 
 import smollm2
 from archloop import checkpoints, generation
-from archloop.checkpoints import families, names
+from archloop.checkpoints import families
 from archloop.checkpoints.gguf import convert
 from archloop.errors import UserError
 from archloop.files import default_cache_dir
 from archloop.generation.generation import generate
+from archloop.stack import weights
 from archloop.stack.decoder import Decoder
 from archloop.text.special_tokens import SpecialTokens
 
@@ -50,7 +51,7 @@ def neighbouring(rows: np.ndarray, num_heads: int) -> np.ndarray:
 def tensors(decoder: Decoder) -> dict[str, np.ndarray]:
     """A decoder's weights under llama.cpp's names."""
     found = {}
-    for name, tensor in names.stored(decoder).items():
+    for name, tensor in weights.tensors(decoder).items():
         values = tensor.detach().numpy()
         if name in ("embedding.weight", "norm.weight"):
             found[{"embedding.weight": "token_embd", "norm.weight": "output_norm"}[name]] = values
@@ -121,8 +122,8 @@ def test_a_file_becomes_the_folder_of_its_model(decoder: Decoder, tmp_path: Path
     convert(write(tmp_path / "model.gguf", decoder), tmp_path / "model")
     model = generation.load_model(tmp_path / "model")
     assert model.decoder.spec == decoder.spec
-    for name, tensor in names.stored(decoder).items():
-        assert torch.equal(names.stored(model.decoder)[name], tensor), name
+    for name, tensor in weights.tensors(decoder).items():
+        assert torch.equal(weights.tensors(model.decoder)[name], tensor), name
     assert model.decoder.special_tokens == SpecialTokens(bos=0, eos=(1,))
     assert model.encode("ok 12 é") == [258, *model.encode(" "), *model.encode("12 é")]
     assert len(model.encode("12")) == 2

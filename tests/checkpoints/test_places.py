@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from archloop import checkpoints
-from archloop.checkpoints import files, names
+from archloop.checkpoints import files
 from archloop.errors import UserError
+from archloop.stack import weights
 from archloop.stack.decoder import Decoder
 from checkpoints import folders
 
@@ -20,7 +21,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def same(folder: Path, decoder: Decoder) -> bool:
-    found, wanted = names.stored(checkpoints.load(folder)), names.stored(decoder)
+    found, wanted = weights.tensors(checkpoints.load(folder)), weights.tensors(decoder)
     return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
 
 

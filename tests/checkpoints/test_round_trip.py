@@ -12,14 +12,15 @@ import transformers
 from safetensors import safe_open
 
 from archloop import checkpoints, registry
-from archloop.checkpoints import files, names
+from archloop.checkpoints import files
+from archloop.stack import weights
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from checkpoints import folders
 
 
 def assert_same(ours: Decoder, theirs: Decoder) -> None:
-    wanted, found = names.stored(theirs), names.stored(ours)
+    wanted, found = weights.tensors(theirs), weights.tensors(ours)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype, name
@@ -263,7 +264,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(
     def fail(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("archloop.checkpoints.saving.save_file", fail)
+    monkeypatch.setattr("archloop.stack.weights.save_file", fail)
     with pytest.raises(OSError, match="no space"):
         checkpoints.save(folders.decoder(), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

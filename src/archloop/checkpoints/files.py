@@ -15,10 +15,9 @@ from typing import Any
 
 from archloop.errors import UserError, shown
 from archloop.files import publish
+from archloop.stack.weights import SPEC, WEIGHTS
 
 CONFIG = "config.json"
-SPEC = "spec.json"
-WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON_BYTES = 64 << 20

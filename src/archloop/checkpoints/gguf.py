@@ -15,11 +15,11 @@ import numpy as np
 import tokenizers
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers
 
 from archloop.checkpoints import files
 from archloop.errors import UserError
+from archloop.stack import weights
 
 _PLAIN = {
     "token_embd": "model.embed_tokens",
@@ -68,7 +68,7 @@ def convert(file: Path, folder: Path) -> None:
     tensors = dict(_tensors(reader, fields))
     config = _config(fields, tied="lm_head.weight" not in tensors)
     with files.replacing(folder) as staged:
-        save_file(tensors, staged / files.WEIGHTS, metadata={"format": "pt"})
+        weights.write(tensors, staged / weights.WEIGHTS, {"format": "pt"})
         _write(staged / files.CONFIG, config)
         _write(staged / "generation_config.json", _tokens(fields))
         _tokenizer(fields, file).save(str(staged / "tokenizer.json"))

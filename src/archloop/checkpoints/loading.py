@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from archloop.checkpoints import families, files, hub, names, tokens
 from archloop.checkpoints.layouts.base import Layout
 from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
-from archloop.stack import cost
+from archloop.stack import cost, weights
 from archloop.stack.cost import mixer_config
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
@@ -79,18 +78,18 @@ def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str) -
 
 def _described(folder: Path) -> tuple[StackSpec, tuple[Layout, dict[str, Any]] | None]:
     """A folder's stack, and its family's layout with the configuration, or None for our own."""
-    spec_text = files.read_text(folder, files.SPEC)
+    spec_text = files.read_text(folder, weights.SPEC)
     if spec_text is not None:
         try:
             spec = StackSpec.from_json(spec_text)
             cost.check(spec)
         except ValueError as error:
-            raise UserError(f"{folder / files.SPEC}: {error}") from error
+            raise UserError(f"{folder / weights.SPEC}: {error}") from error
         return spec, None
     config = files.read_json(folder, files.CONFIG)
     if config is None:
         raise UserError(
-            f"{folder} has neither {files.CONFIG} nor {files.SPEC}: no checkpoint"
+            f"{folder} has neither {files.CONFIG} nor {weights.SPEC}: no checkpoint"
             + files.interrupted(folder)
         )
     try:
@@ -122,7 +121,7 @@ def _fill(
         else:
             decoder.to(dtype or _dtype(stored, *(family or (None, {}))))
         _materialise(decoder, device)
-        targets = names.stored(decoder)
+        targets = weights.tensors(decoder)
         with torch.no_grad():
             for name in targets.keys() - {piece.target for piece in pieces}:
                 # LFM2's files have no selection bias for a router that does not use one; ours holds
@@ -156,15 +155,10 @@ class StoredTensors:
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, weights.Stored] = {}
         for name, promised in files.shards(folder).items():
-            try:
-                file = stack.enter_context(safe_open(folder / name, framework="pt"))
-                held = set(file.keys())
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{folder / name} is truncated or no safetensors file: {error}"
-                ) from error
+            file = weights.Stored(folder / name, stack)
+            held = file.shapes.keys()
             if promised is not None and held != promised:
                 odd = sorted(held ^ promised)[0]
                 where = (
@@ -173,17 +167,13 @@ class StoredTensors:
                     else "shard but not in the index"
                 )
                 raise UserError(f"{folder / name}: tensor {odd!r} is in the {where}")
-            for tensor in held:
-                part = file.get_slice(tensor)
-                self.shapes[tensor] = tuple(part.get_shape())
-                self.dtypes[tensor] = part.get_dtype()
-                self._files[tensor] = file
+            self.shapes |= file.shapes
+            self.dtypes |= file.dtypes
+            self._files |= dict.fromkeys(held, file)
 
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped file."""
-        tensor = self._files[name].get_tensor(name)
-        assert isinstance(tensor, Tensor)
-        return tensor
+        return self._files[name].tensor(name)
 
 
 def _pieces(stored: StoredTensors, layout: Layout, spec: StackSpec) -> list[Piece]:

@@ -3,21 +3,18 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from archloop.checkpoints.pieces import Piece
+from archloop.stack import weights
 from archloop.stack.decoder import Decoder
-from archloop.stack.tensors import COMPILED, leaves
+from archloop.stack.tensors import COMPILED
 
 
 def own(decoder: Decoder) -> list[Piece]:
     """Pieces of our own layout: every parameter and persistent buffer under its own name, once."""
-    return [Piece(name, name, tuple(tensor.shape)) for name, tensor in stored(decoder).items()]
-
-
-def stored(decoder: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; a shared one once, under its first name."""
-    return {leaf.name: leaf.tensor for leaf in leaves(decoder) if leaf.is_saved}
+    found = weights.tensors(decoder).items()
+    return [Piece(name, name, tuple(tensor.shape)) for name, tensor in found]
 
 
 def unwrapped(decoder: nn.Module) -> Decoder:

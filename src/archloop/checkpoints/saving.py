@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from archloop.checkpoints import families, files, names
@@ -14,6 +13,7 @@ from archloop.checkpoints import tokens as special_tokens
 from archloop.checkpoints.layouts.base import Layout, UnsayableError
 from archloop.checkpoints.pieces import Piece, gather
 from archloop.errors import UserError, suggest
+from archloop.stack import weights
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
 from archloop.text.special_tokens import SpecialTokens
@@ -46,7 +46,7 @@ def save(
             not in the vocabulary.
     """
     decoder = names.unwrapped(decoder)
-    targets = names.stored(decoder)
+    targets = weights.tensors(decoder)
     for name, tensor in targets.items():
         if not names.is_float(tensor.dtype) or tensor.is_meta:
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; cannot be saved")
@@ -54,7 +54,7 @@ def save(
         special_tokens.check(tokens, decoder.spec.vocab_size)
     tokens = tokens or decoder.special_tokens or special_tokens.read(Path(path))
     if layout == "archloop":
-        pieces, texts = names.own(decoder), {files.SPEC: decoder.spec.to_json()}
+        pieces, texts = names.own(decoder), {weights.SPEC: decoder.spec.to_json()}
     else:
         family, config = _family(decoder.spec, layout)
         config |= special_tokens.settings(tokens)
@@ -98,11 +98,11 @@ def _write(
     weight_map: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, 1):
-        file = files.WEIGHTS
+        file = weights.WEIGHTS
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: gather(parts, targets).cpu().contiguous() for name, parts in shard.items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        tensors = {name: gather(parts, targets) for name, parts in shard.items()}
+        weights.write(tensors, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:

@@ -1,31 +1,25 @@
-"""The artifact of the PyTorch runtimes: ``spec.json`` and ``model.safetensors``, no pickle.
+"""The artifact of the PyTorch runtimes: the spec and every tensor of a decoder.
 
-Every parameter and buffer is stored, also those that a checkpoint leaves out: the decoder takes all
-its numbers from the file. Reading goes straight into the parameters' own memory: mapping the file
-or holding it beside them would count weights twice in a peak memory figure. Building on the meta
-device would spare the initialisation too, but brings in 70 MB of Python that no engine needs.
+Constants that a checkpoint leaves out are stored too: the decoder takes all its numbers from the
+file. It is built with its memory as it comes and read into: building on the meta device would spare
+that too, but brings in 70 MB of Python that no engine needs.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
+from archloop.stack import weights
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
-from archloop.stack.tensors import leaves
-
-_SPEC, _WEIGHTS = "spec.json", "model.safetensors"
 
 
 def save(decoder: Decoder, directory: Path) -> dict[str, int]:
     """Write spec and weights in the decoder's dtypes; returns parameter bytes by dtype."""
-    (directory / _SPEC).write_text(decoder.spec.to_json())
-    tensors = {name: tensor.contiguous() for name, tensor, *_ in leaves(decoder)}
-    save_file(tensors, directory / _WEIGHTS)
+    weights.write_spec(decoder.spec, directory)
+    weights.write(weights.tensors(decoder, constants=True), directory / weights.WEIGHTS)
     sizes: dict[str, int] = {}
     for parameter in decoder.parameters():
         dtype = str(parameter.dtype).removeprefix("torch.")
@@ -35,21 +29,11 @@ def save(decoder: Decoder, directory: Path) -> dict[str, int]:
 
 def load(directory: Path, dtype: torch.dtype) -> Decoder:
     """The decoder of an artifact whose weights are in `dtype`, ready for inference."""
-    spec = StackSpec.from_json((directory / _SPEC).read_bytes())
+    spec = StackSpec.from_json((directory / weights.SPEC).read_bytes())
     with _WithoutRandomFilling():
         decoder = Decoder(spec)
     decoder = decoder.to(dtype).eval().requires_grad_(False)
-    with (directory / _WEIGHTS).open("rb") as file:
-        # The format: 8 bytes of header size, the header as JSON, then the bytes of all tensors.
-        header_size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_size))
-        for name, tensor, *_ in leaves(decoder):
-            start, end = header[name]["data_offsets"]
-            into = tensor.reshape(-1).view(torch.uint8).numpy()
-            assert into.nbytes == end - start, f"{name} has another size or dtype in the file"
-            file.seek(8 + header_size + start)
-            num_read = file.readinto(into.data)
-            assert num_read == into.nbytes, f"{name} is cut short"
+    weights.fill(weights.tensors(decoder, constants=True), directory / weights.WEIGHTS)
     return decoder
 
 

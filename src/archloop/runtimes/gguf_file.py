@@ -16,9 +16,10 @@ import numpy as np
 from torch import Tensor
 
 from archloop import registry
-from archloop.checkpoints import families, names
+from archloop.checkpoints import families
 from archloop.checkpoints.layouts.base import Layout, UnsayableError
 from archloop.checkpoints.pieces import Piece, gather
+from archloop.stack import weights
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
 
@@ -100,7 +101,7 @@ def write(decoder: Decoder, file: Path) -> None:
     variant = "fused" if "fused" in family.variants else family.variants[0]
     writer = GGUFWriter(file, arch=_name(arch))
     _write_keys(writer, model_type, config, spec)
-    targets = names.stored(decoder)
+    targets = weights.tensors(decoder)
     for name, tensor in _tensors(model_type, config, family.pieces(spec, variant), targets):
         found = known.get_name(name, try_suffixes=(".weight", ".bias"))
         assert found is not None, f"llama.cpp has no name for {name}"

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from archloop import checkpoints
-from archloop.checkpoints import families, names
+from archloop.checkpoints import families
 from archloop.checkpoints.layouts.base import Layout
 from archloop.errors import UserError
-from archloop.stack import cost
+from archloop.stack import cost, weights
 from archloop.stack.decoder import Decoder
 from archloop.testing.contract import Contract
 
@@ -21,7 +21,7 @@ def random(decoder: Decoder) -> Decoder:
     """Every number drawn, norms and biases too, so that no two could be confused."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for name, tensor in names.stored(decoder).items():
+        for name, tensor in weights.tensors(decoder).items():
             tensor.normal_(std=0.2)
             if "norm" in name:
                 tensor.add_(1)
@@ -49,7 +49,7 @@ class LayoutContract(Contract):
         self, layout: Layout, example: dict[str, Any]
     ) -> None:
         spec = layout.read(example)
-        targets = names.stored(Decoder(spec))
+        targets = weights.tensors(Decoder(spec))
         for variant in layout.variants:
             taken = {name: torch.zeros(tensor.shape) for name, tensor in targets.items()}
             given: dict[str, torch.Tensor] = {}
@@ -83,7 +83,7 @@ class LayoutContract(Contract):
                 checkpoints.save(
                     decoder, folder, layout=layout.name, variant=variant, max_shard_bytes=9_000
                 )
-                wanted, found = names.stored(decoder), names.stored(checkpoints.load(folder))
+                wanted, found = weights.tensors(decoder), weights.tensors(checkpoints.load(folder))
                 assert found.keys() == wanted.keys()
                 for name, tensor in wanted.items():
                     assert found[name].dtype == tensor.dtype, name

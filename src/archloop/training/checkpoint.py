@@ -4,16 +4,14 @@ The safetensors header carries the step, so that a checkpoint is one file, writt
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from archloop.files import write_atomic
-from archloop.stack.tensors import leaves
+from archloop.stack import weights
 
 _FORMAT = "archloop-training-1"
 
@@ -38,14 +36,15 @@ def capture(
     model: nn.Module, optimisers: list[torch.optim.Optimizer], step: int, num_tokens: int
 ) -> Checkpoint:
     """A copy of a training's state."""
-    weights = {name: tensor.detach().clone() for name, tensor, *_ in leaves(model)}
+    held = weights.tensors(model, constants=True)
+    copies = {name: tensor.detach().clone() for name, tensor in held.items()}
     moments = {
         f"{name}/{key}": value.detach().clone()
         for name, _, _, state in _states(model, optimisers)
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
-    return Checkpoint(step, num_tokens, weights, moments)
+    return Checkpoint(step, num_tokens, copies, moments)
 
 
 def restore(
@@ -56,7 +55,7 @@ def restore(
     Raises:
         ValueError: the checkpoint is of another model.
     """
-    tensors = {name: tensor for name, tensor, *_ in leaves(model)}
+    tensors = weights.tensors(model, constants=True)
     if {n: t.shape for n, t in tensors.items()} != {
         n: t.shape for n, t in checkpoint.weights.items()
     }:
@@ -78,14 +77,14 @@ def restore(
 
 def write(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint; the file is whole or absent."""
-    tensors = {f"weights/{k}": v.contiguous() for k, v in checkpoint.weights.items()}
-    tensors |= {f"moments/{k}": v.contiguous() for k, v in checkpoint.moments.items()}
+    held = {f"weights/{k}": v for k, v in checkpoint.weights.items()}
+    held |= {f"moments/{k}": v for k, v in checkpoint.moments.items()}
     header = {
         "format": _FORMAT,
         "step": str(checkpoint.step),
         "num_tokens": str(checkpoint.num_tokens),
     }
-    write_atomic(path, save(tensors, header))
+    weights.write(held, path, header)
 
 
 def read(path: Path) -> Checkpoint:
@@ -94,18 +93,19 @@ def read(path: Path) -> Checkpoint:
     Raises:
         ValueError: the file is missing, damaged or of another kind.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read checkpoint {path}: {error}; train from the start") from error
-    if header.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not a training checkpoint; train from the start")
-    split: dict[str, dict[str, Tensor]] = {"weights": {}, "moments": {}}
-    for key, value in tensors.items():
-        kind, _, name = key.partition("/")
-        split[kind][name] = value
+    with ExitStack() as stack:
+        try:
+            file = weights.Stored(path, stack)
+        except ValueError as error:
+            raise ValueError(f"{error}; train from the start") from error
+        header = file.header
+        if header.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a training checkpoint; train from the start")
+        split: dict[str, dict[str, Tensor]] = {"weights": {}, "moments": {}}
+        for key in file.shapes:
+            part, _, name = key.partition("/")
+            # A copy: the file is replaced by the next checkpoint while this one is in use.
+            split[part][name] = file.tensor(key).clone()
     return Checkpoint(int(header["step"]), int(header["num_tokens"]), **split)
 
 

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from archloop.runtimes import _torch_weights
 from archloop.runtimes.exporting import build_random, export
 from archloop.runtimes.parity import session_rows
 from archloop.runtimes.torch_cuda import TorchCuda
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.stack.tensors import leaves
+from runtimes.test_any_stack import STACKS, decoder_of
 
 
 def spec(d_model=256):
@@ -25,6 +28,21 @@ def test_runs_every_stack():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_names_the_missing_gpu():
     assert "NVIDIA GPU" in TorchCuda().missing_to_run()
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_weights_read_onto_a_device_are_all_there(name, tmp_path):
+    decoder = decoder_of(name).to(torch.bfloat16)
+    _torch_weights.save(decoder, tmp_path)
+    read = _torch_weights.load_onto(torch.device("cpu"), tmp_path, torch.bfloat16)
+    assert not read.training
+    found = {leaf.name: leaf.tensor for leaf in leaves(read)}
+    for leaf in leaves(decoder):
+        assert torch.equal(found[leaf.name], leaf.tensor), leaf.name
+    # Nothing that a pass needs was left behind in making the decoder without numbers.
+    ids = torch.arange(9)[None]
+    logits = [each.prefill(ids, each.init_state(1, 12)) for each in (decoder, read)]
+    assert torch.equal(*logits)
 
 
 @pytest.mark.gpu

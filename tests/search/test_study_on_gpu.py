@@ -48,11 +48,12 @@ RECIPE = {
         "tasks": {
             "in_context_recall": {
                 "settings": {"vocab_size": 8, "seq_len": 32},
-                "batch_size": 8,
-                "num_eval": 32,
+                "batch_size": 32,
+                "num_eval": 128,
             }
         },
-        "rungs": [30, 60],
+        # Long enough to tell a stack that recalls from one of short convolutions.
+        "rungs": [1000, 2000],
         "training": {
             "schedule": "wsd",
             "seq_len": 64,
@@ -102,7 +103,7 @@ def test_a_killed_study_goes_on_to_its_end(tmp_path: Path) -> None:
     for trial in record.trials:
         assert trial.state == "complete", trial.error
         first, second = trial.rungs
-        assert (first.num_steps, second.num_steps) == (30, 60)
+        assert (first.num_steps, second.num_steps) == (1000, 2000)
         assert second.num_tokens == 2 * first.num_tokens
         text = [rung.scores["bits_per_byte"].value for rung in trial.rungs]
         assert 0 < text[1] < text[0] < 8

@@ -75,8 +75,9 @@ class TorchCuda(Runtime):
         from archloop.runtimes import _torch_weights
 
         torch.set_num_threads(threads)
-        decoder = _torch_weights.load(directory, getattr(torch, manifest.precision))
-        return CudaSession(decoder.to("cuda"), max_context)
+        dtype = getattr(torch, manifest.precision)
+        decoder = _torch_weights.load_onto(torch.device("cuda"), directory, dtype)
+        return CudaSession(decoder, max_context)
 
 
 class CudaSession(TorchSession):

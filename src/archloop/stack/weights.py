@@ -104,10 +104,11 @@ class Stored:
 
 
 def fill(into: Mapping[str, Tensor], path: Path) -> None:
-    """Read a file's tensors into the memory of tensors on the CPU, without mapping the file.
+    """Read a file's tensors into the memory of others, without mapping the file.
 
     Args:
-        into: tensors by name, with the shapes and dtypes that the file has.
+        into: tensors by name, with the shapes and dtypes that the file has; those of a graphics
+            card are filled through a buffer of each one's size.
         path: of a file that `write` made and whose checksum was compared.
     """
     with path.open("rb") as file:
@@ -116,8 +117,12 @@ def fill(into: Mapping[str, Tensor], path: Path) -> None:
         header = json.loads(file.read(header_size))
         for name, tensor in into.items():
             start, end = header[name]["data_offsets"]
-            memory = tensor.reshape(-1).view(torch.uint8).numpy()
+            own = tensor.reshape(-1).view(torch.uint8)
+            read = own if own.is_cpu else torch.empty(own.shape, dtype=torch.uint8)
+            memory = read.numpy()
             assert memory.nbytes == end - start, f"{name} has another size or dtype in the file"
             file.seek(8 + header_size + start)
             num_read = file.readinto(memory.data)
             assert num_read == memory.nbytes, f"{name} is cut short"
+            if read is not own:
+                own.copy_(read)

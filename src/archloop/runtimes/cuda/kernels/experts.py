@@ -300,14 +300,17 @@ class Tiling:
     tma: bool = True
 
 
-def tilings(num_pairs: int, num_experts: int) -> tuple[Tiling, Tiling]:
-    """Tilings of the gate-and-up and the down product, by the pairs that an expert will get."""
+def tilings(num_pairs: int, num_experts: int, width: int) -> tuple[Tiling, Tiling]:
+    """Tilings of the gate-and-up and the down product, by the pairs that an expert will get.
+
+    The width of the stream is whole tiles of the down product.
+    """
     each = num_pairs / num_experts
     if each <= 12:
         return Tiling(16, 64, 128, 4, 3, swap=True), Tiling(16, 64, 128, 4, 4, swap=True)
     if each <= 24:
         return Tiling(32, 64, 128, 4, 3, swap=True), Tiling(32, 64, 128, 4, 4, swap=True)
-    if each <= 128:
+    if each <= 128 or width % 256:
         return Tiling(128, 128, 64, 8, 3), Tiling(128, 128, 64, 8, 3)
     return Tiling(128, 128, 64, 8, 4), Tiling(128, 256, 64, 8, 4)
 
@@ -408,7 +411,7 @@ def experts(
 ) -> Tensor:
     """Weighted output of each pair, (X, K, D): `moe.sorted_experts` before its sum."""
     num_tokens, num_pairs = x_XD.shape[0], weights_P.shape[0]
-    first, second = tiling or tilings(num_pairs, down_EDF.shape[0])
+    first, second = tiling or tilings(num_pairs, *down_EDF.shape[:2])
     top_k = num_pairs // num_tokens
     hidden_PF = gate_up(x_XD, gate_up_EFD, bins_EX, counts_E, top_k, first)
     out_PD = down(hidden_PF, down_EDF, weights_P, bins_EX, counts_E, second)

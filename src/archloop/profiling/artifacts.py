@@ -20,6 +20,7 @@ from archloop.runtimes.base import Runtime
 from archloop.stack.spec import StackSpec
 from archloop.workers import wire
 from archloop.workers.deaths import Role, WorkerError
+from archloop.workers.forking import Start
 from archloop.workers.process import WorkerProcess
 
 StartRunner = Callable[[Role, str], WorkerProcess]
@@ -55,10 +56,16 @@ class Artifacts:
     """
 
     def __init__(
-        self, wanted: Wanted, runtime: Runtime, device: Device, kept: Path, scratch: Path
+        self,
+        wanted: Wanted,
+        runtime: Runtime,
+        device: Device,
+        kept: Path,
+        scratch: Path,
+        run: Start | None = None,
     ) -> None:
         self._wanted, self._runtime, self._device = wanted, runtime, device
-        self._kept, self._scratch = kept, scratch
+        self._kept, self._scratch, self._run = kept, scratch, run
         self._pushed: dict[Path, str] = {}
 
     def manifest(self, role: Role) -> Manifest:
@@ -118,7 +125,9 @@ class Artifacts:
                 threads=DeviceChoice().open().describe().num_cores,
             )
             log = self._wanted.logs / f"export-{role}.log"
-            export_apart(asked, log, time_limit_s=self._wanted.time_limit_s, role=role)
+            export_apart(
+                asked, log, time_limit_s=self._wanted.time_limit_s, role=role, run=self._run
+            )
             try:
                 asked.directory.rename(home)
             except OSError:
@@ -153,7 +162,13 @@ class Artifacts:
 
 @contextmanager
 def held_artifacts(
-    wanted: Wanted, runtime: Runtime, device: Device, *, kept: Path | None, scratch: Path
+    wanted: Wanted,
+    runtime: Runtime,
+    device: Device,
+    *,
+    kept: Path | None,
+    scratch: Path,
+    run: Start | None = None,
 ) -> Iterator[Artifacts]:
     """Artifacts for the time of a measurement.
 
@@ -163,9 +178,10 @@ def held_artifacts(
         device: that they are brought to.
         kept: folder that keeps the reference's, to be used again; None keeps nothing.
         scratch: folder for those that are not kept.
+        run: starts exporting processes; None starts Python anew.
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix="artifacts-") as temporary:
-        found = Artifacts(wanted, runtime, device, kept or Path(temporary), Path(temporary))
+        found = Artifacts(wanted, runtime, device, kept or Path(temporary), Path(temporary), run)
         try:
             yield found
         finally:

@@ -14,9 +14,13 @@ from archloop.runtimes.base import Runtime
 from archloop.runtimes.exporting import build_random, export
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import Role
+from archloop.workers.forking import Start
 from archloop.workers.messages import Done, Request
 from archloop.workers.process import WorkerProcess
 from archloop.workers.serve import serve
+
+EXPORTER = "archloop.profiling.exporter"
+"""The module that is the process."""
 
 
 class Export(Request[Done]):
@@ -35,7 +39,9 @@ class Export(Request[Done]):
     threads: int
 
 
-def export_apart(asked: Export, log: Path, *, time_limit_s: float, role: Role) -> None:
+def export_apart(
+    asked: Export, log: Path, *, time_limit_s: float, role: Role, run: Start | None = None
+) -> None:
     """Export in a process of its own.
 
     Args:
@@ -43,13 +49,14 @@ def export_apart(asked: Export, log: Path, *, time_limit_s: float, role: Role) -
         log: of the process.
         time_limit_s: that it may take.
         role: whose artifact it is.
+        run: starts the process; None starts Python anew.
 
     Raises:
         WorkerError: the process crashed, hung or ran out of memory, or the export is refused.
     """
     host = DeviceChoice().open()
     worker = WorkerProcess(
-        host, argv(), log, threads=asked.threads, time_limit_s=time_limit_s, role=role
+        host, argv(), log, threads=asked.threads, time_limit_s=time_limit_s, role=role, run=run
     )
     try:
         worker.hello(plugins=[str(path) for path in registry.folders()])
@@ -62,7 +69,7 @@ def argv() -> Sequence[str]:
     """The program."""
     python = DeviceChoice().open().python_argv()
     assert python is not None
-    return (*python, "-m", "archloop.profiling.exporter")
+    return (*python, "-m", EXPORTER)
 
 
 def _export(asked: Export) -> Done:
@@ -74,9 +81,17 @@ def _export(asked: Export) -> Done:
         # Logits are compared with the engine in the state in which it is measured: with these
         # threads, and denormals flushed to zero.
         runtime.start(asked.threads)
-    export(runtime, build_random(asked.spec, asked.seed), asked.directory, asked.quant)
+    # A processor takes seconds for a billion random numbers, a card none.
+    device = "cuda" if runtime.on_card and runtime.runs_here() else "cpu"
+    decoder = build_random(asked.spec, asked.seed, device)
+    export(runtime, decoder, asked.directory, asked.quant)
     return Done()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve until the input closes."""
     serve({Export: _export})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Measuring processes: forked from one that has imported the engine, or started where that fails.
+"""Measuring and exporting processes: forked from one that has the engine, or started if that fails.
 
 Most of a short measurement is the import of the engine, twice a pair of processes. A process that
 has imported it and done nothing else can be copied in milliseconds, and each copy is fresh: it has
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 from archloop.devices.base import Device
+from archloop.profiling.exporter import EXPORTER
 from archloop.runtimes.base import WORKER, Runtime
 from archloop.workers.forking import ForkedProcess, ForkError, ForkServer
 
@@ -64,14 +65,16 @@ class Nursery:
         if runtime.name in self.reasons:
             return None
         python = device.python_argv() or ()
-        if tuple(argv) != (*python, "-m", WORKER) or not device.is_here or not runtime.imports:
+        *program, module = argv
+        ours = tuple(program) == (*python, "-m") and module in (WORKER, EXPORTER)
+        if not (ours and device.is_here and runtime.imports):
             self.reasons[runtime.name] = "its processes are no copies of a Python process here"
             return None
-        key = (repr(device.config), runtime.name, tuple(sorted(env.items())), os.getpid())
+        key = (repr(device.config), runtime.name, module, tuple(sorted(env.items())), os.getpid())
         if key not in self._servers:
             try:
                 self._servers[key] = ForkServer(
-                    device, WORKER, runtime.imports, {**env, **_ONE_THREAD}
+                    device, module, runtime.imports, {**env, **_ONE_THREAD}
                 )
             except ForkError as error:
                 self.reasons[runtime.name] = str(error)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from archloop import registry
 from archloop.devices.base import Device, DeviceError, DeviceInfo
+from archloop.devices.choice import DeviceChoice
 from archloop.profiling.artifacts import Wanted, held_artifacts, plugin_folders
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
@@ -28,7 +29,7 @@ from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Runtime
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import Role, WorkerError
-from archloop.workers.forking import ForkedProcess
+from archloop.workers.forking import ForkedProcess, Start
 from archloop.workers.process import WorkerProcess
 from archloop.workers.wire import Memory
 
@@ -181,7 +182,12 @@ class _Run:
             self.directory / "logs",
         )
         with held_artifacts(
-            wanted, self.runtime, self.device, kept=self.kept, scratch=self.directory
+            wanted,
+            self.runtime,
+            self.device,
+            kept=self.kept,
+            scratch=self.directory,
+            run=self._export_run,
         ) as self.artifacts:
             pairs = [
                 self._pair(first_pair + index, index / num_pairs, 1 / num_pairs)
@@ -276,6 +282,13 @@ class _Run:
             role=role,
             run=partial(self.nursery.run, self.device, self.runtime) if self._forks else None,
         )
+
+    @property
+    def _export_run(self) -> Start | None:
+        """How an exporting process starts, which is one of this machine whatever the device is."""
+        if not self._forks:
+            return None
+        return partial(self.nursery.run, DeviceChoice().open(), self.runtime)
 
     @property
     def _forks(self) -> bool:

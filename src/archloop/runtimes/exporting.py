@@ -62,10 +62,15 @@ def export(
     return manifest
 
 
-def build_random(spec: StackSpec, seed: int) -> "Decoder":
+def build_random(spec: StackSpec, seed: int, device: str = "cpu") -> "Decoder":
     """A decoder in evaluation mode with the random weights of a seed, which profiling needs.
 
     The global random state is left as it was.
+
+    Args:
+        spec: of the decoder.
+        seed: of the weights.
+        device: that draws them, each kind its own; the decoder is on the CPU.
 
     Raises:
         ValueError: the spec cannot be built.
@@ -74,9 +79,10 @@ def build_random(spec: StackSpec, seed: int) -> "Decoder":
 
     from archloop.stack.decoder import Decoder
 
-    with torch.random.fork_rng(devices=[]):
+    cards = [] if device == "cpu" else [torch.cuda.current_device()]
+    with torch.random.fork_rng(devices=cards), torch.device(device):
         torch.manual_seed(seed)
-        decoder = Decoder(spec)
+        decoder = Decoder(spec).cpu()
     return decoder.eval().requires_grad_(False)
 
 

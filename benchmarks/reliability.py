@@ -74,6 +74,8 @@ def summed_up(recipe: Path, found: list[dict[str, Any]]) -> str:
     anchors = {n: s for n, s in by_stack.items() if n in outlook.probed(resolved)}
     scale, dropped = anchoring.measured(resolved, anchors)
     lines = [f"{name} does not count: {reason}" for name, reason in dropped.items()]
+    if scale is None:
+        return "\n".join([*lines, "no score tells the anchor stacks apart"])
     stacks = {}
     for name, trainings in by_stack.items():
         values = [scale.quality(scores) for scores in trainings]

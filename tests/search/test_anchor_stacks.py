@@ -120,12 +120,10 @@ def test_without_an_end_of_the_scale_there_is_no_study(tmp_path):
         study(tmp_path, Failing("short_conv")).run()
 
 
-def test_a_study_whose_scores_tell_no_anchor_stacks_apart_says_what_to_do(tmp_path):
-    class Dull(StandIn):
-        def train(self, job, directory):
-            rung = super().train(job, directory)
-            same = {n: s.model_copy(update={"value": 0.5}) for n, s in rung.scores.items()}
-            return rung.model_copy(update={"scores": same})
+class Dull(StandIn):
+    """Every training of every stack scores the same."""
 
-    with pytest.raises(StudyError, match=r"no score tells the anchor stacks apart.*train longer"):
-        study(tmp_path, Dull()).run()
+    def train(self, job, directory):
+        rung = super().train(job, directory)
+        same = {n: s.model_copy(update={"value": 0.5}) for n, s in rung.scores.items()}
+        return rung.model_copy(update={"scores": same})

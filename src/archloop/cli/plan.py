@@ -168,7 +168,12 @@ def _probe(plan: "Plan", probe: "Probe") -> Iterator[str]:
         yield f"quality of {name}: {estimate.mean:.3f} ± {estimate.half_width():.3f}"
     for score, reason in probe.dropped.items():
         yield f"{score} would not count: {reason}"
-    if probe.seeds is None:
+    if not probe.quality:
+        yield (
+            "no score told the anchor stacks apart: a study of devices, which trains no candidate, "
+            "unless its own trainings of these stacks differ from the probe's"
+        )
+    elif probe.seeds is None:
         yield "these stacks do not differ in quality: no number of trainings ranks by it"
     else:
         needed = "one training" if probe.seeds == 1 else f"{probe.seeds} trainings"

@@ -181,6 +181,12 @@ def _may_break(
 
 def ranking_would_take(study: StudyRecord, found: Verdict) -> str:
     """In words: that quality is not ranked, why, and what would rank it."""
+    if study.scale is None:
+        return (
+            "this study cannot rank quality: no score tells the anchor stacks apart, so no "
+            "candidate was trained; longer trainings (proxy.rungs), more trainings of the anchor "
+            "stacks (reference_seeds), other anchors or easier tasks (proxy.tasks) may"
+        )
     share = found.comparison.reliability["quality"]
     text = (
         f"this study cannot rank quality: its reliability is {share:.2f}, and {NEEDED:g} is needed"

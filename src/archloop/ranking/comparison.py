@@ -15,7 +15,7 @@ from archloop.ranking.estimate import Estimate
 from archloop.ranking.estimates import estimate, pools
 from archloop.ranking.membership import Member, Volume
 from archloop.ranking.objectives import OBJECTIVES, as_point
-from archloop.ranking.record import Objective, Objectives, Readings
+from archloop.ranking.record import QUALITY, Objective, Objectives, Readings
 from archloop.ranking.reliability import NEEDED
 from archloop.ranking.table import table
 from archloop.ranking.variance import Pool
@@ -52,8 +52,10 @@ class Comparison(NamedTuple):
 
     @property
     def unranked(self) -> tuple[str, ...]:
-        """Objectives by which the study cannot rank."""
-        return tuple(name for name, share in self.reliability.items() if share < NEEDED)
+        """Objectives by which the study cannot rank; quality too, where no score of it counts."""
+        missing = () if QUALITY in self.reliability else (QUALITY,)
+        noisy = tuple(name for name, share in self.reliability.items() if share < NEEDED)
+        return missing + noisy
 
 
 def compared(

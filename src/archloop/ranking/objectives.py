@@ -31,6 +31,11 @@ MEASURED = (
 # --- objectives ---------------------------------------------------------------------------------
 
 
+def readable(wanted: Sequence[Objective], scale: Scale | None) -> tuple[Objective, ...]:
+    """The objectives that a study can read: without a scale of quality, those of devices alone."""
+    return tuple(each for each in wanted if scale is not None or each.category is None)
+
+
 def objectives(
     profiles: Mapping[str, Profile],
     scored: Mapping[str, Readings],

@@ -30,7 +30,7 @@ def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> N
             console.print(text, markup=False, soft_wrap=True)
     _print_others(study, console)
     _print_lost(study, console)
-    if found is not None:
+    if found is not None and study.scale is not None:
         console.print(quality_in_words(study), markup=False, soft_wrap=True)
     for task, reason in study.dropped.items():
         console.print(f"{task} does not count: {reason}", markup=False)

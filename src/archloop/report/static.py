@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from archloop.errors import UserError
 from archloop.findings.verdict import Row, Verdict, verdict
+from archloop.ranking.record import QUALITY
 from archloop.report.palette import distinct, label
 from archloop.store.record import StudyRecord
 
@@ -41,7 +42,8 @@ def write(study: StudyRecord, path: Path) -> None:
         panels = figure.subplots(1, len(others), sharey=True, squeeze=False)[0]
         for axes, other in zip(panels, others, strict=True):
             _panel(axes, study, found, first, other)
-        label_ = first if found.ranks_quality else f"{first} (not ranked: too noisy)"
+        ranked = found.ranks_quality or first != QUALITY
+        label_ = first if ranked else f"{first} (not ranked: too noisy)"
         figure.supylabel(label_, fontsize=9, color=_INK)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 

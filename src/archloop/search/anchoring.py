@@ -33,14 +33,14 @@ class Anchoring(NamedTuple):
     """What the anchor stacks showed.
 
     Attributes:
-        scale: how scores become quality.
+        scale: how scores become quality; None if no score tells the anchor stacks apart.
         dropped: why each other score does not count.
         noise: objectives of scores, of each stack that was trained several times.
         scores: averaged over trainings, by stack, the reference aside.
         rungs: all trainings, the reference's aside; `seconds` is what these took.
     """
 
-    scale: Scale
+    scale: Scale | None
     dropped: dict[str, str]
     noise: list[dict[str, Readings]]
     scores: dict[str, dict[str, Score]]
@@ -88,8 +88,7 @@ def train(
         announce: told of a stack that cannot be trained.
 
     Raises:
-        StudyError: a stack without which no scale is cannot be trained, or no score tells the
-            anchor stacks apart.
+        StudyError: a stack without which no scale is cannot be trained.
     """
     found: dict[str, list[Rung]] = {REFERENCE: list(reference)}
     seconds = []
@@ -119,8 +118,10 @@ def train(
 
 
 def _noise(
-    plan: Plan, scale: Scale, trained: Mapping[str, Sequence[Rung]]
+    plan: Plan, scale: Scale | None, trained: Mapping[str, Sequence[Rung]]
 ) -> list[dict[str, Readings]]:
+    if scale is None:
+        return []
     try:
         return [
             of_scores(scale, [rung.scores for rung in each], plan.recipe.objectives)
@@ -132,15 +133,14 @@ def _noise(
 
 def measured(
     plan: Plan, stacks: Mapping[str, Sequence[Mapping[str, Score]]]
-) -> tuple[Scale, dict[str, str]]:
+) -> tuple[Scale | None, dict[str, str]]:
     """The scale that scores of anchor stacks give, and why each score that it leaves out is.
+
+    The scale is None if no score tells the anchor stacks apart.
 
     Args:
         plan: of the study.
         stacks: scores of each training, by stack.
-
-    Raises:
-        StudyError: no score tells the anchor stacks apart.
     """
     short = too_short(plan)
     long_enough = {
@@ -148,14 +148,7 @@ def measured(
         for name, each in stacks.items()
     }
     scale, dropped = anchors.measure(long_enough, plan.anchors.pairs, plan.anchors.default)
-    dropped = {**dropped, **short}
-    if scale is None:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
-        raise StudyError(
-            f"no score tells the anchor stacks apart ({reasons}); train longer, name easier tasks, "
-            "or other stacks under anchors"
-        )
-    return scale, dropped
+    return scale, {**dropped, **short}
 
 
 def too_short(plan: Plan) -> dict[str, str]:

@@ -6,13 +6,16 @@ and on which scale. All of it is fixed before the first trial and never changes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Literal
 
+from archloop.evals.base import Score
 from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking import budgets, objectives
+from archloop.ranking.anchors import Scale
+from archloop.ranking.record import Objective, Readings
 from archloop.search import anchoring
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed
@@ -38,8 +41,7 @@ def establish(
     """Tune, profile and train the reference preset, as far as that is not on disk already.
 
     Raises:
-        StudyError: the reference preset or an anchor stack cannot be measured or trained, or no
-            score tells the anchor stacks apart.
+        StudyError: the reference preset or an anchor stack cannot be measured or trained.
     """
     try:
         return _establish(plan, workshop, folder, key, announce)
@@ -59,10 +61,11 @@ def _establish(
     measured = workshop.profile(plan.reference, plan.reference, 1, files)
     anchored, trained, further = _trained(plan, workshop, folder, key, rates, files, announce)
     profiles = measured.value.profiles
-    wanted, stages = recipe.objectives, [*trained, *further]
+    wanted = objectives.readable(recipe.objectives, anchored.scale)
+    stages = [*trained, *further]
     scores = [stage.value.scores for stage in trained]
     by_rung = [
-        objectives.of_reference(objectives.of_scores(anchored.scale, each, wanted), wanted)
+        objectives.of_reference(_scored(anchored.scale, each, wanted), wanted)
         for each in (scores, *([stage.value.scores] for stage in further))
     ]
     limited = budgets.limited(profiles, recipe.budgets)
@@ -106,7 +109,7 @@ def _trained(
     """The anchors' trainings, and the reference preset's: of rung 0 by seed, of each further rung.
 
     Raises:
-        StudyError: the reference preset's training diverged, or the anchors give no scale.
+        StudyError: the reference preset's training diverged.
     """
     recipe = plan.recipe
     rate = mean_rate(rates, plan.reference.layout)
@@ -135,6 +138,12 @@ def _trained(
     rungs = [stage.value for stage in trained]
     say = partial(announce, "reference")
     return anchoring.train(plan, workshop, anchors, rungs, say), trained, further
+
+
+def _scored(
+    scale: Scale | None, trainings: Sequence[Mapping[str, Score]], wanted: Sequence[Objective]
+) -> dict[str, Readings]:
+    return {} if scale is None else objectives.of_scores(scale, trainings, wanted)
 
 
 def _training(

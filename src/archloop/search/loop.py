@@ -49,13 +49,11 @@ class Loop:
         meter: Meter,
         progress: Progress,
     ) -> None:
-        self.recipe, self.plan = plan.recipe, plan
         self.home, self.database, self.executor = home, database, executor
+        self.key = plan.recipe.digest[:16]
+        self._begin(plan)
         self.meter, self.progress = meter, progress
         self.workshop = Workshop(executor, meter)
-        self.key = self.recipe.digest[:16]
-        self.results = Results(self.recipe.objectives, len(self.recipe.proxy.rungs))
-        self.keeper = Keeper(home, self.recipe)
         # Wall time: of the runs before this one, of this one up to its first trial; trials told.
         self.spent_before = float(database.attribute("spent_s") or 0.0)
         self.began_s, self.num_told_here = 0.0, 0
@@ -77,6 +75,8 @@ class Loop:
         with self.meter.stage():
             self._prepare()
         reference_run = self._reference_run(self.meter.last)
+        if reference_run.scale is None:
+            self._begin(self.plan.of_devices())
         worst = reference_run.worst
         self.reference_point = tuple(r.mean for r in worst.values.values())
         self.plan.strategy.worst = {name: r.mean for name, r in worst.values.items()}
@@ -106,6 +106,12 @@ class Loop:
         feasible.require_one(self.results.by_number())
 
     # --- before trial 0 -----------------------------------------------------------------------
+
+    def _begin(self, plan: Plan) -> None:
+        """Nothing told yet, by this plan."""
+        self.recipe, self.plan = plan.recipe, plan
+        self.results = Results(self.recipe.objectives, len(self.recipe.proxy.rungs))
+        self.keeper = Keeper(self.home, self.recipe)
 
     def _extend(self, more: int) -> None:
         """Ask for more trials; those of an extension that was stopped come first."""

@@ -26,7 +26,6 @@ from archloop.ranking.record import Readings
 from archloop.ranking.reliability import seeds_needed
 from archloop.ranking.table import table
 from archloop.search import anchoring
-from archloop.search.errors import StudyError
 from archloop.search.evaluator import Evaluator
 from archloop.search.executors.places import places
 from archloop.search.plan import Plan, training_seed
@@ -176,10 +175,9 @@ def _ranked(
     plan: Plan, scores: Mapping[str, Sequence[Mapping[str, Score]]]
 ) -> tuple[dict[str, Estimate], dict[str, str], float, int | None]:
     """Estimates of quality, what does not count in it, reliability, trainings that rank."""
-    try:
-        scale, dropped = anchoring.measured(plan, scores)
-    except StudyError as error:
-        return {}, {"quality": str(error)}, 0.0, None
+    scale, dropped = anchoring.measured(plan, scores)
+    if scale is None:
+        return {}, dropped, 0.0, None
     stacks = {
         name: objectives.readings([scale.quality(one) for one in each])
         for name, each in scores.items()

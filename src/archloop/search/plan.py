@@ -15,6 +15,7 @@ from archloop.errors import UserError
 from archloop.profiling.target import Target
 from archloop.proxy import mixture
 from archloop.ranking.budgets import check_budgets
+from archloop.ranking.objectives import readable
 from archloop.runtimes.base import Runtime
 from archloop.search import anchors
 from archloop.search.anchors import AnchorStacks
@@ -69,6 +70,20 @@ class Plan(NamedTuple):
             genome=self.reference_genome or None,
             origin="reference",
         )
+
+    def of_devices(self) -> "Plan":
+        """The same without quality: what devices say is optimised, and no candidate is trained."""
+        wanted = readable(self.recipe.objectives, None)
+        proxy = self.recipe.proxy
+        # Nothing climbs to a rung on which nothing is trained.
+        first = proxy.model_copy(update={"rungs": proxy.rungs[:1]})
+        recipe = self.recipe.model_copy(update={"objectives": wanted, "proxy": first})
+        return self._replace(recipe=recipe, strategy=_strategy(recipe, self.space))
+
+    @property
+    def trains(self) -> bool:
+        """Whether candidates are trained: some objective is read of their scores."""
+        return any(each.category is not None for each in self.recipe.objectives)
 
     def candidate(self, proposal: Proposal) -> Candidate:
         """What a proposed genome comes to, at both widths."""

@@ -2,7 +2,7 @@
 
     measuring -> (within budget) -> training rung 0, 1, ... -> ended
         |                               |
-        +-- broken budget, unsupported, crash --> ended
+        +-- broken budget, unsupported, crash, nothing to train for --> ended
 
 `Trial.advance` answers the next job; the study has it done and hands the result to `Trial.take`. So
 a trial never waits, several may be under way at once, and one that was killed goes on by asking
@@ -165,8 +165,12 @@ class Trial:
                     excess=verdict.excess,
                 )
             )
-        else:
+        elif plan.trains:
             self.state = "training"
+        else:
+            values = objectives.objectives(verdict.profiles, {}, recipe.objectives)
+            self._reached.append(values)
+            self._complete(None)
         return None
 
     def _train(self) -> Train | None:
@@ -283,6 +287,7 @@ def _objectives(
     if any(rung.diverged for rung in trained):
         scored = objectives.without_skill(wanted)
     else:
+        assert reference_run.scale is not None, "nothing is trained without a scale"
         trainings = [rung.scores for rung in trained]
         scored = objectives.of_scores(reference_run.scale, trainings, wanted)
     return objectives.objectives(profiles, scored, wanted)

@@ -18,6 +18,8 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
+from archloop.ranking.record import Objectives
+from archloop.store.identity import of_settings
 from archloop.store.record import Candidate, Costs, Outcome
 
 _STATES = {
@@ -150,7 +152,7 @@ class Database:
         data = outcome.model_dump(mode="json")
         values = None
         if outcome.state == "complete":
-            values = [readings.mean for readings in outcome.by_rung[0].values.values()]
+            values = self._values(outcome.by_rung[0])
         try:
             self._storage.set_trial_user_attr(trial_id, "outcome", data)
             if outcome.state in ("complete", "rejected"):
@@ -160,6 +162,15 @@ class Database:
             self._storage.set_trial_state_values(trial_id, _STATES[outcome.state], values)
         except UpdateFinishedTrialError:
             self.set_attribute(_later(number), data)
+
+    def _values(self, first: Objectives) -> list[float]:
+        """One for each objective of the recipe, as Optuna wants it.
+
+        Of quality that could not be read it is 0, which is what a stack without any skill has.
+        """
+        read = {name: readings.mean for name, readings in first.values.items()}
+        wanted = of_settings(self.attribute("card")["settings"])
+        return [read.get(objective.name, 0.0) for objective in wanted]
 
     def close(self) -> None:
         """Give the connection back."""

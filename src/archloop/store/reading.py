@@ -142,7 +142,9 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
     look = TrialFolder.last_look(outcome.files)
     profiled = files.read(TrialFolder.profile(look), Profiled) if look else None
     trainings = {}
-    for index in range(len(outcome.by_rung)):
+    # Of a study of devices no trial was trained.
+    trained = TrialFolder.rung(0) in outcome.files
+    for index in range(len(outcome.by_rung) if trained else 0):
         names = [TrialFolder.rung(index)]
         names += files.names(TrialFolder.rung(index, 0).removesuffix("0"))
         trainings[index] = files.trainings(names)

@@ -11,6 +11,7 @@ from archloop.evals.base import Score
 from archloop.profiling.record import Profile
 from archloop.proxy.record import Rung
 from archloop.ranking.anchors import Scale
+from archloop.ranking.objectives import readable
 from archloop.ranking.record import BrokenBudget, Objective, Objectives, Readings
 from archloop.stack.spec import StackSpec
 from archloop.store.identity import of_settings
@@ -149,7 +150,8 @@ class StudyRecord(_Record):
         environment: versions, device description, corpus hash, seed.
         reference: the reference preset, measured and trained like a trial.
         reference_point: worst quality, latency and memory that count, fixed before trial 0.
-        scale: how scores become quality; `dropped` maps each score that does not count to the
+        scale: how scores become quality, None if no score counts (or before that is known), which
+            makes the study one of devices; `dropped` maps each score that does not count to the
             reason, and `anchors` the anchor stacks by name to their scores, the reference aside.
         noise: readings of stacks that were read several times and are no trials, by figure.
         learning_rates: by mixer; empty when they were not tuned, and then no claim about a family
@@ -181,8 +183,9 @@ class StudyRecord(_Record):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What it optimises, in order."""
-        return of_settings(self.recipe)
+        """What it optimises, in order: of devices alone if no score tells the anchors apart."""
+        wanted = of_settings(self.recipe)
+        return wanted if self.reference is None else readable(wanted, self.scale)
 
     @property
     def mixers(self) -> list[str]:

@@ -24,7 +24,8 @@ class ReferenceRun(BaseModel):
         identities: what it was measured on, by target.
         noise: readings of stacks that were read several times and are no trials, by figure: what
             the reference preset showed beside itself, and trainings of the same stack.
-        scale: how scores become quality, and the anchor stacks that it rests on.
+        scale: how scores become quality, and the anchor stacks that it rests on. None: no score
+            tells these apart, so the study is one of devices and trains nothing more.
         dropped: why each other score does not count.
         anchors: scores, averaged over seeds, of the anchor stacks by name, the reference aside.
         files: checksums of its stage files.
@@ -38,7 +39,7 @@ class ReferenceRun(BaseModel):
     objectives: tuple[Objectives, ...]
     scores: dict[str, Score]
     identities: dict[str, Identity]
-    scale: Scale
+    scale: Scale | None
     dropped: dict[str, str]
     noise: tuple[dict[str, Readings], ...]
     anchors: dict[str, dict[str, Score]]

@@ -1,0 +1,111 @@
+"""A study in which no score tells the anchor stacks apart: it ends as a study of devices."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from rich.console import Console
+
+from archloop import registry
+from archloop.findings.verdict import verdict
+from archloop.report import html, static, summary
+from archloop.report.outcome import print_outcome
+from archloop.search.study import Study
+from archloop.store.record import StudyRecord
+from search.stand_in import StandIn, no_time, recipe
+
+
+class Dull(StandIn):
+    """Every training of every stack scores the same."""
+
+    def __init__(self, stops_at: int | None = None) -> None:
+        super().__init__()
+        self.stops_at = stops_at
+
+    def train(self, job, directory):
+        rung = super().train(job, directory)
+        same = {n: s.model_copy(update={"value": 0.5}) for n, s in rung.scores.items()}
+        return rung.model_copy(update={"scores": same})
+
+    def profile(self, *arguments):
+        if len(self.calls) == self.stops_at:
+            raise KeyboardInterrupt
+        return super().profile(*arguments)
+
+
+def study(folder: Path, evaluator: StandIn, **changes) -> Study:
+    changes = {"num_trials": 6, "looks": 1, **changes}
+    return Study(recipe(**changes), folder, evaluator=evaluator, clock=no_time)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> tuple[Dull, StudyRecord]:
+    evaluator = Dull()
+    return evaluator, study(tmp_path_factory.mktemp("dull"), evaluator).run()
+
+
+def test_it_ends_with_figures_and_budgets_and_trains_no_candidate(ended):
+    evaluator, record = ended
+    assert record.scale is None
+    assert set(record.dropped) == {"recall", "noise", "text"}
+    states = [trial.state for trial in record.trials]
+    assert set(states) == {"complete", "rejected"}
+    assert all(trial.profiles for trial in record.trials)
+    assert not any(trial.rungs or trial.damaged for trial in record.trials)
+    trained = [call for call in evaluator.calls if call.startswith("rung")]
+    # The reference preset and two anchor stacks, three times each; no trial.
+    assert len([call for call in trained if "rung-0" in call]) == 9
+    assert not any(f" in {trial.number:06d}" in call for trial in record.trials for call in trained)
+    assert [objective.name for objective in record.objectives] == ["latency", "memory"]
+
+
+def test_nothing_is_ranked_and_so_nothing_replicated(ended):
+    _, record = ended
+    assert not any(trial.replicates is not None for trial in record.trials)
+    found = verdict(record)
+    assert found is not None
+    assert found.comparison.unranked[0] == "quality"
+    assert not found.ranks_quality
+    # What is certain of the devices is said all the same.
+    assert any(row.place.member.better_in for row in found.rows)
+
+
+def test_screen_and_report_say_that_quality_is_not_ranked_and_what_may(ended, tmp_path):
+    _, record = ended
+    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
+    print_outcome(record, None, console)
+    text = console.export_text()
+    for shown in (text, html.render(record)):
+        assert "cannot rank quality: no score tells the anchor stacks apart" in shown
+        assert "reference_seeds" in shown
+        assert "on the front beyond doubt" not in shown
+    assert "rejected" in text
+    assert "TTFT ms" in text
+    facts = json.loads(json.dumps(summary.summarize(record), allow_nan=False))
+    assert facts["unranked"][0] == "quality"
+    assert {place["status"] for place in facts["places"]} <= {"tied", "dominated", "front"}
+    static.write(record, tmp_path / "front.svg")
+
+
+def test_stopped_and_gone_on_with_it_is_the_same(ended, tmp_path):
+    _, record = ended
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path, Dull(stops_at=len(ended[0].calls) - 3)).run()
+    again = study(tmp_path, Dull()).run()
+    assert again.trials == record.trials
+
+
+@pytest.mark.parametrize("name", registry.names("strategies"))
+def test_every_strategy_goes_on_by_what_devices_say(name, tmp_path):
+    record = study(tmp_path, Dull(), num_trials=14, strategy={"name": name}).run()
+    assert sum(trial.replicates is None for trial in record.trials) == 14
+
+
+def test_optuna_reads_it(ended, tmp_path):
+    made = study(tmp_path, Dull())
+    made.run()
+    found = optuna.load_study(study_name="test", storage=f"sqlite:///{made.folder}/study.db")
+    assert len(found.directions) == 3
+    assert found.best_trials
+    assert all(len(trial.values) == 3 for trial in found.best_trials)

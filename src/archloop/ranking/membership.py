@@ -7,13 +7,14 @@ the reference in at least one objective. It is *dominated* if one stack that can
 least as good in everything and better in something in 95% of the draws. All else is *tied*: what
 was measured does not tell.
 
-Shape suffixes: K draws, N stacks, M objectives.
+Shape suffixes: K draws, N stacks, R rivals, M objectives.
 """
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from archloop.ranking.front import hypervolume, nondominated
 from archloop.ranking.posterior import Draws
@@ -126,6 +127,26 @@ def standing(
         Volume(float(volume_K.mean()), float(low), float(high)),
         tuple(float(r) for r in draws.reliability_M),
     )
+
+
+def surely_dominated(table: Table) -> Bools:
+    """Stacks that another one dominates in 95 of 100 cases by their estimates alone, (N,).
+
+    Simpler than `standing`, for what is asked after every trial: nothing is shrunk, so more stacks
+    count as dominated than `standing` says, but none that it would call on the front.
+    """
+    mean_NM, se_NM = table.mean_NM, table.se_NM
+    # Whoever is surely dominated is so by a stack that nothing dominates by point values.
+    rivals = np.flatnonzero(nondominated(mean_NM))
+    gap_RNM = mean_NM - mean_NM[rivals, None]
+    se_RNM = np.hypot(se_NM, se_NM[rivals, None])
+    df_RNM = np.minimum(table.df_NM, table.df_NM[rivals, None])
+    exact_RNM = se_RNM == 0
+    chance_RNM = special.stdtr(df_RNM, gap_RNM / np.where(exact_RNM, 1.0, se_RNM))
+    chance_RNM = np.where(exact_RNM, gap_RNM >= 0, chance_RNM)
+    differ_RN = (gap_RNM != 0).any(2)
+    found_N: Bools = ((chance_RNM.prod(2) >= DOMINATED) & differ_RN).any(0)
+    return found_N
 
 
 def better_than(

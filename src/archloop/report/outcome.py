@@ -56,6 +56,8 @@ def _print_lost(study: StudyRecord, console: Console) -> None:
             name = "the reference preset" if trial.number < 0 else f"trial {trial.number}"
             more = f" (and {len(trial.damaged) - 1} more)" if len(trial.damaged) > 1 else ""
             text = f"lost of {name}: {trial.damaged[0]}{more}"
+            if trial.number < 0:
+                text += "; --redo leaves it, since what trials are compared with must not move"
             console.print(text, markup=False, soft_wrap=True)
 
 

@@ -4,13 +4,14 @@ A trial that climbs though its checkpoint is gone is trained again from its seed
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from archloop.ranking.front import nondominated
-from archloop.ranking.objectives import as_point
-from archloop.ranking.record import Objective
+from archloop.ranking.estimates import estimates, pools
+from archloop.ranking.membership import surely_dominated
+from archloop.ranking.record import Objective, Readings
+from archloop.ranking.table import table
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.rungs import Standings
 from archloop.store.folder import StudyFolder
@@ -37,9 +38,14 @@ class Keeper:
         if files.weights.exists():
             self.with_weights.add(number)
 
-    def forget(self, at_rung: Sequence[Standings]) -> None:
-        """Remove checkpoints of trials that have left the front, and weights if only its stay."""
-        worth = on_a_front(at_rung, self._recipe.objectives)
+    def forget(self, at_rung: Sequence[Standings], noise: Sequence[Mapping[str, Readings]]) -> None:
+        """Remove checkpoints of trials that have left the front, and weights if only its stay.
+
+        Args:
+            at_rung: the told trials at each rung.
+            noise: readings of stacks that are no trials and were read several times.
+        """
+        worth = may_be_on_a_front(at_rung, noise, self._recipe.objectives)
         for number in self.with_checkpoint - worth:
             self._home.trial(number).forget_checkpoints()
         self.with_checkpoint &= worth
@@ -54,20 +60,28 @@ class Keeper:
             self._home.trial(number).forget_checkpoints()
 
 
-def on_a_front(at_rung: Sequence[Standings], wanted: Sequence[Objective]) -> set[int]:
-    """Numbers of the trials that no other dominates at some rung that they reached.
+def may_be_on_a_front(
+    at_rung: Sequence[Standings],
+    noise: Sequence[Mapping[str, Readings]],
+    wanted: Sequence[Objective],
+) -> set[int]:
+    """Numbers of the trials that no other surely dominates at some rung that they reached.
 
-    By point values: more generous than the reported front for those that noise favoured, and quick
-    beside a trial.
+    What is gone cannot come back, so a trial that noise alone may have put behind another stays.
 
     Args:
         at_rung: the told trials at each rung.
+        noise: readings of stacks that are no trials.
         wanted: the study's objectives.
     """
-    found = set()
+    found: set[int] = set()
+    if not at_rung[0].by_number:
+        return found
+    known = pools([*noise, *(each.values for each in at_rung[0].by_number.values())])
     for standings in at_rung:
         if standings.by_number:
             numbers = sorted(standings.by_number)
-            points = np.array([as_point(standings.by_number[n], wanted) for n in numbers])
-            found |= {numbers[index] for index in np.flatnonzero(nondominated(points))}
+            rows = estimates([standings.by_number[n].values for n in numbers], known)
+            lost_N = surely_dominated(table(rows, wanted))
+            found |= {numbers[index] for index in np.flatnonzero(~lost_N)}
     return found

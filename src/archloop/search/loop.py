@@ -207,7 +207,7 @@ class Loop:
         self.database.tell(stored.number, result)
         self.results.remember(stored, result)
         self.keeper.remember(stored.number)
-        self.keeper.forget(self.results.at_rung)
+        self.keeper.forget(self.results.at_rung, reference_run.noise)
         self.num_told_here += before is None
         self._say("told", stored.number, state=result.state, detail=feasible.in_words(result))
 

@@ -211,8 +211,8 @@ class Recipe(_Section):
         anchors: by the name of a score or of a category, or `default`: stacks between which it is
             normalised. Without a `default`, the space's mixer that sees least far lacks every
             skill and the reference preset has it.
-        keep: weights of trained proxies, in float16: of none, of the trials that no other dominates
-            at a rung that it reached (`front`), or of all.
+        keep: weights of trained proxies, in float16: of none, of the trials that no other surely
+            dominates at a rung that it reached (`front`), or of all.
         tuning: of learning rates; without it the record says that they were not tuned.
         executor: jobs at once, and where; may change between runs.
         threads: of a training; None takes one per core.

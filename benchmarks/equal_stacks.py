@@ -1,10 +1,10 @@
 """An A/A study: every candidate is the reference under another name, measured and trained for real.
 
-``python benchmarks/equal_stacks.py RECIPE [--trials 8] [--seed 1] [--runs runs]``
+``python benchmarks/equal_stacks.py RECIPE [--trials 8] [--seed 1] [--runs runs] [--read]``
 
 Takes the reference, targets, budgets and trainings of a recipe. Whatever is called better, worse,
 faster or smaller than another is wrong: all are one stack. Prints what was called so, and one JSON
-line.
+line. With ``--read`` the study that is there is read and nothing is run.
 """
 
 import argparse
@@ -68,9 +68,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--read", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     recipe = of_equals(recipes.load(arguments.recipe), arguments.trials, arguments.seed)
-    record = Study(recipe, arguments.runs).run()
+    study = Study(recipe, arguments.runs)
+    record = study.read() if arguments.read else study.run()
     found = claims(record)
     for name, value in found.items():
         print(f"{name}: {value}")

@@ -1,13 +1,13 @@
 """Do studies of one recipe that differ in the seed alone agree on what they claim?
 
-``python benchmarks/repeated.py RECIPE --seeds 5,6,7,8,9 [--runs runs]``
+``python benchmarks/repeated.py RECIPE --seeds 5,6,7,8,9 [--runs runs] [--read]``
 
-Runs the recipe once a seed, one study after another, as ``<name>-seed-<seed>``; a study that is
-there already is read. A claim is what a study says of a stack beyond doubt: that it breaks a
-budget, that it is faster or smaller than the reference, that it is on the front, that it is
-dominated. Two studies agree on a stack if neither claims what the other's claims exclude; only
-stacks that both tried can be compared. Prints each study's minutes, reliability and claims, then
-agreement by pair, and one JSON line.
+Runs the recipe once a seed, one study after another, as ``<name>-seed-<seed>``; with ``--read``
+studies that are there, of another machine or stopped too, are read and nothing is run. A claim is
+what a study says of a stack beyond doubt: that it breaks a budget, that it is faster or smaller
+than the reference, that it is on the front, that it is dominated. Two studies agree on a stack if
+neither claims what the other's claims exclude; only stacks that both tried can be compared. Prints
+each study's minutes, reliability and claims, then agreement by pair, and one JSON line.
 """
 
 import argparse
@@ -79,9 +79,11 @@ def compared(one: Said, other: Said) -> tuple[int, list[str]]:
     return len(both), against
 
 
-def study_of(path: Path, seed: int, runs: Path) -> StudyRecord:
-    """The study of a seed, run if it is not there whole."""
+def study_of(path: Path, seed: int, runs: Path, read: bool) -> StudyRecord:
+    """The study of a seed, run if it is not there whole and is not only to be read."""
     recipe = recipes.load(path)
+    if read:
+        return reading.read(runs / f"{recipe.name}-seed-{seed}")
     changes = {"name": f"{recipe.name}-seed-{seed}", "seed": seed}
     own = recipes.parse({**recipe.plain(), **changes}, f"{path}, seed {seed}")
     began = time.monotonic()
@@ -117,9 +119,11 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--seeds", default="5,6,7,8,9")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--read", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    found = {seed: said(study_of(arguments.recipe, seed, arguments.runs)) for seed in seeds}
+    read = arguments.read
+    found = {seed: said(study_of(arguments.recipe, seed, arguments.runs, read)) for seed in seeds}
     print(json.dumps(summed_up(found)))
 
 

@@ -107,6 +107,7 @@ def _plain(
             "quality": {name: e.model_dump() for name, e in found.quality.items()},
         },
         "seconds": None if found is None else outlook.seconds(resolved, found),
+        "seconds_a_claim": None if found is None else outlook.claim_seconds(resolved, found),
     }
 
 
@@ -161,7 +162,9 @@ def _probe(plan: "Plan", probe: "Probe") -> Iterator[str]:
 
     stages = outlook.seconds(plan, probe)
     parts = ", ".join(f"{stage} {duration(s)}" for stage, s in stages.items() if s)
-    yield f"time: about {duration(sum(stages.values()))} ({parts})"
+    more = outlook.claim_seconds(plan, probe)
+    replicates = f", and {duration(more)} more for each trial that it would claim" if more else ""
+    yield f"time: about {duration(sum(stages.values()))} ({parts}){replicates}"
     for figure, share in probe.resolved.items():
         yield f"the gate resolves {share:.1%} around the limit of {figure}"
     for name, estimate in probe.quality.items():

@@ -21,7 +21,7 @@ def profile(
     trial: Trial = None,
     reference: Annotated[str | None, typer.Option(help="Measured alongside, for ratios.")] = None,
     beside_itself: Annotated[
-        bool, typer.Option("--aa", help="Measure it beside itself: the noise floor.")
+        bool, typer.Option("--aa", help="Measure it beside itself: one sample of the noise.")
     ] = False,
     device: Annotated[
         str, typer.Option(help="Device plug-in and its settings: host, or ssh:host=box,port=22.")
@@ -59,8 +59,8 @@ def profile(
     Console().print(table(measured))
     if beside_itself:
         Console(highlight=False).print(
-            "noise floor: every ratio would be 1 without noise; differences inside these intervals "
-            "mean nothing on this target"
+            "one sample of the noise, without which every ratio would be 1: a difference as small "
+            "as these says nothing, and a larger one is no proof"
         )
 
 

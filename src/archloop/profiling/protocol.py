@@ -125,10 +125,11 @@ def noise_floor(
     directory: Path,
     progress: Progress | None = None,
 ) -> Profile:
-    """An A/A run: the spec beside itself. Its ratios would all be 1 without noise.
+    """An A/A run: the spec beside itself, one sample of the noise.
 
-    Differences no larger than the distance of these intervals' ends from 1 mean nothing on this
-    target. Arguments and errors as `profile`.
+    Its ratios would all be 1 without noise. Of a few processes its intervals are themselves
+    uncertain: from 4 they are between a third and 1.6 times as wide as the noise is. Arguments and
+    errors as `profile`.
     """
     return profile(spec, target, config, reference=spec, directory=directory, progress=progress)
 

@@ -1,7 +1,7 @@
 """Before trial 0: learning rates, the reference preset, its noise, the scale of quality.
 
-The reference preset is measured beside itself (an A/A run, whose intervals are the noise floor) and
-trained with several seeds, and so are the anchor stacks, whose scores decide which measures count
+The reference preset is measured beside itself (an A/A run, one sample of the noise) and trained
+with several seeds, and so are the anchor stacks, whose scores decide which measures count
 and on which scale. All of it is fixed before the first trial and never changes.
 """
 

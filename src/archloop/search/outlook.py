@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from archloop.evals.base import Score
 from archloop.profiling.statistics import t_quantile
 from archloop.proxy.record import TrainJob
@@ -35,6 +33,8 @@ from archloop.stack.spec import StackSpec
 
 PROBE_SEEDS = 2
 """Trainings of each probed stack: enough for a first sight of their noise."""
+SECOND_LOOKS = 0.1
+"""Share of trials whose budgets one look leaves undecided: 4 of 48 in six quickstarts."""
 _SEED_STREAM = 2**34
 
 Say = Callable[[str], None]
@@ -120,11 +120,10 @@ def probed(plan: Plan) -> dict[str, StackSpec]:
 
 
 def seconds(plan: Plan, found: Probe) -> dict[str, float]:
-    """Estimated wall time of the study by stage, if half of all trials need a second look.
+    """Estimated wall time of the study by stage, less that of replicates.
 
-    Trainings share the executor's workers; a device is measured by one at a time. Replicates are
-    measured and trained as trials are; how many there are hangs on the front, whose size is that
-    expected of independent objectives.
+    Every trial is measured, a few of them for another look, and trained as if none broke a budget;
+    trainings share the executor's workers, and a device is measured by one at a time.
     """
     recipe = plan.recipe
     rungs, workers = recipe.proxy.rungs, len(places(recipe))
@@ -132,14 +131,12 @@ def seconds(plan: Plan, found: Probe) -> dict[str, float]:
         found.train_s * steps / rungs[0] * recipe.promote_share ** (rung + 1)
         for rung, steps in enumerate(rungs[1:])
     )
-    share_again = 0.5 if recipe.looks > 1 else 0.0
-    members = front_size(recipe.num_trials, len(recipe.objectives))
-    num_trials = recipe.num_trials + recipe.replicates * members
+    share_again = SECOND_LOOKS if recipe.looks > 1 else 0.0
     return {
         "reference": found.profile_s
         + recipe.reference_seeds * found.train_s * len(probed(plan)) / workers,
-        "profile": num_trials * found.profile_s * (1 + share_again),
-        "train": num_trials * (recipe.seeds * found.train_s + climbing) / workers,
+        "profile": recipe.num_trials * found.profile_s * (1 + share_again),
+        "train": recipe.num_trials * (recipe.seeds * found.train_s + climbing) / workers,
         "tune": 0.0
         if recipe.tuning is None
         else len(plan.space.mixers)
@@ -151,16 +148,14 @@ def seconds(plan: Plan, found: Probe) -> dict[str, float]:
     }
 
 
-def front_size(num_trials: int, num_objectives: int) -> float:
-    """Expected members of a front of independent objectives.
+def claim_seconds(plan: Plan, found: Probe) -> float:
+    """Estimated wall time of the replicates of one trial, were it called on the front.
 
-    By the recursion of Bentley et al. (1978): A(n, d) = sum over k <= n of A(k, d - 1) / k, and
-    A(n, 1) = 1.
+    How many are hangs on what the study finds: none where it cannot rank quality, and one or two
+    of eight stacks otherwise (`docs/fronts.md`).
     """
-    sizes = np.ones(num_trials)
-    for _ in range(num_objectives - 1):
-        sizes = np.cumsum(sizes / np.arange(1, num_trials + 1))
-    return float(sizes[-1]) if num_trials else 0.0
+    recipe, workers = plan.recipe, len(places(plan.recipe))
+    return recipe.replicates * (found.profile_s + recipe.seeds * found.train_s / workers)
 
 
 def _scores(

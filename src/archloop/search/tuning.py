@@ -1,6 +1,8 @@
 """Learning rates, tuned for each mixer on a stack of that mixer alone, at proxy width.
 
-Without this a comparison of families would compare how well one rate happens to suit each.
+Without this a comparison of families would compare how well one rate happens to suit each. With it
+each family has the best of a few rates by one training each, by text alone: trainings of one rate
+differ too, so that the rate beside it may be the better one, and a mixed stack may want another.
 """
 
 import math

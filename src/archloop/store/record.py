@@ -154,8 +154,8 @@ class StudyRecord(_Record):
             makes the study one of devices; `dropped` maps each score that does not count to the
             reason, and `anchors` the anchor stacks by name to their scores, the reference aside.
         noise: readings of stacks that were read several times and are no trials, by figure.
-        learning_rates: by mixer; empty when they were not tuned, and then no claim about a family
-            of mixers holds.
+        learning_rates: by mixer; empty when they were not tuned. A claim about a family of mixers
+            needs them, and more: each is the best of one training each.
         ended: why the study stopped before its last trial; None otherwise.
         seconds_by_stage: wall time: setup, profile, train, evaluate, search, ...
         overhead: share of wall time spent in the main process outside the stages.

@@ -76,7 +76,8 @@ def test_what_a_probe_on_a_machine_of_32_cores_foretold_came_about() -> None:
 
     None of these could rank quality, so none replicated anything (`docs/results/quickstart.md`).
     """
-    quickstart = plan.resolve(recipes.load(Path(__file__).parents[2] / "recipes" / "quickstart.yaml"))
+    path = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    quickstart = plan.resolve(recipes.load(path))
     found = outlook.Probe(35.4, 14.7, {}, {}, {}, 0.97, 1)
     assert sum(outlook.seconds(quickstart, found).values()) == pytest.approx(511, rel=0.1)
 

@@ -8,7 +8,10 @@ import pytest
 from rich.console import Console
 
 from archloop import registry
+from archloop.findings.rerank import reranked
 from archloop.findings.verdict import verdict
+from archloop.ranking.budgets import Budget
+from archloop.ranking.record import Objective
 from archloop.report import html, static, summary
 from archloop.report.outcome import print_outcome
 from archloop.search.study import Study
@@ -100,6 +103,15 @@ def test_stopped_and_gone_on_with_it_is_the_same(ended, tmp_path):
 def test_every_strategy_goes_on_by_what_devices_say(name, tmp_path):
     record = study(tmp_path, Dull(), num_trials=14, strategy={"name": name}).run()
     assert sum(trial.replicates is None for trial in record.trials) == 14
+
+
+def test_other_budgets_and_objectives_are_those_of_devices_too(ended):
+    _, record = ended
+    tight = [Budget(metric="ttft_ms", limit=1.0, relative=True)]
+    wanted = [Objective(name="decode_p50_ms", direction="minimize")]
+    anew = reranked(record, budgets=tight, objectives=wanted).record
+    assert [each.name for each in anew.objectives] == ["latency", "decode_p50_ms"]
+    assert sum(t.state == "rejected" for t in anew.trials) > 0
 
 
 def test_optuna_reads_it(ended, tmp_path):

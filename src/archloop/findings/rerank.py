@@ -62,7 +62,9 @@ def reranked(
     terms = _Terms(
         study,
         own if budgets is None else tuple(budgets),
-        study.objectives if objectives is None else _completed(objectives),
+        study.objectives
+        if objectives is None
+        else figures.readable(_completed(objectives), study.scale),
         tuple(reference.profiles) if targets is None else tuple(dict.fromkeys(targets)),
     )
     terms.check(reference.profiles)

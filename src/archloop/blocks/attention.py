@@ -7,7 +7,7 @@ G = N/M queries per KV head, H head width.
 """
 
 import math
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -37,8 +37,10 @@ class AttentionConfig(MixerConfig):
     norm_offset: bool = False
     """QK-norms multiply by 1 + w (Gemma)."""
     rope_theta: float | None = Field(1e6, gt=1)
-    rope_fraction: float = Field(1.0, gt=0, le=1)
+    rope_fraction: Annotated[float, Gene((0.25, 0.5, 1.0))] = Field(1.0, gt=0, le=1)
     """Share of a head's pairs that turn (LFM3: a half); the others carry no position."""
+    rope_over: Literal["head", "turning"] = "head"
+    """What frequencies run over: all pairs, or those that turn (Qwen3-Next); see `Rope`."""
     rope_factor: float = Field(1.0, ge=1)
     """Slows the pairs down, for texts longer than trained on (see `Rope`); 1 is off."""
     rope_trained_context: int | None = Field(None, ge=1)
@@ -46,6 +48,8 @@ class AttentionConfig(MixerConfig):
     rope_high_freq_factor: float = Field(4.0, gt=0)
     head_gate: Annotated[bool, Gene((False, True))] = False
     """Scale each head's output by a sigmoid of the input (LFM3; arXiv 2505.06708)."""
+    gate_width: Annotated[Literal["head", "channel"], Gene(("head", "channel"))] = "head"
+    """One gate a head, or one for each of its channels (Qwen3-Next)."""
     scale: float | None = Field(None, gt=0)
     """Factor on q.k; default head_dim^-1/2."""
 
@@ -61,6 +65,7 @@ class AttentionConfig(MixerConfig):
             self.rope_factor,
             self.rope_trained_context,
             *factors,
+            self.rope_over,
         )
 
     def sizes(self, d_model: int) -> dict[str, int]:
@@ -71,6 +76,14 @@ class AttentionConfig(MixerConfig):
             raise UserError(
                 f"queries_per_kv={queries_per_kv} does not divide num_heads={num_heads}; "
                 f"allowed: {allowed}"
+            )
+        if self.gate_width == "channel" and not self.head_gate:
+            raise UserError("gate_width='channel' needs head_gate=True; allowed here: 'head'")
+        turning = int(self.rope_fraction * (self.head_dim // 2))
+        if self.rope_over == "turning" and not turning:
+            raise UserError(
+                f"rope_fraction={self.rope_fraction} turns nothing of head_dim={self.head_dim}; "
+                f"allowed: at least {2 / self.head_dim}"
             )
         num_kv_heads = num_heads // queries_per_kv
         return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": self.head_dim}
@@ -88,11 +101,16 @@ class AttentionConfig(MixerConfig):
             "out_proj": q * d_model,
         }
         if self.head_gate:
-            terms["gate_proj"] = d_model * self.sizes(d_model)["num_heads"]
+            terms["gate_proj"] = d_model * self.num_gates(d_model)
         if self.qk_norm:
             terms["q_norm"] = self.head_dim
             terms |= {} if consumer else {"k_norm": self.head_dim}
         return terms
+
+    def num_gates(self, d_model: int) -> int:
+        """Gates on the outputs of all heads."""
+        per_head = self.head_dim if self.gate_width == "channel" else 1
+        return self.sizes(d_model)["num_heads"] * per_head * self.head_gate
 
     def _widths(self, d_model: int) -> tuple[int, int]:
         sizes = self.sizes(d_model)
@@ -101,8 +119,7 @@ class AttentionConfig(MixerConfig):
     def _flops(self, d_model: int, num_tokens: int, num_pairs: int, consumer: bool) -> int:
         """Projections of `num_tokens` and `num_pairs` query-key pairs."""
         q, kv = self._widths(d_model)
-        gates = self.sizes(d_model)["num_heads"] if self.head_gate else 0
-        outputs = 2 * q + (0 if consumer else 2 * kv) + gates
+        outputs = 2 * q + (0 if consumer else 2 * kv) + self.num_gates(d_model)
         return num_tokens * 2 * d_model * outputs + 4 * num_pairs * q
 
 
@@ -128,7 +145,8 @@ class Attention(SharingMixer):
         num_out = self.num_heads + (0 if consumer else 2 * self.num_kv_heads)
         self.qkv_proj = Linear(d_model, num_out * self.head_dim)
         self.out_proj = Linear(self.num_heads * self.head_dim, d_model)
-        self.gate_proj = Linear(d_model, self.num_heads) if config.head_gate else None
+        gates = config.num_gates(d_model)
+        self.gate_proj = Linear(d_model, gates) if gates else None
         self.q_norm = _head_norm(config)
         self.k_norm = None if consumer else _head_norm(config)
 
@@ -161,7 +179,8 @@ class Attention(SharingMixer):
         """What becomes of the heads' outputs, (B, T, D), for the mixer's input x."""
         y_BTNH = y_BNTH.transpose(1, 2)
         if self.gate_proj is not None:
-            y_BTNH = y_BTNH * self.gate_proj(x_BTD).sigmoid()[..., None]
+            gate_BTd = self.gate_proj(x_BTD).sigmoid()
+            y_BTNH = y_BTNH * gate_BTd.unflatten(-1, (self.num_heads, -1))
         return self.out_proj(y_BTNH.flatten(2))
 
     def attend_step(

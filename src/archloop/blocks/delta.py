@@ -12,7 +12,7 @@ inputs of the convolution.
 """
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -29,13 +29,18 @@ from archloop.blocks.ops.heads import join_heads, split_heads
 from archloop.blocks.ops.precision import KeepsFloat32
 from archloop.blocks.ops.unit_conv import unit, unit_conv
 from archloop.blocks.span import only_real
-from archloop.blocks.widths import count_heads
+from archloop.blocks.widths import count_heads, scaled_heads
 
 
 class DeltaConfig(MixerConfig):
-    """``d_model / head_dim`` key heads, each serving `values_per_key` value heads."""
+    """Key heads follow from the width, ``d_model / head_dim``, unless given.
 
+    Each serves as many value heads as a subclass says.
+    """
+
+    through_sizes = frozenset({"num_key_heads"})
     head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=2)
+    num_key_heads: int | None = Field(None, ge=1)
     kernel: int = Field(4, ge=1, le=64)
     core: Literal["recurrent", "conv"] = "recurrent"
     negative_eigenvalues: bool = False
@@ -43,14 +48,19 @@ class DeltaConfig(MixerConfig):
     norm_eps: float = Field(1e-6, gt=0)
 
     def sizes(self, d_model: int) -> dict[str, int]:
-        heads = count_heads(d_model, self.head_dim, f"d_model={d_model}") * self._values_per_key()
+        keys = self.num_key_heads or count_heads(d_model, self.head_dim, f"d_model={d_model}")
+        heads = keys * self._values_per_key()
         return {"num_heads": heads, "head_dim": self.head_dim, "kernel": self.kernel}
+
+    def at_width(self, d_model: int, new: int) -> Self:
+        keys = self.sizes(d_model)["num_heads"] // self._values_per_key()
+        return self.model_copy(update={"num_key_heads": scaled_heads(keys, d_model, new)})
 
     def reach(self, d_model: int) -> int | None:
         return self.kernel - 1 if self.core == "conv" else None
 
     def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
-        keys, values = self._widths(d_model)
+        keys, values = self.widths(d_model)
         terms = {"norm": self.head_dim, "out_proj": values * d_model}
         terms |= self._output_gate_terms(d_model)
         if consumer:
@@ -103,13 +113,13 @@ class DeltaConfig(MixerConfig):
     def _output_gate_terms(self, d_model: int) -> dict[str, int]:
         """Parameters of the gate on the heads' outputs, by part."""
 
-    def _widths(self, d_model: int) -> tuple[int, int]:
+    def widths(self, d_model: int) -> tuple[int, int]:
         """Keys and values of all heads."""
         values = self.sizes(d_model)["num_heads"] * self.head_dim
         return values // self._values_per_key(), values
 
     def _convolved(self, d_model: int) -> int:
-        keys, values = self._widths(d_model)
+        keys, values = self.widths(d_model)
         return values if self.core == "conv" else 2 * keys + values
 
     def _weights(self, d_model: int, consumer: bool) -> int:
@@ -133,10 +143,10 @@ class DeltaMixer(KeepsFloat32, SharingMixer):
         super().__init__(config, d_model)
         sizes = config.sizes(d_model)
         self.head_dim, self.num_heads = config.head_dim, sizes["num_heads"]
-        self.num_key_heads = d_model // config.head_dim
+        keys, values = config.widths(d_model)
+        self.num_key_heads = keys // config.head_dim
         self.recurrent, self.consumer = config.core == "recurrent", consumer
         self.max_beta = 2.0 if config.negative_eigenvalues else 1.0
-        keys, values = d_model, self.num_heads * config.head_dim
         self.norm = RMSNorm(config.head_dim, config.norm_eps)
         self.out_proj = Linear(values, d_model)
         # Only a consumer has a projection of its own for queries. A block with a state takes its

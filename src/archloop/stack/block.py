@@ -13,6 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from archloop.blocks.norms import RMSNorm
+from archloop.blocks.ops.multiply import scaled
 from archloop.blocks.stream import Stream
 from archloop.stack.cost import channel_config, mixer_config, num_mixer_norms
 from archloop.stack.spec import BlockSpec, StackSpec
@@ -53,20 +54,20 @@ class Block(nn.Module):
 
     def mixer_input(self, h: Tensor, slot: int) -> Tensor:
         """What a mixer is given of the normed input, (..., D) both."""
-        return _scaled(h, self.spec.mixers[slot].input_multiplier)
+        return scaled(h, self.spec.mixers[slot].input_multiplier)
 
     def add_mixed(self, stream: Stream, outputs: Sequence[Tensor]) -> None:
         """Combine the mixers' outputs and add them to the residual stream, (..., D) each."""
         if self.output_norms:
             outputs = [norm(y) for norm, y in zip(self.output_norms, outputs, strict=True)]
-        scaled = [
-            _scaled(y, mixer.multiplier) for y, mixer in zip(outputs, self.spec.mixers, strict=True)
+        branches = [
+            scaled(y, mixer.multiplier) for y, mixer in zip(outputs, self.spec.mixers, strict=True)
         ]
-        total = scaled[0]
-        for y in scaled[1:]:
+        total = branches[0]
+        for y in branches[1:]:
             total = total + y
         if self.spec.combine != "sum":
-            total = _scaled(total, 1 / len(scaled))
+            total = scaled(total, 1 / len(branches))
         self._add(stream, total, self.mixer_post_norm)
 
     def add_channel(self, stream: Stream) -> None:
@@ -75,7 +76,7 @@ class Block(nn.Module):
         if channel is None or self.channel_mixer is None or self.channel_norm is None:
             return
         y = self.channel_mixer(stream.normed(self.channel_norm))
-        self._add(stream, _scaled(y, channel.multiplier), self.channel_post_norm)
+        self._add(stream, scaled(y, channel.multiplier), self.channel_post_norm)
 
     def channel(self, x: Tensor) -> Tensor:
         """`add_channel` alone, (..., D) to the same."""
@@ -85,9 +86,4 @@ class Block(nn.Module):
 
     def _add(self, stream: Stream, y: Tensor, post_norm: nn.Module | None) -> None:
         y = y if post_norm is None else post_norm(y)
-        stream.add(_scaled(y, self.spec.residual_multiplier))
-
-
-def _scaled(x: Tensor, factor: float) -> Tensor:
-    """The product, or the tensor itself where the factor changes nothing."""
-    return x if factor == 1.0 else factor * x
+        stream.add(scaled(y, self.spec.residual_multiplier))

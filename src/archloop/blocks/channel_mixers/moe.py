@@ -58,6 +58,8 @@ class MoE(ChannelMixer):
         top_groups: int = Field(1, ge=1)
         shared_expansion: float = Field(0.0, ge=0, le=64)
         """Width of the shared expert over d_model; 0 for none."""
+        shared_gate: bool = False
+        """Scale the shared expert's output by a sigmoid of the input (Qwen3-Next)."""
         activation: Literal["swiglu", "relu2"] = "swiglu"
 
         def sizes(self, d_model: int) -> dict[str, int]:
@@ -71,6 +73,8 @@ class MoE(ChannelMixer):
                     "normalize=False is not for router='granite', whose weights are a softmax; "
                     "allowed here: True"
                 )
+            if self.shared_gate and not self.shared_expansion:
+                raise UserError("shared_gate=True needs a shared expert; allowed here: False")
             self._check_groups()
             d_expert = hidden_width(self.expansion, d_model)
             sizes = {"num_experts": self.num_experts, "top_k": self.top_k, "d_expert": d_expert}
@@ -143,6 +147,7 @@ class MoE(ChannelMixer):
             if self.shared_expansion:
                 shared = hidden_width(self.shared_expansion, d_model)
                 terms["shared"] = (first + 1) * d_model * shared
+                terms |= {"shared_gate": d_model} if self.shared_gate else {}
             return terms
 
     expert_bias: Tensor
@@ -169,10 +174,16 @@ class MoE(ChannelMixer):
         if config.shared_expansion:
             kind = SwiGLU if config.activation == "swiglu" else ReLU2
             self.shared = kind.Config(expansion=config.shared_expansion).build(d_model)
+        self.shared_gate = Linear(d_model, 1) if config.shared_gate else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD = self.routed(x_BTD)
-        return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
+        if self.shared is None:
+            return y_BTD
+        shared_BTD = self.shared(x_BTD)
+        if self.shared_gate is not None:
+            shared_BTD = shared_BTD * self.shared_gate(x_BTD).sigmoid()
+        return y_BTD + shared_BTD
 
     def routed(self, x_BTD: Tensor) -> Tensor:
         """The routed experts' part of the output."""

@@ -25,7 +25,7 @@ class GatedDeltaNet(DeltaMixer):
     class Config(DeltaConfig):
         """Qwen3-Next: head_dim 128, two value heads to a key head."""
 
-        through_sizes = frozenset({"values_per_key"})
+        through_sizes = frozenset({"values_per_key", "num_key_heads"})
         values_per_key: Annotated[int, Gene((1, 2))] = Field(2, ge=1, le=16)
 
         def _values_per_key(self) -> int:
@@ -39,7 +39,7 @@ class GatedDeltaNet(DeltaMixer):
             return {"decay_proj": d_model * 2 * heads, "log_rate": heads, "dt_bias": heads}
 
         def _output_gate_terms(self, d_model: int) -> dict[str, int]:
-            return {"gate_proj": d_model * self._widths(d_model)[1]}
+            return {"gate_proj": d_model * self.widths(d_model)[1]}
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -30,29 +30,30 @@ class KDA(DeltaMixer):
             return True
 
         def _gate_terms(self, d_model: int) -> dict[str, int]:
-            heads = self.sizes(d_model)["num_heads"]
+            heads, inner = self.sizes(d_model)["num_heads"], self.widths(d_model)[0]
             return {
                 "decay_down": d_model * self.head_dim,
-                "decay_up": self.head_dim * d_model,
+                "decay_up": self.head_dim * inner,
                 "beta_proj": d_model * heads,
                 "log_rate": heads,
-                "dt_bias": d_model,
+                "dt_bias": inner,
             }
 
         def _output_gate_terms(self, d_model: int) -> dict[str, int]:
-            return {"gate_down": d_model * self.head_dim, "gate_up": self.head_dim * d_model}
+            inner = self.widths(d_model)[0]
+            return {"gate_down": d_model * self.head_dim, "gate_up": self.head_dim * inner}
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
     ) -> None:
         super().__init__(config, d_model, consumer)
-        rank = self.head_dim
-        self.gate_down, self.gate_up = Linear(d_model, rank), Linear(rank, d_model)
+        rank, inner = self.head_dim, self.num_heads * self.head_dim
+        self.gate_down, self.gate_up = Linear(d_model, rank), Linear(rank, inner)
         if self.recurrent and not consumer:
-            self.decay_down, self.decay_up = Linear(d_model, rank), Linear(rank, d_model)
+            self.decay_down, self.decay_up = Linear(d_model, rank), Linear(rank, inner)
             self.beta_proj = Linear(d_model, self.num_heads)
             self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
-            self.dt_bias = nn.Parameter(initial_dt_bias(d_model))
+            self.dt_bias = nn.Parameter(initial_dt_bias(inner))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raw, beta = self.decay_up(self.decay_down(x)), self.beta_proj(x)

@@ -2,6 +2,8 @@
 
 ``x, B, C = silu(conv_4(W u))``; ``dt = softplus(W_dt u + b)``; ``S_t = exp(-e^A dt) S_{t-1} +
 B_t (dt x_t)^T``; ``y_t = S_t^T C_t + D x_t``; out ``W_out RMSNorm(y * silu(z))``, gate before norm.
+Falcon-H1 (arXiv 2507.22448) norms before the gate or not at all, and has a factor on each of z, x,
+B, C and dt as they are projected.
 
 A block that shares this one's state runs its own C (without convolution, which would need a state),
 z and D. ``core="conv"`` keeps everything but the recurrence: ``y_t = x_t``.
@@ -22,11 +24,15 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
 from archloop.blocks.ops.heads import join_heads, split_heads
+from archloop.blocks.ops.multiply import scaled
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.skip_gate_norm import skip_gate_norm
 from archloop.blocks.ops.time_steps import initial_dt_bias
 from archloop.blocks.widths import count_heads, scaled_heads, whole_width
 from archloop.errors import UserError
+
+NORMS = ("after_gate", "before_gate", "none")
+MULTIPLIERS = (0.25, 0.5, 1.0, 2.0)
 
 
 class Mamba2(KeepsFloat32, SharingMixer):
@@ -45,6 +51,16 @@ class Mamba2(KeepsFloat32, SharingMixer):
         kernel: int = Field(4, ge=1, le=64)
         core: Literal["recurrent", "conv"] = "recurrent"
         norm_eps: float = Field(1e-5, gt=0)
+        out_norm: Annotated[Literal["after_gate", "before_gate", "none"], Gene(NORMS)] = (
+            "after_gate"
+        )
+        """Where the outputs are normed, each group of heads on its own."""
+        gate_multiplier: Annotated[float, Gene(MULTIPLIERS)] = Field(1.0, gt=0)
+        """Factor on z as it is projected; the others likewise."""
+        x_multiplier: Annotated[float, Gene(MULTIPLIERS)] = Field(1.0, gt=0)
+        b_multiplier: Annotated[float, Gene(MULTIPLIERS)] = Field(1.0, gt=0)
+        c_multiplier: Annotated[float, Gene(MULTIPLIERS)] = Field(1.0, gt=0)
+        dt_multiplier: Annotated[float, Gene(MULTIPLIERS)] = Field(1.0, gt=0)
 
         def sizes(self, d_model: int) -> dict[str, int]:
             inner = whole_width(self.expansion, d_model)
@@ -79,9 +95,9 @@ class Mamba2(KeepsFloat32, SharingMixer):
             inner, keys, heads = self._widths(d_model)
             terms = {
                 "query_proj": d_model * (inner + (keys if consumer else 0)),
-                "norm": inner,
                 "out_proj": inner * d_model,
             }
+            terms |= {"norm": inner} if self.out_norm != "none" else {}
             terms |= {"skip": heads} if heads else {}
             if consumer:
                 return terms
@@ -147,7 +163,7 @@ class Mamba2(KeepsFloat32, SharingMixer):
         keys = config.num_groups * config.state_dim if self.recurrent else 0
         self.query_widths = [inner, keys if consumer else 0]
         self.query_proj = Linear(d_model, sum(self.query_widths))
-        self.norm = nn.Parameter(torch.ones(inner))
+        self.norm = nn.Parameter(torch.ones(inner)) if config.out_norm != "none" else None
         self.out_proj = Linear(inner, d_model)
         if self.recurrent:
             self.skip = nn.Parameter(torch.ones(self.num_heads))
@@ -166,7 +182,7 @@ class Mamba2(KeepsFloat32, SharingMixer):
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         made_BTd = self.feature_proj(x_BTD)
         past_BLd = None if state is None else state["conv"]
-        activated_BTd, dt_BTN = activated_conv(made_BTd, self.conv, self.conv_bias, past_BLd)
+        activated_BTd, dt_BTN = activated_conv(made_BTd, self._conv(), self.conv_bias, past_BLd)
         if past_BLd is not None:
             advance_past(past_BLd, made_BTd[..., : past_BLd.shape[2]], span.lengths_B)
         x, k, q = activated_BTd.split(self.conv_widths, -1)
@@ -199,7 +215,7 @@ class Mamba2(KeepsFloat32, SharingMixer):
 
     def step_features(self, x_BD: Tensor, state: State, positions_B: Tensor) -> Features:
         into_conv_Bd, dt_BN = self.feature_proj(x_BD).split(self.feature_widths, -1)
-        convolved_Bd = causal_conv_step(into_conv_Bd, self.conv, state["conv"]) + self.conv_bias
+        convolved_Bd = causal_conv_step(into_conv_Bd, self._conv(), state["conv"]) + self.conv_bias
         x, k, q = F.silu(convolved_Bd).split(self.conv_widths, -1)
         advance_past(state["conv"], into_conv_Bd[:, None])
         if not self.recurrent:
@@ -222,25 +238,45 @@ class Mamba2(KeepsFloat32, SharingMixer):
         """Gate, and a consumer's own queries (none, where the state is this block's)."""
         made = self.query_proj(x)
         if self.query_widths[1] == 0:
-            return made, made[..., :0]
+            return scaled(made, self.config.gate_multiplier), made[..., :0]
         z, q = made.split(self.query_widths, -1)
-        return z, q
+        return scaled(z, self.config.gate_multiplier), scaled(q, self.config.c_multiplier)
+
+    def _conv(self) -> Tensor:
+        """Weights of the convolution, with the factors on what it is given."""
+        config = self.config
+        factors = config.x_multiplier, config.b_multiplier, config.c_multiplier
+        if factors == (1.0, 1.0, 1.0):
+            return self.conv
+        parts = self.conv.split(self.conv_widths)
+        return torch.cat([scaled(*pair) for pair in zip(parts, factors, strict=True)])
 
     def _dt(self, raw: Tensor) -> Tensor:
-        return F.softplus(precise(raw) + precise(self.dt_bias))
+        raw = scaled(precise(raw), self.config.dt_multiplier)
+        return F.softplus(raw + precise(self.dt_bias))
 
     def _rate(self) -> Tensor:
         return -precise(self.log_rate).exp()
 
     def _gated(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        normed = skip_gate_norm(y, x, self.skip, z, self.norm, self.num_groups, self.norm_eps)
-        return self.out_proj(normed)
+        if self.config.out_norm == "after_gate":
+            assert self.norm is not None
+            groups, eps = self.num_groups, self.norm_eps
+            return self.out_proj(skip_gate_norm(y, x, self.skip, z, self.norm, groups, eps))
+        skipped = y + x * self.skip.repeat_interleave(self.head_dim)
+        return self._out(skipped.to(z.dtype), z)
 
     def _to_heads(self, x_Bd: Tensor) -> Tensor:
         return ssd.to_heads(x_Bd.reshape(-1, self.num_groups, self.state_dim), self.num_heads)
 
     def _out(self, x: Tensor, z: Tensor) -> Tensor:
-        """What the convolution alone, without a recurrence, becomes."""
-        gated = (x * F.silu(z)).unflatten(-1, (self.num_groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], None, self.norm_eps)
-        return self.out_proj(normed.flatten(-2) * self.norm)
+        """Gate, norm and output projection, in the order that the config says."""
+        if self.config.out_norm == "before_gate":
+            return self.out_proj(self._normed(x) * F.silu(z))
+        gated = x * F.silu(z)
+        return self.out_proj(gated if self.norm is None else self._normed(gated))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        assert self.norm is not None
+        groups = x.unflatten(-1, (self.num_groups, -1))
+        return F.rms_norm(groups, groups.shape[-1:], None, self.norm_eps).flatten(-2) * self.norm

@@ -12,7 +12,7 @@ Shape suffixes: B batch, T new tokens, S keys, D model width, N heads, H head wi
 P shared key width, L = R + P.
 """
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.attention import attention
-from archloop.blocks.widths import count_heads
+from archloop.blocks.widths import count_heads, scaled_heads
 
 
 class MLA(SharingMixer):
@@ -35,13 +35,16 @@ class MLA(SharingMixer):
     class Config(MixerConfig):
         """Kimi Linear: latent 512, shared key part 64, head_dim 128."""
 
+        through_sizes = frozenset({"num_heads"})
         head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)
+        num_heads: int | None = Field(None, ge=1)
+        """Default: as many as are as wide together as the model."""
         latent_dim: Annotated[int, Gene((64, 128, 256, 512))] = Field(128, ge=1)
         shared_key_dim: int = Field(32, ge=1)
         norm_eps: float = Field(1e-6, gt=0)
 
         def sizes(self, d_model: int) -> dict[str, int]:
-            num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
+            num_heads = self.num_heads or count_heads(d_model, self.head_dim, f"d_model={d_model}")
             return {
                 "num_heads": num_heads,
                 "head_dim": self.head_dim,
@@ -49,12 +52,16 @@ class MLA(SharingMixer):
                 "shared_key_dim": self.shared_key_dim,
             }
 
+        def at_width(self, d_model: int, new: int) -> Self:
+            num_heads = scaled_heads(self.sizes(d_model)["num_heads"], d_model, new)
+            return self.model_copy(update={"num_heads": num_heads})
+
         def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
             heads = self.sizes(d_model)["num_heads"]
             terms = {
                 "query_proj": d_model * heads * (self.head_dim + self.shared_key_dim),
-                "up_proj": self.latent_dim * 2 * d_model,
-                "out_proj": d_model**2,
+                "up_proj": self.latent_dim * 2 * heads * self.head_dim,
+                "out_proj": heads * self.head_dim * d_model,
             }
             if consumer:
                 return terms
@@ -72,20 +79,20 @@ class MLA(SharingMixer):
         ) -> int:
             heads = self.sizes(d_model)["num_heads"]
             pairs = num_tokens * context + num_tokens * (num_tokens + 1) // 2
-            expanded = 4 * (context + num_tokens) * self.latent_dim * d_model
+            expanded = 4 * (context + num_tokens) * self.latent_dim * heads * self.head_dim
             attended = 2 * pairs * heads * (2 * self.head_dim + self.shared_key_dim)
             return num_tokens * 2 * self._token_weights(d_model, consumer) + expanded + attended
 
         def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
             heads = self.sizes(d_model)["num_heads"]
-            absorbed = 4 * self.latent_dim * d_model
+            absorbed = 4 * self.latent_dim * heads * self.head_dim
             pair = 2 * heads * (2 * self.latent_dim + self.shared_key_dim)
             return 2 * self._token_weights(d_model, consumer) + absorbed + (context + 1) * pair
 
         def _token_weights(self, d_model: int, consumer: bool) -> int:
             """Elements of the projections that act on a token once."""
             heads = self.sizes(d_model)["num_heads"]
-            own = d_model * (2 * d_model + heads * self.shared_key_dim)
+            own = d_model * heads * (2 * self.head_dim + self.shared_key_dim)
             return own + (0 if consumer else d_model * (self.latent_dim + self.shared_key_dim))
 
     def __init__(
@@ -97,8 +104,9 @@ class MLA(SharingMixer):
         self.shared_key_dim = config.shared_key_dim
         self.key_dim = config.head_dim + config.shared_key_dim
         self.query_proj = Linear(d_model, self.num_heads * self.key_dim)
-        self.up_proj = Linear(self.latent_dim, 2 * d_model)
-        self.out_proj = Linear(d_model, d_model)
+        inner = self.num_heads * self.head_dim
+        self.up_proj = Linear(self.latent_dim, 2 * inner)
+        self.out_proj = Linear(inner, d_model)
         if not consumer:
             self.latent_proj = Linear(d_model, self.latent_dim + self.shared_key_dim)
             self.latent_norm = RMSNorm(self.latent_dim, config.norm_eps)

@@ -4,7 +4,7 @@ Shape suffixes: B batch, N heads, T time, H head width, h half of it.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class Rope(NamedTuple):
         trained_context: None: all pairs are slowed down. Otherwise (Llama 3.1) those with
             a wavelength above ``trained_context / low_freq_factor`` are, those below
             ``trained_context / high_freq_factor`` are not, and those between are in part.
+        over: what a pair's frequency runs over, where not all turn: all of the head's pairs, as in
+            LFM3, or those that turn, as in Qwen3-Next, whose slowest pairs so turn slower.
     """
 
     theta: float
@@ -28,15 +30,17 @@ class Rope(NamedTuple):
     trained_context: int | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+    over: Literal["head", "turning"] = "head"
 
     def frequencies(self, half: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Angle by which each of a head's `half` pairs turns from one position to the next."""
-        exponents_h = torch.arange(half, device=device, dtype=dtype) / half
+        turning = int(self.fraction * half)
+        steps_h = torch.arange(half, device=device, dtype=dtype)
+        exponents_h = steps_h / (half if self.over == "head" else turning)
         # Reciprocal of the power, not power of the negative: the rounding that checkpoints expect.
         freq_h = 1.0 / self.theta**exponents_h
         if self.factor != 1.0:
             freq_h = self._slowed(freq_h)
-        turning = int(self.fraction * half)
         if turning < half:
             freq_h = torch.cat([freq_h[:turning], torch.zeros_like(freq_h[turning:])])
         return freq_h

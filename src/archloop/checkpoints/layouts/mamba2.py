@@ -127,7 +127,8 @@ def mixer_pieces(sizes: dict[str, Any], width: int, theirs: str, ours: str) -> I
     yield Piece(f"{theirs}conv1d.bias", f"{ours}conv_bias", (convolved,))
     for part, target in (("A_log", "log_rate"), ("dt_bias", "dt_bias"), ("D", "skip")):
         yield Piece(f"{theirs}{part}", f"{ours}{target}", (heads,))
-    yield Piece(f"{theirs}norm.weight", f"{ours}norm", (inner,))
+    if sizes["out_norm"] != "none":
+        yield Piece(f"{theirs}norm.weight", f"{ours}norm", (inner,))
     yield Piece(f"{theirs}out_proj.weight", f"{ours}out_proj.weight", (width, inner))
 
 

@@ -5,7 +5,7 @@ feed-forward's gate and output and the logits each have a factor of their own (a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from archloop.checkpoints.keys import MOST_LAYERS, Keys
@@ -116,7 +116,9 @@ class FalconH1(Layout):
             "rms_norm_eps": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,
             "embedding_multiplier": spec.embedding_multiplier,
-            "lm_head_multiplier": _inverted(lambda factor: 1 / factor, spec.logits_divisor),
+            "lm_head_multiplier": parts.solved(
+                lambda factor: 1 / factor, spec.logits_divisor, 1 / spec.logits_divisor
+            ),
             "mlp_multipliers": [feed_forward.gate_multiplier, channel.multiplier],
             **_mamba2_keys(mamba2, spec.d_model),
             **_attention_keys(attention, spec.d_model),
@@ -160,20 +162,6 @@ def _factors(keys: Keys, key: str, num: int) -> list[float]:
     if not right or not all(isinstance(v, int | float) and 0 < v < math.inf for v in values):
         raise UserError(f"config key {key!r} must be {num} numbers above 0, not {values!r}")
     return [float(value) for value in values]
-
-
-def _inverted(function: Callable[[float], float], value: float) -> float:
-    """The number that `function`, about a power of one number times another, makes `value` of.
-
-    Rounding may make it a neighbour of what division gives, and factors must be read as written.
-    """
-    guess = function(value) if function(1.0) == 1.0 else value / function(1.0)
-    near = [guess]
-    for way in (-math.inf, math.inf):
-        step = guess
-        for _ in range(4):
-            near.append(step := math.nextafter(step, way))
-    return next((number for number in near if function(number) == value), guess)
 
 
 def _mamba2(keys: Keys, width: int, eps: float) -> MixerSpec:
@@ -246,7 +234,8 @@ def _attention(keys: Keys, width: int) -> MixerSpec:
 def _attention_keys(mixer: MixerSpec, width: int) -> dict[str, Any]:
     values = sizes_of(mixer, width)
     root = values["head_dim"] ** -0.5
-    factor = _inverted(lambda number: number * root, values["scale"]) if values["scale"] else 1.0
+    scale = values["scale"] or root
+    factor = parts.solved(lambda number: number * root, scale, scale / root)
     return {
         "rope_parameters": parts.rope_keys(values),
         **parts.head_keys(mixer, width),

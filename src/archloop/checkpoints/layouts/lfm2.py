@@ -292,9 +292,6 @@ def _moe_pieces(
         yield Piece(f"{theirs}experts.gate_up_proj", gate_up, (num, 2 * d_ff, width))
         yield Piece(f"{theirs}experts.down_proj", down, (num, width, d_ff))
         return
-    for expert in range(num):
-        stem = f"{theirs}experts.{expert}."
-        gate, up = (expert, slice(0, d_ff)), (expert, slice(d_ff, 2 * d_ff))
-        yield Piece(f"{stem}w1.weight", gate_up, (d_ff, width), into=gate)
-        yield Piece(f"{stem}w3.weight", gate_up, (d_ff, width), into=up)
-        yield Piece(f"{stem}w2.weight", down, (width, d_ff), into=(expert,))
+    yield from parts.expert_pieces(
+        block.channel_mixer, width, f"{theirs}experts.", ours, ("w1", "w3", "w2")
+    )

@@ -1,6 +1,7 @@
 """Parts that families share: rotary settings, projections, gated feed-forwards."""
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from archloop.checkpoints.keys import Keys
@@ -8,7 +9,7 @@ from archloop.checkpoints.layouts.base import UnsayableError, sizes_of
 from archloop.checkpoints.pieces import Piece, rows
 from archloop.errors import UserError
 from archloop.stack.cost import channel_config
-from archloop.stack.spec import BlockSpec, MixerSpec, Scalar
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar
 
 _LLAMA3 = {
     "rope_trained_context": "original_max_position_embeddings",
@@ -168,3 +169,47 @@ def swiglu_pieces(
     gate, up, down = (f"{theirs}{name}.weight" for name in names)
     yield from rows(((gate, d_ff), (up, d_ff)), f"{ours}gate_up_proj.weight", width)
     yield Piece(down, f"{ours}down_proj.weight", (width, d_ff))
+
+
+def expert_pieces(
+    channel: ChannelMixerSpec,
+    width: int,
+    theirs: str,
+    ours: str,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> Iterator[Piece]:
+    """Gate, up and down projection of each expert; ours hold all experts."""
+    sizes = channel_config(channel).sizes(width)
+    d_ff = sizes["d_expert"]
+    for expert in range(sizes["num_experts"]):
+        gate, up, down = (f"{theirs}{expert}.{name}.weight" for name in names)
+        target, first, second = f"{ours}gate_up", slice(0, d_ff), slice(d_ff, 2 * d_ff)
+        yield Piece(gate, target, (d_ff, width), into=(expert, first))
+        yield Piece(up, target, (d_ff, width), into=(expert, second))
+        yield Piece(down, f"{ours}down", (width, d_ff), into=(expert,))
+
+
+def shared_expert_pieces(
+    channel: ChannelMixerSpec, width: int, theirs: str, ours: str
+) -> Iterator[Piece]:
+    """The expert that acts on every token, a gated feed-forward; nothing if there is none."""
+    if "d_shared" not in (sizes := channel_config(channel).sizes(width)):
+        return
+    d_ff = sizes["d_shared"]
+    named = [(f"{theirs}{name}.weight", d_ff) for name in ("gate_proj", "up_proj")]
+    yield from rows(named, f"{ours}shared.gate_up_proj.weight", width)
+    yield Piece(f"{theirs}down_proj.weight", f"{ours}shared.down_proj.weight", (width, d_ff))
+
+
+def solved(function: Callable[[float], float], value: float, guess: float) -> float:
+    """The number near `guess` of which `function` makes `value`, to the last bit if there is one.
+
+    A factor that a spec holds in another form must be written as it was read, and rounding may
+    make it a neighbour of what solving for it gives.
+    """
+    near = [guess]
+    for way in (-math.inf, math.inf):
+        step = guess
+        for _ in range(4):
+            near.append(step := math.nextafter(step, way))
+    return next((number for number in near if function(number) == value), guess)

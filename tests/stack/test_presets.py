@@ -25,9 +25,22 @@ PUBLISHED = {
     "mamba2-370m": 368_346_624,
     "gemma-3-1b": 999_885_952,
     "nemotron-h-8b": 8_100_852_736,
+    "lfm2.5-230m": 229_693_184,
+    "lfm2.5-2.6b": 2_697_198_592,
+    "lfm2.5-8b-a1b": 8_467_856_128,
+    "granite-4.0-h-350m": 340_332_224,
+    "falcon-h1-0.5b": 521_411_104,
+    "kimi-linear-48b-a3b": 49_122_675_072,
+    "qwen3-next-80b-a3b": 79_674_391_296,
 }
 HYBRIDS = [name for name in PUBLISHED if name.startswith("lfm")]
-ACTIVE = {"lfm2-8b-a1b": 1_557_740_288, "lfm2-24b-a2b": 2_326_879_488}
+ACTIVE = {
+    "lfm2-8b-a1b": 1_557_740_288,
+    "lfm2-24b-a2b": 2_326_879_488,
+    "lfm2.5-8b-a1b": 1_685_666_560,
+    "kimi-linear-48b-a3b": 3_484_453_248,
+    "qwen3-next-80b-a3b": 3_874_929_408,
+}
 KV_BYTES_PER_TOKEN = {"lfm2-350m": 12_288, "lfm2-2.6b": 16_384, "lfm2-24b-a2b": 20_480}
 
 

@@ -48,8 +48,8 @@ class AttentionConfig(MixerConfig):
     rope_high_freq_factor: float = Field(4.0, gt=0)
     head_gate: Annotated[bool, Gene((False, True))] = False
     """Scale each head's output by a sigmoid of the input (LFM3; arXiv 2505.06708)."""
-    gate_width: Annotated[Literal["head", "channel"], Gene(("head", "channel"))] = "head"
-    """One gate a head, or one for each of its channels (Qwen3-Next)."""
+    channel_gate: Annotated[bool, Gene((False, True))] = False
+    """Instead, each channel of each head by a gate of its own (Qwen3-Next)."""
     scale: float | None = Field(None, gt=0)
     """Factor on q.k; default head_dim^-1/2."""
 
@@ -77,8 +77,8 @@ class AttentionConfig(MixerConfig):
                 f"queries_per_kv={queries_per_kv} does not divide num_heads={num_heads}; "
                 f"allowed: {allowed}"
             )
-        if self.gate_width == "channel" and not self.head_gate:
-            raise UserError("gate_width='channel' needs head_gate=True; allowed here: 'head'")
+        if self.channel_gate and self.head_gate:
+            raise UserError("channel_gate and head_gate exclude each other; allowed: one of them")
         turning = int(self.rope_fraction * (self.head_dim // 2))
         if self.rope_over == "turning" and not turning:
             raise UserError(
@@ -100,7 +100,7 @@ class AttentionConfig(MixerConfig):
             "qkv_proj": d_model * (q if consumer else q + 2 * kv),
             "out_proj": q * d_model,
         }
-        if self.head_gate:
+        if self.head_gate or self.channel_gate:
             terms["gate_proj"] = d_model * self.num_gates(d_model)
         if self.qk_norm:
             terms["q_norm"] = self.head_dim
@@ -109,8 +109,8 @@ class AttentionConfig(MixerConfig):
 
     def num_gates(self, d_model: int) -> int:
         """Gates on the outputs of all heads."""
-        per_head = self.head_dim if self.gate_width == "channel" else 1
-        return self.sizes(d_model)["num_heads"] * per_head * self.head_gate
+        per_head = self.head_dim if self.channel_gate else int(self.head_gate)
+        return self.sizes(d_model)["num_heads"] * per_head
 
     def _widths(self, d_model: int) -> tuple[int, int]:
         sizes = self.sizes(d_model)

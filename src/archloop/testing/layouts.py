@@ -115,9 +115,9 @@ class LayoutContract(Contract):
         torch.manual_seed(0)
         with torch.no_grad():
             for name, parameter in theirs.named_parameters():
-                parameter.normal_(std=0.3)
-                if "norm" in name:
-                    parameter.add_(1)
+                # Norms near what they begin with: 1, or 0 where they multiply by 1 + w.
+                begun = parameter.clone() if "norm" in name else 0
+                parameter.normal_(std=0.3).add_(begun)
         theirs.save_pretrained(tmp_path / "theirs")
         ours = checkpoints.load(tmp_path / "theirs")
         seeded = torch.Generator().manual_seed(1)

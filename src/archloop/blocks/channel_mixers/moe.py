@@ -59,7 +59,7 @@ class MoE(ChannelMixer):
         shared_expansion: float = Field(0.0, ge=0, le=64)
         """Width of the shared expert over d_model; 0 for none."""
         shared_gate: bool = False
-        """Scale the shared expert's output by a sigmoid of the input (Qwen3-Next)."""
+        """Scale the output of the shared expert, if any, by a sigmoid of the input (Qwen3-Next)."""
         activation: Literal["swiglu", "relu2"] = "swiglu"
 
         def sizes(self, d_model: int) -> dict[str, int]:
@@ -73,8 +73,6 @@ class MoE(ChannelMixer):
                     "normalize=False is not for router='granite', whose weights are a softmax; "
                     "allowed here: True"
                 )
-            if self.shared_gate and not self.shared_expansion:
-                raise UserError("shared_gate=True needs a shared expert; allowed here: False")
             self._check_groups()
             d_expert = hidden_width(self.expansion, d_model)
             sizes = {"num_experts": self.num_experts, "top_k": self.top_k, "d_expert": d_expert}
@@ -164,7 +162,11 @@ class MoE(ChannelMixer):
         into = 2 * d_expert if config.activation == "swiglu" else d_expert
         self.gate_up = nn.Parameter(torch.empty(num_experts, into, d_model))
         self.down = nn.Parameter(torch.empty(num_experts, d_model, d_expert))
-        self.register_buffer("expert_bias", torch.zeros(num_experts, dtype=torch.float32))
+        self.register_buffer(
+            "expert_bias",
+            torch.zeros(num_experts, dtype=torch.float32),
+            persistent=config.use_bias,
+        )
         self.register_buffer(
             "loads", torch.zeros(num_experts, dtype=torch.float32), persistent=False
         )
@@ -174,7 +176,8 @@ class MoE(ChannelMixer):
         if config.shared_expansion:
             kind = SwiGLU if config.activation == "swiglu" else ReLU2
             self.shared = kind.Config(expansion=config.shared_expansion).build(d_model)
-        self.shared_gate = Linear(d_model, 1) if config.shared_gate else None
+        gated = config.shared_gate and config.shared_expansion
+        self.shared_gate = Linear(d_model, 1) if gated else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD = self.routed(x_BTD)

@@ -45,25 +45,41 @@ def head_keys(mixer: MixerSpec, width: int) -> dict[str, Any]:
     return said if num * head_dim == width else said | {"head_dim": head_dim}
 
 
-def rope(keys: Keys, theta: float, kinds: Collection[str] = ("default",)) -> dict[str, Scalar]:
+def rope(
+    keys: Keys,
+    theta: float,
+    kinds: Collection[str] = ("default",),
+    *,
+    turning: float | None = None,
+) -> dict[str, Scalar]:
     """Settings of RoPE, which may be said in several places that must agree.
 
     Args:
         keys: of the configuration; ``rope_theta``, ``rope_parameters`` and ``rope_scaling``.
         theta: default of the base.
         kinds: values of ``rope_type`` that are built.
+        turning: default share of a head's channels that turn, the first ones, with frequencies
+            that run over these; None: all turn.
 
     Raises:
         UserError: they contradict each other, or another kind.
     """
     said = {key: keys.real(key) for key in ("rope_theta", "theta") if key in keys}
     settings: dict[str, Scalar] = {}
+    if turning is None:
+        keys.fixed("partial_rotary_factor", 1.0)
+    else:
+        turning = keys.real("partial_rotary_factor", turning)
     for key in ("rope_parameters", "rope_scaling"):
         with keys.inside(key) as inner:
             if f"{key}.rope_theta" in inner:
                 said[f"{key}.rope_theta"] = inner.real(f"{key}.rope_theta")
-            settings |= rope_kind(inner, f"{key}.", kinds)
-    keys.fixed("partial_rotary_factor", 1.0)
+            share = f"{key}.partial_rotary_factor"
+            if turning is not None and share in inner:
+                turning = inner.real(share)
+            settings |= rope_kind(inner, f"{key}.", kinds, turning)
+    if turning is not None and turning != 1:
+        settings |= {"rope_fraction": turning, "rope_over": "turning"}
     bases = list(said.values()) or [theta]
     if any(base != bases[0] for base in bases):
         raise UserError(f"the rotary base is said twice, differently: {said}")
@@ -72,8 +88,13 @@ def rope(keys: Keys, theta: float, kinds: Collection[str] = ("default",)) -> dic
     return {"rope_theta": bases[0], **settings}
 
 
-def rope_kind(inner: Keys, stem: str, kinds: Collection[str]) -> dict[str, Scalar]:
-    """What a ``rope_type`` and its factors say beside the base, whose keys begin with `stem`."""
+def rope_kind(
+    inner: Keys, stem: str, kinds: Collection[str], turning: float | None = None
+) -> dict[str, Scalar]:
+    """What a ``rope_type`` and its factors say beside the base, whose keys begin with `stem`.
+
+    The share that turns may be said beside them if it has a default, `turning`.
+    """
     kind = inner.get(f"{stem}type", "default")
     kind = inner.get(f"{stem}rope_type", kind)
     if kind not in kinds:
@@ -81,7 +102,8 @@ def rope_kind(inner: Keys, stem: str, kinds: Collection[str]) -> dict[str, Scala
     share = f"{stem}partial_rotary_factor"
     if kind == "proportional":
         return {"rope_fraction": inner.real(share, 1.0)}
-    inner.fixed(share, 1.0)
+    if turning is None:
+        inner.fixed(share, 1.0)
     settings: dict[str, Scalar] = {}
     if kind in ("linear", "llama3"):
         settings["rope_factor"] = inner.real(f"{stem}factor")
@@ -105,6 +127,8 @@ def rope_keys(values: Mapping[str, Any]) -> dict[str, Any]:
         found |= {"rope_type": "linear", "factor": values["rope_factor"]}
         if values["rope_trained_context"] is not None:
             found |= {"rope_type": "llama3"} | {t: values[o] for o, t in _LLAMA3.items()}
+    elif values["rope_over"] == "turning":
+        found |= {"partial_rotary_factor": values["rope_fraction"]}
     elif values["rope_fraction"] != 1.0:
         found |= {"rope_type": "proportional", "partial_rotary_factor": values["rope_fraction"]}
     return found

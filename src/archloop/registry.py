@@ -57,6 +57,12 @@ KINDS = {
         shared=(
             "artifact",
             "base",
+            "block_cache",
+            "executorch_attention",
+            "executorch_graph",
+            "executorch_linking",
+            "executorch_lowering",
+            "executorch_rewrite",
             "exporting",
             "gguf_file",
             "graphs",
@@ -64,6 +70,8 @@ KINDS = {
             "onnx_graph",
             "onnx_parts",
             "parity",
+            "pieces",
+            "random_weights",
         ),
     ),
     "devices": Kind(

@@ -17,7 +17,7 @@ class TestRuntimes(RuntimeContract):
         if name == "torch_cuda":
             return (pytest.mark.gpu,)
         if not name.startswith("torch_"):
-            # Engines of other packages, which make test-ci installs.
-            return (pytest.mark.ci,)
+            # Engines of other packages, which make test-ci installs; some lower for a minute.
+            return (pytest.mark.ci, pytest.mark.timeout(900))
         first = quant == registry.get("runtimes", name).quants[0]
         return () if first or name == "torch_eager" else (pytest.mark.slow,)

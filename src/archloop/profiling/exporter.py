@@ -11,7 +11,7 @@ from typing import Literal
 from archloop import registry
 from archloop.devices.choice import DeviceChoice
 from archloop.runtimes.base import Runtime
-from archloop.runtimes.exporting import build_random, export
+from archloop.runtimes.exporting import export_random
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import Role
 from archloop.workers.forking import Start
@@ -81,10 +81,7 @@ def _export(asked: Export) -> Done:
         # Logits are compared with the engine in the state in which it is measured: with these
         # threads, and denormals flushed to zero.
         runtime.start(asked.threads)
-    # A processor takes seconds for a billion random numbers, a card none.
-    device = "cuda" if runtime.on_card and runtime.runs_here() else "cpu"
-    decoder = build_random(asked.spec, asked.seed, device)
-    export(runtime, decoder, asked.directory, asked.quant)
+    export_random(runtime, asked.spec, asked.seed, asked.directory, asked.quant)
     return Done()
 
 

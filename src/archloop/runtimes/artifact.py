@@ -28,6 +28,7 @@ class Manifest(BaseModel):
         parity_error: largest difference from eager PyTorch's logits, in standard deviations of
             them; None where the check was not made.
         parity_bound: what that error had to stay below.
+        composed: it was put together from pieces that were lowered before, rather than as a whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +42,7 @@ class Manifest(BaseModel):
     files: dict[str, str]
     parity_error: float | None = None
     parity_bound: float | None = None
+    composed: bool = False
 
     def write(self, directory: Path) -> None:
         """Write it into its artifact's folder, whole or not at all."""

@@ -25,6 +25,7 @@ from archloop.runtimes.artifact import Manifest, read_manifest
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from archloop.runtimes.pieces import Kind, Placed
     from archloop.stack.decoder import Decoder
 
 Logits = NDArray[np.float32]
@@ -142,6 +143,8 @@ class Runtime(ABC):
         parity_tolerance: by quantisation, how far logits may be from those of eager PyTorch (at
             `reference_dtype`), in standard deviations of the logits. Where eager PyTorch itself
             rounds more than that, twice its own distance from float32 is allowed.
+        lowers_pieces: it writes `lower` and `join`, by which a stack of pieces that were lowered
+            before is an artifact in seconds.
         on_card: it computes on a graphics card, which a measurement then needs alone.
         imports: modules that its Python process needs, and whose import starts no thread and
             reaches for no graphics card, so that processes may be forked from one that has them;
@@ -151,6 +154,7 @@ class Runtime(ABC):
     name: ClassVar[str] = ""
     quants: ClassVar[tuple[str, ...]] = ()
     parity_tolerance: ClassVar[Mapping[str, float]] = {}
+    lowers_pieces: ClassVar[bool] = False
     on_card: ClassVar[bool] = False
     imports: ClassVar[tuple[str, ...]] = ()
 
@@ -175,6 +179,23 @@ class Runtime(ABC):
         Called once in a measuring process, before `load`; sets what holds for the whole process,
         such as flushing denormals.
         """
+
+    def lower(
+        self, decoder: "Decoder", kind: "Kind", directory: Path, quant: str
+    ) -> dict[str, int]:
+        """Write the files of one piece (`runtimes.pieces`); returns weight bytes by precision.
+
+        Args:
+            decoder: of the piece's stack, with its weights.
+            kind: which piece it is.
+            directory: empty.
+            quant: one of the runtime's.
+        """
+        raise AssertionError(f"{type(self).__name__} lowers no pieces")
+
+    def join(self, pieces: Sequence[tuple["Placed", Path]], directory: Path) -> None:
+        """Write an artifact's files from those of its pieces in order, lowering nothing."""
+        raise AssertionError(f"{type(self).__name__} joins no pieces")
 
     def missing_to_export(self) -> str | None:
         """What this machine lacks to write artifacts, with the remedy; None when it is complete."""

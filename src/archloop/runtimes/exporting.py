@@ -9,18 +9,25 @@
 
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from archloop.errors import UserError
+from archloop.runtimes import pieces
 from archloop.runtimes.artifact import Manifest, checksums
 from archloop.runtimes.base import Runtime
+from archloop.runtimes.block_cache import BlockCache
+from archloop.runtimes.random_weights import build_random
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
     from archloop.runtimes.parity import Case
     from archloop.stack.decoder import Decoder
+
+__all__ = ["build_random", "compose", "export", "export_random"]
 
 _DECIDED = "parity"
 """Folder of a second artifact, whose experts are decided; see `parity.decided_experts`."""
@@ -42,9 +49,89 @@ def export(
         UserError: as `Runtime.check`, the stack is unsupported, the directory holds something, or
             the logits differ by more than `Runtime.parity_tolerance`; nothing is left behind.
     """
+    _check(runtime, decoder.spec, quant)
+    with _appearing(directory) as draft:
+        weight_bytes = runtime.write(decoder, draft, quant)
+        return _finished(runtime, decoder, draft, quant, weight_bytes, parity=parity)
+
+
+def compose(
+    runtime: Runtime,
+    spec: StackSpec,
+    directory: Path,
+    quant: str,
+    *,
+    cache: BlockCache | None = None,
+    parity: bool = True,
+) -> Manifest:
+    """As `export`, of random weights, from pieces that are lowered once for all stacks.
+
+    Args:
+        runtime: one that `lowers_pieces`.
+        spec: a stack of pieces, not `pieces.inseparable`.
+        directory: as in `export`.
+        quant: likewise.
+        cache: of lowered pieces; default: the user's.
+        parity: compare with eager PyTorch.
+
+    Raises:
+        UserError: as `export`.
+    """
+    _check(runtime, spec, quant)
+    cache = cache or BlockCache(runtime.name, runtime.version(), quant)
+
+    def lower(piece: pieces.Piece, home: Path) -> dict[str, int]:
+        return runtime.lower(pieces.build(piece), piece.kind, home, quant)
+
+    with _appearing(directory) as draft:
+        found = [(placed, *cache.get(placed.piece, lower)) for placed in pieces.pieces(spec)]
+        runtime.join([(placed, home) for placed, home, _ in found], draft)
+        weight_bytes = _summed(found)
+        decoder = pieces.assembled(spec)
+        return _finished(
+            runtime, decoder, draft, quant, weight_bytes, parity=parity, is_composed=True
+        )
+
+
+def export_random(
+    runtime: Runtime,
+    spec: StackSpec,
+    seed: int,
+    directory: Path,
+    quant: str,
+    *,
+    whole: bool = False,
+) -> Manifest:
+    """An artifact with random weights, by the fastest way there is.
+
+    Args:
+        runtime: to write for.
+        spec: of the stack.
+        seed: of the weights, where it is lowered as a whole; a piece has a seed of its own.
+        directory: as in `export`.
+        quant: likewise.
+        whole: lower the stack as a whole, pieces or not.
+
+    Raises:
+        UserError: as `export`.
+    """
+    if whole or not runtime.lowers_pieces or pieces.inseparable(spec) is not None:
+        # A processor takes seconds for a billion random numbers, a card none.
+        place = "cuda" if runtime.on_card and runtime.runs_here() else "cpu"
+        return export(runtime, build_random(spec, seed, place), directory, quant)
+    return compose(runtime, spec, directory, quant)
+
+
+def _check(runtime: Runtime, spec: StackSpec, quant: str) -> None:
+    """Refuse what the runtime cannot export."""
     runtime.check(quant)
-    if reason := runtime.unsupported(decoder.spec):
+    if reason := runtime.unsupported(spec):
         raise UserError(f"runtime {runtime.name} cannot run this stack: {reason}")
+
+
+@contextmanager
+def _appearing(directory: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name at the end, or leaves nothing behind."""
     # Absolute: the folder that "." means has a name.
     directory = directory.absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -52,45 +139,36 @@ def export(
     draft = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
     draft.mkdir(parents=True)
     try:
-        manifest = _written(runtime, decoder, draft, quant, parity=parity)
+        yield draft
         if directory.exists():
             directory.rmdir()
         draft.rename(directory)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return manifest
 
 
-def build_random(spec: StackSpec, seed: int, device: str = "cpu") -> "Decoder":
-    """A decoder in evaluation mode with the random weights of a seed, which profiling needs.
-
-    The global random state is left as it was.
-
-    Args:
-        spec: of the decoder.
-        seed: of the weights.
-        device: that draws them, each kind its own; the decoder is on the CPU.
-
-    Raises:
-        ValueError: the spec cannot be built.
-    """
-    import torch
-
-    from archloop.stack.decoder import Decoder
-
-    cards = [] if device == "cpu" else [torch.cuda.current_device()]
-    with torch.random.fork_rng(devices=cards), torch.device(device):
-        torch.manual_seed(seed)
-        decoder = Decoder(spec).cpu()
-    return decoder.eval().requires_grad_(False)
+def _summed(found: list[tuple[pieces.Placed, Path, dict[str, int]]]) -> dict[str, int]:
+    """Weight bytes by precision, of each copy once."""
+    copies = {(home, placed.weights): sizes for placed, home, sizes in found}
+    total: dict[str, int] = {}
+    for sizes in copies.values():
+        for precision, size in sizes.items():
+            total[precision] = total.get(precision, 0) + size
+    return total
 
 
-def _written(
-    runtime: Runtime, decoder: "Decoder", directory: Path, quant: str, *, parity: bool
+def _finished(
+    runtime: Runtime,
+    decoder: "Decoder",
+    directory: Path,
+    quant: str,
+    weight_bytes: dict[str, int],
+    *,
+    parity: bool,
+    is_composed: bool = False,
 ) -> Manifest:
-    """Everything of an artifact, in an empty folder."""
-    weight_bytes = runtime.write(decoder, directory, quant)
+    """The manifest of files that are written, compared where that is asked for."""
     manifest = Manifest(
         spec=decoder.spec,
         runtime=runtime.name,
@@ -99,6 +177,7 @@ def _written(
         precision=runtime.precision(quant),
         weight_bytes=weight_bytes,
         files=checksums(directory),
+        composed=is_composed,
     )
     if parity:
         manifest = _compared(runtime, decoder, directory, manifest)
@@ -114,7 +193,9 @@ def _compared(
 
     from archloop.runtimes.parity import decided_experts, make_case, session_rows
 
-    with decided_experts(decoder) as is_changed, TemporaryDirectory() as folder:
+    # Pieces have their experts' biases already: they are compared as they are.
+    deciding = nullcontext(False) if manifest.composed else decided_experts(decoder)
+    with deciding as is_changed, TemporaryDirectory() as folder:
         case = make_case(
             decoder,
             runtime.reference_dtype(manifest.quant),

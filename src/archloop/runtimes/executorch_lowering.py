@@ -1,0 +1,68 @@
+"""From a traced part of a decoder to a program that ExecuTorch loads, on XNNPACK.
+
+1. both graphs are traced (`executorch_graph`);
+2. what XNNPACK lacks is said with what it has (`executorch_rewrite`);
+3. XNNPACK takes over what it can, ExecuTorch's own kernels the rest;
+4. the state's write-backs are made where they are needed and nowhere else.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from archloop.runtimes import executorch_attention, executorch_graph, executorch_rewrite
+
+
+def lowered(part: executorch_graph.Part) -> Any:
+    """A program of two methods (`ExecutorchProgramManager`)."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import (
+        EdgeCompileConfig,
+        ExecutorchBackendConfig,
+        to_edge_transform_and_lower,
+    )
+    from executorch.exir.passes import MemoryPlanningPass
+
+    executorch_attention.load_operators()
+    with warnings.catch_warnings():
+        # Deprecations between PyTorch and ExecuTorch, of no use to whoever exports.
+        warnings.simplefilter("ignore")
+        programs = executorch_graph.traced(part)
+        edge = to_edge_transform_and_lower(
+            {name: executorch_rewrite.rewritten(each) for name, each in programs.items()},
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        for name in edge.methods:
+            _drop_copies(edge.exported_program(name))
+        return edge.to_executorch(
+            ExecutorchBackendConfig(
+                # The state and the tokens are the caller's own tensors.
+                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+            )
+        )
+
+
+def _drop_copies(program: ExportedProgram) -> None:
+    """Copies of a tensor over another of its size are that tensor.
+
+    Writing into a state leaves one such copy a tensor and layer of PyTorch's bookkeeping, a whole
+    cache each. The one that is needed, into the caller's tensor, the engine adds by itself where
+    the graph did not write there already.
+    """
+    from executorch.exir.dialects._ops import ops
+
+    for node in list(program.graph.nodes):
+        if node.op != "call_function" or node.target is not ops.edge.aten.copy.default:
+            continue
+        over, new = node.args[:2]
+        same = over.meta["val"].dtype == new.meta["val"].dtype
+        if same and over.meta["val"].shape == new.meta["val"].shape:
+            node.replace_all_uses_with(new)
+            program.graph.erase_node(node)
+    names = [node.name for node in program.graph.output_node().args[0]]
+    for spec, name in zip(program.graph_signature.output_specs, names, strict=True):
+        spec.arg = torch.export.graph_signature.TensorArgument(name=name)
+    program.graph_module.recompile()

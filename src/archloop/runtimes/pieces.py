@@ -1,0 +1,155 @@
+"""A stack as pieces that are lowered once each: embedding, halves of blocks, head.
+
+A search builds thousands of stacks from few halves of blocks. Lowering a half for an engine takes
+seconds to a minute, putting lowered halves together takes less than one. A piece is therefore
+known by what it computes alone: a stack of one block, with one half of it, at the stack's width.
+Its random weights follow from that too, so that all artifacts with this piece can be compared with
+one and the same eager module.
+"""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from archloop.runtimes.random_weights import build_random
+from archloop.stack.spec import BlockSpec, StackSpec
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder
+
+Kind = Literal["embedding", "mixers", "channel", "head"]
+_NO_VOCABULARY = 1
+"""Of a piece that never sees a token."""
+
+
+class Piece(NamedTuple):
+    """What is lowered.
+
+    Attributes:
+        kind: which part of its stack.
+        spec: a stack with that part alone; blocks are none or one.
+    """
+
+    kind: Kind
+    spec: StackSpec
+
+    @property
+    def digest(self) -> str:
+        """Short hash of what it computes."""
+        return hashlib.sha256(f"{self.kind} {self.spec.to_json()}".encode()).hexdigest()[:16]
+
+    @property
+    def seed(self) -> int:
+        """Of its random weights."""
+        return int(self.digest[:8], 16)
+
+
+class Placed(NamedTuple):
+    """A piece in a stack.
+
+    Attributes:
+        piece: what is there.
+        block: index of its block; None of the embedding and the head.
+        weights: which copy of the piece's weights it has: pieces of one stack that share weights
+            say the same.
+    """
+
+    piece: Piece
+    block: int | None
+    weights: int
+
+
+def inseparable(spec: StackSpec) -> str | None:
+    """Why a stack is not made of pieces, or None."""
+    from archloop import registry
+
+    for index, block in enumerate(spec.blocks):
+        for mixer in block.mixers:
+            if mixer.state_from is not None:
+                return f"block {index} reads the state of block {mixer.state_from}"
+            if registry.get("mixers", mixer.name).placed:
+                return f"block {index}: {mixer.name} depends on its place in the stack"
+    return None
+
+
+def pieces(spec: StackSpec) -> list[Placed]:
+    """The pieces of a stack in order; it is not `inseparable`."""
+    found = [Placed(Piece("embedding", spec.replace(blocks=(), max_context=None)), None, 0)]
+    for index, block in enumerate(spec.blocks):
+        if block.mixers:
+            mixers = tuple(
+                mixer.model_copy(update={"weights_from": None}) for mixer in block.mixers
+            )
+            lenders = {mixer.weights_from for mixer in block.mixers}
+            # Weights are shared by the whole half, or the half has its own copy of all of them.
+            lender = lenders.pop() if len(lenders) == 1 else None
+            half = block.model_copy(update={"mixers": mixers, "channel_mixer": None})
+            found.append(_placed("mixers", spec, half, index, lender))
+        if block.channel_mixer is not None:
+            channel = block.channel_mixer.model_copy(update={"weights_from": None})
+            half = BlockSpec(
+                channel_mixer=channel,
+                post_norms=block.post_norms,
+                residual_multiplier=block.residual_multiplier,
+            )
+            found.append(_placed("channel", spec, half, index, block.channel_mixer.weights_from))
+    head = spec.replace(blocks=(), max_context=None)
+    return [*found, Placed(Piece("head", head), None, 0)]
+
+
+def _placed(kind: Kind, spec: StackSpec, half: BlockSpec, index: int, lender: int | None) -> Placed:
+    alone = StackSpec(
+        d_model=spec.d_model,
+        vocab_size=_NO_VOCABULARY,
+        blocks=(half,),
+        norm_eps=spec.norm_eps,
+        norm_offset=spec.norm_offset,
+    )
+    return Placed(Piece(kind, alone), index, index if lender is None else lender)
+
+
+def build(piece: Piece) -> "Decoder":
+    """The decoder of a piece's stack, with the piece's weights."""
+    return build_random(piece.spec, piece.seed)
+
+
+def assembled(spec: StackSpec) -> "Decoder":
+    """The decoder of a stack whose weights are those of its pieces."""
+    import torch
+
+    decoder = build_random(spec, 0)
+    built: dict[Piece, Decoder] = {}
+    with torch.no_grad():
+        for placed in pieces(spec):
+            if placed.piece not in built:
+                built[placed.piece] = build(placed.piece)
+            source = built[placed.piece]
+            if placed.block is not None:
+                _copy_half(source, decoder, placed.piece.kind, placed.block)
+            elif placed.piece.kind == "embedding":
+                decoder.embedding.load_state_dict(source.embedding.state_dict())
+            else:
+                decoder.norm.load_state_dict(source.norm.state_dict())
+                if decoder.head is not None and source.head is not None:
+                    decoder.head.load_state_dict(source.head.state_dict())
+    return decoder
+
+
+def _copy_half(source: "Decoder", decoder: "Decoder", kind: Kind, index: int) -> None:
+    """Give a half of a block the weights of its piece."""
+    given, wanted = next(iter(source.each_block())), list(decoder.each_block())[index]
+    there = wanted.state_dict()
+    for name, tensor in given.state_dict().items():
+        if name.startswith("channel") == (kind == "channel"):
+            there[name].copy_(tensor)
+
+
+@cache
+def code_digest() -> str:
+    """Short hash of all that decides what a lowered piece computes: this package's own code."""
+    home, digest = Path(__file__).parents[1], hashlib.sha256()
+    for folder in ("blocks", "stack", "runtimes"):
+        for path in sorted((home / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

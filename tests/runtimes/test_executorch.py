@@ -1,0 +1,108 @@
+"""ExecuTorch: every mixer and channel mixer, whole and put together from pieces."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from archloop import registry
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.block_cache import BlockCache
+from archloop.runtimes.exporting import build_random, compose
+from archloop.runtimes.parity import decided_experts, distance, eager_logits, session_rows
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+EVERY = [*registry.shipped("mixers"), *registry.shipped("channel_mixers")]
+SETTINGS = {"gqa": {"head_dim": 32}, "swa": {"head_dim": 32, "window": 32}}
+IN_CI = {"gqa"}
+"""make test-engines runs all."""
+PARTS = (69, 1, 2, 31)
+"""Of a prompt: more than a pass and a window, fewer than a convolution's kernel, the rest."""
+STEPS = 4
+
+
+def stack(name: str) -> StackSpec:
+    """A block of one mixer, or of one channel mixer."""
+    is_mixer = name in registry.shipped("mixers")
+    mixer = MixerSpec(name=name if is_mixer else "short_conv", config=SETTINGS.get(name, {}))
+    channel = None if is_mixer else ChannelMixerSpec(name=name)
+    block = BlockSpec(mixers=(mixer,), channel_mixer=channel)
+    return StackSpec(d_model=128, vocab_size=64, blocks=(block,))
+
+
+@pytest.fixture
+def runtime() -> Any:
+    found = registry.get("runtimes", "executorch")()
+    if missing := found.missing_to_export():
+        pytest.skip(missing)
+    found.start(1)
+    return found
+
+
+def marked(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.ci if name in IN_CI else pytest.mark.engines)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [*map(marked, EVERY)])
+def test_prefill_in_uneven_parts_and_decode_agree_with_eager_pytorch(
+    name: str, runtime: Any, tmp_path: Path
+) -> None:
+    decoder = build_random(stack(name), 0)
+    with decided_experts(decoder):
+        runtime.write(decoder, tmp_path, "fp32")
+        first = check(runtime, decoder, tmp_path, 1e-4)
+    assert np.isfinite(first).all()
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(900)
+def test_a_stack_of_lowered_pieces_is_the_whole_stack(runtime: Any, tmp_path: Path) -> None:
+    swiglu = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
+    conv, gqa = MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 32})
+    blocks = [BlockSpec(mixers=(mixer,), channel_mixer=swiglu) for mixer in (conv, gqa, conv)]
+    spec = StackSpec(d_model=64, vocab_size=64, blocks=tuple(blocks))
+    cache = BlockCache("executorch", runtime.version(), "fp32", tmp_path / "cache")
+    manifest = compose(runtime, spec, tmp_path / "first", "fp32", cache=cache)
+    assert manifest.composed
+    assert manifest.parity_error is not None
+    assert manifest.parity_error < 1e-4
+    # Embedding, head, two kinds of mixer, one of channel mixer; of these two occur again.
+    assert (cache.misses, cache.hits) == (5, 3)
+    # Another order of the same pieces lowers nothing.
+    other = spec.replace(blocks=(blocks[1], blocks[0], blocks[1], blocks[1]))
+    again = compose(runtime, other, tmp_path / "second", "fp32", cache=cache)
+    assert again.parity_error is not None
+    assert again.parity_error < 1e-4
+    assert (cache.misses, cache.hits) == (5, 13)
+    # Copies have weights of their own in the file.
+    assert (
+        sum(again.weight_bytes.values())
+        == 4 * sum(p.numel() for p in build_random(other, 0).parameters()) + 4 * 64 * 64
+    )
+
+
+def check(runtime: Any, decoder: Decoder, folder: Path, tolerance: float) -> np.ndarray:
+    """Logits of a session, which agree with eager PyTorch's, twice."""
+    ids = np.random.default_rng(0).integers(64, size=sum(PARTS) + STEPS).tolist()
+    prompt, steps = ids[: sum(PARTS)], ids[sum(PARTS) :]
+    ends = np.cumsum(PARTS).tolist()
+    parts = [prompt[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    manifest = Manifest(
+        spec=decoder.spec,
+        runtime="executorch",
+        version=runtime.version(),
+        quant="fp32",
+        precision="float32",
+        weight_bytes={},
+        files={},
+    )
+    session = runtime.load(folder, manifest, 1, len(ids))
+    first = session_rows(session, parts, steps)
+    assert distance(first, eager_logits(decoder, prompt, steps, "float32")) < tolerance
+    # A conversation leaves nothing to the next one.
+    np.testing.assert_array_equal(first, session_rows(session, parts, steps))
+    session.close()
+    return first

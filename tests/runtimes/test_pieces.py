@@ -1,0 +1,134 @@
+"""Pieces of stacks: which there are, whose weights they have, how they are kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from archloop.runtimes import pieces
+from archloop.runtimes.block_cache import BlockCache
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+CONV, GQA = MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 32})
+SWIGLU = ChannelMixerSpec(name="swiglu")
+
+
+def stack(*blocks: BlockSpec) -> StackSpec:
+    return StackSpec(d_model=64, vocab_size=32, blocks=blocks)
+
+
+def block(mixer: MixerSpec = CONV, channel: ChannelMixerSpec | None = SWIGLU) -> BlockSpec:
+    return BlockSpec(mixers=(mixer,), channel_mixer=channel)
+
+
+def test_a_stack_is_its_embedding_halves_of_blocks_and_head() -> None:
+    found = pieces.pieces(stack(block(), block(GQA), BlockSpec(channel_mixer=SWIGLU)))
+    kinds = [(each.piece.kind, each.block) for each in found]
+    assert kinds == [
+        ("embedding", None),
+        ("mixers", 0),
+        ("channel", 0),
+        ("mixers", 1),
+        ("channel", 1),
+        ("channel", 2),
+        ("head", None),
+    ]
+    assert found[2].piece == found[4].piece == found[5].piece
+    assert len({each.piece.digest for each in found}) == 5
+
+
+def test_a_piece_is_known_by_what_it_computes_alone() -> None:
+    few, many = stack(block(GQA)), stack(block(), block(GQA)).replace(vocab_size=99)
+    assert pieces.pieces(few)[1].piece == pieces.pieces(many)[3].piece
+    other = few.replace(norm_eps=1e-6)
+    assert pieces.pieces(few)[1].piece != pieces.pieces(other)[1].piece
+
+
+def test_shared_weights_are_one_copy_and_others_are_not() -> None:
+    lent = CONV.model_copy(update={"weights_from": 0})
+    found = pieces.pieces(stack(block(), block(lent), block()))
+    mixers = [each for each in found if each.piece.kind == "mixers"]
+    assert [each.weights for each in mixers] == [0, 0, 2]
+    assert len({each.piece for each in mixers}) == 1
+
+
+def test_what_depends_on_other_blocks_is_inseparable() -> None:
+    reads = GQA.model_copy(update={"state_from": 0})
+    reason = pieces.inseparable(stack(block(GQA), block(reads)))
+    assert reason == "block 1 reads the state of block 0"
+    reason = pieces.inseparable(stack(block(MixerSpec(name="hgrn2"))))
+    assert reason == "block 0: hgrn2 depends on its place in the stack"
+    assert pieces.inseparable(stack(block(), block(GQA))) is None
+
+
+def test_a_stack_has_the_weights_of_its_pieces() -> None:
+    spec = stack(block(), block(GQA), block()).replace(tie_embeddings=False)
+    decoder = pieces.assembled(spec)
+    found = {each.piece.kind: each.piece for each in pieces.pieces(spec)}
+    head = pieces.build(found["head"])
+    assert decoder.head is not None
+    assert head.head is not None
+    torch.testing.assert_close(decoder.head.weight, head.head.weight, rtol=0, atol=0)
+    first, _, third = decoder.each_block()
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(tensor, third.state_dict()[name], rtol=0, atol=0)
+    channel = next(pieces.build(found["channel"]).each_block()).state_dict()
+    name = next(name for name in channel if name.startswith("channel_mixer."))
+    torch.testing.assert_close(first.state_dict()[name], channel[name], rtol=0, atol=0)
+
+
+class Lowering:
+    """Counts, and writes a file."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, piece: pieces.Piece, home: Path) -> dict[str, int]:
+        self.calls += 1
+        (home / "model").write_bytes(piece.digest.encode())
+        return {"float32": 8}
+
+
+@pytest.fixture
+def piece() -> pieces.Piece:
+    return pieces.pieces(stack(block()))[1].piece
+
+
+def test_a_piece_is_lowered_once_for_a_runtime_version_and_quantisation(
+    piece: pieces.Piece, tmp_path: Path
+) -> None:
+    lower = Lowering()
+    cache = BlockCache("engine", "1", "fp32", tmp_path)
+    home, weight_bytes = cache.get(piece, lower)
+    assert (home / "model").read_bytes() == piece.digest.encode()
+    assert cache.get(piece, lower) == (home, weight_bytes) == (home, {"float32": 8})
+    assert (lower.calls, cache.hits, cache.misses) == (1, 1, 1)
+    for other in ("engine", "2", "fp32"), ("engine", "1", "int8"), ("another", "1", "fp32"):
+        BlockCache(*other, tmp_path).get(piece, lower)
+    assert lower.calls == 4
+
+
+@pytest.mark.parametrize("damage", ["changed", "lost", "index"])
+def test_a_damaged_piece_is_lowered_again(piece: pieces.Piece, tmp_path: Path, damage: str) -> None:
+    lower = Lowering()
+    cache = BlockCache("engine", "1", "fp32", tmp_path)
+    home, _ = cache.get(piece, lower)
+    if damage == "changed":
+        (home / "model").write_bytes(b"x")
+    elif damage == "lost":
+        (home / "model").unlink()
+    else:
+        (home / "piece.json").write_text("{")
+    assert cache.get(piece, lower)[0] == home
+    assert (home / "model").read_bytes() == piece.digest.encode()
+    assert lower.calls == 2
+
+
+def test_a_failed_lowering_leaves_nothing(piece: pieces.Piece, tmp_path: Path) -> None:
+    def fails(piece: pieces.Piece, home: Path) -> dict[str, int]:
+        (home / "model").write_bytes(b"half")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        BlockCache("engine", "1", "fp32", tmp_path).get(piece, fails)
+    assert list(tmp_path.iterdir()) == []

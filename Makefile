@@ -70,11 +70,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test
-	$(PIP_INSTALL) -e ".[test,onnx,openvino,ray]"
+	$(PIP_INSTALL) -e ".[test,executorch,onnx,openvino,ray]"
 	touch $@
 
 $(VENV)/.installed-llama: $(VENV)/.installed-engines
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PIP_INSTALL) -e ".[test,onnx,openvino,llama_cpp]"
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PIP_INSTALL) -e ".[test,executorch,onnx,openvino,llama_cpp]"
 	touch $@
 
 clean:

@@ -62,6 +62,7 @@ KINDS = {
             "executorch_graph",
             "executorch_linking",
             "executorch_lowering",
+            "executorch_quantizing",
             "executorch_rewrite",
             "exporting",
             "gguf_file",

@@ -20,6 +20,7 @@ from archloop.stack.spec import StackSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from archloop.runtimes.executorch_graph import Part
     from archloop.runtimes.pieces import Kind, Placed
     from archloop.stack.decoder import Decoder
 
@@ -30,9 +31,9 @@ _ATTENTION = "libcustom_ops_aot_lib.so"
 class ExecuTorch(Runtime):
     """ExecuTorch; the artifact is a program and a description of its state."""
 
-    quants = ("fp32",)
+    quants = ("fp32", "8da4w")
     lowers_pieces = True
-    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4}
+    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "8da4w": 2.0}
 
     def version(self) -> str:
         return metadata.version("executorch")
@@ -51,27 +52,16 @@ class ExecuTorch(Runtime):
         return executorch_graph.unsupported(spec)
 
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
-        from archloop.runtimes import executorch_graph, executorch_lowering
+        from archloop.runtimes import executorch_graph
 
-        del quant
-        part = executorch_graph.whole(decoder)
-        program = executorch_lowering.lowered(part)
-        with (directory / MODEL).open("wb") as file:
-            program.write_to_file(file)
-        _write_state(directory, [each._asdict() for each in part.held])
-        return {"float32": sum(p.numel() * 4 for p in decoder.parameters())}
+        return _write(executorch_graph.whole(decoder), directory, quant)
 
     def lower(
         self, decoder: "Decoder", kind: "Kind", directory: Path, quant: str
     ) -> dict[str, int]:
-        from archloop.runtimes import executorch_graph, executorch_lowering
+        from archloop.runtimes import executorch_graph
 
-        del quant
-        part = executorch_graph.of_piece(decoder, kind)
-        with (directory / MODEL).open("wb") as file:
-            executorch_lowering.lowered(part).write_to_file(file)
-        _write_state(directory, [each._asdict() for each in part.held])
-        return {"float32": sum(p.numel() * 4 for p in part.parameters())}
+        return _write(executorch_graph.of_piece(decoder, kind), directory, quant)
 
     def join(self, pieces: Sequence[tuple["Placed", Path]], directory: Path) -> None:
         from executorch.exir._serialize._program import (
@@ -111,6 +101,21 @@ class ExecuTorch(Runtime):
         # The engine has one pool of threads for the whole process.
         if portable_lib._threadpool_get_thread_count() != threads:
             portable_lib._unsafe_reset_threadpool(threads)
+
+
+def _write(part: "Part", directory: Path, quant: str) -> dict[str, int]:
+    """The files of a part; returns weight bytes by precision."""
+    from archloop.runtimes import executorch_lowering, executorch_quantizing
+
+    if quant == "fp32":
+        weights = {id(p): p.numel() * 4 for p in part.parameters()}
+        weight_bytes = {"float32": sum(weights.values())}
+    else:
+        weight_bytes = executorch_quantizing.quantize(part)
+    with (directory / MODEL).open("wb") as file:
+        executorch_lowering.lowered(part).write_to_file(file)
+    _write_state(directory, [each._asdict() for each in part.held])
+    return {name: size for name, size in weight_bytes.items() if size}
 
 
 def _write_state(directory: Path, held: list[dict[str, Any]]) -> None:

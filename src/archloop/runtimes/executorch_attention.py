@@ -12,9 +12,10 @@ H head width, K width of an absorbed query: latent and shared key, R latent widt
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from archloop.blocks.base import Features, SequenceMixer, Span, State
+from archloop.blocks.linear import Linear
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.mla import MLA
 
@@ -32,16 +33,34 @@ def load_operators() -> None:
 def fuse(mixer: SequenceMixer) -> None:
     """Let a mixer with a cache use the operators; others are left as they are.
 
-    Its parameters stay; only how it reads and writes its state is another class's.
+    Its numbers stay; how it reads and writes its state is another class's, and projections that
+    are rows of one matrix become matrices of their own, which can be quantised.
     """
     if type(mixer) is GQA:
         mixer.__class__ = FusedGQA
+        assert isinstance(mixer, FusedGQA)
+        mixer.split()
     elif type(mixer) is MLA:
         mixer.__class__ = FusedMLA
 
 
 class FusedGQA(GQA):
     """Grouped-query attention whose cache is (B, S, M, H)."""
+
+    def split(self) -> None:
+        """Give queries, and keys and values, a projection each."""
+        width = self.num_heads * self.head_dim
+        weight = self.qkv_proj.weight
+        self.q_proj, self.kv_proj = _linear(weight[:width]), _linear(weight[width:])
+        del self.qkv_proj
+
+    def queries(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
+        return self._placed(self.q_proj(x_BTD), self.num_heads, self.q_norm, positions_BT)
+
+    def keys_values(self, x_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.k_norm is not None, "a consumer has no keys of its own"
+        k_BTd, v_BTd = self.kv_proj(x_BTD).chunk(2, -1)
+        return self._placed(k_BTd, self.num_kv_heads, self.k_norm, positions_BT), self._heads(v_BTd)
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         assert state is not None, "a graph of inference has a state"
@@ -98,6 +117,13 @@ class FusedMLA(MLA):
 
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         return self.read(x_BD[:, None], shared, Span(positions_B[:, None]))[:, 0]
+
+
+def _linear(weight: Tensor) -> Linear:
+    """A projection with a copy of some rows; none where there are no rows."""
+    made = Linear(weight.shape[1], weight.shape[0])
+    made.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    return made
 
 
 def _first(span: Span, cache_BSMH: Tensor) -> Any:

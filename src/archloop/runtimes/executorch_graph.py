@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from archloop.blocks.base import Span, State
+from archloop.blocks.linear import Linear
 from archloop.blocks.stream import Stream
 from archloop.runtimes import executorch_attention
 from archloop.runtimes.pieces import Kind
@@ -90,6 +91,10 @@ class Part(nn.Module):
         for index in indices:
             for slot in range(len(decoder.spec.blocks[index].mixers)):
                 executorch_attention.fuse(decoder.mixer(index, slot))
+        # A module, so that it can be quantised; its weight is the embedding's where they are tied.
+        self.head = Linear(decoder.spec.d_model, decoder.spec.vocab_size) if answers else None
+        if self.head is not None:
+            self.head.weight = decoder.output_weight  # type: ignore[assignment]
         self.held = [
             _described(key, self.decoder.mixer(*key).name, name, tensor)
             for key, own in self._empty.items()
@@ -124,7 +129,10 @@ class Part(nn.Module):
         hidden = stream.normed(self.decoder.norm)
         if last_B is not None:
             hidden = hidden.index_select(1, last_B)[:, 0]
-        logits_BV = self.decoder.logits(hidden)
+        assert self.head is not None
+        logits_BV = self.head(hidden)
+        if (divisor := self.decoder.spec.logits_divisor) != 1.0:
+            logits_BV = logits_BV / divisor
         return logits_BV.argmax(-1), logits_BV
 
 

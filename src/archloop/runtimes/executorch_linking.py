@@ -38,7 +38,7 @@ def linked(pieces: Sequence[Lowered]) -> Any:
     from executorch.exir._serialize._program import PTEFile
 
     first = pieces[0].file.program
-    constants, delegates = [first.constant_buffer[0]], []
+    constants, delegates = [first.constant_buffer[0]], list[Any]()
     named = NamedDataStoreOutput(buffers=[], pte_data={}, external_data={})
     offsets = []
     for piece in pieces:
@@ -60,7 +60,7 @@ def linked(pieces: Sequence[Lowered]) -> Any:
 
 def _named(piece: Lowered, into: Any) -> dict[str, str]:
     """Add a piece's weights to those of the file; new names by old ones."""
-    names = {}
+    names: dict[str, str] = {}
     if piece.file.named_data is None:
         return names
     for old, entry in piece.file.named_data.pte_data.items():

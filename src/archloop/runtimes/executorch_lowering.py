@@ -17,7 +17,10 @@ from archloop.runtimes import executorch_attention, executorch_graph, executorch
 
 def lowered(part: executorch_graph.Part) -> Any:
     """A program of two methods (`ExecutorchProgramManager`)."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+        XnnpackDynamicallyQuantizedPartitioner,
+        XnnpackPartitioner,
+    )
     from executorch.exir import (
         EdgeCompileConfig,
         ExecutorchBackendConfig,
@@ -32,7 +35,8 @@ def lowered(part: executorch_graph.Part) -> Any:
         programs = executorch_graph.traced(part)
         edge = to_edge_transform_and_lower(
             {name: executorch_rewrite.rewritten(each) for name, each in programs.items()},
-            partitioner=[XnnpackPartitioner()],
+            # Quantised products first, or the general one would take their halves apart.
+            partitioner=[XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()],
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )
         for name in edge.methods:

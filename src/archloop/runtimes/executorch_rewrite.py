@@ -21,7 +21,9 @@ def rewritten(program: ExportedProgram) -> ExportedProgram:
     """The same program, computed by operators that XNNPACK has where there are such."""
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    program = constant_prop_pass(program.run_decompositions(_decompositions()))
+    kept = set(_quantisers())
+    program = program.run_decompositions(_decompositions())
+    program = constant_prop_pass(program, custom_skip_targets=kept)  # type: ignore[arg-type]
     for name, constant in program.constants.items():
         if isinstance(constant, Tensor):
             # XNNPACK's exporter writes the storage that a constant lies in from its start, so a
@@ -43,9 +45,20 @@ def rewritten(program: ExportedProgram) -> ExportedProgram:
 def _decompositions() -> Any:
     """PyTorch's, but what XNNPACK takes as it is."""
     table = torch.export.default_decompositions()
-    for operator in (aten.linear.default, aten.conv1d.default, aten.conv1d.padding):
+    taken = (aten.linear.default, aten.conv1d.default, aten.conv1d.padding, *_quantisers())
+    for operator in taken:
         table.pop(operator, None)
     return table
+
+
+def _quantisers() -> list[Any]:
+    """torchao's operators, which XNNPACK knows by name; they exist once torchao is loaded."""
+    names = ("choose_qparams_affine", "quantize_affine", "dequantize_affine")
+    return [
+        getattr(torch.ops.torchao, name).default
+        for name in names
+        if hasattr(torch.ops.torchao, name)
+    ]
 
 
 class _Rewriter:
@@ -76,7 +89,7 @@ class _Rewriter:
 
     def call(self, operator: Any, *args: Any) -> Node:
         """A node's result."""
-        node = self.program.graph.call_function(operator, args)
+        node: Node = self.program.graph.call_function(operator, args)
         given = torch.fx.node.map_arg(args, lambda each: each.meta["val"])
         node.meta["val"] = operator(*given)
         return node
@@ -89,7 +102,7 @@ class _Rewriter:
         key = (*shape, value)
         if key not in self._constants:
             with self.program.graph.inserting_before(self._first):
-                self._constants[key] = create_constant_placeholder(
+                made: Node = create_constant_placeholder(
                     self.program,
                     self.program.graph,
                     f"b_rewritten_{len(self._constants)}",
@@ -97,6 +110,7 @@ class _Rewriter:
                     torch.full(tuple(shape), value),
                     persistent_buffer=True,
                 )
+            self._constants[key] = made
         return self._constants[key]
 
 
@@ -111,7 +125,8 @@ def _is_static(*values: Tensor) -> bool:
 
 def _summed(rewriter: _Rewriter, node: Node, factor: float) -> Node | None:
     """A sum along the last axis or the one before, times a factor, as a product with a vector."""
-    x, axes = node.args[0], node.args[1]
+    x: Any = node.args[0]
+    axes: Any = node.args[1]
     value = _value(x)
     if not isinstance(axes, list | tuple) or len(axes) != 1 or value.dtype != torch.float32:
         return None
@@ -135,7 +150,7 @@ def _sum(rewriter: _Rewriter, node: Node) -> Node | None:
 
 
 def _mean(rewriter: _Rewriter, node: Node) -> Node | None:
-    axes = node.args[1]
+    axes: Any = node.args[1]
     if not isinstance(axes, list | tuple) or len(axes) != 1:
         return None
     return _summed(rewriter, node, 1 / int(_value(node.args[0]).shape[int(axes[0])]))
@@ -163,7 +178,8 @@ def _select(rewriter: _Rewriter, node: Node) -> Node | None:
 
 def _split(rewriter: _Rewriter, node: Node) -> Node | None:
     """Slices in place of a list of parts."""
-    x, axis = node.args[0], int(node.args[2]) if len(node.args) > 2 else 0  # type: ignore[arg-type]
+    given: Any = node.args
+    x, axis = given[0], given[2] if len(given) > 2 else 0
     parts = node.meta["val"]
     if not _is_static(*parts) or not parts[0].dtype.is_floating_point:
         return None
@@ -186,7 +202,8 @@ def _with_number(rewriter: _Rewriter, node: Node) -> Node | None:
         return None
     if _value(x).dtype != torch.float32 or not isinstance(number, int | float):
         return None
-    operator = _OF_TENSORS.get(node.target, node.target)
+    target: Any = node.target
+    operator = _OF_TENSORS.get(target, target)
     if operator is aten.mul.Tensor and number == 1:
         return x
     return rewriter.call(operator, x, rewriter.constant((1,), float(number)))
@@ -194,7 +211,7 @@ def _with_number(rewriter: _Rewriter, node: Node) -> Node | None:
 
 _CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default)
 """Of what is known here: whoever runs a program checks tokens and room."""
-_OF_TENSORS = {
+_OF_TENSORS: dict[Any, Any] = {
     aten.add.Scalar: aten.add.Tensor,
     aten.sub.Scalar: aten.sub.Tensor,
     aten.mul.Scalar: aten.mul.Tensor,

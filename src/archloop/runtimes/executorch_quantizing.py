@@ -16,11 +16,10 @@ as two tensors, never called."""
 
 def quantize(part: nn.Module) -> dict[str, int]:
     """Quantise in place; returns weight bytes by precision, scales among float32."""
+    import torch
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerGroup
     from torchao.utils import unwrap_tensor_subclass
-
-    import torch
 
     chosen = {
         name: module

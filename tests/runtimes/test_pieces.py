@@ -77,6 +77,14 @@ def test_a_stack_has_the_weights_of_its_pieces() -> None:
     torch.testing.assert_close(first.state_dict()[name], channel[name], rtol=0, atol=0)
 
 
+def test_a_tied_head_has_the_embedding_of_its_stack() -> None:
+    spec = stack(block())
+    embedding, *_, head = (pieces.build(each.piece) for each in pieces.pieces(spec))
+    torch.testing.assert_close(embedding.output_weight, head.output_weight, rtol=0, atol=0)
+    found = pieces.assembled(spec).output_weight
+    torch.testing.assert_close(found, head.output_weight, rtol=0, atol=0)
+
+
 class Lowering:
     """Counts, and writes a file."""
 

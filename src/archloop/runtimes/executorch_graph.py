@@ -94,7 +94,7 @@ class Part(nn.Module):
         # A module, so that it can be quantised; its weight is the embedding's where they are tied.
         self.head = Linear(decoder.spec.d_model, decoder.spec.vocab_size) if answers else None
         if self.head is not None:
-            self.head.weight = decoder.output_weight  # type: ignore[assignment]
+            self.head.weight = decoder.output_weight
         self.held = [
             _described(key, self.decoder.mixer(*key).name, name, tensor)
             for key, own in self._empty.items()

@@ -68,7 +68,10 @@ def _named(piece: Lowered, into: Any) -> dict[str, str]:
         names[old] = hashlib.sha256(f"{piece.weights} {old}".encode()).hexdigest()
         if names[old] not in into.pte_data:
             into.buffers.append(piece.file.named_data.buffers[entry.buffer_index])
-            into.pte_data[names[old]] = replace(entry, buffer_index=len(into.buffers) - 1)
+            # A file that was read does not say how its weights were aligned.
+            into.pte_data[names[old]] = replace(
+                entry, buffer_index=len(into.buffers) - 1, alignment=_ALIGNMENT
+            )
     return names
 
 

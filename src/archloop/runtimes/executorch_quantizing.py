@@ -9,6 +9,8 @@ from torch import nn
 
 GROUP = 32
 """Numbers of a row that share a scale."""
+_INT4 = "int4"
+"""A dtype that PyTorch has and its types do not mention."""
 _FLOAT = ("router", "up_proj")
 """Modules left as they are: a router's choice is no matter of rounding, and MLA's `up_proj` is read
 as two tensors, never called."""
@@ -38,7 +40,7 @@ def quantize(part: nn.Module) -> dict[str, int]:
     quantize_(
         part,
         Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=torch.int4, weight_granularity=PerGroup(GROUP)
+            weight_dtype=getattr(torch, _INT4), weight_granularity=PerGroup(GROUP)
         ),
         filter_fn=lambda module, name: name in chosen,
     )

@@ -23,7 +23,7 @@ def rewritten(program: ExportedProgram) -> ExportedProgram:
 
     kept = set(_quantisers())
     program = program.run_decompositions(_decompositions())
-    program = constant_prop_pass(program, custom_skip_targets=kept)  # type: ignore[arg-type]
+    program = constant_prop_pass(program, custom_skip_targets=kept)
     for name, constant in program.constants.items():
         if isinstance(constant, Tensor):
             # XNNPACK's exporter writes the storage that a constant lies in from its start, so a

@@ -41,8 +41,8 @@ class Piece(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """Of its random weights."""
-        return int(self.digest[:8], 16)
+        """Of its random weights; embedding and head of a stack have one, so that they can be tied."""
+        return int(hashlib.sha256(self.spec.to_json().encode()).hexdigest()[:8], 16)
 
 
 class Placed(NamedTuple):

@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """Of its random weights; embedding and head of a stack have one, so that they can be tied."""
+        """Of its random weights; a stack's embedding and head have one, or no tie could hold."""
         return int(hashlib.sha256(self.spec.to_json().encode()).hexdigest()[:8], 16)
 
 

@@ -38,14 +38,14 @@ def test_designs_at_one_budget_with_their_costs(tmp_path: Path) -> None:
 
 
 def test_table_and_picture(tmp_path: Path) -> None:
-    status, out, _ = run(*SMALL, "lfm3-1.7b", "qwen3", "--plot", str(tmp_path / "designs.svg"))
+    status, out, _ = run(*SMALL, "lfm3-1.7b", "qwen3-1.7b", "--plot", str(tmp_path / "designs.svg"))
     assert status == 0
     for words in ("state, MB (estimated)", "decode step, GFLOP (estimated)", "131,072", "6 gqa"):
         assert words in out
     picture = (tmp_path / "designs.svg").read_text()
     assert "<svg" in picture
     assert "lfm3-1.7b" in picture or "path" in picture
-    status, _, err = run(*SMALL, "qwen3", "--plot", str(tmp_path / "designs.gif"))
+    status, _, err = run(*SMALL, "qwen3-1.7b", "--plot", str(tmp_path / "designs.gif"))
     assert (status, "designs.gif: draws .svg, .png, .pdf" in err) == (2, True)
 
 

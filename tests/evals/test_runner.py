@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from archloop.cli import app
 from archloop.evals import runner, suites
-from archloop.evals.base import Score
 from archloop.evals.codecs import ByteCodec, TokenizerCodec
 from archloop.evals.decoder_model import DecoderModel
+from archloop.evals.summary import influence
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -79,24 +79,17 @@ def test_results_hold_the_grade_of_each_example(model, tmp_path):
     assert np.mean(kept["grades"]) == pytest.approx(results["agreement_en"].score.value)
 
 
-def test_summary_is_the_mean_over_categories(model):
-    def score(value, error, category):
-        return Score(
-            value=value,
-            standard_error=error,
-            chance=0.0,
-            perfect=2.0,
-            num_examples=9,
-            category=category,
-        )
-
-    summary = runner.summarise(
-        {"a": score(1.0, 0.2, "x"), "b": score(2.0, 0.2, "x"), "c": score(0.0, 0.4, "y")}
-    )
-    assert summary.categories["x"] == pytest.approx((0.75, 0.1 / np.sqrt(2)))
-    assert summary.categories["y"] == pytest.approx((0.0, 0.2))
-    assert summary.mean == pytest.approx(0.375)
-    assert summary.standard_error == pytest.approx(np.hypot(0.1 / np.sqrt(2), 0.2) / 2)
+def test_quarters_of_the_same_texts_share_their_error(model, tmp_path):
+    names = ["text_position_1", "text_position_2", "addition"]
+    results = runner.run(model, "a", suites.load("full", names), tmp_path, limit=4)
+    first, second = (results[name] for name in names[:2])
+    assert first.examples == second.examples != ""
+    assert not results["addition"].examples
+    pair = runner.summarise({name: results[name] for name in names[:2]})
+    moved = [influence(each.score, each.graded) for each in (first, second)]
+    covariance = float((moved[0] * moved[1]).sum())
+    apart = (first.score.standard_error**2 + second.score.standard_error**2) / 8**2
+    assert pair.standard_error == pytest.approx(math.sqrt(apart + 2 * covariance) / 2)
 
 
 def test_every_suite_can_be_made_and_described():
@@ -136,6 +129,22 @@ class TestCommand:
         assert set(found["scores"]) == set(NAMES)
         assert found["identity"].startswith("random:")
         assert "(known)" in self.invoke(*common).stderr
+
+    def test_packed_questions(self, spec, tmp_path):
+        file, names = tmp_path / "packed.jsonl", ",".join(NAMES)
+        done = self.invoke("--pack", file, "--tasks", names, "--limit", 6)
+        assert done.exit_code == 0, done.output
+        assert "2 evaluations" in done.stderr.replace("\n", "")
+        common = (spec, "--limit", 6, "--json")
+        direct = self.invoke(*common, "--tasks", names, "--output", tmp_path / "direct")
+        packed = self.invoke(*common, "--packed", file, "--output", tmp_path / "packed")
+        scores = [json.loads(each.stdout)["scores"] for each in (direct, packed)]
+        for each in (*scores[0].values(), *scores[1].values()):
+            del each["seconds"]
+        assert scores[0] == scores[1]
+        refused = self.invoke(*common, "--packed", file, "--tasks", "agreement_em")
+        assert refused.exit_code == 2
+        assert "did you mean 'agreement_en'" in refused.stderr
 
     def test_checkpoint(self, tmp_path):
         from archloop.checkpoints.saving import save

@@ -1,7 +1,7 @@
 """`archloop eval`: score a model on a suite, or train and test a layout by MAD's protocol."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,7 +10,10 @@ from rich.table import Table
 from archloop.cli.command import AsJson, command, print_json, stderr
 from archloop.cli.models import MODEL_HELP, Named, Trial, find
 from archloop.cli.subject import open_subject
-from archloop.errors import UserError
+from archloop.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from archloop.evals.base import Evaluation
 
 
 @command(resumes=True)
@@ -23,6 +26,12 @@ def eval(  # noqa: A001  (a command has its function's name)
     fetching: Annotated[
         bool, typer.Option("--fetch", help="Download packages of questions and end.")
     ] = False,
+    pack: Annotated[
+        Path | None, typer.Option(help="Write the questions into this file and end.")
+    ] = None,
+    packed: Annotated[
+        Path | None, typer.Option(help="Ask the questions of this file, made by --pack.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Examples of each.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Most rows at a time.")] = 32,
@@ -46,9 +55,12 @@ def eval(  # noqa: A001  (a command has its function's name)
     chosen = [] if tasks is None else list(dict.fromkeys(tasks.split(",")))
     if suite != "mad" and quick:
         raise UserError("--quick belongs to --suite mad; give --suite quick, or --limit")
-    if suite == "mad" and (listing or fetching or limit is not None or seed):
-        raise UserError("--list, --fetch, --limit and --seed belong to other suites; mad trains")
-    if model is None and not (listing or fetching):
+    if suite == "mad" and (listing or fetching or pack or packed or limit is not None or seed):
+        raise UserError(
+            "--list, --fetch, --pack, --packed, --limit and --seed belong to other suites; mad "
+            "trains"
+        )
+    if model is None and not (listing or fetching or pack):
         raise UserError("name a model: a checkpoint's folder, a study's trial, a preset, ...")
     if suite == "mad":
         assert model is not None
@@ -57,11 +69,14 @@ def eval(  # noqa: A001  (a command has its function's name)
         _fetch(suite, chosen)
     elif listing:
         _list(suite, chosen, as_json)
+    elif pack is not None:
+        _pack(suite, chosen, pack, seed, limit)
     else:
         assert model is not None
         named = find(model, trial)
         folder = output or Path("runs/eval") / Path(named.label).name
-        _score(named, suite, chosen, folder, (seed, limit, batch_size), device, as_json)
+        asked = _ready(suite, chosen) if packed is None else _unpacked(packed, chosen, seed, limit)
+        _score(named, asked, folder, (seed, limit, batch_size), device, as_json)
 
 
 def _fetch(suite: str, chosen: list[str]) -> None:
@@ -95,23 +110,50 @@ def _list(suite: str, chosen: list[str], as_json: bool) -> None:
     Console().print(table)
 
 
+def _ready(suite: str, chosen: list[str]) -> "tuple[dict[str, Evaluation], dict[str, str]]":
+    """Evaluations that can be asked here, and why others cannot."""
+    from archloop.evals import suites
+
+    ready, left_out = suites.parted(suites.load(suite, chosen))
+    if left_out and (chosen or not ready):
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+    for name, reason in left_out.items():
+        stderr.print(f"{name} is left out: {reason}", markup=False)
+    return ready, left_out
+
+
+def _pack(suite: str, chosen: list[str], file: Path, seed: int, limit: int | None) -> None:
+    from archloop.evals import packing
+
+    ready, _ = _ready(suite, chosen)
+    packing.pack(ready, file, seed, limit)
+    stderr.print(f"{file}: {len(ready)} evaluations", markup=False)
+
+
+def _unpacked(
+    file: Path, chosen: list[str], seed: int, limit: int | None
+) -> "tuple[dict[str, Evaluation], dict[str, str]]":
+    from archloop.evals import packing
+
+    found = packing.unpack(file, seed, limit)
+    for name in chosen:
+        if name not in found:
+            raise UserError(f"{file} has no {name!r}; {suggest(name, sorted(found))}")
+    return {name: found[name] for name in chosen or found}, {}
+
+
 def _score(
     model: Named,
-    suite: str,
-    chosen: list[str],
+    asked_for: "tuple[dict[str, Evaluation], dict[str, str]]",
     folder: Path,
     numbers: tuple[int, int | None, int],
     device: str,
     as_json: bool,
 ) -> None:
-    from archloop.evals import runner, suites
+    from archloop.evals import runner
 
     seed, limit, batch_size = numbers
-    evaluations, left_out = suites.parted(suites.load(suite, chosen))
-    if left_out and (chosen or not evaluations):
-        raise UserError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
-    for name, reason in left_out.items():
-        stderr.print(f"{name} is left out: {reason}", markup=False)
+    evaluations, left_out = asked_for
     asked, identity = open_subject(model, device, batch_size)
 
     def tell(result: runner.Result, is_known: bool) -> None:
@@ -123,7 +165,7 @@ def _score(
     results = runner.run(
         asked, identity, evaluations, folder, seed=seed, limit=limit, on_result=tell
     )
-    summary = runner.summarise({name: result.score for name, result in results.items()})
+    summary = runner.summarise(results)
     if as_json:
         scores = {
             name: {**r.score.model_dump(), "normalized": r.score.normalized, "seconds": r.seconds}

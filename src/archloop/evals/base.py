@@ -112,6 +112,11 @@ class Evaluation(ABC):
         """Score of the best possible model."""
         return 1.0
 
+    @property
+    def examples_shared(self) -> str:
+        """A name of its examples, by which evaluations that grade the same ones know each other."""
+        return ""
+
     def missing(self) -> str:
         """What it needs and is not here, such as data to fetch, with the remedy; or nothing."""
         return ""

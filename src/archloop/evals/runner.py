@@ -3,8 +3,7 @@
 1. An evaluation whose file is whole, and of the same model, settings, seed and number of examples,
    is taken from it.
 2. Every other one is run; its score and the grade of each example are written in one step.
-3. The scores are summed up: the mean over categories of the mean over their evaluations, each
-   normalised to 0 at chance and 1 at perfect.
+3. The scores are summed up, see `evals.summary`.
 """
 
 import hashlib
@@ -13,12 +12,15 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from archloop.errors import UserError
-from archloop.evals.base import Evaluation, Score
+from archloop.evals import summary
+from archloop.evals.base import Evaluation, Grades, Score
+from archloop.evals.summary import Summary, influence
 from archloop.evals.verbs import Model
 from archloop.files import write_atomic
 
@@ -30,6 +32,7 @@ class Result(BaseModel):
         key: hash of model, evaluation, version, settings, seed and number of examples.
         grades: of each example.
         weights: what each grade is divided by; None: each counts one.
+        examples: names the examples where other evaluations grade the same; empty: none does.
         seconds: that it took.
     """
 
@@ -40,21 +43,15 @@ class Result(BaseModel):
     score: Score
     grades: tuple[float, ...]
     weights: tuple[float, ...] | None
+    examples: str = ""
     seconds: float
 
-
-class Summary(NamedTuple):
-    """What a suite's scores come to.
-
-    Attributes:
-        categories: mean normalised score of each, and its standard error.
-        mean: over categories.
-        standard_error: of the mean, over examples, which no two evaluations share.
-    """
-
-    categories: dict[str, tuple[float, float]]
-    mean: float
-    standard_error: float
+    @property
+    def graded(self) -> Grades:
+        """Grades as the evaluation gave them."""
+        return Grades(
+            np.array(self.grades), None if self.weights is None else np.array(self.weights)
+        )
 
 
 def run(
@@ -96,24 +93,13 @@ def run(
     return results
 
 
-def summarise(scores: Mapping[str, Score]) -> Summary:
-    """Category scores and their mean; raises ValueError where there is no score."""
-    if not scores:
-        raise ValueError("no scores to sum up")
-    members: dict[str, list[Score]] = {}
-    for score in scores.values():
-        members.setdefault(score.category, []).append(score)
-    categories = {}
-    for category, each in sorted(members.items()):
-        errors = [score.standard_error / abs(score.perfect - score.chance) for score in each]
-        value = math.fsum(score.normalized for score in each) / len(each)
-        categories[category] = (value, math.hypot(*errors) / len(each))
-    num = len(categories)
-    return Summary(
-        categories,
-        math.fsum(value for value, _ in categories.values()) / num,
-        math.hypot(*(error for _, error in categories.values())) / num,
-    )
+def summarise(results: Mapping[str, Result]) -> Summary:
+    """What results come to; those that grade the same examples share their error."""
+    influences = {
+        name: (result.examples or name, influence(result.score, result.graded))
+        for name, result in results.items()
+    }
+    return summary.summarise({name: r.score for name, r in results.items()}, influences)
 
 
 def describe(name: str, evaluation: Evaluation) -> dict[str, Any]:
@@ -150,6 +136,7 @@ def _run(
         score=score,
         grades=tuple(grades.values_N.tolist()),
         weights=None if grades.weights_N is None else tuple(grades.weights_N.tolist()),
+        examples=evaluation.examples_shared,
         seconds=time.monotonic() - began,
     )
 

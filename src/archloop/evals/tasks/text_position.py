@@ -37,6 +37,12 @@ class TextPosition(BitsPerByte):
 
     config: Config  # type: ignore[assignment]
 
+    @property
+    def examples_shared(self) -> str:
+        """All quarters are of the same pieces."""
+        settings = self.config.model_dump_json(exclude={"quarter"})
+        return f"{self.name} {settings}"
+
     def pieces(self, split: Split, seed: int, num_examples: int) -> list[str]:
         """Pieces of documents that are long enough.
 

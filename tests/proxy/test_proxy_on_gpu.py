@@ -47,6 +47,23 @@ def data(settings: ProxyConfig) -> ProxyData:
     )
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_training_works_on_another_card_than_the_first() -> None:
+    names = ["short_conv", "gqa", "mamba2", "gla"]
+    settings = config().model_copy(update={"device": f"cuda:{torch.cuda.device_count() - 1}"})
+    held = data(settings)
+    blocks = tuple(BlockSpec(mixers=(MixerSpec(name=name),)) for name in names)
+    spec = StackSpec(d_model=64, vocab_size=held.vocab_size, blocks=blocks)
+    before = torch.cuda.current_device()
+    assert before == 0
+    try:
+        rung = train_and_score(TrainJob(spec=spec, num_steps=4, seed=0), held, settings)
+    finally:
+        torch.cuda.set_device(before)
+    assert not rung.diverged
+    assert set(rung.scores) >= {"bits_per_byte", "in_context_recall"}
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_second_rung_goes_on_where_the_first_stopped(tmp_path: Path, precision: str) -> None:
     settings = config(precision=precision)

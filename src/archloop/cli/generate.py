@@ -44,12 +44,12 @@ def generate(
     import torch
 
     from archloop.generation.model import stream
-    from archloop.training.loop import torch_device
+    from archloop.training.loop import use_device
 
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise UserError("--prompt is not UTF-8 text; check the terminal's encoding")
     kind = None if dtype is None else _dtype(dtype)
-    place = torch_device(device)
+    place = use_device(device)
     loaded, open_engine = _opened(find(model, trial), kind, place)
     given: dict[str, Any] = {
         "temperature": temperature,

@@ -26,9 +26,9 @@ def open_subject(model: Named, device: str, batch_size: int) -> "tuple[Model, st
     Raises:
         UserError: it has no weights here, no tokenizer, or its engine does not run here.
     """
-    from archloop.training.loop import torch_device
+    from archloop.training.loop import use_device
 
-    place = torch_device(device)
+    place = use_device(device)
     if model.kind == "artifact":
         return _artifact(model)
     if model.kind == "spec":

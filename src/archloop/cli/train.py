@@ -69,11 +69,11 @@ def train(
     otherwise. The checkpoint has the tokenizer and a chat template; archloop generate, eval and
     export then take the trial by it.
     """
-    from archloop.training.loop import torch_device
+    from archloop.training.loop import use_device
 
     if (tokens is None) == (hours is None):
         raise UserError("say how long to train: --tokens 100M, or --hours 2")
-    place = torch_device(device)
+    place = use_device(device)
     named = find(model, trial)
     defaults = _defaults(model, named)
     changes = {

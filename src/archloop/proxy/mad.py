@@ -33,7 +33,7 @@ from archloop.proxy.mixture import make_task
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.training.batch import Batch, next_token_loss
-from archloop.training.loop import TrainingConfig, train
+from archloop.training.loop import TrainingConfig, random_state_kept, train
 from archloop.training.steps import PrecisionName
 
 D_MODEL = 128
@@ -334,7 +334,7 @@ def run_one(spec: StackSpec, config: MadConfig, run: Run, device: str) -> RunRes
 
 def _model(spec: StackSpec, task: Task, seed: int) -> nn.Module:
     spec = spec.replace(vocab_size=task.vocab_size, tie_embeddings=False)
-    with torch.random.fork_rng():
+    with random_state_kept():
         torch.manual_seed(seed)
         decoder = Decoder(spec)
         return decoder if task.head == "next_token" else AutoEncoder(decoder)

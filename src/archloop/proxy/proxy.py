@@ -16,7 +16,14 @@ from archloop.proxy.mixture import ProxyData, batches_of_step
 from archloop.proxy.record import Rung, TrainJob
 from archloop.stack.decoder import Decoder
 from archloop.training import checkpoint as checkpoints
-from archloop.training.loop import OnStep, TrainingConfig, TrainingResult, train
+from archloop.training.loop import (
+    OnStep,
+    TrainingConfig,
+    TrainingResult,
+    random_state_kept,
+    train,
+    use_device,
+)
 
 TEXT = bits_per_byte.ALL
 """Name of the text's score among those of the tasks."""
@@ -45,7 +52,7 @@ def train_and_score(
             f"{data.vocab_size}; set it to that"
         )
     training = config.training_of(job.num_steps, job.learning_rate)
-    decoder = _initial(job, config.device)
+    decoder = _initial(job, use_device(config.device))
     result, continued_from = _train(decoder, job, data, config, training, on_step)
     if job.weights_to is not None and not result.diverged:
         weights.keep(decoder, data, job.weights_to)
@@ -68,9 +75,9 @@ def train_and_score(
     )
 
 
-def _initial(job: TrainJob, device: str) -> Decoder:
+def _initial(job: TrainJob, device: torch.device) -> Decoder:
     """The decoder with its initial weights, which hang on the seed alone."""
-    with torch.random.fork_rng():
+    with random_state_kept():
         torch.manual_seed(job.seed)
         return Decoder(job.spec).to(device)
 

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
@@ -114,6 +114,26 @@ def torch_device(name: str) -> torch.device:
     if name not in counts.keys() | set(here) or not counts[name.partition(":")[0]]:
         raise UserError(f"device {name!r} is not here; this machine has {', '.join(here)}")
     return torch.device(name)
+
+
+def use_device(name: str) -> torch.device:
+    """As `torch_device`, which this process works on from now on.
+
+    Kernels that PyTorch does not launch itself go to the current card, wherever their tensors are.
+    """
+    device = torch_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def random_state_kept() -> AbstractContextManager[None]:
+    """While inside, random numbers of the processor and of the current card are another's.
+
+    PyTorch's own form reaches for every card, which takes memory on each and disturbs who measures.
+    """
+    cards = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    return torch.random.fork_rng(devices=cards)
 
 
 OnStep = Callable[[int, float], bool | None]
@@ -276,7 +296,7 @@ def _steps(
     if not next(model.parameters()).is_cuda or first >= config.num_steps:
         yield HostSteps(model, batches, optimisers, config.grad_clip, loss, config.precision)
         return
-    with torch.random.fork_rng():
+    with random_state_kept():
         compile_ahead(lambda: _pass(copy.deepcopy(model), batches(first), loss, config.precision))
     steps = CardSteps(
         model, batches, optimisers, config.grad_clip, loss, config.precision,
@@ -307,7 +327,7 @@ def deterministic(seed: int) -> Iterator[None]:
     fill = memory.fill_uninitialized_memory
     # cuBLAS repeats itself with this workspace, which is as large as the one it takes by itself.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with torch.random.fork_rng():
+    with random_state_kept():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         memory.fill_uninitialized_memory = False

@@ -33,7 +33,7 @@ from archloop.text.tokenizers import END_OF_TEXT, from_json
 from archloop.training import checkpoint as checkpoints
 from archloop.training.batch import Batch, random_windows
 from archloop.training.checkpoint import Checkpoint
-from archloop.training.loop import TrainingConfig, TrainingResult, train
+from archloop.training.loop import TrainingConfig, TrainingResult, random_state_kept, train
 
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
 """Special tokens around a turn of a conversation."""
@@ -207,7 +207,7 @@ def _steps_within(run: ShipRun, text: Encoded, device: torch.device) -> int:
 
 
 def _initial(run: ShipRun, device: torch.device) -> Decoder:
-    with torch.random.fork_rng():
+    with random_state_kept():
         torch.manual_seed(run.seed)
         return Decoder(run.spec).to(device)
 

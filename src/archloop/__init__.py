@@ -17,17 +17,33 @@ from typing import TYPE_CHECKING, Any
 from archloop.version import __version__
 
 _HOMES = {
+    "BlockSpec": "archloop.stack.spec:BlockSpec",
+    "Budget": "archloop.ranking.budgets:Budget",
+    "ChannelMixerSpec": "archloop.stack.spec:ChannelMixerSpec",
+    "MixerSpec": "archloop.stack.spec:MixerSpec",
+    "Objective": "archloop.ranking.record:Objective",
+    "ProfileConfig": "archloop.profiling.config:ProfileConfig",
+    "Recipe": "archloop.search.recipe.recipe:Recipe",
     "StackSpec": "archloop.stack.spec:StackSpec",
     "Study": "archloop.search.study:Study",
+    "Target": "archloop.profiling.target:Target",
     "build": "archloop.stack.decoder:build",
     "load_preset": "archloop.stack.presets:load",
     "load_recipe": "archloop.search.recipe.recipe:load",
-    "profile": "archloop.profiling.protocol:profile",
+    "profile": "archloop.profiling.one_call:profile",
 }
 
 __all__ = [
+    "BlockSpec",
+    "Budget",
+    "ChannelMixerSpec",
+    "MixerSpec",
+    "Objective",
+    "ProfileConfig",
+    "Recipe",
     "StackSpec",
     "Study",
+    "Target",
     "__version__",
     "build",
     "load_preset",
@@ -36,12 +52,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from archloop.profiling.protocol import profile
+    from archloop.profiling.config import ProfileConfig
+    from archloop.profiling.one_call import profile
+    from archloop.profiling.target import Target
+    from archloop.ranking.budgets import Budget
+    from archloop.ranking.record import Objective
+    from archloop.search.recipe.recipe import Recipe
     from archloop.search.recipe.recipe import load as load_recipe
     from archloop.search.study import Study
     from archloop.stack.decoder import build
     from archloop.stack.presets import load as load_preset
-    from archloop.stack.spec import StackSpec
+    from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 
 def __getattr__(name: str) -> Any:

@@ -105,7 +105,7 @@ def test_settings_left_open_are_said_as_what_they_come_to(tmp_path: Path) -> Non
     [
         (_searched(2.0, 3.0), r"lfm2: block 1 has channel_mixer\.d_ff=192.*only say 128"),
         (_searched(2.0, 2.0, scale=0.3), r"lfm2: block 1 has mixers\[0\]\.scale=0\.3"),
-        (_searched(2.0, 2.0, qk_norm=False), r"llama: block 0 has the mixer short_conv"),
+        (_searched(2.0, 2.0, qk_norm=False), r"lfm2: block 1 has mixers\[0\]\.qk_norm=False"),
     ],
 )
 def test_what_a_configuration_cannot_say_is_named(

@@ -38,19 +38,31 @@ def reading(config: Mapping[str, Any]) -> Layout:
 
 
 def saying(spec: StackSpec) -> tuple[Layout, dict[str, Any]]:
-    """The first layout with words for all of a spec, and its configuration.
+    """The layout with words for all of a spec, and its configuration.
+
+    Of several that have, the one that fewest of its own mixers are idle in, so that attention alone
+    is a Llama and no hybrid without its other half.
 
     Raises:
-        UserError: none has; says what each lacks.
+        UnsayableError: none has; says which is nearest, and what stands in the way there.
     """
-    lacking = []
+    used = {mixer for joined in spec.layout for mixer in joined.split("+")}
+    able: list[tuple[int, str, dict[str, Any]]] = []
+    lacking: list[tuple[tuple[int, bool, int, int], str, str]] = []
     for name in registry.names("layouts"):
         candidate = layout(name)
-        try:
-            return candidate, candidate.write(spec)
-        except UnsayableError as error:
-            lacking.append(f"{name}: {error}")
-    raise UserError(
-        f"this stack is of no family that transformers loads ({'; '.join(lacking)}); "
-        "save it with layout='archloop'"
+        config, obstacles = candidate.draft(spec)
+        idle = len(candidate.mixers() - used)
+        if obstacles:
+            distance = candidate.num_foreign(spec), not config, len(obstacles), idle
+            lacking.append((distance, name, obstacles[0]))
+        else:
+            able.append((idle, name, config))
+    if able:
+        _, name, config = min(able, key=lambda entry: entry[:2])
+        return layout(name), config
+    _, name, obstacle = min(lacking)
+    raise UnsayableError(
+        f"this stack is of no family that transformers loads; the nearest is {name}: "
+        f"{obstacle}; save it with layout='archloop'"
     )

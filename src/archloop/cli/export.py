@@ -1,14 +1,17 @@
-"""`archloop export`: an artifact that an engine loads, the ONNX ones without archloop."""
+"""`archloop export`: what an engine loads, or a model folder that transformers loads."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from archloop.cli.command import AsJson, command, print_json
-from archloop.cli.models import MODEL_HELP, Trial, find
+from archloop.cli.models import MODEL_HELP, Named, Trial, find
 from archloop.errors import UserError
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -17,22 +20,67 @@ TOKENIZER_FILES = (
     "generation_config.json",
     "chat_template.jinja",
 )
+FORMATS = ("transformers",)
 
 
 @command()
 def export(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    runtime: Annotated[str, typer.Option(help="Runtime plug-in.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder; must not exist yet.")],
+    runtime: Annotated[str | None, typer.Option(help="Runtime plug-in that loads it.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Or a format: transformers.")
+    ] = None,
     quant: Annotated[str | None, typer.Option(help="Default: the most exact one.")] = None,
+    pad: Annotated[
+        bool,
+        typer.Option(
+            "--pad",
+            help="For transformers: feed-forwards filled up with zeros to the widest; same logits.",
+        ),
+    ] = False,
     trial: Trial = None,
     seed: Annotated[int, typer.Option(min=0, help="Of random weights.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Export a model for a runtime; without a checkpoint weights are random, good for timing only.
+    """Export a model for a runtime or for transformers; a spec alone gets random weights.
 
     A study's trial is exported at ship width: its checkpoint after archloop train, else random.
     """
+    if (runtime is None) == (format_ is None):
+        raise UserError("give one of --runtime NAME and --format transformers")
+    if format_ is not None:
+        _check_format(format_, quant)
+    elif pad:
+        raise UserError("--pad belongs to --format transformers")
+    if output.exists():
+        raise UserError(f"--output {output} exists already; name another folder")
+    found = find(model, trial)
+    if runtime is None:
+        told = _to_transformers(found, output, seed, pad)
+    else:
+        told = _to_engine(found, runtime, output, seed, quant)
+    if as_json:
+        print_json(told)
+    else:
+        _show(told)
+
+
+def _check_format(name: str, quant: str | None) -> None:
+    from archloop.errors import suggest
+
+    if name not in FORMATS:
+        raise UserError(
+            f"--format {name}: {suggest(name, FORMATS)}; an engine's own format is written by "
+            "--runtime, such as llama_cpp for GGUF"
+        )
+    if quant is not None:
+        raise UserError("--quant belongs to --runtime; a model for transformers has its own dtype")
+
+
+def _to_engine(
+    found: Named, runtime: str, output: Path, seed: int, quant: str | None
+) -> dict[str, Any]:
     from archloop import registry
     from archloop.runtimes.base import Runtime
     from archloop.runtimes.exporting import export as write
@@ -40,29 +88,115 @@ def export(
     engine: Runtime = registry.get("runtimes", runtime)()
     quant = quant or engine.quants[0]
     engine.check(quant)
-    if output.exists():
-        raise UserError(f"--output {output} exists already; name another folder")
-    found = find(model, trial)
     decoder, weights = found.decoder(seed)
     manifest = write(engine, decoder, output, quant)
-    copied = _copy_tokenizer(found.folder, output)
-    told = {
+    return {
         "directory": str(output),
         "weights": weights,
-        "tokenizer": copied,
+        "tokenizer": _copy_tokenizer(found.folder, output),
         "run_with": engine.command(output),
         **manifest.model_dump(mode="json", exclude={"spec", "files"}),
     }
-    if as_json:
-        print_json(told)
-        return
+
+
+def _to_transformers(found: Named, output: Path, seed: int, pad: bool) -> dict[str, Any]:
+    """A folder of a family that transformers knows: configuration, weights, tokenizer."""
+    from archloop.checkpoints import families, padding
+    from archloop.checkpoints.layouts.base import UnsayableError
+    from archloop.checkpoints.saving import save
+    from archloop.stack import cost
+
+    spec = padding.padded_spec(found.spec) if pad else found.spec
+    try:
+        family, config = families.saying(spec)
+    except UnsayableError as error:
+        raise UserError(f"{found.label}: {error}{_remedy(spec, pad)}") from error
+    decoder, weights = found.decoder(seed)
+    if pad:
+        decoder = padding.padded(decoder)
+    save(decoder, output, layout=family.name)
+    own, written = cost.num_params(found.spec), cost.num_params(spec)
+    return {
+        "directory": str(output),
+        "weights": weights,
+        "tokenizer": _copy_tokenizer(found.folder, output),
+        "format": "transformers",
+        "layout": family.name,
+        "model_type": config["model_type"],
+        "architecture": config["architectures"][0],
+        "num_params": written,
+        "num_params_of_zeros": written - own,
+        "parity_error": _beside_transformers(decoder, output),
+    }
+
+
+def _remedy(spec: Any, pad: bool) -> str:
+    """Whether feed-forwards of one width would be all that it takes."""
+    from archloop.checkpoints import families, padding
+    from archloop.checkpoints.layouts.base import UnsayableError
+    from archloop.stack import cost
+
+    if pad:
+        return ""
+    wide = padding.padded_spec(spec)
+    try:
+        families.saying(wide)
+    except UnsayableError:
+        return ""
+    more = cost.num_params(wide) / cost.num_params(spec) - 1
+    return (
+        f"; --pad fills its feed-forwards up with zeros to one width, the same logits with "
+        f"{more:.1%} more parameters"
+    )
+
+
+def _beside_transformers(decoder: "Decoder", folder: Path) -> float | None:
+    """The largest difference of logits from transformers', in their standard deviations."""
+    from importlib.util import find_spec
+
+    if find_spec("transformers") is None:
+        return None
+    import torch
+    import transformers
+
+    kind: Any = transformers.AutoModelForCausalLM
+    theirs = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    seeded = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(0, decoder.spec.vocab_size, (1, 33), generator=seeded)
+    with torch.no_grad():
+        wanted_BTV, found_BTV = decoder.float()(ids_BT), theirs(ids_BT).logits
+    return float((wanted_BTV - found_BTV).abs().max() / wanted_BTV.std())
+
+
+def _show(told: dict[str, Any]) -> None:
     console = Console(highlight=False)
-    sizes = ", ".join(f"{n / 1e6:.1f} MB {kind}" for kind, n in manifest.weight_bytes.items())
-    console.print(f"{output}: {runtime} {manifest.version}, {quant}; {weights} weights, {sizes}")
-    if manifest.parity_error is not None:
+    if told.get("format") == "transformers":
+        zeros = told["num_params_of_zeros"]
+        filled = f", {zeros / told['num_params']:.1%} of them zeros to fill up" if zeros else ""
         console.print(
-            f"logits are within {manifest.parity_error:.2g} standard deviations of eager "
-            f"PyTorch's ({manifest.parity_bound:.2g} are allowed)"
+            f"{told['directory']}: {told['architecture']}, {told['weights']} weights, "
+            f"{told['num_params'] / 1e6:.1f}M parameters{filled}",
+            markup=False,
+            soft_wrap=True,
+        )
+        error = told["parity_error"]
+        console.print(
+            "not compared with transformers: pip install 'archloop[hf]'"
+            if error is None
+            else f"transformers' logits are within {error:.2g} standard deviations of archloop's",
+            markup=False,
+        )
+        return
+    sizes = ", ".join(f"{n / 1e6:.1f} MB {kind}" for kind, n in told["weight_bytes"].items())
+    console.print(
+        f"{told['directory']}: {told['runtime']} {told['version']}, {told['quant']}; "
+        f"{told['weights']} weights, {sizes}",
+        soft_wrap=True,
+    )
+    if told["parity_error"] is not None:
+        console.print(
+            f"logits are within {told['parity_error']:.2g} standard deviations of eager "
+            f"PyTorch's ({told['parity_bound']:.2g} are allowed)"
         )
     else:
         console.print("not compared with eager PyTorch: the engine does not run here")

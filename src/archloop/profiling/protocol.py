@@ -1,7 +1,7 @@
 """The measuring protocol: fresh processes, the reference beside the candidate, every sample kept.
 
-    >>> from archloop import load_preset, profile
-    >>> from archloop.profiling import Target
+    >>> from archloop import load_preset
+    >>> from archloop.profiling import Target, profile
     >>> target = Target(runtime="torch_eager", contexts=(1024,))
     >>> profile(load_preset("lfm2-350m"), target, directory=Path("out"))  # doctest: +SKIP
 

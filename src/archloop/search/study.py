@@ -9,10 +9,13 @@ seed and the trial's number.
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 from archloop.errors import UserError
+from archloop.findings.findings import Shown
 from archloop.search import faults, plan
 from archloop.search.evaluator import Evaluator
 from archloop.search.executors.base import Executor
@@ -33,11 +36,11 @@ from archloop.store.progress import Progress, ignore
 from archloop.store.record import StudyRecord
 
 
-class Study:
+class Study(Shown):
     """A study in ``<runs>/<recipe name>/``.
 
     Args:
-        recipe: a recipe, or the path of one.
+        recipe: a recipe, the path of one, or a recipe's keys as a dict.
         runs: folder of studies; made if missing.
         evaluator: who measures and trains; by default what the recipe says, on real devices.
         clock: for the time by stage.
@@ -48,7 +51,7 @@ class Study:
 
     def __init__(
         self,
-        recipe_: Recipe | str | Path,
+        recipe_: Recipe | Mapping[str, Any] | str | Path,
         runs: str | Path = "runs",
         *,
         evaluator: Evaluator | None = None,

@@ -97,26 +97,35 @@ class Layout(ABC):
         Raises:
             UnsayableError: it would say something else than the spec; names block and setting.
         """
-        config = self.from_spec(spec)
-        config["architectures"] = [self.model_types[config["model_type"]]]
-        try:
-            again = self.read(config)
-        except UnsayableError:
-            raise
-        except ValueError as error:
-            raise UnsayableError(str(error)) from error
-        for index, (want, have) in enumerate(zip(spec.blocks, again.blocks, strict=True)):
-            wanted, said = _settled(want, spec.d_model), _settled(have, spec.d_model)
-            for key in wanted.keys() | said.keys():
-                if wanted.get(key) != said.get(key):
-                    raise UnsayableError(
-                        f"block {index} has {key}={wanted.get(key)!r}, its configuration can only "
-                        f"say {said.get(key)!r} there"
-                    )
-        for field in sorted(StackSpec.model_fields.keys() - {"version", "blocks", "max_context"}):
-            if getattr(spec, field) != getattr(again, field):
-                raise UnsayableError(f"{field}={getattr(spec, field)!r} cannot be said")
+        config, obstacles = self.draft(spec)
+        if obstacles:
+            raise UnsayableError(obstacles[0])
         return config
+
+    def draft(self, spec: StackSpec) -> tuple[dict[str, Any], list[str]]:
+        """The nearest `config.json` that the family has, and all that it says otherwise.
+
+        Returns:
+            The configuration, empty where the family has none, and a phrase for each obstacle:
+            the first is the one that `write` tells.
+        """
+        try:
+            config = self.from_spec(spec)
+            config["architectures"] = [self.model_types[config["model_type"]]]
+            again = self.read(config)
+        except ValueError as error:
+            return {}, [str(error)]
+        return config, list(_differences(spec, again))
+
+    def mixers(self) -> set[str]:
+        """Names of the mixers that the family has, by its `examples`."""
+        blocks = [block for each in self.examples for block in self.read(each).blocks]
+        return {mixer.name for block in blocks for mixer in block.mixers}
+
+    def num_foreign(self, spec: StackSpec) -> int:
+        """Blocks whose parts are none that a block of the family has, by its `examples`."""
+        known = {_parts(block) for each in self.examples for block in self.read(each).blocks}
+        return sum(_parts(block) not in known for block in spec.blocks)
 
 
 def first_mixer(spec: StackSpec, *names: str) -> MixerSpec | None:
@@ -165,6 +174,27 @@ def sizes_of(mixer: MixerSpec, d_model: int) -> dict[str, Any]:
     return {**config.model_dump(), **config.sizes(d_model)}
 
 
+def _parts(block: BlockSpec) -> tuple[tuple[str, ...], str | None]:
+    """What a block consists of, by name."""
+    channel = None if block.channel_mixer is None else block.channel_mixer.name
+    return tuple(mixer.name for mixer in block.mixers), channel
+
+
+def _differences(spec: StackSpec, again: StackSpec) -> Iterator[str]:
+    """In what a configuration that is read again says another stack, in phrases."""
+    for index, (want, have) in enumerate(zip(spec.blocks, again.blocks, strict=True)):
+        wanted, said = _settled(want, spec.d_model), _settled(have, spec.d_model)
+        for key in dict.fromkeys([*wanted, *said]):
+            if wanted.get(key) != said.get(key):
+                yield (
+                    f"block {index} has {key}={wanted.get(key)!r}, its configuration can only "
+                    f"say {said.get(key)!r} there"
+                )
+    for field in sorted(StackSpec.model_fields.keys() - {"version", "blocks", "max_context"}):
+        if getattr(spec, field) != getattr(again, field):
+            yield f"{field}={getattr(spec, field)!r} cannot be said"
+
+
 def _settled(block: BlockSpec, width: int) -> dict[str, Any]:
     """A block as flat settings, defaults filled in and sizes worked out."""
     found: dict[str, Any] = block.model_dump(exclude={"mixers", "channel_mixer"})
@@ -174,6 +204,9 @@ def _settled(block: BlockSpec, width: int) -> dict[str, Any]:
         where = f"mixers[{slot}]."
         values = mixer.model_dump(exclude={"config"})
         values |= dict(mixer_config(mixer).signature(width))
+        if "head_dim" in values and values.get("scale", 0) is None:
+            # Attention scales scores so where nothing else is said; some families say it always.
+            values["scale"] = values["head_dim"] ** -0.5
         found |= {where + key: value for key, value in values.items()}
     if block.channel_mixer is not None:
         values = block.channel_mixer.model_dump(exclude={"config"})

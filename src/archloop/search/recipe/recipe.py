@@ -8,6 +8,7 @@ missing corpus files) is refused here; `search.plan` resolves the rest.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -345,19 +346,25 @@ class Recipe(_Section):
         return RecipeError(f"{self.label}: {message}")
 
 
-def load(path: str | Path) -> Recipe:
+def load(source: str | Path | Mapping[str, Any]) -> Recipe:
     """Read a recipe.
+
+    Args:
+        source: path of its YAML file; or its keys as a dict, whose relative paths start from the
+            working directory.
 
     Raises:
         RecipeError: it is not plain YAML, or a key, type or value is wrong.
     """
-    path = Path(path)
+    if isinstance(source, Mapping):
+        return parse(dict(source), f"recipe {source.get('name', '')!r}")
+    path = Path(source)
     try:
-        data, source = plain_yaml.load(path)
+        data, text = plain_yaml.load(path)
     except plain_yaml.PlainYamlError as error:
         raise RecipeError(str(error)) from error
     recipe = parse(data, str(path))
-    recipe._file, recipe._source = path.resolve(), source
+    recipe._file, recipe._source = path.resolve(), text
     return recipe
 
 

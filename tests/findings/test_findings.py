@@ -1,0 +1,108 @@
+"""A study in Python: its trials, its front, rows and frames, other terms, a notebook's table."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import archloop
+from archloop.errors import UserError
+from archloop.findings.findings import Findings
+from archloop.profiling.record import Profile
+from archloop.report.summary import summarize
+from archloop.search.study import Study
+from report import studies
+from search.stand_in import StandIn, no_time, settings
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Made of a dict, by paths that are strings, opened again by its folder alone."""
+    runs = str(tmp_path_factory.mktemp("runs"))
+    made = archloop.Study(settings(num_trials=6), runs, evaluator=StandIn(), clock=no_time)
+    made.run()
+    return archloop.Study.open(f"{runs}/test")
+
+
+def test_the_front_is_what_the_report_calls_so() -> None:
+    record = studies.study()
+    found = Findings(record)
+    assert [trial.number for trial in found.front] == summarize(record)["front"] == [1, 5, 0]
+    assert found.trials == record.trials
+    assert found.verdict is not None
+
+
+def test_a_frame_has_a_row_a_trial(study: Study) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = study.to_frame()
+    assert list(frame.index) == ["reference", *(trial.number for trial in study.trials)]
+    for trial in study.trials:
+        row = frame.loc[trial.number]
+        assert row["layout"] == " ".join(trial.spec.layout)
+        figures = trial.profiles["here"].figures[0]
+        assert row["here/64/ttft_ms"] == figures.ttft_ms.value
+        assert row["here/64/ttft_ms_low"] < row["here/64/ttft_ms"] < row["here/64/ttft_ms_high"]
+        assert pandas.isna(row["latency"]) == (trial.state != "complete")
+    assert frame.loc["reference", "latency"] == 1.0
+
+
+def test_without_pandas_a_line_says_what_to_do(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archloop.findings.findings.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install pandas, or take \.rows\(\)"):
+        study.to_frame()
+    rows = study.rows()
+    assert all(row.keys() == rows[0].keys() for row in rows)
+
+
+def test_a_notebook_shows_a_table_of_stacks() -> None:
+    shown = Findings(studies.study())._repr_html_()
+    body = re.findall("<tr><td>([^<]*)</td>", shown)
+    # Fastest first; what was not compared comes last.
+    assert body[:2] == ["1", "3"]
+    assert set(body[-2:]) == {"2", "4"}
+    assert "<killed>" not in shown
+
+
+def test_other_terms_are_findings_too(study: Study) -> None:
+    again = study.rerank(budgets=["decode_p50_ms <= 0.95x at 64"], objectives=["memory"])
+    states = {trial.number: trial.state for trial in again.trials}
+    assert "rejected" in states.values()
+    assert again.rerank(budgets=[]).unknown
+    assert len(again.rows()) == 1 + len(study.trials)
+
+
+def test_settings_are_at_top_level() -> None:
+    assert archloop.Target(contexts=(8,)).contexts == (8,)
+    assert archloop.Budget(metric="ttft_ms", limit=1.0).limit == 1.0
+    assert archloop.load_recipe(settings()).name == "test"
+    assert archloop.Recipe.model_validate(settings()).name == "test"
+    with pytest.raises(ValueError, match=r"recipe 'test': nmu_trials: unknown key"):
+        archloop.load_recipe({**settings(), "nmu_trials": 3})
+    for name in archloop.__all__:
+        assert getattr(archloop, name) is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_measurement_in_one_call_needs_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "spec.json"
+    file.write_text(studies.spec("CA").to_json())
+    config = archloop.ProfileConfig(
+        processes=2, warmup_steps=1, timed_steps=4, prefill_repeats=1, ready_timeout_s=0
+    )
+    found = archloop.profile(
+        str(file), config=config, contexts=[16], runtime="torch_eager", threads=1
+    )
+    assert isinstance(found, Profile)
+    assert [figures.context for figures in found.figures] == [16]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.json"]
+    with pytest.raises(UserError, match="give Target or contexts, not both"):
+        archloop.profile(str(file), archloop.Target(), contexts=[16])
+    with pytest.raises(UserError, match=r"profile\.contexts"):
+        archloop.profile(str(file), contexts=["many"])  # type: ignore[list-item]
+    assert "pandas" not in vars(sys.modules["archloop.findings.findings"])

@@ -8,8 +8,7 @@ filled up with such units until all are as wide as the widest.
 import torch
 from torch import Tensor
 
-from archloop.checkpoints import names
-from archloop.stack import cost
+from archloop.stack import cost, weights
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, StackSpec
 
@@ -30,9 +29,9 @@ def padded_spec(spec: StackSpec) -> StackSpec:
 def padded(decoder: Decoder) -> Decoder:
     """A decoder of `padded_spec` with the same logits, to the last digits of longer sums."""
     wide = Decoder(padded_spec(decoder.spec)).to(decoder.embedding.weight.dtype)
-    narrow = names.stored(decoder)
+    narrow = weights.tensors(decoder)
     with torch.no_grad():
-        for name, tensor in names.stored(wide).items():
+        for name, tensor in weights.tensors(wide).items():
             tensor.zero_()
             # Gate and up projection are one matrix, each filled up at its own end.
             halves = 2 if name.endswith("gate_up_proj.weight") else 1

@@ -1,4 +1,4 @@
-"""`archloop compare`: designs beside each other, each built at one parameter budget."""
+"""`archloop compare`: models beside each other, measured as they are or built at one budget."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,15 +8,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from archloop.cli.command import AsJson, command, print_json
+from archloop.cli.command import AsJson, command, print_json, stderr
 from archloop.cli.counts import count
+from archloop.cli.measuring import target_of, watched
 from archloop.cli.models import find
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
+    from archloop.profiling import Target
     from archloop.stack.footprint import Footprint
     from archloop.stack.spec import StackSpec
 
+MEASURED = "1024,4096"
 CONTEXTS = "1024,2048,4096,8192,16384,32768,65536,131072"
 _MEASURES = {
     "state_bytes": ("state, MB (estimated)", 1e6),
@@ -30,13 +33,20 @@ _MEASURES = {
 def compare(
     models: Annotated[
         list[str],
-        typer.Argument(help="Designs: presets (or how only one's name begins), or what MODEL is."),
+        typer.Argument(help="What MODEL is; with a budget also how only one preset's name begins."),
     ],
     at_budget: Annotated[
         str | None, typer.Option(help="Build every design with so many parameters, as 350M.")
     ] = None,
     vocab_size: Annotated[int, typer.Option(min=1, help="Of every design, with a budget.")] = 65536,
-    contexts: Annotated[str, typer.Option(help="Tokens, by commas.")] = CONTEXTS,
+    contexts: Annotated[
+        str | None, typer.Option(help=f"Tokens, by commas; default {MEASURED}, or many estimates.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="To measure on, as in profile.")] = "host",
+    runtime: Annotated[str, typer.Option(help="To measure in.")] = "torch_eager",
+    quant: Annotated[str, typer.Option(help="One of the runtime's quantisations.")] = "fp32",
+    threads: Annotated[int | None, typer.Option(help="To measure with.")] = None,
+    processes: Annotated[int, typer.Option(help="Fresh ones of each model, measured.")] = 5,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the estimates: a file ending in svg, png or pdf.")
     ] = None,
@@ -45,17 +55,56 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare designs at one parameter budget: parameters, state and FLOPs at each context.
+    """Measure models in turns and say which figures differ; or build designs at one budget.
 
-    A design keeps its depth, its pattern and the widths of its heads; its width and its
-    feed-forwards meet the budget within 1%, and experts become at most 32.
+    As they are, each model is measured beside the first, with random weights. With --at-budget
+    nothing is measured: a design keeps its depth, its pattern and the widths of its heads, its
+    width and its feed-forwards meet the budget within 1%, and experts become at most 32.
     """
+    if at_budget is None:
+        if plot is not None or specs is not None:
+            raise UserError("--plot and --specs belong to --at-budget, such as --at-budget 350M")
+        lengths = _lengths(contexts or MEASURED)
+        _measure(models, target_of(device, runtime, quant, threads, lengths), processes, as_json)
+        return
+    budget = count("--at-budget", at_budget, "parameters")
+    _at_budget(models, budget, vocab_size, _lengths(contexts or CONTEXTS), plot, specs, as_json)
+
+
+def _lengths(contexts: str) -> list[int]:
+    return sorted({count("--contexts", part, "tokens") for part in contexts.split(",")})
+
+
+def _measure(models: list[str], target: "Target", processes: int, as_json: bool) -> None:
+    from archloop.cli import comparing
+    from archloop.profiling import ProfileConfig
+
+    specs = {name: find(name).spec for name in dict.fromkeys(models)}
+    if len(models) > len(specs) > 1:
+        raise UserError("a model is named twice; to see the noise, name one alone")
+    if not 2 <= processes <= 1000:
+        raise UserError(f"--processes {processes}: must be from 2 to 1000")
+    with watched(stderr) as progress:
+        config = ProfileConfig(processes=processes)
+        found = comparing.measured(specs, target, config, progress)
+    first = next(iter(specs))
+    if as_json:
+        print_json(comparing.plain(first, found))
+    else:
+        comparing.show(first, found, Console(highlight=False))
+
+
+def _at_budget(
+    models: list[str],
+    budget: int,
+    vocab_size: int,
+    lengths: list[int],
+    plot: Path | None,
+    specs: Path | None,
+    as_json: bool,
+) -> None:
     from archloop.stack.footprint import footprint
 
-    if at_budget is None:
-        raise UserError("give --at-budget, the number of parameters of each design, such as 350M")
-    budget = count("--at-budget", at_budget, "parameters")
-    lengths = sorted({count("--contexts", part, "tokens") for part in contexts.split(",")})
     built = {name: _scaled(name, budget, vocab_size) for name in dict.fromkeys(models)}
     designs = {name: footprint(spec, lengths) for name, spec in built.items()}
     if specs is not None:
@@ -63,7 +112,7 @@ def compare(
     if plot is not None:
         from archloop.report import designs as picture
 
-        title = f"Designs at {at_budget} parameters, vocabulary of {vocab_size:,}"
+        title = f"Designs at {budget:,} parameters, vocabulary of {vocab_size:,}"
         picture.write(designs, title, plot)
     if as_json:
         print_json([{"name": name, **found.model_dump()} for name, found in designs.items()])

@@ -3,7 +3,7 @@
     a preset's name                 its spec; weights are random
     a spec's .json file             likewise, such as a trial's trials/000007/spec.json
     a checkpoint's folder, a hub id its weights
-    a study's folder with --trial   to time and export: the trial's spec to ship, with random
+    STUDY:7, STUDY --trial 7        to time and export: the trial's spec to ship, with random
                                     weights; to ask: its trained proxy; after `archloop train` its
                                     checkpoint either way. A number, or `reference`
     an exported artifact's folder   what was exported, run by its engine
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 Kind = Literal["spec", "checkpoint", "trial", "artifact"]
 
 MODEL_HELP = (
-    "A preset, a spec's .json file, a checkpoint's folder or hub id, a study's folder (with "
-    "--trial), or an exported artifact's folder."
+    "A preset, a spec's .json file, a checkpoint's folder or hub id, a study's trial "
+    "(runs/x:7, or runs/x with --trial 7), or an exported artifact's folder."
 )
 Trial = Annotated[
     str | None, typer.Option(help="MODEL is a study; this trial of it: a number, or reference.")
@@ -129,6 +129,9 @@ def find(name: str, trial: str | None = None) -> Named:
     path = Path(name)
     if path.is_dir():
         return _folder(path, trial)
+    study, colon, number = name.rpartition(":")
+    if trial is None and colon and Path(study).is_dir():
+        return _folder(Path(study), number)
     if trial is not None:
         raise UserError(f"--trial {trial} is of a study, and {name} is no folder of one")
     return Named(name, "spec", load_spec(name)) if _is_spec(name) else _checkpoint(name)
@@ -146,6 +149,7 @@ def load_spec(name: str) -> "StackSpec":
     path = Path(name)
     if path.suffix != ".json":
         return presets.load(name)
+    _add_plugins_around(path)
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a preset's name or a spec file")
@@ -217,6 +221,16 @@ def _trial(study: "StudyFolder", trial: str | None) -> Named:
         else (f"{study.path.name}-reference")
     )
     return Named(label, "trial", load_spec(str(files.spec)), files.trained, files.weights)
+
+
+def _add_plugins_around(path: Path) -> None:
+    """The plug-ins of the study that a file is of, as of ``trials/000007/spec.json``."""
+    from archloop.store.folder import StudyFolder
+
+    for folder in path.resolve().parents[1:3]:
+        study = StudyFolder(folder)
+        if study.has_card():
+            _add_plugins(study)
 
 
 def _add_plugins(study: "StudyFolder") -> None:

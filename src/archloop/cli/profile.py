@@ -1,17 +1,21 @@
 """`archloop profile`: measure a model on a device."""
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import Progress
 
 from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.measuring import Say, target_of, watched, wrong_option
 from archloop.cli.models import MODEL_HELP, Trial, find
-from archloop.errors import UserError, reason, shown
+from archloop.errors import UserError
+
+_ENOUGH = 0.1
+"""Share of the work after which the time of the whole is foreseen."""
 
 
 @command()
@@ -30,6 +34,9 @@ def profile(
     quant: Annotated[str, typer.Option(help="One of the runtime's quantisations.")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="Default: one per core.")] = None,
     processes: Annotated[int, typer.Option(help="Fresh processes, each one sample.")] = 5,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Seconds; what would take longer is not finished.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Keep raw samples in this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,22 +44,16 @@ def profile(
 
     Times hang on the stack alone, so a checkpoint, a trial and an artifact count by their spec.
     """
-    from archloop.profiling import ProfileConfig, Target, table
+    from archloop.profiling import ProfileConfig, table
 
+    target = target_of(device, runtime, quant, threads, _numbers("contexts", contexts))
     try:
-        target = Target(
-            device=_device(device),
-            runtime=runtime,
-            quant=quant,
-            threads=threads,
-            contexts=_numbers("contexts", contexts),
-        )
         config = ProfileConfig(processes=processes)
     except ValidationError as error:
-        raise _wrong_option(error) from error
+        raise wrong_option(error) from error
     spec = find(model, trial).spec
     other = _reference(spec, reference, beside_itself)
-    measured = _measured(spec, other, target, config, output)
+    measured = _measured(spec, other, target, config, output, time_limit)
     if as_json:
         print_json(measured.model_dump(mode="json"))
         return
@@ -64,17 +65,15 @@ def profile(
         )
 
 
-def _measured(spec: Any, reference: Any, target: Any, config: Any, output: Path | None) -> Any:
+def _measured(
+    spec: Any, reference: Any, target: Any, config: Any, output: Path | None, limit_s: float | None
+) -> Any:
     """Measure with the device to ourselves, and tell how far it is."""
     from archloop.devices.lease import held
     from archloop.profiling import profile as measure
 
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar,
-    ):
+    with tempfile.TemporaryDirectory() as scratch, watched(stderr) as progress:
         target.check()
-        task = bar.add_task("waiting until the device is free", total=1.0)
         with held(target.claims()):
             return measure(
                 spec,
@@ -82,8 +81,29 @@ def _measured(spec: Any, reference: Any, target: Any, config: Any, output: Path 
                 config,
                 reference=reference,
                 directory=output or Path(scratch),
-                progress=lambda share, what: bar.update(task, completed=share, description=what),
+                progress=_limited(progress, limit_s, time.monotonic()),
             )
+
+
+def _limited(progress: Say, limit_s: float | None, began: float) -> Say:
+    """Progress that ends a measurement as soon as it is known to take longer than allowed.
+
+    It is known once the first process of several has ended, or when the time is over.
+    """
+
+    def say(share: float, what: str) -> None:
+        progress(share, what)
+        spent = time.monotonic() - began
+        if limit_s is None or share >= 1:
+            return
+        whole = spent / share if share >= _ENOUGH else spent
+        if whole > limit_s:
+            raise UserError(
+                f"--time-limit {limit_s:g}: this would take about {whole:.0f} s; give fewer "
+                "--contexts or --processes, or more time"
+            )
+
+    return say
 
 
 def _reference(spec: Any, reference: str | None, beside_itself: bool) -> Any:
@@ -93,21 +113,6 @@ def _reference(spec: Any, reference: str | None, beside_itself: bool) -> Any:
     if reference is not None:
         raise UserError("--aa measures the model beside itself; leave --reference out")
     return spec
-
-
-def _wrong_option(error: ValidationError) -> UserError:
-    """The first option that has a value which it does not take."""
-    first = error.errors(include_url=False)[0]
-    return UserError(f"--{first['loc'][0]} {shown(first['input'])}: {reason(first)}")
-
-
-def _device(text: str) -> Any:
-    """A device as a recipe gives it, from ``name`` or ``name:key=value,key=value``."""
-    name, _, settings = text.partition(":")
-    pairs = [pair.partition("=") for pair in settings.split(",") if pair]
-    if wrong := [key for key, equals, _ in pairs if not equals]:
-        raise UserError(f"--device {text!r}: {wrong[0]!r} has no value; give it as {wrong[0]}=...")
-    return {"name": name, **{key: value for key, _, value in pairs}}
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -145,6 +145,10 @@ class StudyFolder:
         """Whether any stage was ever begun here."""
         return any(path.exists() for path in (self._reference, self._tuning, self._trials))
 
+    def has_card(self) -> bool:
+        """Whether this is a study's folder."""
+        return self._card.is_file()
+
     def read_card(self) -> Card | None:
         """Which study this is; None if there is none yet.
 

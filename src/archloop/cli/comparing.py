@@ -1,0 +1,129 @@
+"""`archloop compare A B`: models as they are, measured in turns, and which figures differ.
+
+Every model is measured beside the first one, in processes that take turns, so that what disturbs
+one disturbs the other. A figure differs where the 95% interval of its ratio leaves 1 out; else
+what was measured does not tell the two apart.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from archloop.profiling import ProfileConfig, Target
+    from archloop.profiling.record import Interval, Profile
+    from archloop.stack.footprint import Footprint
+    from archloop.stack.spec import StackSpec
+
+FIGURES = {
+    "ttft_ms": ("first token, ms", 1.0),
+    "decode_p50_ms": ("decode step, ms", 1.0),
+    "peak_memory_bytes": ("peak memory, MB", 1e6),
+    "joules_per_token": ("energy a token, J", 1.0),
+}
+"""By figure: what it is called, and its unit."""
+
+
+class Compared(NamedTuple):
+    """A model beside the first one."""
+
+    name: str
+    footprint: "Footprint"
+    profile: "Profile"
+
+
+def measured(
+    specs: "Mapping[str, StackSpec]",
+    target: "Target",
+    config: "ProfileConfig",
+    progress: Callable[[float, str], None],
+) -> list[Compared]:
+    """Measure each model beside the first, and the first beside itself if it is alone.
+
+    Raises:
+        UserError: the target names what there is not.
+        WorkerError: a model cannot be run there, or a process died.
+    """
+    from archloop.devices.lease import held
+    from archloop.profiling import profile
+    from archloop.stack.footprint import footprint
+
+    target.check()
+    (first, reference), *others = specs.items()
+    pairs = [(first, reference), *others] if len(specs) == 1 else others
+    found: list[Compared] = []
+    with tempfile.TemporaryDirectory() as scratch, held(target.claims()):
+        for index, (name, spec) in enumerate(pairs):
+
+            def say(share: float, what: str, done: int = index, name: str = name) -> None:
+                progress((done + share) / len(pairs), f"{name}: {what}")
+
+            told = profile(
+                spec,
+                target,
+                config,
+                reference=reference,
+                directory=Path(scratch) / str(index),
+                progress=say,
+            )
+            found.append(Compared(name, footprint(spec, list(target.contexts)), told))
+    return found
+
+
+def verdict(ratio: "Interval") -> str:
+    """Whether a ratio tells two models apart."""
+    return "tied" if ratio.low <= 1 <= ratio.high else "differs"
+
+
+def plain(first: str, found: list[Compared]) -> list[dict[str, Any]]:
+    """As JSON: one a model, with its figures, its ratios to the first and what they tell."""
+    return [
+        {
+            "name": each.name,
+            "beside": first,
+            "estimated": each.footprint.model_dump(mode="json"),
+            "measured": each.profile.model_dump(mode="json"),
+            "verdicts": {
+                context: {name: verdict(ratio) for name, ratio in ratios.items() if name in FIGURES}
+                for context, ratios in each.profile.ratios.items()
+            },
+        }
+        for each in found
+    ]
+
+
+def show(first: str, found: list[Compared], console: Console) -> None:
+    """A table for each model that is beside the first."""
+    for each in found:
+        identity = each.profile.identity
+        console.print(
+            f"{each.name} beside {first}: {identity.device}, {identity.runtime} "
+            f"{identity.runtime_version}, {identity.quant}, {identity.threads} threads, "
+            f"{each.profile.num_processes} processes each",
+            markup=False,
+            soft_wrap=True,
+        )
+        table = Table("context", "figure", each.name, first, "ratio", "95%", "", box=None)
+        for figures in each.profile.figures:
+            ratios = each.profile.ratios[str(figures.context)]
+            for name, (label, unit) in FIGURES.items():
+                own: Interval | None = getattr(figures, name)
+                if own is None or name not in ratios:
+                    continue
+                ratio = ratios[name]
+                table.add_row(
+                    f"{figures.context:,}",
+                    label,
+                    f"{own.value / unit:,.2f}",
+                    f"{own.value / ratio.value / unit:,.2f}",
+                    f"{ratio.value:.3f}",
+                    f"{ratio.low:.3f} to {ratio.high:.3f}",
+                    verdict(ratio),
+                )
+        console.print(table)
+        for flag in each.profile.flags:
+            console.print(f"flag: {flag}", markup=False)

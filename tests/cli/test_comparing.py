@@ -1,0 +1,104 @@
+"""archloop compare A B as they are; progress and limit of a measurement; STUDY:7 as MODEL."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from archloop.cli import app, comparing, measuring, models
+from archloop.cli import profile as profile_command
+from archloop.errors import UserError
+from archloop.profiling.record import Interval
+from archloop.search.study import Study
+from report import studies
+from search.stand_in import StandIn, no_time, recipe
+
+
+def spec_file(folder: Path, pattern: str) -> str:
+    file = folder / f"{pattern}.json"
+    file.write_text(studies.spec(pattern).to_json())
+    return str(file)
+
+
+def test_models_are_measured_in_turns_and_said_to_differ_or_tie(tmp_path: Path) -> None:
+    files = [spec_file(tmp_path, pattern) for pattern in ("AA", "CC")]
+    call = ["compare", *files, "--contexts", "16", "--processes", "2", "--threads", "1", "--json"]
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 0, shown.output
+    (found,) = json.loads(shown.stdout)
+    assert (found["name"], found["beside"]) == (files[1], files[0])
+    ratios = found["measured"]["ratios"]["16"]
+    for name, told in found["verdicts"]["16"].items():
+        low, high = ratios[name]["low"], ratios[name]["high"]
+        assert told == ("tied" if low <= 1 <= high else "differs")
+    assert set(found["verdicts"]["16"]) >= {"ttft_ms", "decode_p50_ms", "peak_memory_bytes"}
+    assert "left" in shown.stderr or "%" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    "low, high, told", [(0.9, 1.1, "tied"), (1.01, 1.2, "differs"), (0.8, 0.99, "differs")]
+)
+def test_a_figure_differs_where_its_interval_leaves_one_out(
+    low: float, high: float, told: str
+) -> None:
+    assert comparing.verdict(Interval(value=(low + high) / 2, low=low, high=high)) == told
+
+
+def test_options_of_one_half_are_refused_by_the_other(tmp_path: Path) -> None:
+    file = spec_file(tmp_path, "CC")
+    for options, what in [
+        (("--plot", "x.svg"), "--plot and --specs belong to --at-budget"),
+        (("--processes", "1"), "--processes 1: must be from 2"),
+        (("--runtime", "torch_egar"), "did you mean 'torch_eager'"),
+    ]:
+        shown = CliRunner().invoke(app, ["compare", file, *options])
+        assert (shown.exit_code, shown.stderr.count("\n")) in ((2, 1), (2, 2))
+        assert what in shown.stderr
+
+
+def test_time_left_is_told_in_lines_where_there_is_no_terminal() -> None:
+    now = 0.0
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=False, width=200)
+    with measuring.watched(console, lambda: now) as say:
+        for step in range(11):
+            now = 4.0 * step
+            say(step / 10, f"process {step}")
+    lines = written.getvalue().splitlines()
+    assert lines[0].endswith("waiting until the device is free")
+    # At 12 s of 40, the first after ten seconds.
+    assert lines[1] == " 30% process 3, about 28 s left"
+    assert len(lines) == 4
+
+
+def test_a_measurement_that_takes_too_long_is_ended_as_soon_as_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(profile_command.time, "monotonic", lambda: now)
+    heard = []
+    say = profile_command._limited(lambda share, _: heard.append(share), 60.0, 0.0)
+    now = 5.0
+    say(0.05, "starting")
+    now = 12.0
+    with pytest.raises(UserError, match=r"--time-limit 60: this would take about 80 s"):
+        say(0.15, "process 1")
+    assert heard == [0.05, 0.15]
+    profile_command._limited(lambda *_: None, None, 0.0)(0.5, "no limit")
+    now = 61.0
+    with pytest.raises(UserError, match="--time-limit 60"):
+        say(0.01, "starting")
+
+
+def test_a_trial_is_named_in_one_word(tmp_path: Path) -> None:
+    record = Study(recipe(num_trials=2), tmp_path, evaluator=StandIn(), clock=no_time).run()
+    folder = tmp_path / "test"
+    assert models.find(f"{folder}:1").spec == record.trials[1].spec
+    assert models.find(f"{folder}:reference").label == "test-reference"
+    file = folder / "trials" / "000001" / "spec.json"
+    assert models.find(str(file)).spec == record.trials[1].spec
+    with pytest.raises(UserError, match="has no trial 9"):
+        models.find(f"{folder}:9")

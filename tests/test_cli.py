@@ -29,10 +29,11 @@ COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugi
     "extend",
     "train",
     "rerank",
+    "attribute",
     "init",
 }
 
-WITHOUT_PLUGINS = {"plan", "search", "extend", "report", "rerank", "init"}
+WITHOUT_PLUGINS = {"plan", "search", "extend", "report", "rerank", "init", "attribute"}
 """These find a recipe's or a study's own, or need none."""
 
 
@@ -73,7 +74,12 @@ def test_plugins_of_a_folder_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "mixers").mkdir()
     (tmp_path / "mixers" / "misspelt.py").write_text("from archloop.blocks import Wrong\n")
     status, out, _ = run("plugins", "mixers", "--plugins", str(tmp_path), "--json")
-    assert (status, "misspelt" in json.loads(out)["mixers"]) == (0, True)
+    told = {each["name"]: each for each in json.loads(out)["mixers"]}
+    assert status == 0
+    assert "line 1 cannot be imported" in told["misspelt"]["error"]
+    assert told["short_conv"]["genes"] == {"kernel": [3, 5, 7]}
+    assert told["short_conv"]["settings"] == {"kernel": 3, "bias": False}
+    assert told["short_conv"]["description"].startswith("Gated short convolution")
     spec = json.loads(presets.load("lfm2-350m").to_json())
     spec["blocks"][0]["mixers"] = [{"name": "misspelt"}]
     (tmp_path / "spec.json").write_text(json.dumps(spec))
@@ -115,9 +121,36 @@ def test_presets_as_table_names_every_preset() -> None:
 
 
 def test_plugins_as_json() -> None:
-    status, out, _ = run("plugins", "mixers", "--json")
+    """Each with what it is and, where it has any, its settings."""
+    status, out, _ = run("plugins", "--json")
     assert status == 0
-    assert "gqa" in json.loads(out)["mixers"]
+    told = json.loads(out)
+    assert told.keys() == registry.KINDS.keys()
+    for kind, listed in told.items():
+        assert [each["name"] for each in listed] == registry.names(kind)
+        for each in listed:
+            assert each["description"], f"{kind} {each['name']}"
+            assert each["error"] is None
+
+
+def test_a_studys_own_plugins_are_found_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_folders", {})
+    (tmp_path / "mine" / "strategies").mkdir(parents=True)
+    (tmp_path / "mine" / "strategies" / "own.py").write_text(
+        '"""Mine."""\nfrom archloop.search.strategies.random import RandomSearch\n\n\n'
+        'class Own(RandomSearch):\n    """Random search of my own."""\n'
+    )
+    changes = {"plugins": "mine", "strategy": {"name": "own"}, "num_trials": 2}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings(**changes)))
+    Study(tmp_path / "recipe.yaml", tmp_path / "runs", evaluator=StandIn()).run()
+    monkeypatch.setattr(registry, "_folders", {})
+    status, out, _ = run(
+        "plugins", "strategies", "--plugins", str(tmp_path / "runs" / "test"), "--json"
+    )
+    told = {each["name"]: each["description"] for each in json.loads(out)["strategies"]}
+    assert (status, told.get("own")) == (0, "Random search of my own.")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ python -m archloop --help
 """
 
 from archloop.cli import (
+    attribute,
     compare,
     corpus,
     doctor,
@@ -26,6 +27,7 @@ from archloop.cli.command import app, main
 
 __all__ = [
     "app",
+    "attribute",
     "compare",
     "corpus",
     "doctor",

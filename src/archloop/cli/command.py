@@ -109,7 +109,7 @@ def command(
         def run(*args: Any, **kwargs: Any) -> None:
             with _ends_in_one_line(resumes):
                 if folder := kwargs.pop(_PLUGINS, None):
-                    registry.add_folder(folder)
+                    _add_plugins(folder)
                 function(*args, **kwargs)
 
         if takes_plugins:
@@ -122,10 +122,23 @@ def command(
 _PLUGINS = "plugins_folder"
 
 
+def _add_plugins(folder: Path) -> None:
+    """Look in a folder of plug-ins too, or in that of a study's recipe."""
+    from archloop.cli.own_plugins import add_plugins_of
+    from archloop.store.folder import StudyFolder
+
+    study = StudyFolder(folder)
+    if not study.has_card():
+        registry.add_folder(folder)
+    elif not add_plugins_of(study):
+        raise UserError(f"--plugins {folder}: this study has no plug-ins, or they are gone")
+
+
 def _add_option(run: Any, function: Callable[..., None]) -> None:
     """Say in the signature, which the app reads, that the verb takes ``--plugins`` too."""
     kind = Annotated[
-        Path | None, typer.Option("--plugins", help="Folder of plug-ins: <kind>/<name>.py.")
+        Path | None,
+        typer.Option("--plugins", help="Folder of plug-ins, <kind>/<name>.py, or a study's."),
     ]
     signature = inspect.signature(function, eval_str=True)
     option = inspect.Parameter(

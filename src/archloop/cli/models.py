@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from archloop.cli.own_plugins import add_plugins_around, add_plugins_of
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def load_spec(name: str) -> "StackSpec":
     path = Path(name)
     if path.suffix != ".json":
         return presets.load(name)
-    _add_plugins_around(path)
+    add_plugins_around(path)
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a preset's name or a spec file")
@@ -214,37 +215,13 @@ def _trial(study: "StudyFolder", trial: str | None) -> Named:
         numbers = study.trial_numbers()
         known = f"it has {numbers[0]} to {numbers[-1]}" if numbers else "it has none yet"
         raise UserError(f"{study.path} has no trial {trial}; {known}, and reference")
-    _add_plugins(study)
+    add_plugins_of(study)
     label = (
         f"{study.path.name}-trial-{trial}"
         if trial != "reference"
         else (f"{study.path.name}-reference")
     )
     return Named(label, "trial", load_spec(str(files.spec)), files.trained, files.weights)
-
-
-def _add_plugins_around(path: Path) -> None:
-    """The plug-ins of the study that a file is of, as of ``trials/000007/spec.json``."""
-    from archloop.store.folder import StudyFolder
-
-    for folder in path.resolve().parents[1:3]:
-        study = StudyFolder(folder)
-        if study.has_card():
-            _add_plugins(study)
-
-
-def _add_plugins(study: "StudyFolder") -> None:
-    """The study's own plug-ins, where they lay when it last ran here."""
-    from archloop import registry
-    from archloop.store import reading
-
-    card = study.read_card()
-    assert card is not None
-    if name := card.settings.get("plugins"):
-        folder = reading.about(study.path).recipe_folder / name
-        # Elsewhere they are given by --plugins; a mixer that is missing says so itself.
-        if folder.is_dir():
-            registry.add_folder(folder)
 
 
 def _trial_folder(study: "StudyFolder", trial: str) -> "TrialFolder | None":

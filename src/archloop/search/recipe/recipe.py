@@ -341,6 +341,16 @@ class Recipe(_Section):
                 hasher.update(hashlib.sha256(what_runs(file.read_bytes())).digest())
         return hasher.hexdigest()
 
+    def varied(self, **changes: Any) -> "Recipe":
+        """The recipe with other settings, beside it: relative paths start where its own do.
+
+        Raises:
+            RecipeError: a key, type or value is wrong.
+        """
+        recipe = parse({**self.plain(), **changes}, self.label)
+        recipe._file = self._file
+        return recipe
+
     def error(self, message: str) -> RecipeError:
         """An error about this recipe."""
         return RecipeError(f"{self.label}: {message}")

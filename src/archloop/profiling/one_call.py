@@ -59,18 +59,9 @@ def profile(
         UserError: a name, setting or file is wrong, or the target lacks something.
         WorkerError: the runtime cannot run the stack, or a process died; it says how.
     """
-    given = {
-        "contexts": contexts,
-        "runtime": runtime,
-        "device": device,
-        "quant": quant,
-        "threads": threads,
-    }
-    target = _made(
-        Target, target, {key: value for key, value in given.items() if value is not None}
-    )
-    count = {} if processes is None else {"processes": processes}
-    config = _made(ProfileConfig, config, count)
+    where = {"contexts": contexts, "runtime": runtime, "device": device}
+    target = _made(Target, target, {**where, "quant": quant, "threads": threads})
+    config = _made(ProfileConfig, config, {"processes": processes})
     spec, other = _spec(model), None if reference is None else _spec(reference)
     target.check()
     with ExitStack() as stack:
@@ -93,12 +84,13 @@ def _made(kind: Any, whole: Any, parts: Mapping[str, Any]) -> Any:
     Raises:
         UserError: both are given, or a part is wrong.
     """
+    parts = {key: value for key, value in parts.items() if value is not None}
     if whole is not None and parts:
         raise UserError(f"give {kind.__name__} or {', '.join(parts)}, not both")
     if whole is not None:
         return whole
     try:
-        return kind.model_validate(dict(parts))
+        return kind.model_validate(parts)
     except ValidationError as error:
         raise invalid(error, list(kind.model_fields), "profile") from error
 

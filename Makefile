@@ -10,10 +10,15 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 RECIPE ?= recipes/quickstart.yaml
 
-.PHONY: search test test-all test-ci test-engines test-kernels test-gpu check clean
+.PHONY: search docs test test-all test-ci test-engines test-kernels test-gpu check clean
 
 search: $(VENV)/.installed
 	$(BIN)/archloop search $(RECIPE)
+
+# The pages of docs/ as a site: docs/_site/index.html.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m archloop.search.recipe.reference > docs/recipes.md
+	$(BIN)/python -m sphinx -q -W -b html docs docs/_site
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -69,8 +74,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) --no-deps fla-core
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP_INSTALL) -e ".[docs]"
+	touch $@
+
 $(VENV)/.installed-engines: $(VENV)/.installed-test
-	$(PIP_INSTALL) -e ".[test,executorch,onnx,openvino,ray]"
+	$(PIP_INSTALL) -e ".[test,executorch,onnx,openvino,ray,docs,ci]"
 	touch $@
 
 $(VENV)/.installed-llama: $(VENV)/.installed-engines

@@ -14,6 +14,9 @@ class DeviceChoice(BaseModel):
 
     All keys but `name` belong to the `Config` of that device, so which there are is known only
     once plug-ins are loaded: `open` checks them.
+
+    Attributes:
+        name: of the plug-in, as `archloop plugins devices` lists it with its settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

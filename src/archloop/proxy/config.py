@@ -33,6 +33,7 @@ class ProxyConfig(BaseModel):
     """A recipe's training and evaluation of proxies.
 
     Attributes:
+        corpus: the text.
         vocab_size: of the text's tokenizer.
         text_weight: of the text's mean loss in the step's loss.
         num_text_windows: held-out windows of `training.seq_len` tokens.

@@ -49,7 +49,13 @@ FamilyGenes = dict[str, Scalar | ByScale | list[Scalar | ByScale]]
 
 
 class ShipScale(_Section):
-    """The width that is profiled and shipped."""
+    """The width that is profiled and shipped.
+
+    Attributes:
+        d_model: model width.
+        vocab_size: tokens of its vocabulary.
+        tie_embeddings: one matrix is embedding and head.
+    """
 
     d_model: Width
     vocab_size: Vocabulary
@@ -57,7 +63,12 @@ class ShipScale(_Section):
 
 
 class ProxyScale(_Section):
-    """The width that is trained; its vocabulary may be known only once a tokenizer is."""
+    """The width that is trained; its vocabulary may be known only once a tokenizer is.
+
+    Attributes:
+        d_model: model width.
+        vocab_size: of the text and the tasks; null: as many as these need.
+    """
 
     d_model: Width
     vocab_size: Vocabulary | None = None
@@ -147,6 +158,8 @@ class SpaceConfig(_Section):
     """Which stacks a search may try.
 
     Attributes:
+        ship: what is measured.
+        proxy: what is trained to rank stacks.
         num_blocks: one depth or several.
         mixers: family -> gene -> values to search, or one fixed value.
         channel_mixers: likewise.

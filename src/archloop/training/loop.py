@@ -46,6 +46,8 @@ class TrainingConfig(BaseModel):
         warmup_steps: of linear rise; in steps, so that a longer training starts the same.
         decay_share: share of the steps over which wsd decays.
         final_factor: learning rate at the end, as a factor of the peak.
+        weight_decay: of AdamW, and of Muon where that trains the hidden matrices.
+        betas: of AdamW.
         grad_clip: largest norm of the gradient; None: no clipping.
         batch_size: text sequences a step.
         seq_len: tokens of a text sequence.

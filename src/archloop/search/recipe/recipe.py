@@ -109,7 +109,12 @@ class AnchorPair(_Section):
 
 
 class StrategySection(_Section):
-    """A strategy's plug-in name and its settings."""
+    """A strategy's plug-in name and its settings.
+
+    Attributes:
+        name: as `archloop plugins strategies` lists it.
+        settings: of that strategy, by name.
+    """
 
     name: str = "nsga2"
     settings: dict[str, Any] = {}
@@ -136,7 +141,11 @@ class Tuning(_Section):
 
 
 class TimeLimits(_Section):
-    """Wall time that a worker may take, in seconds."""
+    """Wall time that a worker may take, in seconds.
+
+    Attributes:
+        train_s: of one training with its evaluation; one that takes longer has failed.
+    """
 
     train_s: Annotated[float, Field(gt=0)] = 3600.0
 

@@ -9,7 +9,7 @@ import fronts
 from archloop.ranking import membership
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.front import nondominated
-from archloop.ranking.membership import standing
+from archloop.ranking.membership import standing, surely_dominated
 from archloop.ranking.posterior import Draws
 from archloop.ranking.record import Objective
 from archloop.ranking.table import Table, table
@@ -147,3 +147,26 @@ def test_the_front_of_exact_values_in_any_order() -> None:
     found = standing(rows(*map(tuple, values)), (0.0, 2.0), reference=None)
     truth = nondominated(values * (-1, 1))
     assert [m.status == "tied" for m in found.members] == truth.tolist()
+
+
+def test_exact_values_are_surely_dominated_where_they_are_dominated() -> None:
+    exact = rows((0.5, 1.0), (0.6, 1.1), (0.4, 1.2), (0.7, 0.9), (0.7, 0.9))
+    assert surely_dominated(exact).tolist() == [True, True, True, False, False]
+    # Noise as large as the differences leaves all of it open.
+    assert not surely_dominated(rows((0.5, 1.0), (0.6, 0.9), se=0.1)).any()
+
+
+def test_nothing_that_may_be_claimed_is_surely_dominated() -> None:
+    rng = np.random.default_rng(3)
+    noise = fronts.NOISES["measured seeds, quiet machine"]
+    claimed = lost = 0
+    for _ in range(40):
+        estimates = fronts.observed(rng, fronts.stacks(rng, 12, fronts.SPREAD), noise)
+        found = standing(estimates, fronts.WORST, reference=0, num_draws=200)
+        gone_N = surely_dominated(estimates)
+        lost += gone_N.sum()
+        for member, gone in zip(found.members[1:], gone_N[1:], strict=True):
+            claimed += member.status == "front"
+            assert not (gone and member.status == "front")
+    assert claimed > 20
+    assert lost > 20

@@ -83,7 +83,7 @@ $(VENV)/.installed-engines: $(VENV)/.installed-test
 	touch $@
 
 $(VENV)/.installed-llama: $(VENV)/.installed-engines
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PIP_INSTALL) -e ".[test,executorch,onnx,openvino,llama_cpp]"
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PIP_INSTALL) -e ".[test,executorch,onnx,openvino,llama-cpp]"
 	touch $@
 
 clean:

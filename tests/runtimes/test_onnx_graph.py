@@ -119,6 +119,25 @@ def test_int8_reaches_the_bodies_of_loops_and_keeps_weights_beside_the_model(
     assert "MatMulInteger" in {node.op_type for node in body.node}
 
 
+@pytest.mark.ci
+def test_int8_and_int4_reach_every_matrix_of_attention(tmp_path: Path) -> None:
+    """A product with part of a weight is one with a constant: only then is it quantised."""
+    pytest.importorskip("onnxruntime")
+    decoder = build_random(stack("gqa", 1), 0)
+    norms = sum(p.numel() for p in decoder.parameters() if p.dim() == 1)
+    for quant in ("int8", "int4"):
+        manifest = export(
+            registry.get("runtimes", "onnx_runtime")(), decoder, tmp_path / quant, quant
+        )
+        matrices = sum(p.numel() for p in decoder.parameters() if p.dim() == 2)
+        packed = manifest.weight_bytes[{"int8": "int8", "int4": "uint8"}[quant]]
+        assert packed * (1 if quant == "int8" else 2) >= matrices
+        # Float32 are the looked-up embedding, norms, scales, and tables of positions.
+        kept = 4 * (norms + decoder.embedding.weight.numel())
+        scales = 4 * matrices / (32 if quant == "int4" else 64)
+        assert manifest.weight_bytes["float32"] <= kept + scales + 4096
+
+
 def eager_rows(decoder: Decoder, ids: list[int]) -> np.ndarray:
     """Logits after the prompt and after each step."""
     state = decoder.init_state(1, len(ids))

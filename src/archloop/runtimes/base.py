@@ -26,6 +26,7 @@ from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
     from archloop.runtimes.pieces import Kind, Placed
+    from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
 Logits = NDArray[np.float32]
@@ -141,8 +142,9 @@ class Runtime(ABC):
         name: the plug-in's name, set by the registry.
         quants: quantisations it can export, the most exact first.
         parity_tolerance: by quantisation, how far logits may be from those of eager PyTorch (at
-            `reference_dtype`), in standard deviations of the logits. Where eager PyTorch itself
-            rounds more than that, twice its own distance from float32 is allowed.
+            `reference_dtype`, with weights and products rounded as `products` says), in standard
+            deviations of the logits. Where rounding of activations moves eager PyTorch itself by
+            more than that, twice as far is allowed.
         lowers_pieces: it writes `lower` and `join`, by which a stack of pieces that were lowered
             before is an artifact in seconds.
         on_card: it computes on a graphics card, which a measurement then needs alone.
@@ -250,6 +252,16 @@ class Runtime(ABC):
     def reference_dtype(self, quant: str) -> str:
         """Dtype in which eager PyTorch computes the logits to compare with."""
         return self.precision(quant)
+
+    def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
+        """How the artifact in a folder rounds in its products; empty where weights are exact.
+
+        Quantised weights are far from the decoder's, and engines that compute with them well are
+        all equally far: only a comparison with the very weights that the artifact holds tells a
+        fault from rounding. The default is for weights in the precision of `reference_dtype`.
+        """
+        del decoder, directory, quant
+        return {}
 
     # --- what callers use -------------------------------------------------------------------
 

@@ -196,22 +196,22 @@ def _compared(
     # Pieces have their experts' biases already: they are compared as they are.
     deciding = nullcontext(False) if manifest.composed else decided_experts(decoder)
     with deciding as is_changed, TemporaryDirectory() as folder:
+        home, runs_here = directory, runtime.runs_here()
+        if is_changed:
+            home = Path(folder) if runs_here else directory / _DECIDED
+            home.mkdir(exist_ok=True)
+            runtime.write(decoder, home, manifest.quant)
         case = make_case(
             decoder,
             runtime.reference_dtype(manifest.quant),
             runtime.parity_tolerance[manifest.quant],
+            runtime.products(decoder, home, manifest.quant),
         )
-        if not runtime.runs_here():
+        if not runs_here:
             if is_changed:
                 case = case.model_copy(update={"artifact": _DECIDED})
-                (directory / _DECIDED).mkdir(exist_ok=True)
-                runtime.write(decoder, directory / _DECIDED, manifest.quant)
             case.write(directory)
             return manifest.model_copy(update={"files": checksums(directory)})
-        home = directory
-        if is_changed:
-            home = Path(folder)
-            runtime.write(decoder, home, manifest.quant)
         session = runtime.load(home, manifest, torch.get_num_threads(), case.num_tokens)
         rows = session_rows(session, case.parts, case.steps)
         session.close()

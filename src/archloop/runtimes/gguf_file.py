@@ -89,27 +89,45 @@ def _head_dim(config: dict[str, Any]) -> int:
 
 def write(decoder: Decoder, file: Path) -> None:
     """Write a decoder in float32; vectors and convolutions stay so in every quantisation."""
-    from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
+    from gguf import GGUFWriter
 
     spec = decoder.spec
-    found_family, reason = _family(spec)
-    assert found_family is not None, reason
-    family, config = found_family
-    model_type = config["model_type"]
-    arch = MODEL_ARCH[ARCHITECTURES[model_type]]
-    known = get_tensor_name_map(arch, spec.num_blocks)
-    variant = "fused" if "fused" in family.variants else family.variants[0]
-    writer = GGUFWriter(file, arch=_name(arch))
-    _write_keys(writer, model_type, config, spec)
-    targets = weights.tensors(decoder)
-    for name, tensor in _tensors(model_type, config, family.pieces(spec, variant), targets):
-        found = known.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert found is not None, f"llama.cpp has no name for {name}"
-        writer.add_tensor(found, np.ascontiguousarray(tensor.float().numpy()))
+    _, config = _say(spec)
+    writer = GGUFWriter(file, arch=_name(_architecture(config)))
+    _write_keys(writer, config["model_type"], config, spec)
+    for name, tensor in tensors(spec, weights.tensors(decoder)):
+        writer.add_tensor(name, np.ascontiguousarray(tensor.float().numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def tensors(spec: StackSpec, targets: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a file, by llama.cpp's name, of a decoder's tensors by theirs."""
+    from gguf import get_tensor_name_map
+
+    family, config = _say(spec)
+    known = get_tensor_name_map(_architecture(config), spec.num_blocks)
+    variant = "fused" if "fused" in family.variants else family.variants[0]
+    pieces = family.pieces(spec, variant)
+    for name, tensor in _tensors(config["model_type"], config, pieces, targets):
+        found = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert found is not None, f"llama.cpp has no name for {name}"
+        yield found, tensor
+
+
+def _say(spec: StackSpec) -> tuple[Layout, dict[str, Any]]:
+    """The family of a stack that llama.cpp runs, and its configuration."""
+    found, reason = _family(spec)
+    assert found is not None, reason
+    return found
+
+
+def _architecture(config: dict[str, Any]) -> Any:
+    from gguf import MODEL_ARCH
+
+    return MODEL_ARCH[ARCHITECTURES[config["model_type"]]]
 
 
 def _name(arch: Any) -> str:

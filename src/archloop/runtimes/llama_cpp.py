@@ -21,6 +21,7 @@ from archloop.runtimes.base import Ids, Logits, Runtime, Session
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
 MODEL = "model.gguf"
@@ -32,8 +33,8 @@ class LlamaCpp(Runtime):
     """llama.cpp; the artifact is one GGUF file."""
 
     quants = ("f16", "q8_0", "q4_0")
-    parity_tolerance: ClassVar[Mapping[str, float]] = {"f16": 0.02, "q8_0": 0.5, "q4_0": 2.0}
-    """Keys and values are kept in float16 and products of quantised rows take 8-bit inputs."""
+    parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 0.02)
+    """Beyond what `products` says, keys and values are kept in float16."""
 
     def version(self) -> str:
         return metadata.version("llama_cpp_python")
@@ -46,7 +47,7 @@ class LlamaCpp(Runtime):
     def missing_to_run(self) -> str | None:
         found = find_spec("llama_cpp")
         if found is None or found.origin is None:
-            return "needs llama.cpp; pip install 'archloop[llama_cpp]', which compiles it"
+            return "needs llama.cpp; pip install 'archloop[llama-cpp]', which compiles it"
         folder = os.environ.get("LLAMA_CPP_LIB_PATH") or Path(found.origin).parent / "lib"
         if any(Path(folder).glob("*llama.*")):
             return None
@@ -65,6 +66,12 @@ class LlamaCpp(Runtime):
         _quantize(exact, model, quant)
         exact.unlink()
         return gguf_file.weight_bytes(model)
+
+    def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
+        from archloop.runtimes import gguf_rounding
+
+        del quant
+        return gguf_rounding.products(decoder, directory / MODEL)
 
     def command(self, directory: Path) -> str:
         return f"llama-bench -m {directory / MODEL} -p 512 -n 128"

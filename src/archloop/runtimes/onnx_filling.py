@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from archloop.runtimes.onnx_folding import fold
 from archloop.runtimes.onnx_parts import DOMAIN, PASS, Pass, Placed, Step, traced
 
 Value = Any
@@ -50,6 +51,7 @@ def fill_in(model: ir.Model, parts: Mapping[str, Placed]) -> None:
         ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, results)
         for value in writer.constants:
             graph.initializers.add(value)
+    fold(graph)
     _share_equal(graph)
 
 

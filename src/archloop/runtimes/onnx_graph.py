@@ -120,10 +120,16 @@ def replace(model: Path, by: Path) -> None:
     import onnx
 
     content = onnx.load(str(by))
-    for old in (*model.parent.glob(f"{model.name}*"), *by.parent.glob(f"{by.name}*")):
-        old.unlink()
+    remove(model)
+    remove(by)
     location = f"{model.name}.data"
     onnx.save(content, str(model), save_as_external_data=True, location=location)
+
+
+def remove(model: Path) -> None:
+    """Delete a model and the weights beside it."""
+    for file in model.parent.glob(f"{model.name}*"):
+        file.unlink()
 
 
 def weight_bytes(model: Path) -> dict[str, int]:

@@ -77,14 +77,14 @@ def placeholders(decoder: Decoder, parts: Mapping[str, Placed]) -> Iterator[None
     for name, placed in parts.items():
         placed.mixer.run = _MixerPlaceholder(name)  # type: ignore[assignment, method-assign]
     for moe in moes:
-        moe._form = lambda num_tokens: _experts_placeholder  # type: ignore[method-assign]
+        moe.form = _experts_placeholder
     try:
         yield
     finally:
         for placed in parts.values():
             del placed.mixer.run
         for moe in moes:
-            del moe._form
+            moe.form = None
 
 
 def _experts_placeholder(

@@ -4,7 +4,7 @@ An engine whose graphs have no state of their own needs its caches as inputs and
 are bound, one read and the other written, in turns: nothing is allocated or copied by us.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,17 +17,20 @@ from archloop.runtimes.base import Ids, Logits, Runtime, Session
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
 PREFILL_PASS = 512
 """Tokens per call in prefill: bounds the memory of activations."""
+_GROUP = 32
+"""Numbers of a row that share a scale in int4."""
 
 
 class OnnxRuntime(Runtime):
     """ONNX Runtime; the artifact is an ONNX file with weights beside it."""
 
-    quants = ("fp32", "int8")
-    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "int8": 0.5}
+    quants = ("fp32", "int8", "int4")
+    parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 1e-4)
 
     def version(self) -> str:
         return metadata.version("onnxruntime")
@@ -54,9 +57,26 @@ class OnnxRuntime(Runtime):
 
         onnx_graph.write(copy.deepcopy(decoder), directory)
         model = directory / onnx_graph.MODEL
-        if quant == "int8":
-            _quantize(model)
+        if quant != "fp32":
+            onnx_graph.replace(model, {"int8": _to_int8, "int4": _to_int4}[quant](model))
         return onnx_graph.weight_bytes(model)
+
+    def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
+        from archloop.runtimes import rounding
+
+        del directory
+        matrices = rounding.matrices(decoder) if quant != "fp32" else {}
+        if quant == "int8":
+            inputs: rounding.Rounding = rounding.tensor_to_uint8
+            return {
+                name: rounding.Product(rounding.rows_to_int8(weight), inputs)
+                for name, weight in matrices.items()
+            }
+        inputs = rounding.groups_to_int8(_GROUP)
+        return {
+            name: rounding.Product(rounding.groups_to_int4(weight, _GROUP), inputs)
+            for name, weight in matrices.items()
+        }
 
     def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
         return _OnnxSession(directory, manifest.spec.vocab_size, threads, max_context)
@@ -184,11 +204,9 @@ class _OnnxSession(Session):
             )
 
 
-def _quantize(model: Path) -> None:
-    """Matrices to int8 by output channel, activations as they come; in place of the file."""
+def _to_int8(model: Path) -> Path:
+    """A file of matrices in int8 by output channel, activations as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    from archloop.runtimes import onnx_graph
 
     rounded = model.with_name("int8.onnx")
     quantize_dynamic(
@@ -197,9 +215,60 @@ def _quantize(model: Path) -> None:
         per_channel=True,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_exclude=_not_by_a_matrix(model),
         # In one file an ONNX model is at most 2 GiB.
         use_external_data_format=True,
         # Bodies of loops: the passes of most mixers.
         extra_options={"EnableSubgraph": True},
     )
-    onnx_graph.replace(model, rounded)
+    return rounded
+
+
+def _not_by_a_matrix(model: Path) -> list[str]:
+    """Products with constants that are no matrix on the right: by channel, the engine refuses them.
+
+    They are steps of a scan or stacks of small matrices, not weights of a layer.
+    """
+    import onnx
+
+    graph = onnx.load(str(model), load_external_data=False).graph
+    ranks = {each.name: len(each.dims) for each in graph.initializer}
+
+    def found(graph: Any) -> Iterator[str]:
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from found(attribute.g)
+            left, right = (*node.input, "", "")[:2]
+            if node.op_type == "MatMul" and (left in ranks or ranks.get(right, 2) != 2):
+                yield node.name
+
+    return list(found(graph))
+
+
+def _to_int4(model: Path) -> Path:
+    """A file of matrices in int4 by groups; products round the other factor to int8 by groups too.
+
+    That is what ONNX Runtime's own tools choose for a CPU (`accuracy_level` 4).
+    """
+    import logging
+
+    import onnx
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    # Its import sets up logging for the whole program.
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    root.handlers[:], root.level = handlers, level
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    whole = ONNXModel(onnx.load(str(model)))
+    # The head's product is written the other way, which this quantiser does not look for.
+    whole.replace_gemm_with_matmul()
+    quantizer = MatMulNBitsQuantizer(
+        whole.model, block_size=_GROUP, is_symmetric=True, accuracy_level=4
+    )
+    quantizer.process()
+    rounded = model.with_name("int4.onnx")
+    quantizer.model.save_model_to_file(str(rounded), use_external_data_format=True)
+    return rounded

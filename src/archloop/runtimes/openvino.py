@@ -13,6 +13,7 @@ from archloop.runtimes.base import Ids, Logits, Runtime, Session
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
 PREFILL_PASS = 512
@@ -20,18 +21,21 @@ PREFILL_PASS = 512
 
 
 class OpenVino(Runtime):
-    """OpenVINO; the artifact is an ONNX file, which the engine reads and compiles when opened."""
+    """OpenVINO; the artifact is an ONNX file, or with int8 and int4 OpenVINO's own (`model.xml`).
 
-    quants = ("fp32",)
-    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4}
+    The engine compiles either when it opens it.
+    """
+
+    quants = ("fp32", "int8", "int4")
+    parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 1e-4)
 
     def version(self) -> str:
         return metadata.version("openvino")
 
     def missing_to_export(self) -> str | None:
-        if all(find_spec(name) for name in ("onnx", "onnxscript", "openvino")):
+        if all(find_spec(name) for name in ("onnx", "onnxscript", "openvino", "nncf")):
             return None
-        return "needs OpenVINO and ONNX's exporter; pip install 'archloop[openvino]'"
+        return "needs OpenVINO, nncf and ONNX's exporter; pip install 'archloop[openvino]'"
 
     def missing_to_run(self) -> str | None:
         if find_spec("openvino"):
@@ -46,11 +50,22 @@ class OpenVino(Runtime):
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
         import copy
 
-        from archloop.runtimes import onnx_graph
+        from archloop.runtimes import onnx_graph, openvino_weights
 
-        del quant
         onnx_graph.write(copy.deepcopy(decoder), directory)
-        return onnx_graph.weight_bytes(directory / onnx_graph.MODEL)
+        model = directory / onnx_graph.MODEL
+        if quant == "fp32":
+            return onnx_graph.weight_bytes(model)
+        compressed = openvino_weights.write(model, quant)
+        onnx_graph.remove(model)
+        return openvino_weights.weight_bytes(compressed)
+
+    def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
+        from archloop.runtimes import openvino_weights
+
+        if quant == "fp32":
+            return {}
+        return openvino_weights.products(decoder, directory / openvino_weights.MODEL)
 
     def command(self, directory: Path) -> str:
         from archloop.runtimes import onnx_graph
@@ -58,7 +73,7 @@ class OpenVino(Runtime):
         held = onnx_graph.read_state(directory)
         shapes = "".join(f",{each.name}[{','.join(map(str, each.sized(1024)))}]" for each in held)
         return (
-            f"benchmark_app -m {directory / onnx_graph.MODEL} -d CPU -hint latency "
+            f"benchmark_app -m {_model(directory)} -d CPU -hint latency "
             f"-shape ids[1,1],length[1]{shapes}"
         )
 
@@ -85,7 +100,7 @@ class _OpenVinoSession(Session):
         self._held = onnx_graph.read_state(directory)
         self._tensor = openvino.Tensor
         core = openvino.Core()
-        model = core.read_model(str(directory / onnx_graph.MODEL))
+        model = core.read_model(str(_model(directory)))
         sizes = {held.name: list(held.sized(max_context)) for held in self._held}
         model.reshape({graphs.IDS: [1, -1], graphs.LENGTH: [1], **sizes})
         pairs = {held.name: held.next_name for held in self._held}
@@ -163,3 +178,11 @@ class _OpenVinoSession(Session):
                 f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
                 f"was given {num_new} more; open it with a larger max_context"
             )
+
+
+def _model(directory: Path) -> Path:
+    """The file that the engine opens."""
+    from archloop.runtimes import onnx_graph, openvino_weights
+
+    compressed = directory / openvino_weights.MODEL
+    return compressed if compressed.exists() else directory / onnx_graph.MODEL

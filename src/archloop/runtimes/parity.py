@@ -22,6 +22,7 @@ from archloop.blocks.channel_mixers.moe import MoE
 from archloop.errors import UserError
 from archloop.files import write_atomic
 from archloop.runtimes.base import Logits, Session
+from archloop.runtimes.rounding import Products, rounded_products
 from archloop.stack.decoder import Decoder
 
 CASE = "parity.json"
@@ -89,25 +90,35 @@ def read_case(directory: Path) -> Case | None:
         raise UserError(f"{directory / CASE} is damaged; export the artifact again") from error
 
 
-def make_case(decoder: Decoder, dtype: str, tolerance: float) -> Case:
+def make_case(
+    decoder: Decoder, dtype: str, tolerance: float, products: Products | None = None
+) -> Case:
     """Random tokens and eager PyTorch's logits.
 
     Args:
         decoder: left as it was.
         dtype: that eager PyTorch computes in.
-        tolerance: of the error; where eager PyTorch itself rounds more than that, twice its own
-            distance from float32 is the bound.
+        tolerance: of the error; where rounding of activations moves eager PyTorch itself by more
+            than that, twice as far is the bound.
+        products: how a quantised engine rounds; none: not at all.
     """
     rng, num_tokens = np.random.default_rng(0), PROMPT_TOKENS + _STEPS
     ids = rng.integers(decoder.spec.vocab_size, size=num_tokens).tolist()
     prompt, steps = ids[:PROMPT_TOKENS], ids[PROMPT_TOKENS:]
-    expected = exact = eager_logits(decoder, prompt, steps, dtype)
+    parts = (tuple(prompt[:-_LAST_PART]), tuple(prompt[-_LAST_PART:]))
+    if products:
+        expected, exact = (
+            quantised_logits(decoder, parts, steps, products, inputs=inputs)
+            for inputs in (True, False)
+        )
+    else:
+        expected = exact = eager_logits(decoder, prompt, steps, dtype)
     if dtype != "float32":
         exact = eager_logits(decoder, prompt, steps, "float32", weights=dtype)
     rounding = distance(expected, exact)
     bound = max(tolerance, _ROUNDING_FACTOR * rounding) if math.isfinite(rounding) else tolerance
     return Case(
-        parts=(tuple(prompt[:-_LAST_PART]), tuple(prompt[-_LAST_PART:])),
+        parts=parts,
         steps=tuple(steps),
         rows=encoded(expected),
         bound=min(bound, _LARGEST_BOUND),
@@ -176,6 +187,33 @@ def eager_logits(
     rows += [decoder.step(torch.tensor([token]), state) for token in more]
     decoder.train(was_training)
     logits_RV: Logits = torch.cat(rows).float().numpy()
+    return logits_RV
+
+
+def quantised_logits(
+    decoder: Decoder,
+    parts: Sequence[Sequence[int]],
+    steps: Sequence[int],
+    products: Products,
+    *,
+    inputs: bool = True,
+) -> Logits:
+    """Logits (R, V) of a decoder that computes as a quantised engine does.
+
+    Args:
+        decoder: left as it was.
+        parts: of the prompt. An engine that rounds all activations of a call on one scale gives
+            other logits for other parts, so they are the same here.
+        steps: tokens after it, each a prefill of one: the form that graphs are traced in.
+        products: how the engine rounds.
+        inputs: round what weights are multiplied by, too.
+    """
+    decoder = copy.deepcopy(decoder).float().eval()
+    state = decoder.init_state(1, sum(map(len, parts)) + len(steps))
+    calls = [*parts, *([token] for token in steps)]
+    with torch.no_grad(), rounded_products(decoder, products, inputs=inputs):
+        rows = [decoder.prefill(torch.tensor([list(call)]), state) for call in calls]
+    logits_RV: Logits = torch.cat(rows[len(parts) - 1 :]).numpy()
     return logits_RV
 
 

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
 
 from archloop import registry
 from archloop.runtimes.artifact import MANIFEST
 from archloop.runtimes.base import Session
 from archloop.runtimes.exporting import build_random, export
-from archloop.runtimes.parity import session_rows
+from archloop.runtimes.parity import eager_logits, quantised_logits, session_rows
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.testing.contract import Contract
 
@@ -87,22 +86,19 @@ class RuntimeContract(Contract):
         session.close()
 
     def test_agrees_with_eager_pytorch(self, exported: Any) -> None:
-        runtime, quant, decoder, _, manifest, session = exported
+        runtime, quant, decoder, folder, manifest, session = exported
         prompt, more = tokens(PROMPT), tokens(STEPS, seed=1)
-        reference = build_random(decoder.spec, seed=1).to(
-            getattr(torch, runtime.reference_dtype(quant))
-        )
-        state = reference.init_state(1, ROOM)
-        expected = [reference.prefill(torch.tensor([prompt]), state)]
-        expected += [reference.step(torch.tensor([token]), state) for token in more]
-        expected_RV = torch.cat(expected).float().numpy()
+        if products := runtime.products(decoder, folder, quant):
+            expected_RV = quantised_logits(decoder, [prompt], more, products)
+        else:
+            expected_RV = eager_logits(decoder, prompt, more, runtime.reference_dtype(quant))
         found_RV = run(session, [prompt], more)
         assert found_RV.dtype == np.float32
         assert found_RV.shape == (1 + STEPS, 256)
         error = np.abs(found_RV - expected_RV).max() / expected_RV.std()
         assert error <= manifest.parity_bound
         assert manifest.parity_error <= manifest.parity_bound
-        if runtime.reference_dtype(quant) == "float32":
+        if runtime.reference_dtype(quant) == "float32" and not products:
             assert manifest.parity_bound == runtime.parity_tolerance[quant]
 
     def test_prompt_in_parts_and_after_reset_gives_the_same(self, exported: Any) -> None:

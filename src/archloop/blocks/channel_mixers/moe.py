@@ -150,6 +150,8 @@ class MoE(ChannelMixer):
 
     expert_bias: Tensor
     loads: Tensor
+    form: Experts | None = None
+    """How to run the experts; None: as the number of tokens has it. Set by who traces a decoder."""
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
@@ -194,7 +196,7 @@ class MoE(ChannelMixer):
         weights_XK, experts_XK = self.route(x_XD)
         if self.training:
             self._count(experts_XK)
-        run = self._form(x_XD.shape[0])
+        run = self.form or self._form(x_XD.shape[0])
         y_XD = run(x_XD, weights_XK, experts_XK, self.gate_up, self.down)
         return y_XD.view_as(x_BTD)
 

@@ -1,0 +1,69 @@
+"""How llama.cpp rounds in its products, read from a GGUF file itself.
+
+The weights are those of the file, dequantised by the ``gguf`` package, each put back where it came
+from in the decoder. What they are multiplied by takes the form that llama.cpp pairs with the type
+of the weights (``vec_dot_type`` in ``ggml-cpu.c``): 8-bit blocks for quantised rows, float16 for
+float16.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from archloop.runtimes.gguf_file import tensors
+from archloop.runtimes.rounding import Product, Rounding, groups_to_int8
+from archloop.stack import weights
+from archloop.stack.decoder import Decoder
+
+
+def _to_float16(x: Tensor) -> Tensor:
+    return x.half().float()
+
+
+_Q8_0 = groups_to_int8(32, scale=torch.float16)
+_INPUTS: Mapping[str, Rounding] = {
+    "F16": _to_float16,
+    "Q4_0": _Q8_0,
+    "Q8_0": _Q8_0,
+    "Q6_K": groups_to_int8(256),
+}
+"""By type of the weights; products with F32 are exact."""
+
+
+def products(decoder: Decoder, file: Path) -> dict[str, Product]:
+    """Every matrix of a decoder that a file holds rounded.
+
+    Args:
+        decoder: that the file was written from.
+        file: with the tensors of its architecture.
+    """
+    from gguf import GGUFReader, quants
+
+    own = weights.tensors(decoder)
+    held = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    starts = torch.tensor([0, *(tensor.numel() for tensor in own.values())]).cumsum(0)
+    # Where the numbers of a tensor came from is told by writing their places in their stead.
+    places = {
+        name: torch.arange(start, start + tensor.numel(), dtype=torch.float64).view(tensor.shape)
+        for (name, tensor), start in zip(own.items(), starts.tolist(), strict=False)
+    }
+    values = torch.full((int(starts[-1]),), torch.nan)
+    roundings: dict[int, set[Rounding]] = {}
+    for name, of_tensor in tensors(decoder.spec, places):
+        kind = held[name].tensor_type
+        if kind.name == "F32":
+            continue
+        here = of_tensor.long().flatten()
+        rounded = quants.dequantize(held[name].data, kind)
+        values[here] = torch.from_numpy(rounded.astype("float32").ravel())
+        for owner in torch.bucketize(here, starts, right=True).unique().tolist():
+            roundings.setdefault(owner - 1, set()).add(_INPUTS[kind.name])
+    found = {}
+    for index, (name, tensor) in enumerate(own.items()):
+        if index in roundings:
+            (inputs,) = roundings[index]
+            weight = values[starts[index] : starts[index + 1]].view(tensor.shape)
+            found[name] = Product(weight, inputs, in_lookups=name == "embedding.weight")
+    return found

@@ -1,0 +1,138 @@
+"""Compressed weights of an OpenVINO model: written by nncf, and read back as the engine reads them.
+
+nncf finds constants that matrix products read and puts their integers in place, each with what
+turns them back. Which constants of the graph are which parameters of a decoder is not written in
+the file, so it is told by the numbers: a rounded matrix is far nearer to its own original than to
+any other.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archloop.runtimes.rounding import Product, Rounding, groups_to_int8, matrices
+
+if TYPE_CHECKING:
+    from archloop.stack.decoder import Decoder
+
+MODEL = "model.xml"
+GROUP = 32
+"""Numbers of a row that share a scale in int4."""
+_NAMES = {
+    "f32": "float32",
+    "f16": "float16",
+    "i8": "int8",
+    "u8": "uint8",
+    "i4": "int4",
+    "u4": "uint4",
+}
+_FARTHEST = 0.5
+"""Norm of a difference over that of the original; matrices that have nothing in common lie 1.4
+apart, int4 rounds by a tenth."""
+_INPUTS: Rounding = groups_to_int8(32)
+"""The CPU plug-in's own default (`DYNAMIC_QUANTIZATION_GROUP_SIZE`)."""
+
+
+def write(onnx_model: Path, quant: str) -> Path:
+    """Write a compressed model beside an ONNX file; returns its place."""
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    settings: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_SYM}
+    if quant == "int4":
+        settings = {
+            "mode": nncf.CompressWeightsMode.INT4_SYM,
+            "group_size": GROUP,
+            "ratio": 1.0,
+        }
+    model = openvino.Core().read_model(str(onnx_model))
+    # It draws a progress bar on standard output, which is the command's own.
+    with redirect_stdout(StringIO()):
+        model = nncf.compress_weights(model, **settings)
+    compressed = onnx_model.with_name(MODEL)
+    openvino.save_model(model, str(compressed), compress_to_fp16=False)
+    return compressed
+
+
+def weight_bytes(file: Path) -> dict[str, int]:
+    """Bytes of a file's weights by precision."""
+    sizes: dict[str, int] = {}
+    for node in _nodes(_read(file)):
+        if node.get_type_name() == "Constant":
+            kind = _NAMES.get(node.get_element_type().get_type_name())
+            if kind is not None:
+                sizes[kind] = sizes.get(kind, 0) + int(node.get_byte_size())
+    return sizes
+
+
+def products(decoder: "Decoder", file: Path) -> dict[str, Product]:
+    """Every matrix of a decoder that a file holds rounded."""
+    own = matrices(decoder)
+    found: dict[str, Product] = {}
+    for values, looked_up in _rounded(_read(file)):
+        for turned in (values, values.T):
+            name = _nearest(turned, own)
+            if name is not None:
+                inputs, before = None if looked_up else _INPUTS, found.get(name)
+                lookups = looked_up or (before is not None and before.in_lookups)
+                if before is not None and before.inputs is not None:
+                    inputs = before.inputs
+                found[name] = Product(turned.contiguous(), inputs, lookups)
+    return found
+
+
+def _nearest(values: Tensor, own: dict[str, Tensor]) -> str | None:
+    alike = {name: weight for name, weight in own.items() if weight.shape == values.shape}
+    far = {name: float((values - w).norm() / w.norm()) for name, w in alike.items()}
+    nearest = min(far, key=lambda name: far[name], default=None)
+    return nearest if nearest is not None and far[nearest] < _FARTHEST else None
+
+
+def _rounded(model: Any) -> Iterator[tuple[Tensor, bool]]:
+    """Matrices that products or lookups read from integers, and whether it is a lookup."""
+    import openvino
+
+    for node in _nodes(model):
+        kind = node.get_type_name()
+        if kind not in ("MatMul", "Gather"):
+            continue
+        source = node.input_value(0 if kind == "Gather" else 1).get_node()
+        if not _comes_from_integers(source):
+            continue
+        alone = openvino.Model([source.output(0)], [])
+        values = openvino.Core().compile_model(alone, "CPU")([])[0]
+        if values.ndim == 2:
+            yield torch.from_numpy(np.array(values, np.float32)), kind == "Gather"
+
+
+def _comes_from_integers(node: Any) -> bool:
+    """Whether a node is integers of few bits that operations turn into numbers."""
+    below = [value.get_node() for value in node.input_values()]
+    if node.get_type_name() == "Constant":
+        return node.get_element_type().get_type_name() in ("i8", "u8", "i4", "u4")
+    constant = {"Constant", "Convert", "Multiply", "Subtract", "Reshape", "Transpose"}
+    if node.get_type_name() not in constant or not below:
+        return False
+    return _comes_from_integers(below[0])
+
+
+def _nodes(model: Any) -> Iterator[Any]:
+    """Every node, those of bodies too."""
+    for node in model.get_ordered_ops():
+        if hasattr(node, "get_function"):
+            yield from _nodes(node.get_function())
+        yield node
+
+
+def _read(file: Path) -> Any:
+    import openvino
+
+    return openvino.Core().read_model(str(file))

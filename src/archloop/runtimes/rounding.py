@@ -1,0 +1,144 @@
+"""What a quantised artifact must compute: eager PyTorch with the engine's rounding of products.
+
+A quantised engine rounds weights once, when the artifact is written, and many engines also round
+what they multiply the weights by, as it comes. A `Product` says both for one matrix of a decoder,
+and `rounded_products` lets eager PyTorch compute so. An artifact is compared with that: what is
+left between the two is how sums are ordered, whatever the quantisation.
+
+Shape suffixes: N outputs of a matrix, K inputs, which are summed over.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from archloop.blocks.channel_mixers.moe import MoE, sorted_experts
+from archloop.stack.decoder import Decoder
+
+Rounding = Callable[[Tensor], Tensor]
+
+
+class Product(NamedTuple):
+    """How an engine multiplies by one matrix, or by one matrix of each expert.
+
+    Attributes:
+        weight: the numbers that it multiplies by, in the shape of the decoder's parameter.
+        inputs: what it makes of the other factor (..., K) first; None: nothing.
+        in_lookups: rows that are looked up are these numbers too, as those of a tied embedding
+            that the artifact holds once.
+    """
+
+    weight: Tensor
+    inputs: Rounding | None = None
+    in_lookups: bool = False
+
+
+Products = Mapping[str, Product]
+"""By the names of a decoder's parameters."""
+
+
+@contextmanager
+def rounded_products(
+    decoder: Decoder, products: Products, *, inputs: bool = True
+) -> Iterator[None]:
+    """While inside, the decoder's products with these matrices are those of a quantised engine.
+
+    Args:
+        decoder: in float32, on a CPU.
+        products: of its matrices; the others stay exact.
+        inputs: round the other factors too.
+    """
+    parameters = dict(decoder.named_parameters())
+    by_storage = {
+        parameters[name].untyped_storage().data_ptr(): product for name, product in products.items()
+    }
+    moes = [module for module in decoder.modules() if isinstance(module, MoE)]
+    for moe in moes:
+        # The form whose products are with views of the parameters.
+        moe.form = sorted_experts
+    try:
+        with _Mode(by_storage, inputs):
+            yield
+    finally:
+        for moe in moes:
+            moe.form = None
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, by_storage: dict[int, Product], inputs: bool) -> None:
+        super().__init__()
+        self.by_storage, self.inputs = by_storage, inputs
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (F.linear, F.embedding):
+            x, weight, *rest = args
+            product = self.by_storage.get(weight.untyped_storage().data_ptr())
+            if product is not None and (func is F.linear or product.in_lookups):
+                if func is F.linear and self.inputs and product.inputs is not None:
+                    x = product.inputs(x)
+                args = (x, _same_part(weight, product.weight), *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def _same_part(part: Tensor, of: Tensor) -> Tensor:
+    """The part of a tensor that `part` is of the parameter that it stands for."""
+    of = of.contiguous()
+    start = of.storage_offset() + part.storage_offset()
+    return of.as_strided(part.shape, part.stride(), start)
+
+
+def rows_to_int8(weight: Tensor) -> Tensor:
+    """Each row (of one output) in 255 even steps around 0."""
+    scale = weight.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return (weight / scale).round().clamp(-127, 127) * scale
+
+
+def tensor_to_uint8(x: Tensor) -> Tensor:
+    """All of a call's numbers in 256 even steps from the least to the largest, one of them 0."""
+    low, high = x.min().clamp(max=0.0), x.max().clamp(min=0.0)
+    scale = ((high - low) / 255).clamp(min=1e-30)
+    zero = (-low / scale).round().clamp(0, 255)
+    return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+
+
+def groups_to_int8(group: int, scale: torch.dtype = torch.float32) -> Rounding:
+    """So many numbers of a row at a time in 255 even steps around 0.
+
+    Args:
+        group: numbers that share a scale.
+        scale: precision that the scale is kept in.
+    """
+
+    def rounded(x: Tensor) -> Tensor:
+        groups = x.unflatten(-1, (-1, group))
+        step = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+        whole: Tensor = (groups / step).round() * step.to(scale).float()
+        return whole.flatten(-2)
+
+    return rounded
+
+
+def groups_to_int4(weight: Tensor, group: int) -> Tensor:
+    """So many numbers of a row at a time in 16 even steps, of which the largest number is one."""
+    whole = F.pad(weight, (0, -weight.shape[-1] % group)).unflatten(-1, (-1, group))
+    largest = whole.gather(-1, whole.abs().argmax(-1, keepdim=True))
+    # No step is 0: a group of zeros stays so.
+    step = torch.where(largest == 0, 1.0, largest / -8)
+    rounded: Tensor = (whole / step).round().clamp(-8, 7) * step
+    return rounded.flatten(-2)[..., : weight.shape[-1]]
+
+
+def matrices(decoder: Decoder) -> dict[str, Tensor]:
+    """A decoder's parameters of two axes, which products are with; those of experts have three."""
+    return {
+        name: tensor.detach().float()
+        for name, tensor in decoder.named_parameters()
+        if tensor.dim() == 2
+    }

@@ -1,0 +1,105 @@
+"""The quantised reference: it rounds as formats are defined, wherever a product is."""
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
+
+from archloop.runtimes.exporting import build_random
+from archloop.runtimes.parity import distance, eager_logits, make_case, quantised_logits
+from archloop.runtimes.rounding import (
+    Product,
+    groups_to_int4,
+    groups_to_int8,
+    matrices,
+    rounded_products,
+    rows_to_int8,
+    tensor_to_uint8,
+)
+from archloop.stack.decoder import Decoder
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+
+PARTS, STEPS = [[3, 1, 4, 1, 5], [9, 2]], [6, 5, 3]
+PROMPT = [*PARTS[0], *PARTS[1]]
+
+
+def decoder(channel: ChannelMixerSpec | None = None) -> Decoder:
+    channel = channel or ChannelMixerSpec(name="swiglu")
+    mixers = (MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 32}))
+    blocks = tuple(BlockSpec(mixers=(mixer,), channel_mixer=channel) for mixer in mixers)
+    return build_random(StackSpec(d_model=64, vocab_size=32, blocks=blocks), 0)
+
+
+def test_groups_of_32_are_the_blocks_of_q8_0() -> None:
+    x = torch.randn(6, 96, generator=torch.Generator().manual_seed(0))
+    packed = quants.quantize(x.numpy(), GGMLQuantizationType.Q8_0)
+    expected = quants.dequantize(packed, GGMLQuantizationType.Q8_0)
+    found = groups_to_int8(32, scale=torch.float16)(x)
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_int4_is_that_of_q4_0_but_for_the_precision_of_its_scale() -> None:
+    # Numbers that float16 has: then the scales are the same.
+    x = torch.randn(6, 96, generator=torch.Generator().manual_seed(0)).half().float()
+    packed = quants.quantize(x.numpy(), GGMLQuantizationType.Q4_0)
+    expected = torch.tensor(quants.dequantize(packed, GGMLQuantizationType.Q4_0))
+    found = groups_to_int4(x, 32)
+    # Numbers half way between two steps fall either way.
+    assert float((found - expected).abs().gt(1e-3).float().mean()) < 0.01
+    assert int(groups_to_int4(torch.zeros(1, 32), 32).count_nonzero()) == 0
+    assert groups_to_int4(torch.randn(2, 40), 32).shape == (2, 40)
+
+
+def test_even_steps_keep_the_largest_number_and_zero() -> None:
+    x = torch.tensor([[-2.0, 0.0, 0.7, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    assert rows_to_int8(x)[0, 3] == 3.0
+    torch.testing.assert_close(rows_to_int8(x), x, atol=3.0 / 127 / 2, rtol=0)
+    torch.testing.assert_close(tensor_to_uint8(x), x, atol=5.0 / 255, rtol=0)
+    assert not tensor_to_uint8(x)[1].count_nonzero()
+
+
+def test_exact_products_are_eager_pytorch() -> None:
+    model = decoder()
+    exact = {name: Product(weight) for name, weight in matrices(model).items()}
+    found = quantised_logits(model, PARTS, STEPS, exact)
+    np.testing.assert_allclose(found, eager_logits(model, PROMPT, STEPS, "float32"), atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+def test_every_matrix_and_its_other_factor_are_reached(inputs: bool) -> None:
+    model = decoder()
+    exact = eager_logits(model, PROMPT, STEPS, "float32")
+    for name, weight in matrices(model).items():
+        if "conv" in name:
+            continue  # Taps are no matrix that a product is with.
+        product = Product(weight if inputs else weight * 1.1, torch.round)
+        found = quantised_logits(model, PARTS, STEPS, {name: product}, inputs=inputs)
+        assert distance(found, exact) > 1e-3, name
+
+
+def test_experts_are_reached_in_prompts_and_in_steps() -> None:
+    model = decoder(ChannelMixerSpec(name="moe", config={"num_experts": 4, "top_k": 2}))
+    named = dict(model.named_parameters())
+    exact = eager_logits(model, PROMPT, STEPS, "float32")
+    for part in ("gate_up", "down"):
+        name = f"blocks.1.channel_mixer.{part}"
+        found = quantised_logits(model, PARTS, STEPS, {name: Product(named[name] * 1.1)})
+        rows = np.abs(found - exact).max(1) / exact.std()
+        assert (rows > 1e-3).all(), part
+
+
+def test_a_decoder_is_as_it_was_afterwards() -> None:
+    model = decoder()
+    before = eager_logits(model, [1, 2, 3], [4], "float32")
+    halved = {name: Product(weight / 2) for name, weight in matrices(model).items()}
+    with rounded_products(model, halved):
+        pass
+    np.testing.assert_array_equal(before, eager_logits(model, [1, 2, 3], [4], "float32"))
+
+
+def test_the_bound_is_the_tolerance_unless_activations_are_rounded() -> None:
+    model = decoder()
+    weights = {name: Product(rows_to_int8(weight)) for name, weight in matrices(model).items()}
+    assert make_case(model, "float32", 1e-4, weights).bound == 1e-4
+    both = {name: Product(each.weight, tensor_to_uint8) for name, each in weights.items()}
+    assert 1e-3 < make_case(model, "float32", 1e-4, both).bound < 1.0

@@ -144,8 +144,8 @@ def decided_experts(decoder: Decoder) -> Iterator[bool]:
     """While inside, selection biases are so far apart that they alone choose the experts.
 
     Scores that nearly tie fall either way under any rounding, and another expert moves a logit by
-    standard deviations: no comparison of two engines survives that. Gives False, and changes
-    nothing, where no router has a bias.
+    standard deviations: no comparison of two engines survives that. Gives whether any bias was
+    another: not where no router has one.
     """
     routers = [m for m in decoder.modules() if isinstance(m, MoE) and m.config.use_bias]
     before = [moe.expert_bias.clone() for moe in routers]
@@ -153,8 +153,9 @@ def decided_experts(decoder: Decoder) -> Iterator[bool]:
     for moe in routers:
         # Scores lie between 0 and 1. Another order in each block, so that all indices occur.
         moe.expert_bias.copy_(2.0 * torch.randperm(len(moe.expert_bias), generator=generator))
+    changed = [not moe.expert_bias.equal(old) for moe, old in zip(routers, before, strict=True)]
     try:
-        yield bool(routers)
+        yield any(changed)
     finally:
         for moe, bias in zip(routers, before, strict=True):
             moe.expert_bias.copy_(bias)

@@ -12,9 +12,10 @@ from archloop import registry
 from archloop.runtimes.artifact import MANIFEST
 from archloop.runtimes.base import Session
 from archloop.runtimes.exporting import build_random, export
-from archloop.runtimes.parity import eager_logits, quantised_logits, session_rows
+from archloop.runtimes.parity import decided_experts, session_rows
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.testing.contract import Contract
+from archloop.testing.runtime_faults import RuntimeFaults, expected_rows, tokens
 
 MIB = 1 << 20
 PROMPT, STEPS = 40, 5
@@ -22,17 +23,31 @@ ROOM = 46
 """As the comparison at each export, so that a compiler's cache serves both."""
 
 
-def hybrid_spec(d_model: int = 128) -> StackSpec:
-    """Small, and of sizes that every runtime's kernels take."""
+def specs() -> list[StackSpec]:
+    """Stacks of sizes that every runtime's kernels take, those with more that can go wrong first.
+
+    With a window shorter than the prompt and experts; without the window; plain.
+    """
     swiglu = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
-    mixers = (MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 64}))
-    blocks = tuple(BlockSpec(mixers=(mixer,), channel_mixer=swiglu) for mixer in mixers)
-    return StackSpec(d_model=d_model, vocab_size=256, blocks=blocks)
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    """Random token ids."""
-    return [int(i) for i in np.random.default_rng(seed).integers(256, size=count)]
+    experts = {"num_experts": 4, "top_k": 2, "expansion": 0.5}
+    moe = ChannelMixerSpec(name="moe", config=experts)
+    conv, gqa = MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 64})
+    swa = MixerSpec(name="swa", config={"head_dim": 64, "window": 16})
+    stacks = (
+        ((conv, swiglu), (swa, moe), (gqa, swiglu)),
+        ((conv, swiglu), (gqa, moe)),
+        ((conv, swiglu), (gqa, swiglu)),
+    )
+    return [
+        StackSpec(
+            d_model=128,
+            vocab_size=256,
+            blocks=tuple(
+                BlockSpec(mixers=(mixer,), channel_mixer=channel) for mixer, channel in stack
+            ),
+        )
+        for stack in stacks
+    ]
 
 
 def run(session: Session, prompt_parts: list[list[int]], more: list[int]) -> np.ndarray:
@@ -40,7 +55,7 @@ def run(session: Session, prompt_parts: list[list[int]], more: list[int]) -> np.
     return session_rows(session, prompt_parts, more)
 
 
-class RuntimeContract(Contract):
+class RuntimeContract(RuntimeFaults, Contract):
     """Tests of runtimes, each with all its quantisations.
 
     One that this machine lacks something for is skipped.
@@ -75,30 +90,30 @@ class RuntimeContract(Contract):
         runtime = registry.get("runtimes", name)()
         if missing := runtime.missing_to_run():
             pytest.skip(missing)
-        spec = hybrid_spec()
-        if reason := runtime.unsupported(spec):
-            pytest.skip(reason)
-        decoder = build_random(spec, seed=1)
+        reasons = [runtime.unsupported(spec) for spec in specs()]
+        if None not in reasons:
+            pytest.skip(str(reasons[-1]))
+        decoder = build_random(specs()[reasons.index(None)], seed=1)
         folder = tmp_path_factory.mktemp(f"{name}-{quant}")
-        manifest = export(runtime, decoder, folder, quant)
-        session = runtime.open(folder, threads=1, max_context=ROOM)
-        yield runtime, quant, decoder, folder, manifest, session
-        session.close()
+        with decided_experts(decoder):
+            manifest = export(runtime, decoder, folder, quant)
+            session = runtime.open(folder, threads=1, max_context=ROOM)
+            yield runtime, quant, decoder, folder, manifest, session
+            session.close()
 
     def test_agrees_with_eager_pytorch(self, exported: Any) -> None:
         runtime, quant, decoder, folder, manifest, session = exported
         prompt, more = tokens(PROMPT), tokens(STEPS, seed=1)
-        if products := runtime.products(decoder, folder, quant):
-            expected_RV = quantised_logits(decoder, [prompt], more, products)
-        else:
-            expected_RV = eager_logits(decoder, prompt, more, runtime.reference_dtype(quant))
+        expected_RV = expected_rows(exported, [prompt], more)
         found_RV = run(session, [prompt], more)
         assert found_RV.dtype == np.float32
         assert found_RV.shape == (1 + STEPS, 256)
         error = np.abs(found_RV - expected_RV).max() / expected_RV.std()
         assert error <= manifest.parity_bound
         assert manifest.parity_error <= manifest.parity_bound
-        if runtime.reference_dtype(quant) == "float32" and not products:
+        if runtime.reference_dtype(quant) == "float32" and not runtime.products(
+            decoder, folder, quant
+        ):
             assert manifest.parity_bound == runtime.parity_tolerance[quant]
 
     def test_prompt_in_parts_and_after_reset_gives_the_same(self, exported: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -92,19 +92,12 @@ class _OpenVinoSession(Session):
 
     def __init__(self, directory: Path, vocab_size: int, threads: int, max_context: int) -> None:
         import openvino
-        from openvino._offline_transformations import apply_make_stateful_transformation
 
         from archloop.runtimes import graphs, onnx_graph
 
         self.max_context, self.vocab_size, self.num_tokens = max_context, vocab_size, 0
         self._held = onnx_graph.read_state(directory)
         self._tensor = openvino.Tensor
-        core = openvino.Core()
-        model = core.read_model(str(_model(directory)))
-        sizes = {held.name: list(held.sized(max_context)) for held in self._held}
-        model.reshape({graphs.IDS: [1, -1], graphs.LENGTH: [1], **sizes})
-        pairs = {held.name: held.next_name for held in self._held}
-        apply_make_stateful_transformation(model, pairs)
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -112,7 +105,8 @@ class _OpenVinoSession(Session):
             "INFERENCE_PRECISION_HINT": "f32",
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
-        compiled = core.compile_model(model, "CPU", settings)
+        model = stateful(directory, max_context)
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._request = compiled.create_infer_request()
         self._names = graphs
         self._ids, self._length = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
@@ -178,6 +172,21 @@ class _OpenVinoSession(Session):
                 f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
                 f"was given {num_new} more; open it with a larger max_context"
             )
+
+
+def stateful(directory: Path, max_context: int) -> Any:
+    """An artifact's model with its state as variables, with room for so many tokens."""
+    import openvino
+    from openvino._offline_transformations import apply_make_stateful_transformation
+
+    from archloop.runtimes import graphs, onnx_graph
+
+    held = onnx_graph.read_state(directory)
+    model = openvino.Core().read_model(str(_model(directory)))
+    sizes = {each.name: list(each.sized(max_context)) for each in held}
+    model.reshape({graphs.IDS: [1, -1], graphs.LENGTH: [1], **sizes})
+    apply_make_stateful_transformation(model, {each.name: each.next_name for each in held})
+    return model
 
 
 def _model(directory: Path) -> Path:

@@ -44,7 +44,7 @@ Figures = dict[str, float]
 
 def main() -> None:
     asked = _arguments()
-    spec = _spec(asked)
+    spec = read_spec(asked.preset)
     runtime = registry.get("runtimes", asked.runtime)()
     quant = asked.quant or ("q4_0" if asked.runtime == "llama_cpp" else "fp32")
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,8 +62,8 @@ def main() -> None:
 
 def archloops(asked: argparse.Namespace, folder: Path) -> Figures:
     """As a study measures: a runner of its own, spoken to over the wire."""
-    with _runner(asked, folder.parent) as worker:
-        subject = Subject(worker, _spec(asked).vocab_size, seed=0)
+    with runner(asked.runtime, asked.threads, folder.parent) as worker:
+        subject = Subject(worker, read_spec(asked.preset).vocab_size, seed=0)
         start([subject], asked.threads)
         wait_started([subject])
         room = asked.depth + STEPS + SETTLE
@@ -84,14 +84,15 @@ def archloops(asked: argparse.Namespace, folder: Path) -> Figures:
 
 
 @contextmanager
-def _runner(asked: argparse.Namespace, scratch: Path) -> Iterator[WorkerProcess]:
+def runner(runtime: str, threads: int, scratch: Path) -> Iterator[WorkerProcess]:
+    """A runner on this machine that has said hello."""
     device = DeviceChoice().open()
-    argv = registry.get("runtimes", asked.runtime)().runner(device).argv
+    argv = registry.get("runtimes", runtime)().runner(device).argv
     worker = WorkerProcess(
-        device, argv, scratch / "log", threads=asked.threads, time_limit_s=600.0, role="candidate"
+        device, argv, scratch / "log", threads=threads, time_limit_s=600.0, role="candidate"
     )
     try:
-        worker.hello(runtime=asked.runtime)
+        worker.hello(runtime=runtime)
         yield worker
     finally:
         worker.kill()
@@ -124,9 +125,10 @@ def benchmark_app(asked: argparse.Namespace, folder: Path) -> Figures:
     return {"step at 0": float(line.split()[-2])}
 
 
-def _spec(asked: argparse.Namespace) -> StackSpec:
-    file = Path(asked.preset)
-    return StackSpec.from_json(file.read_text()) if file.is_file() else load_preset(asked.preset)
+def read_spec(name: str) -> StackSpec:
+    """A preset, or the spec of a .json file."""
+    file = Path(name)
+    return StackSpec.from_json(file.read_text()) if file.is_file() else load_preset(name)
 
 
 def _output(argv: list[str]) -> str:

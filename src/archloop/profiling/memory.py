@@ -1,10 +1,12 @@
-"""Resident memory of this very process, from ``/proc``.
+"""Resident memory of this very process, from ``/proc``; elsewhere from psutil, which is untested.
 
 Read inside the process: a parent's view of its children's peak (``ru_maxrss``) starts at the
 parent's own size when the child was forked from it.
 """
 
 from pathlib import Path
+
+from archloop.errors import UserError
 
 _STATUS = Path("/proc/self/status")
 _FIELDS = {
@@ -19,17 +21,43 @@ _FIELDS = {
 def read() -> dict[str, int]:
     """Peak and resident bytes, the latter also apart: anonymous, file-mapped, swapped out.
 
+    On other systems than Linux the parts are not told apart, and the peak is since the start.
+
     Raises:
-        ValueError: the system has no such readings (it is not Linux).
+        UserError: the system is another one and psutil is missing.
     """
     if not _STATUS.exists():
-        raise ValueError("peak memory is read from /proc/self/status, which only Linux has")
+        return _told_by_psutil()
     pairs = (line.partition(":") for line in _STATUS.read_text().splitlines())
     table = {key: value.split() for key, _, value in pairs}
     # Some kernels leave out the split or the swap; a missing one counts as nothing.
     return {
         name: int(table[field][0]) * 1024 if field in table else 0
         for name, field in _FIELDS.items()
+    }
+
+
+def _told_by_psutil() -> dict[str, int]:
+    try:
+        import psutil
+    except ImportError:
+        raise UserError(
+            "peak memory is read from /proc/self/status, which only Linux has, or by psutil; "
+            "pip install psutil"
+        ) from None
+    told = psutil.Process().memory_info()
+    # Windows tells the peak there, macOS as the largest resident size, in bytes.
+    peak = getattr(told, "peak_wset", None)
+    if peak is None:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "peak_bytes": int(peak),
+        "resident_bytes": int(told.rss),
+        "anonymous_bytes": int(told.rss),
+        "file_bytes": 0,
+        "swapped_bytes": 0,
     }
 
 

@@ -130,6 +130,13 @@ class TestCommand:
         assert found["identity"].startswith("random:")
         assert "(known)" in self.invoke(*common).stderr
 
+    def test_the_quick_suite_asks_few_examples_of_each(self, spec, tmp_path):
+        common = (spec, "--tasks", "addition", "--json", "--output", tmp_path / "out")
+        few = json.loads(self.invoke(*common).stdout)["scores"]["addition"]
+        assert few["num_examples"] == suites.LIMITS["quick"]
+        more = json.loads(self.invoke(*common, "--limit", 9).stdout)["scores"]["addition"]
+        assert more["num_examples"] == 9
+
     def test_packed_questions(self, spec, tmp_path):
         file, names = tmp_path / "packed.jsonl", ",".join(NAMES)
         done = self.invoke("--pack", file, "--tasks", names, "--limit", 6)

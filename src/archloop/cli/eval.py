@@ -70,10 +70,10 @@ def eval(  # noqa: A001  (a command has its function's name)
     elif listing:
         _list(suite, chosen, as_json)
     elif pack is not None:
-        _pack(suite, chosen, pack, seed, limit)
+        _pack(suite, chosen, pack, seed, _limit(suite, limit))
     else:
         assert model is not None
-        named = find(model, trial)
+        named, limit = find(model, trial), _limit(suite, limit)
         folder = output or Path("runs/eval") / Path(named.label).name
         asked = _ready(suite, chosen) if packed is None else _unpacked(packed, chosen, seed, limit)
         _score(named, asked, folder, (seed, limit, batch_size), device, as_json)
@@ -108,6 +108,13 @@ def _list(suite: str, chosen: list[str], as_json: bool) -> None:
         numbers = [f"{row[key]:.4g}" for key in ("chance", "perfect")]
         table.add_row(row["name"], row["category"], row["verb"], *numbers, row["licence"])
     Console().print(table)
+
+
+def _limit(suite: str, limit: int | None) -> int | None:
+    """Examples of each evaluation, as many as the suite says unless it was said."""
+    from archloop.evals import suites
+
+    return suites.LIMITS.get(suite) if limit is None else limit
 
 
 def _ready(suite: str, chosen: list[str]) -> "tuple[dict[str, Evaluation], dict[str, str]]":

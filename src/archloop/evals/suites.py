@@ -61,16 +61,18 @@ FULL: Entries = {
 """Every evaluation in text."""
 
 QUICK: Entries = {
-    "bits_per_byte": ("bits_per_byte", {"num_chars": 1024}),
+    "bits_per_byte": ("bits_per_byte", {"num_chars": 512}),
+    "key_value_find": ("key_value", {"ask": "find", "num_pairs": 4}),
+    "needle_single": ("needle", {"kind": "single", "num_chars": 600}),
     **{
         name: FULL[name]
         for name in (
-            *("facts_capital", "key_value_find", "multi_hop_kin", "instruction_repeat"),
-            *("agreement_en", "function_call_single", "addition", "needle_single"),
+            *("facts_capital", "multi_hop_kin", "instruction_repeat", "agreement_en"),
+            *("function_call_single", "addition"),
         )
     },
 }
-"""One of each category."""
+"""One of each category, short enough for seconds on a CPU."""
 
 EXTERNAL: Entries = {
     **_kinds("exams", "language", exams.LANGUAGES),
@@ -81,6 +83,9 @@ EXTERNAL: Entries = {
     **_kinds("bigbench", "kind", get_args(bigbench.Kind)),
 }
 """Public sets, for evaluation alone, from packages that are fetched once."""
+
+LIMITS = {"quick": 8}
+"""Examples of each evaluation in a suite that is asked by fewer than the evaluations take."""
 
 SUITES: dict[str, Entries] = {"quick": QUICK, "full": FULL, "external": EXTERNAL}
 

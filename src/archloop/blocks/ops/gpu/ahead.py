@@ -29,7 +29,10 @@ def compile_ahead(run: Callable[[], object]) -> None:
     if not hasattr(triton, "AsyncCompileMode"):  # before Triton 3.5
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(cores) as pool, without_wgmma():
+    # Reading a kernel's launcher also loads the kernel, onto the reading thread's own current card.
+    card = torch.cuda.current_device()
+    threads = ThreadPoolExecutor(cores, initializer=torch.cuda.set_device, initargs=(card,))
+    with threads as pool, without_wgmma():
         # Backward kernels must be queued from this thread too, not from autograd's own threads.
         # Nothing is computed, so anomaly detection would report NaN in unwritten memory.
         one_thread = torch.autograd.set_multithreading_enabled(False)

@@ -7,7 +7,7 @@ remembers between calls is computed from genomes alone and can be forgotten at a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -118,6 +118,8 @@ class Strategy(ABC):
         name: the plug-in's name, set by the registry.
         worst: the reference point by objective, which the study sets before it asks: a trial that
             is not better in every objective adds no hypervolume. None where nobody says.
+        allows: whether a genome may be tried, by what the study asks beyond its space, such as that
+            a format can say its spec. None: every genome.
     """
 
     name: ClassVar[str] = ""
@@ -137,6 +139,7 @@ class Strategy(ABC):
         self.initial = tuple(repair(space, genome) for genome in initial)
         self.objectives = tuple(objectives)
         self.worst: Mapping[str, float] | None = None
+        self.allows: Callable[[Genome], bool] | None = None
         self._identity = Remembered(self.identity)
 
     def ask(
@@ -165,7 +168,7 @@ class Strategy(ABC):
         if proposal.replicates is not None:
             return proposal
         for _ in range(NUM_REMUTATIONS):
-            if self.identity(proposal.genome) not in tried:
+            if self._may_try(proposal.genome, tried):
                 return proposal
             origin = proposal.origin.removesuffix("+mutation") + "+mutation"
             if proposal.origin in ("random", "mutation"):
@@ -174,12 +177,17 @@ class Strategy(ABC):
             proposal = proposal._replace(genome=child, origin=origin)
         for _ in range(NUM_RANDOM):
             genome = self.draw(rng)
-            if self.identity(genome) not in tried:
+            if self._may_try(genome, tried):
                 return Proposal(genome, "random")
         raise SpaceExhaustedError(
             f"{len(tried)} different specs were tried and {NUM_RANDOM} random genomes in a "
-            "row are among them; widen the recipe's space or ask for fewer trials"
+            "row are among them or not allowed; widen the recipe's space or ask for fewer trials"
         )
+
+    def _may_try(self, genome: Genome, tried: Collection[Hashable]) -> bool:
+        if self.identity(genome) in tried:
+            return False
+        return self.allows is None or self.allows(genome)
 
     @abstractmethod
     def propose(

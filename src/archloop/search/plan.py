@@ -17,7 +17,7 @@ from archloop.proxy import mixture
 from archloop.ranking.budgets import check_budgets
 from archloop.ranking.objectives import readable
 from archloop.runtimes.base import Runtime
-from archloop.search import anchors
+from archloop.search import anchors, exportable
 from archloop.search.anchors import AnchorStacks
 from archloop.search.base import Proposal, Strategy
 from archloop.search.mixer_checks import check_mixers
@@ -264,6 +264,7 @@ def _strategy(recipe: Recipe, space: Space) -> Strategy:
         what = describe(error, kind.Config, section.settings)
         raise UserError(f"strategy.settings.{what}") from error
     strategy: Strategy = kind(space, config, _initial(recipe, space), recipe.objectives)
+    exportable.hold(strategy, space)
     return strategy
 
 

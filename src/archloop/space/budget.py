@@ -75,6 +75,9 @@ def _nearest(space: Space, genome: Genome, scale: Scale, target: int) -> tuple[G
     if free is not None and owners:
         sizes = [_size(space, genome, owners[0], scale, value) for value in range(len(free.grid))]
         step, num_up = _step(sizes, len(owners), target - total)
+        budget = space.config.budget
+        if budget is not None and budget.uniform:
+            step, num_up = step + (2 * num_up > len(owners)), 0
         total += len(owners) * (sizes[step] - sizes[0])
         total += num_up * (sizes[min(step + 1, len(sizes) - 1)] - sizes[step])
     return _with_free(space, genome, _spread(owners, step, num_up)), total

@@ -146,12 +146,15 @@ class ParamBudget(_Section):
             is called a better mixer may be a larger proxy. The budget is the ship's, embeddings
             aside, times the square of the ratio of widths; where no setting meets it the nearest
             is taken.
+        uniform: every block has the same value of the free gene, as formats need that know one
+            width of feed-forwards; the tolerance then has to be wider.
     """
 
     num_params: Annotated[int, Field(ge=1)]
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.01
     free: str = "swiglu.expansion"
     trained: bool = False
+    uniform: bool = False
 
 
 class SpaceConfig(_Section):
@@ -169,6 +172,7 @@ class SpaceConfig(_Section):
             likewise.
         scope: where a gene varies, by ``gene`` or ``family.gene``; family unless said otherwise.
         budget: None leaves the number of parameters to the genes.
+        exportable_to: formats that can say every stack that is tried: ``gguf``, ``transformers``.
     """
 
     ship: ShipScale
@@ -187,6 +191,9 @@ class SpaceConfig(_Section):
     interleaving: Interleaving = Interleaving()
     sharing: Sharing = Sharing()
     budget: ParamBudget | None = None
+    exportable_to: Annotated[
+        tuple[Literal["gguf", "transformers"], ...], BeforeValidator(_one_or_many)
+    ] = ()
 
     @field_validator("num_blocks")
     @classmethod

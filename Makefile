@@ -17,7 +17,6 @@ search: $(VENV)/.installed
 
 # The pages of docs/ as a site: docs/_site/index.html.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m archloop.search.recipe.reference > docs/recipes.md
 	$(BIN)/python -m sphinx -q -W -b html docs docs/_site
 
 test: check

@@ -1,6 +1,6 @@
 """The reference of commands, from the commands themselves: every verb, argument and option.
 
-python -m archloop.cli.reference > docs/commands.md
+python -m archloop.cli.reference
 """
 
 import inspect
@@ -19,7 +19,7 @@ in your shell; `python -m archloop` is the command too. MODEL is a preset, a spe
 checkpoint's folder or hub id, a study's trial (`runs/x:7`, `runs/x:reference`), or an exported
 artifact's folder.
 
-This page is made by `python -m archloop.cli.reference`.
+`python -m archloop.cli.reference` prints this page.
 """
 
 

@@ -1,6 +1,6 @@
 """The reference of recipes, from the models: every key's meaning, what it takes, its default.
 
-    python -m archloop.search.recipe.reference > docs/recipes.md
+    python -m archloop.search.recipe.reference
 
 The meanings are those that the models' own docstrings give, so that what is checked and what is
 told lie in one place; a test fails where a key has none.
@@ -39,7 +39,7 @@ Genes of mixers and channel mixers (under `space.mixers` and `space.channel_mixe
 `{ship: 256, proxy: 32}` is another number at proxy width. Settings of devices and strategies
 (`archloop plugins devices`) stand beside their `name`.
 
-This page is made by `python -m archloop.search.recipe.reference`.
+`python -m archloop.search.recipe.reference` prints this page.
 """
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -36,9 +35,10 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = folder / "env"
     venv.create(place, with_pip=False)
     site = place / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
-    run(*pip, "--python", place / "bin" / "python", wheel, cwd=folder)
-    (site / "shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", place / "bin" / "python"]
+    run(*pip, "install", "-q", "--no-deps", "--no-index", wheel, cwd=folder)
+    shared = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "shared.pth").write_text("\n".join(shared) + "\n")
     return place / "bin" / "archloop"
 
 

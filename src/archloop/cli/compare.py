@@ -84,6 +84,7 @@ def _measure(models: list[str], target: "Target", processes: int, as_json: bool)
         raise UserError("a model is named twice; to see the noise, name one alone")
     if not 2 <= processes <= 1000:
         raise UserError(f"--processes {processes}: must be from 2 to 1000")
+    target.check()
     with watched(stderr) as progress:
         config = ProfileConfig(processes=processes)
         found = comparing.measured(specs, target, config, progress)

@@ -52,7 +52,6 @@ def measured(
     from archloop.profiling import profile
     from archloop.stack.footprint import footprint
 
-    target.check()
     (first, reference), *others = specs.items()
     pairs = [(first, reference), *others] if len(specs) == 1 else others
     found: list[Compared] = []

@@ -72,17 +72,20 @@ def _measured(
     from archloop.devices.lease import held
     from archloop.profiling import profile as measure
 
-    with tempfile.TemporaryDirectory() as scratch, watched(stderr) as progress:
-        target.check()
-        with held(target.claims()):
-            return measure(
-                spec,
-                target,
-                config,
-                reference=reference,
-                directory=output or Path(scratch),
-                progress=_limited(progress, limit_s, time.monotonic()),
-            )
+    target.check()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        watched(stderr) as progress,
+        held(target.claims()),
+    ):
+        return measure(
+            spec,
+            target,
+            config,
+            reference=reference,
+            directory=output or Path(scratch),
+            progress=_limited(progress, limit_s, time.monotonic()),
+        )
 
 
 def _limited(progress: Say, limit_s: float | None, began: float) -> Say:

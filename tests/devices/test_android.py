@@ -106,3 +106,35 @@ def test_a_runtime_that_needs_python_says_so(choice: DeviceChoice, tmp_path: Pat
     target = Target(device=choice, contexts=(8,), threads=1)
     with pytest.raises(UserError, match="device android has no Python with archloop"):
         profile(SPEC, target, QUICK, directory=tmp_path)
+
+
+def test_garbage_is_no_reading(
+    phone: Path, choice: DeviceChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = choice.open()
+    answer = "== /proc/stat\ncpu many few\n== /proc/meminfo\nMemAvailable: lots\n== ticks\nx"
+    monkeypatch.setattr(type(device), "told", lambda *_, **__: answer)
+    found = device.readings()
+    assert found.busy_s is None
+    assert found.available_memory_bytes is None
+    assert device.describe().num_cores == 1
+    assert device.wait_until_ready(0.0)
+
+
+def test_a_push_that_fails_leaves_nothing(
+    phone: Path, choice: DeviceChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("content")
+    device = choice.open()
+    told = type(device).told
+
+    def full(self: Android, argv: list[str], *rest: object, **more: object) -> str:
+        if any("touch" in word for word in argv):
+            raise DeviceError("disk", "No space left on device")
+        return told(self, argv, *rest, **more)
+
+    monkeypatch.setattr(type(device), "told", full)
+    with pytest.raises(DeviceError, match="No space left"):
+        device.push(tmp_path / "folder")
+    assert not list((phone / "data").iterdir())

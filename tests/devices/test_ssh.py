@@ -121,7 +121,7 @@ def test_garbage_is_no_reading(client: Script) -> None:
 
 def test_no_client_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DeviceError, match="install the OpenSSH client"):
+    with pytest.raises(DeviceError, match="apt-get install openssh-client"):
         device().readings()
 
 

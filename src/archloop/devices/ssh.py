@@ -7,35 +7,23 @@ are quoted for the shell on the far side, every one of them, and settings never 
 
 import hashlib
 import io
-import secrets
 import shlex
 import shutil
-import subprocess
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import (
-    QUIET_CORES,
-    Device,
-    DeviceError,
-    DeviceInfo,
-    Readings,
-    full_disk,
-    in_a_shell,
-    piped,
-)
+from archloop.devices.base import QUIET_CORES, DeviceError, DeviceInfo
+from archloop.devices.remote import ANSWER_S, READINGS, RemoteDevice, parsed
 
 _BROKEN = 255
 """Exit status of the client when there is no connection, or none any more."""
 _SAMPLE_S = 0.5
-_ANSWER_S = 60.0
 _WORD = r"[A-Za-z0-9_.:@%\[\]][A-Za-z0-9_.:@%\[\]-]*"
 """No leading dash, which would be an option, and nothing that a shell reads."""
 
@@ -47,21 +35,12 @@ _ABOUT = linux.script(
         "cards": linux.NVIDIA_SMI,
     },
 )
-_READINGS = linux.script(
-    files=(linux.STAT, linux.MEMINFO, linux.VMSTAT, linux.LOADAVG),
-    patterns={
-        "clocks": linux.CLOCKS,
-        "sensors": linux.SENSORS,
-        "governors": linux.GOVERNORS,
-    },
-    commands={"ticks": ("getconf", "CLK_TCK")},
-)
 
 
-class Ssh(Device):
+class Ssh(RemoteDevice):
     """A machine that the system's ssh client reaches without asking for anything."""
 
-    class Config(Device.Config):
+    class Config(RemoteDevice.Config):
         """How to reach it; what is not given is as the client's own configuration says.
 
         Attributes:
@@ -101,7 +80,7 @@ class Ssh(Device):
         return "needs the ssh command; apt-get install openssh-client"
 
     def describe(self) -> DeviceInfo:
-        told = linux.sections(self._ask(_ABOUT))
+        told = linux.sections(self.ask(_ABOUT))
         cores = told.get("cores", "").strip()
         return DeviceInfo(
             processor=linux.processor(told) or told.get("system", "").strip().split(" ")[-1],
@@ -111,9 +90,6 @@ class Ssh(Device):
             accelerators=linux.accelerators(told.get("cards", "")),
         )
 
-    def readings(self) -> Readings:
-        return _parsed(self._ask(_READINGS), time.monotonic())
-
     def wait_until_ready(self, timeout_s: float) -> bool:
         """As every device; both readings of a sample come over one connection.
 
@@ -122,8 +98,8 @@ class Ssh(Device):
         deadline = time.monotonic() + timeout_s
         pause = f"sleep {_SAMPLE_S}; echo '== next'"
         while True:
-            first, _, second = self._ask(f"{_READINGS}\n{pause}\n{_READINGS}").partition("== next")
-            before, after = _parsed(first, 0.0), _parsed(second, _SAMPLE_S)
+            first, _, second = self.ask(f"{READINGS}\n{pause}\n{READINGS}").partition("== next")
+            before, after = parsed(first, 0.0), parsed(second, _SAMPLE_S)
             if before.busy_s is None or after.busy_s is None:
                 return True
             if (after.busy_s - before.busy_s) / _SAMPLE_S <= QUIET_CORES:
@@ -134,8 +110,8 @@ class Ssh(Device):
     def push(self, local: Path) -> str:
         packed = _packed(local)
         # Named by its sender too: another study may push the same files, and remove its own.
-        name = f"{hashlib.sha256(packed).hexdigest()[:24]}-{self._sender}"
-        there = f"{self._folder}/{name}"
+        name = f"{hashlib.sha256(packed).hexdigest()[:24]}-{self.sender}"
+        there = f"{self.pushed_to}/{name}"
         part = f"{there}.part"
         commands = (
             f"if test -d {shlex.quote(there)}; then cat > /dev/null; else "
@@ -143,21 +119,11 @@ class Ssh(Device):
             f"mv {shlex.quote(part)} {shlex.quote(there)}; fi"
         )
         try:
-            self._ask(commands, packed)
+            self.ask(commands, packed, ANSWER_S + len(packed) / 1e6)
         except DeviceError:
-            self._forget(part)
+            self.forget(part)
             raise
         return there
-
-    def remove(self, path: str) -> None:
-        assert path.startswith(f"{self._folder}/"), f"{path} was not pushed"
-        self._ask(f"rm -rf -- {shlex.quote(path)}")
-
-    def run(
-        self, argv: Sequence[str], *, env: Mapping[str, str], stderr: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        # Without the shell, sshd closes at a signal and the client says 255, as for a lost line.
-        return piped(self._client(in_a_shell(argv, env)), stderr)
 
     def python_argv(self) -> tuple[str, ...] | None:
         return None if self.config.python is None else (self.config.python, "-P")
@@ -167,18 +133,14 @@ class Ssh(Device):
         return status == _BROKEN
 
     @cached_property
-    def _sender(self) -> str:
-        return secrets.token_hex(4)
-
-    @cached_property
-    def _folder(self) -> str:
+    def pushed_to(self) -> str:
         """Whole path of the folder that gets what is pushed."""
         folder = self.config.folder
         if folder.startswith("/"):
             return folder.rstrip("/")
-        return f"{self._ask('pwd').strip()}/{folder.rstrip('/')}"
+        return f"{self.ask('pwd').strip()}/{folder.rstrip('/')}"
 
-    def _client(self, command: str) -> list[str]:
+    def client(self, line: str) -> list[str]:
         config = self.config
         options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={config.connect_timeout_s}"]
         # A line that broke is noticed within 20 seconds.
@@ -191,54 +153,15 @@ class Ssh(Device):
         ):
             if value is not None:
                 options += [option, str(value)]
-        return ["ssh", *options, "--", config.host, command]
-
-    def _ask(self, commands: str, given: bytes = b"") -> str:
-        """Standard output of shell commands; what is put in them must be quoted."""
-        client = self._client(shlex.join(["sh", "-c", commands]))
-        limit_s = self.config.connect_timeout_s + _ANSWER_S + len(given) / 1e6
-        try:
-            done = subprocess.run(
-                client, input=given, capture_output=True, check=False, timeout=limit_s
-            )
-        except subprocess.TimeoutExpired:
-            raise DeviceError("gone", f"{self._label} did not answer in {limit_s:.0f} s") from None
-        except FileNotFoundError:
-            remedy = "install the OpenSSH client"
-            raise DeviceError("missing", f"no ssh command here; {remedy}") from None
-        if done.returncode == 0:
-            return done.stdout.decode(errors="replace")
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        if done.returncode == _BROKEN:
-            remedy = f"check that `ssh {self.config.host}` works without a password"
-            raise DeviceError("gone", f"{self._label} cannot be reached ({lines[-1]}); {remedy}")
-        if (full := full_disk(lines)) is not None:
-            raise DeviceError("disk", f"{self._label}: {full}; free some there")
-        raise DeviceError("crash", f"{self._label}: {lines[-1]} (status {done.returncode})")
-
-    def _forget(self, part: str) -> None:
-        """Remove what is left of a push that failed, if the device still answers."""
-        try:
-            self._ask(f"rm -rf -- {shlex.quote(part)}")
-        except DeviceError:
-            return
+        return ["ssh", *options, "--", config.host, line]
 
     @property
-    def _label(self) -> str:
+    def label(self) -> str:
         return f"device ssh:{self.config.host}"
 
-
-def _parsed(text: str, time_s: float) -> Readings:
-    told = linux.sections(text)
-    ticks = told.get("ticks", "").strip()
-    return linux.readings(
-        told,
-        told.get("clocks", "").split("\n"),
-        told.get("sensors", "").split("\n"),
-        told.get("governors", "").split("\n"),
-        time_s=time_s,
-        ticks=int(ticks) if ticks.isdigit() else 100,
-    )
+    @property
+    def reach_it(self) -> str:
+        return f"check that `ssh {self.config.host}` works without a password"
 
 
 def _packed(folder: Path) -> bytes:

@@ -1,0 +1,123 @@
+"""What devices have in common that a program here reaches: ``ssh``, ``adb``.
+
+Everything there is done by lines of a POSIX shell, whose words are quoted. What goes wrong is told
+apart by the program's exit status and last words: the device is gone, its disk is full, or the
+line failed there. Readings are the text of ``/proc`` and ``/sys``.
+"""
+
+import secrets
+import shlex
+import subprocess
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import IO
+
+from archloop.devices import linux
+from archloop.devices.base import Device, DeviceError, Readings, full_disk, in_a_shell, piped
+
+ANSWER_S = 60.0
+"""Within which a device must have answered."""
+READINGS = linux.script(
+    files=(linux.STAT, linux.MEMINFO, linux.VMSTAT, linux.LOADAVG),
+    patterns={
+        "clocks": linux.CLOCKS,
+        "sensors": linux.SENSORS,
+        "governors": linux.GOVERNORS,
+    },
+    commands={"ticks": ("getconf", "CLK_TCK")},
+)
+
+
+class RemoteDevice(Device):
+    """A device that a program of this machine, the client, runs shell lines on."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The device in messages."""
+
+    @property
+    @abstractmethod
+    def pushed_to(self) -> str:
+        """Folder there that gets what is pushed."""
+
+    @property
+    @abstractmethod
+    def reach_it(self) -> str:
+        """What a user does about a device that cannot be reached."""
+
+    @abstractmethod
+    def client(self, line: str) -> list[str]:
+        """The client's command that runs a shell line there."""
+
+    def readings(self) -> Readings:
+        return parsed(self.ask(READINGS), time.monotonic())
+
+    def remove(self, path: str) -> None:
+        assert path.startswith(f"{self.pushed_to}/"), f"{path} was not pushed"
+        self.ask(f"rm -rf -- {shlex.quote(path)}")
+
+    def run(
+        self, argv: Sequence[str], *, env: Mapping[str, str], stderr: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        # Without a shell of its own, sshd closes at a signal, and the client says what it says for
+        # a lost line.
+        return piped(self.client(in_a_shell(argv, env)), stderr)
+
+    @cached_property
+    def sender(self) -> str:
+        """Stands in what is pushed: another study may push the same files, and remove its own."""
+        return secrets.token_hex(4)
+
+    def ask(self, commands: str, given: bytes = b"", limit_s: float = ANSWER_S) -> str:
+        """Standard output of shell commands there; what is put in them must be quoted."""
+        return self.told(self.client(shlex.join(["sh", "-c", commands])), given, limit_s)
+
+    def told(self, argv: Sequence[str], given: bytes = b"", limit_s: float = ANSWER_S) -> str:
+        """Standard output of the client.
+
+        Raises:
+            DeviceError: it failed, or did not end in time.
+        """
+        try:
+            done = subprocess.run(
+                argv, input=given, capture_output=True, check=False, timeout=limit_s
+            )
+        except subprocess.TimeoutExpired:
+            raise DeviceError("gone", f"{self.label} did not answer in {limit_s:.0f} s") from None
+        except FileNotFoundError:
+            raise DeviceError("missing", f"{self.label} {self.missing()}") from None
+        if done.returncode == 0:
+            return done.stdout.decode(errors="replace").replace("\r\n", "\n")
+        words = (done.stderr or done.stdout).decode(errors="replace").strip()
+        lines = words.splitlines() or ["no message"]
+        if self.is_gone(done.returncode, lines[-1]):
+            raise DeviceError(
+                "gone", f"{self.label} cannot be reached ({lines[-1]}); {self.reach_it}"
+            )
+        if (full := full_disk(lines)) is not None:
+            raise DeviceError("disk", f"{self.label}: {full}; free some there")
+        raise DeviceError("crash", f"{self.label}: {lines[-1]} (status {done.returncode})")
+
+    def forget(self, path: str) -> None:
+        """Remove what is left of a push that failed, if the device still answers."""
+        try:
+            self.ask(f"rm -rf -- {shlex.quote(path)}")
+        except DeviceError:
+            return
+
+
+def parsed(text: str, time_s: float) -> Readings:
+    """Readings from what `READINGS` printed; None where that is nonsense."""
+    told = linux.sections(text)
+    ticks = told.get("ticks", "").strip()
+    return linux.readings(
+        told,
+        told.get("clocks", "").split("\n"),
+        told.get("sensors", "").split("\n"),
+        told.get("governors", "").split("\n"),
+        time_s=time_s,
+        ticks=int(ticks) if ticks.isdigit() else 100,
+    )

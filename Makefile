@@ -33,7 +33,9 @@ test-ci: $(VENV)/.installed-engines
 # Every mixer in every engine: before their table in docs/runtimes.md is published. Compiles llama.cpp
 # once, for minutes; make test-ci runs its tests too where it is there.
 test-engines: $(VENV)/.installed-llama
-	$(BIN)/python -m pytest -n 2 -m "(engines or ci) and not gpu and not device" tests/runtimes tests/contracts/test_runtimes.py
+	rm -f docs/results/engines.jsonl
+	ARCHLOOP_ENGINES_TABLE=docs/results/engines.jsonl $(BIN)/python -m pytest -n 2 -m "(engines or ci) and not gpu and not device" tests/runtimes tests/contracts/test_runtimes.py
+	$(BIN)/python benchmarks/engines_table.py
 
 # In a folder beside the others' packages: the interpreter fails with newer versions of numpy.
 test-kernels: $(VENV)/.installed-test $(VENV)/interpreter

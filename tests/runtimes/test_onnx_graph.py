@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import engines_table
 from archloop import registry
 from archloop.runtimes import onnx_graph, onnx_parts
 from archloop.runtimes.artifact import Manifest
@@ -66,8 +67,24 @@ def test_every_mixer_in_parts_has_a_state_of_one_size() -> None:
         assert [held.slots for held in graph.held] == [None] * len(graph.held), name
 
 
+def test_a_table_of_what_was_found_says_what_ran() -> None:
+    found = [
+        {"part": "gqa", "engine": "onnx_runtime", "version": "1.32.0", "error": 0.5},
+        {"part": "gqa", "engine": "onnx_runtime", "version": "1.32.0", "error": 3.9e-6},
+        {"part": "moe", "engine": "openvino", "version": "2026.4.1", "error": 0.2},
+    ]
+    rows = engines_table.table([json.dumps(row) for row in found]).splitlines()
+    assert rows[0] == "| | in the graph | `onnx_runtime` 1.32.0 | `openvino` 2026.4.1 |"
+    assert "| `gqa` | as it is | runs, 3.9e-06 | not run |" in rows
+    assert "| `moe` | as a loop over experts | not run | differs, 2.0e-01 |" in rows
+    assert len(rows) == 2 + len(EVERY)
+
+
 def test_the_table_in_the_docs_lists_every_mixer_where_the_graph_has_it() -> None:
-    page = (Path(__file__).parents[2] / "docs/runtimes.md").read_text()
+    page = engines_table.PAGE.read_text()
+    if engines_table.FOUND.exists():
+        assert engines_table.table(engines_table.FOUND.read_text().splitlines()) in page
+        return
     listed = {}
     for row in page.split("## Mixers and engines")[1].splitlines():
         cells = [cell.strip() for cell in row.strip("|").split("|")]

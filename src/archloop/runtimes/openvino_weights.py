@@ -53,12 +53,19 @@ def write(onnx_model: Path, quant: str) -> Path:
             "group_size": GROUP,
             "ratio": 1.0,
         }
-    model = openvino.Core().read_model(str(onnx_model))
+    compressed = onnx_model.with_name(MODEL)
+    # Read from an ONNX file, a model holds nodes that nothing reads, and nncf stumbles over those
+    # of loops; read from its own file it does not.
+    openvino.save_model(_read(onnx_model), str(compressed), compress_to_fp16=False)
+    model = _read(compressed)
     # It draws a progress bar on standard output, which is the command's own.
     with redirect_stdout(StringIO()):
         model = nncf.compress_weights(model, **settings)
-    compressed = onnx_model.with_name(MODEL)
-    openvino.save_model(model, str(compressed), compress_to_fp16=False)
+    whole = compressed.with_name("compressed.xml")
+    openvino.save_model(model, str(whole), compress_to_fp16=False)
+    del model
+    for suffix in (".xml", ".bin"):
+        whole.with_suffix(suffix).replace(compressed.with_suffix(suffix))
     return compressed
 
 

@@ -139,4 +139,4 @@ def test_a_missing_member_of_a_config_is_named(plugin: Any) -> None:
         "    def mix(self, x, state, span): return x\n"
         "    def mix_step(self, x, state, positions): return x\n",
     )
-    assert "Config.prefill_flops" in refusal("mixers", "half")
+    assert "Config.flop_terms" in refusal("mixers", "half")

@@ -23,16 +23,16 @@ class Sound(SequenceMixer):
         def sizes(self, d_model: int) -> dict[str, int]:
             return {}
 
-        def num_params(self, d_model: int, *, consumer: bool = False) -> int:
-            return d_model**2
+        def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
+            return {"proj": d_model**2}
 
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"sum": Held("recurrent", (d_model,))}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            return 2 * num_tokens * d_model**2
+        ) -> dict[str, int]:
+            return {"proj": 2 * num_tokens * d_model**2}
 
     def __init__(self, config: MixerConfig, d_model: int, **_: Any) -> None:
         super().__init__(config, d_model)

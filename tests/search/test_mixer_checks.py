@@ -23,10 +23,11 @@ class Peek(SequenceMixer):
     class Config(MixerConfig):
         kernel: Annotated[int, Gene((3, 5))] = 3
         def sizes(self, d_model): return {"kernel": self.kernel}
-        def num_params(self, d_model, *, consumer=False): return 2 * d_model**2
+        def param_terms(self, d_model, *, consumer=False):
+            return {"a": d_model**2, "b": d_model**2}
         def state_layout(self, d_model, context): return {"n": Held("recurrent", (d_model,))}
-        def prefill_flops(self, d_model, num_tokens, context, *, consumer=False):
-            return num_tokens * 4 * d_model**2
+        def flop_terms(self, d_model, num_tokens, context, *, consumer=False):
+            return {name: num_tokens * 2 * d_model**2 for name in ("a", "b")}
     def __init__(self, config, d_model, block_index, num_blocks, consumer):
         super().__init__(config, d_model)
         self.a = Linear(d_model, d_model); self.b = Linear(d_model, d_model)

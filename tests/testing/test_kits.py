@@ -16,10 +16,10 @@ from archloop.blocks.linear import Linear
 class Own(SequenceMixer):
     class Config(MixerConfig):
         def sizes(self, d_model): return {}
-        def num_params(self, d_model, *, consumer=False): return d_model**2
+        def param_terms(self, d_model, *, consumer=False): return {"proj": d_model**2}
         def state_layout(self, d_model, context): return {}
-        def prefill_flops(self, d_model, num_tokens, context, *, consumer=False):
-            return 2 * num_tokens * d_model**2
+        def flop_terms(self, d_model, num_tokens, context, *, consumer=False):
+            return {"proj": 2 * num_tokens * d_model**2}
 
     packs = True
 

@@ -7,13 +7,14 @@ G = N/M queries per KV head, H head width.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypedDict
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import Gene, MixerConfig, SharingMixer
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.fast import CachedAttention
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
@@ -22,6 +23,14 @@ from archloop.blocks.ops.norm_rotate import norm_rotate
 from archloop.blocks.ops.rope import Rope
 from archloop.blocks.widths import count_heads, scaled_heads
 from archloop.errors import UserError
+
+
+class AttentionSizes(TypedDict):
+    """What follows from the model width."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
 
 
 class AttentionConfig(MixerConfig):
@@ -68,7 +77,7 @@ class AttentionConfig(MixerConfig):
             self.rope_over,
         )
 
-    def sizes(self, d_model: int) -> dict[str, int]:
+    def sizes(self, d_model: int) -> AttentionSizes:
         num_heads = self.num_heads or count_heads(d_model, self.head_dim, f"d_model={d_model}")
         queries_per_kv = self.queries_per_kv or math.gcd(num_heads, 4)
         if num_heads % queries_per_kv:
@@ -116,11 +125,14 @@ class AttentionConfig(MixerConfig):
         sizes = self.sizes(d_model)
         return sizes["num_heads"] * self.head_dim, sizes["num_kv_heads"] * self.head_dim
 
-    def _flops(self, d_model: int, num_tokens: int, num_pairs: int, consumer: bool) -> int:
-        """Projections of `num_tokens` and `num_pairs` query-key pairs."""
-        q, kv = self._widths(d_model)
-        outputs = 2 * q + (0 if consumer else 2 * kv) + self.num_gates(d_model)
-        return num_tokens * 2 * d_model * outputs + 4 * num_pairs * q
+    def pair_flop_terms(
+        self, d_model: int, num_tokens: int, num_pairs: int, consumer: bool
+    ) -> dict[str, int]:
+        """FLOPs of the projections of `num_tokens`, and of `num_pairs` pairs of query and key."""
+        params = self.param_terms(d_model, consumer=consumer)
+        projections = matrix_flops(params, ("qkv_proj", "gate_proj", "out_proj"), num_tokens)
+        q, _ = self._widths(d_model)
+        return projections | {"scores": 2 * num_pairs * q, "values": 2 * num_pairs * q}
 
 
 class Attention(SharingMixer):

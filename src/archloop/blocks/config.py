@@ -5,6 +5,7 @@ Search reads, varies and counts configs; a module is built only to be trained or
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -49,8 +50,10 @@ class Config(BaseModel):
         return found
 
     @abstractmethod
-    def sizes(self, d_model: int) -> dict[str, int]:
+    def sizes(self, d_model: int) -> Mapping[str, object]:
         """The sizes that follow from a width, for building the module and counting its costs.
+
+        A config answers with a `TypedDict` of its own, so that a wrong name is found by the types.
 
         Raises:
             UserError: the config cannot be built at this width; names field, value and remedy.
@@ -66,7 +69,7 @@ class Config(BaseModel):
             UserError: as `sizes`.
         """
         settings = self.model_dump(exclude=set(self.through_sizes))
-        return tuple(sorted((settings | self.sizes(d_model)).items()))
+        return tuple(sorted({**settings, **self.sizes(d_model)}.items()))
 
     def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
         """Parameters of each part of the module, by the part's name; buffers are no parameters.
@@ -82,14 +85,33 @@ class Config(BaseModel):
         return sum(self.param_terms(d_model, consumer=consumer).values())
 
     @abstractmethod
+    def flop_terms(
+        self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
+    ) -> dict[str, int]:
+        """FLOPs of each part of a prefill: a matrix's under its name, others' under theirs.
+
+        Args:
+            d_model: model width.
+            num_tokens: processed at once.
+            context: tokens that are in the state before them.
+            consumer: as in `param_terms`.
+        """
+
+    def step_flop_terms(
+        self, d_model: int, context: int, *, consumer: bool = False
+    ) -> dict[str, int]:
+        """FLOPs of each part of a decode step; default: those of a prefill of one token."""
+        return self.flop_terms(d_model, 1, context, consumer=consumer)
+
     def prefill_flops(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
     ) -> int:
-        """FLOPs to process `num_tokens` at once after `context` tokens are in the state."""
+        """FLOPs of a prefill. Arguments as `flop_terms`, of which it is the sum."""
+        return sum(self.flop_terms(d_model, num_tokens, context, consumer=consumer).values())
 
     def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
         """FLOPs of one decode step after `context` tokens are in the state."""
-        return self.prefill_flops(d_model, 1, context, consumer=consumer)
+        return sum(self.step_flop_terms(d_model, context, consumer=consumer).values())
 
     def check(self, d_model: int, *, consumer: bool = False) -> None:
         """Refuse what `build` could not make.
@@ -131,6 +153,19 @@ class Config(BaseModel):
         return self.owner(
             self, d_model, block_index=block_index, num_blocks=num_blocks, consumer=consumer
         )
+
+
+def matrix_flops(
+    params: Mapping[str, int], names: Iterable[str], num_tokens: int
+) -> dict[str, int]:
+    """FLOPs of the products with matrices that each token meets once.
+
+    Args:
+        params: parameters by part (`Config.param_terms`).
+        names: of the matrices among them; those that are not there count for nothing.
+        num_tokens: that meet them.
+    """
+    return {name: 2 * params[name] * num_tokens for name in names if name in params}
 
 
 class MixerConfig(Config):

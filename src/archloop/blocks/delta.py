@@ -12,7 +12,7 @@ inputs of the convolution.
 """
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, TypedDict
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import delta_rule, linear_attention, ssd, triton_kernels
@@ -30,6 +31,14 @@ from archloop.blocks.ops.precision import KeepsFloat32
 from archloop.blocks.ops.unit_conv import unit, unit_conv
 from archloop.blocks.span import only_real
 from archloop.blocks.widths import count_heads, scaled_heads
+
+
+class DeltaSizes(TypedDict):
+    """What follows from the model width; `num_heads` are those of values."""
+
+    num_heads: int
+    head_dim: int
+    kernel: int
 
 
 class DeltaConfig(MixerConfig):
@@ -46,8 +55,9 @@ class DeltaConfig(MixerConfig):
     negative_eigenvalues: bool = False
     """Write strengths up to 2, so that a state can be reflected as well as erased."""
     norm_eps: float = Field(1e-6, gt=0)
+    _VECTORS: ClassVar = frozenset({"norm", "log_rate", "dt_bias"})
 
-    def sizes(self, d_model: int) -> dict[str, int]:
+    def sizes(self, d_model: int) -> DeltaSizes:
         keys = self.num_key_heads or count_heads(d_model, self.head_dim, f"d_model={d_model}")
         heads = keys * self._values_per_key()
         return {"num_heads": heads, "head_dim": self.head_dim, "kernel": self.kernel}
@@ -76,27 +86,31 @@ class DeltaConfig(MixerConfig):
             layout["kv"] = Held("recurrent", (heads, self.head_dim, self.head_dim))
         return layout
 
-    def prefill_flops(
+    def flop_terms(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-    ) -> int:
-        total = num_tokens * self._token_flops(d_model, consumer)
+    ) -> dict[str, int]:
+        terms = self._token_terms(d_model, num_tokens, consumer)
         if self.core == "conv":
-            return total
-        widths = self.head_dim, self.head_dim
-        mixing = delta_rule.read_flops(num_tokens, *widths, vector=self._vector())
+            return terms
+        heads, widths = self.sizes(d_model)["num_heads"], (self.head_dim, self.head_dim)
+        vector = self._vector()
+        terms["read"] = heads * delta_rule.read_flops(num_tokens, *widths, vector=vector)
         if not consumer:
-            mixing += delta_rule.corrected_flops(num_tokens, *widths, vector=self._vector())
-        return total + self.sizes(d_model)["num_heads"] * mixing
+            corrected = delta_rule.corrected_flops(num_tokens, *widths, vector=vector)
+            terms["corrected"] = heads * corrected
+        return terms
 
-    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
-        total = self._token_flops(d_model, consumer)
+    def step_flop_terms(
+        self, d_model: int, context: int, *, consumer: bool = False
+    ) -> dict[str, int]:
+        terms = self._token_terms(d_model, 1, consumer)
         if self.core == "conv":
-            return total
-        widths = self.head_dim, self.head_dim
-        mixing = linear_attention.step_flops(*widths, consumer=True)
+            return terms
+        heads, widths = self.sizes(d_model)["num_heads"], (self.head_dim, self.head_dim)
+        terms["query"] = heads * linear_attention.step_flops(*widths, consumer=True)
         if not consumer:
-            mixing += delta_rule.advance_flops(*widths)
-        return total + self.sizes(d_model)["num_heads"] * mixing
+            terms["advance"] = heads * delta_rule.advance_flops(*widths)
+        return terms
 
     @abstractmethod
     def _values_per_key(self) -> int: ...
@@ -122,15 +136,10 @@ class DeltaConfig(MixerConfig):
         keys, values = self.widths(d_model)
         return values if self.core == "conv" else 2 * keys + values
 
-    def _weights(self, d_model: int, consumer: bool) -> int:
-        """Elements of the matrices that act on each token."""
-        vectors = ("norm", "conv", "log_rate", "dt_bias")
-        terms = self.param_terms(d_model, consumer=consumer)
-        return sum(count for name, count in terms.items() if name not in vectors)
-
-    def _token_flops(self, d_model: int, consumer: bool) -> int:
-        conv = 0 if consumer else 2 * self.kernel * self._convolved(d_model)
-        return 2 * self._weights(d_model, consumer) + conv
+    def _token_terms(self, d_model: int, num_tokens: int, consumer: bool) -> dict[str, int]:
+        """FLOPs of what meets each token once: the projections and the convolution."""
+        params = self.param_terms(d_model, consumer=consumer)
+        return matrix_flops(params, params.keys() - self._VECTORS, num_tokens)
 
 
 class DeltaMixer(KeepsFloat32, SharingMixer):

@@ -1,13 +1,20 @@
 """What feed-forwards share: one hidden width that follows from the model's, and its costs."""
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Self, TypedDict
 
 from pydantic import Field
 
 from archloop.blocks.base import ChannelConfig, Gene
+from archloop.blocks.config import matrix_flops
 
 WIDTH_MULTIPLE = 8
 """Hidden widths are multiples of this, which vector units like and every LFM2 size already is."""
+
+
+class HiddenSizes(TypedDict):
+    """What follows from the model width: that of the hidden layer."""
+
+    d_ff: int
 
 
 class FeedForwardConfig(ChannelConfig):
@@ -22,7 +29,7 @@ class FeedForwardConfig(ChannelConfig):
     into: ClassVar[int] = 2
     expansion: Annotated[float, Gene((2.0, 2.5, 3.0, 3.5, 4.0))] = Field(4.0, gt=0, le=64)
 
-    def sizes(self, d_model: int) -> dict[str, int]:
+    def sizes(self, d_model: int) -> HiddenSizes:
         return {"d_ff": hidden_width(self.expansion, d_model)}
 
     def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
@@ -30,11 +37,11 @@ class FeedForwardConfig(ChannelConfig):
         name = "gate_up_proj" if self.into == 2 else "up_proj"
         return {name: d_model * self.into * d_ff, "down_proj": d_ff * d_model}
 
-    def prefill_flops(
+    def flop_terms(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-    ) -> int:
-        weights = (self.into + 1) * d_model * hidden_width(self.expansion, d_model)
-        return num_tokens * 2 * weights
+    ) -> dict[str, int]:
+        params = self.param_terms(d_model)
+        return matrix_flops(params, params, num_tokens)
 
     def widened(self, d_model: int, factor: float, more: int = 0) -> Self:
         width = hidden_width(hidden_width(self.expansion, d_model) * factor + more, 1)

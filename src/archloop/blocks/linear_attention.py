@@ -7,39 +7,56 @@ Shape suffixes: B batch, T time, D model width, N heads, K key width, V value wi
 """
 
 from abc import abstractmethod
+from typing import TypedDict
 
 from torch import Tensor
 
 from archloop.blocks.base import Features, Held, MixerConfig, SharingMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, triton_kernels
 from archloop.blocks.ops.heads import join_heads, split_heads
 from archloop.blocks.span import only_real
 
 
+class LinearAttentionSizes(TypedDict):
+    """What follows from the model width; `head_dim` is that of values."""
+
+    num_heads: int
+    head_dim: int
+    key_dim: int
+
+
 class LinearAttentionConfig(MixerConfig):
-    """A config whose `sizes` name num_heads, key_dim and head_dim (of values)."""
+    """State and FLOPs of gated linear attention between a subclass's projections."""
+
+    @abstractmethod
+    def sizes(self, d_model: int) -> LinearAttentionSizes: ...
 
     def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         return {"kv": Held("recurrent", self._heads(d_model))}
 
-    def prefill_flops(
+    def flop_terms(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-    ) -> int:
+    ) -> dict[str, int]:
         heads, *widths = self._heads(d_model)
-        mixing = linear_attention.read_flops(num_tokens, *widths)
+        terms = self._matrices(d_model, num_tokens, consumer)
+        terms["read"] = heads * linear_attention.read_flops(num_tokens, *widths)
         if not consumer:
-            mixing += linear_attention.states_flops(num_tokens, *widths)
-        return num_tokens * 2 * self._weights(d_model, consumer) + heads * mixing
+            terms["states"] = heads * linear_attention.states_flops(num_tokens, *widths)
+        return terms
 
-    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
+    def step_flop_terms(
+        self, d_model: int, context: int, *, consumer: bool = False
+    ) -> dict[str, int]:
         heads, *widths = self._heads(d_model)
-        mixing = heads * linear_attention.step_flops(*widths, consumer=consumer)
-        return 2 * self._weights(d_model, consumer) + mixing
+        step = heads * linear_attention.step_flops(*widths, consumer=consumer)
+        return self._matrices(d_model, 1, consumer) | {"step": step}
 
-    @abstractmethod
-    def _weights(self, d_model: int, consumer: bool) -> int:
-        """Elements of the projection matrices."""
+    def _matrices(self, d_model: int, num_tokens: int, consumer: bool) -> dict[str, int]:
+        """FLOPs of the projections."""
+        params = self.param_terms(d_model, consumer=consumer)
+        return matrix_flops(params, ("query_proj", "feature_proj", "out_proj"), num_tokens)
 
     def _heads(self, d_model: int) -> tuple[int, int, int]:
         sizes = self.sizes(d_model)

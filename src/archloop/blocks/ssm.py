@@ -7,15 +7,23 @@ Shape suffixes: B batch, T time, D model width.
 """
 
 from abc import abstractmethod
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.long_conv import System, chunk_size, state_space
 from archloop.blocks.ops.precision import KeepsFloat32, exact, precise
+
+
+class ChannelSSMSizes(TypedDict):
+    """What tells two channels' states apart, at every width."""
+
+    num_states: int
 
 
 class ChannelSSMConfig(MixerConfig):
@@ -38,7 +46,7 @@ class ChannelSSMConfig(MixerConfig):
     def core_step_flops(self, d_model: int) -> int:
         """FLOPs of the core's step, without D."""
 
-    def sizes(self, d_model: int) -> dict[str, int]:
+    def sizes(self, d_model: int) -> ChannelSSMSizes:
         return {"num_states": self.num_states}
 
     def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
@@ -48,14 +56,20 @@ class ChannelSSMConfig(MixerConfig):
     def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         return {"x": Held("recurrent", (d_model, self.num_states))}
 
-    def prefill_flops(
+    def flop_terms(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-    ) -> int:
-        around = num_tokens * (4 * d_model**2 + 2 * d_model)
-        return around + self.core_flops(d_model, num_tokens)
+    ) -> dict[str, int]:
+        around = self._around(d_model, num_tokens, consumer)
+        return around | {"core": self.core_flops(d_model, num_tokens)}
 
-    def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
-        return 4 * d_model**2 + 2 * d_model + self.core_step_flops(d_model)
+    def step_flop_terms(
+        self, d_model: int, context: int, *, consumer: bool = False
+    ) -> dict[str, int]:
+        return self._around(d_model, 1, consumer) | {"core": self.core_step_flops(d_model)}
+
+    def _around(self, d_model: int, num_tokens: int, consumer: bool) -> dict[str, int]:
+        params = self.param_terms(d_model, consumer=consumer)
+        return matrix_flops(params, ("skip", "out_proj"), num_tokens)
 
 
 class ChannelSSM(KeepsFloat32, SequenceMixer):

@@ -70,6 +70,23 @@ class MixerCosts:
                     assert module.init_state(1, context, dtype).nbytes == nbytes
                     assert module.init_state(3, context, dtype).nbytes == 3 * nbytes
 
+    def test_flops_stand_under_the_names_of_the_matrices_that_cause_them(self, case: Case) -> None:
+        name, config = case
+        settings = registry.get("mixers", name).Config(**config)
+        width, num_tokens = 256, 16
+        params = settings.param_terms(width)
+        steps = settings.step_flop_terms(width, 100)
+        for terms, tokens in (
+            (settings.flop_terms(width, num_tokens, 100), num_tokens),
+            (steps, 1),
+        ):
+            matrices = terms.keys() & params.keys()
+            assert matrices
+            for matrix in matrices:
+                # A bias counts as a parameter and costs one addition.
+                assert terms[matrix] >= 0.9 * 2 * tokens * params[matrix], matrix
+        assert settings.decode_flops(width, 100) == sum(steps.values())
+
     def test_declared_flops_lie_between_matmuls_and_all_work(self, case: Case) -> None:
         name, config = case
         settings = registry.get("mixers", name).Config(**config)

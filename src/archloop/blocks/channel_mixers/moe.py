@@ -16,7 +16,7 @@ Shape suffixes: X flattened tokens, D model width, E experts, K experts per toke
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NotRequired, Self, TypedDict
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from archloop.blocks.base import ChannelConfig, ChannelMixer, Gene
 from archloop.blocks.channel_mixers.relu2 import ReLU2
 from archloop.blocks.channel_mixers.swiglu import SwiGLU
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.fast import RoutedExperts
 from archloop.blocks.feed_forward import hidden_width
 from archloop.blocks.linear import Linear
@@ -34,6 +35,15 @@ from archloop.errors import UserError
 
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Output (X, D) from tokens, weights and indices of their experts, and the experts' matrices."""
+
+
+class MoESizes(TypedDict):
+    """What follows from the model width, and what of the experts does not."""
+
+    num_experts: int
+    top_k: int
+    d_expert: int
+    d_shared: NotRequired[int]
 
 
 class MoE(ChannelMixer):
@@ -62,7 +72,7 @@ class MoE(ChannelMixer):
         """Scale the output of the shared expert, if any, by a sigmoid of the input (Qwen3-Next)."""
         activation: Literal["swiglu", "relu2"] = "swiglu"
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> MoESizes:
             if self.top_k > self.num_experts:
                 raise UserError(
                     f"top_k={self.top_k} exceeds num_experts={self.num_experts}; "
@@ -75,7 +85,11 @@ class MoE(ChannelMixer):
                 )
             self._check_groups()
             d_expert = hidden_width(self.expansion, d_model)
-            sizes = {"num_experts": self.num_experts, "top_k": self.top_k, "d_expert": d_expert}
+            sizes: MoESizes = {
+                "num_experts": self.num_experts,
+                "top_k": self.top_k,
+                "d_expert": d_expert,
+            }
             if self.shared_expansion:
                 sizes["d_shared"] = hidden_width(self.shared_expansion, d_model)
             return sizes
@@ -108,10 +122,11 @@ class MoE(ChannelMixer):
         def num_active_params(self, d_model: int) -> int:
             return sum(self._terms(d_model, self.top_k).values())
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            return num_tokens * 2 * self.num_active_params(d_model)
+        ) -> dict[str, int]:
+            active = self._terms(d_model, self.top_k)
+            return matrix_flops(active, active, num_tokens)
 
         def widened(self, d_model: int, factor: float, more: int = 0) -> Self:
             routed, shared = (

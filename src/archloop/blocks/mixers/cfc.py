@@ -9,7 +9,7 @@ bounded by construction or by their parameters. The cell is not linear: training
 Shape suffixes: B batch, T time, D model width (and units), U backbone width.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 import torch
 from pydantic import Field
@@ -19,6 +19,12 @@ from archloop.blocks.base import Gene, Held, MixerConfig, SequenceMixer, Span, S
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.cell_scan import Head, cell_scan, cell_step
 from archloop.blocks.ops.precision import exact, precise
+
+
+class Sizes(TypedDict):
+    """What follows from the model width."""
+
+    d_backbone: int
 
 
 class CfC(SequenceMixer):
@@ -31,7 +37,7 @@ class CfC(SequenceMixer):
         backbone: Annotated[float, Gene((0.25, 0.5, 1.0))] = Field(0.5, gt=0, le=8)
         mode: Literal["default", "no_gate", "pure"] = "default"
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> Sizes:
             return {"d_backbone": max(1, round(self.backbone * d_model))}
 
         @property
@@ -52,12 +58,17 @@ class CfC(SequenceMixer):
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"h": Held("recurrent", (d_model,))}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
+        ) -> dict[str, int]:
             width = self.sizes(d_model)["d_backbone"]
-            weights = width * d_model * (2 + self.num_heads) + d_model**2
-            return num_tokens * (2 * weights + 4 * d_model)
+            return {
+                "input": 2 * num_tokens * d_model * width,
+                "recurrent": 2 * num_tokens * d_model * width,
+                "heads": 2 * num_tokens * width * self.num_heads * d_model,
+                "blend": 4 * num_tokens * d_model,
+                "out_proj": 2 * num_tokens * d_model**2,
+            }
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -12,7 +12,11 @@ from torch.nn import functional as F
 
 from archloop.blocks.base import Gene
 from archloop.blocks.linear import Linear
-from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
+from archloop.blocks.linear_attention import (
+    LinearAttention,
+    LinearAttentionConfig,
+    LinearAttentionSizes,
+)
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.gated_norm import gated_norm
 from archloop.blocks.ops.precision import recurrent_dtype
@@ -33,7 +37,7 @@ class GLA(LinearAttention):
         gate_divisor: float = Field(16.0, gt=0)
         norm_eps: float = Field(1e-5, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> LinearAttentionSizes:
             num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             key_dim = round(self.head_dim * self.key_ratio)
             if key_dim != self.head_dim * self.key_ratio:
@@ -58,12 +62,12 @@ class GLA(LinearAttention):
                 "gate_proj": (self.gate_rank + 1) * keys,
             }
 
-        def _weights(self, d_model: int, consumer: bool) -> int:
+        def _matrices(self, d_model: int, num_tokens: int, consumer: bool) -> dict[str, int]:
+            terms = super()._matrices(d_model, num_tokens, consumer)
+            if consumer:
+                return terms
             heads, key_dim, _ = self._heads(d_model)
-            keys = heads * key_dim
-            own = d_model * (keys + 2 * d_model)
-            gates = self.gate_rank * (d_model + keys)
-            return own + (0 if consumer else d_model * (keys + d_model) + gates)
+            return terms | {"gate_proj": 2 * num_tokens * self.gate_rank * heads * key_dim}
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

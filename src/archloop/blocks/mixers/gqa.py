@@ -25,11 +25,11 @@ class GQA(Attention):
             cache = Held("cache", (self.sizes(d_model)["num_kv_heads"], context, self.head_dim))
             return {"k": cache, "v": cache}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
+        ) -> dict[str, int]:
             pairs = num_tokens * context + num_tokens * (num_tokens + 1) // 2
-            return self._flops(d_model, num_tokens, pairs, consumer)
+            return self.pair_flop_terms(d_model, num_tokens, pairs, consumer)
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         k_BMTH, v_BMTH = self.keys_values(x_BTD, span.positions_BT)

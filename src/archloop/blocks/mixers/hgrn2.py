@@ -13,7 +13,11 @@ from torch.nn import functional as F
 
 from archloop.blocks.base import Gene
 from archloop.blocks.linear import Linear
-from archloop.blocks.linear_attention import LinearAttention, LinearAttentionConfig
+from archloop.blocks.linear_attention import (
+    LinearAttention,
+    LinearAttentionConfig,
+    LinearAttentionSizes,
+)
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.bounded_gate import bounded_gate
 from archloop.blocks.widths import count_heads
@@ -35,16 +39,13 @@ class HGRN2(LinearAttention):
         lower_bound: float | None = Field(None, ge=0, lt=1)
         norm_eps: float = Field(1e-5, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> LinearAttentionSizes:
             num_heads = count_heads(d_model, self.head_dim, f"d_model={d_model}")
             return {"num_heads": num_heads, "head_dim": self.head_dim, "key_dim": self.head_dim}
 
         def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
             terms = {"query_proj": d_model**2, "norm": d_model, "out_proj": d_model**2}
             return terms | ({} if consumer else {"feature_proj": 2 * d_model**2})
-
-        def _weights(self, d_model: int, consumer: bool) -> int:
-            return (2 if consumer else 4) * d_model**2
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

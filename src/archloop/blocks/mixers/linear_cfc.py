@@ -8,17 +8,24 @@ old state, which makes it sequential. Here the heads see the input alone and g i
 Shape suffixes: B batch, T time, D model width, U backbone width.
 """
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from archloop.blocks.base import Gene, Held, MixerConfig, SequenceMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.cell_scan import lecun_tanh
 from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.scan import scan
+
+
+class Sizes(TypedDict):
+    """What follows from the model width."""
+
+    d_backbone: int
 
 
 class LinearCfC(KeepsFloat32, SequenceMixer):
@@ -32,7 +39,7 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
         through_sizes = frozenset({"backbone"})
         backbone: Annotated[float, Gene((0.5, 1.0, 2.0))] = Field(1.0, gt=0, le=8)
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> Sizes:
             return {"d_backbone": max(1, round(self.backbone * d_model))}
 
         def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
@@ -47,11 +54,12 @@ class LinearCfC(KeepsFloat32, SequenceMixer):
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"h": Held("recurrent", (d_model,))}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            width = self.sizes(d_model)["d_backbone"]
-            return num_tokens * (6 * d_model * width + 2 * d_model**2 + 2 * d_model)
+        ) -> dict[str, int]:
+            params = self.param_terms(d_model)
+            terms = matrix_flops(params, ("backbone", "heads", "out_proj"), num_tokens)
+            return terms | {"blend": 2 * num_tokens * d_model}
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -12,7 +12,7 @@ R rank of dt, K kernel, L = K-1.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
 from archloop.blocks.ops.decay_gate import step_size
@@ -28,6 +29,15 @@ from archloop.blocks.ops.selective_scan import selective_scan, selective_step
 from archloop.blocks.ops.skip_gate import skip_gate
 from archloop.blocks.ops.time_steps import initial_dt_bias
 from archloop.blocks.widths import whole_width
+
+
+class Sizes(TypedDict):
+    """What follows from the model width; the convolution alone has no state."""
+
+    d_inner: int
+    kernel: int
+    state_dim: NotRequired[int]
+    dt_rank: NotRequired[int]
 
 
 class Mamba(KeepsFloat32, SharingMixer):
@@ -46,11 +56,11 @@ class Mamba(KeepsFloat32, SharingMixer):
         kernel: Annotated[int, Gene((2, 4))] = Field(4, ge=1, le=64)
         core: Literal["recurrent", "conv"] = "recurrent"
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> Sizes:
             inner = whole_width(self.expansion, d_model)
-            sizes = {"d_inner": inner, "kernel": self.kernel}
+            sizes: Sizes = {"d_inner": inner, "kernel": self.kernel}
             if self.core == "recurrent":
-                sizes |= {"state_dim": self.state_dim, "dt_rank": math.ceil(d_model / 16)}
+                sizes["state_dim"], sizes["dt_rank"] = self.state_dim, math.ceil(d_model / 16)
             return sizes
 
         def reach(self, d_model: int) -> int | None:
@@ -79,24 +89,28 @@ class Mamba(KeepsFloat32, SharingMixer):
                 layout["ssm"] = Held("recurrent", (inner, states))
             return layout
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            inner, states, rank = self._widths(d_model)
-            token = 2 * d_model * inner * (2 if consumer else 3) + 2 * inner
-            if not consumer:
-                token += 2 * self.kernel * inner + 2 * inner * (2 * rank + (2 * states or 0))
-            if states:
-                token += 7 * inner * states + (2 * d_model * states if consumer else 0)
-            return num_tokens * token
+        ) -> dict[str, int]:
+            inner, states, _ = self._widths(d_model)
+            terms = self._token_terms(d_model, num_tokens, consumer)
+            # The parallel form of a consumer computes the producer's states again.
+            return terms | {"scan": 7 * inner * states * num_tokens}
 
-        def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
-            total = self.prefill_flops(d_model, 1, context, consumer=consumer)
-            if consumer:
-                # A step reads the producer's state, which in parallel form is computed again.
-                inner, states, _ = self._widths(d_model)
-                total -= 5 * inner * states
-            return total
+        def step_flop_terms(
+            self, d_model: int, context: int, *, consumer: bool = False
+        ) -> dict[str, int]:
+            inner, states, _ = self._widths(d_model)
+            # A consumer's step reads the producer's state, without taking it further.
+            step = (2 if consumer else 7) * inner * states
+            return self._token_terms(d_model, 1, consumer) | {"step": step}
+
+        def _token_terms(self, d_model: int, num_tokens: int, consumer: bool) -> dict[str, int]:
+            """FLOPs of what meets each token once: projections, convolution, gate."""
+            params = self.param_terms(d_model, consumer=consumer)
+            matrices = ("z_proj", "x_proj", "select", "dt_proj", "c_proj", "conv", "out_proj")
+            gate = {"gate": 2 * num_tokens * self.sizes(d_model)["d_inner"]}
+            return matrix_flops(params, matrices, num_tokens) | gate
 
         def _widths(self, d_model: int) -> tuple[int, int, int]:
             sizes = self.sizes(d_model)

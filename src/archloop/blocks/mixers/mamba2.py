@@ -12,7 +12,7 @@ Shape suffixes: B batch, T time, D model width, I inner width, N heads, G groups
 width, V head width, L past inputs of the convolution.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NotRequired, Self, TypedDict
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops import linear_attention, ssd
 from archloop.blocks.ops.conv import activated_conv, advance_past, causal_conv_step
@@ -33,6 +34,17 @@ from archloop.errors import UserError
 
 NORMS = ("after_gate", "before_gate", "none")
 MULTIPLIERS = (0.25, 0.5, 1.0, 2.0)
+
+
+class Sizes(TypedDict):
+    """What follows from the model width; the convolution alone has no state."""
+
+    d_inner: int
+    num_groups: int
+    kernel: int
+    num_heads: NotRequired[int]
+    head_dim: NotRequired[int]
+    state_dim: NotRequired[int]
 
 
 class Mamba2(KeepsFloat32, SharingMixer):
@@ -62,7 +74,7 @@ class Mamba2(KeepsFloat32, SharingMixer):
         c_multiplier: Annotated[float, Gene(MULTIPLIERS)] = Field(1.0, gt=0)
         dt_multiplier: Annotated[float, Gene(MULTIPLIERS)] = Field(1.0, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> Sizes:
             inner = whole_width(self.expansion, d_model)
             heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
             if heads % self.num_groups:
@@ -71,11 +83,15 @@ class Mamba2(KeepsFloat32, SharingMixer):
                     f"num_groups={self.num_groups} does not divide num_heads={heads}; "
                     f"allowed: {allowed}"
                 )
-            shared = {"d_inner": inner, "num_groups": self.num_groups, "kernel": self.kernel}
-            if self.core == "conv":
-                return shared
-            own = {"num_heads": heads, "head_dim": self.head_dim, "state_dim": self.state_dim}
-            return shared | own
+            sizes: Sizes = {
+                "d_inner": inner,
+                "num_groups": self.num_groups,
+                "kernel": self.kernel,
+            }
+            if self.core == "recurrent":
+                sizes["num_heads"] = heads
+                sizes["head_dim"], sizes["state_dim"] = self.head_dim, self.state_dim
+            return sizes
 
         def at_width(self, d_model: int, new: int) -> Self:
             inner = whole_width(self.expansion, d_model)
@@ -116,23 +132,26 @@ class Mamba2(KeepsFloat32, SharingMixer):
                 layout["kv"] = Held("recurrent", (heads, self.state_dim, self.head_dim))
             return layout
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            total = num_tokens * self._token_flops(d_model, consumer)
+        ) -> dict[str, int]:
+            terms = self._token_terms(d_model, num_tokens, consumer)
             _, keys, heads = self._widths(d_model)
             if heads:
                 groups, widths = keys // self.state_dim, (self.state_dim, self.head_dim)
-                total += groups * ssd.read_flops(num_tokens, *widths, heads // groups)
+                read = ssd.read_flops(num_tokens, *widths, heads // groups)
+                terms["read"] = groups * read
                 if not consumer:
-                    total += heads * ssd.states_flops(num_tokens, *widths)
-            return total
+                    terms["states"] = heads * ssd.states_flops(num_tokens, *widths)
+            return terms
 
-        def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
+        def step_flop_terms(
+            self, d_model: int, context: int, *, consumer: bool = False
+        ) -> dict[str, int]:
             _, _, heads = self._widths(d_model)
             widths = self.state_dim, self.head_dim
-            mixing = heads * linear_attention.step_flops(*widths, consumer=consumer)
-            return self._token_flops(d_model, consumer) + mixing
+            step = heads * linear_attention.step_flops(*widths, consumer=consumer)
+            return self._token_terms(d_model, 1, consumer) | {"step": step}
 
         def _widths(self, d_model: int) -> tuple[int, int, int]:
             """Inner width; width of B and of C, and heads with a state (none in the conv core)."""
@@ -141,14 +160,11 @@ class Mamba2(KeepsFloat32, SharingMixer):
                 return sizes["d_inner"], 0, 0
             return sizes["d_inner"], self.num_groups * self.state_dim, sizes["num_heads"]
 
-        def _token_flops(self, d_model: int, consumer: bool) -> int:
-            """Projections and convolution of one token."""
-            inner, keys, heads = self._widths(d_model)
-            own = 2 * d_model * (2 * inner + consumer * keys)
-            if consumer:
-                return own
-            convolved = inner + 2 * keys
-            return own + 2 * d_model * (convolved + heads) + 2 * self.kernel * convolved
+        def _token_terms(self, d_model: int, num_tokens: int, consumer: bool) -> dict[str, int]:
+            """FLOPs of what meets each token once: the projections and the convolution."""
+            params = self.param_terms(d_model, consumer=consumer)
+            names = ("query_proj", "feature_proj", "conv", "out_proj")
+            return matrix_flops(params, names, num_tokens)
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -16,7 +16,7 @@ V head width, S angles.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypedDict
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops import ranked_ssd, triton_kernels
@@ -33,6 +34,16 @@ from archloop.blocks.ops.precision import KeepsFloat32, precise
 from archloop.blocks.ops.time_steps import initial_dt_bias
 from archloop.blocks.widths import count_heads, scaled_heads, whole_width
 from archloop.errors import UserError
+
+
+class Sizes(TypedDict):
+    """What follows from the model width."""
+
+    num_heads: int
+    head_dim: int
+    state_dim: int
+    rank: int
+    num_angles: int
 
 
 class Mamba3(KeepsFloat32, SharingMixer):
@@ -55,7 +66,7 @@ class Mamba3(KeepsFloat32, SharingMixer):
         decay_floor: float = Field(1e-4, gt=0, le=1)
         """Least speed of decay; a rate of 0 gives 1."""
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> Sizes:
             inner = whole_width(self.expansion, d_model)
             heads = count_heads(inner, self.head_dim, f"expansion * d_model = {inner}")
             # A fraction such as 2/196 is not exact in binary: the product may fall just below the
@@ -114,29 +125,29 @@ class Mamba3(KeepsFloat32, SharingMixer):
             heads = sizes["num_heads"]
             return {name: Held("recurrent", (heads, *shape)) for name, shape in shapes.items()}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
+        ) -> dict[str, int]:
             heads, widths = self.sizes(d_model)["num_heads"], (self.state_dim, self.head_dim)
-            mixing = ranked_ssd.read_flops(num_tokens, self.rank, *widths)
-            # Adding the own part of each token's write apart from the others (see `read`).
-            mixing += num_tokens * 2 * self.rank**2 * sum(widths)
+            terms = self._projections(d_model, num_tokens, consumer)
+            terms["read"] = heads * ranked_ssd.read_flops(num_tokens, self.rank, *widths)
+            # The own part of each token's write is added apart from the others (see `read`).
+            terms["own"] = heads * num_tokens * 2 * self.rank**2 * sum(widths)
             if not consumer:
-                mixing += ranked_ssd.states_flops(num_tokens, self.rank, *widths)
-            return num_tokens * self._projections(d_model, consumer) + heads * mixing
+                states = ranked_ssd.states_flops(num_tokens, self.rank, *widths)
+                terms["states"] = heads * states
+            return terms
 
-        def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
+        def step_flop_terms(
+            self, d_model: int, context: int, *, consumer: bool = False
+        ) -> dict[str, int]:
             cells = self.sizes(d_model)["num_heads"] * self.state_dim * self.head_dim
             per_cell = 2 * self.rank if consumer else 6 * self.rank + 3
-            return self._projections(d_model, consumer) + cells * per_cell
+            return self._projections(d_model, 1, consumer) | {"step": cells * per_cell}
 
-        def _projections(self, d_model: int, consumer: bool) -> int:
-            sizes = self.sizes(d_model)
-            heads = sizes["num_heads"]
-            inner, keys = heads * self.head_dim, self.rank * self.state_dim
-            own = 2 * d_model * (2 * inner + keys)
-            made = 2 * d_model * (inner + keys + 3 * heads + sizes["num_angles"])
-            return own if consumer else own + made
+        def _projections(self, d_model: int, num_tokens: int, consumer: bool) -> dict[str, int]:
+            params = self.param_terms(d_model, consumer=consumer)
+            return matrix_flops(params, ("query_proj", "feature_proj", "out_proj"), num_tokens)
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -12,7 +12,7 @@ Shape suffixes: B batch, T new tokens, S keys, D model width, N heads, H head wi
 P shared key width, L = R + P.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Self, TypedDict
 
 import torch
 from pydantic import Field
@@ -20,11 +20,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.attention import attention
 from archloop.blocks.widths import count_heads, scaled_heads
+
+
+class Sizes(TypedDict):
+    """What follows from the model width."""
+
+    num_heads: int
+    head_dim: int
+    latent_dim: int
+    shared_key_dim: int
 
 
 class MLA(SharingMixer):
@@ -43,7 +53,7 @@ class MLA(SharingMixer):
         shared_key_dim: int = Field(32, ge=1)
         norm_eps: float = Field(1e-6, gt=0)
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> Sizes:
             num_heads = self.num_heads or count_heads(d_model, self.head_dim, f"d_model={d_model}")
             return {
                 "num_heads": num_heads,
@@ -74,26 +84,33 @@ class MLA(SharingMixer):
             width = self.latent_dim + self.shared_key_dim
             return {"latent": Held("cache", (context, width))}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
+        ) -> dict[str, int]:
             heads = self.sizes(d_model)["num_heads"]
             pairs = num_tokens * context + num_tokens * (num_tokens + 1) // 2
-            expanded = 4 * (context + num_tokens) * self.latent_dim * heads * self.head_dim
-            attended = 2 * pairs * heads * (2 * self.head_dim + self.shared_key_dim)
-            return num_tokens * 2 * self._token_weights(d_model, consumer) + expanded + attended
+            return self._projections(d_model, num_tokens, consumer) | {
+                # Keys and values of every token so far are made from its latent.
+                "up_proj": 4 * (context + num_tokens) * self.latent_dim * heads * self.head_dim,
+                "scores": 2 * pairs * heads * (self.head_dim + self.shared_key_dim),
+                "values": 2 * pairs * heads * self.head_dim,
+            }
 
-        def decode_flops(self, d_model: int, context: int, *, consumer: bool = False) -> int:
+        def step_flop_terms(
+            self, d_model: int, context: int, *, consumer: bool = False
+        ) -> dict[str, int]:
             heads = self.sizes(d_model)["num_heads"]
-            absorbed = 4 * self.latent_dim * heads * self.head_dim
-            pair = 2 * heads * (2 * self.latent_dim + self.shared_key_dim)
-            return 2 * self._token_weights(d_model, consumer) + absorbed + (context + 1) * pair
+            pairs = (context + 1) * heads
+            return self._projections(d_model, 1, consumer) | {
+                # Moved into the query and behind the sum, so that it meets one token alone.
+                "up_proj": 4 * self.latent_dim * heads * self.head_dim,
+                "scores": 2 * pairs * (self.latent_dim + self.shared_key_dim),
+                "values": 2 * pairs * self.latent_dim,
+            }
 
-        def _token_weights(self, d_model: int, consumer: bool) -> int:
-            """Elements of the projections that act on a token once."""
-            heads = self.sizes(d_model)["num_heads"]
-            own = d_model * heads * (2 * self.head_dim + self.shared_key_dim)
-            return own + (0 if consumer else d_model * (self.latent_dim + self.shared_key_dim))
+        def _projections(self, d_model: int, num_tokens: int, consumer: bool) -> dict[str, int]:
+            params = self.param_terms(d_model, consumer=consumer)
+            return matrix_flops(params, ("query_proj", "latent_proj", "out_proj"), num_tokens)
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -10,7 +10,7 @@ A consumer reads the producer's states with a C, D and gate of its own.
 Shape suffixes: B batch, T time, D model width, P modes.
 """
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archloop.blocks.base import Features, Gene, Held, MixerConfig, SharingMixer, Span, State
+from archloop.blocks.config import matrix_flops
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.hippo import dplr
 from archloop.blocks.ops.precision import KeepsFloat32, precise
@@ -27,6 +28,12 @@ from archloop.blocks.ops.zoh import zoh
 
 LARGEST_BLOCK = 32
 """Modes of one HiPPO matrix at the start."""
+
+
+class Sizes(TypedDict):
+    """What follows from the model width."""
+
+    num_modes: int
 
 
 class S5(KeepsFloat32, SharingMixer):
@@ -42,7 +49,7 @@ class S5(KeepsFloat32, SharingMixer):
         through_sizes = frozenset({"modes"})
         modes: Annotated[float, Gene((0.25, 0.5, 1.0))] = Field(0.5, gt=0, le=8)
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> Sizes:
             return {"num_modes": max(1, round(self.modes * d_model))}
 
         def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
@@ -57,12 +64,14 @@ class S5(KeepsFloat32, SharingMixer):
             modes = (self.sizes(d_model)["num_modes"],)
             return {"re": Held("recurrent", modes), "im": Held("recurrent", modes)}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            modes = self.sizes(d_model)["num_modes"]
-            own = 4 * modes * d_model + 2 * d_model**2 + 2 * d_model
-            return num_tokens * (own if consumer else own + 4 * modes * d_model + 14 * modes)
+        ) -> dict[str, int]:
+            params = self.param_terms(d_model, consumer=consumer)
+            terms = matrix_flops(params, ("b", "c", "d", "gate"), num_tokens)
+            if not consumer:
+                terms["scan"] = 14 * self.sizes(d_model)["num_modes"] * num_tokens
+            return terms
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -7,7 +7,7 @@ Shape suffixes: B batch, T time, D model width, K kernel, L = K-1;
 E = 3D.
 """
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import torch
 from pydantic import Field
@@ -18,6 +18,12 @@ from archloop.blocks.fast import GatedConv
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.conv import advance_past, causal_conv, causal_conv_step
 from archloop.blocks.ops.gated_conv import gated_conv
+
+
+class Sizes(TypedDict):
+    """What follows from the model width."""
+
+    kernel: int
 
 
 class ShortConv(SequenceMixer):
@@ -31,7 +37,7 @@ class ShortConv(SequenceMixer):
         kernel: Annotated[int, Gene((3, 5, 7))] = Field(3, ge=1, le=64)
         bias: bool = False
 
-        def sizes(self, d_model: int) -> dict[str, int]:
+        def sizes(self, d_model: int) -> Sizes:
             return {"kernel": self.kernel}
 
         def reach(self, d_model: int) -> int:
@@ -49,10 +55,15 @@ class ShortConv(SequenceMixer):
         def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
             return {"conv": Held("recent", (self.kernel - 1, d_model))}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            return num_tokens * (8 * d_model**2 + 2 * self.kernel * d_model + 2 * d_model)
+        ) -> dict[str, int]:
+            return {
+                "in_proj": 2 * num_tokens * 3 * d_model**2,
+                "gates": 2 * num_tokens * d_model,
+                "conv": 2 * num_tokens * self.kernel * d_model,
+                "out_proj": 2 * num_tokens * d_model**2,
+            }
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -43,13 +43,13 @@ class SWA(Attention):
             ring = Held("recent", (self.sizes(d_model)["num_kv_heads"], slots, self.head_dim))
             return {"k": ring, "v": ring}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
+        ) -> dict[str, int]:
             # Token t sees min(window, context + t + 1) keys: a ramp, then a plateau.
             ramp = min(max(self.window - context, 0), num_tokens)
             pairs = ramp * context + ramp * (ramp + 1) // 2 + (num_tokens - ramp) * self.window
-            return self._flops(d_model, num_tokens, pairs, consumer)
+            return self.pair_flop_terms(d_model, num_tokens, pairs, consumer)
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

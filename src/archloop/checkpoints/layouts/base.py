@@ -14,7 +14,7 @@ from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
 from archloop.stack import cost
 from archloop.stack.cost import channel_config, mixer_config
-from archloop.stack.spec import BlockSpec, MixerSpec, StackSpec
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 _TRAINING_ONLY = frozenset({"bias_update_rate"})
 """Settings that no configuration of a model says, since they act in training."""
@@ -168,9 +168,9 @@ def layer_types(spec: StackSpec, kinds: Mapping[str, str], channel: str) -> list
     return found
 
 
-def sizes_of(mixer: MixerSpec, d_model: int) -> dict[str, Any]:
-    """A mixer's settings, defaults filled in and sizes worked out."""
-    config = mixer_config(mixer)
+def sizes_of(mixer: MixerSpec | ChannelMixerSpec, d_model: int) -> dict[str, Any]:
+    """Settings of a sequence or channel mixer, defaults filled in and sizes worked out."""
+    config = mixer_config(mixer) if isinstance(mixer, MixerSpec) else channel_config(mixer)
     return {**config.model_dump(), **config.sizes(d_model)}
 
 

@@ -19,7 +19,6 @@ from archloop.checkpoints.layouts.base import (
 from archloop.checkpoints.layouts.mamba2 import check_time_step_limit, mixer_pieces
 from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
-from archloop.stack.cost import channel_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _KINDS = {"mamba2": "linear_attention", "gqa": "full_attention"}
@@ -103,7 +102,7 @@ class GraniteHybrid(Layout):
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
             "layer_types": kinds,
-            "shared_intermediate_size": channel_config(channel).sizes(spec.d_model)["d_ff"],
+            "shared_intermediate_size": sizes_of(channel, spec.d_model)["d_ff"],
             "num_local_experts": 0,
             "max_position_embeddings": spec.max_context or 2048,
             "rms_norm_eps": spec.norm_eps,
@@ -132,7 +131,7 @@ class GraniteHybrid(Layout):
             else:
                 yield from mixer_pieces(sizes_of(mixer, width), width, f"{theirs}mamba.", inside)
             assert block.channel_mixer is not None
-            d_ff = channel_config(block.channel_mixer).sizes(width)["d_ff"]
+            d_ff = sizes_of(block.channel_mixer, width)["d_ff"]
             stem, target = f"{theirs}shared_mlp.", f"{ours}channel_mixer."
             shape = (2 * d_ff, width)
             yield Piece(f"{stem}input_linear.weight", f"{target}gate_up_proj.weight", shape)

@@ -140,7 +140,7 @@ class KimiLinear(Layout):
             if channel.name == "swiglu":
                 yield from parts.swiglu_pieces(block, width, stem, inside)
                 continue
-            num = channel_config(channel).sizes(width)["num_experts"]
+            num = sizes_of(channel, width)["num_experts"]
             yield Piece(f"{stem}gate.weight", f"{inside}router.weight", (num, width))
             name = f"{stem}gate.e_score_correction_bias"
             yield Piece(name, f"{inside}expert_bias", (num,))
@@ -297,7 +297,7 @@ def _channel_keys(spec: StackSpec) -> dict[str, Any]:
     sparse = next((channel for channel in channels if channel.name == "moe"), None)
     found: dict[str, Any] = {}
     if dense is not None:
-        found["intermediate_size"] = channel_config(dense).sizes(spec.d_model)["d_ff"]
+        found["intermediate_size"] = sizes_of(dense, spec.d_model)["d_ff"]
     if sparse is None:
         return found
     values, sizes = channel_config(sparse).model_dump(), channel_config(sparse).sizes(spec.d_model)

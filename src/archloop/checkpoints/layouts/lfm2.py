@@ -21,7 +21,7 @@ from archloop.checkpoints.layouts.base import (
 )
 from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
-from archloop.stack.cost import channel_config, mixer_config
+from archloop.stack.cost import mixer_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _LONGEST_KERNEL = 64
@@ -250,7 +250,7 @@ def _draft_channels(spec: StackSpec) -> dict[str, Any]:
             raise UnsayableError(f"block {index} has the channel mixer {channel.name}")
     dense = next((c for c in channels if c.name == "swiglu"), None)
     sparse = next((c for c in channels if c.name == "moe"), None)
-    d_ff = channel_config(dense).sizes(spec.d_model)["d_ff"] if dense else 8 * spec.d_model
+    d_ff = sizes_of(dense, spec.d_model)["d_ff"] if dense else 8 * spec.d_model
     if sparse is None:
         return {
             "model_type": "lfm2",
@@ -260,7 +260,7 @@ def _draft_channels(spec: StackSpec) -> dict[str, Any]:
             "block_multiple_of": 256,
             "block_ffn_dim_multiplier": 1.0,
         }
-    values, sizes = channel_config(sparse).model_dump(), channel_config(sparse).sizes(spec.d_model)
+    sizes = sizes_of(sparse, spec.d_model)
     return {
         "model_type": "lfm2_moe",
         "intermediate_size": d_ff,
@@ -268,9 +268,9 @@ def _draft_channels(spec: StackSpec) -> dict[str, Any]:
         "num_dense_layers": sum(c.name == "swiglu" for c in channels),
         "num_experts": sizes["num_experts"],
         "num_experts_per_tok": sizes["top_k"],
-        "use_expert_bias": values["use_bias"],
-        "norm_topk_prob": values["normalize"],
-        "routed_scaling_factor": values["routed_scale"],
+        "use_expert_bias": sizes["use_bias"],
+        "norm_topk_prob": sizes["normalize"],
+        "routed_scaling_factor": sizes["routed_scale"],
     }
 
 
@@ -281,11 +281,10 @@ def _moe_pieces(
     block: BlockSpec, width: int, theirs: str, ours: str, variant: str
 ) -> Iterator[Piece]:
     assert block.channel_mixer is not None
-    config = channel_config(block.channel_mixer)
-    sizes = config.sizes(width)
+    sizes = sizes_of(block.channel_mixer, width)
     num, d_ff = sizes["num_experts"], sizes["d_expert"]
     yield Piece(f"{theirs}gate.weight", f"{ours}router.weight", (num, width))
-    if config.model_dump()["use_bias"]:
+    if sizes["use_bias"]:
         yield Piece(f"{theirs}expert_bias", f"{ours}expert_bias", (num,))
     gate_up, down = f"{ours}gate_up", f"{ours}down"
     if variant == "fused":

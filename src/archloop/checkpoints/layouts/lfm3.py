@@ -18,7 +18,6 @@ from archloop.checkpoints.layouts.base import (
 )
 from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
-from archloop.stack.cost import channel_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _DEFAULT_ROPE: dict[str, dict[str, Scalar]] = {
@@ -110,7 +109,7 @@ class LFM3(Layout):
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
             "layer_types": kinds,
-            "intermediate_size": channel_config(channel).sizes(spec.d_model)["d_ff"],
+            "intermediate_size": sizes_of(channel, spec.d_model)["d_ff"],
             "max_position_embeddings": spec.max_context or 128_000,
             "norm_eps": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,

@@ -17,7 +17,6 @@ from archloop.checkpoints.layouts.base import (
     sizes_of,
 )
 from archloop.checkpoints.pieces import Piece
-from archloop.stack.cost import channel_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _DEFAULT_THETA = 1e4
@@ -104,7 +103,7 @@ class Llama(Layout):
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
-            "intermediate_size": channel_config(channel).sizes(spec.d_model)["d_ff"],
+            "intermediate_size": sizes_of(channel, spec.d_model)["d_ff"],
             "hidden_act": "silu",
             "max_position_embeddings": spec.max_context or self.max_context,
             "rms_norm_eps": spec.norm_eps,

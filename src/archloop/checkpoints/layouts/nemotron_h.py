@@ -18,7 +18,6 @@ from archloop.checkpoints.layouts.base import (
 from archloop.checkpoints.layouts.mamba2 import check_time_step_limit, mixer_pieces
 from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
-from archloop.stack.cost import channel_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
@@ -118,7 +117,7 @@ class NemotronH(Layout):
             }
         channel = next((b.channel_mixer for b in spec.blocks if b.channel_mixer is not None), None)
         if channel is not None:
-            found["intermediate_size"] = channel_config(channel).sizes(spec.d_model)["d_ff"]
+            found["intermediate_size"] = sizes_of(channel, spec.d_model)["d_ff"]
         return found
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
@@ -133,7 +132,7 @@ class NemotronH(Layout):
             yield Piece(f"{theirs}norm.weight", f"{ours}{norm}.weight", (width,))
             stem, inside = f"{theirs}mixer.", f"{ours}mixers.0."
             if block.channel_mixer is not None:
-                d_ff = channel_config(block.channel_mixer).sizes(width)["d_ff"]
+                d_ff = sizes_of(block.channel_mixer, width)["d_ff"]
                 for name, shape in (("up_proj", (d_ff, width)), ("down_proj", (width, d_ff))):
                     yield Piece(f"{stem}{name}.weight", f"{ours}channel_mixer.{name}.weight", shape)
             elif block.mixers[0].name == "gqa":

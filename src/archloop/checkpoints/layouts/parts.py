@@ -189,7 +189,7 @@ def swiglu_pieces(
 ) -> Iterator[Piece]:
     """Gate, up and down projection; the first two are one matrix of ours."""
     assert block.channel_mixer is not None
-    d_ff = channel_config(block.channel_mixer).sizes(width)["d_ff"]
+    d_ff = sizes_of(block.channel_mixer, width)["d_ff"]
     gate, up, down = (f"{theirs}{name}.weight" for name in names)
     yield from rows(((gate, d_ff), (up, d_ff)), f"{ours}gate_up_proj.weight", width)
     yield Piece(down, f"{ours}down_proj.weight", (width, d_ff))

@@ -279,7 +279,7 @@ def _channel_keys(spec: StackSpec) -> dict[str, Any]:
             raise UnsayableError(f"block {index} has {channel.name}")
     dense = next((channel for channel in channels if channel.name == "swiglu"), None)
     sparse = next((channel for channel in channels if channel.name == "moe"), None)
-    d_ff = channel_config(dense).sizes(spec.d_model)["d_ff"] if dense else 4 * spec.d_model
+    d_ff = sizes_of(dense, spec.d_model)["d_ff"] if dense else 4 * spec.d_model
     found: dict[str, Any] = {"intermediate_size": d_ff}
     if sparse is None:
         return found
@@ -381,7 +381,7 @@ def _channel_pieces(block: BlockSpec, width: int, theirs: str, ours: str) -> Ite
     if channel.name == "swiglu":
         yield from parts.swiglu_pieces(block, width, theirs, ours)
         return
-    num = channel_config(channel).sizes(width)["num_experts"]
+    num = sizes_of(channel, width)["num_experts"]
     yield Piece(f"{theirs}gate.weight", f"{ours}router.weight", (num, width))
     yield from parts.expert_pieces(channel, width, f"{theirs}experts.", ours)
     yield from parts.shared_expert_pieces(channel, width, f"{theirs}shared_expert.", ours)

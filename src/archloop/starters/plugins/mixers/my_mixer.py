@@ -52,11 +52,13 @@ class MyMixer(SequenceMixer):
             """What is carried between tokens, for one sequence: here nothing grows with context."""
             return {"average": Held("recurrent", (d_model,))}
 
-        def prefill_flops(
+        def flop_terms(
             self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False
-        ) -> int:
-            """FLOPs of a pass, one multiply-accumulate being two; tested against a counter."""
-            return num_tokens * (6 * d_model**2 + 6 * d_model)
+        ) -> dict[str, int]:
+            """FLOPs of a pass by the part's name, one multiply-accumulate being two."""
+            each = 2 * num_tokens * d_model * d_model
+            mixing = 6 * num_tokens * d_model
+            return {"in_proj": each, "gate_proj": each, "mixing": mixing, "out_proj": each}
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool

@@ -41,7 +41,7 @@ def claims(record: StudyRecord) -> dict[str, object]:
         "trials": len(states),
         "rejected": [t.number for t in record.trials if t.state == "rejected"],
         "failed": [t.number for t in record.trials if t.state == "failed"],
-        "seconds": record.seconds_by_stage,
+        "seconds": record.seconds_by_phase,
     }
     if found is None:
         return told

@@ -64,7 +64,7 @@ def said(record: StudyRecord) -> Said:
             status = found.status(row)
             mine.update({status} - {"tied"})
     reliability = {} if found is None else found.comparison.reliability
-    minutes = sum(record.seconds_by_stage.values()) / 60
+    minutes = sum(record.seconds_by_phase.values()) / 60
     return Said({k: frozenset(v) for k, v in claims.items()}, layouts, reliability, minutes)
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     told: list[float] = []
 
     def listen(event: Event) -> None:
-        if event.stage == "told":
+        if event.phase == "told":
             told.append(time.perf_counter())
             if len(told) % (arguments.trials // arguments.rows or 1) == 0:
                 show(len(told), event)

@@ -115,7 +115,7 @@ def test_every_job_is_handed_back_once_with_what_came_of_it(executor, tmp_path):
     assert isinstance(found[1], Profiled)
     assert list(found[1].profiles) == ["here"]
     assert (type(found[2]), str(found[2])) == (CandidateFailed, "training: out of memory")
-    assert found[2].kind == "memory"
+    assert found[2].cause == "memory"
     assert (type(found[3]), str(found[3])) == (Unsupported, "here: the engine refuses it")
 
 

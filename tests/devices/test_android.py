@@ -75,7 +75,7 @@ def test_what_goes_wrong_is_told_apart(
     (tmp_path / "folder").mkdir()
     with pytest.raises(DeviceError, match=words) as caught:
         choice.open().push(tmp_path / "folder")
-    assert caught.value.kind == kind
+    assert caught.value.cause == kind
 
 
 def test_a_runner_of_its_own_is_measured_there(
@@ -99,7 +99,7 @@ def test_a_phone_that_disappears_ends_the_measurement(
 
     with pytest.raises(WorkerError, match="cannot be reached") as caught:
         profile(SPEC, target, QUICK, directory=tmp_path / "samples", progress=pull)
-    assert caught.value.kind == "gone"
+    assert caught.value.cause == "gone"
 
 
 def test_a_runtime_that_needs_python_says_so(choice: DeviceChoice, tmp_path: Path) -> None:

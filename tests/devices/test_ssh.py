@@ -90,7 +90,7 @@ def test_what_goes_wrong_is_told_apart(
     (tmp_path / "folder").mkdir()
     with pytest.raises(DeviceError, match=words) as caught:
         device().push(tmp_path / "folder")
-    assert caught.value.kind == kind
+    assert caught.value.cause == kind
 
 
 def test_two_studies_that_push_the_same_files_keep_their_own(

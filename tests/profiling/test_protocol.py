@@ -152,7 +152,7 @@ def test_plugins_reach_the_worker_and_faults_reach_the_caller(tmp_path: Path) ->
     target = TARGET.model_copy(update={"runtime": "faulty", "quant": "crash"})
     with pytest.raises(WorkerError) as caught:
         profile(stack("gqa"), target, QUICK, directory=tmp_path)
-    assert (caught.value.kind, caught.value.role) == ("crash", "candidate")
+    assert (caught.value.cause, caught.value.role) == ("crash", "candidate")
     assert "SIGSEGV" in caught.value.detail
     assert not (tmp_path / "samples.json").exists()
     assert not list(tmp_path.glob("artifacts*"))

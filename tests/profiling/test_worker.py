@@ -200,7 +200,7 @@ def test_faults_are_told_apart(
         worker.time_left_s = worker.time_limit_s = 4
     with pytest.raises(WorkerError, match=words) as caught:
         decode(worker)
-    assert (caught.value.kind, caught.value.role) == (kind, "candidate")
+    assert (caught.value.cause, caught.value.role) == (kind, "candidate")
     assert "\n" not in str(caught.value)
 
 
@@ -231,7 +231,7 @@ def test_a_kill_counts_as_memory_if_the_device_says_so(
     os.kill(worker.process.pid, signal.SIGKILL)
     with pytest.raises(WorkerError) as caught:
         worker.ask(wire.ReadMemory())
-    assert caught.value.kind == kind
+    assert caught.value.cause == kind
 
 
 @pytest.mark.parametrize("fault", ["hang", "deaf"])

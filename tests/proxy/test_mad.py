@@ -4,7 +4,7 @@ import torch
 
 from archloop.proxy import mad
 from archloop.proxy.autoencoder import AutoEncoder, reconstruction_loss, sine_positions
-from archloop.proxy.mad import MadConfig, RunResult, mad_spec, plan, run_mad, summarise
+from archloop.proxy.mad import MadConfig, TrainingResult, mad_spec, plan, run_mad, summarise
 from archloop.stack.decoder import Decoder
 from archloop.training.batch import Batch
 
@@ -101,7 +101,7 @@ def test_stops_early_once_it_is_right(tmp_path):
 
 
 def result(task, macro, micro, rate=1e-3, **settings):
-    return RunResult(
+    return TrainingResult(
         task=task,
         settings=settings,
         learning_rate=rate,

@@ -95,7 +95,7 @@ def test_a_hang_is_ended_and_the_whole_group_is_gone(root, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "executable", str(script))
     began = time.monotonic()
     error = failure(job(root), tmp_path / "job", time_limit_s=1.0)
-    assert (error.kind, time.monotonic() - began < 10) == ("timeout", True)
+    assert (error.cause, time.monotonic() - began < 10) == ("timeout", True)
     assert_gone(int((tmp_path / "child").read_text()))
 
 
@@ -150,7 +150,7 @@ def test_ends_without_a_result(root, tmp_path, monkeypatch, body, kind, words):
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     error = failure(job(root), tmp_path / "job")
-    assert error.kind == kind
+    assert error.cause == kind
     assert words in error.detail
 
 
@@ -159,7 +159,7 @@ def test_a_spec_that_cannot_be_built_is_a_crash_with_its_reason(root, tmp_path):
     spec = bad.job.spec.replace(vocab_size=300)
     bad = bad.model_copy(update={"job": bad.job.model_copy(update={"spec": spec})})
     error = failure(bad, tmp_path)
-    assert error.kind == "crash"
+    assert error.cause == "crash"
     assert "260" in error.detail
 
 
@@ -168,7 +168,7 @@ def test_memory_limit(root, tmp_path):
     wide = asked.config.training.model_copy(update={"batch_size": 4096, "seq_len": 1024})
     asked = asked.model_copy(update={"config": asked.config.model_copy(update={"training": wide})})
     error = failure(asked, tmp_path, memory_limit_bytes=2**30)
-    assert error.kind == "memory"
+    assert error.cause == "memory"
 
 
 def test_a_full_disk_is_not_the_trials_fault(root, tmp_path, monkeypatch):

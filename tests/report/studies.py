@@ -208,7 +208,7 @@ def study() -> StudyRecord:
         dropped={"memorization": "1.2 standard errors above chance"},
         noise=({"quality": Readings(mean=0.5, sd=0.01, n=9)},),
         trials=trials,
-        seconds_by_stage={
+        seconds_by_phase={
             "setup": 3.0,
             "profile": 60.0,
             "train": 75.5,

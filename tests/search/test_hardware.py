@@ -86,4 +86,4 @@ def test_why_a_worker_died_stays_known(
     job = TrainJob(spec=spec, num_steps=5, seed=0)
     with pytest.raises(CandidateFailed, match="one line") as told:
         HardwareEvaluator(recipe(), tmp_path).train(job, tmp_path)
-    assert told.value.kind == kind
+    assert told.value.cause == kind

@@ -53,7 +53,7 @@ def test_a_turn_that_never_came_was_waited_for_too() -> None:
 def test_a_meter_knows_its_whole_time() -> None:
     clock = Clock()
     meter = Meter(clock)
-    with meter.stage():
+    with meter.phase():
         clock.now += 5
     clock.now += 1
     assert (meter.lap(), meter.total()) == (1, 6)

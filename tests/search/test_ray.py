@@ -108,7 +108,7 @@ def test_what_takes_its_node_down_is_marked(cluster, tmp_path):
     spec = StackSpec(d_model=64, vocab_size=8, blocks=())
     with pytest.raises(CandidateFailed, match=f"lost {MOST_LOSSES} times") as caught:
         evaluator.train(TrainJob(spec=spec, num_steps=1, seed=0), tmp_path)
-    assert caught.value.kind == "gone"
+    assert caught.value.cause == "gone"
     evaluator.close()
 
 

@@ -168,7 +168,7 @@ def test_diverged_training_is_flagged_and_worth_no_more_than_guessing(tmp_path):
     assert len(trial.rungs) == 1
     kept = [as_point(t.objectives) for t in record.trials if t.reached]
     assert events[-1].front_size == front.nondominated(kept).sum()
-    told = next(event for event in events if event.stage == "told" and event.trial == 1)
+    told = next(event for event in events if event.phase == "told" and event.trial == 1)
     assert told.detail.startswith("training diverged")
     assert told.front_size == 1
 
@@ -339,10 +339,10 @@ def test_learning_rates_are_tuned_per_family(tmp_path):
 def test_events_tell_the_story(tmp_path):
     events: list[Event] = []
     Study(recipe(num_trials=5), tmp_path, evaluator=StandIn()).run(events.append)
-    stages = [event.stage for event in events]
-    assert list(dict.fromkeys(stages))[:4] == ["setup", "reference", "propose", "profile"]
-    assert stages[-1] == "finished"
-    told = [event for event in events if event.stage == "told"]
+    phases = [event.phase for event in events]
+    assert list(dict.fromkeys(phases))[:4] == ["setup", "reference", "propose", "profile"]
+    assert phases[-1] == "finished"
+    told = [event for event in events if event.phase == "told"]
     # A trial that climbs is told once more.
     assert list(dict.fromkeys(event.trial for event in told)) == list(range(5))
     assert told[-1].seconds_left == 0.0
@@ -363,13 +363,13 @@ def test_time_outside_the_stages_is_the_overhead(tmp_path):
 
     def listen(event: Event) -> None:
         nonlocal now
-        now += 1.0 if event.stage == "told" else 0.0
+        now += 1.0 if event.phase == "told" else 0.0
 
     record = Study(recipe(num_trials=4), tmp_path, evaluator=Slow(), clock=clock).run(listen)
     # The event of the last trial comes after its books are closed.
-    assert record.seconds_by_stage["search"] == pytest.approx(3.0)
-    stages = sum(record.seconds_by_stage.values())
-    assert record.overhead == pytest.approx(3.0 / stages)
+    assert record.seconds_by_phase["search"] == pytest.approx(3.0)
+    phases = sum(record.seconds_by_phase.values())
+    assert record.overhead == pytest.approx(3.0 / phases)
 
 
 @pytest.mark.parametrize("file", ["profile", "rung-0"])

@@ -46,7 +46,7 @@ def test_trials_that_optunas_tools_touched(tmp_path):
     url = f"sqlite:///{study.folder / 'study.db'}"
 
     def meddle(event: Event) -> None:
-        if event.stage == "profile" and event.trial == 1:
+        if event.phase == "profile" and event.trial == 1:
             theirs = optuna.load_study(study_name="test", storage=url)
             theirs.ask()
             theirs.enqueue_trial({"num_gqa": 1})

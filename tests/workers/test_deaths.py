@@ -12,7 +12,7 @@ import pytest
 
 from archloop.devices.host import Host
 from archloop.errors import UserError
-from archloop.workers.deaths import WorkerError, kind_of, of_status
+from archloop.workers.deaths import WorkerError, cause_of, of_status
 from archloop.workers.messages import Hello
 from archloop.workers.process import WorkerProcess
 
@@ -58,7 +58,7 @@ def test_an_exit_is_read_rightly(
     ],
 )
 def test_what_a_worker_lives_to_report(error: Exception, kind: str) -> None:
-    assert kind_of(error) == kind
+    assert cause_of(error) == kind
 
 
 class _Lost(Host):
@@ -80,7 +80,7 @@ def test_a_lost_device_is_no_crash_of_the_candidate(tmp_path: Path) -> None:
             worker.ask(Hello(time_limit_s=1))
     finally:
         worker.kill()
-    assert caught.value.kind == "gone"
+    assert caught.value.cause == "gone"
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_two_sides_that_do_not_fit_part_at_once(
             worker.hello(runtime="any")
     finally:
         worker.kill()
-    assert caught.value.kind == ("crash" if "abi" not in answer else "missing")
+    assert caught.value.cause == ("crash" if "abi" not in answer else "missing")

@@ -75,7 +75,7 @@ def test_a_wrong_artifact_is_found_on_the_device(tmp_path: Path) -> None:
     target = Target(runtime="plain", quant="wrong", contexts=(8,), threads=1)
     with pytest.raises(WorkerError, match="logits differ from eager PyTorch's") as caught:
         profile(stack(1), target, QUICK, directory=tmp_path)
-    assert (caught.value.kind, caught.value.role) == ("unsupported", "candidate")
+    assert (caught.value.cause, caught.value.role) == ("unsupported", "candidate")
 
 
 @pytest.mark.ci

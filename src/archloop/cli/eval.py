@@ -202,14 +202,14 @@ def _score(
 def _mad(
     model: Named, chosen: list[str], quick: bool, output: Path, device: str, as_json: bool
 ) -> None:
-    from archloop.proxy.mad import CHANGES, MadConfig, RunResult, mad_spec, run_mad
+    from archloop.proxy.mad import CHANGES, MadConfig, TrainingResult, mad_spec, run_mad
     from archloop.training.loop import torch_device
 
     tasks = tuple(chosen or CHANGES)
     torch_device(device)
     config = MadConfig.quick(tasks) if quick else MadConfig(tasks=tasks)
 
-    def tell(done: int, total: int, result: RunResult) -> None:
+    def tell(done: int, total: int, result: TrainingResult) -> None:
         stderr.print(f"{done}/{total} {result.task}: accuracy {result.macro:.3f}", markup=False)
 
     spec = model.spec if model.label.endswith(".json") else mad_spec(model.spec.layout)

@@ -160,11 +160,11 @@ def _probe(plan: "Plan", probe: "Probe") -> Iterator[str]:
     from archloop.report.html import duration
     from archloop.search import outlook
 
-    stages = outlook.seconds(plan, probe)
-    parts = ", ".join(f"{stage} {duration(s)}" for stage, s in stages.items() if s)
+    phases = outlook.seconds(plan, probe)
+    parts = ", ".join(f"{phase} {duration(s)}" for phase, s in phases.items() if s)
     more = outlook.claim_seconds(plan, probe)
     replicates = f", and {duration(more)} more for each trial that it would claim" if more else ""
-    yield f"time: about {duration(sum(stages.values()))} ({parts}){replicates}"
+    yield f"time: about {duration(sum(phases.values()))} ({parts}){replicates}"
     for figure, share in probe.resolved.items():
         yield f"the gate resolves {share:.1%} around the limit of {figure}"
     for name, estimate in probe.quality.items():

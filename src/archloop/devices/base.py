@@ -30,12 +30,12 @@ class DeviceError(UserError):
     """A device did not do what it was asked: it cannot be reached, is full, or answers nonsense.
 
     Attributes:
-        kind: as of a worker's death: gone, disk, missing (something here), or crash.
+        cause: as of a worker's death: gone, disk, missing (something here), or crash.
     """
 
-    def __init__(self, kind: Literal["gone", "disk", "missing", "crash"], message: str) -> None:
+    def __init__(self, cause: Literal["gone", "disk", "missing", "crash"], message: str) -> None:
         super().__init__(message)
-        self.kind: Literal["gone", "disk", "missing", "crash"] = kind
+        self.cause: Literal["gone", "disk", "missing", "crash"] = cause
 
 
 def full_disk(lines: Iterable[str]) -> str | None:

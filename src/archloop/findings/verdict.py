@@ -195,9 +195,9 @@ def ranking_would_take(study: StudyRecord, found: Verdict) -> str:
     needed = seeds_needed(share, now)
     if needed is None:
         return f"{text}; by these trainings the stacks do not differ, train longer"
-    stages = study.seconds_by_stage
-    training = stages.get("train", 0.0) + stages.get("evaluate", 0.0)
-    minutes = (sum(stages.values()) + training * (needed / now - 1)) / 60
+    phases = study.seconds_by_phase
+    training = phases.get("train", 0.0) + phases.get("evaluate", 0.0)
+    minutes = (sum(phases.values()) + training * (needed / now - 1)) / 60
     return (
         f"{text}; {needed} trainings a stack instead of {now} would rank it: this recipe with "
         f"`seeds: {needed}` takes about {max(1, math.ceil(minutes))} minutes"

@@ -195,7 +195,7 @@ def generate(
     with transcript.unless_refused():
         transcript.extend(prompts)
         starts = [len(row) for row in transcript.ids]
-        run = Generation(
+        generation = Generation(
             transcript,
             max_new_tokens,
             sampling,
@@ -205,22 +205,22 @@ def generate(
         )
     before = [list(row) for row in transcript.ids]
     streams = [TextStream(decode, stop_strings, row) for row in before] if decode else []
-    for tokens in run:
+    for tokens in generation:
         for row, stream in enumerate(streams):
             token = tokens[row]
-            if token is not None and run.ended[row] != "stop_id":
+            if token is not None and generation.ended[row] != "stop_id":
                 stream.push([token])
                 if stream.stopped:
-                    run.end(row)
-    return [_reply(run, row, start, streams) for row, start in enumerate(starts)]
+                    generation.end(row)
+    return [_reply(generation, row, start, streams) for row, start in enumerate(starts)]
 
 
-def _reply(run: Generation, row: int, start: int, streams: list[TextStream]) -> Reply:
+def _reply(generation: Generation, row: int, start: int, streams: list[TextStream]) -> Reply:
     text = None
     if streams:
         streams[row].flush()
         text = streams[row].text
-    return Reply(run.transcript.ids[row][start:], run.ended[row] or "length", text)
+    return Reply(generation.transcript.ids[row][start:], generation.ended[row] or "length", text)
 
 
 def _check_room(transcript: Transcript, max_new_tokens: int) -> None:

@@ -212,24 +212,24 @@ def stream(
             transcript.replace([ids])
         else:
             transcript.extend([ids])
-        run = Generation(
+        generation = Generation(
             transcript,
             max_new_tokens,
             model.sampling if sampling is None else sampling,
             stop_ids=model.stop_ids,
             chunk_size=chunk_size,
         )
-    yield from _pieces(run, text)
+    yield from _pieces(generation, text)
 
 
-def _pieces(run: Generation, text: TextStream) -> Iterator[str]:
+def _pieces(generation: Generation, text: TextStream) -> Iterator[str]:
     """The text of a turn of one row as it comes; the turn ends where the text is to stop."""
-    for (token,) in run:
-        if token is not None and run.ended[0] != "stop_id":
+    for (token,) in generation:
+        if token is not None and generation.ended[0] != "stop_id":
             if piece := text.push([token]):
                 yield piece
             if text.stopped:
-                run.end(0)
+                generation.end(0)
     if rest := text.flush():
         yield rest
 

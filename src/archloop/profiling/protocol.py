@@ -68,8 +68,8 @@ def profile(
             memory; it says which one and how.
     """
     config = config or ProfileConfig.model_validate({})
-    run = _Run(spec, target, config, reference, directory, artifacts, progress)
-    samples = run.measure(first_pair=0, num_pairs=config.processes, nursery=nursery)
+    measurement = _Measurement(spec, target, config, reference, directory, artifacts, progress)
+    samples = measurement.measure(first_pair=0, num_pairs=config.processes, nursery=nursery)
     samples.write(directory)
     return profile_from_samples(samples)
 
@@ -99,9 +99,11 @@ def extend(
         WorkerError: as `profile`.
     """
     old = read_samples(directory)
-    run = _Run(old.spec, old.target, old.config, old.reference, directory, artifacts, progress)
+    measurement = _Measurement(
+        old.spec, old.target, old.config, old.reference, directory, artifacts, progress
+    )
     count = processes or old.config.processes
-    new = run.measure(first_pair=len(old.pairs), num_pairs=count, nursery=nursery)
+    new = measurement.measure(first_pair=len(old.pairs), num_pairs=count, nursery=nursery)
     if new.identity != old.identity:
         raise ValueError(
             f"{directory} was measured as {old.identity}, now it would be {new.identity}; "
@@ -134,7 +136,7 @@ def noise_floor(
     return profile(spec, target, config, reference=spec, directory=directory, progress=progress)
 
 
-class _Run:
+class _Measurement:
     """One call of `profile` or `extend`: device, runtime, artifacts, then pair after pair."""
 
     def __init__(
@@ -171,7 +173,7 @@ class _Run:
         except DeviceError as error:
             # A lost device counts as a worker's death does: this measurement has failed, and the
             # study goes on.
-            raise WorkerError(error.kind, str(error)) from error
+            raise WorkerError(error.cause, str(error)) from error
 
     def _measure(self, first_pair: int, num_pairs: int) -> Samples:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -326,4 +328,4 @@ def _described(device: Device) -> DeviceInfo:
     try:
         return device.describe()
     except DeviceError as error:
-        raise WorkerError(error.kind, str(error)) from error
+        raise WorkerError(error.cause, str(error)) from error

@@ -124,7 +124,7 @@ class MadConfig(BaseModel):
         )
 
 
-class Run(NamedTuple):
+class Training(NamedTuple):
     """One training of the suite."""
 
     task: str
@@ -138,7 +138,7 @@ class Run(NamedTuple):
         return ", ".join(f"{k}={v}" for k, v in self.settings.items()) or "default"
 
 
-class RunResult(BaseModel):
+class TrainingResult(BaseModel):
     """What one training of the suite gave; accuracies on its test examples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -174,7 +174,7 @@ class MadReport(BaseModel):
     tasks: dict[str, TaskScore]
     macro: float
     micro: float
-    runs: tuple[RunResult, ...]
+    runs: tuple[TrainingResult, ...]
 
 
 def mad_spec(mixers: Sequence[str]) -> StackSpec:
@@ -190,7 +190,7 @@ def mad_spec(mixers: Sequence[str]) -> StackSpec:
     return StackSpec(d_model=D_MODEL, vocab_size=1, blocks=blocks, tie_embeddings=False)
 
 
-def plan(config: MadConfig) -> list[Run]:
+def plan(config: MadConfig) -> list[Training]:
     """All trainings, setting by setting.
 
     Raises:
@@ -211,7 +211,7 @@ def plan(config: MadConfig) -> list[Run]:
                 for value in values
             ]
         runs += [
-            Run(task, changed, rate, decay)
+            Training(task, changed, rate, decay)
             for changed in settings
             for rate in config.learning_rates
             for decay in config.weight_decays
@@ -225,7 +225,7 @@ def run_mad(
     directory: Path,
     *,
     device: str = "cpu",
-    on_run: Callable[[int, int, RunResult], None] | None = None,
+    on_run: Callable[[int, int, TrainingResult], None] | None = None,
 ) -> MadReport:
     """Train and test a stack on the suite, or finish what an earlier call began.
 
@@ -256,9 +256,9 @@ def run_mad(
     return summarise(results)
 
 
-def summarise(results: Sequence[RunResult]) -> MadReport:
+def summarise(results: Sequence[TrainingResult]) -> MadReport:
     """Best of each sweep by macro accuracy, mean over settings, mean over tasks."""
-    best: dict[str, dict[str, RunResult]] = {}
+    best: dict[str, dict[str, TrainingResult]] = {}
     for result in results:
         settings = best.setdefault(result.task, {})
         key = str(sorted(result.settings.items()))
@@ -280,7 +280,7 @@ def summarise(results: Sequence[RunResult]) -> MadReport:
     )
 
 
-def run_one(spec: StackSpec, config: MadConfig, run: Run, device: str) -> RunResult:
+def run_one(spec: StackSpec, config: MadConfig, run: Training, device: str) -> TrainingResult:
     """One training and its test."""
     began = time.monotonic()
     task = make_task(run.task, run.settings)
@@ -317,7 +317,7 @@ def run_one(spec: StackSpec, config: MadConfig, run: Run, device: str) -> RunRes
         wait_every=steps,
     )
     macro, micro = (0.0, 0.0) if result.diverged else _test(model, test_set)
-    return RunResult(
+    return TrainingResult(
         task=run.task,
         settings=run.settings,
         learning_rate=run.learning_rate,
@@ -362,18 +362,18 @@ def _test(model: nn.Module, test_set: Examples) -> tuple[float, float]:
     )
 
 
-def _identity(spec: StackSpec, config: MadConfig, run: Run) -> str:
+def _identity(spec: StackSpec, config: MadConfig, run: Training) -> str:
     """A name for a training: equal for equal trainings, whatever else the suite runs."""
     fields = {"tasks", "defaults", "defaults_only", "learning_rates", "weight_decays"}
     parts = (spec.to_json(), config.model_dump_json(exclude=fields), repr(run))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _finished(file: Path) -> RunResult | None:
+def _finished(file: Path) -> TrainingResult | None:
     """The result in a file, if it is there and whole."""
     if not file.exists():
         return None
     try:
-        return RunResult.model_validate_json(file.read_bytes())
+        return TrainingResult.model_validate_json(file.read_bytes())
     except ValidationError:
         return None

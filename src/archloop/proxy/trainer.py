@@ -17,12 +17,12 @@ from archloop.devices.choice import DeviceChoice
 from archloop.files import write_atomic
 from archloop.proxy.record import Rung
 from archloop.proxy.worker import Train
-from archloop.workers.deaths import Kind, WorkerError
+from archloop.workers.deaths import Cause, WorkerError
 from archloop.workers.process import WorkerProcess
 
 LOG = "stderr.txt"
 """In a job's folder: what its process said, if the job failed."""
-_PERHAPS_OF_AGE: tuple[Kind, ...] = ("crash", "memory")
+_PERHAPS_OF_AGE: tuple[Cause, ...] = ("crash", "memory")
 """Deaths that a process may owe to its earlier work."""
 
 
@@ -73,7 +73,7 @@ class Trainer:
         try:
             rung = self._trained(asked, directory)
         except WorkerError as error:
-            if error.kind == "disk":
+            if error.cause == "disk":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
             raise
         write_atomic(result_file, rung.model_dump_json().encode())
@@ -95,7 +95,7 @@ class Trainer:
         try:
             return self._ask(asked, directory)
         except WorkerError as error:
-            if not used or error.kind not in _PERHAPS_OF_AGE:
+            if not used or error.cause not in _PERHAPS_OF_AGE:
                 raise
         return self._ask(asked, directory)
 

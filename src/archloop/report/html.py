@@ -109,7 +109,7 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         "failed": [t for t in study.trials if t.state == "failed"],
         "legend": [(name, label(name), colour(name)) for name in study.mixers],
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False),
-        "stages": sorted(study.seconds_by_stage.items(), key=lambda item: -item[1]),
+        "phases": sorted(study.seconds_by_phase.items(), key=lambda item: -item[1]),
     }
 
 

@@ -26,14 +26,14 @@ def svg(spec: StackSpec) -> str:
 
 
 def describe(spec: StackSpec) -> str:
-    """The layout in words: runs of equal mixers, and what is shared."""
-    runs: list[tuple[str, int]] = []
+    """The layout in words: stretches of equal mixers, and what is shared."""
+    stretches: list[tuple[str, int]] = []
     for name in spec.layout:
-        if runs and runs[-1][0] == name:
-            runs[-1] = (name, runs[-1][1] + 1)
+        if stretches and stretches[-1][0] == name:
+            stretches[-1] = (name, stretches[-1][1] + 1)
         else:
-            runs.append((name, 1))
-    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in runs)
+            stretches.append((name, 1))
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in stretches)
 
 
 def tooltip(index: int, block: BlockSpec) -> str:

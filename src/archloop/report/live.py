@@ -40,7 +40,7 @@ def display(console: Console) -> Iterator[Listener]:
 
 def describe(event: Event) -> str:
     """What is being done, in words."""
-    text = _DOING.get(event.stage, event.stage)
+    text = _DOING.get(event.phase, event.phase)
     if event.trial is not None and event.trial >= 0:
         text = f"trial {event.trial}: {text}"
     if event.rung:
@@ -64,16 +64,16 @@ def result(event: Event) -> str:
 
 
 class _Plain:
-    """One line per event that begins a trial's stage or ends a trial."""
+    """One line per event that begins a trial's phase or ends a trial."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.began = time.monotonic()
 
     def __call__(self, event: Event, /) -> None:
-        if event.stage == "propose":
+        if event.phase == "propose":
             return
-        if event.stage in ("told", "finished"):
+        if event.phase in ("told", "finished"):
             text = _outcome(event)
         else:
             text = f"{describe(event)} {event.detail}".rstrip()
@@ -89,7 +89,7 @@ class _Live:
         self.task = bar.add_task("starting", total=None, result="")
 
     def __call__(self, event: Event, /) -> None:
-        if event.stage == "told":
+        if event.phase == "told":
             self.bar.console.print(_outcome(event), markup=False, highlight=False)
         # Of a trial the detail is its layout, for which a line has no room.
         detail = event.detail if event.trial is None or event.trial < 0 else ""
@@ -103,7 +103,7 @@ class _Live:
 
 
 def _outcome(event: Event) -> str:
-    if event.stage == "finished":
+    if event.phase == "finished":
         return f"finished: {result(event)}" + (f"; {event.detail}" if event.detail else "")
     state = event.state or ""
     ending = f"; {result(event)}" if state == "complete" else ""

@@ -15,7 +15,7 @@ from archloop.store.record import StudyRecord, TrialRecord
 
 
 def print_outcome(study: StudyRecord, page: Path | None, console: Console) -> None:
-    """Stacks against the reference, what was rejected, time by stage, the page if there is one."""
+    """Stacks against the reference, what was rejected, time by phase, the page if there is one."""
     with distinct(study.mixers):
         _print_outcome(study, page, console)
 
@@ -40,11 +40,11 @@ def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> N
         )
     if study.ended is not None:
         console.print(f"ended early: {study.ended}", markup=False)
-    stages = ", ".join(
-        f"{stage} {duration(seconds)}" for stage, seconds in study.seconds_by_stage.items()
+    phases = ", ".join(
+        f"{phase} {duration(seconds)}" for phase, seconds in study.seconds_by_phase.items()
     )
     overhead = "" if study.overhead is None else f"; search overhead {100 * study.overhead:.2f}%"
-    console.print(f"{headline(study, found)}\ntime: {stages}{overhead}", markup=False)
+    console.print(f"{headline(study, found)}\ntime: {phases}{overhead}", markup=False)
     if page is not None:
         console.print(f"report: {page}", markup=False, soft_wrap=True)
 

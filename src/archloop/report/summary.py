@@ -24,7 +24,7 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
         unranked (objectives by which this study cannot rank), hypervolume with its interval,
         reference point and growth, tasks, quality (the anchors that it is read between, and
         the scores of the anchor stacks), learning_rates (empty: not tuned), ended,
-        seconds_by_stage, overhead, environment.
+        seconds_by_phase, overhead, environment.
     """
     found = verdict(study)
     return {
@@ -59,7 +59,7 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
         "quality": _quality(study),
         "learning_rates": {name: _rate(rate) for name, rate in study.learning_rates.items()},
         "ended": study.ended,
-        "seconds_by_stage": study.seconds_by_stage,
+        "seconds_by_phase": study.seconds_by_phase,
         "overhead": study.overhead,
         "environment": study.environment,
     }

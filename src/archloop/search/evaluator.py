@@ -10,19 +10,19 @@ from typing import Any, Protocol
 from archloop.proxy.record import Rung, TrainJob
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
-from archloop.workers.deaths import Kind
+from archloop.workers.deaths import Cause
 
 
 class CandidateFailed(RuntimeError):  # noqa: N818  (how a trial ended, not a fault of ours)
     """A worker crashed, hung or ran out of memory; the message is one line for the trial.
 
     Attributes:
-        kind: why, as of a worker's death.
+        cause: why, as of a worker's death.
     """
 
-    def __init__(self, message: str, kind: Kind = "crash") -> None:
+    def __init__(self, message: str, cause: Cause = "crash") -> None:
         super().__init__(" ".join(message.split()))
-        self.kind: Kind = kind
+        self.cause: Cause = cause
 
 
 class Unsupported(CandidateFailed):

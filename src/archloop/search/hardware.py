@@ -153,7 +153,7 @@ class HardwareEvaluator:
         try:
             return place.trainer.train(asked, directory)
         except WorkerError as error:
-            raise CandidateFailed(f"training: {error}", error.kind) from error
+            raise CandidateFailed(f"training: {error}", error.cause) from error
 
     def close(self) -> None:
         """As `Evaluator.close`: trainers live on between jobs, the rest ended with its call."""
@@ -202,6 +202,6 @@ class HardwareEvaluator:
                 found = extend(directory, artifacts=self._artifacts, nursery=self._nursery)
             return found
         except WorkerError as error:
-            if error.kind == "unsupported" and error.role == "candidate":
+            if error.cause == "unsupported" and error.role == "candidate":
                 raise Unsupported(f"{target.runtime}: {error.detail}") from error
-            raise CandidateFailed(f"profiling: {error}", error.kind) from error
+            raise CandidateFailed(f"profiling: {error}", error.cause) from error

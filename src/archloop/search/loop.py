@@ -24,7 +24,7 @@ from archloop.search.workshop import Workshop
 from archloop.store import reading
 from archloop.store.database import Database, Stored
 from archloop.store.folder import StudyFolder
-from archloop.store.progress import Event, Progress, Stage
+from archloop.store.progress import Event, Phase, Progress
 from archloop.store.reference_run import ReferenceRun
 
 
@@ -72,7 +72,7 @@ class Loop:
         """
         self._extend(more)
         self._say("setup")
-        with self.meter.stage():
+        with self.meter.phase():
             self._prepare()
         reference_run = self._reference_run(self.meter.last)
         if reference_run.scale is None:
@@ -144,8 +144,8 @@ class Loop:
         if kept is not None:
             return ReferenceRun.model_validate(kept)
 
-        def announce(stage: Literal["tune", "reference"], detail: str) -> None:
-            self._say(stage, -1 if stage == "reference" else None, detail=detail)
+        def announce(phase: Literal["tune", "reference"], detail: str) -> None:
+            self._say(phase, -1 if phase == "reference" else None, detail=detail)
 
         self.home.reference().write_spec(self.plan.reference.to_json())
         reference_run = establish(self.plan, self.workshop, self.home, self.key, announce)
@@ -217,9 +217,9 @@ class Loop:
 
     # --- progress -----------------------------------------------------------------------------
 
-    def _announce(self, stored: Stored, stage: Stage, rung: int | None) -> None:
+    def _announce(self, stored: Stored, phase: Phase, rung: int | None) -> None:
         layout = " ".join(stored.candidate.spec.layout)
-        self._say(stage, stored.number, rung=rung, detail=layout)
+        self._say(phase, stored.number, rung=rung, detail=layout)
 
     def _seconds_left(self, num_trials: int) -> float | None:
         """Of so many further trials, by what those of this run took, however many at once."""
@@ -229,7 +229,7 @@ class Loop:
 
     def _say(
         self,
-        stage: Stage,
+        phase: Phase,
         trial_number: int | None = None,
         *,
         rung: int | None = None,
@@ -239,7 +239,7 @@ class Loop:
         num_told = self.results.num_originals
         self.progress(
             Event(
-                stage=stage,
+                phase=phase,
                 trial=trial_number,
                 num_told=num_told,
                 num_trials=self.num_trials,

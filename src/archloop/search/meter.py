@@ -1,4 +1,4 @@
-"""Where the time goes: wall time by stage, and what the main process spends besides.
+"""Where the time goes: wall time by phase, and what the main process spends besides.
 
 A job that waits for its turn at a device is not worked on. Whoever waits does so by `waited_for`,
 and the `Stopwatch` of the job, which its thread started, leaves that out.
@@ -53,7 +53,7 @@ def counts_as(seconds: float) -> None:
 
 
 class Meter:
-    """Splits wall time into stages and the rest; `lap` closes the books of one trial.
+    """Splits wall time into phases and the rest; `lap` closes the books of one trial.
 
     Args:
         clock: that it reads.
@@ -63,24 +63,24 @@ class Meter:
         self._clock = clock
         self._began = clock()
         self._lap_began = clock()
-        self._in_stages = 0.0
+        self._in_phases = 0.0
         self.last = 0.0
 
     @contextmanager
-    def stage(self) -> Iterator[None]:
+    def phase(self) -> Iterator[None]:
         """Time what is done inside; its length is in `last` afterwards, also after an error."""
         began = self._clock()
         try:
             yield
         finally:
             self.last = self._clock() - began
-            self._in_stages += self.last
+            self._in_phases += self.last
 
     def lap(self) -> float:
-        """Seconds outside all stages since the last lap."""
+        """Seconds outside all phases since the last lap."""
         now = self._clock()
-        outside = now - self._lap_began - self._in_stages
-        self._lap_began, self._in_stages = now, 0.0
+        outside = now - self._lap_began - self._in_phases
+        self._lap_began, self._in_phases = now, 0.0
         return max(0.0, outside)
 
     def total(self) -> float:

@@ -4,7 +4,7 @@
 2. The space is counted, and its prior drawn from.
 3. A probe on this machine: the reference preset is measured beside itself once, and stacks are
    trained, each a few times.
-4. From the probe: time by stage, what the gate can resolve, trainings that a ranking needs.
+4. From the probe: time by phase, what the gate can resolve, trainings that a ranking needs.
 """
 
 import math
@@ -120,7 +120,7 @@ def probed(plan: Plan) -> dict[str, StackSpec]:
 
 
 def seconds(plan: Plan, found: Probe) -> dict[str, float]:
-    """Estimated wall time of the study by stage, less that of replicates.
+    """Estimated wall time of the study by phase, less that of replicates.
 
     Every trial is measured, a few of them for another look, and trained as if none broke a budget;
     trainings share the executor's workers, and a device is measured by one at a time.

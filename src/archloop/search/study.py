@@ -43,7 +43,7 @@ class Study(Shown):
         recipe: a recipe, the path of one, or a recipe's keys as a dict.
         runs: folder of studies; made if missing.
         evaluator: who measures and trains; by default what the recipe says, on real devices.
-        clock: for the time by stage.
+        clock: for the time by phase.
 
     Raises:
         RecipeError: the recipe is wrong.

@@ -43,9 +43,9 @@ class Workshop:
         Raises:
             DiskFullError: a full disk ended it, here or on a device, which is no stack's fault.
         """
-        with self.meter.stage():
+        with self.meter.phase():
             ended = self.executor.wait()
-        if isinstance(ended.error, CandidateFailed) and ended.error.kind == "disk":
+        if isinstance(ended.error, CandidateFailed) and ended.error.cause == "disk":
             raise DiskFullError(
                 f"{ended.error}; free some space there and run the same command: it goes on where "
                 "it stopped"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Stage = Literal["setup", "tune", "reference", "propose", "profile", "train", "told", "finished"]
+Phase = Literal["setup", "tune", "reference", "propose", "profile", "train", "told", "finished"]
+"""What a study is doing; wall time is given by phase."""
 
 
 @dataclass(frozen=True)
@@ -11,7 +12,7 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        stage: what begins now; told and finished report an end instead.
+        phase: what begins now; told and finished report an end instead.
         trial: number of the trial at hand; None outside trials, -1 for the reference preset.
         num_told: trials finished so far.
         num_trials: trials that the recipe asks for.
@@ -24,7 +25,7 @@ class Event:
         rung: of a training.
     """
 
-    stage: Stage
+    phase: Phase
     trial: int | None = None
     num_told: int = 0
     num_trials: int = 0

@@ -63,7 +63,7 @@ def read(folder: str | Path, storage: str | None = None) -> StudyRecord:
         learning_rates={} if reference_run is None else reference_run.learning_rates,
         ended=attributes.get("ended"),
         trials=tuple(trials),
-        seconds_by_stage=seconds,
+        seconds_by_phase=seconds,
         overhead=_overhead(seconds),
     )
 
@@ -186,12 +186,12 @@ def _reference(home: StudyFolder, reference_run: ReferenceRun) -> TrialRecord:
 
 
 def _seconds(records: list[TrialRecord]) -> dict[str, float]:
-    """Wall time by stage, over the reference preset and all trials."""
+    """Wall time by phase, over the reference preset and all trials."""
     names = list(dict.fromkeys(name for record in records for name in record.seconds))
     return {name: math.fsum(record.seconds.get(name, 0.0) for record in records) for name in names}
 
 
 def _overhead(seconds: dict[str, float]) -> float | None:
-    """Share of the main process outside the stages; imports aside."""
+    """Share of what the main process did beside its jobs; imports aside."""
     total = math.fsum(seconds.values())
     return seconds.get("search", 0.0) / total if total > 0 else None

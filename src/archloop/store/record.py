@@ -66,7 +66,7 @@ class Outcome(_Record):
         hypervolume_gain: by point values at rung 0 when this trial was told.
         error: of a failed trial, one line.
         files: checksum of each stage file, by name.
-        seconds: wall time by stage.
+        seconds: wall time by phase.
     """
 
     state: TrialState
@@ -157,8 +157,8 @@ class StudyRecord(_Record):
         learning_rates: by mixer; empty when they were not tuned. A claim about a family of mixers
             needs them, and more: each is the best of one training each.
         ended: why the study stopped before its last trial; None otherwise.
-        seconds_by_stage: wall time: setup, profile, train, evaluate, search, ...
-        overhead: share of wall time spent in the main process outside the stages.
+        seconds_by_phase: wall time: setup, profile, train, evaluate, search, ...
+        overhead: share of wall time spent in the main process besides.
     """
 
     name: str
@@ -173,7 +173,7 @@ class StudyRecord(_Record):
     learning_rates: dict[str, FamilyRate] = {}
     ended: str | None = None
     trials: tuple[TrialRecord, ...]
-    seconds_by_stage: dict[str, float]
+    seconds_by_phase: dict[str, float]
     overhead: float | None
 
     @property

@@ -31,11 +31,11 @@ class TextDecoder:
         if self._spoilt.keys().isdisjoint(ids):
             return self._plain(ids, special_tokens)
         parts = []
-        for is_spoilt, run in groupby(ids, key=self._spoilt.__contains__):
+        for is_spoilt, stretch in groupby(ids, key=self._spoilt.__contains__):
             if not is_spoilt:
-                parts.append(self._plain(list(run), special_tokens))
+                parts.append(self._plain(list(stretch), special_tokens))
                 continue
-            entries = [self._spoilt[token] for token in run]
+            entries = [self._spoilt[token] for token in stretch]
             parts += [entry.content for entry in entries if special_tokens or not entry.special]
         return "".join(parts)
 

@@ -2,8 +2,8 @@
 
 A byte-level token may hold part of a character, and a stop string may begin in one token and end
 in another, so some text is held back until what follows settles it. Tokenizers with byte fallback
-(Llama's, Gemma's) decode a run of byte tokens as a whole: one unfinished character at its end turns
-every character of the run into replacements, so the run is also looked at without its last tokens.
+(Llama's, Gemma's) decode a stretch of byte tokens as a whole: one unfinished character at its end
+turns all of it into replacements, so the stretch is also looked at without its last tokens.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -31,7 +31,7 @@ PROGRESS_CHARS = 2**25
 """From this much text on, training shows its progress on a terminal."""
 
 _BATCH_DOCUMENTS = 256
-_LONG_RUN = re.compile(rf"\S{{{MAX_WORD_CHARS}}}|\s{{{MAX_WORD_CHARS}}}")
+_LONG_STRETCH = re.compile(rf"\S{{{MAX_WORD_CHARS}}}|\s{{{MAX_WORD_CHARS}}}")
 
 
 class Tokenizer:
@@ -132,16 +132,16 @@ def train(documents: Sequence[str], vocab_size: int, more_special: Sequence[str]
 
 
 def _training_text(documents: Iterable[str]) -> Iterator[str]:
-    """The documents that training reads, cut inside runs that are too long for it."""
+    """The documents that training reads, cut inside stretches that are too long for it."""
     size = 0
     for document in documents:
         if size > MAX_TRAINING_CHARS:
             return
         size += len(document)
         start = 0
-        for run in _LONG_RUN.finditer(document):
-            yield document[start : run.end()]
-            start = run.end()
+        for stretch in _LONG_STRETCH.finditer(document):
+            yield document[start : stretch.end()]
+            start = stretch.end()
         yield document[start:]
 
 

@@ -1,8 +1,8 @@
-"""Why a worker gave no answer: one table for every kind of work, on every device.
+"""Why a worker gave no answer: one table for all work, on every device.
 
 A process may be ended by a signal here (its status is negative), or elsewhere (a shell says
 128 + the signal's number), or the way to its device may have broken. What a worker still says
-itself is classified by `kind_of`.
+itself is classified by `cause_of`.
 """
 
 import errno
@@ -11,7 +11,7 @@ from typing import Literal
 
 from archloop.errors import UserError
 
-Kind = Literal["crash", "timeout", "memory", "disk", "gone", "missing", "unsupported"]
+Cause = Literal["crash", "timeout", "memory", "disk", "gone", "missing", "unsupported"]
 """Crashed; took too long; ran out of memory; the disk is full; the device cannot be reached any
 more; the device lacks something; the engine refuses the stack."""
 Role = Literal["candidate", "reference", "worker"]
@@ -34,18 +34,18 @@ class WorkerError(Exception):
     """A worker came to no answer.
 
     Attributes:
-        kind: why.
+        cause: why.
         detail: one line.
         role: whose process it was.
     """
 
-    def __init__(self, kind: Kind, detail: str, role: Role = "worker") -> None:
-        super().__init__(f"{role}: {kind}: {detail}" if role != "worker" else f"{kind}: {detail}")
-        self.kind, self.detail, self.role = kind, detail, role
+    def __init__(self, cause: Cause, detail: str, role: Role = "worker") -> None:
+        super().__init__(f"{role}: {cause}: {detail}" if role != "worker" else f"{cause}: {detail}")
+        self.cause, self.detail, self.role = cause, detail, role
 
 
-def of_status(status: int, last_line: str, *, memory_ran_out: bool) -> tuple[Kind, str]:
-    """Kind and one line, from how a process ended.
+def of_status(status: int, last_line: str, *, memory_ran_out: bool) -> tuple[Cause, str]:
+    """Cause and one line, from how a process ended.
 
     Args:
         status: exit status as Python tells it: negative for a signal.
@@ -66,8 +66,8 @@ def of_status(status: int, last_line: str, *, memory_ran_out: bool) -> tuple[Kin
     return "crash", f"{how}; {last_line or 'no message'}"
 
 
-def kind_of(error: BaseException) -> Kind:
-    """The kind of an error that a worker lived to report."""
+def cause_of(error: BaseException) -> Cause:
+    """The cause of an error that a worker lived to report."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "disk"
     if isinstance(error, MemoryError) or _says_memory(str(error).lower()):

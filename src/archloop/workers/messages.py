@@ -12,7 +12,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from archloop.workers.deaths import Kind
+from archloop.workers.deaths import Cause
 
 VERSION = 1
 """Of the protocol: raised whenever a message changes, and equal on both sides."""
@@ -57,7 +57,7 @@ class Failure(Message):
         detail: one line for people.
     """
 
-    kind: Kind
+    kind: Cause
     detail: str
 
 

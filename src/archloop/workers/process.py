@@ -121,15 +121,15 @@ class WorkerProcess:
         except BrokenPipeError:
             raise self._died() from None
 
-    def receive(self, kind: type[Request[A]]) -> A:
-        """Wait for the answer to the oldest request, which was of this kind.
+    def receive(self, request: type[Request[A]]) -> A:
+        """Wait for the answer to the oldest request, which was such a request.
 
         Raises:
             WorkerError: the worker died, ran out of time or memory, its engine refused, or what it
                 answered is no answer.
         """
         asked = self._asked.pop(0)
-        assert asked is kind, f"{asked.__name__} was asked, not {kind.__name__}"
+        assert asked is request, f"{asked.__name__} was asked, not {request.__name__}"
         start = time.monotonic()
         try:
             line = self._line()
@@ -140,10 +140,10 @@ class WorkerProcess:
             if "error" in answer:
                 failure = Failure.model_validate(answer["error"])
                 raise WorkerError(failure.kind, failure.detail, self.role)
-            return kind.answer_type().model_validate(answer["ok"])
+            return request.answer_type().model_validate(answer["ok"])
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             what = " ".join(str(error).split())[:200]
-            detail = f"no answer to {kind.__name__} but {line[:80]!r} ({what})"
+            detail = f"no answer to {request.__name__} but {line[:80]!r} ({what})"
             raise WorkerError("crash", detail, self.role) from error
 
     def ask(self, request: Request[A]) -> A:
@@ -192,8 +192,8 @@ class WorkerProcess:
         if self._device.is_gone(status, last_line):
             where = f"device {self._device.name} cannot be reached any more"
             return WorkerError("gone", f"{where}; {last_line}" if last_line else where, self.role)
-        kind, detail = of_status(status, last_line, memory_ran_out=self._memory_ran_out())
-        return self._timed_out() if kind == "timeout" else WorkerError(kind, detail, self.role)
+        cause, detail = of_status(status, last_line, memory_ran_out=self._memory_ran_out())
+        return self._timed_out() if cause == "timeout" else WorkerError(cause, detail, self.role)
 
     def _memory_ran_out(self) -> bool:
         """Whether the device counted an out-of-memory kill meanwhile; if it cannot say, likely."""

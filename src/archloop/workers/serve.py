@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from archloop import registry
 from archloop.version import __version__
-from archloop.workers.deaths import kind_of, one_line
+from archloop.workers.deaths import cause_of, one_line
 from archloop.workers.messages import VERSION, Failure, Hello, HelloAnswer, Message, Request, abi
 from archloop.workers.victim import prefer_as_victim
 
@@ -69,8 +69,8 @@ class _Server:
         handlers: Mapping[type[Request[Any]], Handler],
         engine: Callable[[str], Engine] | None,
     ) -> None:
-        by_name = {str(kind.model_fields["command"].default): kind for kind in handlers}
-        self._kinds: dict[str, type[Request[Any]]] = {"hello": Hello, **by_name}
+        by_name = {str(each.model_fields["command"].default): each for each in handlers}
+        self._requests: dict[str, type[Request[Any]]] = {"hello": Hello, **by_name}
         self._handlers: dict[type[Request[Any]], Handler] = {**handlers, Hello: self._hello}
         self._engine = engine
         self._time_limit_s = 0.0
@@ -81,9 +81,9 @@ class _Server:
         try:
             given = json.loads(line)
             command = str(given.get("command"))
-            if command not in self._kinds:
-                raise ValueError(f"known: {', '.join(self._kinds)}")
-            request = self._kinds[command].model_validate(given)
+            if command not in self._requests:
+                raise ValueError(f"known: {', '.join(self._requests)}")
+            request = self._requests[command].model_validate(given)
             if self._time_limit_s:
                 # No handler: the kernel ends the process even if it hangs in native code.
                 signal.alarm(int(self._time_limit_s) + _ALARM_GRACE_S)
@@ -91,7 +91,7 @@ class _Server:
         except Exception as error:
             traceback.print_exc()
             detail = f"{command}: {_told(error)}"
-            return {"error": Failure(kind=kind_of(error), detail=detail).model_dump()}
+            return {"error": Failure(kind=cause_of(error), detail=detail).model_dump()}
         finally:
             signal.alarm(0)
 

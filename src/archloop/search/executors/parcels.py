@@ -20,7 +20,7 @@ from archloop.search.evaluator import CandidateFailed, Evaluator, Unsupported
 from archloop.search.meter import Stopwatch
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
-from archloop.workers.deaths import Kind
+from archloop.workers.deaths import Cause
 
 Files = Mapping[str, bytes]
 """Contents by path within a folder."""
@@ -58,7 +58,7 @@ class Outcome(_Message):
     profiled: Profiled | None = None
     rung: Rung | None = None
     failed: str | None = None
-    kind: Kind = "crash"
+    cause: Cause = "crash"
     unsupported: bool = False
     seconds: float
 
@@ -169,14 +169,14 @@ def trained(parcel: Parcel, job: TrainJob, directory: Path) -> tuple[Rung, float
 
 def _failed(error: CandidateFailed, seconds: float) -> Outcome:
     unsupported = isinstance(error, Unsupported)
-    return Outcome(failed=str(error), kind=error.kind, unsupported=unsupported, seconds=seconds)
+    return Outcome(failed=str(error), cause=error.cause, unsupported=unsupported, seconds=seconds)
 
 
 def _succeeded(parcel: Parcel) -> Outcome:
     outcome = Outcome.model_validate_json(parcel.message)
     if outcome.failed is not None:
         raise (Unsupported if outcome.unsupported else CandidateFailed)(
-            outcome.failed, outcome.kind
+            outcome.failed, outcome.cause
         )
     return outcome
 

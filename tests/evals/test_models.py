@@ -7,7 +7,7 @@ import torch
 from archloop import registry
 from archloop.errors import UserError
 from archloop.evals.decoder_model import DecoderModel
-from archloop.evals.session_model import SessionModel
+from archloop.evals.artifact_model import ArtifactModel
 from archloop.evals.tasks.addition import Addition
 from archloop.evals.tasks.agreement import Agreement
 from archloop.evals.tasks.in_context_recall import InContextRecall
@@ -113,12 +113,12 @@ class TestArtifact:
     @pytest.mark.parametrize("evaluation", [Agreement(), Addition()])
     def test_scores_equal_the_decoders(self, decoder, session, evaluation):
         here = evaluation.run(DecoderModel(decoder, Bytes(), start=(0,)), limit=6)
-        there = evaluation.run(SessionModel(session, 256, Bytes(), start=(0,)), limit=6)
+        there = evaluation.run(ArtifactModel(session, 256, Bytes(), start=(0,)), limit=6)
         assert here == there
 
     def test_answers_equal_the_decoders(self, decoder, session):
         given = rows(5, 20)
-        here, there = DecoderModel(decoder, Bytes()), SessionModel(session, 256, Bytes())
+        here, there = DecoderModel(decoder, Bytes()), ArtifactModel(session, 256, Bytes())
         for one, other in zip(
             here.loglikelihood_rolling(given), there.loglikelihood_rolling(given), strict=True
         ):
@@ -141,9 +141,9 @@ class TestArtifact:
     def test_steps_have_a_limit_and_room_is_checked(self, session):
         (row,) = rows(50)
         with pytest.raises(ValueError, match="more than 10"):
-            SessionModel(session, 256, max_steps=10).loglikelihood_rolling([row])
+            ArtifactModel(session, 256, max_steps=10).loglikelihood_rolling([row])
         with pytest.raises(ValueError, match="room for 300"):
-            SessionModel(session, 256).loglikelihood_rolling(rows(400))
+            ArtifactModel(session, 256).loglikelihood_rolling(rows(400))
 
 
 class TestLongestContext:

@@ -75,7 +75,7 @@ def _random(model: Named, place: object, batch_size: int) -> "tuple[Model, str]"
 
 def _artifact(model: Named) -> "tuple[Model, str]":
     from archloop.evals.codecs import TokenizerCodec
-    from archloop.evals.session_model import SessionModel
+    from archloop.evals.artifact_model import ArtifactModel
     from archloop.generation.model import without_weights
 
     assert model.folder is not None
@@ -87,7 +87,7 @@ def _artifact(model: Named) -> "tuple[Model, str]":
         )
     codec = TokenizerCodec(text.tokenizer)
     session, manifest = open_artifact(model.folder, MAX_CONTEXT)
-    subject = SessionModel(
+    subject = ArtifactModel(
         session,
         model.spec.vocab_size,
         codec,

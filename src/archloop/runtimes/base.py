@@ -88,6 +88,18 @@ class Session(ABC):
         if not 0 <= token < self.vocab_size:
             raise ValueError(f"token {token} is not in the vocabulary of {self.vocab_size}")
 
+    def check_room(self, num_held: int, num_new: int) -> None:
+        """Refuse new tokens for which a state that holds others has no room.
+
+        Raises:
+            ValueError: there is too little room.
+        """
+        if num_held + num_new > self.max_context:
+            raise ValueError(
+                f"the session has room for {self.max_context} tokens, holds {num_held} and "
+                f"was given {num_new} more; open it with a larger max_context"
+            )
+
     @abstractmethod
     def prefill(self, ids: Ids) -> int:
         """Take in prepared tokens after those already held; the most likely next one.

@@ -108,7 +108,7 @@ class _LlamaSession(Session):
         self._folder = TemporaryDirectory()
 
     def prefill(self, ids: Ids) -> int:
-        self._make_room(len(ids))
+        self.check_room(self.num_tokens, len(ids))
         tokens = ids.astype(np.int32)
         for start in range(0, len(tokens), PREFILL_PASS):
             self._take(tokens[start : start + PREFILL_PASS])
@@ -116,7 +116,7 @@ class _LlamaSession(Session):
 
     def decode_step(self, token: int) -> int:
         self.check_known(token)
-        self._make_room(1)
+        self.check_room(self.num_tokens, 1)
         self._take(np.array([token], np.int32))
         return self._chosen()
 
@@ -131,7 +131,7 @@ class _LlamaSession(Session):
 
     def fill(self, num_tokens: int, seed: int) -> None:
         self.reset()
-        self._make_room(num_tokens)
+        self.check_room(self.num_tokens, num_tokens)
         if num_tokens == 0:
             return
         if saved := self._saved.get((num_tokens, seed)):
@@ -182,13 +182,6 @@ class _LlamaSession(Session):
         if not read:
             raise OSError(f"llama.cpp cannot read its state from {path}")
         self.num_tokens = num_tokens
-
-    def _make_room(self, num_new: int) -> None:
-        if self.num_tokens + num_new > self.max_context:
-            raise ValueError(
-                f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
-                f"was given {num_new} more; open it with a larger max_context"
-            )
 
 
 @cache

@@ -116,7 +116,7 @@ class _OnnxSession(Session):
         self._filled_with: int | None = None
 
     def prefill(self, ids: Ids) -> int:
-        self._make_room(len(ids))
+        self.check_room(self.num_tokens, len(ids))
         for start in range(0, len(ids), PREFILL_PASS):
             part = ids[None, start : start + PREFILL_PASS]
             self._run(self._bound(self._ort(part), self._now), part.shape[1])
@@ -124,7 +124,7 @@ class _OnnxSession(Session):
 
     def decode_step(self, token: int) -> int:
         self.check_known(token)
-        self._make_room(1)
+        self.check_room(self.num_tokens, 1)
         self._one.update_inplace(np.array([[token]], np.int64))
         self._run(self._steps[self._now], 1)
         return int(self._token.numpy()[0])
@@ -141,7 +141,7 @@ class _OnnxSession(Session):
 
     def fill(self, num_tokens: int, seed: int) -> None:
         self._set_length(0)
-        self._make_room(num_tokens)
+        self.check_room(self.num_tokens, num_tokens)
         rng = np.random.default_rng(seed)
         # The state exists twice, since the engine reads one set and writes the other. After the
         # first filling only the set that the next step reads is written anew.
@@ -195,13 +195,6 @@ class _OnnxSession(Session):
     def _set_length(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
         self._length.update_inplace(np.array([num_tokens], np.int64))
-
-    def _make_room(self, num_new: int) -> None:
-        if self.num_tokens + num_new > self.max_context:
-            raise ValueError(
-                f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
-                f"was given {num_new} more; open it with a larger max_context"
-            )
 
 
 def _to_int8(model: Path) -> Path:

@@ -113,14 +113,14 @@ class _OpenVinoSession(Session):
         self._filled_with: int | None = None
 
     def prefill(self, ids: Ids) -> int:
-        self._make_room(len(ids))
+        self.check_room(self.num_tokens, len(ids))
         for start in range(0, len(ids), PREFILL_PASS):
             token = self._run(ids[None, start : start + PREFILL_PASS])
         return token
 
     def decode_step(self, token: int) -> int:
         self.check_known(token)
-        self._make_room(1)
+        self.check_room(self.num_tokens, 1)
         self._ids[0, 0] = token
         return self._run(self._ids)
 
@@ -134,7 +134,7 @@ class _OpenVinoSession(Session):
 
     def fill(self, num_tokens: int, seed: int) -> None:
         self.num_tokens = 0
-        self._make_room(num_tokens)
+        self.check_room(self.num_tokens, num_tokens)
         if self._filled_with != seed:
             rng = np.random.default_rng(seed)
             for variable in self._request.query_state():
@@ -165,13 +165,6 @@ class _OpenVinoSession(Session):
         )
         self.num_tokens += ids_BT.shape[1]
         return int(self._request.get_tensor(self._names.TOKEN).data[0])
-
-    def _make_room(self, num_new: int) -> None:
-        if self.num_tokens + num_new > self.max_context:
-            raise ValueError(
-                f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
-                f"was given {num_new} more; open it with a larger max_context"
-            )
 
 
 def stateful(directory: Path, max_context: int) -> Any:

@@ -101,7 +101,7 @@ class CudaSession(TorchSession):
 
     def decode_step(self, token: int) -> int:
         self.check_known(token)
-        self._make_room(1)
+        self.check_room(self.num_tokens, 1)
         with self.torch.inference_mode():
             if self._graph is None:
                 self._graph = self.fused.capture(self.state)

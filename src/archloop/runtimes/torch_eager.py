@@ -89,7 +89,7 @@ class TorchSession(Session):
         return self.state.num_tokens
 
     def prefill(self, ids: Ids) -> int:
-        self._make_room(len(ids))
+        self.check_room(self.num_tokens, len(ids))
         held = self.num_tokens + len(ids)
         ids_T = self.torch.from_numpy(ids)
         with self.torch.inference_mode():
@@ -103,7 +103,7 @@ class TorchSession(Session):
 
     def decode_step(self, token: int) -> int:
         self.check_known(token)
-        self._make_room(1)
+        self.check_room(self.num_tokens, 1)
         held = self.num_tokens + 1
         with self.torch.inference_mode():
             self._last_BV = self.take_one(self._ids_B.fill_(token))
@@ -129,7 +129,7 @@ class TorchSession(Session):
 
     def fill(self, num_tokens: int, seed: int) -> None:
         self.state.recount(0)
-        self._make_room(num_tokens)
+        self.check_room(self.num_tokens, num_tokens)
         if self._filled_with != seed:
             self._write_random(seed)
         with self.torch.inference_mode():
@@ -152,10 +152,3 @@ class TorchSession(Session):
     @property
     def prefill_pass(self) -> int:
         return self.pass_tokens
-
-    def _make_room(self, num_new: int) -> None:
-        if self.num_tokens + num_new > self.max_context:
-            raise ValueError(
-                f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
-                f"was given {num_new} more; open it with a larger max_context"
-            )

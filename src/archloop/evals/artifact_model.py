@@ -19,7 +19,7 @@ MAX_STEPS = 4096
 """Decode steps that one request may take."""
 
 
-class SessionModel(Model):
+class ArtifactModel(Model):
     """A session of an engine; its state is forgotten before each request."""
 
     def __init__(

@@ -62,7 +62,7 @@ def test_a_sound_mixer_passes_the_whole_kit(tmp_path: Path) -> None:
     [
         ("self.proj(x_BTD)", "self.proj(x_BTD.roll(-1, 1))", "test_later_tokens_have_no_influence"),
         ("self.proj(x_BD)", "1.01 * self.proj(x_BD)", "test_is_trained_as_it_decodes"),
-        ("return d_model**2", "return d_model", "test_parameters_and_state_are_counted"),
+        ('{"proj": d_model**2}', "{}", "test_parameters_and_state_are_counted"),
     ],
 )
 def test_a_broken_one_fails_where_it_is_broken(

@@ -6,8 +6,8 @@ import torch
 
 from archloop import registry
 from archloop.errors import UserError
-from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.artifact_model import ArtifactModel
+from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.tasks.addition import Addition
 from archloop.evals.tasks.agreement import Agreement
 from archloop.evals.tasks.in_context_recall import InContextRecall

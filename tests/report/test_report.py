@@ -9,11 +9,14 @@ import pytest
 from rich.console import Console
 
 from archloop.errors import UserError
+from archloop.findings.verdict import verdict
 from archloop.ranking import front
 from archloop.ranking.record import Readings
-from archloop.report import html, layout, static, summary
+from archloop.report import html, layout, static, summary, trials
 from archloop.report.outcome import print_outcome
+from archloop.report.renewed import Renewed
 from archloop.report.telling import telling
+from archloop.report.top import top
 from archloop.store.record import FamilyRate, StudyRecord
 from report import studies
 
@@ -107,14 +110,15 @@ def test_page_is_self_contained_and_complete() -> None:
     for text in ("in_context_recall", "decode_p50_ms at 1024 on host", "load average", "0.40%"):
         assert text in page
     assert "out of memory while training &lt;killed&gt;" in page
-    assert page.count('<svg class="stack"') == 6  # the reference, four trained, one rejected
+    # The reference and six trials, each in the table and on its own page; the recommended on top.
+    assert page.count('<svg class="stack"') == 15
 
 
 def test_study_without_trials_still_renders() -> None:
     empty = studies.study().model_copy(
         update={"trials": (), "reference": None, "reference_point": None, "overhead": None}
     )
-    assert "None was trained yet" in html.render(empty)
+    assert "Nothing can be compared yet" in html.render(empty)
 
 
 def test_diverged_trial_is_flagged_and_on_no_front(tmp_path: Path) -> None:
@@ -240,3 +244,60 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
 def test_a_picture_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"front.txt: draws .svg, .png, .pdf"):
         static.write(studies.study(), tmp_path / "front.txt")
+
+
+def test_the_verdict_stands_on_top_with_the_next_command() -> None:
+    study = studies.study()
+    found = verdict(study)
+    first = top(study, found, "runs/example")
+    assert found is not None
+    assert first.trial is not None
+    assert first.trial.number in [row.trial.number for row in found.front]
+    assert first.command == f"archloop train runs/example --trial {first.trial.number}"
+    said = {line.what: line.verdict for line in first.lines}
+    assert said["latency"] == "better"
+    assert "decode step, ms at 1024 on host" in said
+    # Noise that hides quality leaves nothing to recommend, and the page says what to do.
+    unranked = top(noisy(), verdict(noisy()), "runs/example")
+    assert (unranked.trial, unranked.lines) == (None, ())
+    assert unranked.command.startswith("archloop extend")
+
+
+def test_each_trial_has_its_place_badges_and_lineage() -> None:
+    study = studies.study()
+    straddling = study.trials[5].model_copy(
+        update={"straddles": ("decode_p50_ms/reference at 1024 on host: 1.1 [0.9, 1.2] around 1",)}
+    )
+    study = study.model_copy(update={"trials": (*study.trials[:5], straddling)})
+    shown = {each.trial.number: each for each in trials.shown(study, verdict(study))}
+    assert shown[2].status == "rejected"
+    assert [badge.words for badge in shown[2].badges] == ["flagged"]
+    assert shown[5].badges[0].words == "straddles decode_p50_ms at 1024"
+    assert dict(shown[5].ancestors) == {0: "random", 1: "random"}
+    assert shown[1].children == (3, 5)
+    assert next(each.name for each in trials.shown(study, verdict(study))) == "reference"
+
+
+def test_a_page_of_many_trials_stays_small() -> None:
+    study = studies.study()
+    many = tuple(study.trials[2].model_copy(update={"number": 6 + number}) for number in range(150))
+    page = html.render(study.model_copy(update={"trials": (*study.trials, *many)}))
+    assert len(page.encode()) < 6_000_000
+
+
+def test_a_page_is_renewed_seldom_enough() -> None:
+    now, written = 0.0, []
+
+    def write() -> None:
+        nonlocal now
+        written.append(now)
+        now += 2.0
+
+    renewed = Renewed(write, lambda: now)
+    while now < 3600:
+        renewed()
+        now += 10.0
+    assert written[0] == 60.0
+    assert 2.0 * len(written) <= 0.01 * now
+    assert 'http-equiv="refresh"' in html.render(studies.study(), is_running=True)
+    assert 'http-equiv="refresh"' not in html.render(studies.study())

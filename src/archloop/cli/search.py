@@ -19,16 +19,27 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Create or resume the study of a recipe, and write its report."""
+    from archloop.report import html
     from archloop.report.live import display
+    from archloop.report.renewed import Renewed
     from archloop.search.errors import NoFeasibleTrial
     from archloop.search.recipe.recipe import load
     from archloop.search.study import Study
+    from archloop.store.progress import Event
 
     study = Study(load(recipe), runs)
+    page = study.folder / "report.html"
+    renewed = Renewed(lambda: html.write(study.read(), page, is_running=True))
     try:
         with display(stderr) as progress:
-            record = study.run(progress, redo=redo)
+
+            def listen(event: Event) -> None:
+                progress(event)
+                if event.phase == "told":
+                    renewed()
+
+            record = study.run(listen, redo=redo)
     except NoFeasibleTrial:
-        show(study.read(), study.folder / "report.html", as_json)
+        show(study.read(), page, as_json)
         raise
-    show(record, study.folder / "report.html", as_json)
+    show(record, page, as_json)

@@ -74,8 +74,8 @@ def _random(model: Named, place: object, batch_size: int) -> "tuple[Model, str]"
 
 
 def _artifact(model: Named) -> "tuple[Model, str]":
-    from archloop.evals.codecs import TokenizerCodec
     from archloop.evals.artifact_model import ArtifactModel
+    from archloop.evals.codecs import TokenizerCodec
     from archloop.generation.model import without_weights
 
     assert model.folder is not None

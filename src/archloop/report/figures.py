@@ -1,24 +1,32 @@
 """The report's interactive plots, as Plotly figures of the verdict on a study."""
 
+import math
 from typing import Any
 
 import plotly.graph_objects as go
 
 from archloop.findings.verdict import Row, Verdict
+from archloop.ranking.budgets import Budget, limited
 from archloop.report.layout import describe
 from archloop.store.record import StudyRecord
 
-_INK, _GRID, _FRONT, _REST = "#26323f", "#e3e7ec", "#1f5fbf", "#9aa5b1"
-_LOOKS = {"dominated": (_REST, 8), "tied": ("#6f9bd8", 9), "front": (_FRONT, 11)}
+_INK, _GRID, _FRONT, _REST = "#26323f", "#e3e7ec", "#1f5fbf", "#8793a0"
+_LOOKS = {
+    "dominated": (_REST, 8, "circle"),
+    "tied": (_FRONT, 9, "circle-open"),
+    "front": (_FRONT, 11, "circle"),
+}
+"""Solid: on the front; hollow: tied; grey: dominated."""
+_OVER = "#c0392b"
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
 
-def planes(study: StudyRecord, found: Verdict | None) -> list[go.Figure]:
-    """The first objective against each other one, with 95% intervals."""
+def planes(study: StudyRecord, found: Verdict | None) -> dict[str, go.Figure]:
+    """The first objective against each other one, by the other's name, with 95% intervals."""
     if found is None:
-        return []
+        return {}
     first, *others = found.reference.place.estimates
-    return [_plane(study, found, first, other) for other in others]
+    return {other: _plane(study, found, first, other) for other in others}
 
 
 def _plane(study: StudyRecord, found: Verdict, first: str, other: str) -> go.Figure:
@@ -27,10 +35,18 @@ def _plane(study: StudyRecord, found: Verdict, first: str, other: str) -> go.Fig
     for row in found.by_latency:
         groups[found.status(row) if found.ranks_quality else "tied"].append(row)
     names = {"tied": "tied" if found.ranks_quality else "not ranked"}
-    for status, (color, size) in _LOOKS.items():
+    for status, (color, size, symbol) in _LOOKS.items():
         if groups[status]:
-            name = names.get(status, status)
-            figure.add_trace(_points(name, groups[status], first, other, color, size))
+            points = _points(names.get(status, status), groups[status], first, other, color, size)
+            points.marker.symbol = symbol
+            figure.add_trace(points)
+    doubtful = [row for row in found.by_latency if row.may_break or row.trial.straddles]
+    if doubtful:
+        ring = _points("may break a budget", doubtful, first, other, _OVER, 17)
+        ring.update(mode="markers", error_x=None, error_y=None, hoverinfo="skip", text=None)
+        ring.update(hovertemplate=None)
+        ring.marker.symbol = "square-open"
+        figure.add_trace(ring)
     lost = [t for t in study.trials if t.state == "complete" and not t.reached]
     if lost:
         figure.add_trace(
@@ -41,12 +57,141 @@ def _plane(study: StudyRecord, found: Verdict, first: str, other: str) -> go.Fig
                 marker={"size": 8, "color": _REST, "symbol": "x"},
                 name="diverged",
                 text=[str(t.number) for t in lost],
+                customdata=[t.number for t in lost],
             )
         )
-    marks = _points("reference run", [found.reference], first, other, "#c0392b", 13)
+    marks = _points("reference run", [found.reference], first, other, _OVER, 13)
     marks.marker.symbol = "star"
     figure.add_trace(marks)
     return figure
+
+
+def budgets(study: StudyRecord) -> go.Figure | None:
+    """Each limited figure of each trial over its limit, which is a line at 1; None without any."""
+    limits = [Budget.model_validate(budget) for budget in study.recipe.get("budgets", ())]
+    found: dict[str, list[tuple[int, float, bool]]] = {}
+    for trial in study.trials:
+        for figure in limited(trial.profiles, limits):
+            share = math.exp(figure.logs.mean) / figure.budget.limit
+            is_over = trial.state == "rejected" and share > 1
+            relative = ", x reference" if figure.budget.relative else ""
+            label = f"{figure.budget.metric}<br>{figure.context}, {figure.target}{relative}"
+            found.setdefault(label, []).append((trial.number, share, is_over))
+    if not found:
+        return None
+    drawn = _figure("share of the limit", "")
+    for is_over, name in ((False, "kept"), (True, "broken")):
+        points = [
+            (label, *point)
+            for label, points in found.items()
+            for point in points
+            if point[2] is is_over
+        ]
+        if points:
+            drawn.add_trace(
+                go.Scatter(
+                    x=[share for _, _, share, _ in points],
+                    y=[label for label, *_ in points],
+                    mode="markers",
+                    marker={
+                        "size": 9,
+                        "color": _OVER if is_over else _FRONT,
+                        "symbol": "x" if is_over else "circle-open",
+                    },
+                    customdata=[number for _, number, _, _ in points],
+                    hovertemplate="trial %{customdata}: %{x:.3f} of the limit<extra></extra>",
+                    name=name,
+                )
+            )
+    drawn.add_vline(x=1.0, line={"color": _OVER, "width": 1.5, "dash": "dash"})
+    drawn.update_yaxes(automargin=True)
+    drawn.update_layout(height=130 + 44 * len(found))
+    return drawn
+
+
+def lineage(study: StudyRecord) -> go.Figure | None:
+    """First objective by trial, with a line from each parent; None before two are trained."""
+    first = study.objectives[0].name
+    at = {
+        t.number: t.by_rung[0].mean(first)
+        for t in study.trials
+        if t.by_rung and not t.diverged and first in t.by_rung[0].values
+    }
+    if len(at) < 2:
+        return None
+    drawn = _figure("trial", first)
+    xs: list[int | None] = []
+    ys: list[float | None] = []
+    for trial in study.trials:
+        for parent in trial.parents:
+            if trial.number in at and parent in at and trial.replicates is None:
+                xs += [parent, trial.number, None]
+                ys += [at[parent], at[trial.number], None]
+    if xs:
+        line = {"color": _REST, "width": 1}
+        drawn.add_trace(
+            go.Scatter(x=xs, y=ys, mode="lines", line=line, name="parent", hoverinfo="skip")
+        )
+    origins: dict[str, list[int]] = {}
+    for trial in study.trials:
+        if trial.number in at:
+            origins.setdefault(trial.origin, []).append(trial.number)
+    symbols = ("circle", "diamond", "square", "triangle-up", "cross", "star", "hexagon")
+    for index, (origin, numbers) in enumerate(sorted(origins.items())):
+        drawn.add_trace(
+            go.Scatter(
+                x=numbers,
+                y=[at[number] for number in numbers],
+                mode="markers",
+                marker={"size": 9, "color": _FRONT, "symbol": symbols[index % len(symbols)]},
+                customdata=numbers,
+                hovertemplate="trial %{x}: %{y:.3f}<extra></extra>",
+                name=origin,
+            )
+        )
+    return drawn
+
+
+def by_target(study: StudyRecord) -> dict[str, go.Figure]:
+    """For each of several targets, the first objective against request latency on it alone."""
+    if study.reference is None or len(study.reference.profiles) < 2:
+        return {}
+    first = study.objectives[0].name
+    return {target: _on_target(study, target, first) for target in study.reference.profiles}
+
+
+def _on_target(study: StudyRecord, target: str, first: str) -> go.Figure:
+    drawn = _figure(f"request latency on {target}, x reference", first)
+    points = [
+        (trial.number, profile.latency_ratio, trial.by_rung[0].mean(first))
+        for trial in study.trials
+        if trial.by_rung
+        and not trial.diverged
+        and first in trial.by_rung[0].values
+        and (profile := trial.profiles.get(target))
+    ]
+    kept = [(number, ratio, y) for number, ratio, y in points if ratio is not None]
+    bars = {
+        "type": "data",
+        "symmetric": False,
+        "array": [ratio.high - ratio.value for _, ratio, _ in kept],
+        "arrayminus": [ratio.value - ratio.low for _, ratio, _ in kept],
+        "thickness": 1,
+        "color": _FRONT,
+    }
+    drawn.add_trace(
+        go.Scatter(
+            x=[ratio.value for _, ratio, _ in kept],
+            y=[y for _, _, y in kept],
+            error_x=bars,
+            mode="markers",
+            marker={"size": 9, "color": _FRONT},
+            customdata=[number for number, _, _ in kept],
+            hovertemplate="trial %{customdata}: %{x:.3f}<extra></extra>",
+            name=target,
+        )
+    )
+    return drawn
 
 
 def hypervolume(growth: list[dict[str, float]]) -> go.Figure:
@@ -94,16 +239,19 @@ def losses(study: StudyRecord, front: list[int]) -> go.Figure:
                 mode="lines",
                 line={"color": _FRONT if best else _REST, "width": 2 if best else 1},
                 name=f"trial {trial.number}",
+                customdata=[trial.number] * len(rung.losses),
                 showlegend=False,
             )
         )
     return figure
 
 
-def to_html(figure: go.Figure) -> str:
-    """The figure as a div; the page carries plotly.js once."""
+def to_html(figure: go.Figure, name: str) -> str:
+    """The figure as a div with that id; the page carries plotly.js once."""
     config = {"displayModeBar": False, "responsive": True}
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config=config, div_id=f"plot-{name}"
+    )
     return html
 
 
@@ -124,6 +272,7 @@ def _points(
         marker={"size": size, "color": color, "line": {"color": "white", "width": 1}},
         name=name,
         text=[str(row.trial.number) for row in rows],
+        customdata=[row.trial.number for row in rows],
         hovertext=[_hover(row) for row in rows],
         hovertemplate="%{hovertext}<extra></extra>",
     )
@@ -141,13 +290,13 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
         layout={
             "template": "none",
             "font": {"family": _FONT, "size": 13, "color": _INK},
-            "margin": {"l": 64, "r": 16, "t": 24, "b": 56},
+            "margin": {"l": 56, "r": 12, "t": 40, "b": 52},
             "height": 380,
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
-            "xaxis": {**axis, "title": {"text": x_title}},
-            "yaxis": {**axis, "title": {"text": y_title}},
-            "legend": {"orientation": "h", "y": 1.12, "x": 0},
+            "xaxis": {**axis, "title": {"text": x_title}, "automargin": True},
+            "yaxis": {**axis, "title": {"text": y_title}, "automargin": True},
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "hoverlabel": {"font": {"family": _FONT}},
         }
     )

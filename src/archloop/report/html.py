@@ -1,5 +1,7 @@
 """The study as one self-contained HTML file that opens offline."""
 
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +11,26 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from archloop.files import write_atomic
-from archloop.findings.verdict import Row, Verdict, ranking_would_take, verdict
+from archloop.findings.verdict import Verdict, ranking_would_take, verdict
 from archloop.profiling.record import Interval
 from archloop.ranking.estimate import Estimate
-from archloop.report import figures, summary
-from archloop.report.layout import describe, svg
+from archloop.report import figures, summary, trials
+from archloop.report.glossary import GLOSSARY
+from archloop.report.layout import curve, describe, svg
 from archloop.report.measures import quality_in_words
 from archloop.report.palette import colour, distinct, label
-from archloop.report.telling import telling
+from archloop.report.top import noise_floor, top
 from archloop.store.record import StudyRecord
 
 
-def render(study: StudyRecord) -> str:
-    """The page's text."""
+def render(study: StudyRecord, folder: str | None = None, *, is_running: bool = False) -> str:
+    """The page's text.
+
+    Args:
+        study: as it was read.
+        folder: of the study, for commands to copy; default: where `search` puts it.
+        is_running: it goes on, so the page loads itself anew every half minute.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("archloop.report"),
         autoescape=True,
@@ -31,21 +40,31 @@ def render(study: StudyRecord) -> str:
     )
     environment.filters.update(
         svg=lambda spec: Markup(svg(spec)),
+        curve=lambda rung: Markup(curve(rung.losses)),
         words=describe,
+        settings=trials.settings,
+        genes=trials.genes,
         interval=interval,
         mib=mib,
         estimate=estimate,
         duration=duration,
         count=count,
     )
+    sources = {
+        name: Markup(environment.loader.get_source(environment, file)[0])
+        for name, file in (("css", "report.css"), ("js", "report.js"))
+        if environment.loader is not None
+    }
+    context = _context(study, folder or f"runs/{study.name}")
     template = environment.get_template("report.html")
-    return template.render(**_context(study))
+    return template.render(**context, **sources, is_running=is_running).lstrip()
 
 
-def write(study: StudyRecord, path: Path) -> Path:
-    """Render to a file, complete or not at all."""
+def write(study: StudyRecord, path: Path, *, is_running: bool = False) -> Path:
+    """Render to a file, complete or not at all; arguments as `render`."""
+    folder = str(path.parent) if path.name == "report.html" else None
     with distinct(study.mixers):
-        write_atomic(path, render(study).encode())
+        write_atomic(path, render(study, folder, is_running=is_running).encode())
     return path
 
 
@@ -85,12 +104,27 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _context(study: StudyRecord) -> dict[str, Any]:
+def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
     facts = summary.summarize(study)
     found = verdict(study)
+    shown = trials.shown(study, found)
+    planes = figures.planes(study, found)
+    targets = figures.by_target(study)
+    plots = {
+        **planes,
+        "budgets": figures.budgets(study),
+        "hypervolume": figures.hypervolume(facts["hypervolume"]["growth"]),
+        "lineage": figures.lineage(study),
+        "losses": figures.losses(study, facts["front"]),
+        **{f"target-{name}": figure for name, figure in targets.items()},
+    }
+    objectives = [each.name for each in study.objectives]
     return {
         "study": study,
         "facts": facts,
+        "facts_on_top": list(_facts(study)),
+        "top": top(study, found, folder),
+        "folder": folder,
         "headline": headline(study, found),
         "quality_in_words": quality_in_words(study),
         "not_ranked": ""
@@ -98,10 +132,22 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         else ranking_would_take(study, found),
         "plotly_js": Markup(get_plotlyjs()),
         "found": found,
-        "plots": [_markup(plot) for plot in figures.planes(study, found)],
-        "hypervolume": _markup(figures.hypervolume(facts["hypervolume"]["growth"])),
-        "losses": _markup(figures.losses(study, facts["front"])),
-        "compared": _compared(found),
+        "planes": list(planes),
+        "targets": list(targets),
+        "plots": {
+            name: "" if figure is None else Markup(figures.to_html(figure, name))
+            for name, figure in plots.items()
+        },
+        "shown": shown,
+        "statuses": list(dict.fromkeys(each.status for each in shown)),
+        "objectives": objectives,
+        "measured": _MEASURED,
+        "columns": [
+            *(("trial", True), ("layout", True), ("place", True)),
+            *((name, False) for name in objectives),
+            *(("TTFT ms", False), ("decode ms", False), ("peak MiB", False)),
+            *(("parameters", False), ("origin", True)),
+        ],
         "diverged": [t for t in study.trials if t.state == "complete" and not t.reached],
         "rejected": [t for t in study.trials if t.state == "rejected"],
         "unsupported": [t for t in study.trials if t.state == "unsupported"],
@@ -109,22 +155,41 @@ def _context(study: StudyRecord) -> dict[str, Any]:
         "failed": [t for t in study.trials if t.state == "failed"],
         "legend": [(name, label(name), colour(name)) for name in study.mixers],
         "recipe": yaml.safe_dump(study.recipe, sort_keys=False),
+        "environment": list(_flat(study.environment)),
         "phases": sorted(study.seconds_by_phase.items(), key=lambda item: -item[1]),
+        "glossary": GLOSSARY,
     }
 
 
-def _compared(found: Verdict | None) -> list[tuple[Row, str, str]]:
-    """Rows with their place and what tells them from rows of the same layout."""
-    if found is None:
-        return []
-    order = {"front": 0, "tied": 1, "dominated": 2}
-    rows = sorted(found.by_latency, key=lambda row: order[found.status(row)])
-    rows = [found.reference, *(rows if found.ranks_quality else found.by_latency)]
-    words = telling([row.trial.spec for row in rows])
-    return [
-        (row, found.place_in_words(row) if found.ranks_quality else "not ranked", differs)
-        for row, differs in zip(rows, words, strict=True)
-    ]
+_MEASURED = (("ttft_ms", 1, 1.0), ("decode_p50_ms", 2, 1.0), ("peak_memory_bytes", 0, 2.0**20))
+"""Figures of the table: field, digits, and how many of its units make one of the column's."""
+
+
+def _facts(study: StudyRecord) -> Iterator[str]:
+    """What the figures rest on: devices and engines, versions, the noise floor, today's date."""
+    if study.reference is not None:
+        for target, profile in study.reference.profiles.items():
+            identity = profile.identity
+            engine = f"{identity.runtime} {identity.runtime_version}, {identity.quant}"
+            yield f"{target}: {identity.device}; {engine}; {identity.threads} threads"
+    yield f"written {datetime.now().astimezone():%Y-%m-%d %H:%M}"
+    for key in ("archloop", "commit", "seed"):
+        if key in study.environment:
+            yield f"{key} {study.environment[key]}"
+    if floor := noise_floor(study):
+        yield f"noise floor, 95%: {floor}"
+
+
+def _flat(values: Mapping[str, Any], stem: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as lines: ``targets, here, processor``."""
+    for key, value in values.items():
+        name = f"{stem}, {key}" if stem else str(key)
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        elif isinstance(value, (list, tuple)):
+            yield name, ", ".join(map(str, value)) or "none"
+        else:
+            yield name, str(value)
 
 
 def headline(study: StudyRecord, found: Verdict | None) -> str:
@@ -166,7 +231,3 @@ def _findings(found: Verdict) -> list[str]:
     else:
         counts = ["quality is not ranked"]
     return [*counts, f"reliability {reliability}"]
-
-
-def _markup(figure: Any) -> Any:
-    return Markup(figures.to_html(figure))

@@ -4,11 +4,15 @@ Each block is a column: one band per parallel mixer, and below it a thin bar for
 (hatched for a mixture of experts). An arc above joins a block to the one it shares with.
 """
 
+import math
+from collections.abc import Sequence
 from html import escape
 
 from archloop.report.palette import colour, label
 from archloop.stack.spec import BlockSpec, StackSpec
 
+_CURVE_POINTS = 80
+"""Points of a drawn training at the most: a page has hundreds of trainings."""
 _WIDTH, _HEIGHT, _GAP, _TOP, _BAR = 22, 24, 3, 12, 5
 
 
@@ -34,6 +38,28 @@ def describe(spec: StackSpec) -> str:
         else:
             stretches.append((name, 1))
     return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in stretches)
+
+
+def curve(losses: Sequence[tuple[int, float]]) -> str:
+    """A training's loss against its steps as a small inline SVG; empty where there is none."""
+    kept = [(step, loss) for step, loss in losses if math.isfinite(loss)]
+    if len(kept) < 2:
+        return ""
+    kept = kept[:: max(1, len(kept) // _CURVE_POINTS)]
+    (first, _), (last, end) = kept[0], kept[-1]
+    low, high = min(loss for _, loss in kept), max(loss for _, loss in kept)
+    points = " ".join(
+        f"{36 + 364 * (step - first) / max(1, last - first):.1f},"
+        f"{92 - 84 * (loss - low) / ((high - low) or 1):.1f}"
+        for step, loss in kept
+    )
+    title = f"training loss from {kept[0][1]:.3f} at step {first} to {end:.3f} at step {last}"
+    return (
+        f'<svg class="curve" role="img" viewBox="0 0 410 108"><title>{title}</title>'
+        f'<polyline points="{points}"/><text x="0" y="12">{high:.2f}</text>'
+        f'<text x="0" y="94">{low:.2f}</text><text x="36" y="106">{first}</text>'
+        f'<text x="400" y="106" text-anchor="end">{last} steps</text></svg>'
+    )
 
 
 def tooltip(index: int, block: BlockSpec) -> str:

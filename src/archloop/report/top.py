@@ -1,0 +1,143 @@
+"""The top of the page: which stack to take, what tells it from the reference, what to do next.
+
+The recommended stack is the worthiest of those on the front, each objective counting alike
+(`findings.preference`). A figure is said to differ where the 95% interval of its ratio to the
+reference excludes 1, an objective where the comparison of all stacks at once says so.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from archloop.findings.preference import preferred
+from archloop.findings.verdict import Row, Verdict
+from archloop.profiling.record import Figures, Interval, Profile
+from archloop.store.record import StudyRecord, TrialRecord
+
+_FIGURES = (
+    ("ttft_ms", "first token", "ms", 1.0),
+    ("decode_p50_ms", "decode step", "ms", 1.0),
+    ("peak_memory_bytes", "peak memory", "MiB", 2.0**20),
+)
+
+
+class Line(NamedTuple):
+    """One figure of the recommended stack beside the reference's.
+
+    Attributes:
+        ratio: to the reference, or for an objective of scores the difference, with its interval.
+        verdict: ``better`` or ``worse`` where the two are told apart, else ``tied``.
+    """
+
+    what: str
+    stack: str
+    reference: str
+    ratio: str
+    verdict: str
+
+
+class Top(NamedTuple):
+    """What stands first.
+
+    Attributes:
+        trial: the recommended stack; None: nothing is better than the reference beyond doubt.
+        words: the verdict in a sentence.
+        lines: its figures beside the reference's.
+        command: to copy next.
+    """
+
+    trial: TrialRecord | None
+    words: str
+    lines: tuple[Line, ...]
+    command: str
+
+
+def top(study: StudyRecord, found: Verdict | None, folder: str) -> Top:
+    """What stands first on a study's page.
+
+    Args:
+        study: as it was read.
+        found: verdict on it; None where nothing can be compared yet.
+        folder: of the study, for the command.
+    """
+    if found is None:
+        return Top(None, "Nothing can be compared yet.", (), f"archloop search {_recipe(study)}")
+    if not found.ranks_quality:
+        words = "Quality is not known well enough to recommend a stack."
+        return Top(None, words, (), f"archloop extend {folder} --trials 20")
+    row = _recommended(study, found)
+    if row is None:
+        words = "No stack is on the front beyond doubt: the reference preset stays."
+        return Top(None, words, (), f"archloop extend {folder} --trials 20")
+    lines = (*_objectives(found, row), *_measured(row.trial))
+    words = f"Trial {row.trial.number} is recommended: {found.place_in_words(row)}."
+    return Top(row.trial, words, lines, f"archloop train {folder} --trial {row.trial.number}")
+
+
+def noise_floor(study: StudyRecord) -> str:
+    """How far the reference preset measured beside itself lies from itself, by target."""
+    if study.reference is None:
+        return ""
+    floors = [
+        f"{target}: latency {_ends(profile.latency_ratio)}, memory {_ends(profile.memory_ratio)}"
+        for target, profile in study.reference.profiles.items()
+        if profile.latency_ratio is not None and profile.memory_ratio is not None
+    ]
+    return "; ".join(floors)
+
+
+def _recommended(study: StudyRecord, found: Verdict) -> Row | None:
+    weights = {each.name: 1.0 for each in study.objectives}
+    for each in preferred(found, study.objectives, weights):
+        if found.status(each.row) == "front":
+            return each.row
+    return None
+
+
+def _objectives(found: Verdict, row: Row) -> Iterator[Line]:
+    for column, (name, own) in enumerate(row.place.estimates.items()):
+        theirs = found.reference.place.estimates[name]
+        is_better = column in row.place.member.better_in
+        # Whether it is worse follows from the two intervals alone, which is careful: they overlap
+        # more often than the interval of the difference contains 0.
+        apart = own.interval()[0] > theirs.interval()[1] or own.interval()[1] < theirs.interval()[0]
+        yield Line(
+            name,
+            f"{own.mean:.3f} ± {own.half_width():.3f}",
+            f"{theirs.mean:.3f} ± {theirs.half_width():.3f}",
+            f"{own.mean - theirs.mean:+.3f}",
+            "better" if is_better else "worse" if apart else "tied",
+        )
+
+
+def _measured(trial: TrialRecord) -> Iterator[Line]:
+    for target, profile in trial.profiles.items():
+        for figures in profile.figures:
+            for name, words, unit, scale in _FIGURES:
+                yield _figure(target, profile, figures, name, f"{words}, {unit}", scale)
+
+
+def _figure(
+    target: str, profile: Profile, figures: Figures, name: str, words: str, scale: float
+) -> Line:
+    own: Interval = getattr(figures, name)
+    ratio = profile.ratios.get(str(figures.context), {}).get(name)
+    if ratio is None:
+        verdict, reference = "tied", "-"
+    else:
+        verdict = "better" if ratio.high < 1 else "worse" if ratio.low > 1 else "tied"
+        reference = f"{own.value / ratio.value / scale:,.2f}"
+    return Line(
+        f"{words} at {figures.context} on {target}",
+        f"{own.value / scale:,.2f} [{own.low / scale:,.2f}, {own.high / scale:,.2f}]",
+        reference,
+        "-" if ratio is None else f"{ratio.value:.3f} {_ends(ratio)}",
+        verdict,
+    )
+
+
+def _ends(value: Interval | None) -> str:
+    return "-" if value is None else f"[{value.low:.3f}, {value.high:.3f}]"
+
+
+def _recipe(study: StudyRecord) -> str:
+    return f"recipes/{study.name}.yaml"

@@ -14,7 +14,7 @@ from archloop.search.evaluator import CandidateFailed
 from archloop.search.hardware import HardwareEvaluator
 from archloop.search.study import Study
 from archloop.stack.spec import StackSpec
-from archloop.workers.deaths import Kind, WorkerError
+from archloop.workers.deaths import Cause, WorkerError
 from search.stand_in import recipe
 
 
@@ -76,7 +76,7 @@ def test_a_device_that_is_not_there_is_no_fault_of_the_corpus(
 
 @pytest.mark.parametrize("kind", ["disk", "memory", "gone"])
 def test_why_a_worker_died_stays_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Cause
 ) -> None:
     def died(*_: object) -> None:
         raise WorkerError(kind, "one line")

@@ -158,7 +158,7 @@ class _ExecuTorchSession(Session):
         self._filled_with: int | None = None
 
     def prefill(self, ids: Ids) -> int:
-        self._make_room(len(ids))
+        self.check_room(self.num_tokens, len(ids))
         token = -1
         for start in range(0, len(ids), self._graph.PASS):
             part = ids[start : start + self._graph.PASS]
@@ -173,7 +173,7 @@ class _ExecuTorchSession(Session):
 
     def decode_step(self, token: int) -> int:
         self.check_known(token)
-        self._make_room(1)
+        self.check_room(self.num_tokens, 1)
         return self._step(token)
 
     def logits(self) -> Logits:
@@ -187,7 +187,7 @@ class _ExecuTorchSession(Session):
 
     def fill(self, num_tokens: int, seed: int) -> None:
         self._set_length(0)
-        self._make_room(num_tokens)
+        self.check_room(self.num_tokens, num_tokens)
         if self._filled_with != seed:
             generator = self._torch.Generator().manual_seed(seed)
             for tensor in self._state:
@@ -229,10 +229,3 @@ class _ExecuTorchSession(Session):
     def _set_length(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
         self._length.fill_(num_tokens)
-
-    def _make_room(self, num_new: int) -> None:
-        if self.num_tokens + num_new > self.max_context:
-            raise ValueError(
-                f"the session has room for {self.max_context} tokens, holds {self.num_tokens} and "
-                f"was given {num_new} more; open it with a larger max_context"
-            )

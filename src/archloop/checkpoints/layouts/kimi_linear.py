@@ -18,7 +18,6 @@ from archloop.checkpoints.layouts.base import (
 )
 from archloop.checkpoints.pieces import Piece, rows
 from archloop.errors import UserError
-from archloop.stack.cost import channel_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _KINDS = {"kda": "linear_attention", "mla": "full_attention"}
@@ -300,7 +299,7 @@ def _channel_keys(spec: StackSpec) -> dict[str, Any]:
         found["intermediate_size"] = sizes_of(dense, spec.d_model)["d_ff"]
     if sparse is None:
         return found
-    values, sizes = channel_config(sparse).model_dump(), channel_config(sparse).sizes(spec.d_model)
+    sizes = sizes_of(sparse, spec.d_model)
     shared = sizes.get("d_shared", 0)
     if shared % sizes["d_expert"]:
         raise UnsayableError(f"a shared expert {shared} wide is no number of experts")
@@ -309,10 +308,10 @@ def _channel_keys(spec: StackSpec) -> dict[str, Any]:
         "num_experts": sizes["num_experts"],
         "num_experts_per_token": sizes["top_k"],
         "num_shared_experts": shared // sizes["d_expert"],
-        "num_expert_group": values["num_groups"],
-        "topk_group": values["top_groups"],
-        "moe_renormalize": values["normalize"],
-        "routed_scaling_factor": values["routed_scale"],
+        "num_expert_group": sizes["num_groups"],
+        "topk_group": sizes["top_groups"],
+        "moe_renormalize": sizes["normalize"],
+        "routed_scaling_factor": sizes["routed_scale"],
     }
 
 

@@ -8,7 +8,6 @@ from archloop.checkpoints.keys import Keys
 from archloop.checkpoints.layouts.base import UnsayableError, sizes_of
 from archloop.checkpoints.pieces import Piece, rows
 from archloop.errors import UserError
-from archloop.stack.cost import channel_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar
 
 _LLAMA3 = {
@@ -203,7 +202,7 @@ def expert_pieces(
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
 ) -> Iterator[Piece]:
     """Gate, up and down projection of each expert; ours hold all experts."""
-    sizes = channel_config(channel).sizes(width)
+    sizes = sizes_of(channel, width)
     d_ff = sizes["d_expert"]
     for expert in range(sizes["num_experts"]):
         gate, up, down = (f"{theirs}{expert}.{name}.weight" for name in names)
@@ -217,7 +216,7 @@ def shared_expert_pieces(
     channel: ChannelMixerSpec, width: int, theirs: str, ours: str
 ) -> Iterator[Piece]:
     """The expert that acts on every token, a gated feed-forward; nothing if there is none."""
-    if "d_shared" not in (sizes := channel_config(channel).sizes(width)):
+    if "d_shared" not in (sizes := sizes_of(channel, width)):
         return
     d_ff = sizes["d_shared"]
     named = [(f"{theirs}{name}.weight", d_ff) for name in ("gate_proj", "up_proj")]

@@ -49,7 +49,8 @@ def _width(block: BlockSpec, d_model: int) -> int | None:
     """The hidden width of a block's feed-forward; None for other channel mixers."""
     if block.channel_mixer is None:
         return None
-    return cost.channel_config(block.channel_mixer).sizes(d_model).get("d_ff")
+    width = cost.channel_config(block.channel_mixer).sizes(d_model).get("d_ff")
+    return width if isinstance(width, int) else None
 
 
 def _as_wide(block: BlockSpec, d_model: int, widest: dict[str, int]) -> BlockSpec:

@@ -60,3 +60,12 @@ def test_what_cannot_be_compared_is_said_in_one_line() -> None:
         assert (status, out) == (2, "")
         assert words in " ".join(err.split())
         assert err.count("\n") == 1
+
+
+def test_designs_that_no_engine_runs_are_not_measured() -> None:
+    status, _, err = run(*SMALL, "mamba3", "--profile", "--runtime", "llama_cpp", "--quant", "q8_0")
+    assert status == 2
+    assert "mamba3 is not measured" in err
+    assert "--runtime llama_cpp runs none of the designs" in " ".join(err.split())
+    status, _, err = run("lfm2-350m", "--profile")
+    assert (status, "belong to --at-budget" in " ".join(err.split())) == (2, True)

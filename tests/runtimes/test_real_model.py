@@ -37,7 +37,7 @@ def test_it_answers_in_pytorch(folder: Path) -> None:
     assert "Paris" in answer(folder)
 
 
-@pytest.mark.ci
+@pytest.mark.engines
 @pytest.mark.parametrize("name", registry.shipped("runtimes"))
 def test_it_answers_in_every_runtime_that_can_run_it(
     name: str, folder: Path, tmp_path: Path

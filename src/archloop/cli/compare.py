@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -53,22 +53,41 @@ def compare(
     specs: Annotated[
         Path | None, typer.Option(help="Write each design's spec into this folder, as .json.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure the designs of a budget too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure models in turns and say which figures differ; or build designs at one budget.
 
     As they are, each model is measured beside the first, with random weights. With --at-budget
-    nothing is measured: a design keeps its depth, its pattern and the widths of its heads, its
-    width and its feed-forwards meet the budget within 1%, and experts become at most 32.
+    nothing is measured unless --profile asks for it: a design keeps its depth, its pattern and the
+    widths of its heads, its width and its feed-forwards meet the budget within 1%, and experts
+    become at most 32.
     """
     if at_budget is None:
-        if plot is not None or specs is not None:
-            raise UserError("--plot and --specs belong to --at-budget, such as --at-budget 350M")
+        if plot is not None or specs is not None or profile:
+            raise UserError(
+                "--plot, --specs and --profile belong to --at-budget, such as --at-budget 350M"
+            )
         lengths = _lengths(contexts or MEASURED)
         _measure(models, target_of(device, runtime, quant, threads, lengths), processes, as_json)
         return
     budget = count("--at-budget", at_budget, "parameters")
-    _at_budget(models, budget, vocab_size, _lengths(contexts or CONTEXTS), plot, specs, as_json)
+    built = {name: _scaled(name, budget, vocab_size) for name in dict.fromkeys(models)}
+    if specs is not None:
+        _write(built, specs)
+    title = f"Designs at {at_budget} parameters, vocabulary of {vocab_size:,}"
+    designs = _estimate(built, title, _lengths(contexts or CONTEXTS), plot, show=not as_json)
+    measured: list[dict[str, Any]] = []
+    if profile:
+        target = target_of(device, runtime, quant, threads, _lengths(contexts or MEASURED))
+        measured = _measured(_runnable(built, runtime), target, processes, show=not as_json)
+    if as_json:
+        told = ("beside", "measured", "verdicts")
+        by_name = {row["name"]: {key: row[key] for key in told} for row in measured}
+        rows = [{"name": name, **found.model_dump()} for name, found in designs.items()]
+        print_json([row | by_name.get(row["name"], {}) for row in rows])
 
 
 def _lengths(contexts: str) -> list[int]:
@@ -76,12 +95,36 @@ def _lengths(contexts: str) -> list[int]:
 
 
 def _measure(models: list[str], target: "Target", processes: int, as_json: bool) -> None:
-    from archloop.cli import comparing
-    from archloop.profiling import ProfileConfig
-
     specs = {name: find(name).spec for name in dict.fromkeys(models)}
     if len(models) > len(specs) > 1:
         raise UserError("a model is named twice; to see the noise, name one alone")
+    rows = _measured(specs, target, processes, show=not as_json)
+    if as_json:
+        print_json(rows)
+
+
+def _runnable(built: "dict[str, StackSpec]", runtime: str) -> "dict[str, StackSpec]":
+    """Designs that an engine can run; the others are said to be left out."""
+    from archloop import registry
+
+    engine = registry.get("runtimes", runtime)()
+    lacking = {name: engine.unsupported(spec) for name, spec in built.items()}
+    for name, why in lacking.items():
+        if why is not None:
+            stderr.print(f"{name} is not measured: {why}", markup=False, soft_wrap=True)
+    found = {name: spec for name, spec in built.items() if lacking[name] is None}
+    if not found:
+        raise UserError(f"--runtime {runtime} runs none of the designs")
+    return found
+
+
+def _measured(
+    specs: "dict[str, StackSpec]", target: "Target", processes: int, show: bool
+) -> list[dict[str, Any]]:
+    """Each model beside the first, as JSON has it; `show` prints tables too."""
+    from archloop.cli import comparing
+    from archloop.profiling import ProfileConfig
+
     if not 2 <= processes <= 1000:
         raise UserError(f"--processes {processes}: must be from 2 to 1000")
     target.check()
@@ -89,39 +132,28 @@ def _measure(models: list[str], target: "Target", processes: int, as_json: bool)
         config = ProfileConfig(processes=processes)
         found = comparing.measured(specs, target, config, progress)
     first = next(iter(specs))
-    if as_json:
-        print_json(comparing.plain(first, found))
-    else:
+    if show:
         comparing.show(first, found, Console(highlight=False))
+    return comparing.plain(first, found)
 
 
-def _at_budget(
-    models: list[str],
-    budget: int,
-    vocab_size: int,
-    lengths: list[int],
-    plot: Path | None,
-    specs: Path | None,
-    as_json: bool,
-) -> None:
+def _estimate(
+    built: "dict[str, StackSpec]", title: str, lengths: list[int], plot: Path | None, show: bool
+) -> "dict[str, Footprint]":
     from archloop.stack.footprint import footprint
 
-    built = {name: _scaled(name, budget, vocab_size) for name in dict.fromkeys(models)}
     designs = {name: footprint(spec, lengths) for name, spec in built.items()}
-    if specs is not None:
-        _write(built, specs)
     if plot is not None:
         from archloop.report import designs as picture
 
-        title = f"Designs at {budget:,} parameters, vocabulary of {vocab_size:,}"
         picture.write(designs, title, plot)
-    if as_json:
-        print_json([{"name": name, **found.model_dump()} for name, found in designs.items()])
-        return
+    if not show:
+        return designs
     console = Console(highlight=False)
     console.print(_sizes(designs))
     for measure in _MEASURES:
         console.print(_by_context(designs, measure))
+    return designs
 
 
 def _scaled(name: str, budget: int, vocab_size: int) -> "StackSpec":

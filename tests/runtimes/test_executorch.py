@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from archloop import registry
+from archloop.runtimes import executorch_graph, executorch_quantizing
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.block_cache import BlockCache
 from archloop.runtimes.exporting import build_random, compose
@@ -84,21 +86,51 @@ def test_a_stack_of_lowered_pieces_is_the_whole_stack(runtime: Any, tmp_path: Pa
     )
 
 
+@pytest.mark.ci
+@pytest.mark.timeout(900)
+def test_8da4w_is_the_model_that_torchao_quantised(runtime: Any, tmp_path: Path) -> None:
+    decoder = build_random(stack("gqa"), 0)
+    weight_bytes = runtime.write(decoder, tmp_path, "8da4w")
+    assert set(weight_bytes) == {"int4", "float32"}
+    ids = torch.randint(64, (72,), generator=torch.Generator().manual_seed(0))
+    part = executorch_graph.whole(decoder)
+    executorch_quantizing.quantize(part)
+    state = [torch.zeros(each.sized(200)) for each in part.held]
+    expected = []
+    with torch.no_grad():
+        for start, end in ((0, 64), (64, 70)):
+            given = torch.zeros(1, 64, dtype=torch.int64)
+            given[0, : end - start] = ids[start:end]
+            counts = torch.tensor([start]), torch.tensor([end - start])
+            expected = [executorch_graph.Pass(part)(given, *counts, state)[1]]
+        for index in (70, 71):
+            one = ids[index : index + 1], torch.tensor([index])
+            expected.append(executorch_graph.Step(part)(*one, state)[1])
+    session = runtime.load(tmp_path, described(runtime, decoder, "8da4w"), 1, 100)
+    found = session_rows(session, [ids[:64].tolist(), ids[64:70].tolist()], ids[70:].tolist())
+    # Rounding of activations falls either way; weights that were rounded otherwise lie 1 apart.
+    assert distance(found, torch.cat(expected).numpy()) < 0.2
+
+
+def described(runtime: Any, decoder: Decoder, quant: str) -> Manifest:
+    return Manifest(
+        spec=decoder.spec,
+        runtime="executorch",
+        version=runtime.version(),
+        quant=quant,
+        precision="float32",
+        weight_bytes={},
+        files={},
+    )
+
+
 def check(runtime: Any, decoder: Decoder, folder: Path, tolerance: float) -> np.ndarray:
     """Logits of a session, which agree with eager PyTorch's, twice."""
     ids = np.random.default_rng(0).integers(64, size=sum(PARTS) + STEPS).tolist()
     prompt, steps = ids[: sum(PARTS)], ids[sum(PARTS) :]
     ends = np.cumsum(PARTS).tolist()
     parts = [prompt[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    manifest = Manifest(
-        spec=decoder.spec,
-        runtime="executorch",
-        version=runtime.version(),
-        quant="fp32",
-        precision="float32",
-        weight_bytes={},
-        files={},
-    )
+    manifest = described(runtime, decoder, "fp32")
     session = runtime.load(folder, manifest, 1, len(ids))
     first = session_rows(session, parts, steps)
     assert distance(first, eager_logits(decoder, prompt, steps, "float32")) < tolerance

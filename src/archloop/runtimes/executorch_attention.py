@@ -51,7 +51,9 @@ class FusedGQA(GQA):
         """Give queries, and keys and values, a projection each."""
         width = self.num_heads * self.head_dim
         weight = self.qkv_proj.weight
-        self.q_proj, self.kv_proj = _linear(weight[:width]), _linear(weight[width:])
+        self.q_proj = _linear(weight[:width])
+        if weight.shape[0] > width:
+            self.kv_proj = _linear(weight[width:])
         del self.qkv_proj
 
     def queries(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ class FusedMLA(MLA):
 
 
 def _linear(weight: Tensor) -> Linear:
-    """A projection with a copy of some rows; none where there are no rows."""
+    """A projection with a copy of some rows."""
     made = Linear(weight.shape[1], weight.shape[0])
     made.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     return made

@@ -164,6 +164,12 @@ def _view(rewriter: _Rewriter, node: Node) -> Node | None:
     return rewriter.call(aten.view.default, node.args[0], list(made.shape))
 
 
+def _same(rewriter: _Rewriter, node: Node) -> Any:
+    """A name of PyTorch's bookkeeping for what is there already."""
+    del rewriter
+    return node.args[0]
+
+
 def _select(rewriter: _Rewriter, node: Node) -> Node | None:
     x, axis, index = node.args
     made = _value(node)
@@ -220,6 +226,7 @@ _OF_TENSORS: dict[Any, Any] = {
 
 
 _RULES: dict[Any, Callable[[_Rewriter, Node], Node | None]] = {
+    aten.alias.default: _same,
     aten.sum.dim_IntList: _sum,
     aten.mean.dim: _mean,
     aten.unsqueeze.default: _view,

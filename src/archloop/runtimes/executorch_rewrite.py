@@ -170,6 +170,16 @@ def _same(rewriter: _Rewriter, node: Node) -> Any:
     return node.args[0]
 
 
+def _remainder(rewriter: _Rewriter, node: Node) -> Node | None:
+    """As in Python for negative numbers too, where ExecuTorch's kernel (1.5.1) leaves the sign."""
+    x, size = node.args[:2]
+    if _value(x).dtype.is_floating_point or not isinstance(size, int):
+        return None
+    signed = rewriter.call(aten.remainder.Scalar, x, size)
+    shifted = rewriter.call(aten.add.Tensor, signed, size)
+    return rewriter.call(aten.remainder.Scalar, shifted, size)
+
+
 def _select(rewriter: _Rewriter, node: Node) -> Node | None:
     x, axis, index = node.args
     made = _value(node)
@@ -227,6 +237,7 @@ _OF_TENSORS: dict[Any, Any] = {
 
 _RULES: dict[Any, Callable[[_Rewriter, Node], Node | None]] = {
     aten.alias.default: _same,
+    aten.remainder.Scalar: _remainder,
     aten.sum.dim_IntList: _sum,
     aten.mean.dim: _mean,
     aten.unsqueeze.default: _view,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from archloop.runtimes.executorch_graph import Part
     from archloop.runtimes.pieces import Kind, Placed
+    from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
 MODEL, STATE = "model.pte", "state.json"
@@ -33,7 +34,7 @@ class ExecuTorch(Runtime):
 
     quants = ("fp32", "8da4w")
     lowers_pieces = True
-    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "8da4w": 2.0}
+    parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "8da4w": 1e-4}
 
     def version(self) -> str:
         return metadata.version("executorch")
@@ -55,6 +56,12 @@ class ExecuTorch(Runtime):
         from archloop.runtimes import executorch_graph
 
         return _write(executorch_graph.whole(decoder), directory, quant)
+
+    def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
+        from archloop.runtimes import executorch_quantizing
+
+        del directory
+        return executorch_quantizing.products(decoder) if quant == "8da4w" else {}
 
     def lower(
         self, decoder: "Decoder", kind: "Kind", directory: Path, quant: str

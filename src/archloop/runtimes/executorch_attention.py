@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archloop.blocks.attention import Attention
 from archloop.blocks.base import Features, SequenceMixer, Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.mla import MLA
+from archloop.blocks.mixers.swa import SWA
 
 CACHES = {"gqa": ("k", "v"), "mla": ("latent",)}
 """Tensors of a mixer's state that are caches of shape (B, S, M, H) here."""
@@ -36,19 +38,19 @@ def fuse(mixer: SequenceMixer) -> None:
     Its numbers stay; how it reads and writes its state is another class's, and projections that
     are rows of one matrix become matrices of their own, which can be quantised.
     """
-    if type(mixer) is GQA:
-        mixer.__class__ = FusedGQA
-        assert isinstance(mixer, FusedGQA)
+    if type(mixer) in _SPLIT:
+        mixer.__class__ = _SPLIT[type(mixer)]
+        assert isinstance(mixer, _SplitAttention)
         mixer.split()
     elif type(mixer) is MLA:
         mixer.__class__ = FusedMLA
 
 
-class FusedGQA(GQA):
-    """Grouped-query attention whose cache is (B, S, M, H)."""
+class _SplitAttention(Attention):
+    """Attention with a projection for queries and one for keys and values."""
 
     def split(self) -> None:
-        """Give queries, and keys and values, a projection each."""
+        """Make them of the rows of the one projection."""
         width = self.num_heads * self.head_dim
         weight = self.qkv_proj.weight
         self.q_proj = _linear(weight[:width])
@@ -63,6 +65,14 @@ class FusedGQA(GQA):
         assert self.k_norm is not None, "a consumer has no keys of its own"
         k_BTd, v_BTd = self.kv_proj(x_BTD).chunk(2, -1)
         return self._placed(k_BTd, self.num_kv_heads, self.k_norm, positions_BT), self._heads(v_BTd)
+
+
+class SplitSWA(_SplitAttention, SWA):
+    """Windowed attention, whose ring needs none of the operators."""
+
+
+class FusedGQA(_SplitAttention, GQA):
+    """Grouped-query attention whose cache is (B, S, M, H)."""
 
     def features(self, x_BTD: Tensor, state: State | None, span: Span) -> Features:
         assert state is not None, "a graph of inference has a state"
@@ -147,3 +157,6 @@ def _attend(q_BTNH: Tensor, k_BSMH: Tensor, v_BSMH: Tensor, first: Any, scale: f
         q_BTNH.contiguous(), k_BSMH, v_BSMH, first, None, 0.0, True, scale
     )
     return y_BTNH
+
+
+_SPLIT: dict[type[SequenceMixer], type[SequenceMixer]] = {GQA: FusedGQA, SWA: SplitSWA}

@@ -3,9 +3,17 @@
 Weights of matrices become int4, each 32 of a row with a scale of their own; activations become int8
 as they come, with a scale a token. The embedding, convolutions, norms, experts, routers and what is
 no module of its own stay float32.
+
+Shape suffixes: N outputs of a matrix, K its inputs.
 """
 
-from torch import nn
+from collections.abc import Container
+
+import torch
+from torch import Tensor, nn
+
+from archloop.runtimes.rounding import Product
+from archloop.stack.decoder import Decoder
 
 GROUP = 32
 """Numbers of a row that share a scale."""
@@ -18,18 +26,9 @@ as two tensors, never called."""
 
 def quantize(part: nn.Module) -> dict[str, int]:
     """Quantise in place; returns weight bytes by precision, scales among float32."""
-    import torch
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
-    from torchao.quantization.granularity import PerGroup
     from torchao.utils import unwrap_tensor_subclass
 
-    chosen = {
-        name: module
-        for name, module in part.named_modules()
-        if isinstance(module, nn.Linear)
-        and module.in_features % GROUP == 0
-        and name.rsplit(".", 1)[-1] not in _FLOAT
-    }
+    chosen = _chosen(part)
     num_int4 = sum(module.weight.numel() for module in chosen.values())
     kept = {id(p): p.numel() for p in part.parameters()}
     for module in chosen.values():
@@ -37,13 +36,55 @@ def quantize(part: nn.Module) -> dict[str, int]:
     # A tied embedding is there twice: as a table in float32, and as the head's matrix.
     embedding = part.decoder.embedding.weight  # type: ignore[union-attr]
     kept[id(embedding)] = embedding.numel()  # type: ignore[operator]
-    quantize_(
-        part,
-        Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=getattr(torch, _INT4), weight_granularity=PerGroup(GROUP)
-        ),
-        filter_fn=lambda module, name: name in chosen,
-    )
+    _quantize(part, chosen)
     unwrap_tensor_subclass(part)
     scales = num_int4 // GROUP
     return {"int4": num_int4 // 2, "float32": 4 * (sum(kept.values()) + scales)}
+
+
+def products(decoder: Decoder) -> dict[str, Product]:
+    """How the engine multiplies by the matrices of a decoder that `quantize` would round."""
+    named = {f"{name}.weight": module.weight for name, module in _chosen(decoder).items()}
+    if decoder.head is None and decoder.spec.d_model % GROUP == 0:
+        named["embedding.weight"] = decoder.embedding.weight
+    return {name: Product(_rounded(weight), _tokens_to_int8) for name, weight in named.items()}
+
+
+def _chosen(module: nn.Module) -> dict[str, nn.Linear]:
+    """The matrices that are quantised, by name."""
+    return {
+        name: each
+        for name, each in module.named_modules()
+        if isinstance(each, nn.Linear)
+        and each.in_features % GROUP == 0
+        and name.rsplit(".", 1)[-1] not in _FLOAT
+    }
+
+
+def _quantize(module: nn.Module, names: Container[str]) -> None:
+    """Let torchao round the weights of these modules, in place."""
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
+    config = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=getattr(torch, _INT4), weight_granularity=PerGroup(GROUP)
+    )
+    quantize_(module, config, filter_fn=lambda _, name: name in names)
+
+
+def _rounded(weight_NK: Tensor) -> Tensor:
+    """A matrix's weights as torchao rounds them."""
+    alone = nn.Sequential(nn.Linear(weight_NK.shape[1], weight_NK.shape[0], bias=False))
+    alone[0].weight = nn.Parameter(weight_NK.detach().float().clone(), requires_grad=False)
+    _quantize(alone, ("0",))
+    whole: Tensor = alone[0].weight.dequantize()
+    return whole
+
+
+def _tokens_to_int8(x: Tensor) -> Tensor:
+    """Each token's numbers in 256 even steps from the least to the largest, one of them 0."""
+    low, high = x.amin(-1, keepdim=True).clamp(max=0.0), x.amax(-1, keepdim=True).clamp(min=0.0)
+    step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)
+    zero = (-128 - (low / step).round()).clamp(-128, 127)
+    whole: Tensor = (((x / step).round() + zero).clamp(-128, 127) - zero) * step
+    return whole

@@ -115,8 +115,7 @@ def _write(part: "Part", directory: Path, quant: str) -> dict[str, int]:
     from archloop.runtimes import executorch_lowering, executorch_quantizing
 
     if quant == "fp32":
-        weights = {id(p): p.numel() * 4 for p in part.parameters()}
-        weight_bytes = {"float32": sum(weights.values())}
+        weight_bytes = {"float32": sum(p.numel() * 4 for p in part.weights().values())}
     else:
         weight_bytes = executorch_quantizing.quantize(part)
     with (directory / MODEL).open("wb") as file:

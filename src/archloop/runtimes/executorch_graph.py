@@ -122,6 +122,20 @@ class Part(nn.Module):
         ]
         return tensors, [None if each.slots is None else {each.slots: slots} for each in self.held]
 
+    def weights(self) -> dict[int, Tensor]:
+        """The parameters that the part computes with, by identity, each once."""
+        found: list[Tensor] = [self.decoder.embedding.weight] if self.embeds else []
+        if self.head is not None:
+            found += [self.head.weight, *self.decoder.norm.parameters()]
+        blocks = list(self.decoder.each_block())
+        for index, is_mixer in self.halves:
+            found += [
+                parameter
+                for name, parameter in blocks[index].named_parameters()
+                if name.startswith("channel") != is_mixer
+            ]
+        return {id(parameter): parameter for parameter in found}
+
     def end(self, stream: Stream, last_B: Tensor | None) -> tuple[Tensor, ...]:
         """What a graph gives: the stream, or token (B,) and logits (B, V)."""
         if not self.answers:

@@ -12,6 +12,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor, nn
 
+from archloop.runtimes.executorch_graph import Part
 from archloop.runtimes.rounding import Product
 from archloop.stack.decoder import Decoder
 
@@ -24,18 +25,17 @@ _FLOAT = ("router", "up_proj")
 as two tensors, never called."""
 
 
-def quantize(part: nn.Module) -> dict[str, int]:
+def quantize(part: Part) -> dict[str, int]:
     """Quantise in place; returns weight bytes by precision, scales among float32."""
     from torchao.utils import unwrap_tensor_subclass
 
     chosen = _chosen(part)
-    num_int4 = sum(module.weight.numel() for module in chosen.values())
-    kept = {id(p): p.numel() for p in part.parameters()}
-    for module in chosen.values():
-        kept.pop(id(module.weight), None)
-    # A tied embedding is there twice: as a table in float32, and as the head's matrix.
-    embedding = part.decoder.embedding.weight  # type: ignore[union-attr]
-    kept[id(embedding)] = embedding.numel()  # type: ignore[operator]
+    kept = {key: parameter.numel() for key, parameter in part.weights().items()}
+    num_int4 = sum(kept.pop(id(module.weight), 0) for module in chosen.values())
+    if part.embeds:
+        # A tied embedding is there twice: as a table in float32, and as the head's matrix.
+        kept[-1] = part.decoder.embedding.weight.numel()
+        kept.pop(id(part.decoder.embedding.weight), None)
     _quantize(part, chosen)
     unwrap_tensor_subclass(part)
     scales = num_int4 // GROUP

@@ -23,6 +23,7 @@ def spec_file(folder: Path, pattern: str) -> str:
     return str(file)
 
 
+@pytest.mark.ci
 def test_models_are_measured_in_turns_and_said_to_differ_or_tie(tmp_path: Path) -> None:
     files = [spec_file(tmp_path, pattern) for pattern in ("AA", "CC")]
     call = ["compare", *files, "--contexts", "16", "--processes", "2", "--threads", "1", "--json"]

@@ -83,6 +83,7 @@ def test_smaller_stack_is_faster_and_smaller(measured: Any) -> None:
     assert any("1024 is composed" in flag for flag in found.flags)
 
 
+@pytest.mark.ci
 def test_every_sample_is_kept(measured: Any) -> None:
     found, folder, _ = measured
     samples = read_samples(folder)
@@ -101,6 +102,7 @@ def test_every_sample_is_kept(measured: Any) -> None:
             assert long.state_bytes > short.state_bytes
 
 
+@pytest.mark.ci
 def test_only_the_references_artifact_is_kept(measured: Any) -> None:
     _, folder, _ = measured
     kept = [json.loads(p.read_text()) for p in (folder / "artifacts").glob("*/manifest.json")]
@@ -111,6 +113,7 @@ def test_only_the_references_artifact_is_kept(measured: Any) -> None:
     )
 
 
+@pytest.mark.ci
 def test_progress_rises_to_one(measured: Any) -> None:
     *_, seen = measured
     shares = [share for share, _ in seen]
@@ -118,6 +121,7 @@ def test_progress_rises_to_one(measured: Any) -> None:
     assert shares[-1] == pytest.approx(1.0)
 
 
+@pytest.mark.ci
 def test_each_further_look_adds_processes(measured: Any) -> None:
     found, folder, _ = measured
     for look, processes in ((2, 3), (3, 4)):
@@ -129,6 +133,7 @@ def test_each_further_look_adds_processes(measured: Any) -> None:
         assert profile_from_samples(samples) == more
 
 
+@pytest.mark.ci
 def test_a_a_run_finds_no_difference(tmp_path: Path) -> None:
     target = TARGET.model_copy(update={"contexts": (64,)})
     config = QUICK.model_copy(update={"timed_steps": 40})

@@ -53,6 +53,7 @@ def test_every_kit_is_known_by_its_kind() -> None:
     assert known == set(archloop.testing.__all__)
 
 
+@pytest.mark.ci
 def test_plugins_of_every_kind_are_tested(tmp_path: Path) -> None:
     recipe = write(tmp_path, STRATEGY)
     shown = CliRunner().invoke(app, ["plan", str(recipe), "--no-probe", "--json"])

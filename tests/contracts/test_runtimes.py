@@ -13,13 +13,13 @@ class TestRuntimes(RuntimeContract):
 
     @classmethod
     def marks(cls, name: str, quant: str) -> tuple[Any, ...]:
-        """Compiling takes seconds a session: by default eager alone runs."""
+        """Compiling and lowering take long: eager alone runs by default, one of each in CI."""
         if name == "torch_cuda":
             return (pytest.mark.gpu,)
-        if not name.startswith("torch_"):
-            # Engines of other packages, which make test-ci installs; some lower for a minute.
-            return (pytest.mark.ci, pytest.mark.timeout(900))
         if name == "torch_eager":
             return ()
-        first = quant == registry.get("runtimes", name).quants[0]
-        return (pytest.mark.ci if first else pytest.mark.slow,)
+        if quant == registry.get("runtimes", name).quants[0]:
+            return (pytest.mark.ci, pytest.mark.timeout(900))
+        # Engines of other packages, which make test-engines installs.
+        others = pytest.mark.slow if name.startswith("torch_") else pytest.mark.engines
+        return (others, pytest.mark.timeout(900))

@@ -166,12 +166,12 @@ def parameters_equal_the_module(mixer: nn.Module, config: Config, d_model: int) 
         raise ContractError(f"num_params declares {declared}, the module has {counted}{which}")
 
 
-def counts_equal_the_module(mixer: nn.Module, config: MixerConfig, d_model: int) -> None:
+def counts_equal_the_module(mixer: SequenceMixer, config: MixerConfig, d_model: int) -> None:
     """Parameters and bytes of state are what the config declares."""
     parameters_equal_the_module(mixer, config, d_model)
     for dtype in (torch.bfloat16, torch.float32):
         for context in (1, LENGTH):
-            state: State = mixer.init_state(1, context, dtype)  # type: ignore[operator]
+            state: State = mixer.init_state(1, context, dtype)
             if state.nbytes != (nbytes := config.state_bytes(d_model, context, dtype)):
                 raise ContractError(
                     f"state_bytes declares {nbytes} at {context} tokens in {dtype}, "

@@ -33,7 +33,7 @@ def as_lm(model: Model) -> Any:
     """
     api, codec = _api(), codec_of(model)
 
-    class OurModel(api.model.LM):  # type: ignore[misc, name-defined]
+    class OurModel(api.model.LM):  # type: ignore[misc, name-defined]  # imported above
         """Each request's arguments to one of our verbs."""
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -26,7 +26,7 @@ def settings() -> Settings:
         "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "deterministic, warnings only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "filled memory": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        "filled memory": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]  # untyped
         "matmul precision": torch.get_float32_matmul_precision(),
         "reduced sums": (
             matmul.allow_fp16_reduced_precision_reduction,

@@ -43,7 +43,7 @@ def write(designs: Mapping[str, Footprint], title: str, path: Path) -> None:
 
 def _panel(axes: Axes, designs: Mapping[str, Footprint], name: str) -> None:
     label, unit = _PANELS[name]
-    colors = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]  # has no type for lists
+    colors = mpl.color_sequences["tab20"]
     for index, (design, found) in enumerate(designs.items()):
         values = [getattr(at, name) / unit for at in found.estimated.values()]
         axes.plot(

@@ -135,8 +135,10 @@ def _load_attention() -> None:
     """
     import torch
 
-    (home,) = find_spec("executorch").submodule_search_locations  # type: ignore[union-attr, misc]
-    torch.ops.load_library(Path(home, "extension/llm/custom_ops", _ATTENTION))
+    package = find_spec("executorch")
+    homes = (package and package.submodule_search_locations) or []
+    assert homes, "who asks has imported the package"
+    torch.ops.load_library(Path(homes[0], "extension/llm/custom_ops", _ATTENTION))
 
 
 class _ExecuTorchSession(Session):

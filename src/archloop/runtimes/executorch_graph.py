@@ -9,7 +9,7 @@ Shape suffixes: B batch (1), T tokens (`PASS`), D model width, V vocabulary.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.stream import Stream
 from archloop.runtimes import executorch_attention
 from archloop.runtimes.pieces import Kind
+from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
 from archloop.stack.state import DecoderState, MixerKey
@@ -136,6 +137,18 @@ class Part(nn.Module):
             ]
         return {id(parameter): parameter for parameter in found}
 
+    def through(
+        self, stream: Stream, mix: Callable[[int, Block, dict[MixerKey, Any]], None]
+    ) -> None:
+        """Send the stream through all halves; `mix` does a block's mixers, by index."""
+        shared: dict[MixerKey, Any] = {}
+        blocks = list(self.decoder.each_block())
+        for index, is_mixer in self.halves:
+            if is_mixer:
+                mix(index, blocks[index], shared)
+            else:
+                blocks[index].add_channel(stream)
+
     def end(self, stream: Stream, last_B: Tensor | None) -> tuple[Tensor, ...]:
         """What a graph gives: the stream, or token (B,) and logits (B, V)."""
         if not self.answers:
@@ -165,14 +178,10 @@ class Pass(nn.Module):
         state = part.state(length_B, tensors)
         span = Span(length_B[:, None] + torch.arange(PASS), None, real_B)
         stream = Stream(decoder.embed(given) if part.embeds else given)
-        shared: dict[MixerKey, Any] = {}
-        blocks = list(decoder.each_block())
-        for index, is_mixer in part.halves:
-            block = blocks[index]
-            if is_mixer:
-                decoder.mix(stream, index, block, state, span, shared)
-            else:
-                block.add_channel(stream)
+        part.through(
+            stream,
+            lambda index, block, shared: decoder.mix(stream, index, block, state, span, shared),
+        )
         return part.end(stream, real_B - 1)
 
 
@@ -190,14 +199,12 @@ class Step(nn.Module):
         part, decoder = self.part, self.part.decoder
         state = part.state(length_B, tensors)
         stream = Stream(decoder.embed(given) if part.embeds else given)
-        shared: dict[MixerKey, Any] = {}
-        blocks = list(decoder.each_block())
-        for index, is_mixer in part.halves:
-            block = blocks[index]
-            if is_mixer:
-                decoder.mix_step(stream, index, block, state, length_B, shared)
-            else:
-                block.add_channel(stream)
+        part.through(
+            stream,
+            lambda index, block, shared: decoder.mix_step(
+                stream, index, block, state, length_B, shared
+            ),
+        )
         return part.end(stream, None)
 
 

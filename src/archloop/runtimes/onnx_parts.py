@@ -75,7 +75,7 @@ def placeholders(decoder: Decoder, parts: Mapping[str, Placed]) -> Iterator[None
     """While inside, these mixers and all experts of a decoder run as nodes of domain `DOMAIN`."""
     moes = [module for module in decoder.modules() if isinstance(module, MoE)]
     for name, placed in parts.items():
-        placed.mixer.run = _MixerPlaceholder(name)  # type: ignore[assignment, method-assign]
+        placed.mixer.run = _MixerPlaceholder(name)  # type: ignore[assignment, method-assign]  # until traced
     for moe in moes:
         moe.form = _experts_placeholder
     try:

@@ -66,6 +66,14 @@ class Layout(ABC):
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         """The tensors of a checkpoint of the spec."""
 
+    def ends(self, spec: StackSpec, norm: str = "model.norm.weight") -> Iterator[Piece]:
+        """What stands before and after all blocks: the embedding, the last norm, an own head."""
+        width = spec.d_model
+        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
+        yield Piece(norm, "norm.weight", (width,))
+        if not spec.tie_embeddings:
+            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+
     def variant(self, stored: Collection[str]) -> str:
         """Which variant the names of stored tensors belong to."""
         return self.variants[0]

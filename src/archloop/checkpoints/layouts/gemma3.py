@@ -17,7 +17,6 @@ from archloop.checkpoints.layouts.base import (
     sizes_of,
 )
 from archloop.checkpoints.pieces import Piece
-from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _MIXERS = {"swa": "sliding_attention", "gqa": "full_attention"}
@@ -134,10 +133,7 @@ class Gemma3(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("model.norm.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
             for name, target in _NORMS.items():
@@ -158,12 +154,7 @@ def _kinds(keys: Keys) -> list[str]:
             "sliding_attention" if (index + 1) % pattern else "full_attention"
             for index in range(num_layers)
         ]
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
-    for kind in kinds:
-        if kind not in _BASES:
-            raise UserError(f"layer_types has {kind!r}; known: {', '.join(_BASES)}")
-    return kinds
+    return parts.kinds_of(kinds, num_layers, _BASES)
 
 
 def _rope(keys: Keys) -> dict[str, dict[str, Scalar]]:

@@ -116,10 +116,7 @@ class GraniteHybrid(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("model.norm.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
             yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
@@ -155,13 +152,9 @@ def _kinds(keys: Keys) -> list[str]:
     listed = keys.get("layer_types", keys.get("layers_block_type"))
     if listed is None:
         return ["linear_attention"] * num_layers
-    if not isinstance(listed, list) or len(listed) != num_layers:
-        raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
-    kinds = [_OLDER.get(kind, kind) for kind in map(str, listed)]
-    for kind in kinds:
-        if kind not in _KINDS.values():
-            raise UserError(f"layer_types has {kind!r}; known: {', '.join(_KINDS.values())}")
-    return kinds
+    if isinstance(listed, list):
+        listed = [_OLDER.get(kind, kind) for kind in map(str, listed)]
+    return parts.kinds_of(listed, num_layers, _KINDS.values())
 
 
 def _mamba2(keys: Keys, width: int, eps: float) -> dict[str, Scalar]:

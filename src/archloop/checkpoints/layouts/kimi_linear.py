@@ -121,10 +121,7 @@ class KimiLinear(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("model.norm.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
             yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
@@ -196,12 +193,7 @@ def _linear(keys: Keys, eps: float) -> tuple[dict[str, Scalar], list[str]]:
             "full_attention" if index and index % 4 == 0 else "linear_attention"
             for index in range(num_layers)
         ]
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
-    for kind in kinds:
-        if kind not in _KINDS.values():
-            raise UserError(f"layer_types has {kind!r}; known: {', '.join(_KINDS.values())}")
-    return {**settings, "norm_eps": eps}, kinds
+    return {**settings, "norm_eps": eps}, parts.kinds_of(kinds, num_layers, _KINDS.values())
 
 
 def _from_lists(listed: list[Any], num_layers: int) -> list[str]:
@@ -238,12 +230,7 @@ def _channel_kinds(keys: Keys, num_layers: int) -> list[str]:
     kinds = keys.get("mlp_layer_types")
     if kinds is None:
         return ["dense" if index < num_dense else "sparse" for index in range(num_layers)]
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise UserError(f"mlp_layer_types must list num_hidden_layers={num_layers} layers")
-    for kind in kinds:
-        if kind not in _CHANNELS.values():
-            raise UserError(f"mlp_layer_types has {kind!r}; known: dense, sparse")
-    return kinds
+    return parts.kinds_of(kinds, num_layers, _CHANNELS.values(), "mlp_layer_types")
 
 
 def _experts(keys: Keys, width: int) -> dict[str, Scalar]:

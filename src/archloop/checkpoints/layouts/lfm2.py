@@ -108,10 +108,7 @@ class LFM2(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("model.embedding_norm.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec, "model.embedding_norm.weight")
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
             yield Piece(f"{theirs}operator_norm.weight", f"{ours}mixer_norm.weight", (width,))
@@ -156,12 +153,7 @@ def _layer_kinds(keys: Keys, moe: bool) -> list[str]:
         # transformers takes every layer for attention where a dense configuration has neither
         # `layer_types` nor `full_attn_idxs`.
         return ["full_attention"] * num_layers
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
-    for kind in kinds:
-        if kind not in ("conv", "full_attention"):
-            raise UserError(f"layer_types has {kind!r}; known: 'conv', 'full_attention'")
-    return kinds
+    return parts.kinds_of(kinds, num_layers, ("conv", "full_attention"))
 
 
 def _conv(keys: Keys) -> MixerSpec:

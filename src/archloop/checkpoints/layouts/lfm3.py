@@ -17,7 +17,6 @@ from archloop.checkpoints.layouts.base import (
     sizes_of,
 )
 from archloop.checkpoints.pieces import Piece
-from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _DEFAULT_ROPE: dict[str, dict[str, Scalar]] = {
@@ -125,10 +124,7 @@ class LFM3(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("model.embedding_norm.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec, "model.embedding_norm.weight")
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
             norms = {"operator_norm": "mixer_norm", "ffn_norm": "channel_norm"}
@@ -159,12 +155,7 @@ def _kinds(keys: Keys) -> list[str]:
     if kinds is None:
         # What transformers does without them, and what LFM3-1.7B is.
         return [_kind_at(index) for index in range(num_layers)]
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
-    for kind in kinds:
-        if kind not in _MIXERS.values():
-            raise UserError(f"layer_types has {kind!r}; known: {', '.join(_MIXERS.values())}")
-    return kinds
+    return parts.kinds_of(kinds, num_layers, _MIXERS.values())
 
 
 def _kind_at(index: int) -> str:

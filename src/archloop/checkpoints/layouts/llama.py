@@ -115,10 +115,7 @@ class Llama(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("model.norm.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
             yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))

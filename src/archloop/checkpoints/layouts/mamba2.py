@@ -104,10 +104,7 @@ class Mamba2(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("backbone.norm_f.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec, "backbone.norm_f.weight")
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"backbone.layers.{index}.", f"blocks.{index}."
             yield Piece(f"{theirs}norm.weight", f"{ours}mixer_norm.weight", (width,))

@@ -122,10 +122,7 @@ class NemotronH(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("backbone.norm_f.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec, "backbone.norm_f.weight")
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"backbone.layers.{index}.", f"blocks.{index}."
             norm = "mixer_norm" if block.mixers else "channel_norm"

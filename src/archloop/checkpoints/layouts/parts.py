@@ -17,6 +17,28 @@ _LLAMA3 = {
 }
 
 
+def kinds_of(
+    listed: Any, num_layers: int, known: Collection[str], key: str = "layer_types"
+) -> list[str]:
+    """What a configuration lists as each layer's kind.
+
+    Args:
+        listed: the key's value.
+        num_layers: how many the model has.
+        known: kinds that are built.
+        key: its name.
+
+    Raises:
+        UserError: no list, one of another length, or with an unknown kind.
+    """
+    if not isinstance(listed, list) or len(listed) != num_layers:
+        raise UserError(f"{key} must list num_hidden_layers={num_layers} layers")
+    for kind in listed:
+        if kind not in tuple(known):
+            raise UserError(f"{key} has {kind!r}; known: {', '.join(known)}")
+    return listed
+
+
 def heads(
     keys: Keys, width: int, *, default_kv_heads: int | None = None, head_dim: int | None = None
 ) -> dict[str, Scalar]:

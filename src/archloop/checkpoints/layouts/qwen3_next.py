@@ -134,10 +134,7 @@ class Qwen3Next(Layout):
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
-        yield Piece(self.embedding, "embedding.weight", (spec.vocab_size, width))
-        yield Piece("model.norm.weight", "norm.weight", (width,))
-        if not spec.tie_embeddings:
-            yield Piece(self.head, "head.weight", (spec.vocab_size, width))
+        yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
             yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
@@ -205,12 +202,7 @@ def _kinds(keys: Keys) -> list[str]:
             "linear_attention" if (index + 1) % interval else "full_attention"
             for index in range(num_layers)
         ]
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        raise UserError(f"layer_types must list num_hidden_layers={num_layers} layers")
-    for kind in kinds:
-        if kind not in _KINDS.values():
-            raise UserError(f"layer_types has {kind!r}; known: {', '.join(_KINDS.values())}")
-    return kinds
+    return parts.kinds_of(kinds, num_layers, _KINDS.values())
 
 
 def _delta(keys: Keys, eps: float) -> dict[str, Scalar]:

@@ -27,7 +27,7 @@ class LanguageText(BitsPerByte):
         folder: str = "corpora/languages"
         num_chars: int = Field(default=1024, ge=16)
 
-    config: Config  # type: ignore[assignment]
+    config: Config  # type: ignore[assignment]  # settings of its own instead of the parent's
 
     @property
     def corpus(self) -> CorpusConfig:

@@ -35,7 +35,7 @@ class TextPosition(BitsPerByte):
         corpus: CorpusConfig = CorpusConfig()
         num_chars: int = Field(default=8192, ge=64)
 
-    config: Config  # type: ignore[assignment]
+    config: Config  # type: ignore[assignment]  # settings of its own instead of the parent's
 
     @property
     def examples_shared(self) -> str:

@@ -43,11 +43,12 @@ test-kernels: $(VENV)/.installed-test $(VENV)/interpreter
 
 # On a machine with a card, with the packages that PYTHON has; nothing is installed. In shards of
 # under ten minutes: make test-gpu GPU_SHARDS="rest" runs one.
-GPU_SHARDS ?= ops blocks rest
+GPU_SHARDS ?= ops blocks rest study
 GPU_JOBS ?= 6
 SHARD_ops := tests/blocks/ops
 SHARD_blocks := tests/blocks --ignore=tests/blocks/ops
-SHARD_rest := tests --ignore=tests/blocks
+SHARD_rest := tests --ignore=tests/blocks --ignore=tests/search/test_study_on_gpu.py
+SHARD_study := tests/search/test_study_on_gpu.py
 
 test-gpu: $(addprefix test-gpu-,$(GPU_SHARDS))
 

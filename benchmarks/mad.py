@@ -80,7 +80,7 @@ def mad_keys(asked: argparse.Namespace) -> list[str]:
 
 def train_mad(asked: argparse.Namespace, key: str) -> jobs.Record:
     """One training of the suite by its own protocol."""
-    from archloop.proxy.mad import D_MODEL, MadConfig, Run, run_one
+    from archloop.proxy.mad import D_MODEL, MadConfig, Training, run_one
     from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
     _, mixer, task, rate = key.split()
@@ -96,7 +96,7 @@ def train_mad(asked: argparse.Namespace, key: str) -> jobs.Record:
         num_train=None if task == "memorization" else asked.num_train,
         precision=precision(),
     )
-    result = run_one(spec, config, Run(task, {}, float(rate), 0.0), device_name())
+    result = run_one(spec, config, Training(task, {}, float(rate), 0.0), device_name())
     return {"mixer": mixer, **result.model_dump(mode="json")}
 
 

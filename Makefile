@@ -31,10 +31,11 @@ test-ci: $(VENV)/.installed-engines
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "ci and not gpu and not device"
 
 # Every mixer in every engine: before their table in docs/runtimes.md is published. Compiles llama.cpp
-# once, for minutes; make test-ci runs its tests too where it is there.
+# once, for minutes; make test-ci runs its tests too where it is there. A part of it, by words of the
+# tests' names, refreshes that part of the table: make test-engines ONLY=executorch
+ONLY ?=
 test-engines: $(VENV)/.installed-llama
-	rm -f docs/results/engines.jsonl
-	ARCHLOOP_ENGINES_TABLE=docs/results/engines.jsonl $(BIN)/python -m pytest -n 2 -m "(engines or ci) and not gpu and not device" tests/runtimes tests/contracts/test_runtimes.py
+	ARCHLOOP_ENGINES_TABLE=docs/results/engines.jsonl $(BIN)/python -m pytest -n 2 -m "(engines or ci) and not gpu and not device" -k "$(ONLY)" tests/runtimes tests/contracts/test_runtimes.py
 	$(BIN)/python benchmarks/engines_table.py
 
 # In a folder beside the others' packages: the interpreter fails with newer versions of numpy.

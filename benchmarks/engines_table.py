@@ -1,6 +1,7 @@
 """The table of mixers and engines in docs/runtimes.md, from what a run of their tests found.
 
-    make test-engines   # writes docs/results/engines.jsonl, then calls this
+    make test-engines                      # writes docs/results/engines.jsonl, then calls this
+    make test-engines ONLY=executorch      # runs a part again: all other rows stay
 
 A cell says `runs` and the distance from eager PyTorch where the test found one within its
 tolerance, `differs` where it found a larger one, and `not run` where it found none.
@@ -15,7 +16,7 @@ from archloop.runtimes import onnx_graph
 ROOT = Path(__file__).parents[1]
 FOUND, PAGE = ROOT / "docs/results/engines.jsonl", ROOT / "docs/runtimes.md"
 BEGIN, END = "<!-- engines: begin -->\n", "<!-- engines: end -->\n"
-ENGINES = ("onnx_runtime", "openvino")
+ENGINES = ("onnx_runtime", "openvino", "executorch")
 TOLERANCE = 1e-4
 
 
@@ -46,11 +47,18 @@ def _place(part: str) -> str:
     return "as it is" if free else "in parts"
 
 
+def last_of_each(lines: list[str]) -> list[str]:
+    """Sorted, and of several lines on one part and engine the last."""
+    found = {(row["engine"], row["part"]): line for line in lines for row in (json.loads(line),)}
+    return [found[key] for key in sorted(found)]
+
+
 def main() -> None:
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
+    lines = last_of_each(FOUND.read_text().splitlines())
+    FOUND.write_text("".join(f"{line}\n" for line in lines))
+    before, rest = PAGE.read_text().split(BEGIN)
     _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + table(FOUND.read_text().splitlines()) + END + after)
+    PAGE.write_text(before + BEGIN + table(lines) + END + after)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Graphs with a free number of tokens: every mixer and channel mixer, in both engines."""
 
 import json
-import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,14 @@ def test_a_table_of_what_was_found_says_what_ran() -> None:
         {"part": "moe", "engine": "openvino", "version": "2026.4.1", "error": 0.2},
     ]
     rows = engines_table.table([json.dumps(row) for row in found]).splitlines()
-    assert rows[0] == "| | in the graph | `onnx_runtime` 1.32.0 | `openvino` 2026.4.1 |"
-    assert "| `gqa` | as it is | runs, 3.9e-06 | not run |" in rows
-    assert "| `moe` | as a loop over experts | not run | differs, 2.0e-01 |" in rows
+    heads = "| | in the graph | `onnx_runtime` 1.32.0 | `openvino` 2026.4.1 | `executorch` |"
+    assert rows[0] == heads
+    assert "| `gqa` | as it is | runs, 3.9e-06 | not run | not run |" in rows
+    assert "| `moe` | as a loop over experts | not run | differs, 2.0e-01 | not run |" in rows
     assert len(rows) == 2 + len(EVERY)
+    # A part that is run again replaces its own row alone.
+    kept = [json.loads(line) for line in engines_table.last_of_each(list(map(json.dumps, found)))]
+    assert kept == found[1:]
 
 
 def test_the_table_in_the_docs_lists_every_mixer_where_the_graph_has_it() -> None:
@@ -105,7 +109,7 @@ def marked(name: str) -> Any:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [*map(marked, EVERY)])
 def test_prefill_in_uneven_parts_and_decode_agree_with_eager_pytorch(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, found: Callable[[str, str, float], None]
 ) -> None:
     decoder = build_random(stack(name), 0)
     ids = np.random.default_rng(0).integers(64, size=sum(PARTS) + STEPS).tolist()
@@ -119,7 +123,7 @@ def test_prefill_in_uneven_parts_and_decode_agree_with_eager_pytorch(
         session = load(engine, decoder.spec, tmp_path, len(ids))
         first = session_rows(session, parts, steps)
         error = distance(first, expected)
-        record(name, engine, error)
+        found(name, engine, error)
         assert error < TOLERANCE, engine
         # A conversation leaves nothing to the next one.
         np.testing.assert_array_equal(first, session_rows(session, parts, steps), engine)
@@ -158,15 +162,6 @@ def test_int8_and_int4_reach_every_matrix_of_attention(tmp_path: Path) -> None:
         kept = 4 * (norms + decoder.embedding.weight.numel())
         scales = 4 * matrices / (32 if quant == "int4" else 64)
         assert manifest.weight_bytes["float32"] <= kept + scales + 4096
-
-
-def record(name: str, engine: str, error: float) -> None:
-    """Keep what was found, where `make test-engines` asks for it: the table's source."""
-    if asked := os.environ.get("ARCHLOOP_ENGINES_TABLE"):
-        version = registry.get("runtimes", engine)().version()
-        row = {"part": name, "engine": engine, "version": version, "error": float(f"{error:.2g}")}
-        with Path(asked).open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def eager_rows(decoder: Decoder, ids: list[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ any other.
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -61,12 +62,42 @@ def write(onnx_model: Path, quant: str) -> Path:
     # It draws a progress bar on standard output, which is the command's own.
     with redirect_stdout(StringIO()):
         model = nncf.compress_weights(model, **settings)
+    _compress_bodies(model)
     whole = compressed.with_name("compressed.xml")
     openvino.save_model(model, str(whole), compress_to_fp16=False)
     del model
     for suffix in (".xml", ".bin"):
         whole.with_suffix(suffix).replace(compressed.with_suffix(suffix))
     return compressed
+
+
+def _compress_bodies(model: Any) -> None:
+    """Have products in bodies of loops read what the compressor wrote for those outside.
+
+    nncf leaves bodies as they are. A mixer in parts multiplies by the same matrices in its step,
+    which stands outside, and in its pass, the body: left alone, the pass would compute with float32
+    and the artifact hold those weights twice.
+    """
+    import openvino
+
+    nodes = model.get_ordered_ops()
+    outside = [
+        (source, values)
+        for node in nodes
+        if node.get_type_name() == "MatMul"
+        and (values := _values(source := node.input_value(1).get_node())) is not None
+    ]
+    bodies = [node.get_function() for node in nodes if hasattr(node, "get_function")]
+    for node in (node for body in bodies for node in _nodes(body)):
+        source = node.input_value(1).get_node() if node.get_type_name() == "MatMul" else None
+        if source is None or source.get_type_name() != "Constant":
+            continue
+        exact = torch.from_numpy(np.array(source.get_data(), np.float32))
+        alike = [(_far(values, exact), at) for at, (_, values) in enumerate(outside)]
+        far, nearest = min(alike, default=(1.0, 0))
+        if far < _FARTHEST:
+            copy = openvino.Model([outside[nearest][0].output(0)], []).clone()
+            node.input(1).replace_source_output(copy.get_results()[0].input_value(0))
 
 
 def weight_bytes(file: Path) -> dict[str, int]:
@@ -86,38 +117,62 @@ def products(decoder: "Decoder", file: Path) -> dict[str, Product]:
     found: dict[str, Product] = {}
     for values, looked_up in _rounded(_read(file)):
         for turned in (values, values.T):
-            name = _nearest(turned, own)
-            if name is not None:
-                inputs, before = None if looked_up else _INPUTS, found.get(name)
-                lookups = looked_up or (before is not None and before.in_lookups)
-                if before is not None and before.inputs is not None:
-                    inputs = before.inputs
-                found[name] = Product(turned.contiguous(), inputs, lookups)
+            place = _nearest(turned, own)
+            if place is not None:
+                name, first = place
+                before = found.get(name, Product(own[name]))
+                weight = before.weight.clone()
+                weight[first : first + len(turned)] = turned
+                found[name] = Product(
+                    weight,
+                    before.inputs if looked_up else _INPUTS,
+                    looked_up or before.in_lookups,
+                )
     return found
 
 
-def _nearest(values: Tensor, own: dict[str, Tensor]) -> str | None:
-    alike = {name: weight for name, weight in own.items() if weight.shape == values.shape}
-    far = {name: float((values - w).norm() / w.norm()) for name, w in alike.items()}
-    nearest = min(far, key=lambda name: far[name], default=None)
-    return nearest if nearest is not None and far[nearest] < _FARTHEST else None
+def _nearest(values: Tensor, own: dict[str, Tensor]) -> tuple[str, int] | None:
+    """The matrix whose rows these are, rounded, and the first of them.
+
+    Mixers that multiply by parts of one matrix (queries, keys, values) leave constants of its rows.
+    """
+    found: dict[tuple[str, int], float] = {}
+    for name, weight in own.items():
+        if weight.shape[1] == values.shape[1] and len(weight) >= len(values):
+            first = 0
+            if len(weight) > len(values):
+                first = int((weight - values[0]).norm(dim=1).argmin())
+            found[name, first] = _far(values, weight[first : first + len(values)])
+    nearest = min(found, key=lambda place: found[place], default=None)
+    return nearest if nearest is not None and found[nearest] < _FARTHEST else None
+
+
+def _far(values: Tensor, original: Tensor) -> float:
+    """Norm of the difference over that of the original; infinite between unlike shapes."""
+    if values.shape != original.shape:
+        return math.inf
+    return float((values - original).norm() / original.norm())
 
 
 def _rounded(model: Any) -> Iterator[tuple[Tensor, bool]]:
     """Matrices that products or lookups read from integers, and whether it is a lookup."""
-    import openvino
-
     for node in _nodes(model):
         kind = node.get_type_name()
-        if kind not in ("MatMul", "Gather"):
-            continue
-        source = node.input_value(0 if kind == "Gather" else 1).get_node()
-        if not _comes_from_integers(source):
-            continue
-        alone = openvino.Model([source.output(0)], [])
-        values = openvino.Core().compile_model(alone, "CPU")([])[0]
-        if values.ndim == 2:
-            yield torch.from_numpy(np.array(values, np.float32)), kind == "Gather"
+        if kind in ("MatMul", "Gather"):
+            source = node.input_value(0 if kind == "Gather" else 1).get_node()
+            if (values := _values(source)) is not None:
+                yield values, kind == "Gather"
+
+
+def _values(source: Any) -> Tensor | None:
+    """The matrix that a node makes of integers; None if it is no such node."""
+    import openvino
+
+    if not _comes_from_integers(source):
+        return None
+    alone = openvino.Model([source.output(0)], [])
+    values = openvino.Core().compile_model(alone, "CPU")([])[0]
+    return torch.from_numpy(np.array(values, np.float32)) if values.ndim == 2 else None
 
 
 def _comes_from_integers(node: Any) -> bool:

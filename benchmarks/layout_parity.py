@@ -20,7 +20,7 @@ from archloop.checkpoints import families
 LENGTH, PREFILL, PADDING = 70, 51, 9
 
 
-def peer(example):
+def peer(example, std):
     """transformers' model of an example, every parameter drawn."""
     settings = {key: value for key, value in example.items() if key != "model_type"}
     config = transformers.AutoConfig.for_model(example["model_type"], **settings)
@@ -29,14 +29,14 @@ def peer(example):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             begun = parameter.clone() if "norm" in name else 0
-            parameter.normal_(std=0.3).add_(begun)
+            parameter.normal_(std=std).add_(begun)
     return model
 
 
 @torch.no_grad()
-def errors(example):
+def errors(example, std):
     """Largest errors by way of running."""
-    theirs = peer(example)
+    theirs = peer(example, std)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = checkpoints.load(folder)
@@ -69,7 +69,8 @@ def main():
     transformers.logging.set_verbosity_error()
     found = {}
     for name in sys.argv[1:] or registry.names("layouts"):
-        each = [errors(example) for example in families.layout(name).examples]
+        layout = families.layout(name)
+        each = [errors(example, layout.example_std) for example in layout.examples]
         found[name] = {key: max(row[key] for row in each) for key in each[0]}
         print(f"| {name} | " + " | ".join(f"{e:.1e}" for e in found[name].values()) + " |")
     print(json.dumps(found))

@@ -30,7 +30,7 @@ NOT_OURS = frozenset(
 """Who wrote the file, in which dtype, and in what form transformers' calls answer."""
 
 
-KNOWN = {("nemotron_h", "time_step_min")}
+KNOWN = {("nemotron_h", "time_step_min"), ("zamba2", "time_step_min")}
 """Where transformers is wrong: it lifts time steps in a pass over several tokens, not in a step."""
 
 

@@ -42,6 +42,12 @@ ODD = {
         BlockSpec(channel_mixer=DENSE),
         BlockSpec(mixers=(MixerSpec(name="short_conv"),)),
     ),
+    "side": (
+        block("short_conv"),
+        block("gqa", side=True),
+        block("mamba2", None),
+        BlockSpec(mixers=(MixerSpec(name="gqa", weights_from=1),), side=True),
+    ),
     "ends-in-channels": (block("short_conv"), BlockSpec(channel_mixer=DENSE)),
     "shared-state": (
         block("gqa"),

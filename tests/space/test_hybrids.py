@@ -53,6 +53,8 @@ ZAMBA = SHARED | {
     "num_blocks": [6, 9],
     "channel_mixers": {"swiglu": {"expansion": [0.5, 1, 2, 4, 6]}},
     "structure": {"halves": ["mixers", "both"]},
+    "block": {"side": [False, True]},
+    "scope": {"side": "block"},
     "sharing": {"weights": True, "channel_weights": True},
     "budget": {"num_params": 950_000, "free": "swiglu.expansion", "tolerance": 0.05},
 }

@@ -32,6 +32,7 @@ PUBLISHED = {
     "falcon-h1-0.5b": 521_411_104,
     "kimi-linear-48b-a3b": 49_122_675_072,
     "qwen3-next-80b-a3b": 79_674_391_296,
+    "zamba2-1.2b": 1_215_064_704,
 }
 HYBRIDS = [name for name in PUBLISHED if name.startswith("lfm")]
 ACTIVE = {

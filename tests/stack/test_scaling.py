@@ -18,7 +18,8 @@ def test_every_preset_meets_a_budget_and_keeps_its_order(name: str) -> None:
     assert scaled.vocab_size == 4096
     repeated = spec.layout * -(-scaled.num_blocks // spec.num_blocks)
     assert scaled.layout == repeated[: scaled.num_blocks]
-    if any(block.channel_mixer for block in spec.blocks):
+    # Zamba2's feed-forwards are one that is shared: too little to take what is missing.
+    if any(block.channel_mixer for block in spec.blocks) and not name.startswith("zamba2"):
         assert scaled.num_blocks == spec.num_blocks
 
 

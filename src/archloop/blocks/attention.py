@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archloop.blocks.adapter import Adapter, num_params
 from archloop.blocks.base import Gene, MixerConfig, SharingMixer
 from archloop.blocks.config import matrix_flops
 from archloop.blocks.fast import CachedAttention
@@ -37,6 +38,7 @@ class AttentionConfig(MixerConfig):
     """Heads follow from the width: ``num_heads = d_model / head_dim`` unless given."""
 
     through_sizes = frozenset({"queries_per_kv", "num_heads"})
+    unshared = frozenset({"adapter"})
     head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=2, multiple_of=2)
     queries_per_kv: Annotated[int | None, Gene((1, 2, 4, 8))] = Field(None, ge=1)
     """Default: 4, or as many up to it as divide the heads of a narrow model."""
@@ -61,6 +63,11 @@ class AttentionConfig(MixerConfig):
     """Instead, each channel of each head by a gate of its own (Qwen3-Next)."""
     scale: float | None = Field(None, gt=0)
     """Factor on q.k; default head_dim^-1/2."""
+    beside_embedding: bool = False
+    """Read the stream and behind it the token's embedding (Zamba), twice the model's width."""
+    adapter_rank: Annotated[int, Gene((0, 32, 128))] = Field(0, ge=0, le=4096)
+    """Of a block's own addition to each of its projections of q, k and v, where blocks share the
+    projections (Zamba2); 0 for none."""
 
     @property
     def rope(self) -> Rope | None:
@@ -103,14 +110,19 @@ class AttentionConfig(MixerConfig):
         num_heads = scaled_heads(sizes["num_heads"], d_model, new, group)
         return self.model_copy(update={"num_heads": num_heads, "queries_per_kv": group})
 
+    def input_width(self, d_model: int) -> int:
+        return 2 * d_model if self.beside_embedding else d_model
+
     def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
-        q, kv = self._widths(d_model)
+        width, outputs = self.input_width(d_model), self.projected(d_model, consumer)
         terms = {
-            "qkv_proj": d_model * (q if consumer else q + 2 * kv),
-            "out_proj": q * d_model,
+            "qkv_proj": width * sum(outputs),
+            "out_proj": outputs[0] * d_model,
         }
         if self.head_gate or self.channel_gate:
-            terms["gate_proj"] = d_model * self.num_gates(d_model)
+            terms["gate_proj"] = width * self.num_gates(d_model)
+        if self.adapter_rank:
+            terms["adapter"] = num_params(width, outputs, self.adapter_rank)
         if self.qk_norm:
             terms["q_norm"] = self.head_dim
             terms |= {} if consumer else {"k_norm": self.head_dim}
@@ -121,17 +133,20 @@ class AttentionConfig(MixerConfig):
         per_head = self.head_dim if self.channel_gate else int(self.head_gate)
         return self.sizes(d_model)["num_heads"] * per_head
 
-    def _widths(self, d_model: int) -> tuple[int, int]:
+    def projected(self, d_model: int, consumer: bool) -> tuple[int, ...]:
+        """Widths of all queries, keys and values; of queries alone for a consumer."""
         sizes = self.sizes(d_model)
-        return sizes["num_heads"] * self.head_dim, sizes["num_kv_heads"] * self.head_dim
+        q, kv = (sizes[heads] * self.head_dim for heads in ("num_heads", "num_kv_heads"))
+        return (q,) if consumer else (q, kv, kv)
 
     def pair_flop_terms(
         self, d_model: int, num_tokens: int, num_pairs: int, consumer: bool
     ) -> dict[str, int]:
         """FLOPs of the projections of `num_tokens`, and of `num_pairs` pairs of query and key."""
         params = self.param_terms(d_model, consumer=consumer)
-        projections = matrix_flops(params, ("qkv_proj", "gate_proj", "out_proj"), num_tokens)
-        q, _ = self._widths(d_model)
+        matrices = ("qkv_proj", "adapter", "gate_proj", "out_proj")
+        projections = matrix_flops(params, matrices, num_tokens)
+        q = self.projected(d_model, consumer)[0]
         return projections | {"scores": 2 * num_pairs * q, "values": 2 * num_pairs * q}
 
 
@@ -154,11 +169,12 @@ class Attention(SharingMixer):
         self.head_dim = config.head_dim
         self.rope_theta, self.rope = config.rope_theta, config.rope
         self.scale = config.scale or config.head_dim**-0.5
-        num_out = self.num_heads + (0 if consumer else 2 * self.num_kv_heads)
-        self.qkv_proj = Linear(d_model, num_out * self.head_dim)
-        self.out_proj = Linear(self.num_heads * self.head_dim, d_model)
+        outputs, rank = config.projected(d_model, consumer), config.adapter_rank
+        self.qkv_proj = Linear(self.input_width, sum(outputs))
+        self.adapter = Adapter(self.input_width, outputs, rank) if rank else None
+        self.out_proj = Linear(outputs[0], d_model)
         gates = config.num_gates(d_model)
-        self.gate_proj = Linear(d_model, gates) if gates else None
+        self.gate_proj = Linear(self.input_width, gates) if gates else None
         self.q_norm = _head_norm(config)
         self.k_norm = None if consumer else _head_norm(config)
 
@@ -166,6 +182,8 @@ class Attention(SharingMixer):
         """Queries after norm and RoPE, (B, N, T, H)."""
         width = self.num_heads * self.head_dim
         q_BTd = F.linear(x_BTD, self.qkv_proj.weight[:width])
+        if self.adapter is not None:
+            q_BTd = q_BTd + self.adapter(x_BTD, slice(0, 1))
         return self._placed(q_BTd, self.num_heads, self.q_norm, positions_BT)
 
     def keys_values(self, x_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,6 +191,8 @@ class Attention(SharingMixer):
         assert self.k_norm is not None, "a consumer has no keys of its own"
         width = self.num_heads * self.head_dim
         kv = F.linear(x_BTD, self.qkv_proj.weight[width:])
+        if self.adapter is not None:
+            kv = kv + self.adapter(x_BTD, slice(1, None))
         k_BTd, v_BTd = kv.chunk(2, -1)
         return self._placed(k_BTd, self.num_kv_heads, self.k_norm, positions_BT), self._heads(v_BTd)
 
@@ -219,7 +239,9 @@ class Attention(SharingMixer):
         q_norm, k_norm = self.q_norm, self.k_norm
         if not isinstance(q_norm, RMSNorm) or not isinstance(k_norm, RMSNorm):
             return None
-        if self.rope is None or self.gate_proj is not None:
+        if self.rope is None or self.gate_proj is not None or self.adapter is not None:
+            return None
+        if self.input_width != self.d_model:
             return None
         return CachedAttention(
             self.qkv_proj.weight,

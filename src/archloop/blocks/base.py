@@ -73,6 +73,7 @@ class SequenceMixer(nn.Module):
         super().__init__()
         self.config: Any = config
         self.d_model = d_model
+        self.input_width = config.input_width(d_model)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -237,8 +238,10 @@ class SequenceMixer(nn.Module):
         self, name: str, x: Tensor, sizes: tuple[str, ...], state: State | None
     ) -> None:
         """Tensors of other shapes would broadcast, to wrong outputs and states."""
-        if x.dim() != len(sizes) + 1 or x.shape[-1] != self.d_model or 0 in x.shape:
-            wanted = ", ".join([*sizes, f"d_model={self.d_model}"])
+        if x.dim() != len(sizes) + 1 or x.shape[-1] != self.input_width or 0 in x.shape:
+            twice = self.input_width != self.d_model
+            width = f"{self.input_width}" if twice else f"d_model={self.d_model}"
+            wanted = ", ".join([*sizes, width])
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; must be ({wanted}), with at least one token"
             )

@@ -38,6 +38,9 @@ class Config(BaseModel):
     owner: ClassVar[Any]
     through_sizes: ClassVar[frozenset[str]] = frozenset()
     """Fields that act on the module through its `sizes` alone, such as a ratio to the width."""
+    unshared: ClassVar[frozenset[str]] = frozenset()
+    """Parts, by their names in `param_terms`, that stay a block's own where it has the weights of
+    another: submodules of the same names."""
 
     @classmethod
     def genes(cls) -> dict[str, Gene]:
@@ -83,6 +86,11 @@ class Config(BaseModel):
     def num_params(self, d_model: int, *, consumer: bool = False) -> int:
         """Parameters of the module. Arguments as `param_terms`, of which it is the sum."""
         return sum(self.param_terms(d_model, consumer=consumer).values())
+
+    def num_unshared_params(self, d_model: int) -> int:
+        """Parameters that remain where a block has the weights of another."""
+        terms = self.param_terms(d_model)
+        return sum(terms[name] for name in self.unshared if name in terms)
 
     @abstractmethod
     def flop_terms(
@@ -174,6 +182,13 @@ class MixerConfig(Config):
     @abstractmethod
     def state_layout(self, d_model: int, context: int) -> dict[str, Held]:
         """The tensors of state, by name, of a sequence with room for `context` tokens."""
+
+    def input_width(self, d_model: int) -> int:
+        """Width of what the mixer reads; the model's, but for mixers that read the embedding too.
+
+        Twice as wide, its input is the residual stream and behind it the token's embedding.
+        """
+        return d_model
 
     def reach(self, d_model: int) -> int | None:
         """How many tokens back an output may depend on; None, the default: all of them."""

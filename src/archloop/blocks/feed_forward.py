@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Self, TypedDict
 
 from pydantic import Field
 
+from archloop.blocks.adapter import Adapter, num_params
 from archloop.blocks.base import ChannelConfig, Gene
 from archloop.blocks.config import matrix_flops
 
@@ -26,8 +27,12 @@ class FeedForwardConfig(ChannelConfig):
     """
 
     through_sizes = frozenset({"expansion"})
+    unshared = frozenset({"adapter"})
     into: ClassVar[int] = 2
     expansion: Annotated[float, Gene((2.0, 2.5, 3.0, 3.5, 4.0))] = Field(4.0, gt=0, le=64)
+    adapter_rank: Annotated[int, Gene((0, 32, 128))] = Field(0, ge=0, le=4096)
+    """Of a block's own addition to the matrix into the hidden layer, where blocks share it
+    (Zamba2); 0 for none."""
 
     def sizes(self, d_model: int) -> HiddenSizes:
         return {"d_ff": hidden_width(self.expansion, d_model)}
@@ -35,7 +40,17 @@ class FeedForwardConfig(ChannelConfig):
     def param_terms(self, d_model: int, *, consumer: bool = False) -> dict[str, int]:
         d_ff = hidden_width(self.expansion, d_model)
         name = "gate_up_proj" if self.into == 2 else "up_proj"
-        return {name: d_model * self.into * d_ff, "down_proj": d_ff * d_model}
+        terms = {name: d_model * self.into * d_ff, "down_proj": d_ff * d_model}
+        if self.adapter_rank:
+            terms["adapter"] = num_params(d_model, (self.into * d_ff,), self.adapter_rank)
+        return terms
+
+    def adapter(self, d_model: int) -> Adapter | None:
+        """The module of the block's own addition, if it has one."""
+        if not self.adapter_rank:
+            return None
+        hidden = self.into * hidden_width(self.expansion, d_model)
+        return Adapter(d_model, (hidden,), self.adapter_rank)
 
     def flop_terms(
         self, d_model: int, num_tokens: int, context: int, *, consumer: bool = False

@@ -127,6 +127,7 @@ def _own_weights(block: BlockSpec) -> BlockSpec:
         update={
             "mixers": tuple(m.model_copy(update={"weights_from": None}) for m in block.mixers),
             "channel_mixer": channel and channel.model_copy(update={"weights_from": None}),
+            "norms_from": None,
         }
     )
 

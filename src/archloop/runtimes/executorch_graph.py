@@ -20,7 +20,7 @@ from archloop.blocks.base import Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.stream import Stream
 from archloop.runtimes import executorch_attention
-from archloop.runtimes.pieces import Kind
+from archloop.runtimes.pieces import Kind, adapted
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
@@ -56,7 +56,12 @@ class Tensors(NamedTuple):
 
 def unsupported(spec: StackSpec) -> str | None:
     """Why a stack has no such graphs, or None."""
-    del spec
+    for index, block in enumerate(spec.blocks):
+        if block.side:
+            return f"block {index} is a side block"
+        for mixer in block.mixers:
+            if adapted(mixer) or mixer.config.get("beside_embedding"):
+                return f"block {index}: {mixer.name} has adapters, or reads the embedding"
     return None
 
 
@@ -177,7 +182,7 @@ class Pass(nn.Module):
         part, decoder = self.part, self.part.decoder
         state = part.state(length_B, tensors)
         span = Span(length_B[:, None] + torch.arange(PASS), None, real_B)
-        stream = Stream(decoder.embed(given) if part.embeds else given)
+        stream = decoder.stream(given) if part.embeds else Stream(given)
         part.through(
             stream,
             lambda index, block, shared: decoder.mix(stream, index, block, state, span, shared),
@@ -198,7 +203,7 @@ class Step(nn.Module):
         """`Part.end` after one token's id (B,), or its stream (B, D)."""
         part, decoder = self.part, self.part.decoder
         state = part.state(length_B, tensors)
-        stream = Stream(decoder.embed(given) if part.embeds else given)
+        stream = decoder.stream(given) if part.embeds else Stream(given)
         part.through(
             stream,
             lambda index, block, shared: decoder.mix_step(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from archloop.runtimes.random_weights import build_random
-from archloop.stack.spec import BlockSpec, StackSpec
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 if TYPE_CHECKING:
     from archloop.stack.decoder import Decoder
@@ -65,12 +65,22 @@ def inseparable(spec: StackSpec) -> str | None:
     from archloop import registry
 
     for index, block in enumerate(spec.blocks):
+        if block.side or block.norms_from is not None:
+            return f"block {index} is a side block, or has the norms of another"
+        for part in (*block.mixers, block.channel_mixer):
+            if part is not None and part.weights_from is not None and adapted(part):
+                return f"block {index} has adapters of its own beside the weights of another"
         for mixer in block.mixers:
             if mixer.state_from is not None:
                 return f"block {index} reads the state of block {mixer.state_from}"
             if registry.get("mixers", mixer.name).placed:
                 return f"block {index}: {mixer.name} depends on its place in the stack"
     return None
+
+
+def adapted(part: MixerSpec | ChannelMixerSpec) -> bool:
+    """Whether a mixer or channel mixer has adapters (`blocks.adapter`)."""
+    return bool(part.config.get("adapter_rank"))
 
 
 def pieces(spec: StackSpec) -> list[Placed]:

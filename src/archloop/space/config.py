@@ -167,9 +167,10 @@ class SpaceConfig(_Section):
         mixers: family -> gene -> values to search, or one fixed value.
         channel_mixers: likewise.
         structure: halves of a block, and mixers side by side.
-        block: settings of blocks (`combine`, `post_norms`, `residual_multiplier`), likewise.
-        stack: settings of the stack (`embedding_multiplier`, `logits_divisor`, `norm_eps`),
+        block: settings of blocks (`combine`, `post_norms`, `residual_multiplier`, `side`),
             likewise.
+        stack: settings of the stack (`embedding_multiplier`, `logits_divisor`, `norm_eps`,
+            `norm_offset`), likewise.
         scope: where a gene varies, by ``gene`` or ``family.gene``; family unless said otherwise.
         budget: None leaves the number of parameters to the genes.
         exportable_to: formats that can say every stack that is tried: ``gguf``, ``transformers``.

@@ -28,8 +28,8 @@ MAX_COMBINATIONS = 4096
 PLACE_FIELDS: dict[Kind, tuple[str, ...]] = {
     "mixers": ("input_multiplier", "multiplier"),
     "channel_mixers": ("multiplier",),
-    "block": ("combine", "post_norms", "residual_multiplier"),
-    "stack": ("embedding_multiplier", "logits_divisor", "norm_eps"),
+    "block": ("combine", "post_norms", "residual_multiplier", "side"),
+    "stack": ("embedding_multiplier", "logits_divisor", "norm_eps", "norm_offset"),
 }
 """Genes that are fields of the spec itself and not of a plug-in's config."""
 _PLACES: dict[Kind, type[BaseModel]] = {

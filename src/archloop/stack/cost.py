@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from archloop import registry
 from archloop.blocks.base import ChannelConfig, MixerConfig
-from archloop.errors import invalid
+from archloop.errors import UserError, invalid
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 
@@ -43,9 +43,38 @@ def check(spec: StackSpec) -> None:
     """
     for _, _, mixer in mixers(spec):
         mixer_config(mixer).check(spec.d_model, consumer=mixer.state_from is not None)
-    for block in spec.blocks:
+    for index, block in enumerate(spec.blocks):
         if block.channel_mixer is not None:
             channel_config(block.channel_mixer).check(spec.d_model)
+        _check_inputs(spec, index, block)
+
+
+def _check_inputs(spec: StackSpec, index: int, block: BlockSpec) -> None:
+    """One norm serves all mixers of a block, and those of a block that has its norms."""
+    widths = {mixer_config(mixer).input_width(spec.d_model) for mixer in block.mixers}
+    if len(widths) > 1:
+        raise UserError(
+            f"blocks[{index}]: some of its mixers read the embedding beside the stream, others do "
+            "not; all or none must"
+        )
+    if block.norms_from is not None and input_width(spec, block) != input_width(
+        spec, spec.blocks[block.norms_from]
+    ):
+        raise UserError(
+            f"blocks[{index}].norms_from={block.norms_from}: the norms are of another width"
+        )
+
+
+def input_width(spec: StackSpec, block: BlockSpec) -> int:
+    """Width of what a block's mixers read."""
+    if not block.mixers:
+        return spec.d_model
+    return mixer_config(block.mixers[0]).input_width(spec.d_model)
+
+
+def reads_embedding(spec: StackSpec) -> bool:
+    """Whether any block reads the embedding beside the stream."""
+    return any(input_width(spec, block) != spec.d_model for block in spec.blocks)
 
 
 def num_params(spec: StackSpec) -> int:
@@ -80,6 +109,7 @@ def prefill_flops(spec: StackSpec, num_tokens: int, context: int = 0) -> int:
             spec.d_model, num_tokens, context, consumer=mixer.state_from is not None
         )
     for block in spec.blocks:
+        total += 2 * num_tokens * num_side_params(spec, block)
         if block.channel_mixer is not None:
             config = channel_config(block.channel_mixer)
             total += config.prefill_flops(spec.d_model, num_tokens, context)
@@ -94,6 +124,7 @@ def decode_flops(spec: StackSpec, context: int) -> int:
             spec.d_model, context, consumer=mixer.state_from is not None
         )
     for block in spec.blocks:
+        total += 2 * num_side_params(spec, block)
         if block.channel_mixer is not None:
             total += channel_config(block.channel_mixer).decode_flops(spec.d_model, context)
     return total
@@ -110,25 +141,41 @@ def _count(spec: StackSpec, active: bool) -> int:
     width = spec.d_model
     total = num_embedding_params(spec) + width
     for _, _, mixer in mixers(spec):
+        mixer_settings = mixer_config(mixer)
         if mixer.weights_from is None:
-            consumer = mixer.state_from is not None
-            total += mixer_config(mixer).num_params(width, consumer=consumer)
+            total += mixer_settings.num_params(width, consumer=mixer.state_from is not None)
+        else:
+            total += mixer_settings.num_unshared_params(width)
     for block in spec.blocks:
-        total += num_norms(block) * width
-        if block.channel_mixer is not None and block.channel_mixer.weights_from is None:
-            config = channel_config(block.channel_mixer)
+        total += num_norm_params(spec, block) + num_side_params(spec, block)
+        if (channel := block.channel_mixer) is None:
+            continue
+        config = channel_config(channel)
+        if channel.weights_from is not None:
+            total += config.num_unshared_params(width)
+        else:
             total += config.num_active_params(width) if active else config.num_params(width)
     return total
 
 
-def num_norms(block: BlockSpec) -> int:
-    """RMS norms of model width in a block.
+def num_norm_params(spec: StackSpec, block: BlockSpec) -> int:
+    """Parameters of a block's RMS norms; none where it has another block's.
 
-    One before each half that there is, one more behind it with post-norms, and one for each of
-    parallel mixers whose normed outputs are averaged.
+    One norm stands before each half that there is, one more behind it with post-norms, and one
+    behind each of parallel mixers whose normed outputs are averaged.
     """
+    if block.norms_from is not None:
+        return 0
     halves = bool(block.mixers) + (block.channel_mixer is not None)
-    return halves * (2 if block.post_norms else 1) + num_mixer_norms(block)
+    behind = (halves if block.post_norms else 0) + num_mixer_norms(block)
+    before = input_width(spec, block) if block.mixers else 0
+    before += spec.d_model if block.channel_mixer is not None else 0
+    return before + behind * spec.d_model
+
+
+def num_side_params(spec: StackSpec, block: BlockSpec) -> int:
+    """Parameters of the matrix through which a side block's output goes on."""
+    return spec.d_model**2 if block.side else 0
 
 
 def num_mixer_norms(block: BlockSpec) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archloop.blocks.base import Features, SequenceMixer, SharingMixer, Span
+from archloop.blocks.base import Config, Features, SequenceMixer, SharingMixer, Span
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.precision import product_dtype
@@ -23,7 +23,7 @@ from archloop.blocks.span import align_right_padding, check_marks
 from archloop.blocks.stream import Stream
 from archloop.stack import head
 from archloop.stack.block import Block
-from archloop.stack.cost import mixers
+from archloop.stack.cost import channel_config, mixer_config, mixers, reads_embedding
 from archloop.stack.spec import StackSpec
 from archloop.stack.state import DecoderState, MixerKey, check_rows, full
 from archloop.text.special_tokens import SpecialTokens
@@ -51,6 +51,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(spec.d_model, spec.norm_eps, offset=spec.norm_offset)
         self.head = None if spec.tie_embeddings else Linear(spec.d_model, spec.vocab_size)
         self._share_weights()
+        self._reads_embedding = reads_embedding(spec)
         self._sources = frozenset(
             (mixer.state_from, slot)
             for _, slot, mixer in mixers(spec)
@@ -64,12 +65,18 @@ class Decoder(nn.Module):
         for index, slot, mixer in mixers(self.spec):
             if mixer.weights_from is not None:
                 source = self._block(mixer.weights_from).mixers[slot]
-                self._block(index).mixers[slot] = source
-        for index, block in enumerate(self.spec.blocks):
-            channel = block.channel_mixer
+                borrowers = self._block(index).mixers
+                borrowers[slot] = _lent(source, borrowers[slot], mixer_config(mixer))
+        for index, spec in enumerate(self.spec.blocks):
+            channel, block = spec.channel_mixer, self._block(index)
             if channel is not None and channel.weights_from is not None:
-                lender = self._block(channel.weights_from)
-                self._block(index).channel_mixer = lender.channel_mixer
+                lender = self._block(channel.weights_from).channel_mixer
+                assert lender is not None
+                assert block.channel_mixer is not None
+                config = channel_config(channel)
+                block.channel_mixer = _lent(lender, block.channel_mixer, config)
+            if spec.norms_from is not None:
+                block.take_norms(self._block(spec.norms_from))
 
     @property
     def vocab_size(self) -> int:
@@ -153,6 +160,11 @@ class Decoder(nn.Module):
         x = x.to(product_dtype(x))
         multiplier = self.spec.embedding_multiplier
         return x if multiplier == 1.0 else x * multiplier
+
+    def stream(self, ids: Tensor) -> Stream:
+        """The residual stream of token ids, any shape, before the first block."""
+        x = self.embed(ids)
+        return Stream(x, x if self._reads_embedding else None)
 
     @property
     def output_weight(self) -> Tensor:
@@ -251,7 +263,7 @@ class Decoder(nn.Module):
     def step_unchecked(self, ids_B: Tensor, state: DecoderState) -> Tensor:
         """As `step`, without counting the token: what runtimes capture, compile or export."""
         positions_B = state.lengths_B
-        stream = Stream(self.embed(ids_B))
+        stream = self.stream(ids_B)
         shared: dict[MixerKey, Features] = {}
         for index, block in enumerate(self.each_block()):
             self.mix_step(stream, index, block, state, positions_B, shared)
@@ -271,7 +283,7 @@ class Decoder(nn.Module):
 
     def through_blocks(self, ids_BT: Tensor, state: DecoderState | None, span: Span) -> Tensor:
         """Hidden states after the last norm."""
-        stream = Stream(self.embed(ids_BT))
+        stream = self.stream(ids_BT)
         shared: dict[MixerKey, Features] = {}
         for index, block in enumerate(self.each_block()):
             self.mix(stream, index, block, state, span, shared)
@@ -297,9 +309,9 @@ class Decoder(nn.Module):
             span: where the tokens stand.
             shared: features of sources so far, by mixer; this block's are added.
         """
-        if block.mixer_norm is None:
+        outputs: list[Tensor] = []
+        if (h_BTD := block.mixers_read(stream)) is None:
             return
-        h_BTD, outputs = stream.normed(block.mixer_norm), []
         for slot, spec in enumerate(self.spec.blocks[index].mixers):
             mixer, key = self.mixer(index, slot), (index, slot)
             own = None if state is None else state.mixers.get(key)
@@ -321,9 +333,9 @@ class Decoder(nn.Module):
         shared: dict[MixerKey, Features],
     ) -> None:
         """As `mix` for one token per row: the stream is (B, D)."""
-        if block.mixer_norm is None:
+        outputs: list[Tensor] = []
+        if (h_BD := block.mixers_read(stream)) is None:
             return
-        h_BD, outputs = stream.normed(block.mixer_norm), []
         for slot, spec in enumerate(self.spec.blocks[index].mixers):
             mixer, key = self.mixer(index, slot), (index, slot)
             in_BD, features = block.mixer_input(h_BD, slot), None
@@ -406,6 +418,19 @@ class Decoder(nn.Module):
 def build(spec: StackSpec) -> Decoder:
     """A decoder with random weights from torch's current seed. Raises as `Decoder`."""
     return Decoder(spec)
+
+
+def _lent(lender: nn.Module, borrower: nn.Module, config: Config) -> nn.Module:
+    """The module of a block that has the weights of another: the other's, or one that has all but
+    its own parts from there."""
+    own = [name for name in config.unshared if getattr(borrower, name, None) is not None]
+    if not own:
+        return lender
+    assert not list(lender.parameters(recurse=False)), "what is lent must stand in submodules"
+    for name, part in lender.named_children():
+        if name not in own:
+            setattr(borrower, name, part)
+    return borrower
 
 
 def _sharing(mixer: SequenceMixer) -> SharingMixer:

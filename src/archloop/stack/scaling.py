@@ -5,8 +5,9 @@
 2. The width is chosen, a multiple of 64, at which the count comes nearest to the budget. Heads,
    inner widths and groups follow it (`Config.at_width`); depth, widths of heads, kernels, windows
    and states stay as published.
-3. The feed-forwards take what is missing, in steps of 8 hidden units a block. Where there are none
-   the depth does, in steps of one block: the pattern goes on from its start, or ends earlier.
+3. The feed-forwards take what is missing, in steps of 8 hidden units a block. Where there are none,
+   or too few, the depth does, in steps of one block: the pattern goes on from its start, or ends
+   earlier.
 """
 
 from collections.abc import Iterator
@@ -46,8 +47,7 @@ def at_budget(spec: StackSpec, num_params: int, vocab_size: int | None = None) -
     widths = _widths(spec, _FAR * num_params)
     best = min(widths, key=lambda found: _distance(found, num_params), default=None)
     if best is not None:
-        fits = _filled if any(block.channel_mixer for block in best.blocks) else _deepened
-        best = fits(best, num_params)
+        best = _fitted(best, num_params)
     if best is None or _distance(best, num_params) > TOLERANCE * num_params:
         raise UserError(
             f"no width of this design has {num_params:,} parameters with a vocabulary of "
@@ -93,6 +93,16 @@ def _fewer_experts(channel: ChannelMixerSpec) -> ChannelMixerSpec:
     return channel.model_copy(update={"config": config.model_dump(exclude_defaults=True)})
 
 
+def _fitted(spec: StackSpec, num_params: int) -> StackSpec:
+    """The design brought from near the budget to it."""
+    if not any(block.channel_mixer for block in spec.blocks):
+        return _deepened(spec, num_params)
+    filled = _filled(spec, num_params)
+    if _distance(filled, num_params) <= TOLERANCE * num_params:
+        return filled
+    return _filled(_deepened(spec, num_params), num_params)
+
+
 def _filled(spec: StackSpec, num_params: int) -> StackSpec:
     """Feed-forwards widened or narrowed together, then one after the other by one step."""
     low, high = _STRETCH
@@ -118,6 +128,9 @@ def _deepened(spec: StackSpec, num_params: int) -> StackSpec:
     a_block = (cost.num_params(spec) - empty) / spec.num_blocks
     depth = max(1, round((num_params - empty) / a_block))
     repeated = spec.blocks * -(-depth // spec.num_blocks)
+    if repeated[depth - 1].side:
+        # A side block has nothing to be beside at the end of a stack.
+        depth -= 1
     return spec.replace(blocks=repeated[:depth])
 
 

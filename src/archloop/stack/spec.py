@@ -71,6 +71,10 @@ class ChannelMixerSpec(_Plain):
 class BlockSpec(_Plain):
     """One block: ``x += m * mixers(norm x)``, then ``x += m * channel_mixer(norm x)``.
 
+    A side block (Zamba, arXiv 2405.16712) reads the stream and leaves it as it is:
+    ``y = m * mixers(norm x)``, then ``y = m * channel_mixer(norm y)``, and ``W y``, with a matrix
+    of its own, is added to what the next block's first norm reads, and to nothing else.
+
     Attributes:
         mixers: none, one, or several in parallel on the same normed input.
         combine: what becomes of parallel mixers' outputs: their sum, their mean, or the mean of
@@ -78,6 +82,8 @@ class BlockSpec(_Plain):
         channel_mixer: may be absent.
         post_norms: also normalise each branch's output before it is added.
         residual_multiplier: m above.
+        side: it is a side block.
+        norms_from: index of an earlier block whose norms it has (Zamba's side blocks repeat).
     """
 
     mixers: tuple[MixerSpec, ...] = ()
@@ -85,6 +91,8 @@ class BlockSpec(_Plain):
     channel_mixer: ChannelMixerSpec | None = None
     post_norms: bool = False
     residual_multiplier: float = 1.0
+    side: bool = False
+    norms_from: int | None = None
 
 
 class StackSpec(_Plain):
@@ -121,7 +129,19 @@ class StackSpec(_Plain):
                         "each other; a consumer of state has no such weights to take"
                     )
             self._check_channel_source(index, block.channel_mixer)
+            self._check_norms_source(index, block)
         return self
+
+    def _check_norms_source(self, index: int, block: BlockSpec) -> None:
+        if block.norms_from is None:
+            return
+        where = f"blocks[{index}].norms_from={block.norms_from}"
+        _check_earlier(where, block.norms_from, index)
+        source = self.blocks[block.norms_from]
+        if source.norms_from is not None:
+            raise ValueError(f"{where}: the source itself shares; name the block it shares from")
+        if _norms(source) != _norms(block):
+            raise ValueError(f"{where}: block {block.norms_from} has other norms")
 
     def _check_channel_source(self, index: int, channel: ChannelMixerSpec | None) -> None:
         if channel is None or channel.weights_from is None:
@@ -162,6 +182,11 @@ class StackSpec(_Plain):
         # Left out where it says nothing, so that specs from before it keep their digests.
         if not data["norm_offset"]:
             del data["norm_offset"]
+        for block in data["blocks"]:
+            if not block["side"]:
+                del block["side"]
+            if block["norms_from"] is None:
+                del block["norms_from"]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -191,6 +216,12 @@ class StackSpec(_Plain):
     def replace(self, **changes: Any) -> "StackSpec":
         """A validated copy with other field values."""
         return StackSpec.model_validate({**self.model_dump(), **changes})
+
+
+def _norms(block: BlockSpec) -> tuple[object, ...]:
+    """What decides how many norms a block has; their widths are compared where mixers are known."""
+    normed_mean = len(block.mixers) if block.combine == "normed_mean" else 0
+    return bool(block.mixers), block.channel_mixer is not None, block.post_norms, normed_mean
 
 
 def _check_earlier(where: str, source: int, index: int) -> None:

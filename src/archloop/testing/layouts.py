@@ -117,7 +117,7 @@ class LayoutContract(Contract):
             for name, parameter in theirs.named_parameters():
                 # Norms near what they begin with: 1, or 0 where they multiply by 1 + w.
                 begun = parameter.clone() if "norm" in name else 0
-                parameter.normal_(std=0.3).add_(begun)
+                parameter.normal_(std=layout.example_std).add_(begun)
         theirs.save_pretrained(tmp_path / "theirs")
         ours = checkpoints.load(tmp_path / "theirs")
         seeded = torch.Generator().manual_seed(1)

@@ -1,7 +1,6 @@
-"""GeGLU feed-forward (arXiv 2002.05202), as in Gemma: ``W_down(gelu(W_gate x) * W_up x)``, with
-the approximation of GELU by tanh (arXiv 1606.08415)."""
+"""GeGLU feed-forward (arXiv 2002.05202), as in Gemma: ``W_down(gelu(W_gate x) * W_up x)``."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -19,6 +18,8 @@ class GeGLU(ChannelMixer):
         """As SwiGLU's; Gemma's hidden widths are larger."""
 
         expansion: Annotated[float, Gene((3.0, 4.0, 5.0, 6.0))] = Field(4.0, gt=0, le=64)
+        gelu: Literal["tanh", "exact"] = "tanh"
+        """GELU approximated by tanh (arXiv 1606.08415), or by the error function (Zamba2)."""
 
     def __init__(
         self, config: Config, d_model: int, block_index: int, num_blocks: int, consumer: bool
@@ -27,7 +28,12 @@ class GeGLU(ChannelMixer):
         d_ff = hidden_width(config.expansion, d_model)
         self.gate_up_proj = Linear(d_model, 2 * d_ff)
         self.down_proj = Linear(d_ff, d_model)
+        self.adapter = config.adapter(d_model)
+        self.approximate = "tanh" if config.gelu == "tanh" else "none"
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, -1)
-        return self.down_proj(F.gelu(gate_BTF, approximate="tanh") * up_BTF)
+        hidden = self.gate_up_proj(x_BTD)
+        if self.adapter is not None:
+            hidden = hidden + self.adapter(x_BTD)
+        gate_BTF, up_BTF = hidden.chunk(2, -1)
+        return self.down_proj(F.gelu(gate_BTF, approximate=self.approximate) * up_BTF)

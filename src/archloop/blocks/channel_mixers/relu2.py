@@ -28,6 +28,10 @@ class ReLU2(ChannelMixer):
         d_ff = hidden_width(config.expansion, d_model)
         self.up_proj = Linear(d_model, d_ff)
         self.down_proj = Linear(d_ff, d_model)
+        self.adapter = config.adapter(d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.relu(self.up_proj(x_BTD)).square())
+        hidden = self.up_proj(x_BTD)
+        if self.adapter is not None:
+            hidden = hidden + self.adapter(x_BTD)
+        return self.down_proj(F.relu(hidden).square())

@@ -30,15 +30,18 @@ class SwiGLU(ChannelMixer):
         self.gate_multiplier = config.gate_multiplier
         self.gate_up_proj = Linear(d_model, 2 * d_ff)
         self.down_proj = Linear(d_ff, d_model)
+        self.adapter = config.adapter(d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden = self.gate_up_proj(x_BTD)
+        if self.adapter is not None:
+            hidden = hidden + self.adapter(x_BTD)
         if self.gate_multiplier != 1.0:
             gate, up = hidden.chunk(2, -1)
             return self.down_proj(F.silu(gate * self.gate_multiplier) * up)
         return self.down_proj(silu_gate(hidden))
 
     def fast_form(self) -> GatedFeedForward | None:
-        if self.gate_multiplier != 1.0:
+        if self.gate_multiplier != 1.0 or self.adapter is not None:
             return None
         return GatedFeedForward(self.gate_up_proj.weight, self.down_proj.weight)

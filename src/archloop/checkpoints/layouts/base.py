@@ -33,6 +33,9 @@ class Layout(ABC):
         variants: ways to cut the tensors, the one to write first.
         examples: small configurations, which between them say all that the family can; tests
             build, save and load each, and compare with transformers.
+        example_std: standard deviation of the weights that tests draw for the examples. Each part
+            of a stack multiplies rounding errors by some factor that grows with it; where they are
+            compared to 1e-5 over many parts without residuals, it must be smaller.
         embedding, head: the checkpoint's names of the tensors that a tied model has one of.
         keeps_float32: ends of names of tensors that are float32 in a model of any dtype, so that a
             checkpoint may store them so beside others.
@@ -42,6 +45,7 @@ class Layout(ABC):
     model_types: ClassVar[Mapping[str, str]]
     variants: ClassVar[tuple[str, ...]] = ("plain",)
     examples: ClassVar[tuple[Mapping[str, Any], ...]]
+    example_std: ClassVar[float] = 0.3
     embedding: ClassVar[str] = "model.embed_tokens.weight"
     head: ClassVar[str] = "lm_head.weight"
     keeps_float32: ClassVar[tuple[str, ...]] = ()

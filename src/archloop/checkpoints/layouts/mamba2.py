@@ -14,6 +14,9 @@ from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, MixerSpec, StackSpec
 
+UNCLAMPED = 1e-30
+"""For ``time_step_min``, in families where transformers lifts time steps to it in a pass over
+several tokens and not in a step. Here, as in the models' own code, there is no such limit."""
 _EXAMPLE = {
     "model_type": "mamba2",
     "hidden_size": 32,

@@ -15,7 +15,7 @@ from archloop.checkpoints.layouts.base import (
     first_mixer,
     sizes_of,
 )
-from archloop.checkpoints.layouts.mamba2 import check_time_step_limit, mixer_pieces
+from archloop.checkpoints.layouts.mamba2 import UNCLAMPED, check_time_step_limit, mixer_pieces
 from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
@@ -23,9 +23,6 @@ from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, 
 _LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 _OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
 _KINDS = {"mamba2": "linear_attention", "gqa": "full_attention", "relu2": "mlp"}
-_UNCLAMPED = 1e-30
-"""For ``time_step_min``: transformers lifts time steps to it in a pass over several tokens and not
-in a step. Here, as in the model's own code, there is no such limit."""
 _EXAMPLE = {
     "model_type": "nemotron_h",
     "hidden_size": 48,
@@ -40,7 +37,7 @@ _EXAMPLE = {
     "mamba_head_dim": 8,
     "n_groups": 2,
     "chunk_size": 16,
-    "time_step_min": _UNCLAMPED,
+    "time_step_min": UNCLAMPED,
     "pad_token_id": 0,
 }
 
@@ -97,7 +94,7 @@ class NemotronH(Layout):
             "max_position_embeddings": spec.max_context or 4096,
             "layer_norm_epsilon": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,
-            "time_step_min": _UNCLAMPED,
+            "time_step_min": UNCLAMPED,
         }
         if (attention := first_mixer(spec, "gqa")) is not None:
             values = sizes_of(attention, spec.d_model)

@@ -167,15 +167,23 @@ def expansion(hidden: int, width: int, what: str = "dense") -> float:
 
 
 def attention_pieces(
-    mixer: MixerSpec, width: int, theirs: str, ours: str, *, out: str = "o_proj"
+    mixer: MixerSpec,
+    width: int,
+    theirs: str,
+    ours: str,
+    *,
+    out: str = "o_proj",
+    reads: int | None = None,
 ) -> Iterator[Piece]:
-    """Projections of attention; queries, keys and values are one matrix of ours."""
+    """Projections of attention; queries, keys and values are one matrix of ours.
+
+    Its input is as wide as the model, or as `reads` says.
+    """
     sizes = sizes_of(mixer, width)
     q, kv = (sizes[key] * sizes["head_dim"] for key in ("num_heads", "num_kv_heads"))
     named = (("q_proj", q), ("k_proj", kv), ("v_proj", kv))
-    yield from rows(
-        [(f"{theirs}{name}.weight", num) for name, num in named], f"{ours}qkv_proj.weight", width
-    )
+    matrices = [(f"{theirs}{name}.weight", num) for name, num in named]
+    yield from rows(matrices, f"{ours}qkv_proj.weight", reads or width)
     yield Piece(f"{theirs}{out}.weight", f"{ours}out_proj.weight", (width, q))
 
 

@@ -19,6 +19,7 @@ from archloop.blocks.fast import CachedAttention, GatedConv, GatedFeedForward, R
 from archloop.runtimes.cuda.compiled import CompiledMixer, alone
 from archloop.runtimes.cuda.graph import StepGraph
 from archloop.runtimes.cuda.half import Call, Half, Norm, PlainChannel, PlainMixer
+from archloop.runtimes.cuda.side import WholeStack
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
 from archloop.stack.state import DecoderState, check_rows, full
@@ -76,6 +77,9 @@ class FusedDecoder:
         self.halves: list[Half] = []
         self.of_mixers: dict[int, Half] = {}
         self.of_channels: dict[int, Half] = {}
+        if any(block.spec.side for block in self.blocks):
+            self.halves.append(WholeStack(decoder, _norm(decoder.norm)))
+            return
         for index, block in enumerate(self.blocks):
             if block.mixer_norm is not None:
                 self.of_mixers[index] = self._mixer_half(index, block)

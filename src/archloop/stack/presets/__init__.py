@@ -6,7 +6,8 @@ folder ``presets`` of a plug-ins folder are presets too.
 
 ``<preset>-attention`` is its twin: the same depth, heads and experts, every sequence mixer replaced
 by the preset's attention, and the parameters that this frees put into the dense FFNs. A stack
-without full attention, without a dense FFN or with nothing but attention has none.
+without full attention, without a dense FFN, with nothing but attention, or with side blocks has
+none.
 
     >>> from archloop.stack import presets
     >>> presets.load("lfm2-350m").num_blocks
@@ -98,6 +99,8 @@ def twin(spec: StackSpec) -> StackSpec:
     ]
     if attention is None or not dense:
         raise UserError("a twin needs a block with full attention and one with a dense FFN")
+    if any(block.side for block in spec.blocks):
+        raise UserError("a stack with side blocks has no twin: their attention reads another width")
     plain = MixerSpec(name=attention.name, config=attention.config)
     if all(block.mixers == (plain,) for block in spec.blocks):
         raise UserError("a stack of full attention alone is its own twin")

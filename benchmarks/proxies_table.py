@@ -148,7 +148,9 @@ def print_reliability(records: list[jobs.Record]) -> None:
     sure = [r for r in records if r["share"] == 1 and not r["diverged"]]
     full_SR = matrix(records, aggregate, 1)
     if full_SR.ndim != 2 or full_SR.shape[0] < 4 or full_SR.shape[1] < 2:
-        print("fewer than four stacks have two seeds; no table")
+        print("fewer than four stacks have two seeds; no reliability")
+        first = min((r["seed"] for r in sure), default=0)
+        print_spread([r for r in sure if r["seed"] == first])
         return
     stacks, seeds = full_SR.shape
     names = list(sure[0]["scores"])
@@ -177,6 +179,42 @@ def print_reliability(records: list[jobs.Record]) -> None:
     )
     print(f"Without signal: {', '.join(n for n in order if n not in with_signal)}\n")
     print_correlations(records, {"all scores": None, "scores with signal": set(with_signal)})
+
+
+def beyond_sampling(values_S: Floats, errors_S: Floats) -> float:
+    """Share of a score's variance over stacks that its examples' sampling does not explain, 0 to 1.
+
+    No reliability of one seed can be larger but by chance, since another seed's variance is in it.
+    """
+    spread = float(values_S.var(ddof=1))
+    return max(0.0, 1 - float(np.mean(errors_S**2)) / spread) if spread > 0 else 0.0
+
+
+def print_spread(records: list[jobs.Record]) -> None:
+    """Of one seed: what stacks differ by beside the sampling of examples, and what agrees."""
+    if len(records) < 4:
+        return
+    names = list(records[0]["scores"])
+    values = {n: np.array([r["scores"][n][0] for r in records], dtype=float) for n in names}
+    errors = {n: np.array([r["scores"][n][1] for r in records], dtype=float) for n in names}
+    shares = {n: beyond_sampling(values[n], errors[n]) for n in names}
+    print(f"\n{len(records)} stacks, one seed, {records[0]['million']:g}M tokens\n")
+    print("| score | category | mean | sd over stacks | error of sampling | beyond sampling |")
+    print("|---|---|---|---|---|---|")
+    for name in sorted(names, key=lambda name: -shares[name]):
+        error = math.sqrt(float(np.mean(errors[name] ** 2)))
+        print(
+            f"| {name} | {records[0]['scores'][name][3]} | {values[name].mean():.3f} | "
+            f"{values[name].std(ddof=1):.3f} | {error:.3f} | {shares[name]:.2f} |"
+        )
+    print("\n| rank correlation over stacks (95%) | bits per byte, less is better |")
+    print("|---|---|")
+    bits_S = -values[BITS]
+    figures: dict[str, Floats] = {"all scores": np.array([aggregate(r) for r in records])}
+    figures |= {name: np.array([float(r[name]) for r in records]) for name in CHEAP}
+    for name, figure_S in figures.items():
+        r, low, high = interval(figure_S, bits_S)
+        print(f"| {name} | {r:.2f} ({low:.2f} to {high:.2f}) |")
 
 
 def print_correlations(records: list[jobs.Record], aggregates: dict[str, set[str] | None]) -> None:

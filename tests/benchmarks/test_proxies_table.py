@@ -94,6 +94,22 @@ def test_the_tables_are_printed(tmp_path, capsys):
     assert "| 1:0 - 0:1 | -0.1000 (0.0008) | 2 |" in said
 
 
+def test_of_one_seed_the_spread_is_told_from_sampling(capsys):
+    one = [each for each in records(num_stacks=200, num_seeds=1) if each["share"] == 1]
+    for each in one:
+        each["scores"]["noise"][1] = 0.2
+    skill_S, noise_S = (
+        np.array([each["scores"][name][0] for each in one]) for name in ("skill", "noise")
+    )
+    assert proxies_table.beyond_sampling(skill_S, np.full(200, 0.01)) > 0.99
+    assert proxies_table.beyond_sampling(noise_S, np.full(200, 0.2)) < 0.25
+    assert proxies_table.beyond_sampling(np.ones(4), np.ones(4)) == 0.0
+    proxies_table.print_reliability(one)
+    said = capsys.readouterr().out
+    assert "200 stacks, one seed" in said
+    assert "| decode_flops | 0.99 " in said
+
+
 @pytest.mark.parametrize(("difference", "seeds"), [(0.01, 16), (0.02, 4), (1.0, 2)])
 def test_seeds_that_a_difference_needs(difference, seeds):
     assert proxies_table.needed_seeds(difference, 0.01) == seeds

@@ -26,20 +26,31 @@ SETTINGS = {"swa": {"window": {"ship": 32, "proxy": 8}}, "short_conv": {"kernel"
 RECIPE = {
     "name": "card",
     "seed": 3,
-    "num_trials": 1,
+    # Fewer than three trials that finished a rung send none to the next.
+    "num_trials": 3,
     "reference": {"layout": ["short_conv", "gqa"]},
-    # About as fast as the reference: what lies past the reference point is not promoted.
-    "initial": [["gqa", "short_conv"]],
+    # Two that can learn to recall as the reference does: what adds nothing is not promoted.
+    "initial": [
+        ["gqa", "short_conv"],
+        ["short_conv", "gqa", "short_conv"],
+        ["short_conv", "short_conv", "gqa"],
+    ],
     "space": {
         "ship": {"d_model": 128, "vocab_size": 1024},
         "proxy": {"d_model": 64},
-        "num_blocks": [2],
+        "num_blocks": [2, 3],
         "mixers": {name: SETTINGS.get(name, {}) for name in MIXERS},
         "channel_mixers": {"swiglu": {"expansion": [2.0, 3.0]}},
     },
     "targets": {
         "card": {"device": "host", "runtime": "torch_cuda", "quant": "bf16", "contexts": [64]}
     },
+    # Wide: they are the reference point, behind which a stack adds nothing.
+    "budgets": [
+        {"metric": "ttft_ms", "limit": 10.0, "relative": True},
+        {"metric": "decode_p50_ms", "limit": 10.0, "relative": True},
+        {"metric": "peak_memory_bytes", "limit": 10.0, "relative": True},
+    ],
     "profile": {"processes": 2, "warmup_steps": 2, "timed_steps": 8, "prefill_repeats": 1},
     "proxy": {
         "device": "cuda",
@@ -63,6 +74,7 @@ RECIPE = {
     },
     "promote_share": 1.0,
     "reference_seeds": 2,
+    "replicates": 0,
     "tuning": {"learning_rates": [1e-3, 3e-3, 9e-3], "num_steps": 20},
     "threads": 1,
     # Trainings of different mixers compile beside each other.
@@ -87,25 +99,32 @@ def test_a_killed_study_goes_on_to_its_end(tmp_path: Path) -> None:
     home, log = tmp_path / "runs" / "card", tmp_path / "log"
     process = start(tmp_path, log)
     deadline = time.monotonic() + 500
-    # Killed while trial 0 trains its second rung: the first rung's checkpoint is what goes on.
-    while not list(home.glob("trials/*/rung-0.json")):
+    # Killed while a trial trains its second rung: the first rung's checkpoint is what goes on.
+    while "(rung 1)" not in log.read_text():
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {file: file.read_bytes() for file in home.glob("reference/**/*.json")}
-    assert kept
+    kept = {
+        file: file.read_bytes()
+        for part in ("reference", "anchors", "trials")
+        for file in home.glob(f"{part}/**/*.json")
+    }
+    assert len(list(home.glob("trials/*/rung-0.json"))) == 3
+    assert not list(home.glob("trials/*/rung-1.json"))
     process = start(tmp_path, log)
     assert process.wait(timeout=deadline - time.monotonic()) == 0, log.read_text()[-3000:]
     for file, content in kept.items():
         assert file.read_bytes() == content, file
     record = reading.read(home)
-    assert len(record.trials) == 1
-    for trial in record.trials:
-        assert trial.state == "complete", trial.error
+    assert len(record.trials) == 3
+    assert all(trial.state == "complete" for trial in record.trials), log.read_text()[-3000:]
+    climbed = [trial for trial in record.trials if len(trial.rungs) == 2]
+    assert climbed
+    for trial in climbed:
         first, second = trial.rungs
-        assert (first.num_steps, second.num_steps) == (1000, 2000)
+        assert (first.num_steps, second.num_steps) == tuple(RECIPE["proxy"]["rungs"])
         assert second.num_tokens == 2 * first.num_tokens
         text = [rung.scores["bits_per_byte"].value for rung in trial.rungs]
         assert 0 < text[1] < text[0] < 8

@@ -9,7 +9,8 @@ difference of two depths, so embedding, head and what is paid once a call drop o
 deep stack are more than the card's cache holds. Both are given as the engine runs them, which
 captures prompts by length and compiles the steps of mixers that have no kernels of their own, and
 as they are written: where a prompt as written takes far longer, Python launches too slowly. The
-floors of decode are 2 to 4 us, in which a card starts one or two kernels.
+floors of decode are 2 to 4 us, in which a card starts one or two kernels. The line of JSON, as a
+file in `archloop/findings/cards`, is what reports of studies on such a card show.
 
     --mixers a,b     default: all but the exact CfC, which runs token by token
     --lengths a,b    default: 4096,32768
@@ -21,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import torch
 
@@ -174,7 +176,8 @@ def main() -> None:
         )
     ]
     print(f"within {LIMIT:g} times the floor throughout: {', '.join(within) or 'none'}")
-    record = {"benchmark": "fairness", "device": device, "torch": torch.__version__}
+    record = {"benchmark": "fairness", "device": device, "runtime": "torch_cuda", "quant": "bf16"}
+    record |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "width": WIDTH}
     record |= {"read_tb_per_s": read / 1e12, "matmul_tflop_per_s": matmul / 1e12, "rows": rows}
     print(json.dumps(record))
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from archloop.files import write_atomic
+from archloop.findings.floors import FAIR, floors
 from archloop.findings.verdict import Verdict, ranking_would_take, verdict
 from archloop.profiling.record import Interval
 from archloop.ranking.estimate import Estimate
@@ -133,6 +134,8 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
         "plotly_js": Markup(get_plotlyjs()),
         "found": found,
         "planes": list(planes),
+        "floors": floors(study),
+        "fair": FAIR,
         "targets": list(targets),
         "plots": {
             name: "" if figure is None else Markup(figures.to_html(figure, name))

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from archloop.findings.floors import floors
 from archloop.findings.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.profiling.record import Profile
 from archloop.report.html import count, duration, estimate, headline
@@ -38,6 +39,9 @@ def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> N
         console.print(
             f"quality is one score, {study.admitted[0]}, which is little to judge by", markup=False
         )
+    for known in floors(study):
+        if known.slow:
+            console.print(known.words, markup=False)
     if study.ended is not None:
         console.print(f"ended early: {study.ended}", markup=False)
     phases = ", ".join(

@@ -6,6 +6,7 @@ Everything is recomputed from the records; nothing is looked up anywhere else.
 import math
 from typing import Any
 
+from archloop.findings.floors import Floors, floors
 from archloop.findings.verdict import Row, Verdict, growth, verdict
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.membership import Volume
@@ -23,7 +24,8 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
         status, probability), rung (that the estimates stand for), reliability by objective,
         unranked (objectives by which this study cannot rank), hypervolume with its interval,
         reference point and growth, tasks, quality (the anchors that it is read between, and
-        the scores of the anchor stacks), learning_rates (empty: not tuned), ended,
+        the scores of the anchor stacks), learning_rates (empty: not tuned), floors (by target and
+        mixer: time of its kernels over the floor of the card, by context), ended,
         seconds_by_phase, overhead, environment.
     """
     found = verdict(study)
@@ -58,10 +60,25 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
         "tasks": {"admitted": list(study.admitted), "dropped": study.dropped},
         "quality": _quality(study),
         "learning_rates": {name: _rate(rate) for name, rate in study.learning_rates.items()},
+        "floors": {each.target: _floors(each) for each in floors(study)},
         "ended": study.ended,
         "seconds_by_phase": study.seconds_by_phase,
         "overhead": study.overhead,
         "environment": study.environment,
+    }
+
+
+def _floors(known: Floors) -> dict[str, Any]:
+    return {
+        "measured": known.measured,
+        "mixers": {
+            row.mixer: {
+                "prefill": dict(zip(known.contexts, row.prefill, strict=True)),
+                "decode": dict(zip(known.contexts, row.decode, strict=True)),
+                "fair": row.is_fair,
+            }
+            for row in known.rows
+        },
     }
 
 

@@ -67,7 +67,7 @@ def seconds(runtime: Runtime, asked: argparse.Namespace, scratch: Path) -> dict[
     wanted = {placed.piece for spec in specs for placed in pieces.pieces(spec)}
 
     def lower(piece: pieces.Piece, home: Path) -> dict[str, int]:
-        return runtime.lower(pieces.build(piece), piece.kind, home, asked.quant)
+        return runtime.lower(pieces.build(piece), piece.part, home, asked.quant)
 
     start = time.perf_counter()
     for piece in sorted(wanted, key=lambda each: each.digest):

@@ -2,7 +2,7 @@
 
     python benchmarks/runtime_parity.py torch_cuda bf16 [--seeds 5]
 
-Stacks of several depths, widths and kinds with random weights, several seeds each, compared as
+Stacks of several depths, widths and mixers with random weights, several seeds each, compared as
 each export is: a prompt in two parts, then decode steps, the largest difference of any logit in
 standard deviations of the logits. Beside the distance of the runtime from eager PyTorch in its own
 precision stand those of both from float32 on the same rounded weights. Stacks with experts are
@@ -30,10 +30,13 @@ PROMPT, STEPS = 40, 6
 
 def stack(layout, d_model, channel="swiglu"):
     """Blocks of a layout such as ``CCA``: convolution, attention."""
-    kinds = {"C": MixerSpec(name="short_conv"), "A": MixerSpec(name="gqa", config={"head_dim": 64})}
+    mixers = {
+        "C": MixerSpec(name="short_conv"),
+        "A": MixerSpec(name="gqa", config={"head_dim": 64}),
+    }
     config = {"num_experts": 8, "top_k": 2, "expansion": 1.0} if channel == "moe" else {}
     mixed = ChannelMixerSpec(name=channel, config=config)
-    blocks = tuple(BlockSpec(mixers=(kinds[kind],), channel_mixer=mixed) for kind in layout)
+    blocks = tuple(BlockSpec(mixers=(mixers[letter],), channel_mixer=mixed) for letter in layout)
     return StackSpec(d_model=d_model, vocab_size=4096, blocks=blocks)
 
 

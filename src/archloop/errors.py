@@ -1,4 +1,4 @@
-"""What the user can mend: the one kind of error that ends a command in a line, not a traceback.
+"""What the user can mend: the one class of error that ends a command in a line, not a traceback.
 
 A recipe, spec, corpus, checkpoint or option that cannot work is a `UserError`. A call with wrong
 arguments is a plain `ValueError`, and what must never be is an assertion: from the command line
@@ -62,16 +62,16 @@ def suggest(wrong: str, known: Sequence[str]) -> str:
 
 def reason(problem: "ErrorDetails") -> str:
     """What a value must be, in plain words."""
-    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
-    if kind in ("value_error", "assertion_error"):
+    error_type, message = problem["type"], problem["msg"].removeprefix("Value error, ")
+    if error_type in ("value_error", "assertion_error"):
         return message
-    if kind == "int_parsing_size":
+    if error_type == "int_parsing_size":
         return "is too large; give a smaller whole number"
-    if kind == "missing":
+    if error_type == "missing":
         return "is missing; add it"
-    if kind == "too_short":
+    if error_type == "too_short":
         return f"has too few entries; give at least {problem['ctx']['min_length']}"
-    if kind == "too_long":
+    if error_type == "too_long":
         return f"has too many entries; give at most {problem['ctx']['max_length']}"
     if wanted := expected(problem):
         return f"must be {wanted}"
@@ -80,7 +80,7 @@ def reason(problem: "ErrorDetails") -> str:
 
 
 def expected(problem: "ErrorDetails") -> str | None:
-    """What kind of value there must be, where the kind is what is wrong."""
+    """What type of value there must be, where its type is what is wrong."""
     family, _, rest = problem["type"].partition("_")
     is_kind = rest.startswith(("type", "parsing", "from", "unicode"))
     return _EXPECTED.get(family) if is_kind else None

@@ -62,18 +62,18 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def test_a_preset_a_spec_and_a_checkpoint(tmp_path: Path, study: Kept) -> None:
     preset = models.find("lfm2-350m")
-    assert (preset.kind, preset.spec) == ("spec", presets.load("lfm2-350m"))
+    assert (preset.source, preset.spec) == ("spec", presets.load("lfm2-350m"))
     file = study.folder / "trials" / "000000" / "spec.json"
     assert models.find(str(file)).spec == study.trial.spec
     save(build_random(study.trial.spec, 0), tmp_path / "model", "archloop")
     found = models.find(str(tmp_path / "model"))
-    assert (found.kind, found.spec) == ("checkpoint", study.trial.spec)
+    assert (found.source, found.spec) == ("checkpoint", study.trial.spec)
     assert found.weights() == tmp_path / "model"
 
 
 def test_a_trial_is_its_spec_to_ship_and_to_ask_its_proxy(study: Kept) -> None:
     found = models.find(str(study.folder), str(study.trial.number))
-    assert (found.kind, found.spec, found.label) == ("trial", study.trial.spec, "test-trial-0")
+    assert (found.source, found.spec, found.label) == ("trial", study.trial.spec, "test-trial-0")
     assert found.decoder(0)[1] == "random"
     assert found.is_proxy()
     loaded = found.text_model()

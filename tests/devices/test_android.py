@@ -59,7 +59,7 @@ def test_a_serial_is_never_an_option_or_a_command(serial: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "kind", "words"),
+    ("says", "cause", "words"),
     [
         ("error: device offline", "gone", "adb devices"),
         ("adb: device 'emulator-5554' not found", "gone", "adb devices"),
@@ -69,13 +69,13 @@ def test_a_serial_is_never_an_option_or_a_command(serial: str) -> None:
     ],
 )
 def test_what_goes_wrong_is_told_apart(
-    says: str, kind: str, words: str, phone: Path, choice: DeviceChoice, tmp_path: Path
+    says: str, cause: str, words: str, phone: Path, choice: DeviceChoice, tmp_path: Path
 ) -> None:
     (phone / "says").write_text(says + "\n")
     (tmp_path / "folder").mkdir()
     with pytest.raises(DeviceError, match=words) as caught:
         choice.open().push(tmp_path / "folder")
-    assert caught.value.cause == kind
+    assert caught.value.cause == cause
 
 
 def test_a_runner_of_its_own_is_measured_there(

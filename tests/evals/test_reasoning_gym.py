@@ -52,25 +52,25 @@ class TestReasoningGym(EvaluationContract):
 
     @classmethod
     def entries(cls) -> dict[str, Callable[[], Evaluation]]:
-        kinds = ("chain_sum", "syllogism")
-        return {k: partial(suites.make, "reasoning_gym", {"kind": k}) for k in kinds}
+        subsets = ("chain_sum", "syllogism")
+        return {k: partial(suites.make, "reasoning_gym", {"subset": k}) for k in subsets}
 
 
 def test_chance_is_writing_the_commonest_answer() -> None:
-    task = suites.make("reasoning_gym", {"kind": "syllogism"})
+    task = suites.make("reasoning_gym", {"subset": "syllogism"})
     assert task.chance == pytest.approx(2 / 3, abs=0.08)
     assert isinstance(task, reasoning_gym.ReasoningGym)
     assert task.guesses("any") == ("Yes",)
-    assert suites.make("reasoning_gym", {"kind": "chain_sum"}).chance == 0
+    assert suites.make("reasoning_gym", {"subset": "chain_sum"}).chance == 0
 
 
 def test_a_reply_is_compared_and_never_given_to_the_library() -> None:
-    task = suites.make("reasoning_gym", {"kind": "lcm"})
+    task = suites.make("reasoning_gym", {"subset": "lcm"})
     assert task.run(Guesser(task, 0), limit=4).value == 0
 
 
 def test_categories() -> None:
-    found = {k: suites.make("reasoning_gym", {"kind": k}).category for k in reasoning_gym.KINDS}
+    found = {k: suites.make("reasoning_gym", {"subset": k}).category for k in reasoning_gym.SUBSETS}
     assert found["simple_equations"] == "mathematics"
     assert found["family_relationships"] == "reasoning"
     assert found["needle_haystack"] == "long context"
@@ -92,7 +92,7 @@ def test_absent_or_another_version_is_one_line(
     assert "\n" not in task.missing()
     assert task.chance == 0
     _, left_out = suites.parted(suites.load("full"))
-    assert {f"reasoning_gym_{kind}" for kind in reasoning_gym.KINDS} <= set(left_out)
+    assert {f"reasoning_gym_{subset}" for subset in reasoning_gym.SUBSETS} <= set(left_out)
 
 
 def test_the_version_is_the_installed_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ def questions(plugin, num=40, **settings):
 class TestMultiHop:
     @pytest.mark.parametrize("hops", [1, 2, 4])
     def test_kin(self, hops):
-        for context, choices, right in questions("multi_hop", kind="kin", num_hops=hops):
+        for context, choices, right in questions("multi_hop", variant="kin", num_hops=hops):
             mothers = dict(re.findall(r"The mother of (\w+) is (\w+)\.", context))
             name = re.search(r"(\w+) is$", context)[1]
             for _ in range(hops):
@@ -26,7 +26,7 @@ class TestMultiHop:
             assert len(set(choices)) == 4
 
     def test_boxes(self):
-        for context, choices, right in questions("multi_hop", kind="boxes", num_hops=3):
+        for context, choices, right in questions("multi_hop", variant="boxes", num_hops=3):
             held = dict(re.findall(r"Box (\d) holds the (\w+)\.", context))
             for one, other in re.findall(r"Boxes (\d) and (\d) swap", context):
                 held[one], held[other] = held[other], held[one]
@@ -34,7 +34,7 @@ class TestMultiHop:
             assert choices[right] == f" {held[asked]}."
 
     def test_assign(self):
-        for context, choices, right in questions("multi_hop", kind="assign", num_hops=2):
+        for context, choices, right in questions("multi_hop", variant="assign", num_hops=2):
             values = {}
             for name, value in re.findall(r"(\w) = (\w+);", context):
                 # A variable is never read before it was written.
@@ -43,19 +43,19 @@ class TestMultiHop:
             assert choices[right] == f" {values[asked]}."
 
     def test_order(self):
-        for context, choices, right in questions("multi_hop", kind="order"):
+        for context, choices, right in questions("multi_hop", variant="order"):
             pairs = re.findall(r"(\w+) is taller than (\w+)", context)
             (tallest,) = {one for one, _ in pairs} - {other for _, other in pairs}
             assert choices[right] == f" {tallest}."
 
     def test_coin(self):
-        for context, choices, right in questions("multi_hop", kind="coin"):
+        for context, choices, right in questions("multi_hop", variant="coin"):
             side = ("heads", "tails")[context.count("turns it over") % 2]
             assert choices[right] == f" {side}."
 
     def test_brackets(self):
         closes = {"(": ")", "[": "]", "{": "}", "<": ">"}
-        for context, choices, right in questions("multi_hop", kind="brackets"):
+        for context, choices, right in questions("multi_hop", variant="brackets"):
             waiting = []
             for sign in context.split(":")[1].split():
                 if sign in closes:
@@ -66,9 +66,9 @@ class TestMultiHop:
 
 
 class TestArithmetic:
-    @pytest.mark.parametrize("kind", ["difference", "product", "remainder", "chain"])
-    def test_results(self, kind):
-        for prompt, answers, _ in questions("arithmetic", kind=kind, num_solved=1):
+    @pytest.mark.parametrize("variant", ["difference", "product", "remainder", "chain"])
+    def test_results(self, variant):
+        for prompt, answers, _ in questions("arithmetic", variant=variant, num_solved=1):
             line = prompt.splitlines()[-1].removesuffix(" =")
             left, operator, right, *rest = line.split()
             numbers = int(left), int(right)
@@ -81,26 +81,26 @@ class TestArithmetic:
             assert answers == (str(found),)
 
     def test_sequence_and_comparison(self):
-        for prompt, answers, _ in questions("arithmetic", kind="sequence", num_solved=0):
+        for prompt, answers, _ in questions("arithmetic", variant="sequence", num_solved=0):
             terms = [int(term) for term in prompt.removesuffix(",").split(", ")]
             assert answers == (str(2 * terms[-1] - terms[-2]),)
-        for prompt, answers, _ in questions("arithmetic", kind="comparison", num_solved=0):
+        for prompt, answers, _ in questions("arithmetic", variant="comparison", num_solved=0):
             assert int(answers[0]) == max(map(int, re.findall(r"\d+", prompt)))
 
     def test_chance_is_what_guessing_one_of_the_two_numbers_scores(self):
-        asked = questions("arithmetic", 1000, kind="comparison", num_digits=4, num_solved=0)
+        asked = questions("arithmetic", 1000, variant="comparison", num_digits=4, num_solved=0)
         first = [re.search(r"\d+", question.prompt)[0] in question.answers for question in asked]
-        chance = suites.make("arithmetic", {"kind": "comparison"}).chance
+        chance = suites.make("arithmetic", {"variant": "comparison"}).chance
         assert sum(first) / len(first) == pytest.approx(chance, abs=0.05)
-        assert suites.make("arithmetic", {"kind": "product"}).chance == 0.0
+        assert suites.make("arithmetic", {"variant": "product"}).chance == 0.0
 
 
 class TestNeedles:
     @pytest.mark.parametrize(
-        "kind, num", [("single", 1), ("multi_key", 1), ("multi_value", 4), ("multi_query", 2)]
+        "variant, num", [("single", 1), ("multi_key", 1), ("multi_value", 4), ("multi_query", 2)]
     )
-    def test_numbers_are_those_of_the_asked_words(self, kind, num):
-        for prompt, _, wanted in questions("needle", 10, kind=kind, num_chars=1000):
+    def test_numbers_are_those_of_the_asked_words(self, variant, num):
+        for prompt, _, wanted in questions("needle", 10, variant=variant, num_chars=1000):
             text, asked = prompt.split("\nEvery number of the ")
             words = asked.removesuffix(":").split(" and of the ")
             said = re.findall(r"A number of the (\w+) is (\d+)\.", text)
@@ -108,23 +108,23 @@ class TestNeedles:
             assert len(wanted) == num
             assert 900 < len(text) < 1250
 
-    @pytest.mark.parametrize("kind", ["common_words", "frequent_words"])
-    def test_words_are_the_most_frequent(self, kind):
-        for prompt, _, wanted in questions("needle", 10, kind=kind):
+    @pytest.mark.parametrize("variant", ["common_words", "frequent_words"])
+    def test_words_are_the_most_frequent(self, variant):
+        for prompt, _, wanted in questions("needle", 10, variant=variant):
             words = prompt.split("\n")[0].split()
             order = sorted(set(words), key=words.count, reverse=True)
             assert set(order[:3]) == set(wanted)
             assert words.count(order[2]) > words.count(order[3])
 
     def test_credit_is_the_share_that_was_written(self):
-        task = suites.make("needle", {"kind": "multi_value"})
+        task = suites.make("needle", {"variant": "multi_value"})
         asked = Question("", (), ("11", "22", "33", "44"))
         assert task.credit("22, 44 and 55", asked) == 0.5
         assert task.credit("nothing", asked) == 0.0
 
 
 @pytest.mark.parametrize(
-    "kind, reply, data, holds",
+    "variant, reply, data, holds",
     [
         ("num_words", "one two three", 3, True),
         ("num_words", "one two", 3, False),
@@ -145,15 +145,15 @@ class TestNeedles:
         ("bullets", "- a", ("a", "b"), False),
     ],
 )
-def test_instructions_are_verified(kind, reply, data, holds):
-    task = suites.make("instruction", {"kind": kind})
+def test_instructions_are_verified(variant, reply, data, holds):
+    task = suites.make("instruction", {"variant": variant})
     assert task.credit(f" {reply}", Question("", (), data)) == float(holds)
 
 
 class TestCalls:
-    @pytest.mark.parametrize("kind", ["single", "choose", "optional", "nested", "several"])
-    def test_calls_fit_their_schema(self, kind):
-        for prompt, answers, _ in questions("function_call", kind=kind, num_solved=0):
+    @pytest.mark.parametrize("variant", ["single", "choose", "optional", "nested", "several"])
+    def test_calls_fit_their_schema(self, variant):
+        for prompt, answers, _ in questions("function_call", variant=variant, num_solved=0):
             described = {
                 each["name"]: each["parameters"]
                 for each in map(json.loads, prompt.split("\nRequest:")[0].splitlines())
@@ -165,7 +165,7 @@ class TestCalls:
                 assert set(call["arguments"]) <= set(schema["properties"])
 
     def test_one_or_none_fits(self):
-        task = suites.make("function_call", {"kind": "none", "num_solved": 0})
+        task = suites.make("function_call", {"variant": "none", "num_solved": 0})
         asked = task.questions("test", 3, 1000)
         for prompt, answers, _ in asked:
             verb, thing = re.search(r"Request: (\w+) \d+ (\w+?)s in", prompt).groups()
@@ -187,8 +187,8 @@ class TestCalls:
 
 
 def test_facts_have_one_answer_each_and_enough_choices():
-    for kind in _FACTS:
-        pairs = facts(kind)
+    for variant in _FACTS:
+        pairs = facts(variant)
         assert len({word for word, _ in pairs}) == len(pairs)
         assert len({value for _, value in pairs}) >= 4
 

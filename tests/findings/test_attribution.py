@@ -42,15 +42,15 @@ def made(slow: float, noise: float, count: int = 24, seed: int = 0) -> StudyReco
     return studies.study().model_copy(update={"trials": tuple(trials), "noise": noisy})
 
 
-def clear(found: Attribution, kind: str) -> set[tuple[str, str]]:
-    return {(c.what, c.objective) for c in found.contributions if c.kind == kind and c.is_clear}
+def clear(found: Attribution, factor: str) -> set[tuple[str, str]]:
+    return {(c.what, c.objective) for c in found.contributions if c.factor == factor and c.is_clear}
 
 
 def test_a_family_that_slows_every_block_is_found_and_by_how_much() -> None:
     found = attribution(made(slow=0.1, noise=0.01))
     assert clear(found, "family") == {("gqa", "latency"), ("short_conv", "latency")}
     by_family = {
-        c.what: c for c in found.contributions if (c.kind, c.objective) == ("family", "latency")
+        c.what: c for c in found.contributions if (c.factor, c.objective) == ("family", "latency")
     }
     # Between a block of one and of the other lies the factor that was put in.
     factor = (1 + by_family["gqa"].value) / (1 + by_family["short_conv"].value)
@@ -121,8 +121,8 @@ def test_the_command_tells_and_draws(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, [*call, "--json"])
     assert shown.exit_code == 0, shown.output
     told = json.loads(shown.stdout)
-    kinds = {each["kind"] for each in told["contributions"]}
-    assert kinds == {"family", "position", "gene"}
+    factors = {each["factor"] for each in told["contributions"]}
+    assert factors == {"family", "position", "gene"}
     assert {each["family"] for each in told["shapley"]} <= {"short_conv", "gqa"}
     assert told["by_design"] == 0
     assert b"share of the hypervolume" in picture.read_bytes() or picture.stat().st_size > 5000

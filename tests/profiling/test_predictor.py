@@ -139,7 +139,7 @@ def test_rows_of_another_device_engine_or_context_do_not_count() -> None:
 
 def test_what_no_piece_is_like_is_refused() -> None:
     spec = stack(128, [("gqa", 2.0)])
-    ends = BlockTable(rows=tuple(row for row in table([spec]).rows if row.kind == "ends"))
+    ends = BlockTable(rows=tuple(row for row in table([spec]).rows if row.part == "ends"))
     with pytest.raises(UserError, match="no mixers at 1024"):
         Predictor(ends, WHERE, 1024).predict(spec)
     reads = spec.blocks[0].mixers[0].model_copy(update={"state_from": 0})

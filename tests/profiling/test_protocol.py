@@ -208,15 +208,15 @@ class _Recorder:
             timed = len(asked.ids) - getattr(asked, "untimed", 0)
             self.events.append(f"{self.name} {asked.command} {timed}")
 
-    def receive(self, kind: Any) -> Any:
+    def receive(self, message: Any) -> Any:
         asked = self.pending.pop(0)
-        assert type(asked) is kind
+        assert type(asked) is message
         self.busy.discard(self.name)
-        if kind is wire.Open:
+        if message is wire.Open:
             return self.opened
-        if kind is wire.Prefill:
+        if message is wire.Prefill:
             return wire.Prefilled(ms=1.0, finite=True)
-        if kind is wire.Decode:
+        if message is wire.Decode:
             return wire.Decoded(ms=(1.0,) * (len(asked.ids) - asked.untimed), finite=True)
         return wire.Reading(memory=NO_MEMORY, cpu_s=0.0)
 

@@ -181,7 +181,7 @@ def test_times_every_step(launch: Start, artifact: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault, kind, words",
+    "fault, cause, words",
     [
         ("crash", "crash", "SIGSEGV"),
         ("hang", "timeout", "time limit of 4 s"),
@@ -191,16 +191,16 @@ def test_times_every_step(launch: Start, artifact: Path) -> None:
     ],
 )
 def test_faults_are_told_apart(
-    fault: str, kind: str, words: str, launch: Start, faulty: Callable[[str], Path]
+    fault: str, cause: str, words: str, launch: Start, faulty: Callable[[str], Path]
 ) -> None:
     limit = 4 << 30 if fault == "eat" else None
     worker = launch("faulty", memory_limit_bytes=limit)
     opened(worker, faulty(fault), 128)
-    if kind == "timeout":
+    if cause == "timeout":
         worker.time_left_s = worker.time_limit_s = 4
     with pytest.raises(WorkerError, match=words) as caught:
         decode(worker)
-    assert (caught.value.cause, caught.value.role) == (kind, "candidate")
+    assert (caught.value.cause, caught.value.role) == (cause, "candidate")
     assert "\n" not in str(caught.value)
 
 
@@ -223,15 +223,15 @@ class _KillingHost(Host):
         return super().readings().model_copy(update={"oom_kills": self.kills})
 
 
-@pytest.mark.parametrize("device, kind", [(Host(), "crash"), (_KillingHost(), "memory")])
+@pytest.mark.parametrize("device, cause", [(Host(), "crash"), (_KillingHost(), "memory")])
 def test_a_kill_counts_as_memory_if_the_device_says_so(
-    device: Host, kind: str, launch: Start
+    device: Host, cause: str, launch: Start
 ) -> None:
     worker = launch(device=device)
     os.kill(worker.process.pid, signal.SIGKILL)
     with pytest.raises(WorkerError) as caught:
         worker.ask(wire.ReadMemory())
-    assert caught.value.cause == kind
+    assert caught.value.cause == cause
 
 
 @pytest.mark.parametrize("fault", ["hang", "deaf"])

@@ -129,7 +129,7 @@ def assert_gone(pid):
 
 
 @pytest.mark.parametrize(
-    "body, kind, words",
+    "body, cause, words",
     [
         ("echo 'ValueError: no such thing' >&2; exit 1", "crash", "no such thing"),
         ("exit 0", "crash", "no message"),
@@ -144,13 +144,13 @@ def assert_gone(pid):
     ],
     ids=["error", "no result", "segfault", "out of memory", "no answer", "another version"],
 )
-def test_ends_without_a_result(root, tmp_path, monkeypatch, body, kind, words):
+def test_ends_without_a_result(root, tmp_path, monkeypatch, body, cause, words):
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\n{body}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     error = failure(job(root), tmp_path / "job")
-    assert error.cause == kind
+    assert error.cause == cause
     assert words in error.detail
 
 
@@ -174,7 +174,7 @@ def test_memory_limit(root, tmp_path):
 def test_a_full_disk_is_not_the_trials_fault(root, tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text(
-        """#!/bin/sh\nread line; echo '{"error": {"kind": "disk", "detail": "it is full"}}'\n"""
+        """#!/bin/sh\nread line; echo '{"error": {"cause": "disk", "detail": "it is full"}}'\n"""
     )
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))

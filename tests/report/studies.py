@@ -16,14 +16,14 @@ from archloop.store.record import (
 
 
 def spec(pattern: str) -> StackSpec:
-    kinds = {
+    mixers = {
         "C": MixerSpec(name="short_conv", config={"kernel": 3}),
         "A": MixerSpec(name="gqa"),
         "S": MixerSpec(name="gqa", state_from=1),
         "W": MixerSpec(name="short_conv", config={"kernel": 3}, weights_from=0),
     }
     channel = ChannelMixerSpec(name="swiglu", config={"expansion": 3.0})
-    blocks = tuple(BlockSpec(mixers=(kinds[k],), channel_mixer=channel) for k in pattern)
+    blocks = tuple(BlockSpec(mixers=(mixers[k],), channel_mixer=channel) for k in pattern)
     return StackSpec(d_model=128, vocab_size=512, blocks=blocks)
 
 

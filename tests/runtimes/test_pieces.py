@@ -23,8 +23,8 @@ def block(mixer: MixerSpec = CONV, channel: ChannelMixerSpec | None = SWIGLU) ->
 
 def test_a_stack_is_its_embedding_halves_of_blocks_and_head() -> None:
     found = pieces.pieces(stack(block(), block(GQA), BlockSpec(channel_mixer=SWIGLU)))
-    kinds = [(each.piece.kind, each.block) for each in found]
-    assert kinds == [
+    parts = [(each.piece.part, each.block) for each in found]
+    assert parts == [
         ("embedding", None),
         ("mixers", 0),
         ("channel", 0),
@@ -47,7 +47,7 @@ def test_a_piece_is_known_by_what_it_computes_alone() -> None:
 def test_shared_weights_are_one_copy_and_others_are_not() -> None:
     lent = CONV.model_copy(update={"weights_from": 0})
     found = pieces.pieces(stack(block(), block(lent), block()))
-    mixers = [each for each in found if each.piece.kind == "mixers"]
+    mixers = [each for each in found if each.piece.part == "mixers"]
     assert [each.weights for each in mixers] == [0, 0, 2]
     assert len({each.piece for each in mixers}) == 1
 
@@ -64,7 +64,7 @@ def test_what_depends_on_other_blocks_is_inseparable() -> None:
 def test_a_stack_has_the_weights_of_its_pieces() -> None:
     spec = stack(block(), block(GQA), block()).replace(tie_embeddings=False)
     decoder = pieces.assembled(spec)
-    found = {each.piece.kind: each.piece for each in pieces.pieces(spec)}
+    found = {each.piece.part: each.piece for each in pieces.pieces(spec)}
     head = pieces.build(found["head"])
     assert decoder.head is not None
     assert head.head is not None

@@ -74,16 +74,16 @@ def test_a_device_that_is_not_there_is_no_fault_of_the_corpus(
     assert "corpus" not in str(told.value)
 
 
-@pytest.mark.parametrize("kind", ["disk", "memory", "gone"])
+@pytest.mark.parametrize("cause", ["disk", "memory", "gone"])
 def test_why_a_worker_died_stays_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Cause
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Cause
 ) -> None:
     def died(*_: object) -> None:
-        raise WorkerError(kind, "one line")
+        raise WorkerError(cause, "one line")
 
     monkeypatch.setattr(Trainer, "train", died)
     spec = StackSpec(d_model=64, vocab_size=8, blocks=())
     job = TrainJob(spec=spec, num_steps=5, seed=0)
     with pytest.raises(CandidateFailed, match="one line") as told:
         HardwareEvaluator(recipe(), tmp_path).train(job, tmp_path)
-    assert told.value.cause == kind
+    assert told.value.cause == cause

@@ -31,7 +31,7 @@ FORGETFUL = (
 PRESET = """
 d_model: 128
 vocab_size: 512
-kinds:
+block_types:
   C: {mixer: {name: short_conv}, channel_mixer: {name: swiglu, config: {expansion: 2.0}}}
 pattern: CCCC
 """

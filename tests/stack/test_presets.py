@@ -1,4 +1,4 @@
-"""Published sizes, by formula and by building, and presets of any kind."""
+"""Published sizes, by formula and by building, and presets of any family."""
 
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def test_a_stack_of_attention_alone_has_no_twin() -> None:
 RELU2 = """
 d_model: 64
 vocab_size: 99
-kinds:
+block_types:
   M: {mixer: {name: mamba2}}
   F: {channel_mixer: {name: relu2}}
   P: {mixers: [{name: gqa}, {name: mamba2}], combine: normed_mean, post_norms: true}
@@ -122,7 +122,7 @@ def test_a_broken_preset_of_a_plugins_folder_is_named(
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "bad.yaml").write_text("d_model: 64")
     registry.add_folder(tmp_path)
-    with pytest.raises(UserError, match=r"preset .*bad.yaml: .*kinds.*; correct it"):
+    with pytest.raises(UserError, match=r"preset .*bad.yaml: .*block_types.*; correct it"):
         presets.names()
 
 

@@ -13,14 +13,14 @@ import pytest
 from archloop.devices.host import Host
 from archloop.errors import UserError
 from archloop.workers.deaths import WorkerError, cause_of, of_status
-from archloop.workers.messages import Hello
+from archloop.workers.messages import VERSION, Hello
 from archloop.workers.process import WorkerProcess
 
 SEGV, KILL, ALRM = (int(getattr(signal, name)) for name in ("SIGSEGV", "SIGKILL", "SIGALRM"))
 
 
 @pytest.mark.parametrize(
-    ("status", "last_line", "ran_out", "kind", "words"),
+    ("status", "last_line", "ran_out", "cause", "words"),
     [
         (-SEGV, "", False, "crash", "signal SIGSEGV; no message"),
         (128 + SEGV, "boom", False, "crash", "signal SIGSEGV; boom"),
@@ -38,15 +38,15 @@ SEGV, KILL, ALRM = (int(getattr(signal, name)) for name in ("SIGSEGV", "SIGKILL"
     ],
 )
 def test_an_exit_is_read_rightly(
-    status: int, last_line: str, ran_out: bool, kind: str, words: str
+    status: int, last_line: str, ran_out: bool, cause: str, words: str
 ) -> None:
     found, detail = of_status(status, last_line, memory_ran_out=ran_out)
-    assert found == kind
+    assert found == cause
     assert words in detail
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "cause"),
     [
         (MemoryError(), "memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory"),
@@ -57,8 +57,8 @@ def test_an_exit_is_read_rightly(
         (ValueError("shapes do not match"), "crash"),
     ],
 )
-def test_what_a_worker_lives_to_report(error: Exception, kind: str) -> None:
-    assert cause_of(error) == kind
+def test_what_a_worker_lives_to_report(error: Exception, cause: str) -> None:
+    assert cause_of(error) == cause
 
 
 class _Lost(Host):
@@ -87,9 +87,9 @@ def test_a_lost_device_is_no_crash_of_the_candidate(tmp_path: Path) -> None:
     ("answer", "words"),
     [
         ({"wire": 99, "abi": "x"}, "it speaks version 99 of the wire protocol"),
-        ({"wire": 1, "abi": "x", "archloop": "0.0.0"}, "archloop 0.0.0 is there"),
-        ({"wire": 1, "abi": "x", "missing": "a chip; buy one"}, "a chip; buy one"),
-        ({"wire": 1}, "no answer to Hello"),
+        ({"wire": VERSION, "abi": "x", "archloop": "0.0.0"}, "archloop 0.0.0 is there"),
+        ({"wire": VERSION, "abi": "x", "missing": "a chip; buy one"}, "a chip; buy one"),
+        ({"wire": VERSION}, "no answer to Hello"),
     ],
 )
 def test_two_sides_that_do_not_fit_part_at_once(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archloop.workers import wire
-from archloop.workers.messages import Failure
+from archloop.workers.messages import VERSION, Failure
 from archloop.workers.page import messages, updated
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
@@ -19,18 +19,19 @@ def test_the_page_is_current() -> None:
 
 def test_every_field_is_explained() -> None:
     assert "|  |" not in messages()
-    for kind in wire.COMMANDS:
-        assert f"### `{kind.model_fields['command'].default}`" in PAGE
+    for message in wire.COMMANDS:
+        assert f"### `{message.model_fields['command'].default}`" in PAGE
 
 
 def test_the_conversation_is_valid() -> None:
     lines = re.findall(r"^([<>]) (\{.*\})$", PAGE, re.M)
-    kinds = {kind.model_fields["command"].default: kind for kind in wire.COMMANDS}
+    commands = {message.model_fields["command"].default: message for message in wire.COMMANDS}
     asked = None
     for mark, text in lines:
         data = json.loads(text)
+        assert data.get("ok", data).get("wire", VERSION) == VERSION
         if mark == ">":
-            asked = kinds[data["command"]]
+            asked = commands[data["command"]]
             asked.model_validate(data)
         elif "error" in data:
             Failure.model_validate(data["error"])

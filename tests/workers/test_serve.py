@@ -45,7 +45,7 @@ def test_hello_tells_who_answers(server: _Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "kind", "words"),
+    ("line", "cause", "words"),
     [
         ('{"command": "brake"}', "crash", "known: hello, break"),
         ('{"command": "break"}', "crash", "break: how: Field required"),
@@ -57,18 +57,18 @@ def test_hello_tells_who_answers(server: _Server) -> None:
     ],
 )
 def test_what_goes_wrong_is_an_answer_too(
-    server: _Server, line: str, kind: str, words: str
+    server: _Server, line: str, cause: str, words: str
 ) -> None:
     answer = server.answer(line.encode())["error"]
-    assert answer["kind"] == kind
+    assert answer["cause"] == cause
     assert words in answer["detail"]
     assert "\n" not in answer["detail"]
 
 
 def test_every_command_says_what_answers_it() -> None:
-    names = [kind.model_fields["command"].default for kind in wire.COMMANDS]
+    names = [message.model_fields["command"].default for message in wire.COMMANDS]
     assert len(set(names)) == len(names)
     assert names[0] == "hello"
-    for kind in wire.COMMANDS:
-        assert kind.answer_type().model_config["frozen"]
-        assert kind.model_config["extra"] == "forbid"
+    for message in wire.COMMANDS:
+        assert message.answer_type().model_config["frozen"]
+        assert message.model_config["extra"] == "forbid"

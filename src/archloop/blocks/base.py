@@ -119,7 +119,7 @@ class SequenceMixer(nn.Module):
         """
         if dtype is None:
             # Some parameters stay float32 in a cast; the others have what activations have.
-            dtype = min((p.dtype for p in self.parameters()), key=lambda kind: kind.itemsize)
+            dtype = min((p.dtype for p in self.parameters()), key=lambda dtype: dtype.itemsize)
         layout = self.config.state_layout(self.d_model, max_context)
         place = next(self.parameters()).device if device is None else device
         state = State(
@@ -129,7 +129,7 @@ class SequenceMixer(nn.Module):
                 for name, held in layout.items()
             },
         )
-        state.by_position = frozenset(name for name in layout if layout[name].kind == "cache")
+        state.by_position = frozenset(name for name in layout if layout[name].retention == "cache")
         return state
 
     def forward(

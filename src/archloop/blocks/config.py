@@ -196,7 +196,7 @@ class MixerConfig(Config):
 
     def is_global(self, d_model: int) -> bool:
         """Whether every earlier token can be read exactly: the state has a slot for each."""
-        return any(held.kind == "cache" for held in self.state_layout(d_model, 1).values())
+        return any(held.retention == "cache" for held in self.state_layout(d_model, 1).values())
 
     def state_bytes(self, d_model: int, context: int, dtype: torch.dtype) -> int:
         """Bytes of state for one sequence of `context` tokens; equals `State.nbytes`."""

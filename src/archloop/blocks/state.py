@@ -16,17 +16,18 @@ class Held(NamedTuple):
     """One tensor of a mixer's state.
 
     Attributes:
-        kind: ``cache`` has a slot for each position, kept for good; ``recent`` holds the last few
-            tokens, or a ring of them; ``recurrent`` sums up all tokens, in at least float32.
+        retention: ``cache`` has a slot for each position, kept for good; ``recent`` holds
+            the last few tokens, or a ring of them; ``recurrent`` sums up all tokens, in at least
+            float32.
         shape: for one sequence.
     """
 
-    kind: Literal["cache", "recent", "recurrent"]
+    retention: Literal["cache", "recent", "recurrent"]
     shape: tuple[int, ...]
 
     def dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Its own, when activations have `dtype`."""
-        return recurrent_dtype(dtype) if self.kind == "recurrent" else dtype
+        return recurrent_dtype(dtype) if self.retention == "recurrent" else dtype
 
 
 class Clock:

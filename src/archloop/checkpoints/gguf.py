@@ -113,16 +113,16 @@ def _config(fields: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _scaling(llama: dict[str, Any]) -> dict[str, Any]:
-    """The kind of RoPE, read as llama.cpp reads it: a factor without a type is linear."""
+    """The type of RoPE, read as llama.cpp reads it: a factor without a type is linear."""
     said = {k: v for k, v in llama.items() if k.startswith(("rope.scaling.", "rope.scale_"))}
-    kind = said.pop("rope.scaling.type", "linear")
+    rope_type = said.pop("rope.scaling.type", "linear")
     older = said.pop("rope.scale_linear", 0.0)
     factor = _decimal(said.pop("rope.scaling.factor", older))
-    if kind not in ("none", "linear"):
-        raise UserError(f"llama.rope.scaling.type {kind!r} is not supported; only 'linear' is")
+    if rope_type not in ("none", "linear"):
+        raise UserError(f"llama.rope.scaling.type {rope_type!r} is not supported; only 'linear' is")
     if said:
         raise UserError(f"llama.{min(said)} is not supported; only linear scaling of RoPE is")
-    if kind == "none" or factor in (0, 1):
+    if rope_type == "none" or factor in (0, 1):
         return {"rope_type": "default"}
     return {"rope_type": "linear", "factor": factor}
 
@@ -143,8 +143,8 @@ def _tensors(reader: Any, fields: dict[str, Any]) -> Iterator[tuple[str, torch.T
     heads = fields["llama.attention.head_count"]
     num_heads = {"attn_q": heads, "attn_k": fields.get("llama.attention.head_count_kv", heads)}
     for tensor in reader.tensors:
-        *block, name, kind = tensor.name.split(".")
-        if name not in _PLAIN or kind != "weight":
+        *block, name, suffix = tensor.name.split(".")
+        if name not in _PLAIN or suffix != "weight":
             raise UserError(f"tensor {tensor.name!r} is not known of llama models")
         values: NDArray[np.float32] = quants.dequantize(tensor.data, tensor.tensor_type)
         if name in num_heads:
@@ -171,8 +171,8 @@ def _tokenizer(fields: dict[str, Any], file: Path) -> tokenizers.Tokenizer:
     built = tokenizers.Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, merges))
     built.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre]())
     built.decoder = decoders.ByteLevel()
-    kinds = fields["tokenizer.ggml.token_type"]
-    built.add_special_tokens([t for t, k in zip(texts, kinds, strict=True) if k == _CONTROL])
+    token_types = fields["tokenizer.ggml.token_type"]
+    built.add_special_tokens([t for t, k in zip(texts, token_types, strict=True) if k == _CONTROL])
     return built
 
 

@@ -14,7 +14,7 @@ from archloop.stack.spec import BlockSpec, StackSpec
 
 
 def padded_spec(spec: StackSpec) -> StackSpec:
-    """The spec with every feed-forward as wide as the widest of its kind."""
+    """The spec with every feed-forward as wide as the widest of its plug-in."""
     widest: dict[str, int] = {}
     for block in spec.blocks:
         if (width := _width(block, spec.d_model)) is not None:

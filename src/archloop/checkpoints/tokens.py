@@ -16,7 +16,7 @@ from archloop.text.special_tokens import SpecialTokens
 
 GENERATION = "generation_config.json"
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-_KINDS = ("bos", "eos", "pad")
+_ROLES = ("bos", "eos", "pad")
 _MAX_TOKENIZER_BYTES = 256 << 20
 
 
@@ -29,15 +29,15 @@ def read(folder: Path) -> SpecialTokens:
     said: dict[str, tuple[int, ...]] = {}
     for file in (GENERATION, files.CONFIG):
         settings = files.read_json(folder, file) or {}
-        for kind in _KINDS:
-            said[kind] = said.get(kind) or _ids(folder / file, f"{kind}_token_id", settings)
+        for role in _ROLES:
+            said[role] = said.get(role) or _ids(folder / file, f"{role}_token_id", settings)
     named = texts(folder)
-    missing = [kind for kind in _KINDS if not said[kind] and f"{kind}_token" in named]
+    missing = [role for role in _ROLES if not said[role] and f"{role}_token" in named]
     tokenizer = load_tokenizer(folder) if missing else None
     if tokenizer is not None:
-        for kind in missing:
-            found = tokenizer.token_to_id(named[f"{kind}_token"])
-            said[kind] = () if found is None else (found,)
+        for role in missing:
+            found = tokenizer.token_to_id(named[f"{role}_token"])
+            said[role] = () if found is None else (found,)
     return SpecialTokens(_first(said["bos"]), said["eos"], _first(said["pad"]))
 
 

@@ -91,10 +91,10 @@ def _show(found: "Attribution", console: Console) -> None:
     }
     objectives = list(dict.fromkeys(each.objective for each in found.contributions))
     console.print(f"{found.num_stacks} stacks; 95% intervals; * the interval leaves 0 out")
-    for kind, title in titles.items():
+    for factor, title in titles.items():
         by_what: dict[str, dict[str, Contribution]] = {}
         for each in found.contributions:
-            if each.kind == kind:
+            if each.factor == factor:
                 by_what.setdefault(each.what, {})[each.objective] = each
         if not by_what:
             continue

@@ -136,16 +136,16 @@ def _add_plugins(folder: Path) -> None:
 
 def _add_option(run: Any, function: Callable[..., None]) -> None:
     """Say in the signature, which the app reads, that the verb takes ``--plugins`` too."""
-    kind = Annotated[
+    annotation = Annotated[
         Path | None,
         typer.Option("--plugins", help="Folder of plug-ins, <kind>/<name>.py, or a study's."),
     ]
     signature = inspect.signature(function, eval_str=True)
     option = inspect.Parameter(
-        _PLUGINS, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
+        _PLUGINS, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
-    run.__annotations__ = {**function.__annotations__, _PLUGINS: kind}
+    run.__annotations__ = {**function.__annotations__, _PLUGINS: annotation}
 
 
 @contextmanager

@@ -185,8 +185,8 @@ def _write(built: "dict[str, StackSpec]", folder: Path) -> None:
 def _sizes(designs: "dict[str, Footprint]") -> Table:
     table = Table("design", "width", "blocks", "params", "active", "mixers", box=None)
     for name, found in designs.items():
-        kinds = Counter(found.layout)
-        mixers = " + ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+        layers = Counter(found.layout)
+        mixers = " + ".join(f"{number} {mixer}" for mixer, number in sorted(layers.items()))
         counts = [f"{n / 1e6:,.1f}M" for n in (found.num_params, found.num_active_params)]
         table.add_row(name, str(found.d_model), str(len(found.layout)), *counts, mixers)
     return table

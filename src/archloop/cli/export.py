@@ -159,8 +159,8 @@ def _beside_transformers(decoder: "Decoder", folder: Path) -> float | None:
     import torch
     import transformers
 
-    kind: Any = transformers.AutoModelForCausalLM
-    theirs = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    model_class: Any = transformers.AutoModelForCausalLM
+    theirs = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     seeded = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(0, decoder.spec.vocab_size, (1, 33), generator=seeded)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def _show(told: dict[str, Any]) -> None:
             markup=False,
         )
         return
-    sizes = ", ".join(f"{n / 1e6:.1f} MB {kind}" for kind, n in told["weight_bytes"].items())
+    sizes = ", ".join(f"{n / 1e6:.1f} MB {dtype}" for dtype, n in told["weight_bytes"].items())
     console.print(
         f"{told['directory']}: {told['runtime']} {told['version']}, {told['quant']}; "
         f"{told['weights']} weights, {sizes}",

@@ -48,9 +48,9 @@ def generate(
 
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise UserError("--prompt is not UTF-8 text; check the terminal's encoding")
-    kind = None if dtype is None else _dtype(dtype)
+    torch_dtype = None if dtype is None else _dtype(dtype)
     place = use_device(device)
-    loaded, open_engine = _opened(find(model, trial), kind, place)
+    loaded, open_engine = _opened(find(model, trial), torch_dtype, place)
     given: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -90,7 +90,7 @@ def _sampling(loaded: "TextModel", chosen: dict[str, Any]) -> Any:
 
 def _opened(model: Named, dtype: Any, device: Any) -> "tuple[TextModel, Callable[[], Any]]":
     """A model with its text, and how to open what runs it."""
-    if model.kind != "artifact":
+    if model.source != "artifact":
         loaded = model.text_model(dtype, device)
         return loaded, lambda: _engine(loaded.decoder)
     from archloop.cli.subject import MAX_CONTEXT

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from archloop.stack.spec import StackSpec
     from archloop.store.folder import StudyFolder, TrialFolder
 
-Kind = Literal["spec", "checkpoint", "trial", "artifact"]
+Source = Literal["spec", "checkpoint", "trial", "artifact"]
 
 MODEL_HELP = (
     "A preset, a spec's .json file, a checkpoint's folder or hub id, a study's trial "
@@ -45,7 +45,7 @@ class Named:
 
     Attributes:
         label: for messages, and for a folder's name.
-        kind: a preset is a spec that has a name.
+        source: a preset is a spec that has a name.
         spec: of the model to ship; of an artifact or a checkpoint, its own.
         folder: of the checkpoint or artifact; of a trial, that of its trained model, which is
             there only after `archloop train`.
@@ -53,7 +53,7 @@ class Named:
     """
 
     label: str
-    kind: Kind
+    source: Source
     spec: "StackSpec"
     folder: Path | None = None
     proxy: Path | None = None
@@ -66,7 +66,7 @@ class Named:
         """
         from archloop.runtimes.exporting import build_random
 
-        if self.kind == "artifact":
+        if self.source == "artifact":
             raise UserError(f"{self.label} is an exported artifact; name what it was exported from")
         if self.folder is not None and self.folder.is_dir():
             from archloop.checkpoints.loading import load
@@ -80,8 +80,8 @@ class Named:
         Raises:
             UserError: the study has neither.
         """
-        if self.kind != "trial":
-            return self.folder if self.kind == "checkpoint" else None
+        if self.source != "trial":
+            return self.folder if self.source == "checkpoint" else None
         for folder in (self.folder, self.proxy):
             if folder is not None and folder.is_dir():
                 return folder
@@ -92,7 +92,7 @@ class Named:
 
     def is_proxy(self) -> bool:
         """Whether what `weights` answers is a trial's proxy."""
-        return self.kind == "trial" and self.weights() == self.proxy
+        return self.source == "trial" and self.weights() == self.proxy
 
     def text_model(self, dtype: object = None, device: object = "cpu") -> "TextModel":
         """Decoder, tokenizer and sampling defaults of a checkpoint or a trial.

@@ -40,8 +40,8 @@ def presets(as_json: AsJson = False) -> None:
         box=None,
     )
     for row in sorted(rows, key=lambda row: row["num_params"]):
-        kinds = Counter(row["layout"])
-        mixers = " + ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+        layers = Counter(row["layout"])
+        mixers = " + ".join(f"{number} {mixer}" for mixer, number in sorted(layers.items()))
         counts = [f"{row[key] / 1e9:.2f}B" for key in ("num_params", "num_active_params")]
         mib = [f"{row['state_bytes'][n] / 2**20:,.0f} MiB" for n in ("4096", "32768")]
         table.add_row(row["name"], mixers, *counts, *mib)

@@ -29,9 +29,9 @@ def open_subject(model: Named, device: str, batch_size: int) -> "tuple[Model, st
     from archloop.training.loop import use_device
 
     place = use_device(device)
-    if model.kind == "artifact":
+    if model.source == "artifact":
         return _artifact(model)
-    if model.kind == "spec":
+    if model.source == "spec":
         return _random(model, place, batch_size)
     from archloop.evals.codecs import TokenizerCodec
     from archloop.evals.decoder_model import DecoderModel

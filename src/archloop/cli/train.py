@@ -118,7 +118,7 @@ def _defaults(model: str, named: Named) -> _Defaults:
     from archloop.text.corpora import CorpusConfig
     from archloop.training.loop import TrainingConfig
 
-    if named.kind != "trial":
+    if named.source != "trial":
         return _Defaults(TrainingConfig(), CorpusConfig(), Path.cwd())
     from archloop.store import reading
     from archloop.store.reference_run import mean_rate
@@ -191,7 +191,7 @@ def _folders(named: Named, output: Path | None) -> tuple[Path, Path]:
     """Folder of the run while it is under way, and that of the checkpoint."""
     if output is not None:
         return output.with_name(f"{output.name}.training"), output
-    if named.kind != "trial" or named.folder is None:
+    if named.source != "trial" or named.folder is None:
         raise UserError("name the folder of the checkpoint: --output")
     return named.folder.with_name("training"), named.folder
 

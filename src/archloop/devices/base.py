@@ -3,8 +3,8 @@
 A device is one file in `devices/` with one subclass of `Device`. Programs are ordinary child
 processes here (of `ssh` or `adb` for a device elsewhere) that are spoken to through their standard
 input and output, so nothing above knows where they run. What it takes to reach one device and not
-another of the same kind (an address, a serial number, a card's index) is the class's own `Config`,
-which a recipe gives beside the device's name.
+another of the same plug-in (an address, a serial number, a card's index) is the class's own
+`Config`, which a recipe gives beside the device's name.
 """
 
 import shlex

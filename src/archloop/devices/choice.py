@@ -39,9 +39,11 @@ class DeviceChoice(BaseModel):
         Raises:
             UserError: no plug-in has the name, or a setting is wrong.
         """
-        kind: type[Device] = registry.get("devices", self.name)
+        device_class: type[Device] = registry.get("devices", self.name)
         try:
-            config = kind.Config(**self.settings)
+            config = device_class.Config(**self.settings)
         except ValidationError as error:
-            raise invalid(error, list(kind.Config.model_fields), f"device {self.name}") from error
-        return kind(config)
+            raise invalid(
+                error, list(device_class.Config.model_fields), f"device {self.name}"
+            ) from error
+        return device_class(config)

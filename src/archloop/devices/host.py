@@ -122,9 +122,9 @@ def training_claims(torch_device: str) -> tuple[Claim, ...]:
     Args:
         torch_device: in PyTorch's words: ``cpu``, ``cuda`` or ``cuda:1``.
     """
-    kind, _, index = torch_device.partition(":")
+    device_type, _, index = torch_device.partition(":")
     here = Claim(HOST, alone=False)
-    if kind != "cuda":
+    if device_type != "cuda":
         return (here,)
     return here, Claim(card_name(int(index or 0)), alone=False)
 

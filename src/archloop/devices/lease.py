@@ -91,7 +91,7 @@ def lease(
     folder = folder or Path(os.environ.get(ELSEWHERE) or FOLDER)
     _make(folder)
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", device)
-    gate, held = (_open(folder / f"{name}.{kind}") for kind in ("gate", "lease"))
+    gate, held = (_open(folder / f"{name}.{suffix}") for suffix in ("gate", "lease"))
     try:
         _take(gate, fcntl.LOCK_EX, cancelled)
         _take(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, cancelled)

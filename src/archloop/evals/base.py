@@ -1,8 +1,8 @@
 """What an evaluation is: it asks a model by one verb, grades each example, and sums up as a score.
 
 An evaluation is one file in `evals/tasks/`: a family of examples with right answers, drawn from a
-split and a seed. `Task` here is the kind whose examples are rows of token ids below its own
-vocabulary, so that any decoder can train on it; `evals.text_tasks` has the kinds in text.
+split and a seed. `Task` here is the base of those whose examples are rows of token ids below its
+own vocabulary, so that any decoder can train on it; `evals.text_tasks` has the bases for text.
 
 Shape suffixes: N examples, T time.
 """

@@ -86,10 +86,14 @@ class FromLM(Model):
     def _text(self, ids: Sequence[int]) -> str:
         return self.codec.decode(ids)
 
-    def _instances(self, kind: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    def _instances(self, request_type: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         for index, each in enumerate(arguments):
             yield self._api.instance.Instance(
-                request_type=kind, doc={}, arguments=each, idx=index, metadata=("", index, 1)
+                request_type=request_type,
+                doc={},
+                arguments=each,
+                idx=index,
+                metadata=("", index, 1),
             )
 
 

@@ -124,7 +124,7 @@ def _opened(packed: Packed, file: Path) -> Evaluation:
         return evaluation
     examples = _read(evaluation, packed.examples, f"{file}: {packed.name}")
     # A subclass of the evaluation's own class, so that grading is that of the evaluation itself.
-    kind: Any = type(evaluation)
+    graded: Any = type(evaluation)
 
     def drawn(self: Any, split: Split, seed: int, num_examples: int) -> list[Any]:
         if split != "test" or seed != packed.seed:
@@ -137,7 +137,7 @@ def _opened(packed: Packed, file: Path) -> Evaluation:
         "chance": property(lambda self: packed.chance),
         "missing": lambda self: "",
     }
-    opened: Evaluation = type(kind.__name__, (kind,), given)(evaluation.config)
+    opened: Evaluation = type(graded.__name__, (graded,), given)(evaluation.config)
     return opened
 
 

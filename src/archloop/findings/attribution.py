@@ -32,7 +32,7 @@ from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpe
 from archloop.store.record import StudyRecord, TrialRecord
 
 Floats = NDArray[np.float64]
-Kind = Literal["family", "position", "gene"]
+Factor = Literal["family", "position", "gene"]
 
 PARTS = ("early", "middle", "late")
 """Thirds of the depth."""
@@ -50,7 +50,7 @@ class Contribution(NamedTuple):
         num_stacks: that have it.
     """
 
-    kind: Kind
+    factor: Factor
     what: str
     objective: str
     value: float
@@ -186,10 +186,10 @@ def _of_objective(
     depth = float(np.mean([spec.num_blocks for spec in specs]))
     num_with = (shares_NK > 0).sum(0)
 
-    def told(kind: Kind, what: str, value: Estimate, count: int) -> Contribution:
+    def told(factor: Factor, what: str, value: Estimate, count: int) -> Contribution:
         ends = (value.mean, *value.interval())
         middle, low, high = (math.expm1(end) for end in ends) if is_ratio else ends
-        return Contribution(kind, what, objective.name, middle, low, high, int(count))
+        return Contribution(factor, what, objective.name, middle, low, high, int(count))
 
     centred_NK = shares_NK - shares_NK.mean(0)
     found = fit(centred_NK, y_N, se_N)

@@ -18,7 +18,7 @@ from archloop.profiling.record import Identity, Interval, Profile
 from archloop.runtimes.pieces import Piece
 from archloop.stack.spec import StackSpec
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 class Where(BaseModel):
@@ -43,7 +43,7 @@ class BlockRow(BaseModel):
     """What one copy of a piece adds, with the 95% interval of the two measurements together.
 
     Attributes:
-        kind: ``ends`` is a whole stack without blocks; the others are halves of blocks.
+        part: ``ends`` is a whole stack without blocks; the others are halves of blocks.
         spec: a stack with that part alone (`runtimes.pieces.Piece`); of ends, without blocks.
         context: prompt tokens, and depth of the decode step.
         decode_ms: of a median step.
@@ -54,7 +54,7 @@ class BlockRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     where: Where
-    kind: Literal["ends", "mixers", "channel"]
+    part: Literal["ends", "mixers", "channel"]
     spec: StackSpec
     context: int
     decode_ms: Interval
@@ -67,7 +67,7 @@ class BlockTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     rows: tuple[BlockRow, ...] = ()
 
     def joined(self, others: Iterable["BlockTable"]) -> "BlockTable":
@@ -109,7 +109,7 @@ def rows_of_ends(ends: StackSpec, profile: Profile) -> list[BlockRow]:
     return [
         BlockRow(
             where=Where.of(profile.identity),
-            kind="ends",
+            part="ends",
             spec=ends,
             context=at.context,
             decode_ms=at.decode_p50_ms,
@@ -131,7 +131,7 @@ def rows_of_piece(
         count: of copies in it.
         ends: rows of the same ends, from the same device.
     """
-    assert piece.kind in ("mixers", "channel"), "other pieces are measured together, as ends"
+    assert piece.part in ("mixers", "channel"), "other pieces are measured together, as ends"
     by_context = {row.context: row for row in ends}
     rows = []
     for at in profile.figures:
@@ -141,7 +141,7 @@ def rows_of_piece(
         rows.append(
             BlockRow(
                 where=end.where,
-                kind="mixers" if piece.kind == "mixers" else "channel",
+                part="mixers" if piece.part == "mixers" else "channel",
                 spec=piece.spec,
                 context=at.context,
                 decode_ms=_less(at.decode_p50_ms, end.decode_ms, count),
@@ -161,4 +161,4 @@ def _less(whole: Interval, part: Interval, count: int) -> Interval:
 
 
 def _key(row: BlockRow) -> tuple[object, ...]:
-    return row.where, row.kind, row.spec.to_json(), row.context
+    return row.where, row.part, row.spec.to_json(), row.context

@@ -55,8 +55,8 @@ def _runtime(name: str) -> Finding:
 
 def _device(name: str) -> Finding:
     try:
-        kind: type[Device] = registry.get("devices", name)
+        device_class: type[Device] = registry.get("devices", name)
     except UserError as error:
         return Finding(kind="device", name=name, works=False, remedy=str(error))
-    missing = kind.missing()
+    missing = device_class.missing()
     return Finding(kind="device", name=name, works=missing is None, remedy=missing)

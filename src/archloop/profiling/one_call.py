@@ -78,7 +78,7 @@ def profile(
         )
 
 
-def _made(kind: Any, whole: Any, parts: Mapping[str, Any]) -> Any:
+def _made(record_type: Any, whole: Any, parts: Mapping[str, Any]) -> Any:
     """Settings as a whole, or made of parts.
 
     Raises:
@@ -86,13 +86,13 @@ def _made(kind: Any, whole: Any, parts: Mapping[str, Any]) -> Any:
     """
     parts = {key: value for key, value in parts.items() if value is not None}
     if whole is not None and parts:
-        raise UserError(f"give {kind.__name__} or {', '.join(parts)}, not both")
+        raise UserError(f"give {record_type.__name__} or {', '.join(parts)}, not both")
     if whole is not None:
         return whole
     try:
-        return kind.model_validate(parts)
+        return record_type.model_validate(parts)
     except ValidationError as error:
-        raise invalid(error, list(kind.model_fields), "profile") from error
+        raise invalid(error, list(record_type.model_fields), "profile") from error
 
 
 def _spec(model: StackSpec | str | Path) -> StackSpec:

@@ -1,7 +1,7 @@
 """A stack's figures from those of its pieces: for screening thousands before measuring a few.
 
-What pieces add is summed up. A piece that was not measured is estimated from those of its kind and
-mixers that were: a sum of non-negative shares of its parameters, state and FLOPs, fitted to
+What pieces add is summed up. A piece that was not measured is estimated from measured ones of the
+same part and mixers: a sum of non-negative shares of its parameters, state and FLOPs, fitted to
 relative errors. The result is a `Prediction`, which no record, budget or front takes for a
 measurement.
 """
@@ -21,7 +21,7 @@ from archloop.stack.spec import BlockSpec, StackSpec
 
 _FIGURES = ("decode_ms", "prefill_ms", "memory_bytes")
 _FEWEST = 3
-"""Rows of the same mixers that a fit of its own needs; with fewer, all of the kind are fitted."""
+"""Rows of the same mixers that a fit of its own needs; with fewer, all of that part are fitted."""
 
 
 _Added = tuple[NDArray[np.float64], int]
@@ -59,14 +59,14 @@ class Predictor:
     def __init__(self, table: BlockTable, where: Where, context: int) -> None:
         self.context = context
         rows = [row for row in table.rows if row.where == where and row.context == context]
-        if not any(row.kind == "ends" for row in rows):
+        if not any(row.part == "ends" for row in rows):
             raise UserError(
                 f"the table has no ends for {where.runtime} {where.runtime_version} "
                 f"({where.quant}, {where.threads} threads) on {where.device} at {context}; "
                 "measure a stack without blocks there first"
             )
         self._measured: dict[tuple[str, StackSpec], NDArray[np.float64]] = {
-            (row.kind, row.spec): _values(row) for row in rows
+            (row.part, row.spec): _values(row) for row in rows
         }
         self._fits = _Fits(rows, context)
         self._known: dict[tuple[object, ...], _Added] = {}
@@ -108,16 +108,16 @@ class Predictor:
             alone = spec.replace(blocks=(_own_weights(block),))
             for placed in pieces.pieces(alone):
                 if placed.block is not None:
-                    values, fitted = self._of(placed.piece.kind, placed.piece.spec)
+                    values, fitted = self._of(placed.piece.part, placed.piece.spec)
                     total, num_fitted = total + values, num_fitted + fitted
             self._known[key] = total, num_fitted
         return self._known[key]
 
-    def _of(self, kind: str, spec: StackSpec) -> _Added:
+    def _of(self, part: str, spec: StackSpec) -> _Added:
         """What a piece adds."""
-        if (measured := self._measured.get((kind, spec))) is not None:
+        if (measured := self._measured.get((part, spec))) is not None:
             return measured, 0
-        return self._fits.values(kind, spec), 1
+        return self._fits.values(part, spec), 1
 
 
 def _own_weights(block: BlockSpec) -> BlockSpec:
@@ -133,24 +133,24 @@ def _own_weights(block: BlockSpec) -> BlockSpec:
 
 
 class _Fits:
-    """Shares of parameters, state and FLOPs, by kind and mixers."""
+    """Shares of parameters, state and FLOPs, by part and mixers."""
 
     def __init__(self, rows: list[BlockRow], context: int) -> None:
         self._rows, self._context = rows, context
         self._shares: dict[tuple[str, str], NDArray[np.float64]] = {}
 
-    def values(self, kind: str, spec: StackSpec) -> NDArray[np.float64]:
+    def values(self, part: str, spec: StackSpec) -> NDArray[np.float64]:
         """What a piece is estimated to add."""
-        return self._of(kind, _family(spec)) @ _features(spec, self._context)
+        return self._of(part, _family(spec)) @ _features(spec, self._context)
 
-    def _of(self, kind: str, family: str) -> NDArray[np.float64]:
+    def _of(self, part: str, family: str) -> NDArray[np.float64]:
         """Shares (figures, features) of pieces of a family."""
-        key = kind, family
+        key = part, family
         if key not in self._shares:
-            alike = [row for row in self._rows if row.kind == kind]
+            alike = [row for row in self._rows if row.part == part]
             own = [row for row in alike if _family(row.spec) == family]
             if not alike:
-                raise UserError(f"the table has no {kind} at {self._context}; measure some first")
+                raise UserError(f"the table has no {part} at {self._context}; measure some first")
             self._shares[key] = _fit(own if len(own) >= _FEWEST else alike, self._context)
         return self._shares[key]
 

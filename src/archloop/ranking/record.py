@@ -56,8 +56,8 @@ class Objective(_Record):
     @property
     def category(self) -> str | None:
         """Of scores: their category, empty for all of them; None where a device is measured."""
-        kind, _, category = self.of.partition(":")
-        return category if kind == QUALITY else None
+        figure, _, category = self.of.partition(":")
+        return category if figure == QUALITY else None
 
 
 class Readings(_Record):

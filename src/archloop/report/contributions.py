@@ -28,7 +28,7 @@ def write(found: Attribution, name: str, path: Path) -> None:
     """
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: draws {', '.join(FORMATS)}; name a file with one of these ends")
-    families = [each for each in found.contributions if each.kind == "family"]
+    families = [each for each in found.contributions if each.factor == "family"]
     objectives = list(dict.fromkeys(each.objective for each in families))
     with mpl.rc_context({"svg.hashsalt": name, "font.size": 9}):
         figure = Figure(figsize=(3.4 * (len(objectives) + 1), 3.6), layout="constrained")

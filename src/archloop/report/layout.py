@@ -110,8 +110,8 @@ def _arc(index: int, block: BlockSpec) -> str:
         source = mixer.state_from if mixer.weights_from is None else mixer.weights_from
         if source is not None:
             start, end = (i * (_WIDTH + _GAP) + _WIDTH / 2 for i in (source, index))
-            kind = "weights" if mixer.state_from is None else "state"
+            shared = "weights" if mixer.state_from is None else "state"
             arcs.append(
-                f'<path d="M{start} {_TOP} C{start} 0 {end} 0 {end} {_TOP}" class="arc {kind}"/>'
+                f'<path d="M{start} {_TOP} C{start} 0 {end} 0 {end} {_TOP}" class="arc {shared}"/>'
             )
     return "".join(arcs)

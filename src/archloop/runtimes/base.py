@@ -25,7 +25,7 @@ from archloop.runtimes.artifact import Manifest, read_manifest
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
-    from archloop.runtimes.pieces import Kind, Placed
+    from archloop.runtimes.pieces import PartName, Placed
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
@@ -195,13 +195,13 @@ class Runtime(ABC):
         """
 
     def lower(
-        self, decoder: "Decoder", kind: "Kind", directory: Path, quant: str
+        self, decoder: "Decoder", part: "PartName", directory: Path, quant: str
     ) -> dict[str, int]:
         """Write the files of one piece (`runtimes.pieces`); returns weight bytes by precision.
 
         Args:
             decoder: of the piece's stack, with its weights.
-            kind: which piece it is.
+            part: of its stack, that the piece is.
             directory: empty.
             quant: one of the runtime's.
         """

@@ -57,7 +57,7 @@ class BlockCache:
         try:
             weight_bytes = lower(piece, draft)
             content = {
-                "piece": f"{piece.kind} {piece.spec.to_json()}",
+                "piece": f"{piece.part} {piece.spec.to_json()}",
                 "of": self._of,
                 "weight_bytes": weight_bytes,
                 "files": checksums(draft),

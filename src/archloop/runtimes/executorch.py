@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from archloop.runtimes.executorch_graph import Part
-    from archloop.runtimes.pieces import Kind, Placed
+    from archloop.runtimes.pieces import PartName, Placed
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
@@ -64,11 +64,11 @@ class ExecuTorch(Runtime):
         return executorch_quantizing.products(decoder) if quant == "8da4w" else {}
 
     def lower(
-        self, decoder: "Decoder", kind: "Kind", directory: Path, quant: str
+        self, decoder: "Decoder", part: "PartName", directory: Path, quant: str
     ) -> dict[str, int]:
         from archloop.runtimes import executorch_graph
 
-        return _write(executorch_graph.of_piece(decoder, kind), directory, quant)
+        return _write(executorch_graph.of_piece(decoder, part), directory, quant)
 
     def join(self, pieces: Sequence[tuple["Placed", Path]], directory: Path) -> None:
         from executorch.exir._serialize._program import (

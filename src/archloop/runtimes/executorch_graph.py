@@ -20,7 +20,7 @@ from archloop.blocks.base import Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.stream import Stream
 from archloop.runtimes import executorch_attention
-from archloop.runtimes.pieces import Kind, adapted
+from archloop.runtimes.pieces import PartName, adapted
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
@@ -223,11 +223,11 @@ def whole(decoder: Decoder) -> Part:
     return Part(decoder, halves, embeds=True, answers=True)
 
 
-def of_piece(decoder: Decoder, kind: Kind) -> Part:
+def of_piece(decoder: Decoder, part: PartName) -> Part:
     """The part that a piece is, of a copy of the piece's decoder."""
-    halves = {"mixers": [(0, True)], "channel": [(0, False)]}.get(kind, [])
+    halves = {"mixers": [(0, True)], "channel": [(0, False)]}.get(part, [])
     decoder = copy.deepcopy(decoder).float().eval()
-    return Part(decoder, halves, embeds=kind == "embedding", answers=kind == "head")
+    return Part(decoder, halves, embeds=part == "embedding", answers=part == "head")
 
 
 def traced(part: Part) -> dict[str, ExportedProgram]:

@@ -81,7 +81,7 @@ def compose(
     cache = cache or BlockCache(runtime.name, runtime.version(), quant)
 
     def lower(piece: pieces.Piece, home: Path) -> dict[str, int]:
-        return runtime.lower(pieces.build(piece), piece.kind, home, quant)
+        return runtime.lower(pieces.build(piece), piece.part, home, quant)
 
     with _appearing(directory) as draft:
         found = [(placed, *cache.get(placed.piece, lower)) for placed in pieces.pieces(spec)]

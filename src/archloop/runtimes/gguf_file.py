@@ -162,12 +162,14 @@ def _write_keys(writer: Any, model_type: str, config: dict[str, Any], spec: Stac
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    kinds = config.get("layer_types", [])
-    if "conv" not in kinds:
+    layer_types = config.get("layer_types", [])
+    if "conv" not in layer_types:
         writer.add_head_count_kv(kv_heads)
     if model_type.startswith("lfm2"):
         # A layer without key-value heads is a convolution to llama.cpp.
-        writer.add_head_count_kv([0 if kind == "conv" else kv_heads for kind in kinds])
+        writer.add_head_count_kv(
+            [0 if layer_type == "conv" else kv_heads for layer_type in layer_types]
+        )
         writer.add_shortconv_l_cache(config["conv_L_cache"])
     if model_type == "lfm2_moe":
         from gguf import ExpertGatingFuncType
@@ -251,6 +253,6 @@ def weight_bytes(file: Path) -> dict[str, int]:
 
     sizes: dict[str, int] = {}
     for tensor in GGUFReader(file).tensors:
-        kind = tensor.tensor_type.name
-        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_bytes)
+        dtype = tensor.tensor_type.name
+        sizes[dtype] = sizes.get(dtype, 0) + int(tensor.n_bytes)
     return sizes

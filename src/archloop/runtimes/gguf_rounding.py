@@ -52,14 +52,14 @@ def products(decoder: Decoder, file: Path) -> dict[str, Product]:
     values = torch.full((int(starts[-1]),), torch.nan)
     roundings: dict[int, set[Rounding]] = {}
     for name, of_tensor in tensors(decoder.spec, places):
-        kind = held[name].tensor_type
-        if kind.name == "F32":
+        tensor_type = held[name].tensor_type
+        if tensor_type.name == "F32":
             continue
         here = of_tensor.long().flatten()
-        rounded = quants.dequantize(held[name].data, kind)
+        rounded = quants.dequantize(held[name].data, tensor_type)
         values[here] = torch.from_numpy(rounded.astype("float32").ravel())
         for owner in torch.bucketize(here, starts, right=True).unique().tolist():
-            roundings.setdefault(owner - 1, set()).add(_INPUTS[kind.name])
+            roundings.setdefault(owner - 1, set()).add(_INPUTS[tensor_type.name])
     found = {}
     for index, (name, tensor) in enumerate(own.items()):
         if index in roundings:

@@ -75,9 +75,9 @@ class _Nodes:
         self.nodes: list[ir.Node] = []
         self._writer = writer
 
-    def op(self, kind: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Value:
+    def op(self, op_type: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Value:
         """A node's result, or its results where it has several."""
-        node = ir.node(kind, list(inputs), attributes or None, num_outputs=outputs)
+        node = ir.node(op_type, list(inputs), attributes or None, num_outputs=outputs)
         self._writer.rename(node)
         self.nodes.append(node)
         return node.outputs[0] if outputs == 1 else list(node.outputs)
@@ -107,9 +107,9 @@ class _Writer:
         for value in node.outputs:
             value.name = self.name()
 
-    def number(self, value: Any, kind: Any = np.int64) -> Value:
+    def number(self, value: Any, dtype: Any = np.int64) -> Value:
         """A constant."""
-        return self.constant(np.array(value, kind))
+        return self.constant(np.array(value, dtype))
 
     def constant(self, numbers: NDArray[Any]) -> Value:
         """A constant of these numbers."""

@@ -105,9 +105,9 @@ def weight_bytes(file: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for node in _nodes(_read(file)):
         if node.get_type_name() == "Constant":
-            kind = _NAMES.get(node.get_element_type().get_type_name())
-            if kind is not None:
-                sizes[kind] = sizes.get(kind, 0) + int(node.get_byte_size())
+            dtype = _NAMES.get(node.get_element_type().get_type_name())
+            if dtype is not None:
+                sizes[dtype] = sizes.get(dtype, 0) + int(node.get_byte_size())
     return sizes
 
 
@@ -157,11 +157,11 @@ def _far(values: Tensor, original: Tensor) -> float:
 def _rounded(model: Any) -> Iterator[tuple[Tensor, bool]]:
     """Matrices that products or lookups read from integers, and whether it is a lookup."""
     for node in _nodes(model):
-        kind = node.get_type_name()
-        if kind in ("MatMul", "Gather"):
-            source = node.input_value(0 if kind == "Gather" else 1).get_node()
+        op_type = node.get_type_name()
+        if op_type in ("MatMul", "Gather"):
+            source = node.input_value(0 if op_type == "Gather" else 1).get_node()
             if (values := _values(source)) is not None:
-                yield values, kind == "Gather"
+                yield values, op_type == "Gather"
 
 
 def _values(source: Any) -> Tensor | None:

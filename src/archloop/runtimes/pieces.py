@@ -18,7 +18,7 @@ from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpe
 if TYPE_CHECKING:
     from archloop.stack.decoder import Decoder
 
-Kind = Literal["embedding", "mixers", "channel", "head"]
+PartName = Literal["embedding", "mixers", "channel", "head"]
 _NO_VOCABULARY = 1
 """Of a piece that never sees a token."""
 
@@ -27,17 +27,17 @@ class Piece(NamedTuple):
     """What is lowered.
 
     Attributes:
-        kind: which part of its stack.
+        part: which part of its stack.
         spec: a stack with that part alone; blocks are none or one.
     """
 
-    kind: Kind
+    part: PartName
     spec: StackSpec
 
     @property
     def digest(self) -> str:
         """Short hash of what it computes."""
-        return hashlib.sha256(f"{self.kind} {self.spec.to_json()}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.part} {self.spec.to_json()}".encode()).hexdigest()[:16]
 
     @property
     def seed(self) -> int:
@@ -108,7 +108,9 @@ def pieces(spec: StackSpec) -> list[Placed]:
     return [*found, Placed(Piece("head", head), None, 0)]
 
 
-def _placed(kind: Kind, spec: StackSpec, half: BlockSpec, index: int, lender: int | None) -> Placed:
+def _placed(
+    part: PartName, spec: StackSpec, half: BlockSpec, index: int, lender: int | None
+) -> Placed:
     alone = StackSpec(
         d_model=spec.d_model,
         vocab_size=_NO_VOCABULARY,
@@ -116,7 +118,7 @@ def _placed(kind: Kind, spec: StackSpec, half: BlockSpec, index: int, lender: in
         norm_eps=spec.norm_eps,
         norm_offset=spec.norm_offset,
     )
-    return Placed(Piece(kind, alone), index, index if lender is None else lender)
+    return Placed(Piece(part, alone), index, index if lender is None else lender)
 
 
 def build(piece: Piece) -> "Decoder":
@@ -136,8 +138,8 @@ def assembled(spec: StackSpec) -> "Decoder":
                 built[placed.piece] = build(placed.piece)
             source = built[placed.piece]
             if placed.block is not None:
-                _copy_half(source, decoder, placed.piece.kind, placed.block)
-            elif placed.piece.kind == "embedding":
+                _copy_half(source, decoder, placed.piece.part, placed.block)
+            elif placed.piece.part == "embedding":
                 decoder.embedding.load_state_dict(source.embedding.state_dict())
             else:
                 decoder.norm.load_state_dict(source.norm.state_dict())
@@ -146,12 +148,12 @@ def assembled(spec: StackSpec) -> "Decoder":
     return decoder
 
 
-def _copy_half(source: "Decoder", decoder: "Decoder", kind: Kind, index: int) -> None:
+def _copy_half(source: "Decoder", decoder: "Decoder", part: PartName, index: int) -> None:
     """Give a half of a block the weights of its piece."""
     given, wanted = next(iter(source.each_block())), list(decoder.each_block())[index]
     there = wanted.state_dict()
     for name, tensor in given.state_dict().items():
-        if name.startswith("channel") == (kind == "channel"):
+        if name.startswith("channel") == (part == "channel"):
             there[name].copy_(tensor)
 
 

@@ -16,7 +16,7 @@ def build_random(spec: StackSpec, seed: int, device: str = "cpu") -> "Decoder":
     Args:
         spec: of the decoder.
         seed: of the weights.
-        device: that draws them, each kind its own; the decoder is on the CPU.
+        device: that draws them; each type of device draws its own; the decoder is on the CPU.
 
     Raises:
         ValueError: the spec cannot be built.

@@ -3,7 +3,7 @@
 They are trained before trial 0, each as often as the reference preset. Their scores say on which
 scale quality is read (`ranking.anchors`), and their repeated trainings how much trainings differ:
 where a stack learns to recall in one training and not in the next, its scores vary ten times more
-than those of a stack that never does, so that noise has to be known of several kinds of stack.
+than those of a stack that never does, so that noise has to be known of several different stacks.
 """
 
 from collections.abc import Sequence

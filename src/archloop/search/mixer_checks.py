@@ -42,6 +42,6 @@ def _configs(family: Family) -> Iterator[Any]:
     """
     first = {gene: values[0] for gene, values in family.genes.items()}
     yield family.config(first, "proxy")
-    if family.name not in registry.shipped(family.kind):
+    if family.name not in registry.shipped(family.section):
         for gene, values in family.genes.items():
             yield from (family.config({**first, gene: v}, "proxy") for v in values[1:])

@@ -257,13 +257,13 @@ def _initial(recipe: Recipe, space: Space) -> list[Genome]:
 def _strategy(recipe: Recipe, space: Space) -> Strategy:
     section = recipe.strategy
     _known("strategy.name", "strategies", section.name)
-    kind = registry.get("strategies", section.name)
+    strategy_class = registry.get("strategies", section.name)
     try:
-        config = kind.Config(**section.settings)
+        config = strategy_class.Config(**section.settings)
     except ValidationError as error:
-        what = describe(error, kind.Config, section.settings)
+        what = describe(error, strategy_class.Config, section.settings)
         raise UserError(f"strategy.settings.{what}") from error
-    strategy: Strategy = kind(space, config, _initial(recipe, space), recipe.objectives)
+    strategy: Strategy = strategy_class(space, config, _initial(recipe, space), recipe.objectives)
     exportable.hold(strategy, space)
     return strategy
 

@@ -3,7 +3,7 @@
 from archloop import registry
 from archloop.errors import UserError
 from archloop.space.config import BLOCK
-from archloop.space.families import Kind
+from archloop.space.families import Section
 from archloop.space.genome import BlockGenes, Genes, Genome
 from archloop.space.space import Space
 from archloop.stack.spec import Scalar
@@ -85,12 +85,12 @@ def _check_block(space: Space, where: str, block: BlockGenes) -> None:
     _check_own(space, where, BLOCK, block.genes)
 
 
-def _check_part(space: Space, where: str, kind: Kind, name: str, genes: Genes) -> None:
+def _check_part(space: Space, where: str, section: Section, name: str, genes: Genes) -> None:
     family = space.families.get(name)
-    if family is None or family.kind != kind:
-        known = space.mixers if kind == "mixers" else space.channel_mixers
+    if family is None or family.section != section:
+        known = space.mixers if section == "mixers" else space.channel_mixers
         raise UserError(
-            f"{where}: {name!r} is not in space.{kind}; {registry.suggest(name, known)}"
+            f"{where}: {name!r} is not in space.{section}; {registry.suggest(name, known)}"
         )
     _check_own(space, where, name, genes)
 

@@ -140,5 +140,5 @@ def _split(
     """Fields of the spec, and settings of the plug-in."""
     family = space.families[part.name]
     settings = family.settings(space.values(genome, part.name, part.genes), scale)
-    place = place_fields(family.kind, settings)
+    place = place_fields(family.section, settings)
     return place, {k: v for k, v in settings.items() if k not in place}

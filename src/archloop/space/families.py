@@ -21,18 +21,18 @@ from archloop.space.config import BLOCK, STACK, ByScale, FamilyGenes, Scope, Spa
 from archloop.space.genome import Genes
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
-Kind = Literal["mixers", "channel_mixers", "block", "stack"]
+Section = Literal["mixers", "channel_mixers", "block", "stack"]
 Scale = Literal["ship", "proxy"]
 MAX_COMBINATIONS = 4096
 """Above this, gene values are checked one gene at a time instead of in all combinations."""
-PLACE_FIELDS: dict[Kind, tuple[str, ...]] = {
+PLACE_FIELDS: dict[Section, tuple[str, ...]] = {
     "mixers": ("input_multiplier", "multiplier"),
     "channel_mixers": ("multiplier",),
     "block": ("combine", "post_norms", "residual_multiplier", "side"),
     "stack": ("embedding_multiplier", "logits_divisor", "norm_eps", "norm_offset"),
 }
 """Genes that are fields of the spec itself and not of a plug-in's config."""
-_PLACES: dict[Kind, type[BaseModel]] = {
+_PLACES: dict[Section, type[BaseModel]] = {
     "mixers": MixerSpec,
     "channel_mixers": ChannelMixerSpec,
     "block": BlockSpec,
@@ -51,7 +51,7 @@ class Family:
         at_proxy: gene -> value at ship width -> value at proxy width, where they differ.
     """
 
-    kind: Kind
+    section: Section
     name: str
     fixed: Genes
     genes: dict[str, tuple[Scalar, ...]]
@@ -67,7 +67,7 @@ class Family:
 
     def config(self, values: Genes, scale: Scale = "ship") -> Any:
         """The plug-in's config for a value of each gene."""
-        return plugin_config(self.kind, self.name, self.settings(values, scale))
+        return plugin_config(self.section, self.name, self.settings(values, scale))
 
     def scoped(self, scope: Scope) -> list[str]:
         """Names of the genes that vary at a scope."""
@@ -87,7 +87,7 @@ class Family:
 
     def is_global(self, d_model: int) -> bool:
         """Whether a mixer of the family reads every earlier token exactly."""
-        return self.kind == "mixers" and any(
+        return self.section == "mixers" and any(
             self.config(genes).is_global(d_model) for genes in self.combinations()
         )
 
@@ -98,13 +98,13 @@ class Family:
 
     def place_defaults(self) -> Genes:
         """Fields of the spec that are genes of the family, with their defaults."""
-        fields = _PLACES[self.kind].model_fields
-        return {name: fields[name].default for name in PLACE_FIELDS[self.kind]}
+        fields = _PLACES[self.section].model_fields
+        return {name: fields[name].default for name in PLACE_FIELDS[self.section]}
 
     @cached_property
     def shareable(self) -> bool:
         """Whether a mixer of the family lends its features and state."""
-        return self.kind == "mixers" and bool(registry.get("mixers", self.name).shareable)
+        return self.section == "mixers" and bool(registry.get("mixers", self.name).shareable)
 
 
 def resolve(config: SpaceConfig) -> dict[str, Family]:
@@ -131,7 +131,7 @@ def check_widths(family: Family, config: SpaceConfig) -> None:
     Raises:
         UserError: one cannot be built, or two are the same module at a width.
     """
-    if family.kind in ("block", "stack"):
+    if family.section in ("block", "stack"):
         return
     scales: tuple[tuple[Scale, int], ...] = (
         ("ship", config.ship.d_model),
@@ -144,23 +144,23 @@ def check_widths(family: Family, config: SpaceConfig) -> None:
                 signature = family.config(genes, where).signature(width)
             except ValueError as error:
                 raise UserError(
-                    f"space.{family.kind}.{family.name}: "
+                    f"space.{family.section}.{family.name}: "
                     f"{_words(family.settings(genes, where)) or 'its default'} cannot be built at "
                     f"{where}.d_model={width}: {error}"
                 ) from error
             place = tuple(
-                family.settings(genes, where).get(name) for name in PLACE_FIELDS[family.kind]
+                family.settings(genes, where).get(name) for name in PLACE_FIELDS[family.section]
             )
             twin = seen.setdefault((signature, place), genes)
             if twin is not genes:
                 raise UserError(
-                    f"space.{family.kind}.{family.name}: {_words(twin)} and {_words(genes)} "
+                    f"space.{family.section}.{family.name}: {_words(twin)} and {_words(genes)} "
                     f"coincide at {where}.d_model={width} ({_words(dict(signature))}); widen "
                     f"{where}.d_model or drop one of the values"
                 )
 
 
-def plugin_config(kind: Kind, name: str, settings: Genes) -> Any:
+def plugin_config(section: Section, name: str, settings: Genes) -> Any:
     """The validated config of a mixer or channel mixer; fields of its place are left out.
 
     Raises:
@@ -168,24 +168,24 @@ def plugin_config(kind: Kind, name: str, settings: Genes) -> Any:
     """
     from archloop.stack import cost  # imports torch, which reading a space must not
 
-    own = {k: v for k, v in settings.items() if k not in PLACE_FIELDS[kind]}
-    if kind == "mixers":
+    own = {k: v for k, v in settings.items() if k not in PLACE_FIELDS[section]}
+    if section == "mixers":
         return cost.mixer_config(MixerSpec(name=name, config=own))
-    assert kind == "channel_mixers", kind
+    assert section == "channel_mixers", section
     return cost.channel_config(ChannelMixerSpec(name=name, config=own))
 
 
-def place_fields(kind: Kind, settings: Genes) -> dict[str, Any]:
+def place_fields(section: Section, settings: Genes) -> dict[str, Any]:
     """Those settings that are fields of the spec itself."""
-    return {k: v for k, v in settings.items() if k in PLACE_FIELDS[kind]}
+    return {k: v for k, v in settings.items() if k in PLACE_FIELDS[section]}
 
 
 # --- from a recipe ------------------------------------------------------------------------------
 
 
-def _family(kind: Kind, name: str, given: FamilyGenes, config: SpaceConfig) -> Family:
-    where = f"space.{kind}" if kind in (BLOCK, STACK) else f"space.{kind}.{name}"
-    fields, searchable = _fields(kind, name)
+def _family(section: Section, name: str, given: FamilyGenes, config: SpaceConfig) -> Family:
+    where = f"space.{section}" if section in (BLOCK, STACK) else f"space.{section}.{name}"
+    fields, searchable = _fields(section, name)
     fixed: Genes = {}
     genes: dict[str, tuple[Scalar, ...]] = {}
     at_proxy: dict[str, dict[Scalar, Scalar]] = {}
@@ -199,7 +199,7 @@ def _family(kind: Kind, name: str, given: FamilyGenes, config: SpaceConfig) -> F
                 f"{key}={value}: not a gene, so it takes one value; "
                 f"genes of {name}: {', '.join(sorted(searchable)) or 'none'}"
             )
-        values, other = _values(kind, name, gene, listed(value), key)
+        values, other = _values(section, name, gene, listed(value), key)
         if len(values) == 1:
             fixed[gene] = values[0]
         else:
@@ -208,84 +208,84 @@ def _family(kind: Kind, name: str, given: FamilyGenes, config: SpaceConfig) -> F
             at_proxy[gene] = other
     free = config.budget.free if config.budget else None
     scopes: dict[str, Scope] = {
-        gene: "block" if f"{name}.{gene}" == free else _scope(config, kind, name, gene)
+        gene: "block" if f"{name}.{gene}" == free else _scope(config, section, name, gene)
         for gene in genes
     }
-    return Family(kind, name, fixed, genes, scopes, at_proxy)
+    return Family(section, name, fixed, genes, scopes, at_proxy)
 
 
-def _fields(kind: Kind, name: str) -> tuple[list[str], list[str]]:
+def _fields(section: Section, name: str) -> tuple[list[str], list[str]]:
     """Settings of a family, and those of them that may be searched."""
-    if kind in (BLOCK, STACK):
-        return list(PLACE_FIELDS[kind]), list(PLACE_FIELDS[kind])
-    if name not in registry.names(kind):
-        near = registry.suggest(name, registry.names(kind))
-        what = kind[:-1].replace("_", " ")
-        raise UserError(f"space.{kind}: unknown {what} {name!r}; {near}")
-    plugin = registry.get(kind, name)
-    place = list(PLACE_FIELDS[kind])
+    if section in (BLOCK, STACK):
+        return list(PLACE_FIELDS[section]), list(PLACE_FIELDS[section])
+    if name not in registry.names(section):
+        near = registry.suggest(name, registry.names(section))
+        what = section[:-1].replace("_", " ")
+        raise UserError(f"space.{section}: unknown {what} {name!r}; {near}")
+    plugin = registry.get(section, name)
+    place = list(PLACE_FIELDS[section])
     return [*plugin.Config.model_fields, *place], [*plugin.Config.genes(), *place]
 
 
 def _values(
-    kind: Kind, name: str, gene: str, given: list[Scalar | ByScale], key: str
+    section: Section, name: str, gene: str, given: list[Scalar | ByScale], key: str
 ) -> tuple[tuple[Scalar, ...], dict[Scalar, Scalar]]:
     """The values of a gene at ship width, and those at proxy width where they are others."""
     at_proxy: dict[Scalar, Scalar] = {}
     values: dict[Scalar, None] = {}
     for value in given:
         pair = value if isinstance(value, ByScale) else ByScale(ship=value, proxy=value)
-        ship, proxy = (_checked(kind, name, gene, v, key) for v in (pair.ship, pair.proxy))
+        ship, proxy = (_checked(section, name, gene, v, key) for v in (pair.ship, pair.proxy))
         values[ship] = None
         if at_proxy.setdefault(ship, proxy) != proxy:
             raise UserError(f"{key}={ship!r}: at proxy width {at_proxy[ship]!r} and {proxy!r}")
     if not values:
-        raise UserError(f"{key}=[]: give at least one value, {_allowed(kind, name, gene)}")
+        raise UserError(f"{key}=[]: give at least one value, {_allowed(section, name, gene)}")
     return tuple(values), {ship: proxy for ship, proxy in at_proxy.items() if ship != proxy}
 
 
-def _checked(kind: Kind, name: str, gene: str, value: Scalar, key: str) -> Scalar:
+def _checked(section: Section, name: str, gene: str, value: Scalar, key: str) -> Scalar:
     """The value as the config or spec holds it (2 becomes 2.0 in a float field)."""
     try:
-        if gene in PLACE_FIELDS[kind]:
-            return _checked_place(kind, name, gene, value)
-        config = plugin_config(kind, name, {gene: value})
+        if gene in PLACE_FIELDS[section]:
+            return _checked_place(section, name, gene, value)
+        config = plugin_config(section, name, {gene: value})
     except ValueError as error:
         raise UserError(
-            f"{key}={value!r} is not allowed: {error}; {_allowed(kind, name, gene)}"
+            f"{key}={value!r} is not allowed: {error}; {_allowed(section, name, gene)}"
         ) from error
     checked: Scalar = getattr(config, gene)
     return checked
 
 
-def _checked_place(kind: Kind, name: str, gene: str, value: Scalar) -> Scalar:
+def _checked_place(section: Section, name: str, gene: str, value: Scalar) -> Scalar:
     """The value of a field of the spec, as the spec holds it."""
-    needed: dict[Kind, dict[str, Any]] = {
+    needed: dict[Section, dict[str, Any]] = {
         "mixers": {"name": name},
         "channel_mixers": {"name": name},
         "block": {},
         "stack": {"d_model": 1, "vocab_size": 1, "blocks": ()},
     }
     try:
-        checked: Scalar = getattr(_PLACES[kind](**needed[kind], **{gene: value}), gene)
+        checked: Scalar = getattr(_PLACES[section](**needed[section], **{gene: value}), gene)
     except ValidationError as error:
         raise invalid(error, where=name) from error
     return checked
 
 
-def _allowed(kind: Kind, name: str, gene: str) -> str:
-    if gene in PLACE_FIELDS[kind]:
-        return f"default: {_PLACES[kind].model_fields[gene].default!r}"
-    config_class = registry.get(kind, name).Config
+def _allowed(section: Section, name: str, gene: str) -> str:
+    if gene in PLACE_FIELDS[section]:
+        return f"default: {_PLACES[section].model_fields[gene].default!r}"
+    config_class = registry.get(section, name).Config
     mark = config_class.genes().get(gene)
     if mark is not None:
         return f"usual values: {', '.join(map(str, mark.values))}"
     return f"default: {config_class.model_fields[gene].default!r}"
 
 
-def _scope(config: SpaceConfig, kind: Kind, family: str, gene: str) -> Scope:
+def _scope(config: SpaceConfig, section: Section, family: str, gene: str) -> Scope:
     scope = config.scope.get(f"{family}.{gene}", config.scope.get(gene, "family"))
-    if kind == STACK and scope == "block":
+    if section == STACK and scope == "block":
         raise UserError(f"space.scope: {gene} belongs to the whole stack; leave its scope out")
     return scope
 
@@ -295,7 +295,7 @@ def _check_scopes(config: SpaceConfig, families: dict[str, Family]) -> None:
     genes = {
         (family.name, gene)
         for family in families.values()
-        for gene in _fields(family.kind, family.name)[1]
+        for gene in _fields(family.section, family.name)[1]
     }
     known = sorted({gene for _, gene in genes} | {f"{name}.{gene}" for name, gene in genes})
     for key, scope in config.scope.items():

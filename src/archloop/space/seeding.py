@@ -117,8 +117,8 @@ def _block(space: Space, block: BlockSpec, where: str, found: Found) -> BlockGen
 
 def _settings_of(part: MixerSpec | ChannelMixerSpec) -> Genes:
     """Settings of the plug-in and of its place together."""
-    kind = "mixers" if isinstance(part, MixerSpec) else "channel_mixers"
-    place = part.model_dump(include=set(PLACE_FIELDS[kind]))  # type: ignore[index]
+    section = "mixers" if isinstance(part, MixerSpec) else "channel_mixers"
+    place = part.model_dump(include=set(PLACE_FIELDS[section]))  # type: ignore[index]
     return {**part.config, **place}
 
 
@@ -199,7 +199,9 @@ def _searched(
     first = {gene: values[0] for gene, values in family.genes.items()}
     ours, theirs = _all_settings(space, name, first), _all_settings(space, name, given, raw=True)
     for field, mine in ours.items():
-        value = theirs[field] if field in given or field not in PLACE_FIELDS[family.kind] else mine
+        value = (
+            theirs[field] if field in given or field not in PLACE_FIELDS[family.section] else mine
+        )
         if field in family.genes:
             left_out = field not in given and value not in family.genes[field]
             if left_out or space.is_free(name, field):
@@ -214,7 +216,7 @@ def _all_settings(space: Space, name: str, given: Genes, raw: bool = False) -> G
     family = space.families[name]
     settings = given if raw else family.settings(given)
     known: Genes = {}
-    if family.kind in ("mixers", "channel_mixers"):
-        known = plugin_config(family.kind, name, settings).model_dump()
+    if family.section in ("mixers", "channel_mixers"):
+        known = plugin_config(family.section, name, settings).model_dump()
     defaults = family.place_defaults()
     return {**known, **{field: settings.get(field, value) for field, value in defaults.items()}}

@@ -62,13 +62,13 @@ def draws(space: Space, seed: int, count: int = 200) -> Draws:
     genomes = [sample(space, rng) for _ in range(count)]
     names = [[mixer.name for block in g.blocks for mixer in block.mixers] for g in genomes]
     total = sum(map(len, names))
-    kinds = [len(set(own)) for own in names]
+    numbers = [len(set(own)) for own in names]
     return Draws(
         count,
         len({_digest(space, genome) for genome in genomes}),
         {m: sum(m in own for own in names) / count for m in space.mixers},
         {m: sum(own.count(m) for own in names) / total for m in space.mixers},
-        {number: kinds.count(number) for number in sorted(set(kinds))},
+        {number: numbers.count(number) for number in sorted(set(numbers))},
         sum(not set(own) & set(space.global_mixers) for own in names) / count,
     )
 

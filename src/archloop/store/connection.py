@@ -202,7 +202,7 @@ def _readable(path: Path) -> tuple[Path, bool, Callable[[], None]]:
     A log that a killed process left can be read only beside an index of it, which the reader would
     have to write. Where it is missing, or the folder is read-only, a copy elsewhere is read.
     """
-    logs = [path.with_name(f"{path.name}-{kind}") for kind in ("wal", "journal")]
+    logs = [path.with_name(f"{path.name}-{log}") for log in ("wal", "journal")]
     left = [log for log in logs if log.exists() and log.stat().st_size]
     writable = os.access(path.parent, os.W_OK)
     if not left:

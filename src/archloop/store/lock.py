@@ -47,11 +47,11 @@ def exclusive_in(url: str, name: str) -> Iterator[None]:
 
     Raises:
         StudyBusyError: another run, of this folder or another, has it.
-        UserError: the database cannot be reached, or is of a kind whose locks are not known.
+        UserError: the database cannot be reached, or of a backend whose locks are not known.
     """
     what = f"study {name!r} in the database"
-    kind = _kind(url)
-    if kind == "postgresql":
+    backend = _backend(url)
+    if backend == "postgresql":
         with _locked_server(url, f"study/{name}", what):
             yield
         return
@@ -66,7 +66,7 @@ def exclusive_in(url: str, name: str) -> Iterator[None]:
 @contextmanager
 def making_tables(url: str) -> Iterator[None]:
     """Hold a database while its tables are made or looked up: two at once would both make them."""
-    if _kind(url) == "postgresql":
+    if _backend(url) == "postgresql":
         with _locked_server(url, _SETUP, None):
             yield
         return
@@ -88,13 +88,13 @@ def sqlite_file(url: str) -> Path | None:
     return Path(found) if found else None
 
 
-def _kind(url: str) -> str:
-    kind = make_url(url).get_backend_name()
-    if kind not in ("sqlite", "postgresql"):
+def _backend(url: str) -> str:
+    backend = make_url(url).get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
         raise UserError(
-            f"storage: a study cannot be locked in {kind}; give a PostgreSQL or an SQLite URL"
+            f"storage: a study cannot be locked in {backend}; give a PostgreSQL or an SQLite URL"
         )
-    return kind
+    return backend
 
 
 @contextmanager

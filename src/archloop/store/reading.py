@@ -110,9 +110,9 @@ class _Files:
     def names(self, prefix: str) -> list[str]:
         return sorted(name for name in self._checksums if name.startswith(prefix))
 
-    def read(self, name: str, kind: type[T]) -> T | None:
+    def read(self, name: str, record_type: type[T]) -> T | None:
         try:
-            return self._folder.read(name, kind, self._checksums[name])
+            return self._folder.read(name, record_type, self._checksums[name])
         except UserError as error:
             self.damaged.append(str(error))
             return None

@@ -62,10 +62,10 @@ class StageFiles:
         """File of a stage."""
         return self.folder / f"{name}.json"
 
-    def load(self, name: str, kind: type[T]) -> Stage[T] | None:
+    def load(self, name: str, record_type: type[T]) -> Stage[T] | None:
         """A finished stage; None when there is none, or its file is damaged or not ours."""
         try:
-            stage, key = _parse(self.path(name).read_bytes(), kind)
+            stage, key = _parse(self.path(name).read_bytes(), record_type)
         except (FileNotFoundError, ValueError):
             return None
         if key != self.key:
@@ -73,7 +73,7 @@ class StageFiles:
         self.checksums[name] = stage.checksum
         return stage
 
-    def read(self, name: str, kind: type[T], checksum: str) -> T:
+    def read(self, name: str, record_type: type[T], checksum: str) -> T:
         """A stage that the database vouches for, whatever its key.
 
         Raises:
@@ -81,7 +81,7 @@ class StageFiles:
         """
         path = self.path(name)
         try:
-            stage, _ = _parse(path.read_bytes(), kind)
+            stage, _ = _parse(path.read_bytes(), record_type)
         except FileNotFoundError as error:
             raise UserError(f"{path}: missing; restore it from a copy") from error
         except (OSError, ValueError) as error:
@@ -105,11 +105,11 @@ class StageFiles:
         return Stage(value, seconds, checksum)
 
 
-def _parse(content: bytes, kind: type[T]) -> tuple[Stage[T], str]:
+def _parse(content: bytes, record_type: type[T]) -> tuple[Stage[T], str]:
     try:
         file = json.loads(content)
         data, checksum = file["data"], file["sha256"]
-        value = kind.model_validate(data)
+        value = record_type.model_validate(data)
         seconds, key = float(file["seconds"]), str(file["key"])
     except (KeyError, TypeError, RecursionError, ValidationError) as error:
         raise ValueError(f"not a stage file: {_one_line(error)}") from error

@@ -27,10 +27,10 @@ class DeviceContract(Contract):
         return DeviceChoice(name=name).open()
 
     def test_settings_are_frozen_and_closed(self, name: str) -> None:
-        kind = registry.get("devices", name)
-        assert kind.Config.model_config["frozen"]
+        device_class = registry.get("devices", name)
+        assert device_class.Config.model_config["frozen"]
         with pytest.raises(ValidationError, match="nonsense"):
-            kind.Config(nonsense=1)
+            device_class.Config(nonsense=1)
 
     def test_describes_itself(self, device: Device) -> None:
         about = device.describe()

@@ -91,7 +91,7 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        ValueError: the file is missing, damaged or of another kind.
+        ValueError: the file is missing, damaged or no training's.
     """
     with ExitStack() as stack:
         try:

@@ -112,7 +112,9 @@ def torch_device(name: str) -> torch.device:
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
     }
-    here = [f"{kind}:{index}" for kind, count in counts.items() for index in range(count)]
+    here = [
+        f"{device_type}:{index}" for device_type, count in counts.items() for index in range(count)
+    ]
     if name not in counts.keys() | set(here) or not counts[name.partition(":")[0]]:
         raise UserError(f"device {name!r} is not here; this machine has {', '.join(here)}")
     return torch.device(name)

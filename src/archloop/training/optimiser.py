@@ -73,7 +73,7 @@ def build(
     weight_decay: float,
     betas: tuple[float, float],
 ) -> list[torch.optim.Optimizer]:
-    """One optimiser for each kind among the groups; each of its groups keeps ``peak_lr``."""
+    """One optimiser for each algorithm among the groups; each of its groups keeps ``peak_lr``."""
     parameters = dict(model.named_parameters())
     gathered: dict[ParameterGroup, list[nn.Parameter]] = {}
     for name, group in groups.items():

@@ -1,9 +1,9 @@
 """How a study and a worker talk: one line of JSON each way, of frozen, versioned types.
 
 The study writes ``{"command": NAME, ...}`` to the worker's standard input and reads one line from
-its standard output: ``{"ok": {...}}`` or ``{"error": {"kind": ..., "detail": ...}}``. `Hello` comes
-first, so that two sides of different versions part at once. What else may be asked depends on the
-kind of worker: `workers.wire` has the measuring commands.
+its standard output: ``{"ok": {...}}`` or ``{"error": {"cause": ..., "detail": ...}}``. `Hello`
+comes first, so that two sides of different versions part at once. What else may be asked depends on
+the work: `workers.wire` has the measuring commands.
 """
 
 import platform
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from archloop.workers.deaths import Cause
 
-VERSION = 1
+VERSION = 2
 """Of the protocol: raised whenever a message changes, and equal on both sides."""
 
 
@@ -51,13 +51,13 @@ class Failure(Message):
     """Why a command came to nothing.
 
     Attributes:
-        kind: `crash` (a fault of the program), `timeout`, `memory` (it ran out), `disk` (it is
+        cause: `crash` (a fault of the program), `timeout`, `memory` (it ran out), `disk` (it is
             full), `gone` (the device cannot be reached), `missing` (the device lacks something),
             `unsupported` (the engine refuses the stack).
         detail: one line for people.
     """
 
-    kind: Cause
+    cause: Cause
     detail: str
 
 

@@ -20,10 +20,10 @@ BEGIN, END = "<!-- generated from the types: begin -->", "<!-- generated from th
 def messages() -> str:
     """All commands with their answers, as Markdown."""
     parts = [f"Version {VERSION}."]
-    for kind in wire.COMMANDS:
-        name = kind.model_fields["command"].default
-        parts.append(f"### `{name}`\n\n{_about(kind)}\n\n{_table(kind)}")
-        answer = kind.answer_type()
+    for message in wire.COMMANDS:
+        name = message.model_fields["command"].default
+        parts.append(f"### `{name}`\n\n{_about(message)}\n\n{_table(message)}")
+        answer = message.answer_type()
         fields = _table(answer) if answer.model_fields else "No fields: `{}`."
         parts.append(f"**Answer.** {_about(answer)}\n\n{fields}")
     parts.append(f"### `Memory`\n\n{_about(wire.Memory)}\n\n{_table(wire.Memory)}")
@@ -44,15 +44,15 @@ def updated(page: str) -> str:
     return f"{before}{BEGIN}\n\n{messages()}\n\n{END}{after}"
 
 
-def _about(kind: type[Message]) -> str:
+def _about(message: type[Message]) -> str:
     """The class's words, without its list of fields."""
-    return " ".join(_docstring(kind).partition("Attributes:")[0].split())
+    return " ".join(_docstring(message).partition("Attributes:")[0].split())
 
 
-def _table(kind: type[Message]) -> str:
-    meanings, schema = _meanings(kind), kind.model_json_schema()
+def _table(message: type[Message]) -> str:
+    meanings, schema = _meanings(message), message.model_json_schema()
     lines = ["| field | type | meaning |", "|---|---|---|"]
-    for name, field in kind.model_fields.items():
+    for name, field in message.model_fields.items():
         if name == "command":
             continue
         what = _type(schema["properties"][name], schema.get("$defs", {}))
@@ -61,11 +61,11 @@ def _table(kind: type[Message]) -> str:
     return "\n".join(lines) if len(lines) > 2 else "No fields."
 
 
-def _meanings(kind: type[Message]) -> dict[str, str]:
+def _meanings(message: type[Message]) -> dict[str, str]:
     """What the docstring says of each field."""
     found: dict[str, str] = {}
     name = ""
-    for line in _docstring(kind).partition("Attributes:\n")[2].splitlines():
+    for line in _docstring(message).partition("Attributes:\n")[2].splitlines():
         if line.startswith("    ") and not line.startswith("     "):
             name, _, text = line.strip().partition(": ")
             found[name] = text
@@ -74,8 +74,8 @@ def _meanings(kind: type[Message]) -> dict[str, str]:
     return found
 
 
-def _docstring(kind: type[Message]) -> str:
-    return inspect.cleandoc(kind.__doc__ or "")
+def _docstring(message: type[Message]) -> str:
+    return inspect.cleandoc(message.__doc__ or "")
 
 
 def _type(schema: dict[str, Any], definitions: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ class WorkerProcess:
             answer = json.loads(line)
             if "error" in answer:
                 failure = Failure.model_validate(answer["error"])
-                raise WorkerError(failure.kind, failure.detail, self.role)
+                raise WorkerError(failure.cause, failure.detail, self.role)
             return request.answer_type().model_validate(answer["ok"])
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             what = " ".join(str(error).split())[:200]

@@ -91,7 +91,7 @@ class _Server:
         except Exception as error:
             traceback.print_exc()
             detail = f"{command}: {_told(error)}"
-            return {"error": Failure(kind=cause_of(error), detail=detail).model_dump()}
+            return {"error": Failure(cause=cause_of(error), detail=detail).model_dump()}
         finally:
             signal.alarm(0)
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-WIRE = 1
+WIRE = 2
 
 
 def rms_norm(x, weight, eps):
@@ -150,7 +150,7 @@ def main():
         try:
             answer = {"ok": getattr(runner, command)(**request)}
         except Exception as error:
-            answer = {"error": {"kind": "crash", "detail": f"{command}: {error!r}"}}
+            answer = {"error": {"cause": "crash", "detail": f"{command}: {error!r}"}}
         limit.cancel()
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

@@ -191,8 +191,8 @@ class MoE(ChannelMixer):
         nn.init.normal_(self.down, std=d_expert**-0.5)
         self.shared: ChannelMixer | None = None
         if config.shared_expansion:
-            kind = SwiGLU if config.activation == "swiglu" else ReLU2
-            self.shared = kind.Config(expansion=config.shared_expansion).build(d_model)
+            ffn = SwiGLU if config.activation == "swiglu" else ReLU2
+            self.shared = ffn.Config(expansion=config.shared_expansion).build(d_model)
         gated = config.shared_gate and config.shared_expansion
         self.shared_gate = Linear(d_model, 1) if gated else None
 

@@ -50,7 +50,7 @@ def attention(
 
 
 def takes_windows(q_BNTH: Tensor) -> bool:
-    """Whether `window_attention` serves queries of this kind."""
+    """Whether `window_attention` serves these queries."""
     return (
         q_BNTH.is_cuda
         and q_BNTH.dtype in (torch.bfloat16, torch.float16)

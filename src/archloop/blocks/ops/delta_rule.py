@@ -132,7 +132,7 @@ def _has_kernel(k: Tensor, v: Tensor, g: Tensor) -> bool:
 
 
 def _key_scores(k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`linear_attention.chunk_scores` between keys, for either kind of decay."""
+    """`linear_attention.chunk_scores` between keys, whether decays are per head or per channel."""
     if g.shape[-1] > 1:
         return linear_attention.chunk_scores(k, k, g, diagonal=False)
     ratios_BNnCC, since_BNnC, until_BNnC = ssd.decay_ratios(g[..., 0], -1)

@@ -43,7 +43,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         from archloop.blocks.ops.gpu.cross_entropy import cross_entropy
 
         dtype = product_dtype(hidden_XD)
-        kinds = hidden_XD.dtype, weight_VD.dtype
+        dtypes = hidden_XD.dtype, weight_VD.dtype
         hidden_XD, weight_VD = hidden_XD.to(dtype), weight_VD.to(dtype)
         targets_X = targets_X.contiguous()
         count = (targets_X != ignored).sum().float()
@@ -64,7 +64,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                     torch.mm(logits_xV, weight_VD, out=dhidden_XD[part])
                     dweight_VD += _product(logits_xV.T, hidden_XD[part])
         if dhidden_XD is not None and dweight_VD is not None:
-            ctx.save_for_backward(dhidden_XD.to(kinds[0]), dweight_VD.to(kinds[1]))
+            ctx.save_for_backward(dhidden_XD.to(dtypes[0]), dweight_VD.to(dtypes[1]))
         return losses_X.sum() / count
 
     @staticmethod

@@ -23,22 +23,22 @@ def exact(x: Tensor) -> AbstractContextManager[Any]:
 
     Where it is off there is nothing to do, and nothing in a compiled or exported graph.
     """
-    kind = x.device.type
-    if _autocasts(kind):
-        return torch.autocast(kind, enabled=False)
+    device_type = x.device.type
+    if _autocasts(device_type):
+        return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """What matrix products of x compute with: autocast's dtype where that is on, else that of x."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if _autocasts(kind) else x.dtype
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if _autocasts(device_type) else x.dtype
 
 
-def _autocasts(kind: str) -> bool:
-    # Which kinds of device have autocast at all is a question that PyTorch's compiler cannot ask.
-    has = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
-    return has and torch.is_autocast_enabled(kind)
+def _autocasts(device_type: str) -> bool:
+    # Which types of device have autocast at all is a question that PyTorch's compiler cannot ask.
+    has = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+    return has and torch.is_autocast_enabled(device_type)
 
 
 class KeepsFloat32(nn.Module):

@@ -60,7 +60,7 @@ class Layout(ABC):
 
     @abstractmethod
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        """A configuration, as if every block were like the first of its kind.
+        """A configuration, as if every block were like the first of its type.
 
         Raises:
             UnsayableError: the spec has a part that the family does not know at all.
@@ -158,12 +158,12 @@ def only_mixer(block: BlockSpec, index: int, *names: str) -> MixerSpec:
     return block.mixers[0]
 
 
-def layer_types(spec: StackSpec, kinds: Mapping[str, str], channel: str) -> list[str]:
+def layer_types(spec: StackSpec, layer_types: Mapping[str, str], channel: str) -> list[str]:
     """What a family calls each block, where its mixer alone tells.
 
     Args:
         spec: the stack.
-        kinds: the family's word, by the mixer's name.
+        layer_types: the family's word, by the mixer's name.
         channel: the channel mixer that every block must have.
 
     Raises:
@@ -171,7 +171,7 @@ def layer_types(spec: StackSpec, kinds: Mapping[str, str], channel: str) -> list
     """
     found = []
     for index, block in enumerate(spec.blocks):
-        found.append(kinds[only_mixer(block, index, *kinds).name])
+        found.append(layer_types[only_mixer(block, index, *layer_types).name])
         assert block.channel_mixer is not None
         if block.channel_mixer.name != channel:
             raise UnsayableError(f"block {index} has {block.channel_mixer.name}")

@@ -1,7 +1,7 @@
 """Gemma 3's text models: windowed attention with full attention now and then, GeGLU.
 
 Norms multiply by 1 + w, each branch is normed once more before it is added, embeddings are scaled
-by the root of the width, and each kind of attention has its own base of RoPE (arXiv 2503.19786).
+by the root of the width, and each type of attention has its own base of RoPE (arXiv 2503.19786).
 """
 
 import math
@@ -24,7 +24,7 @@ _BASES = {
     "sliding_attention": ("rope_local_base_freq", 1e4),
     "full_attention": ("rope_theta", 1e6),
 }
-"""The key of older configurations for each kind's base of RoPE, and its default."""
+"""The key of older configurations for each attention's base of RoPE, and its default."""
 _NORMS = {
     "input_layernorm": "mixer_norm",
     "post_attention_layernorm": "mixer_post_norm",
@@ -90,8 +90,8 @@ class Gemma3(Layout):
             d_model=width,
             vocab_size=keys.number("vocab_size", 262_208),
             blocks=tuple(
-                BlockSpec(mixers=(mixers[kind],), channel_mixer=geglu, post_norms=True)
-                for kind in _kinds(keys)
+                BlockSpec(mixers=(mixers[layer_type],), channel_mixer=geglu, post_norms=True)
+                for layer_type in _layer_types(keys)
             ),
             tie_embeddings=keys.boolean("tie_word_embeddings", True),
             norm_eps=eps,
@@ -101,7 +101,7 @@ class Gemma3(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = layer_types(spec, _MIXERS, "geglu")
+        listed = layer_types(spec, _MIXERS, "geglu")
         full, windowed = first_mixer(spec, "gqa"), first_mixer(spec, "swa")
         attention = full or windowed
         assert attention is not None
@@ -114,7 +114,7 @@ class Gemma3(Layout):
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
-            "layer_types": kinds,
+            "layer_types": listed,
             "intermediate_size": sizes_of(channel, spec.d_model)["d_ff"],
             "hidden_activation": "gelu_pytorch_tanh",
             "max_position_embeddings": spec.max_context or 131_072,
@@ -123,8 +123,8 @@ class Gemma3(Layout):
             "sliding_window": sizes_of(windowed, spec.d_model)["window"] if windowed else 4096,
             "query_pre_attn_scalar": values["head_dim"] if scale is None else round(scale**-2),
             "rope_parameters": {
-                kind: parts.rope_keys(sizes_of(mixer, spec.d_model))
-                for kind, mixer in (("sliding_attention", windowed), ("full_attention", full))
+                layer_type: parts.rope_keys(sizes_of(mixer, spec.d_model))
+                for layer_type, mixer in (("sliding_attention", windowed), ("full_attention", full))
                 if mixer is not None
             },
             **parts.head_keys(attention, spec.d_model),
@@ -144,31 +144,36 @@ class Gemma3(Layout):
             yield from parts.swiglu_pieces(block, width, f"{theirs}mlp.", f"{ours}channel_mixer.")
 
 
-def _kinds(keys: Keys) -> list[str]:
+def _layer_types(keys: Keys) -> list[str]:
     num_layers = keys.number("num_hidden_layers", 26, most=MOST_LAYERS)
     # Under both names: as configurations on the hub have it, and as transformers writes it.
     pattern = keys.number("sliding_window_pattern", keys.number("_sliding_window_pattern", 6))
-    kinds = keys.get("layer_types")
-    if kinds is None:
+    layer_types = keys.get("layer_types")
+    if layer_types is None:
         return [
             "sliding_attention" if (index + 1) % pattern else "full_attention"
             for index in range(num_layers)
         ]
-    return parts.kinds_of(kinds, num_layers, _BASES)
+    return parts.layer_types_of(layer_types, num_layers, _BASES)
 
 
 def _rope(keys: Keys) -> dict[str, dict[str, Scalar]]:
-    """Settings of RoPE for each kind of attention, in the newer form or in the older."""
+    """Settings of RoPE for each type of attention, in the newer form or in the older."""
     found: dict[str, dict[str, Scalar]] = {
-        kind: {"rope_theta": keys.real(key, default)} for kind, (key, default) in _BASES.items()
+        layer_type: {"rope_theta": keys.real(key, default)}
+        for layer_type, (key, default) in _BASES.items()
     }
     with keys.inside("rope_scaling") as older:
-        found["full_attention"] |= parts.rope_kind(older, "rope_scaling.", ("default", "linear"))
+        found["full_attention"] |= parts.rope_type_settings(
+            older, "rope_scaling.", ("default", "linear")
+        )
     with keys.inside("rope_parameters") as outer:
-        for kind in _BASES:
-            key = f"rope_parameters.{kind}"
+        for layer_type in _BASES:
+            key = f"rope_parameters.{layer_type}"
             with outer.inside(key) as inner:
                 if f"{key}.rope_theta" in inner:
-                    found[kind]["rope_theta"] = inner.real(f"{key}.rope_theta")
-                found[kind] |= parts.rope_kind(inner, f"{key}.", ("default", "linear"))
+                    found[layer_type]["rope_theta"] = inner.real(f"{key}.rope_theta")
+                found[layer_type] |= parts.rope_type_settings(
+                    inner, f"{key}.", ("default", "linear")
+                )
     return found

@@ -21,7 +21,7 @@ from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
-_KINDS = {"mamba2": "linear_attention", "gqa": "full_attention"}
+_LAYER_TYPES = {"mamba2": "linear_attention", "gqa": "full_attention"}
 _OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
 _NOWHERE = (None, "nope")
 """Values of ``position_embedding_type`` that say that attention has no positions."""
@@ -82,8 +82,10 @@ class GraniteHybrid(Layout):
             d_model=width,
             vocab_size=keys.number("vocab_size", 32_000),
             blocks=tuple(
-                BlockSpec(mixers=(mixers[kind],), channel_mixer=swiglu, residual_multiplier=factor)
-                for kind in _kinds(keys)
+                BlockSpec(
+                    mixers=(mixers[layer_type],), channel_mixer=swiglu, residual_multiplier=factor
+                )
+                for layer_type in _layer_types(keys)
             ),
             tie_embeddings=keys.boolean("tie_word_embeddings", False),
             norm_eps=eps,
@@ -93,7 +95,7 @@ class GraniteHybrid(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = layer_types(spec, _KINDS, "swiglu")
+        listed = layer_types(spec, _LAYER_TYPES, "swiglu")
         channel = spec.blocks[0].channel_mixer
         assert channel is not None
         found: dict[str, Any] = {
@@ -101,7 +103,7 @@ class GraniteHybrid(Layout):
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
-            "layer_types": kinds,
+            "layer_types": listed,
             "shared_intermediate_size": sizes_of(channel, spec.d_model)["d_ff"],
             "num_local_experts": 0,
             "max_position_embeddings": spec.max_context or 2048,
@@ -147,14 +149,14 @@ def _check_fixed(keys: Keys) -> None:
     keys.ignore("mamba_chunk_size init_method intermediate_size num_experts_per_tok")
 
 
-def _kinds(keys: Keys) -> list[str]:
+def _layer_types(keys: Keys) -> list[str]:
     num_layers = keys.number("num_hidden_layers", 32, most=MOST_LAYERS)
     listed = keys.get("layer_types", keys.get("layers_block_type"))
     if listed is None:
         return ["linear_attention"] * num_layers
     if isinstance(listed, list):
-        listed = [_OLDER.get(kind, kind) for kind in map(str, listed)]
-    return parts.kinds_of(listed, num_layers, _KINDS.values())
+        listed = [_OLDER.get(layer_type, layer_type) for layer_type in map(str, listed)]
+    return parts.layer_types_of(listed, num_layers, _LAYER_TYPES.values())
 
 
 def _mamba2(keys: Keys, width: int, eps: float) -> dict[str, Scalar]:
@@ -197,10 +199,12 @@ def _mamba2_keys(mixer: MixerSpec | None, width: int) -> dict[str, Any]:
 def _attention(keys: Keys, width: int) -> dict[str, Scalar]:
     settings: dict[str, Scalar] = {"qk_norm": False, **parts.heads(keys, width)}
     rope = parts.rope(keys, 1e4)
-    kind = keys.get("position_embedding_type")
-    if kind not in (*_NOWHERE, "rope"):
-        raise UserError(f"position_embedding_type={kind!r} is not supported; only 'rope' or 'nope'")
-    settings |= {"rope_theta": None} if kind in _NOWHERE else rope
+    embedding = keys.get("position_embedding_type")
+    if embedding not in (*_NOWHERE, "rope"):
+        raise UserError(
+            f"position_embedding_type={embedding!r} is not supported; only 'rope' or 'nope'"
+        )
+    settings |= {"rope_theta": None} if embedding in _NOWHERE else rope
     return settings | {"scale": keys.real("attention_multiplier", 1.0)}
 
 

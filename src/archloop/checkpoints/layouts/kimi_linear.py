@@ -1,7 +1,7 @@
 """Kimi Linear: KDA and now and then latent attention without positions, experts after block 0.
 
 As transformers writes it and as configurations on the hub have it, where a sub-object
-``linear_attn_config`` lists the layers of each kind, counted from 1 (arXiv 2510.26692).
+``linear_attn_config`` lists the layers of each type, counted from 1 (arXiv 2510.26692).
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from archloop.checkpoints.pieces import Piece, rows
 from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
-_KINDS = {"kda": "linear_attention", "mla": "full_attention"}
+_LAYER_TYPES = {"kda": "linear_attention", "mla": "full_attention"}
 _CHANNELS = {"swiglu": "dense", "moe": "sparse"}
 _LATENT_EPS = 1e-6
 """Of the norm of latents, which no key says."""
@@ -75,7 +75,7 @@ class KimiLinear(Layout):
     def to_spec(self, keys: Keys) -> StackSpec:
         _check_fixed(keys)
         width, eps = keys.number("hidden_size", 2304), keys.real("rms_norm_eps", 1e-5)
-        kda, kinds = _linear(keys, eps)
+        kda, layer_types = _linear(keys, eps)
         mixers = {
             "linear_attention": MixerSpec(name="kda", config=kda),
             "full_attention": MixerSpec(name="mla", config=_latent(keys)),
@@ -89,8 +89,10 @@ class KimiLinear(Layout):
             d_model=width,
             vocab_size=keys.number("vocab_size", 163_840),
             blocks=tuple(
-                BlockSpec(mixers=(mixers[kind],), channel_mixer=channels[channel])
-                for kind, channel in zip(kinds, _channel_kinds(keys, len(kinds)), strict=True)
+                BlockSpec(mixers=(mixers[layer_type],), channel_mixer=channels[channel])
+                for layer_type, channel in zip(
+                    layer_types, _mlp_layer_types(keys, len(layer_types)), strict=True
+                )
             ),
             tie_embeddings=keys.boolean("tie_word_embeddings", False),
             norm_eps=eps,
@@ -98,9 +100,9 @@ class KimiLinear(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds, channels = [], []
+        layer_types, channels = [], []
         for index, block in enumerate(spec.blocks):
-            kinds.append(_KINDS[only_mixer(block, index, *_KINDS).name])
+            layer_types.append(_LAYER_TYPES[only_mixer(block, index, *_LAYER_TYPES).name])
             assert block.channel_mixer is not None
             if block.channel_mixer.name not in _CHANNELS:
                 raise UnsayableError(f"block {index} has {block.channel_mixer.name}")
@@ -110,7 +112,7 @@ class KimiLinear(Layout):
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
-            "layer_types": kinds,
+            "layer_types": layer_types,
             "mlp_layer_types": channels,
             "model_max_length": spec.max_context or 1_048_576,
             "rms_norm_eps": spec.norm_eps,
@@ -169,14 +171,14 @@ def _either(keys: Keys, name: str, other: str, default: int) -> int:
 
 
 def _linear(keys: Keys, eps: float) -> tuple[dict[str, Scalar], list[str]]:
-    """Settings of KDA, and the kind of each layer."""
+    """Settings of KDA, and the type of each layer."""
     num_layers = keys.number("num_hidden_layers", 27, most=MOST_LAYERS)
     settings = {
         "head_dim": keys.number("linear_head_dim", 128),
         "num_key_heads": keys.number("linear_num_heads", 32),
         "kernel": keys.number("linear_conv_kernel_dim", 4, most=64),
     }
-    kinds = keys.get("layer_types")
+    layer_types = keys.get("layer_types")
     stem = "linear_attn_config"
     with keys.inside(stem) as inner:
         for ours, theirs in (
@@ -186,14 +188,16 @@ def _linear(keys: Keys, eps: float) -> tuple[dict[str, Scalar], list[str]]:
         ):
             settings[ours] = inner.number(f"{stem}.{theirs}", settings[ours])
         listed = [inner.get(f"{stem}.{key}") for key in ("full_attn_layers", "kda_layers")]
-    if kinds is None and None not in listed:
-        kinds = _from_lists(listed, num_layers)
-    if kinds is None:
-        kinds = [
+    if layer_types is None and None not in listed:
+        layer_types = _from_lists(listed, num_layers)
+    if layer_types is None:
+        layer_types = [
             "full_attention" if index and index % 4 == 0 else "linear_attention"
             for index in range(num_layers)
         ]
-    return {**settings, "norm_eps": eps}, parts.kinds_of(kinds, num_layers, _KINDS.values())
+    return {**settings, "norm_eps": eps}, parts.layer_types_of(
+        layer_types, num_layers, _LAYER_TYPES.values()
+    )
 
 
 def _from_lists(listed: list[Any], num_layers: int) -> list[str]:
@@ -225,12 +229,12 @@ def _latent(keys: Keys) -> dict[str, Scalar]:
     }
 
 
-def _channel_kinds(keys: Keys, num_layers: int) -> list[str]:
+def _mlp_layer_types(keys: Keys, num_layers: int) -> list[str]:
     num_dense = keys.count("first_k_dense_replace", 1)
-    kinds = keys.get("mlp_layer_types")
-    if kinds is None:
+    layer_types = keys.get("mlp_layer_types")
+    if layer_types is None:
         return ["dense" if index < num_dense else "sparse" for index in range(num_layers)]
-    return parts.kinds_of(kinds, num_layers, _CHANNELS.values(), "mlp_layer_types")
+    return parts.layer_types_of(layer_types, num_layers, _CHANNELS.values(), "mlp_layer_types")
 
 
 def _experts(keys: Keys, width: int) -> dict[str, Scalar]:

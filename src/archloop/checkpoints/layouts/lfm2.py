@@ -71,12 +71,12 @@ class LFM2(Layout):
         keys.fixed("block_use_swiglu", True)
         keys.fixed("use_pos_enc", True)
         width = keys.number("hidden_size")
-        kinds = _layer_kinds(keys, moe)
+        layer_types = _layer_types(keys, moe)
         conv, attention = _conv(keys), _attention(keys, width)
-        channels = _channels(keys, width, len(kinds), moe)
+        channels = _channels(keys, width, len(layer_types), moe)
         blocks = tuple(
-            BlockSpec(mixers=(conv if kind == "conv" else attention,), channel_mixer=channel)
-            for kind, channel in zip(kinds, channels, strict=True)
+            BlockSpec(mixers=(conv if layer_type == "conv" else attention,), channel_mixer=channel)
+            for layer_type, channel in zip(layer_types, channels, strict=True)
         )
         tied = keys.boolean("tie_word_embeddings", True)
         mixer_config(attention).sizes(width)
@@ -90,15 +90,15 @@ class LFM2(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = []
+        layer_types = []
         for index, block in enumerate(spec.blocks):
             mixer = only_mixer(block, index, "short_conv", "gqa")
-            kinds.append("conv" if mixer.name == "short_conv" else "full_attention")
+            layer_types.append("conv" if mixer.name == "short_conv" else "full_attention")
         return {
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
-            "layer_types": kinds,
+            "layer_types": layer_types,
             "max_position_embeddings": spec.max_context or 128_000,
             "norm_eps": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,
@@ -135,25 +135,25 @@ class LFM2(Layout):
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _layer_kinds(keys: Keys, moe: bool) -> list[str]:
+def _layer_types(keys: Keys, moe: bool) -> list[str]:
     num_layers = keys.number("num_hidden_layers", most=MOST_LAYERS)
-    kinds, indices = keys.get("layer_types"), keys.get("full_attn_idxs")
+    layer_types, indices = keys.get("layer_types"), keys.get("full_attn_idxs")
     if indices is not None:
         if not isinstance(indices, list) or any(
             type(index) is not int or not 0 <= index < num_layers for index in indices
         ):
             raise UserError(f"full_attn_idxs={indices!r}: must list layers 0 to {num_layers - 1}")
         listed = ["full_attention" if i in indices else "conv" for i in range(num_layers)]
-        if kinds is not None and kinds != listed:
+        if layer_types is not None and layer_types != listed:
             raise UserError("layer_types and full_attn_idxs contradict each other")
-        kinds = listed
-    if kinds is None:
+        layer_types = listed
+    if layer_types is None:
         if moe:
             raise UserError("config key 'layer_types' is missing; lfm2_moe has no default for it")
         # transformers takes every layer for attention where a dense configuration has neither
         # `layer_types` nor `full_attn_idxs`.
         return ["full_attention"] * num_layers
-    return parts.kinds_of(kinds, num_layers, ("conv", "full_attention"))
+    return parts.layer_types_of(layer_types, num_layers, ("conv", "full_attention"))
 
 
 def _conv(keys: Keys) -> MixerSpec:

@@ -1,6 +1,6 @@
 """LFM3: short convolutions, windowed attention and full attention in one stack.
 
-Heads are gated, half of the pairs of a full attention's heads turn, each kind of attention has its
+Heads are gated, half of the pairs of a full attention's heads turn, each type of attention has its
 own base of RoPE, and every branch is normed once more before it is added (sandwich norms).
 """
 
@@ -67,8 +67,8 @@ class LFM3(Layout):
         swiglu = ChannelMixerSpec(name="swiglu", config={"expansion": ratio})
         sandwich = keys.boolean("use_sandwich_norm", True)
         blocks = []
-        for kind in _kinds(keys):
-            name, config = settings[kind]
+        for layer_type in _layer_types(keys):
+            name, config = settings[layer_type]
             mixer = MixerSpec(name=name, config=config)
             blocks.append(BlockSpec(mixers=(mixer,), channel_mixer=swiglu, post_norms=sandwich))
         return StackSpec(
@@ -81,13 +81,13 @@ class LFM3(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = []
+        layer_types = []
         for index, block in enumerate(spec.blocks):
-            kinds.append(_MIXERS[only_mixer(block, index, *_MIXERS).name])
+            layer_types.append(_MIXERS[only_mixer(block, index, *_MIXERS).name])
             assert block.channel_mixer is not None
             if block.channel_mixer.name != "swiglu":
                 raise UnsayableError(f"block {index} has {block.channel_mixer.name}")
-        if not kinds:
+        if not layer_types:
             raise UnsayableError("the stack has no block")
         conv = first_mixer(spec, "short_conv") or MixerSpec(name="short_conv")
         full, windowed = first_mixer(spec, "gqa"), first_mixer(spec, "swa")
@@ -95,8 +95,8 @@ class LFM3(Layout):
         if attention is None:
             raise UnsayableError("the stack has no attention")
         rope = {
-            kind: parts.rope_keys(sizes_of(mixer, spec.d_model))
-            for kind, mixer in (("sliding_attention", windowed), ("full_attention", full))
+            layer_type: parts.rope_keys(sizes_of(mixer, spec.d_model))
+            for layer_type, mixer in (("sliding_attention", windowed), ("full_attention", full))
             if mixer is not None
         }
         channel = spec.blocks[0].channel_mixer
@@ -107,7 +107,7 @@ class LFM3(Layout):
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
-            "layer_types": kinds,
+            "layer_types": layer_types,
             "intermediate_size": sizes_of(channel, spec.d_model)["d_ff"],
             "max_position_embeddings": spec.max_context or 128_000,
             "norm_eps": spec.norm_eps,
@@ -149,13 +149,13 @@ class LFM3(Layout):
             yield from parts.swiglu_pieces(block, width, stem, f"{ours}channel_mixer.", names)
 
 
-def _kinds(keys: Keys) -> list[str]:
+def _layer_types(keys: Keys) -> list[str]:
     num_layers = keys.number("num_hidden_layers", 24, most=MOST_LAYERS)
-    kinds = keys.get("layer_types")
-    if kinds is None:
+    layer_types = keys.get("layer_types")
+    if layer_types is None:
         # What transformers does without them, and what LFM3-1.7B is.
         return [_kind_at(index) for index in range(num_layers)]
-    return parts.kinds_of(kinds, num_layers, _MIXERS.values())
+    return parts.layer_types_of(layer_types, num_layers, _MIXERS.values())
 
 
 def _kind_at(index: int) -> str:
@@ -165,17 +165,17 @@ def _kind_at(index: int) -> str:
 
 
 def _rope(keys: Keys) -> dict[str, dict[str, Scalar]]:
-    """Settings of RoPE for each kind of attention."""
+    """Settings of RoPE for each type of attention."""
     if "rope_parameters" not in keys:
         return _DEFAULT_ROPE
     found: dict[str, dict[str, Scalar]] = dict(_DEFAULT_ROPE)
     with keys.inside("rope_parameters") as outer:
-        for kind in _DEFAULT_ROPE:
-            key = f"rope_parameters.{kind}"
+        for layer_type in _DEFAULT_ROPE:
+            key = f"rope_parameters.{layer_type}"
             if key not in outer:
                 continue
             with outer.inside(key) as inner:
                 theta = inner.real(f"{key}.rope_theta")
-                more = parts.rope_kind(inner, f"{key}.", ("default", "proportional"))
-                found[kind] = {"rope_theta": theta, **more}
+                more = parts.rope_type_settings(inner, f"{key}.", ("default", "proportional"))
+                found[layer_type] = {"rope_theta": theta, **more}
     return found

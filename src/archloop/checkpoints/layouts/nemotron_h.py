@@ -22,7 +22,7 @@ from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, 
 
 _LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 _OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
-_KINDS = {"mamba2": "linear_attention", "gqa": "full_attention", "relu2": "mlp"}
+_LAYER_TYPES = {"mamba2": "linear_attention", "gqa": "full_attention", "relu2": "mlp"}
 _EXAMPLE = {
     "model_type": "nemotron_h",
     "hidden_size": 48,
@@ -69,8 +69,8 @@ class NemotronH(Layout):
             "full_attention": lambda: BlockSpec(mixers=(_attention(keys, width),)),
             "mlp": lambda: BlockSpec(channel_mixer=_relu2(keys, width)),
         }
-        kinds = _kinds(keys)
-        made = {kind: make[kind]() for kind in sorted(set(kinds))}
+        layer_types = _layer_types(keys)
+        made = {layer_type: make[layer_type]() for layer_type in sorted(set(layer_types))}
         # Sizes of layers that there are none of.
         keys.ignore("num_attention_heads num_key_value_heads head_dim attention_head_dim")
         keys.ignore("ssm_state_size mamba_num_heads mamba_head_dim n_groups conv_kernel")
@@ -78,19 +78,19 @@ class NemotronH(Layout):
         return StackSpec(
             d_model=width,
             vocab_size=keys.number("vocab_size", 131_072),
-            blocks=tuple(made[kind] for kind in kinds),
+            blocks=tuple(made[layer_type] for layer_type in layer_types),
             tie_embeddings=keys.boolean("tie_word_embeddings", False),
             norm_eps=eps,
             max_context=keys.number("max_position_embeddings", 4096),
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = [_kind_of(index, block) for index, block in enumerate(spec.blocks)]
+        layer_types = [_layer_type_of(index, block) for index, block in enumerate(spec.blocks)]
         found: dict[str, Any] = {
             "model_type": "nemotron_h",
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
-            "layers_block_type": kinds,
+            "layers_block_type": layer_types,
             "max_position_embeddings": spec.max_context or 4096,
             "layer_norm_epsilon": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,
@@ -153,31 +153,32 @@ def _check_fixed(keys: Keys) -> None:
     keys.ignore("num_experts_per_tok routed_scaling_factor norm_topk_prob mtp_layers_block_type")
 
 
-def _kinds(keys: Keys) -> list[str]:
+def _layer_types(keys: Keys) -> list[str]:
     """What each layer is, from a list or from a pattern of letters."""
     pattern, listed = keys.get("hybrid_override_pattern"), keys.get("layers_block_type")
     if listed is None and isinstance(pattern, str):
         listed = [_LETTERS.get(letter, letter) for letter in pattern]
     if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_LAYERS:
-        raise UserError("layers_block_type must list the kind of each layer")
-    kinds = [_OLDER.get(kind, kind) for kind in map(str, listed)]
-    for kind in kinds:
-        if kind not in _KINDS.values():
+        raise UserError("layers_block_type must list the type of each layer")
+    layer_types = [_OLDER.get(layer_type, layer_type) for layer_type in map(str, listed)]
+    for layer_type in layer_types:
+        if layer_type not in _LAYER_TYPES.values():
             raise UserError(
-                f"layers_block_type has {kind!r}; supported: {', '.join(_KINDS.values())}"
+                f"layers_block_type has {layer_type!r}; supported: "
+                f"{', '.join(_LAYER_TYPES.values())}"
             )
-    num_layers = keys.number("num_hidden_layers", len(kinds))
-    if num_layers != len(kinds):
-        raise UserError(f"num_hidden_layers={num_layers} and {len(kinds)} layers are listed")
-    return kinds
+    num_layers = keys.number("num_hidden_layers", len(layer_types))
+    if num_layers != len(layer_types):
+        raise UserError(f"num_hidden_layers={num_layers} and {len(layer_types)} layers are listed")
+    return layer_types
 
 
-def _kind_of(index: int, block: BlockSpec) -> str:
+def _layer_type_of(index: int, block: BlockSpec) -> str:
     names = [mixer.name for mixer in block.mixers]
     names += [] if block.channel_mixer is None else [block.channel_mixer.name]
-    if len(names) != 1 or names[0] not in _KINDS:
+    if len(names) != 1 or names[0] not in _LAYER_TYPES:
         raise UnsayableError(f"block {index} is {' and '.join(names) or 'empty'}, not one branch")
-    return _KINDS[names[0]]
+    return _LAYER_TYPES[names[0]]
 
 
 def _attention(keys: Keys, width: int) -> MixerSpec:

@@ -17,25 +17,25 @@ _LLAMA3 = {
 }
 
 
-def kinds_of(
+def layer_types_of(
     listed: Any, num_layers: int, known: Collection[str], key: str = "layer_types"
 ) -> list[str]:
-    """What a configuration lists as each layer's kind.
+    """What a configuration lists as each layer's type.
 
     Args:
         listed: the key's value.
         num_layers: how many the model has.
-        known: kinds that are built.
+        known: types that are built.
         key: its name.
 
     Raises:
-        UserError: no list, one of another length, or with an unknown kind.
+        UserError: no list, one of another length, or with an unknown type.
     """
     if not isinstance(listed, list) or len(listed) != num_layers:
         raise UserError(f"{key} must list num_hidden_layers={num_layers} layers")
-    for kind in listed:
-        if kind not in tuple(known):
-            raise UserError(f"{key} has {kind!r}; known: {', '.join(known)}")
+    for layer_type in listed:
+        if layer_type not in tuple(known):
+            raise UserError(f"{key} has {layer_type!r}; known: {', '.join(known)}")
     return listed
 
 
@@ -69,7 +69,7 @@ def head_keys(mixer: MixerSpec, width: int) -> dict[str, Any]:
 def rope(
     keys: Keys,
     theta: float,
-    kinds: Collection[str] = ("default",),
+    rope_types: Collection[str] = ("default",),
     *,
     turning: float | None = None,
 ) -> dict[str, Scalar]:
@@ -78,12 +78,12 @@ def rope(
     Args:
         keys: of the configuration; ``rope_theta``, ``rope_parameters`` and ``rope_scaling``.
         theta: default of the base.
-        kinds: values of ``rope_type`` that are built.
+        rope_types: values of ``rope_type`` that are built.
         turning: default share of a head's channels that turn, the first ones, with frequencies
             that run over these; None: all turn.
 
     Raises:
-        UserError: they contradict each other, or another kind.
+        UserError: they contradict each other, or another type.
     """
     said = {key: keys.real(key) for key in ("rope_theta", "theta") if key in keys}
     settings: dict[str, Scalar] = {}
@@ -98,7 +98,7 @@ def rope(
             share = f"{key}.partial_rotary_factor"
             if turning is not None and share in inner:
                 turning = inner.real(share)
-            settings |= rope_kind(inner, f"{key}.", kinds, turning)
+            settings |= rope_type_settings(inner, f"{key}.", rope_types, turning)
     if turning is not None and turning != 1:
         settings |= {"rope_fraction": turning, "rope_over": "turning"}
     bases = list(said.values()) or [theta]
@@ -109,26 +109,28 @@ def rope(
     return {"rope_theta": bases[0], **settings}
 
 
-def rope_kind(
-    inner: Keys, stem: str, kinds: Collection[str], turning: float | None = None
+def rope_type_settings(
+    inner: Keys, stem: str, rope_types: Collection[str], turning: float | None = None
 ) -> dict[str, Scalar]:
     """What a ``rope_type`` and its factors say beside the base, whose keys begin with `stem`.
 
     The share that turns may be said beside them if it has a default, `turning`.
     """
-    kind = inner.get(f"{stem}type", "default")
-    kind = inner.get(f"{stem}rope_type", kind)
-    if kind not in kinds:
-        raise UserError(f"{stem}rope_type={kind!r} is not supported; only {', '.join(kinds)}")
+    rope_type = inner.get(f"{stem}type", "default")
+    rope_type = inner.get(f"{stem}rope_type", rope_type)
+    if rope_type not in rope_types:
+        raise UserError(
+            f"{stem}rope_type={rope_type!r} is not supported; only {', '.join(rope_types)}"
+        )
     share = f"{stem}partial_rotary_factor"
-    if kind == "proportional":
+    if rope_type == "proportional":
         return {"rope_fraction": inner.real(share, 1.0)}
     if turning is None:
         inner.fixed(share, 1.0)
     settings: dict[str, Scalar] = {}
-    if kind in ("linear", "llama3"):
+    if rope_type in ("linear", "llama3"):
         settings["rope_factor"] = inner.real(f"{stem}factor")
-    if kind == "llama3":
+    if rope_type == "llama3":
         settings["rope_trained_context"] = inner.number(f"{stem}{_LLAMA3['rope_trained_context']}")
         for ours in ("rope_low_freq_factor", "rope_high_freq_factor"):
             settings[ours] = inner.real(f"{stem}{_LLAMA3[ours]}")

@@ -23,7 +23,7 @@ from archloop.errors import UserError
 from archloop.stack.cost import channel_config
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
-_KINDS = {"gated_deltanet": "linear_attention", "gqa": "full_attention"}
+_LAYER_TYPES = {"gated_deltanet": "linear_attention", "gqa": "full_attention"}
 _TURNING = 0.25
 _EXAMPLE = {
     "model_type": "qwen3_next",
@@ -96,7 +96,7 @@ class Qwen3Next(Layout):
 
     def to_spec(self, keys: Keys) -> StackSpec:
         width, eps = keys.number("hidden_size"), keys.real("rms_norm_eps", 1e-6)
-        kinds = _kinds(keys)
+        layer_types = _layer_types(keys)
         mixers = {
             "linear_attention": MixerSpec(name="gated_deltanet", config=_delta(keys, eps)),
             "full_attention": MixerSpec(name="gqa", config=self._attention(keys, width, eps)),
@@ -105,8 +105,10 @@ class Qwen3Next(Layout):
             d_model=width,
             vocab_size=keys.number("vocab_size"),
             blocks=tuple(
-                BlockSpec(mixers=(mixers[kind],), channel_mixer=channel)
-                for kind, channel in zip(kinds, self._channels(keys, width, kinds), strict=True)
+                BlockSpec(mixers=(mixers[layer_type],), channel_mixer=channel)
+                for layer_type, channel in zip(
+                    layer_types, self._channels(keys, width, layer_types), strict=True
+                )
             ),
             tie_embeddings=keys.boolean("tie_word_embeddings", False),
             norm_eps=eps,
@@ -115,8 +117,8 @@ class Qwen3Next(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = [
-            _KINDS[only_mixer(block, index, *_KINDS).name]
+        layer_types = [
+            _LAYER_TYPES[only_mixer(block, index, *_LAYER_TYPES).name]
             for index, block in enumerate(spec.blocks)
         ]
         return {
@@ -124,7 +126,7 @@ class Qwen3Next(Layout):
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
-            "layer_types": kinds,
+            "layer_types": layer_types,
             "max_position_embeddings": spec.max_context or 32_768,
             "rms_norm_eps": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,
@@ -176,33 +178,34 @@ class Qwen3Next(Layout):
             **parts.rope(keys, 1e4, turning=_TURNING),
         }
 
-    def _channels(self, keys: Keys, width: int, kinds: list[str]) -> list[ChannelMixerSpec]:
+    def _channels(self, keys: Keys, width: int, layer_types: list[str]) -> list[ChannelMixerSpec]:
         ratio = parts.expansion(keys.number("intermediate_size"), width)
         dense = ChannelMixerSpec(name="swiglu", config={"expansion": ratio})
         if not self.has_experts:
-            return [dense] * len(kinds)
+            return [dense] * len(layer_types)
         sparse = ChannelMixerSpec(name="moe", config=_experts(keys, width))
         step, only = keys.number("decoder_sparse_step", 1), keys.get("mlp_only_layers", [])
         if not isinstance(only, list) or any(type(index) is not int for index in only):
             raise UserError(f"mlp_only_layers={only!r} must be a list of layers")
         return [
-            dense if index in only or (index + 1) % step else sparse for index in range(len(kinds))
+            dense if index in only or (index + 1) % step else sparse
+            for index in range(len(layer_types))
         ]
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _kinds(keys: Keys) -> list[str]:
+def _layer_types(keys: Keys) -> list[str]:
     num_layers = keys.number("num_hidden_layers", most=MOST_LAYERS)
     interval = keys.number("full_attention_interval", 4)
-    kinds = keys.get("layer_types")
-    if kinds is None:
+    layer_types = keys.get("layer_types")
+    if layer_types is None:
         return [
             "linear_attention" if (index + 1) % interval else "full_attention"
             for index in range(num_layers)
         ]
-    return parts.kinds_of(kinds, num_layers, _KINDS.values())
+    return parts.layer_types_of(layer_types, num_layers, _LAYER_TYPES.values())
 
 
 def _delta(keys: Keys, eps: float) -> dict[str, Scalar]:

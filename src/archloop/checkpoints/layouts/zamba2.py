@@ -69,8 +69,8 @@ class Zamba2(Layout):
         repeat = keys.number("num_mem_blocks", 1, most=MOST_LAYERS)
         blocks: list[BlockSpec] = []
         sides: list[int] = []
-        for kind in _kinds(keys):
-            if kind == _HYBRID:
+        for layer_type in _layer_types(keys):
+            if layer_type == _HYBRID:
                 lender = sides[len(sides) % repeat] if len(sides) >= repeat else None
                 sides.append(len(blocks))
                 blocks.append(side if lender is None else _taking(side, lender))
@@ -85,7 +85,7 @@ class Zamba2(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        kinds = [_HYBRID if before is not None else _MAMBA for before, _ in _layers(spec)]
+        layer_types = [_HYBRID if before is not None else _MAMBA for before, _ in _layers(spec)]
         mixer = first_mixer(spec, "mamba2")
         if mixer is None:
             raise UnsayableError("the stack has no block")
@@ -96,8 +96,8 @@ class Zamba2(Layout):
             "model_type": "zamba2",
             "hidden_size": spec.d_model,
             "vocab_size": spec.vocab_size,
-            "num_hidden_layers": len(kinds),
-            "layers_block_type": kinds,
+            "num_hidden_layers": len(layer_types),
+            "layers_block_type": layer_types,
             "max_position_embeddings": spec.max_context or 4096,
             "rms_norm_eps": spec.norm_eps,
             "tie_word_embeddings": True,
@@ -147,14 +147,14 @@ def _check_fixed(keys: Keys) -> None:
     keys.fixed("tie_word_embeddings", True)
 
 
-def _kinds(keys: Keys) -> list[str]:
+def _layer_types(keys: Keys) -> list[str]:
     num_layers = keys.number("num_hidden_layers", 54, most=MOST_LAYERS)
     listed = keys.get("layers_block_type", keys.get("layer_types"))
     if isinstance(listed, list):
-        listed = [_OLDER.get(str(kind), kind) for kind in listed]
-    kinds = parts.kinds_of(listed, num_layers, (_MAMBA, _HYBRID), "layers_block_type")
-    keys.fixed("hybrid_layer_ids", [at for at, kind in enumerate(kinds) if kind == _HYBRID])
-    return kinds
+        listed = [_OLDER.get(str(layer_type), layer_type) for layer_type in listed]
+    layer_types = parts.layer_types_of(listed, num_layers, (_MAMBA, _HYBRID), "layers_block_type")
+    keys.fixed("hybrid_layer_ids", [at for at, layer_type in enumerate(layer_types) if layer_type == _HYBRID])
+    return layer_types
 
 
 def _mamba2(keys: Keys, width: int) -> dict[str, Scalar]:

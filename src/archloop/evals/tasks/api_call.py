@@ -157,8 +157,8 @@ def _operation(model: Any, shapes: Any) -> Operation | None:
 
 def _schema(operation: Operation) -> dict[str, Any]:
     properties: dict[str, Any] = {}
-    for name, kind in list(operation.types.items())[:8]:
-        properties[name] = {"type": kind}
+    for name, json_type in list(operation.types.items())[:8]:
+        properties[name] = {"type": json_type}
         if name in operation.choices:
             properties[name]["enum"] = list(operation.choices[name][:8])
     parameters = {"properties": properties, "required": list(operation.required)}

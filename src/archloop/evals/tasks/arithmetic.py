@@ -1,6 +1,6 @@
-"""Arithmetic: one line of a kind, with its result to be written.
+"""Arithmetic: one line of one variant, with its result to be written.
 
-Kinds: differences, products, remainders, comparisons, the next term of a sequence, and chains of
+Variants: differences, products, remainders, comparisons, the next term of a sequence, and chains of
 two operations; sums have a file of their own, `addition`.
 """
 
@@ -14,7 +14,7 @@ from archloop.evals.base import Split
 from archloop.evals.questions import solved
 from archloop.evals.text_tasks import Question, ReplyTask
 
-Kind = Literal["difference", "product", "remainder", "comparison", "sequence", "chain"]
+Variant = Literal["difference", "product", "remainder", "comparison", "sequence", "chain"]
 
 
 class Arithmetic(ReplyTask):
@@ -29,7 +29,7 @@ class Arithmetic(ReplyTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "difference"
+        variant: Variant = "difference"
         num_digits: int = Field(default=2, ge=1, le=6)
         num_solved: int = Field(default=4, ge=0, le=32)
 
@@ -38,11 +38,11 @@ class Arithmetic(ReplyTask):
     @property
     def chance(self) -> float:
         """Of a comparison, both answers stand in the question; other results are not guessed."""
-        return 0.5 if self.config.kind == "comparison" else 0.0
+        return 0.5 if self.config.variant == "comparison" else 0.0
 
     def guesses(self, prompt: str) -> tuple[str, ...]:
         """See `ReplyTask.guesses`."""
-        return tuple(re.findall(r"\d+", prompt)[-2:]) if self.config.kind == "comparison" else ()
+        return tuple(re.findall(r"\d+", prompt)[-2:]) if self.config.variant == "comparison" else ()
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
@@ -50,18 +50,18 @@ class Arithmetic(ReplyTask):
     def _draw(self, rng: np.random.Generator) -> Question:
         top = 10**self.config.num_digits
         a, b, c = (int(n) for n in rng.integers(1, top, size=3))
-        if self.config.kind == "difference":
+        if self.config.variant == "difference":
             return Question(f"{a} - {b} =", (str(a - b),))
-        if self.config.kind == "product":
+        if self.config.variant == "product":
             return Question(f"{a} * {b} =", (str(a * b),))
-        if self.config.kind == "remainder":
+        if self.config.variant == "remainder":
             small = c % 11 + 2
             return Question(f"{a} mod {small} =", (str(a % small),))
-        if self.config.kind == "comparison":
+        if self.config.variant == "comparison":
             # Equal numbers have no larger one.
             b += a == b
             return Question(f"The larger of {a} and {b} is", (str(max(a, b)),))
-        if self.config.kind == "chain":
+        if self.config.variant == "chain":
             return Question(f"{a} + {b} - {c} =", (str(a + b - c),))
         terms = [a + step * b for step in range(5)]
         return Question(", ".join(map(str, terms[:4])) + ",", (str(terms[4]),))

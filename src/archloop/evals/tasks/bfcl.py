@@ -20,7 +20,7 @@ from archloop.evals.packaged import Package, chosen
 from archloop.evals.text_tasks import Question, ReplyTask
 
 PACKAGE = Package("bfcl-eval==2026.3.23", "Apache-2.0")
-Kind = Literal[
+Subset = Literal[
     "simple_python", "multiple", "parallel", "parallel_multiple", "live_simple", "live_multiple"
 ]
 _IGNORED = re.compile(r"[ ,./\-_*^]")
@@ -47,7 +47,7 @@ class BFCL(ReplyTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "simple_python"
+        subset: Subset = "simple_python"
         num_solved: int = Field(default=1, ge=0, le=4)
 
     config: Config
@@ -82,7 +82,7 @@ class BFCL(ReplyTask):
         return float(calls is not None and fits(calls, json.loads(question.data)))
 
     def _items(self) -> list[_Item]:
-        name = f"BFCL_v4_{self.config.kind}.json"
+        name = f"BFCL_v4_{self.config.subset}.json"
         answers = {
             line["id"]: line["ground_truth"]
             for line in PACKAGE.lines(f"bfcl_eval/data/possible_answer/{name}")

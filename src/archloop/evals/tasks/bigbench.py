@@ -15,7 +15,7 @@ from archloop.evals.packaged import chosen, part
 from archloop.evals.source_archive import SourceArchive
 from archloop.evals.text_tasks import Choice, ChoiceTask
 
-Kind = Literal[
+Subset = Literal[
     "logical_deduction",
     "tracking_shuffled_objects",
     "date_understanding",
@@ -35,14 +35,14 @@ Kind = Literal[
     "kannada",
     "cryobiology_spanish",
 ]
-_PARTS: dict[Kind, str] = {
+_PARTS: dict[Subset, str] = {
     "logical_deduction": "/three_objects",
     "tracking_shuffled_objects": "/three_objects",
     "elementary_math_qa": "/question_only",
     "arithmetic": "/2_digit_addition",
 }
 """Of tasks that consist of several, the one that is asked."""
-_CATEGORIES: dict[str, tuple[Kind, ...]] = {
+_CATEGORIES: dict[str, tuple[Subset, ...]] = {
     "knowledge": ("strategyqa", "sports_understanding"),
     "mathematics": ("elementary_math_qa", "arithmetic"),
     "tools": ("intent_recognition",),
@@ -54,12 +54,12 @@ _CATEGORIES: dict[str, tuple[Kind, ...]] = {
 """All others are of reasoning."""
 
 
-def _member(kind: Kind) -> str:
-    return f"bigbench/benchmark_tasks/{kind}{_PARTS.get(kind, '')}/task.json"
+def _member(subset: Subset) -> str:
+    return f"bigbench/benchmark_tasks/{subset}{_PARTS.get(subset, '')}/task.json"
 
 
 ARCHIVE = SourceArchive(
-    "bigbench-1.0.0", "Apache-2.0", "358 MB", tuple(_member(kind) for kind in get_args(Kind))
+    "bigbench-1.0.0", "Apache-2.0", "358 MB", tuple(_member(subset) for subset in get_args(Subset))
 )
 
 
@@ -81,13 +81,13 @@ class BigBench(ChoiceTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "logical_deduction"
+        subset: Subset = "logical_deduction"
 
     config: Config
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        found = [name for name, kinds in _CATEGORIES.items() if self.config.kind in kinds]
+        found = [name for name, subsets in _CATEGORIES.items() if self.config.subset in subsets]
         self.category = found[0] if found else "reasoning"
 
     @property
@@ -110,7 +110,7 @@ class BigBench(ChoiceTask):
         ]
 
     def _items(self) -> list[_Item]:
-        task = ARCHIVE.value(_member(self.config.kind))
+        task = ARCHIVE.value(_member(self.config.subset))
         try:
             items = [_item(task, example) for example in task["examples"]]
         except (KeyError, TypeError, AttributeError) as error:

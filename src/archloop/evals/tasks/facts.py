@@ -1,8 +1,8 @@
 """Facts that many texts state: of four candidates, the one that belongs to the word in question.
 
-What a model knows, as far as a few dozen facts of a kind can tell; the candidates are answers to
-other questions of the same kind, so that the form gives nothing away. Facts belong to a split by
-their word.
+What a model knows, as far as a few dozen facts of each variant can tell. The candidates are answers
+to other questions of the same variant, so that their form gives nothing away. A fact's word decides
+to which split it belongs.
 """
 
 from typing import Literal
@@ -14,9 +14,9 @@ from archloop.evals.base import Split
 from archloop.evals.generation import generator
 from archloop.evals.text_tasks import Choice, ChoiceTask
 
-Kind = Literal["capital", "continent", "symbol", "opposite", "past", "group"]
+Variant = Literal["capital", "continent", "symbol", "opposite", "past", "group"]
 
-_FACTS: dict[Kind, str] = {
+_FACTS: dict[Variant, str] = {
     "capital": """France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Austria
         Vienna, Poland Warsaw, Hungary Budapest, Greece Athens, Norway Oslo, Sweden Stockholm,
         Finland Helsinki, Denmark Copenhagen, Ireland Dublin, Russia Moscow, Ukraine Kyiv, Turkey
@@ -47,7 +47,7 @@ _FACTS: dict[Kind, str] = {
         furniture, peach fruit, pliers tool, goat animal, cupboard furniture, lemon fruit, axe
         tool, lion animal, shelf furniture""",
 }
-_SAID: dict[Kind, str] = {
+_SAID: dict[Variant, str] = {
     "capital": "The capital of {} is",
     "continent": "{} is a country in",
     "symbol": "The chemical symbol of {} is",
@@ -61,7 +61,7 @@ _TEST_SHARE = 2
 
 
 class Facts(ChoiceTask):
-    """Common knowledge, a kind at a time."""
+    """Common knowledge, a variant at a time."""
 
     category = "knowledge"
     num_test = 128
@@ -71,7 +71,7 @@ class Facts(ChoiceTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "capital"
+        variant: Variant = "capital"
 
     config: Config
 
@@ -82,7 +82,7 @@ class Facts(ChoiceTask):
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
         rng = generator(split, seed)
-        pairs = facts(self.config.kind)
+        pairs = facts(self.config.variant)
         mine = [
             pair
             for number, pair in enumerate(pairs)
@@ -99,10 +99,10 @@ class Facts(ChoiceTask):
         chosen = [right, *others[: _NUM_CHOICES - 1]]
         order = rng.permutation(_NUM_CHOICES)
         choices = tuple(f" {chosen[i]}." for i in order)
-        context = _SAID[self.config.kind].format(word)
+        context = _SAID[self.config.variant].format(word)
         return Choice(context, choices, int(np.flatnonzero(order == 0)[0]))
 
 
-def facts(kind: Kind) -> list[tuple[str, str]]:
-    """The facts of a kind: word and answer."""
-    return [(word, value) for word, value in (each.split() for each in _FACTS[kind].split(","))]
+def facts(variant: Variant) -> list[tuple[str, str]]:
+    """The facts of a variant: word and answer."""
+    return [(word, value) for word, value in (each.split() for each in _FACTS[variant].split(","))]

@@ -17,7 +17,7 @@ from archloop.evals.questions import solved
 from archloop.evals.text_tasks import Question, ReplyTask
 from archloop.evals.words import NAMES, PLACES, THINGS
 
-Kind = Literal["single", "choose", "optional", "nested", "several", "none"]
+Variant = Literal["single", "choose", "optional", "nested", "several", "none"]
 
 _VERBS = ("send", "find", "move", "count", "paint", "sell", "clean", "store")
 
@@ -34,7 +34,7 @@ class FunctionCall(ReplyTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "single"
+        variant: Variant = "single"
         num_solved: int = Field(default=1, ge=0, le=8)
 
     config: Config
@@ -42,12 +42,12 @@ class FunctionCall(ReplyTask):
     @property
     def chance(self) -> float:
         """Of `none`, writing ``null`` always is right as often as not; a call is not guessed."""
-        return 0.5 if self.config.kind == "none" else 0.0
+        return 0.5 if self.config.variant == "none" else 0.0
 
     def guesses(self, prompt: str) -> tuple[str, ...]:
         """See `ReplyTask.guesses`."""
         del prompt
-        return ("null",) if self.config.kind == "none" else ()
+        return ("null",) if self.config.variant == "none" else ()
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
@@ -56,27 +56,30 @@ class FunctionCall(ReplyTask):
         return same_json(reply, question.answers[0])
 
     def _draw(self, rng: np.random.Generator) -> Question:
-        kind = self.config.kind
+        variant = self.config.variant
         verbs = [str(verb) for verb in rng.permutation(_VERBS)[:3]]
         thing = str(rng.choice(THINGS))
-        described = [_describe(f"{verb}_{thing}", kind) for verb in verbs]
-        if kind not in ("choose", "none"):
+        described = [_describe(f"{verb}_{thing}", variant) for verb in verbs]
+        if variant not in ("choose", "none"):
             described = described[:1]
         asked = int(rng.integers(len(described)))
         number = int(rng.integers(2, 100))
         place, name = str(rng.choice(PLACES)), str(rng.choice(NAMES))
         verb = verbs[asked]
         request = f"{verb} {number} {thing}s in the {place} for {name}"
-        call: Any = {"name": f"{verb}_{thing}", "arguments": _arguments(kind, number, place, name)}
-        if kind == "optional":
+        call: Any = {
+            "name": f"{verb}_{thing}",
+            "arguments": _arguments(variant, number, place, name),
+        }
+        if variant == "optional":
             request = f"{verb} {number} {thing}s for {name}, wherever"
-        if kind == "several":
+        if variant == "several":
             other = int(rng.integers(2, 100))
-            again = {"name": call["name"], "arguments": _arguments(kind, other, place, name)}
+            again = {"name": call["name"], "arguments": _arguments(variant, other, place, name)}
             request += f", then {other} more"
             call = [call, again]
-        if kind == "none":
-            # In half of the requests of this kind the wanted function is listed after all;
+        if variant == "none":
+            # In half of the requests of this variant the wanted function is listed after all;
             # otherwise ``null`` would be right without reading the list.
             fits = bool(rng.integers(2))
             del described[(asked + 1) % len(described) if fits else asked]
@@ -94,15 +97,15 @@ def same_json(reply: str, answer: str) -> float:
     return float(found == json.loads(answer))
 
 
-def _describe(name: str, kind: Kind) -> dict[str, Any]:
+def _describe(name: str, variant: Variant) -> dict[str, Any]:
     """A function's JSON schema."""
     properties: dict[str, Any] = {
         "number": {"type": "integer"},
         "place": {"type": "string"},
         "for": {"type": "string"},
     }
-    required = ["number", "for"] if kind == "optional" else list(properties)
-    if kind == "nested":
+    required = ["number", "for"] if variant == "optional" else list(properties)
+    if variant == "nested":
         properties = {
             "number": {"type": "integer"},
             "where": {
@@ -114,9 +117,9 @@ def _describe(name: str, kind: Kind) -> dict[str, Any]:
     return {"name": name, "parameters": {"properties": properties, "required": required}}
 
 
-def _arguments(kind: Kind, number: int, place: str, name: str) -> dict[str, Any]:
-    if kind == "nested":
+def _arguments(variant: Variant, number: int, place: str, name: str) -> dict[str, Any]:
+    if variant == "nested":
         return {"number": number, "where": {"place": place, "for": name}}
-    if kind == "optional":
+    if variant == "optional":
         return {"number": number, "for": name}
     return {"number": number, "place": place, "for": name}

@@ -15,7 +15,7 @@ from archloop.evals.questions import solved
 from archloop.evals.text_tasks import Question, ReplyTask
 from archloop.evals.words import COLOURS, NAMES, PLACES, THINGS
 
-Kind = Literal["num_words", "upper_case", "starts_with", "contains", "json", "repeat", "bullets"]
+Variant = Literal["num_words", "upper_case", "starts_with", "contains", "json", "repeat", "bullets"]
 
 
 class Instruction(ReplyTask):
@@ -30,7 +30,7 @@ class Instruction(ReplyTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "num_words"
+        variant: Variant = "num_words"
         num_solved: int = Field(default=1, ge=0, le=8)
 
     config: Config
@@ -39,7 +39,7 @@ class Instruction(ReplyTask):
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
 
     def credit(self, reply: str, question: Question) -> float:
-        return float(_holds(self.config.kind, reply.strip(), question.data))
+        return float(_holds(self.config.variant, reply.strip(), question.data))
 
     def _draw(self, rng: np.random.Generator) -> Question:
         thing, other = (str(word) for word in rng.permutation(THINGS)[:2])
@@ -47,26 +47,26 @@ class Instruction(ReplyTask):
         colour = str(rng.choice(COLOURS))
         sentence = f"{name} took the {colour} {thing} to the {place}"
         about = f"about {name}, a {colour} {thing} and the {place}"
-        if self.config.kind == "num_words":
+        if self.config.variant == "num_words":
             words = [*sentence.split(), "and", "came", "back", "with", "the", other]
             num = int(rng.integers(3, 12))
             return _ask(f"exactly {num} words {about}", " ".join(words[:num]), num)
-        if self.config.kind == "upper_case":
+        if self.config.variant == "upper_case":
             return _ask(f"one line in capital letters {about}", sentence.upper(), None)
-        if self.config.kind == "starts_with":
+        if self.config.variant == "starts_with":
             opening = f"In the {place}"
             rest = f"{opening} {name} found a {colour} {thing}."
             return _ask(f'one line that starts with "{opening}" {about}', rest, opening)
-        if self.config.kind == "contains":
+        if self.config.variant == "contains":
             wanted = (thing, other, colour)
             said = f"The {thing} lay beside the {colour} {other}."
             asked = f'one line with the words "{thing}", "{other}" and "{colour}" about the {place}'
             return _ask(asked, said, wanted)
-        if self.config.kind == "json":
+        if self.config.variant == "json":
             fields = {"name": name, "thing": thing, "place": place}
             asked = f"a JSON object with the fields name, thing and place about this: {sentence}."
             return _ask(asked, json.dumps(fields), tuple(fields.items()))
-        if self.config.kind == "repeat":
+        if self.config.variant == "repeat":
             line = f"{sentence}."
             return _ask(f'this line again, unchanged: "{line}"', line, line)
         items = [str(word) for word in rng.permutation(THINGS)[:3]]
@@ -78,18 +78,18 @@ def _ask(what: str, reply: str, data: Any) -> Question:
     return Question(f"Write {what}\nReply:", (reply,), data)
 
 
-def _holds(kind: Kind, reply: str, data: Any) -> bool:
-    if kind == "num_words":
+def _holds(variant: Variant, reply: str, data: Any) -> bool:
+    if variant == "num_words":
         return len(reply.split()) == data and "\n" not in reply
-    if kind == "upper_case":
+    if variant == "upper_case":
         return any(letter.isalpha() for letter in reply) and reply == reply.upper()
-    if kind == "starts_with":
+    if variant == "starts_with":
         return reply.startswith(data) and len(reply) > len(data)
-    if kind == "contains":
+    if variant == "contains":
         return all(word in reply for word in data)
-    if kind == "repeat":
+    if variant == "repeat":
         return bool(reply == data)
-    if kind == "bullets":
+    if variant == "bullets":
         return [line.strip() for line in reply.splitlines()] == [f"- {item}" for item in data]
     try:
         found = json.loads(reply)

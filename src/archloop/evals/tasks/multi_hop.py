@@ -17,7 +17,7 @@ from archloop.evals.questions import drawn
 from archloop.evals.text_tasks import Choice, ChoiceTask
 from archloop.evals.words import NAMES, THINGS
 
-Kind = Literal["kin", "boxes", "assign", "order", "coin", "brackets"]
+Variant = Literal["kin", "boxes", "assign", "order", "coin", "brackets"]
 
 
 class MultiHop(ChoiceTask):
@@ -30,7 +30,7 @@ class MultiHop(ChoiceTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "kin"
+        variant: Variant = "kin"
         num_hops: int = Field(default=2, ge=1, le=6)
 
     config: Config
@@ -38,10 +38,10 @@ class MultiHop(ChoiceTask):
     @property
     def chance(self) -> float:
         """One of four, or of two sides of a coin."""
-        return 0.5 if self.config.kind == "coin" else 0.25
+        return 0.5 if self.config.variant == "coin" else 0.25
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
-        kinds: dict[Kind, Callable[[np.random.Generator], Choice]] = {
+        variants: dict[Variant, Callable[[np.random.Generator], Choice]] = {
             "kin": self._kin,
             "boxes": self._boxes,
             "assign": self._assign,
@@ -49,7 +49,7 @@ class MultiHop(ChoiceTask):
             "coin": self._coin,
             "brackets": self._brackets,
         }
-        return drawn(kinds[self.config.kind], split, seed, num_examples)
+        return drawn(variants[self.config.variant], split, seed, num_examples)
 
     def _kin(self, rng: np.random.Generator) -> Choice:
         hops = self.config.num_hops

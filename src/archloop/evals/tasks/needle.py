@@ -16,7 +16,7 @@ from archloop.evals.questions import drawn
 from archloop.evals.text_tasks import Question, ReplyTask
 from archloop.evals.words import FILLER, PLACES, THINGS
 
-Kind = Literal[
+Variant = Literal[
     "single", "multi_key", "multi_value", "multi_query", "common_words", "frequent_words"
 ]
 
@@ -33,7 +33,7 @@ class Needle(ReplyTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "single"
+        variant: Variant = "single"
         num_chars: int = Field(default=2000, ge=400, le=2**20)
 
     config: Config
@@ -43,20 +43,20 @@ class Needle(ReplyTask):
         return sum(needle in reply for needle in wanted) / len(wanted)
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
-        words = self.config.kind in ("common_words", "frequent_words")
+        words = self.config.variant in ("common_words", "frequent_words")
         return drawn(self._words if words else self._needles, split, seed, num_examples)
 
     def _needles(self, rng: np.random.Generator) -> Question:
-        kind = self.config.kind
+        variant = self.config.variant
         keys = [str(word) for word in rng.permutation(THINGS)[:4]]
         numbers = [str(n) for n in rng.choice(9000, size=16, replace=False) + 1000]
-        if kind == "single":
+        if variant == "single":
             pairs, asked = {keys[0]: numbers[:1]}, keys[:1]
-        elif kind == "multi_value":
+        elif variant == "multi_value":
             pairs, asked = {keys[0]: numbers[:4]}, keys[:1]
         else:
             pairs = {key: [numbers[i]] for i, key in enumerate(keys)}
-            asked = keys[:1] if kind == "multi_key" else keys[:2]
+            asked = keys[:1] if variant == "multi_key" else keys[:2]
         needles = [f"A number of the {k} is {n}." for k, each in pairs.items() for n in each]
         wanted = tuple(number for key in asked for number in pairs[key])
         text = self._hidden(rng, needles)
@@ -75,7 +75,7 @@ class Needle(ReplyTask):
     def _words(self, rng: np.random.Generator) -> Question:
         pool = [str(word) for word in rng.permutation(THINGS + PLACES)]
         num = self.config.num_chars // 8
-        if self.config.kind == "common_words":
+        if self.config.variant == "common_words":
             # Three words stand often, all others equally seldom.
             wanted, rest = pool[:3], pool[3:]
             often = num // 6

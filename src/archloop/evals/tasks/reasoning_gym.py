@@ -21,7 +21,7 @@ from archloop.evals.text_tasks import Question, ReplyTask
 
 PACKAGE, VERSION = "reasoning-gym", "0.1.25"
 """Another version may draw other problems, which would be another score."""
-Kind = Literal[
+Subset = Literal[
     "chain_sum",
     "gcd",
     "lcm",
@@ -37,9 +37,9 @@ Kind = Literal[
     "word_sequence_reversal",
     "needle_haystack",
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+SUBSETS: tuple[Subset, ...] = get_args(Subset)
 _NUM_MATHEMATICS = 7
-"""As many of the kinds, from the first on, are mathematics."""
+"""As many of the subsets, from the first on, are mathematics."""
 _NUM_PROBLEMS = 2**31 - 1
 _NUM_FOR_CHANCE = 400
 
@@ -56,16 +56,16 @@ class ReasoningGym(ReplyTask):
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        kind: Kind = "chain_sum"
+        subset: Subset = "chain_sum"
         num_solved: int = Field(default=2, ge=0, le=16)
 
     config: Config
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        place = KINDS.index(self.config.kind)
+        place = SUBSETS.index(self.config.subset)
         self.category = "mathematics" if place < _NUM_MATHEMATICS else "reasoning"
-        if self.config.kind == "needle_haystack":
+        if self.config.subset == "needle_haystack":
             self.category = "long context"
 
     @property
@@ -95,24 +95,24 @@ class ReasoningGym(ReplyTask):
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
 
     def _draw(self, rng: np.random.Generator) -> Question:
-        problem = _problems(self.config.kind)[int(rng.integers(_NUM_PROBLEMS))]
+        problem = _problems(self.config.subset)[int(rng.integers(_NUM_PROBLEMS))]
         return Question(f"{problem['question'].strip()}\nAnswer:", (str(problem["answer"]),))
 
     def _commonest(self) -> tuple[str, int]:
         """The commonest answer of training problems, and how often it stands there."""
-        return _commonest_of(self.config.kind)
+        return _commonest_of(self.config.subset)
 
 
 @functools.cache
-def _problems(kind: Kind) -> Any:
+def _problems(subset: Subset) -> Any:
     import reasoning_gym
 
-    return reasoning_gym.create_dataset(kind, size=_NUM_PROBLEMS, seed=0)
+    return reasoning_gym.create_dataset(subset, size=_NUM_PROBLEMS, seed=0)
 
 
 @functools.cache
-def _commonest_of(kind: Kind) -> tuple[str, int]:
-    task = ReasoningGym(ReasoningGym.Config(kind=kind))
+def _commonest_of(subset: Subset) -> tuple[str, int]:
+    task = ReasoningGym(ReasoningGym.Config(subset=subset))
     found = drawn(task._draw, "train", 0, _NUM_FOR_CHANCE)
     return Counter(question.answers[0] for question in found).most_common(1)[0]
 

@@ -31,23 +31,23 @@ BACKENDS = [
 
 
 class RopeTables:
-    """Cosines and sines of all positions, one pair of tables for each kind of head."""
+    """Cosines and sines of all positions, one pair of tables for each head width and RoPE."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.num_rows = device, 0
-        self.kinds: set[tuple[int, Rope]] = set()
+        self.heads: set[tuple[int, Rope]] = set()
         self._tables: dict[tuple[int, Rope], tuple[Tensor, Tensor]] = {}
 
     def reach(self, max_context: int) -> None:
         """Make the tables as long as the longest state so far."""
         if max_context > self.num_rows:
             self._tables = {
-                kind: attention.rope_tables(max_context, *kind, self.device) for kind in self.kinds
+                head: attention.rope_tables(max_context, *head, self.device) for head in self.heads
             }
             self.num_rows = max_context
 
-    def __getitem__(self, kind: tuple[int, Rope]) -> tuple[Tensor, Tensor]:
-        return self._tables[kind]
+    def __getitem__(self, head: tuple[int, Rope]) -> tuple[Tensor, Tensor]:
+        return self._tables[head]
 
     def held(self) -> list[Tensor]:
         """All tables as they are: a captured step reads them at their addresses."""
@@ -68,8 +68,8 @@ class AttentionHalf(Half):
         tables: RopeTables,
     ) -> None:
         self.form, self.key, self.norm, self.overlap = form, key, norm, overlap
-        self.kind, self.tables = (form.head_dim, form.rope), tables
-        tables.kinds.add(self.kind)
+        self.head, self.tables = (form.head_dim, form.rope), tables
+        tables.heads.add(self.head)
         self.norms = (form.q_norm, form.k_norm, form.eps)
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
@@ -96,7 +96,7 @@ class AttentionHalf(Half):
         """Outputs (B, N H) of one token a row."""
         own = state.mixers[self.key]
         return attention.step(
-            qkv_BH, self.norms, self.tables[self.kind], own["k"], own["v"],
+            qkv_BH, self.norms, self.tables[self.head], own["k"], own["v"],
             state.lengths_B, self.form.scale, pdl=overlap,
         )  # fmt: skip
 
@@ -106,7 +106,7 @@ class AttentionHalf(Half):
         own, width = call.state.mixers[self.key], self.form.num_heads * self.form.head_dim
         k_BMCH, v_BMCH, end = own["k"], own["v"], call.held + call.time
         lengths_B = call.state.lengths_B
-        attention.store(qkv_BTH, self.norms, self.tables[self.kind], k_BMCH, v_BMCH, lengths_B)
+        attention.store(qkv_BTH, self.norms, self.tables[self.head], k_BMCH, v_BMCH, lengths_B)
         q_BNTH = qkv_BTH[..., :width].unflatten(-1, (-1, self.form.head_dim)).transpose(1, 2)
         mask = causal_lower_right(call.time, end) if call.held else None
         with sdpa_kernel(BACKENDS, set_priority=True):

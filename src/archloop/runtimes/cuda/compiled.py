@@ -2,7 +2,7 @@
 
 Written as PyTorch, a step of one token is 10 to 40 small kernels, and starting each takes the time
 of reading several megabytes. PyTorch's compiler makes a handful of them. Weights and state are
-inputs of the compiled step, so all blocks of one kind share one, in this process and, through the
+inputs of the compiled step, so equal blocks share one, in this process and, through the
 compiler's cache on disk, in the next. Only a captured step is compiled: one that runs by itself, as
 in tests and drafts, is rare and stays as it is written.
 
@@ -23,8 +23,8 @@ from archloop.runtimes.cuda.half import Call, Norm, PlainMixer
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
 
-MOST_KINDS = 256
-"""Kinds of block, batch sizes and contexts that a process compiles a step for."""
+MOST_STEPS = 256
+"""Steps that a process compiles: one for each block config, batch size and context."""
 
 
 class CompiledMixer(PlainMixer):
@@ -43,7 +43,7 @@ class CompiledMixer(PlainMixer):
         assert norm is not None
         limits: Any = torch._dynamo.config
         try:
-            with limits.patch(recompile_limit=MOST_KINDS, accumulated_recompile_limit=MOST_KINDS):
+            with limits.patch(recompile_limit=MOST_STEPS, accumulated_recompile_limit=MOST_STEPS):
                 y_BD = _compiled()(norm, self.mixer, x_BD, own.tensors, own.max_context, lengths_B)
         except TorchDynamoException as error:
             # A mixer that this PyTorch cannot compile is slower, not refused.

@@ -106,22 +106,24 @@ def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
     """Field names of the models that stand at a location."""
     here: list[Any] = [model]
     for part in loc:
-        here = [inner for kind in here for inner in _inner(kind, part)]
-    return {name for kind in here for found in _models(kind) for name in found.model_fields}
+        here = [inner for annotation in here for inner in _inner(annotation, part)]
+    return {
+        name for annotation in here for found in _models(annotation) for name in found.model_fields
+    }
 
 
-def _inner(kind: Any, part: int | str) -> Iterator[Any]:
+def _inner(annotation: Any, part: int | str) -> Iterator[Any]:
     """Types one step further down."""
-    for found in _models(kind):
+    for found in _models(annotation):
         if part in found.model_fields:
             yield found.model_fields[str(part)].annotation
             return
-    yield from (argument for argument in typing.get_args(kind) if argument is not Ellipsis)
+    yield from (argument for argument in typing.get_args(annotation) if argument is not Ellipsis)
 
 
-def _models(kind: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield kind
-    elif typing.get_origin(kind) in (typing.Union, types.UnionType, typing.Annotated):
-        for argument in typing.get_args(kind):
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        for argument in typing.get_args(annotation):
             yield from _models(argument)

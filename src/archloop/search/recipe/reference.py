@@ -29,7 +29,7 @@ what it would do, and what is wrong with one is told in a line that names the ke
 Every key that there is stands below; keys that are left out have their defaults. Units are part of
 names: `_ms` milliseconds, `_s` seconds, `_bytes` bytes.
 
-Budgets are of two kinds. `budgets:` are limits on what is measured on a device: a stack that
+Budgets are of two sorts. `budgets:` are limits on what is measured on a device: a stack that
 breaks one is never trained. `space.budget` is a number of parameters that every stack has, to
 within `space.budget.tolerance` (1% unless said otherwise), so that a better stack is no larger one;
 several sizes are several studies, which `archloop compare` shows together.
@@ -62,21 +62,21 @@ def keys(model: type[BaseModel] = Recipe, path: str = "") -> Iterator[tuple[str,
     rows, inner = [], []
     for name, field in model.model_fields.items():
         here = f"{path}.{name}" if path else name
-        sections = [(here + mark, kind) for mark, kind in _models(field.annotation)]
+        sections = [(here + mark, model) for mark, model in _models(field.annotation)]
         meaning = meanings.get(name) or " ".join(map(_first_line, dict(sections[:1]).values()))
         rows.append(Key(here, meaning, _takes(field), _default(field)))
         inner += sections
     yield path, rows
-    for here, kind in inner:
-        yield from keys(kind, here)
+    for here, model in inner:
+        yield from keys(model, here)
 
 
 def attributes(model: type[BaseModel]) -> dict[str, str]:
     """What the docstrings of a model and its bases say of each field."""
     found: dict[str, str] = {}
-    ours = [kind for kind in model.__mro__ if not kind.__module__.startswith("pydantic")]
-    for kind in reversed(ours):
-        _, _, block = (inspect.cleandoc(vars(kind).get("__doc__") or "")).partition("Attributes:")
+    ours = [base for base in model.__mro__ if not base.__module__.startswith("pydantic")]
+    for base in reversed(ours):
+        _, _, block = (inspect.cleandoc(vars(base).get("__doc__") or "")).partition("Attributes:")
         for match in re.finditer(r"^ {4}([\w, ]+): (.*(?:\n {8}.*)*)", block, re.MULTILINE):
             for name in match[1].split(", "):
                 found[name] = " ".join(match[2].split())
@@ -97,13 +97,13 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
-def _models(kind: Any, mark: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+def _models(annotation: Any, mark: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Sections inside a field, each with what stands between: ``[]`` of a list, ``.<name>``."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if kind not in _LEAVES:
-            yield mark, kind
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation not in _LEAVES:
+            yield mark, annotation
         return
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (list, tuple):
         mark = f"{mark}[]"
     elif origin is dict:
@@ -121,16 +121,16 @@ def _takes(field: FieldInfo) -> str:
     return _type(field.annotation) + _bounds(field.metadata)
 
 
-def _type(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is type(None):
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
         return "null"
-    if kind is Any:
+    if annotation is Any:
         return "anything"
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin is typing.Annotated:
-        return _type(arguments[0]) + _bounds(kind.__metadata__)
+        return _type(arguments[0]) + _bounds(annotation.__metadata__)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_type, arguments)))
     if origin in (list, tuple):
@@ -139,9 +139,9 @@ def _type(kind: Any) -> str:
     if origin is dict:
         return f"mapping of names to {_type(arguments[1])}"
     words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    if kind in words:
-        return words[kind]
-    return _LEAVES.get(kind, "section")
+    if annotation in words:
+        return words[annotation]
+    return _LEAVES.get(annotation, "section")
 
 
 def _bounds(metadata: Any) -> str:
@@ -154,8 +154,8 @@ def _bounds(metadata: Any) -> str:
     told = [
         f"{word} {getattr(mark, name):g}"
         for mark in metadata
-        for kind, name, word in words
-        if isinstance(mark, kind)
+        for bound, name, word in words
+        if isinstance(mark, bound)
     ]
     return f", {', '.join(told)}" if told else ""
 

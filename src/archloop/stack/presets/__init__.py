@@ -1,8 +1,8 @@
 """Presets: named specs, one YAML file each, and the all-attention twins of those that have one.
 
-A preset file gives the widths, a few kinds of block under one-letter names, and their order as a
-pattern. A kind is a block as in a spec; ``mixer:`` stands for one in ``mixers:``. Files in the
-folder ``presets`` of a plug-ins folder are presets too.
+A preset file gives the widths, a few block types under one-letter names, and their order as a
+pattern. A block type is a block as in a spec; ``mixer:`` stands for one in ``mixers:``. Files in
+the folder ``presets`` of a plug-ins folder are presets too.
 
 ``<preset>-attention`` is its twin: the same depth, heads and experts, every sequence mixer replaced
 by the preset's attention, and the parameters that this frees put into the dense FFNs. A stack
@@ -127,14 +127,14 @@ def _widened(block: BlockSpec, extra: float) -> BlockSpec:
 
 def _parse(text: str) -> StackSpec:
     fields: dict[str, Any] = yaml.safe_load(text)
-    kinds = {
+    block_types = {
         letter: BlockSpec.model_validate(
             {
                 ("mixers" if key == "mixer" else key): [value] if key == "mixer" else value
-                for key, value in kind.items()
+                for key, value in block_type.items()
             }
         )
-        for letter, kind in fields.pop("kinds").items()
+        for letter, block_type in fields.pop("block_types").items()
     }
-    blocks = tuple(kinds[letter] for letter in fields.pop("pattern"))
+    blocks = tuple(block_types[letter] for letter in fields.pop("pattern"))
     return StackSpec(blocks=blocks, **fields)

@@ -105,8 +105,8 @@ def botocore(members: Iterable[Member]) -> Iterator[Document]:
     for member in newest.values():
         model = json.loads(member.content)
         lines = [html_text(model.get("documentation", ""))]
-        for kind in ("operations", "shapes"):
-            for title, entry in model.get(kind, {}).items():
+        for part in ("operations", "shapes"):
+            for title, entry in model.get(part, {}).items():
                 lines.append(said(title, entry.get("documentation", "")))
                 for key, value in entry.get("members", {}).items():
                     lines.append(said(f"{title}.{key}", value.get("documentation", "")))

@@ -80,10 +80,10 @@ def _backward_kernel(
     b = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     u = tl.load(x_ptr + at + 2 * D, mask=mask, other=0.0).to(tl.float32)
     dx_ptr += row * num_steps * (3 * D)
-    kind = dx_ptr.dtype.element_ty
-    tl.store(dx_ptr + at, (dgated * u).to(kind), mask=mask)
-    tl.store(dx_ptr + at + D, (dy * mixed).to(kind), mask=mask)
-    tl.store(dx_ptr + at + 2 * D, (dgated * b).to(kind), mask=mask)
+    dtype = dx_ptr.dtype.element_ty
+    tl.store(dx_ptr + at, (dgated * u).to(dtype), mask=mask)
+    tl.store(dx_ptr + at + D, (dy * mixed).to(dtype), mask=mask)
+    tl.store(dx_ptr + at + 2 * D, (dgated * b).to(dtype), mask=mask)
 
 
 class GatedConv(torch.autograd.Function):

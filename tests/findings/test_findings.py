@@ -33,6 +33,21 @@ def test_the_front_is_what_the_report_calls_so() -> None:
     assert found.verdict is not None
 
 
+@pytest.mark.parametrize(("limit", "broken"), [(4.1, ["at 256", "at 1024"]), (6.0, [])])
+def test_budgets_are_held_to_profiles_whose_readings_a_record_lacks(
+    limit: float, broken: list[str]
+) -> None:
+    """Every profile's decode step takes 4 ms, with a 95% interval from 3.88 to 4.16."""
+    record = studies.study()
+    assert not any(trial.readings for trial in record.trials)
+    budget = {"metric": "decode_p50_ms", "limit": limit}
+    record = record.model_copy(update={"recipe": {**record.recipe, "budgets": [budget]}})
+    found = Findings(record)
+    assert found.verdict is not None
+    named = [f"decode_p50_ms {where} on host" for where in broken]
+    assert all(list(row.may_break) == named for row in found.verdict.rows)
+
+
 def test_a_frame_has_a_row_a_trial(study: Study) -> None:
     pandas = pytest.importorskip("pandas")
     frame = study.to_frame()

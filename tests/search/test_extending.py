@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from archloop.cli import app
 from archloop.errors import UserError
+from archloop.proxy.record import Rung, TrainJob
 from archloop.search import study as studies
-from archloop.search.recipe.recipe import load
+from archloop.search.recipe.recipe import load, parse
 from archloop.search.study import Study
 from archloop.store.record import StudyRecord
 from search.stand_in import StandIn, no_time, settings
@@ -58,6 +59,31 @@ def test_replicates_that_were_made_count_for_nothing(tmp_path: Path) -> None:
     record = opened(tmp_path / "test").run(more=2)
     assert len(originals(record)) == 6
     assert record.trials[: len(before.trials)] == before.trials
+
+
+def test_time_that_ended_a_study_does_not_end_its_extension(tmp_path: Path) -> None:
+    class Slow(StandIn):
+        now = 0.0
+
+        def train(self, job: TrainJob, directory: Path) -> Rung:
+            Slow.now += 600
+            return super().train(job, directory)
+
+    def run(more: int = 0) -> StudyRecord:
+        recipe = parse(settings(num_trials=14, max_hours=3), "test.yaml")
+        study = Study(recipe, tmp_path, evaluator=Slow(), clock=lambda: Slow.now)
+        return study.run(more=more)
+
+    ended = run()
+    assert ended.ended == "its time of 3 h is spent"
+    assert run() == ended
+    num = len(ended.trials)
+    extended = run(more=2)
+    assert extended.trials[:num] == ended.trials
+    assert originals(extended) == list(range(num + 2))
+    assert extended.ended is None
+    # What was asked for is done: neither the recipe nor its time asks for another.
+    assert run() == extended
 
 
 def test_a_stopped_extension_goes_on_and_adds_nothing(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_a_first_attempt_without_any_work_gives_way_in_its_own_folder_only(tmp_p
 
 
 def _run(url: str, runs: Path, log: Path) -> None:
-    Study(recipe(num_trials=4, storage=url), runs, evaluator=StandIn(log, 0.1)).run()
+    # Its first job takes until it is killed, however long another process takes to begin.
+    Study(recipe(num_trials=4, storage=url), runs, evaluator=StandIn(log, 600.0)).run()
 
 
 def test_two_processes_on_one_database(tmp_path, url):

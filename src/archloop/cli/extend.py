@@ -17,7 +17,8 @@ def extend(
 ) -> None:
     """Give a study more trials; what it has is not done again.
 
-    Stopped, the same command goes on with what it began, and adds nothing.
+    They are begun whatever the recipe's max_hours and until_still say. Stopped, the same command
+    goes on with what it began, and adds nothing.
     """
     from archloop.report.live import display
     from archloop.search.study import Study

@@ -9,7 +9,7 @@ from archloop.ranking.budgets import Budget, limited
 from archloop.ranking.comparison import Comparison, Place
 from archloop.ranking.estimates import estimate, merged, pools
 from archloop.ranking.membership import Status, Volume
-from archloop.ranking.record import Objectives
+from archloop.ranking.record import Objectives, Readings
 from archloop.ranking.reliability import NEEDED, seeds_needed
 from archloop.ranking.variance import Pool
 from archloop.store.record import StudyRecord, TrialRecord
@@ -166,17 +166,19 @@ def _may_break(
     measured: Sequence[TrialRecord], budgets: Sequence[Budget], known: Mapping[str, Pool]
 ) -> tuple[str, ...]:
     """Figures that may break their budget by the upper bound over all measurements of a stack."""
-    limits = {
-        figure.name: figure.budget.limit
-        for each in measured
-        for figure in limited(each.profiles, budgets)
-    }
-    found = []
-    for name, limit in limits.items():
-        logs = merged([each.readings[name] for each in measured if name in each.readings])
-        if estimate(logs, known[name]).interval()[1] > math.log(limit):
-            found.append(name)
-    return tuple(found)
+    limits: dict[str, float] = {}
+    logs: dict[str, list[Readings]] = {}
+    for each in measured:
+        for figure in limited(each.profiles, budgets):
+            limits[figure.name] = figure.budget.limit
+            # A record without readings has them in its profile still, as the study read them.
+            logs.setdefault(figure.name, []).append(each.readings.get(figure.name, figure.logs))
+    known = {**pools([{name: merged(each)} for name, each in logs.items()]), **known}
+    return tuple(
+        name
+        for name, limit in limits.items()
+        if estimate(merged(logs[name]), known[name]).interval()[1] > math.log(limit)
+    )
 
 
 def ranking_would_take(study: StudyRecord, found: Verdict) -> str:

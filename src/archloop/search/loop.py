@@ -114,12 +114,21 @@ class Loop:
         self.keeper = Keeper(self.home, self.recipe)
 
     def _extend(self, more: int) -> None:
-        """Ask for more trials; those of an extension that was stopped come first."""
+        """Ask for more trials; those of an extension that was stopped come first.
+
+        Whoever asks for more knows that the study has ended, by its time perhaps: from then on
+        `max_hours` and `until_still` end it no more.
+        """
         kept = self.database.trials()
         told = [each for each in kept if each.outcome is not None and not each.is_replicate]
-        if more and len(told) >= self.num_trials:
-            self.num_trials += more
+        has_ended = self.database.attribute("ended") is not None
+        if more and (has_ended or len(told) >= self.num_trials):
+            self.num_trials = len(told) + more
             self.database.set_attribute("num_trials", self.num_trials)
+            self.database.set_attribute("is_extended", True)
+            self.database.set_attribute("ended", None)
+        if self.database.attribute("is_extended"):
+            self._begin(self.plan.without_early_end())
 
     def _prepare(self) -> None:
         try:

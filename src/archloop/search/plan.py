@@ -80,6 +80,11 @@ class Plan(NamedTuple):
         recipe = self.recipe.model_copy(update={"objectives": wanted, "proxy": first})
         return self._replace(recipe=recipe, strategy=_strategy(recipe, self.space))
 
+    def without_early_end(self) -> "Plan":
+        """The same, ended by the number of its trials alone."""
+        recipe = self.recipe.model_copy(update={"max_hours": None, "until_still": None})
+        return self._replace(recipe=recipe)
+
     @property
     def trains(self) -> bool:
         """Whether candidates are trained: some objective is read of their scores."""

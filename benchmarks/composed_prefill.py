@@ -66,11 +66,11 @@ def measured(
         subject.begin(asked.context)
         if asked.context <= subject.prefill_pass_tokens:
             raise SystemExit(f"{asked.runtime} takes {asked.context} tokens in one pass")
-        subject.prefill_pass(0)
+        subject.pass_ms(0)
         for is_composed in (True, False) if composed_first else (False, True):
             if is_composed:
                 for depth in subject.depths:
-                    subject.prefill_pass_ms.append((depth, subject.prefill_pass(depth)))
+                    subject.prefill_pass_ms.append((depth, subject.pass_ms(depth)))
             else:
                 whole_ms = subject.prefill(asked.context)
         subject.end()

@@ -30,7 +30,8 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def __dir__() -> list[str]:
-    # Those that archloop ships: a plug-in that asks for a wrong name must not be asked for itself.
+    # Only mixers of the library: to list a plug-in is to import it, and one that asks this module
+    # for a wrong name while it is being imported must not be imported once more.
     kinds = ("mixers", "channel_mixers")
     return sorted(
         registry.get(kind, name).__name__ for kind in kinds for name in registry.shipped(kind)

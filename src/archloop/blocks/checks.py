@@ -135,8 +135,8 @@ def later_tokens_have_no_influence(
 def gradients_reach_no_later_token(mixer: SequenceMixer, x_BTD: Tensor, token: int) -> None:
     """As training runs the mixer, an output has no gradient to the inputs that follow it.
 
-    Besides `later_tokens_have_no_influence` for what depends on ``mixer.training``: two passes
-    with dropout could not be compared.
+    `later_tokens_have_no_influence` compares two passes, which dropout would make differ, so it
+    runs the mixer in evaluation mode. Here one pass in training mode is enough.
     """
     x_BTD = x_BTD.clone().requires_grad_()
     y_BTD, _ = mixer.train()(x_BTD)

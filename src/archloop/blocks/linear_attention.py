@@ -76,11 +76,11 @@ class LinearAttention(SharingMixer):
 
     @abstractmethod
     def keys(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and log-decays (at least float32), each (..., heads side by side)."""
+        """Keys (..., N K), values (..., N V), log-decays (..., N K) in at least float32."""
 
     @abstractmethod
     def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scaled queries, heads side by side, and the gate on the output, if any."""
+        """Scaled queries (..., N K), and the gate on the output (..., N V), if any."""
 
     @abstractmethod
     def output(self, o: Tensor, gate: Tensor | None) -> Tensor:

@@ -35,5 +35,5 @@ def whole_width(expansion: float, d_model: int) -> int:
 
 
 def scaled_heads(num_heads: int, d_model: int, new: int, group: int = 1) -> int:
-    """At width `new` as many heads for the width as there are at `d_model`, in whole groups."""
+    """Heads at width `new` in proportion to those at `d_model`, a multiple of `group` of them."""
     return max(1, round(num_heads * new / d_model / group)) * group

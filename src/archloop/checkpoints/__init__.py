@@ -1,4 +1,4 @@
-"""Checkpoints in and out: LFM2 and LFM2-MoE in Hugging Face layout, any stack in our own."""
+"""Checkpoints in and out: any stack in our own layout, published families in theirs (`layouts`)."""
 
 from archloop.checkpoints.loading import load
 from archloop.checkpoints.saving import save

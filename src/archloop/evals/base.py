@@ -198,8 +198,8 @@ class TaskConfig(BaseModel):
     """Settings that every task has; a task's own config gives them defaults and adds to them.
 
     Attributes:
-        seq_len: of an example as MAD counts it, at least its number of tokens less one.
-        num_train: size of MAD's training set.
+        seq_len: nominal length L in MAD's sense; an example has at most L + 1 tokens.
+        num_train: examples of MAD's training set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""How to measure: how often, how long, and when to give up. What on is a `Target`."""
+"""How to measure: how often, how long, and when to give up. A `Target` says on what."""
 
 from typing import Annotated
 

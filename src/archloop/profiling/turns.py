@@ -57,7 +57,7 @@ class Subject:
         self.finite &= answer.finite
         return answer.ms
 
-    def prefill_pass(self, depth: int) -> float:
+    def pass_ms(self, depth: int) -> float:
         """Milliseconds of one prefill pass after `depth` tokens."""
         self.worker.ask(wire.Fill(num_tokens=depth, seed=self.seed))
         return self.prefill(self.prefill_pass_tokens, fresh=False)
@@ -173,12 +173,12 @@ def _full_prefills(turns: Iterator[list[Subject]], context: int, config: Profile
 def _prefill_passes(turns: Iterator[list[Subject]], config: ProfileConfig) -> None:
     for subject in next(turns):
         for depth in subject.depths if subject.plans_by_shape else (0,):
-            subject.prefill_pass(depth)
+            subject.pass_ms(depth)
     for _ in range(config.prefill_repeats):
         for index in range(_PASS_DEPTHS):
             for subject in next(turns):
                 depth = subject.depths[index]
-                subject.prefill_pass_ms.append((depth, subject.prefill_pass(depth)))
+                subject.prefill_pass_ms.append((depth, subject.pass_ms(depth)))
 
 
 def _fill(subjects: list[Subject], num_tokens: int) -> None:

@@ -1,7 +1,8 @@
 """What proxies are trained on: text and tasks, whose tokens have ids of their own after the text's.
 
 `prepare` turns a corpus into tokens once, on disk; `batches_of_step` draws what a step trains on.
-Task by task, ids follow each other, so that no task meets another's habits.
+Each task has a range of ids of its own, so that a token never means one thing in one task and
+another in the next.
 
 Shape suffixes: B batch, T time, N examples, V vocabulary.
 """

@@ -1,9 +1,9 @@
 """The artifact of the PyTorch runtimes: the spec and every tensor of a decoder.
 
 Constants that a checkpoint leaves out are stored too: the decoder takes all its numbers from the
-file. It is built with its memory as it comes and read into: building on the meta device would spare
-that too, but brings in 70 MB of Python that no engine needs; for a graphics card, where main memory
-is not what is measured, it is the way.
+file. It is built in memory that nothing has written to, and the file is read into that. Building
+on the meta device would spare even this memory, but imports 70 MB of Python that no engine needs;
+it is done for a graphics card, where main memory is not what is measured.
 """
 
 from pathlib import Path

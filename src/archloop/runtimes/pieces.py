@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PartName = Literal["embedding", "mixers", "channel", "head"]
 _NO_VOCABULARY = 1
-"""Of a piece that never sees a token."""
+"""Size of the vocabulary of a piece that never sees a token."""
 
 
 class Piece(NamedTuple):
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """Of its random weights; a stack's embedding and head have one, or no tie could hold."""
+        """Seed of its random weights; embedding and head have the same, since they may be tied."""
         return int(hashlib.sha256(self.spec.to_json().encode()).hexdigest()[:8], 16)
 
 

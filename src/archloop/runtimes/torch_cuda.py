@@ -108,12 +108,3 @@ class CudaSession(TorchSession):
             self._last_BV = self._graph.step(self._ids_B.fill_(token))
             # The step has chosen: this one number is all that leaves the card.
             return int(self._graph.ids_B)
-
-    def _write_random(self, seed: int) -> None:
-        generator = self.torch.Generator("cuda").manual_seed(seed)
-        with self.torch.inference_mode():
-            for state in self.state.mixers.values():
-                for tensor in state.tensors.values():
-                    if tensor.is_floating_point():
-                        tensor.normal_(generator=generator)
-        self._filled_with = seed

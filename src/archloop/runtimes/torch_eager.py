@@ -137,7 +137,7 @@ class TorchSession(Session):
         self.state.recount(num_tokens)
 
     def _write_random(self, seed: int) -> None:
-        generator = self.torch.Generator().manual_seed(seed)
+        generator = self.torch.Generator(self.state.lengths_B.device).manual_seed(seed)
         with self.torch.inference_mode():
             for state in self.state.mixers.values():
                 for tensor in state.tensors.values():

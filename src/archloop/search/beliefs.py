@@ -56,7 +56,7 @@ class Beliefs(NamedTuple):
     margins: dict[str, Believed]
 
     def trained(self, tried: Sequence[Tried]) -> list[Tried]:
-        """Trials that every objective is believed of from its own measurement."""
+        """Trials that may be parents and of which every objective was read."""
         return [
             entry
             for entry in tried
@@ -116,7 +116,7 @@ class Believer:
 
 
 def _ratio(margins: Mapping[str, Estimate], name: str) -> Estimate | None:
-    """Value over limit, of its logarithm."""
+    """Value over limit, from the margin, which is the logarithm of it; None if it was not read."""
     margin = margins.get(name)
     if margin is None:
         return None

@@ -28,7 +28,7 @@ from archloop.store.reference_run import ReferenceRun, averaged, mean_rate
 from archloop.store.stages import Stage
 
 _SEED_STREAM = 2**32
-"""Added to a seed's index: training seeds of the reference preset are no trial's."""
+"""Added to the index of the reference preset's trainings: no trial has one of their seeds."""
 
 
 Announce = Callable[[Literal["tune", "reference"], str], None]

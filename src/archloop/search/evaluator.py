@@ -67,6 +67,10 @@ class Evaluator(Protocol):
     def train(self, job: TrainJob, directory: Path) -> Rung:
         """Train and score a proxy.
 
+        Args:
+            job: what to train, for how many steps, from which seed.
+            directory: that the training works in; it may go afterwards.
+
         Raises:
             CandidateFailed: as `profile`.
         """

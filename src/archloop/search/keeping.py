@@ -39,7 +39,7 @@ class Keeper:
             self.with_weights.add(number)
 
     def forget(self, at_rung: Sequence[Standings], noise: Sequence[Mapping[str, Readings]]) -> None:
-        """Remove checkpoints of trials that have left the front, and weights if only its stay.
+        """Remove checkpoints of trials that have left the front, and weights where `keep` is front.
 
         Args:
             at_rung: the told trials at each rung.

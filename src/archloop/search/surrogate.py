@@ -21,7 +21,7 @@ MAX_FIT = 96
 JITTER = 1e-8
 """Variance added to every trial's noise, so that matrices can be inverted."""
 MAX_ITERATIONS = 12
-"""Steps of that fit."""
+"""Steps of the optimiser that fits hyper-parameters."""
 
 
 class Data(NamedTuple):

@@ -24,7 +24,8 @@ Numbered = TypeVar("Numbered", Told, Pending)
 class Finished(NamedTuple):
     """A trial that has ended.
 
-    Its genome is kept as one object, which strategies know again; None if it has none.
+    `genome` is one object for the whole study, since strategies remember what they computed of a
+    genome by object (`base.Remembered`); None if the trial has none.
     """
 
     stored: Stored

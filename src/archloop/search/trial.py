@@ -70,7 +70,7 @@ class Trial:
 
     Attributes:
         state: what it is at.
-        outcome: once it has ended; lacks the study's part.
+        outcome: once it has ended, without what only the study knows: the hypervolume that it adds.
     """
 
     def __init__(self, context: Context, stored: Stored, to_rung: int = 0) -> None:
@@ -228,7 +228,7 @@ class Trial:
         )
 
     def _end(self, outcome: Outcome) -> None:
-        # The last rung's is for the next, if the trial may climb later.
+        # Where the trial may climb later, the next rung goes on from the last one's checkpoint.
         waits = outcome.state == "complete" and not outcome.diverged and outcome.error is None
         self._files.forget_checkpoints(but=len(self._reached) - 1 if waits else None)
         made = {"files": dict(self._files.checksums), "seconds": dict(self._seconds)}

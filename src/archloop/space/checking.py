@@ -41,8 +41,8 @@ def check_sequence_length(space: Space, num_tokens: int) -> None:
     """Refuse sequences in which the largest window, at proxy width, is hardly left.
 
     Raises:
-        UserError: shorter than 4 times what the mixer that sees farthest without seeing everything
-            sees.
+        UserError: the sequences are shorter than 4 windows of the mixer that sees farthest, mixers
+            that see everything aside.
     """
     name, seen = farthest(space)
     need = WINDOWS_PER_SEQUENCE * seen

@@ -41,8 +41,8 @@ def change_mixer(space: Space, genome: Genome, rng: np.random.Generator) -> Geno
 def replace_family(space: Space, genome: Genome, rng: np.random.Generator) -> Genome | None:
     """Every block of one family takes another, most often one that the stack has already.
 
-    What a change block by block reaches only through stacks with one family more, which are worse
-    than either end.
+    Block by block, the same change would pass through stacks that have both families. Those are
+    worse than the stacks at either end, so a search would hardly get across.
     """
     have = sorted({mixer.name for block in genome.blocks for mixer in block.mixers})
     if not have:
@@ -62,7 +62,7 @@ def replace_family(space: Space, genome: Genome, rng: np.random.Generator) -> Ge
 
 
 INSIDE_CHANCE = 0.6
-"""That a family gives way to one that the stack has already."""
+"""Probability that a family gives way to one that the stack has already."""
 
 
 def change_channel_mixer(space: Space, genome: Genome, rng: np.random.Generator) -> Genome | None:

@@ -1,1 +1,1 @@
-"""Stacks of blocks: specs, spaces, decoders, costs, presets."""
+"""Stacks of blocks: specs, decoders, costs, presets."""

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from archloop.errors import UserError
 
 _SETUP = "tables"
-"""Key of the lock under which tables are made; no study has this name's key, which has no slash."""
+"""Key of the lock under which tables are made; a study's key has a slash, so it is another."""
 
 _held: set[Path] = set()
 

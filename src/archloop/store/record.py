@@ -155,7 +155,7 @@ class StudyRecord(_Record):
             reason, and `anchors` the anchor stacks by name to their scores, the reference aside.
         noise: readings of stacks that were read several times and are no trials, by figure.
         learning_rates: by mixer; empty when they were not tuned. A claim about a family of mixers
-            needs them, and more: each is the best of one training each.
+            needs them and is not proved by them: each rate was tried in a single training.
         ended: why the study stopped before its last trial; None otherwise.
         seconds_by_phase: wall time: setup, profile, train, evaluate, search, ...
         overhead: share of wall time spent in the main process besides.

@@ -4,8 +4,8 @@
 2. The first step of a shape runs as it is written. From the second on, its forward and backward
    pass, the norm of the gradients and the check that all is finite are one CUDA graph: launching
    them costs nothing, however small the model.
-3. What repeats itself is preferred, and where an operation of the model has no such form, that
-   operation alone does not.
+3. Operations run in their deterministic form, which gives the same bits each time. One that has no
+   such form runs as it is, and only its results may differ from run to run.
 4. Clipping, and making no update once something was not finite, are done by the optimiser's own
    kernel, from numbers that stay on the card.
 5. Losses are read every so many steps.
@@ -172,7 +172,7 @@ class Passes:
         return found
 
     def _first_pass(self, inputs: list[Batch]) -> Found:
-        """A pass that finds out whether all that it calls has a form that repeats itself."""
+        """A pass that finds out whether every operation in it has a deterministic form."""
         try:
             return self._pass(inputs)
         except RuntimeError as error:

@@ -132,9 +132,10 @@ def use_device(name: str) -> torch.device:
 
 
 def random_state_kept() -> AbstractContextManager[None]:
-    """While inside, random numbers of the processor and of the current card are another's.
+    """While inside, global generators may be drawn from: afterwards they stand as before.
 
-    PyTorch's own form reaches for every card, which takes memory on each and disturbs who measures.
+    Those of the processor and of the current card. PyTorch's own form reaches for every card, which
+    takes memory on each and disturbs who measures.
     """
     cards = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     return torch.random.fork_rng(devices=cards)

@@ -94,7 +94,7 @@ class _Server:
             self._child(files)
         for file in files:
             os.close(file)
-        # Here as in the child: who is told of it may kill the group at once.
+        # The child does so too. Whoever is told of it may kill its group before it has run at all.
         _lead(pid)
         client.sendall(json.dumps({"pid": pid}).encode() + b"\n")
         watch = os.pidfd_open(pid)

@@ -34,7 +34,9 @@ from archloop.blocks.ops.precision import exact
 from archloop.errors import UserError
 
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Output (X, D) from tokens, weights and indices of their experts, and the experts' matrices."""
+"""Output (X, D) of tokens (X, D), given the weights (X, K) and indices (X, K) of their experts and
+the matrices of all experts: gate over up (E, 2F, D), or with squared ReLU up alone (E, F, D), and
+down (E, D, F)."""
 
 
 class MoESizes(TypedDict):
@@ -312,7 +314,7 @@ def dense_experts(
 ) -> Tensor:
     """The plain reference: every expert on every token, weighted by 0 where it does not act.
 
-    Static shapes, so it compiles and exports.
+    Static shapes, so it compiles and exports. Arguments and result as `Experts`.
     """
     mixed_XE = torch.zeros(x_XD.shape[0], gate_up.shape[0], dtype=x_XD.dtype, device=x_XD.device)
     mixed_XE = mixed_XE.scatter(1, experts_XK, weights_XK.to(x_XD.dtype))
@@ -324,7 +326,7 @@ def dense_experts(
 def gathered_experts(
     x_XD: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """Reads each token's experts by index: for few tokens. Static shapes here too."""
+    """Reads each token's experts by index: for few tokens. Static shapes too; see `Experts`."""
     hidden_XKF = _activate(torch.einsum("xd,xkfd->xkf", x_XD, gate_up[experts_XK]), down)
     y_XKD = torch.einsum("xkf,xkdf->xkd", hidden_XKF, down[experts_XK])
     return torch.einsum("xkd,xk->xd", y_XKD, weights_XK.to(x_XD.dtype))
@@ -333,7 +335,7 @@ def gathered_experts(
 def sorted_experts(
     x_XD: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """Groups tokens by expert and runs one matrix product an expert that was hit."""
+    """Groups tokens by expert and runs one product for each expert that was hit; see `Experts`."""
     top_k = experts_XK.shape[1]
     order = experts_XK.flatten().argsort(stable=True)
     counts = torch.bincount(experts_XK.flatten(), minlength=gate_up.shape[0]).tolist()

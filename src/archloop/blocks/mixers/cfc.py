@@ -119,19 +119,19 @@ class CfC(SequenceMixer):
 
 
 def blend(o: Tensor) -> Tensor:
-    """Between two targets."""
+    """``tanh(f) (1 - s) + tanh(g) s`` of f, g and the gate side by side, (..., 3 H) to (..., H)."""
     f, g, gate = o.chunk(3, -1)
     return torch.lerp(f.tanh(), g.tanh(), gate.sigmoid())
 
 
 def add(o: Tensor) -> Tensor:
-    """The second target on top of the first."""
+    """``tanh(f) + s tanh(g)`` of f, g and the gate side by side, (..., 3 H) to (..., H)."""
     f, g, gate = o.chunk(3, -1)
     return f.tanh() + gate.sigmoid() * g.tanh()
 
 
 def solution(f: Tensor, rate: Tensor, amplitude: Tensor) -> Tensor:
-    """The closed form itself."""
+    """``A - A exp(-(|w| + |f|)) f`` for f (..., H), with the rates w and the amplitudes A, (H,)."""
     return amplitude - amplitude * torch.exp(-(rate.abs() + f.abs())) * f
 
 

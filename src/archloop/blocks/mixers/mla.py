@@ -48,7 +48,7 @@ class MLA(SharingMixer):
         through_sizes = frozenset({"num_heads"})
         head_dim: Annotated[int, Gene((32, 64, 128))] = Field(64, ge=1)
         num_heads: int | None = Field(None, ge=1)
-        """Default: as many as are as wide together as the model."""
+        """Default: ``d_model / head_dim``."""
         latent_dim: Annotated[int, Gene((64, 128, 256, 512))] = Field(128, ge=1)
         shared_key_dim: int = Field(32, ge=1)
         norm_eps: float = Field(1e-6, gt=0)

@@ -159,7 +159,10 @@ class SWA(Attention):
 
 
 def _past(ring_BMRH: Tensor, span: Span, num_past: int) -> Tensor:
-    """The `num_past` keys before the call in order of position (whatever is there, where none)."""
+    """The `num_past` keys before the call in order of position.
+
+    Before position 0 there are none: what the ring holds in their place is masked (`_allowed`).
+    """
     back_L = torch.arange(-num_past, 0, device=ring_BMRH.device)
     slots_BL = (span.positions_BT[:, :1] + back_L) % ring_BMRH.shape[2]
     index_BMLH = slots_BL[:, None, :, None].expand(-1, ring_BMRH.shape[1], -1, ring_BMRH.shape[3])

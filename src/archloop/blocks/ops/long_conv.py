@@ -247,12 +247,12 @@ def toeplitz(kernel_DC: Tensor) -> Tensor:
 
 
 def times(a: Pair, b: Pair) -> Pair:
-    """Complex product."""
+    """Complex product of two pairs whose shapes broadcast."""
     return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
 
 
 def halves(x: Tensor) -> Pair:
-    """Real and imaginary half of the last dimension."""
+    """Real and imaginary half of the last dimension: (..., 2 M) as two (..., M)."""
     re, im = x.chunk(2, -1)
     return re, im
 

@@ -21,7 +21,7 @@ WIDEST_KERNEL = 256
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors scaled to length 1, in at least float32."""
+    """Vectors (..., K) scaled to length 1, in at least float32."""
     x = x.to(recurrent_dtype(x.dtype))
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + LENGTH_EPS)
 

@@ -181,7 +181,7 @@ def _mamba2(keys: Keys, width: int, eps: float) -> dict[str, Scalar]:
 
 def _mamba2_keys(mixer: MixerSpec | None, width: int) -> dict[str, Any]:
     if mixer is None:
-        # Must fit the width though no layer has them.
+        # transformers holds this key against the width even where no layer is Mamba-2.
         return {"mamba_n_heads": 1}
     values = sizes_of(mixer, width)
     if values["d_inner"] % width or values["core"] != "recurrent":

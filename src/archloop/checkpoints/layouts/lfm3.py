@@ -154,11 +154,11 @@ def _layer_types(keys: Keys) -> list[str]:
     layer_types = keys.get("layer_types")
     if layer_types is None:
         # What transformers does without them, and what LFM3-1.7B is.
-        return [_kind_at(index) for index in range(num_layers)]
+        return [_layer_type_at(index) for index in range(num_layers)]
     return parts.layer_types_of(layer_types, num_layers, _MIXERS.values())
 
 
-def _kind_at(index: int) -> str:
+def _layer_type_at(index: int) -> str:
     if index % 4 == 2:
         return "full_attention"
     return "sliding_attention" if index % 4 == 0 and index else "conv"

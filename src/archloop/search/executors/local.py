@@ -1,7 +1,7 @@
 """Several jobs at once on this machine: a thread waits for each, a process of its own does it.
 
 The threads only wait: every measurement and every training is a process that the evaluator starts.
-What must not run beside what is no matter of this executor but of the devices' leases.
+Which jobs must not run at the same time is settled by the devices' leases, not here.
 """
 
 import threading

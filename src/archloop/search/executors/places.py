@@ -13,7 +13,7 @@ def places(recipe: Recipe) -> tuple[str, ...]:
     if asked.devices:
         return asked.devices
     if asked.name != "local":
-        # Which there are is known to the cluster alone.
+        # Only the cluster knows its devices; each node resolves the recipe's word for itself.
         return (recipe.proxy.device,) * (asked.workers or 1)
     devices = _devices(recipe.proxy.device)
     count = asked.workers or len(devices) * asked.per_device

@@ -93,7 +93,7 @@ class OnRay:
                     f"executor.address={address!r}: no Ray cluster: {str(error).splitlines()[0]}; "
                     "start one by ray start --head, or give its address"
                 ) from error
-        # A graphics card's tasks would else begin in a new process each.
+        # By default Ray starts a new process for each task that takes a graphics card.
         self._task = ray.remote(max_retries=0, max_calls=0)(_work)
         self._luggage = ray.put(dict(luggage))
 

@@ -33,8 +33,8 @@ def what_runs(source: bytes) -> bytes:
         if is_docstring or ends_docstring:
             continue
         # Of layout, only that there is another line and another depth counts.
-        by_kind = token.type in (tokenize.INDENT, tokenize.DEDENT, tokenize.NEWLINE)
-        kept.append(tokenize.tok_name[token.type] if by_kind else token.string)
+        is_structure = token.type in (tokenize.INDENT, tokenize.DEDENT, tokenize.NEWLINE)
+        kept.append(tokenize.tok_name[token.type] if is_structure else token.string)
     return "\0".join(kept).encode("utf-8", "surrogatepass")
 
 

@@ -36,13 +36,13 @@ Floats = NDArray[np.float64]
 NUM_PARENTS = 16
 """Best trials whose children are candidates."""
 RANDOM_SHARE = 0.15
-"""Of the first candidates."""
+"""Share of random genomes among the first candidates."""
 CROSSOVER = 0.3
 """Chance that a candidate has two parents."""
 ROUNDS = 3
 """Generations of candidates: those after the first are children of the most promising so far."""
 NUM_PROMISING = 8
-"""So many of them."""
+"""Candidates, the most promising so far, whose children are the next generation."""
 MAX_TRIALS = 300
 """Trials that a posterior rests on: the best and the latest; more would take seconds a proposal."""
 NUM_DRAWS = 64

@@ -1,21 +1,25 @@
-"""One evaluation on a decoder and on an artifact of it, by each verb."""
+"""One evaluation on a decoder, on its checkpoint and on its artifact, by each verb."""
 
 import numpy as np
 import pytest
 import torch
 
 from archloop import registry
+from archloop.checkpoints.loading import load
+from archloop.checkpoints.saving import save
 from archloop.errors import UserError
 from archloop.evals.artifact_model import ArtifactModel
 from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.tasks.addition import Addition
 from archloop.evals.tasks.agreement import Agreement
+from archloop.evals.tasks.bits_per_byte import BitsPerByte
 from archloop.evals.tasks.in_context_recall import InContextRecall
 from archloop.evals.text_tasks import continuation
 from archloop.evals.verbs import Continuation, Prompt
 from archloop.runtimes.exporting import export
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.text.corpora import CorpusConfig
 
 SPEC = StackSpec(
     d_model=64,
@@ -144,6 +148,49 @@ class TestArtifact:
             ArtifactModel(session, 256, max_steps=10).loglikelihood_rolling([row])
         with pytest.raises(ValueError, match="room for 300"):
             ArtifactModel(session, 256).loglikelihood_rolling(rows(400))
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Bits per byte of documents of our own, half of them held out."""
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(f'{{"text": "Line {i} of {i} lines in all."}}\n' for i in range(60)))
+    corpus = CorpusConfig(source="files", paths=(str(file),), heldout_share=0.5)
+    return BitsPerByte(BitsPerByte.Config(corpus=corpus, num_chars=40))
+
+
+@pytest.mark.parametrize(
+    ("verb", "evaluation"),
+    [
+        ("predict", InContextRecall()),
+        ("loglikelihood", Agreement()),
+        ("loglikelihood_rolling", None),
+        ("generate_until", Addition()),
+    ],
+)
+def test_a_decoder_its_checkpoint_and_its_artifact_score_alike(
+    verb, evaluation, text, decoder, session, tmp_path
+):
+    evaluation = evaluation or text
+    assert evaluation.verb == verb
+    save(decoder, tmp_path / "checkpoint", "archloop")
+    checkpoint = load(tmp_path / "checkpoint")
+    given = {"codec": Bytes(), "start": (0,)}
+    here, loaded, exported = (
+        evaluation.run(model, limit=6)
+        for model in (
+            DecoderModel(decoder, **given),
+            DecoderModel(checkpoint, **given),
+            ArtifactModel(session, 256, **given),
+        )
+    )
+    assert here == loaded
+    assert exported == here.model_copy(
+        update={
+            "value": pytest.approx(here.value, rel=1e-5),
+            "standard_error": pytest.approx(here.standard_error, rel=1e-4),
+        }
+    )
 
 
 class TestLongestContext:

@@ -16,10 +16,15 @@ from archloop.search import plan
 from archloop.search.evaluator import Unsupported
 from archloop.search.hardware import HardwareEvaluator
 from archloop.search.recipe.errors import RecipeError
+from archloop.search.recipe.recipe import Recipe
+from archloop.search.study import Study
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
-from search.stand_in import recipe
+from archloop.store.stages import Profiled
+from search.stand_in import StandIn, recipe
 
 PLUGINS = Path(__file__).parents[1] / "profiling" / "plugins"
+WITH_PLAIN = Path(__file__).parents[1] / "workers" / "plugins"
+"""A folder with the runtime `plain`, whose engine is a program without archloop."""
 QUICK: dict[str, Any] = {
     "processes": 2,
     "warmup_steps": 1,
@@ -38,9 +43,79 @@ def stack(d_model: int = 64, vocab_size: int = 256) -> StackSpec:
 
 @pytest.fixture
 def plugins() -> Iterator[None]:
-    registry.add_folder(PLUGINS)
+    for folder in (PLUGINS, WITH_PLAIN):
+        registry.add_folder(folder)
     yield
-    registry._folders.pop(PLUGINS.resolve())
+    for folder in (PLUGINS, WITH_PLAIN):
+        registry._folders.pop(folder.resolve())
+
+
+class RealDevices(StandIn):
+    """Stacks are measured on the recipe's targets; trainings are formulas."""
+
+    def __init__(self, given: Recipe, artifacts: Path) -> None:
+        super().__init__()
+        self.hardware = HardwareEvaluator(given, artifacts)
+
+    def profile(
+        self,
+        spec: StackSpec,
+        reference: StackSpec,
+        look: int,
+        directory: Path,
+        processes: int | None = None,
+    ) -> Profiled:
+        self._called(f"profile {spec.digest}", directory)
+        return self.hardware.profile(spec, reference, look, directory, processes)
+
+    def close(self) -> None:
+        self.hardware.close()
+
+
+@pytest.mark.ci
+@pytest.mark.usefixtures("plugins")
+def test_a_study_with_two_engines_on_one_host(tmp_path: Path) -> None:
+    """PyTorch and a program of its own, which runs convolutions alone and may be left out."""
+    ours = stack(vocab_size=64).blocks[0]
+    given = recipe(
+        num_trials=2,
+        targets={
+            "torch": {"contexts": [16], "threads": 1},
+            "plain": {"runtime": "plain", "contexts": [16], "threads": 1, "optional": True},
+        },
+        profile=QUICK,
+        budgets=[{"metric": "peak_memory_bytes", "limit": 2**35, "target": "plain"}],
+        reference={"layout": ["short_conv", "short_conv"]},
+        anchors={"default": {"lacks": "short_conv", "has": "gqa"}},
+        specs=[StackSpec(d_model=64, vocab_size=64, blocks=(ours, ours)).model_dump(mode="json")],
+        initial=[["short_conv", "gqa"]],
+        space={
+            "ship": {"d_model": 64, "vocab_size": 64},
+            "proxy": {"d_model": 64},
+            "num_blocks": 2,
+            "mixers": {"short_conv": {"kernel": [5, 3]}, "gqa": {"head_dim": 32}},
+            "channel_mixers": {"swiglu": {"expansion": 1.0}},
+        },
+    )
+    record = Study(given, tmp_path, evaluator=RealDevices(given, tmp_path / "artifacts")).run()
+    assert record.reference is not None
+    assert [trial.state for trial in record.trials] == ["complete"] * 2
+    both, mixed = record.trials
+    assert (both.spec.layout, mixed.spec.layout) == (["short_conv"] * 2, ["short_conv", "gqa"])
+    for measured in (record.reference, both):
+        torch, plain = measured.profiles["torch"].identity, measured.profiles["plain"].identity
+        assert (torch.runtime, plain.runtime) == ("torch_eager", "plain")
+        assert torch.device == plain.device
+    ratios = [profile.latency_ratio for profile in both.profiles.values()]
+    assert both.objectives is not None
+    assert both.objectives.mean("latency") == max(ratio.value for ratio in ratios if ratio)
+    assert list(both.readings)[-1] == "peak_memory_bytes at 16 on plain"
+    assert list(mixed.profiles) == ["torch"]
+    assert list(mixed.left_out) == ["plain"]
+    # Every profile of either target is found again.
+    again = RealDevices(given, tmp_path / "artifacts")
+    assert Study(given, tmp_path, evaluator=again).run().trials == record.trials
+    assert again.calls == []
 
 
 @pytest.mark.ci

@@ -4,11 +4,14 @@ The plug-ins are thin variants of the library's: what is tested is that nothing 
 needed, neither for the registry nor for the kit.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import archloop
 
 FILES = {
     "mixers": (
@@ -102,6 +105,16 @@ pattern: CCAC
 )
 NEEDS_ITS_FAMILY = ("test_logits_are_those_of_transformers",)
 """Of an invented model type, transformers has no model to compare with."""
+
+
+def test_the_table_has_no_row_but_these() -> None:
+    """Each row's file, such as `stack/presets/<name>.yaml`, lies in the folder of a kind."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    files = re.findall(r"^\| an? [^|]+ \| `([^`]+)/<name>\.(py|yaml)` \|", readme, re.M)
+    package = Path(archloop.__file__).parent
+    assert {folder.rpartition("/")[2] for folder, _ in files} == FILES.keys()
+    assert all((package / folder).is_dir() for folder, _ in files)
+    assert len(files) == len(FILES) == 8
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -140,3 +140,23 @@ def test_a_missing_member_of_a_config_is_named(plugin: Any) -> None:
         "    def mix_step(self, x, state, positions): return x\n",
     )
     assert "Config.flop_terms" in refusal("mixers", "half")
+
+
+def test_an_installed_package_brings_its_plugins_while_the_process_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entry points are remembered, but not past the installation of a package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "of_a_package" not in registry.names("mixers")
+    (tmp_path / "of_a_package-1.0.dist-info").mkdir()
+    (tmp_path / "of_a_package-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: of-a-package\nVersion: 1.0\n"
+    )
+    (tmp_path / "of_a_package-1.0.dist-info" / "entry_points.txt").write_text(
+        "[archloop.mixers]\nof_a_package = of_a_package_code\n"
+    )
+    (tmp_path / "of_a_package_code.py").write_text(
+        "from archloop.blocks.mixers.short_conv import ShortConv\n\n"
+        "class Mine(ShortConv):\n    class Config(ShortConv.Config):\n        pass\n"
+    )
+    assert registry.get("mixers", "of_a_package").__name__ == "Mine"

@@ -143,12 +143,31 @@ def _kind(kind: str) -> Kind:
 def _locations(kind: str) -> dict[str, str | Path]:
     """Plug-in name -> "module:attribute-less module path" or file; nothing is imported."""
     found: dict[str, str | Path] = dict(_shipped(kind))
-    for point in metadata.entry_points(group=f"archloop.{kind}"):
-        found[point.name] = point.module
+    found |= _installed(kind, tuple((path, _changed(path)) for path in sys.path))
     for folder in _folders:
         for file in sorted((folder / kind).glob("[!_]*.py")):
             found[file.stem] = file
     return found
+
+
+@cache
+def _installed(kind: str, search_path: tuple[tuple[str, int | None], ...]) -> dict[str, str]:
+    """Plug-in name -> module, of the entry points of every installed package.
+
+    Reading them opens a file of each package, which takes tens of milliseconds, so it is done
+    again only if `search_path`, the folders of `sys.path` and when each was last changed, differs:
+    installing a package changes its folder.
+    """
+    points = metadata.entry_points(group=f"archloop.{kind}")
+    return {point.name: point.module for point in points}
+
+
+def _changed(path: str) -> int | None:
+    """When a folder was last changed, in nanoseconds; None if there is none."""
+    try:
+        return Path(path or ".").stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _shipped(kind: str) -> dict[str, str]:

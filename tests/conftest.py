@@ -1,10 +1,18 @@
 """Fixtures for all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before torch is imported, and for the processes tests start: workers run side by side, and with
 # a thread per core in each of them they wait for one another (the suite took twice as long).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "ARCHLOOP_LEASES" not in os.environ:
+    # A study that measures on this machine, and another run of the tests, neither wait for these
+    # tests nor keep them waiting; the workers of this run take the folder over, and do wait.
+    os.environ["ARCHLOOP_LEASES"] = tempfile.mkdtemp(prefix="archloop-leases-of-tests-")
+    atexit.register(shutil.rmtree, os.environ["ARCHLOOP_LEASES"], ignore_errors=True)
 
 import pytest
 import torch

@@ -173,7 +173,10 @@ def test_work_that_takes_several_devices_never_waits_in_a_circle(tmp_path):
     assert len(ended) == len(wanted)
 
 
-def test_processes_share_a_lease_unless_they_are_told_of_another_folder_for_it(tmp_path):
+def test_processes_share_a_lease_unless_they_are_told_of_another_folder_for_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("ARCHLOOP_LEASES")  # The tests have a folder of their own.
     name = f"test {uuid.uuid4()}"
     code = (
         "import sys; from archloop.devices.lease import *\n"

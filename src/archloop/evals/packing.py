@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from archloop.errors import UserError
 from archloop.evals import suites
 from archloop.evals.base import Evaluation, Split
-from archloop.evals.tasks.bits_per_byte import BitsPerByte
+from archloop.evals.text_pieces import PiecesInBits
 from archloop.evals.text_tasks import Choice, ChoiceTask, Question, ReplyTask
 from archloop.files import write_atomic
 
@@ -108,7 +108,7 @@ def unpack(file: Path, seed: int, limit: int | None = None) -> dict[str, Evaluat
 def _drawn(evaluation: Evaluation, seed: int, num: int) -> list[Any] | None:
     if isinstance(evaluation, ChoiceTask | ReplyTask):
         return [list(question) for question in evaluation.questions("test", seed, num)]
-    if isinstance(evaluation, BitsPerByte):
+    if isinstance(evaluation, PiecesInBits):
         return list(evaluation.pieces("test", seed, num))
     return None
 

@@ -129,8 +129,8 @@ class FalconH1(Layout):
         yield from self.ends(spec, "model.final_layernorm.weight")
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
-            yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
-            yield Piece(f"{theirs}pre_ff_layernorm.weight", f"{ours}channel_norm.weight", (width,))
+            names = ("input_layernorm", "pre_ff_layernorm")
+            yield from parts.norm_pieces(width, theirs, ours, names)
             mamba2, attention = block.mixers
             sizes = sizes_of(mamba2, width)
             yield from mixer_pieces(sizes, width, f"{theirs}mamba.", f"{ours}mixers.0.")

@@ -121,9 +121,7 @@ class GraniteHybrid(Layout):
         yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
-            yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
-            name = f"{theirs}post_attention_layernorm.weight"
-            yield Piece(name, f"{ours}channel_norm.weight", (width,))
+            yield from parts.norm_pieces(width, theirs, ours)
             mixer, inside = block.mixers[0], f"{ours}mixers.0."
             if mixer.name == "gqa":
                 yield from parts.attention_pieces(mixer, width, f"{theirs}self_attn.", inside)

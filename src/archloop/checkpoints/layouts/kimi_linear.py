@@ -126,9 +126,7 @@ class KimiLinear(Layout):
         yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
-            yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
-            name = f"{theirs}post_attention_layernorm.weight"
-            yield Piece(name, f"{ours}channel_norm.weight", (width,))
+            yield from parts.norm_pieces(width, theirs, ours)
             sizes, stem = sizes_of(block.mixers[0], width), f"{theirs}self_attn."
             make = _kda_pieces if block.mixers[0].name == "kda" else _mla_pieces
             yield from make(sizes, width, stem, f"{ours}mixers.0.")

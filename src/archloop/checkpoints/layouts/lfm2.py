@@ -111,8 +111,8 @@ class LFM2(Layout):
         yield from self.ends(spec, "model.embedding_norm.weight")
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
-            yield Piece(f"{theirs}operator_norm.weight", f"{ours}mixer_norm.weight", (width,))
-            yield Piece(f"{theirs}ffn_norm.weight", f"{ours}channel_norm.weight", (width,))
+            names = ("operator_norm", "ffn_norm")
+            yield from parts.norm_pieces(width, theirs, ours, names)
             mixer, inside = block.mixers[0], f"{ours}mixers.0."
             if mixer.name == "gqa":
                 stem = f"{theirs}self_attn."

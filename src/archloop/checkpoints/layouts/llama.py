@@ -118,9 +118,7 @@ class Llama(Layout):
         yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
-            yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
-            name = f"{theirs}post_attention_layernorm.weight"
-            yield Piece(name, f"{ours}channel_norm.weight", (width,))
+            yield from parts.norm_pieces(width, theirs, ours)
             mixer, stem = block.mixers[0], f"{theirs}self_attn."
             yield from parts.attention_pieces(mixer, width, stem, f"{ours}mixers.0.")
             if self.qk_norm:

@@ -189,6 +189,17 @@ def attention_pieces(
     yield Piece(f"{theirs}{out}.weight", f"{ours}out_proj.weight", (width, q))
 
 
+def norm_pieces(
+    width: int,
+    theirs: str,
+    ours: str,
+    names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
+) -> Iterator[Piece]:
+    """The norm before a block's mixer, and that before its channel mixer."""
+    for name, norm in zip(names, ("mixer_norm", "channel_norm"), strict=True):
+        yield Piece(f"{theirs}{name}.weight", f"{ours}{norm}.weight", (width,))
+
+
 def qk_norm_pieces(
     mixer: MixerSpec, width: int, theirs: str, ours: str, *, name: str = "norm"
 ) -> Iterator[Piece]:

@@ -139,9 +139,7 @@ class Qwen3Next(Layout):
         yield from self.ends(spec)
         for index, block in enumerate(spec.blocks):
             theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
-            yield Piece(f"{theirs}input_layernorm.weight", f"{ours}mixer_norm.weight", (width,))
-            name = f"{theirs}post_attention_layernorm.weight"
-            yield Piece(name, f"{ours}channel_norm.weight", (width,))
+            yield from parts.norm_pieces(width, theirs, ours)
             values, inside = sizes_of(block.mixers[0], width), f"{ours}mixers.0."
             if block.mixers[0].name == "gqa":
                 yield from _attention_pieces(values, width, f"{theirs}self_attn.", inside)

@@ -1,31 +1,13 @@
-"""Bits per byte of held-out text, asked of any model with a tokenizer.
+"""Bits per byte of held-out text, asked of any model with a tokenizer (`evals.text_pieces`)."""
 
-The text is cut into pieces of equal length in characters, so that models of different tokenizers
-are asked about the same bytes. Every token after the tokens that begin a text is predicted; where a
-tokenizer has none, the first token of a piece is given for nothing, and its bytes are not counted.
-"""
-
-import math
-from pathlib import Path
-
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from archloop.errors import UserError
-from archloop.evals.base import Evaluation, Grades, Split
-from archloop.evals.text_tasks import codec_of
-from archloop.evals.verbs import Model
-from archloop.text import corpora
+from archloop.evals.text_pieces import PiecesInBits
 from archloop.text.corpora import CorpusConfig
 
 
-class BitsPerByte(Evaluation):
+class BitsPerByte(PiecesInBits):
     """Compression of real text."""
-
-    category = "text"
-    licence = "of the corpus"
-    verb = "loglikelihood_rolling"
-    num_test = 128
 
     class Config(BaseModel):
         """Which text, and in pieces of how many characters; paths start at the working folder."""
@@ -36,49 +18,3 @@ class BitsPerByte(Evaluation):
         num_chars: int = Field(default=2048, ge=16)
 
     config: Config
-
-    @property
-    def chance(self) -> float:
-        """Guessing bytes."""
-        return 8.0
-
-    @property
-    def perfect(self) -> float:
-        """Nothing left to say; no model of text comes near."""
-        return 0.0
-
-    @property
-    def corpus(self) -> CorpusConfig:
-        """Where the text comes from."""
-        return self.config.corpus
-
-    def pieces(self, split: Split, seed: int, num_examples: int) -> list[str]:
-        """Pieces of the held-out documents (of the others for ``train``), drawn evenly.
-
-        Raises:
-            UserError: the corpus cannot be read, or holds fewer than two whole pieces.
-        """
-        corpus = corpora.load(self.corpus, Path.cwd())
-        text = "\n\n".join(corpus.heldout if split == "test" else corpus.train)
-        num, size = len(text) // self.config.num_chars, self.config.num_chars
-        if num < 2:
-            raise UserError(
-                f"the text has {len(text)} characters, fewer than two pieces of {size}; give more "
-                "text or a smaller num_chars"
-            )
-        chosen = np.random.default_rng(seed).permutation(num)[:num_examples]
-        return [text[place * size : (place + 1) * size] for place in np.sort(chosen)]
-
-    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
-        codec = codec_of(model)
-        pieces = self.pieces(split, seed, num_examples)
-        rows = [[*model.start, *codec.encode(piece)] for piece in pieces]
-        free = [0 if model.start else len(codec.decode(row[:1]).encode()) for row in rows]
-        logs = model.loglikelihood_rolling(rows)
-        # What begins a text has no bytes; of several such tokens only the last predicts text.
-        skipped = max(0, len(model.start) - 1)
-        bits_N = np.array([-row[skipped:].sum() / math.log(2) for row in logs])
-        bytes_N = np.array(
-            [len(p.encode()) - less for p, less in zip(pieces, free, strict=True)], dtype=float
-        )
-        return Grades(bits_N, bytes_N)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from archloop.evals.tasks.bits_per_byte import BitsPerByte
+from archloop.evals.text_pieces import PiecesInBits
 from archloop.text.corpora import CorpusConfig
 
 
-class LanguageText(BitsPerByte):
+class LanguageText(PiecesInBits):
     """Compression of text in one language."""
 
     category = "languages"
@@ -27,7 +27,7 @@ class LanguageText(BitsPerByte):
         folder: str = "corpora/languages"
         num_chars: int = Field(default=1024, ge=16)
 
-    config: Config  # type: ignore[assignment]  # settings of its own instead of the parent's
+    config: Config
 
     @property
     def corpus(self) -> CorpusConfig:

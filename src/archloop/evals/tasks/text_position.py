@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from archloop.errors import UserError
 from archloop.evals.base import Grades, Split
-from archloop.evals.tasks.bits_per_byte import BitsPerByte
+from archloop.evals.text_pieces import PiecesInBits
 from archloop.evals.text_tasks import codec_of
 from archloop.evals.verbs import Model
 from archloop.text import corpora
@@ -21,7 +21,7 @@ from archloop.text.corpora import CorpusConfig
 NUM_QUARTERS = 4
 
 
-class TextPosition(BitsPerByte):
+class TextPosition(PiecesInBits):
     """Compression of one quarter of long pieces, after the quarters before it."""
 
     num_test = 32
@@ -35,7 +35,7 @@ class TextPosition(BitsPerByte):
         corpus: CorpusConfig = CorpusConfig()
         num_chars: int = Field(default=8192, ge=64)
 
-    config: Config  # type: ignore[assignment]  # settings of its own instead of the parent's
+    config: Config
 
     @property
     def examples_shared(self) -> str:

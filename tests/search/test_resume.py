@@ -111,7 +111,7 @@ def test_killed_around_every_kind_of_write(tmp_path, uninterrupted, when):
         kills += 1
         # The next run dies a little further in, so that all writes of a trial get their turn.
         at = 1 + kills % 12
-        if kills > 20:
+        if kills > 12:
             at = 10**9
     assert kills >= 10
     check(tmp_path, log, uninterrupted, kills)

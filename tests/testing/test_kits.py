@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pytest
+
+pytestmark = pytest.mark.xdist_group("kits")
 
 SOUND = '''
 """Each token's own projection: the plainest mixer there is."""
@@ -33,51 +36,69 @@ class Own(SequenceMixer):
     def mix_step(self, x_BD, state, positions_B):
         return self.proj(x_BD)
 '''
-KIT = """
+KITS = """
 from pathlib import Path
 from archloop.testing import MixerContract
 
 class TestMine(MixerContract):
     folder = Path(__file__).parent / "plugins"
+
+class TestNone(MixerContract):
+    pass
 """
+BROKEN = {
+    "leaky": (
+        "self.proj(x_BTD)",
+        "self.proj(x_BTD.roll(-1, 1))",
+        "test_later_tokens_have_no_influence",
+    ),
+    "unequal": ("self.proj(x_BD)", "1.01 * self.proj(x_BD)", "test_is_trained_as_it_decodes"),
+    "uncounted": ('{"proj": d_model**2}', "{}", "test_parameters_and_state_are_counted"),
+}
+"""By name: what of the sound mixer is replaced, by what, and the test that must find it."""
 
 
-def run_kit(folder: Path, source: str, *selected: str) -> subprocess.CompletedProcess[str]:
+class Said(NamedTuple):
+    """Names of the kits' tests that passed and that failed, and all that was printed."""
+
+    passed: list[str]
+    failed: list[str]
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> Said:
+    """The whole kit over the sound mixer, and of each broken one the test that must find it.
+
+    All in one process, since starting one takes longer than most of them.
+    """
+    folder = tmp_path_factory.mktemp("kits")
     (folder / "plugins" / "mixers").mkdir(parents=True)
-    (folder / "plugins" / "mixers" / "own.py").write_text(source)
-    (folder / "test_mine.py").write_text(KIT)
-    call = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selected, "."]
-    return subprocess.run(call, cwd=folder, capture_output=True, text=True)
+    sources = {"sound": SOUND} | {
+        name: SOUND.replace(right, wrong) for name, (right, wrong, _) in BROKEN.items()
+    }
+    for name, source in sources.items():
+        (folder / "plugins" / "mixers" / f"{name}.py").write_text(source)
+    (folder / "test_mine.py").write_text(KITS)
+    wanted = " or ".join(["sound", *(f"({name} and {b[2]})" for name, b in BROKEN.items())])
+    call = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", wanted]
+    call += ["--continue-on-collection-errors", "--junitxml=found.xml", "."]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True)
+    passed, failed = [], []
+    for case in ElementTree.parse(folder / "found.xml").iter("testcase"):
+        (failed if len(case) else passed).append(case.get("name", ""))
+    return Said(passed, failed, done.stdout)
 
 
-def test_a_sound_mixer_passes_the_whole_kit(tmp_path: Path) -> None:
-    done = run_kit(tmp_path, SOUND)
-    assert done.returncode == 0, done.stdout
-    assert " failed" not in done.stdout
-    assert int(done.stdout.split(" passed")[0].split()[-1]) > 30
+def test_a_sound_mixer_passes_the_whole_kit(said: Said) -> None:
+    assert not [name for name in said.failed if "sound" in name], said.printed
+    assert sum("sound" in name for name in said.passed) > 30
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "fails"),
-    [
-        ("self.proj(x_BTD)", "self.proj(x_BTD.roll(-1, 1))", "test_later_tokens_have_no_influence"),
-        ("self.proj(x_BD)", "1.01 * self.proj(x_BD)", "test_is_trained_as_it_decodes"),
-        ('{"proj": d_model**2}', "{}", "test_parameters_and_state_are_counted"),
-    ],
-)
-def test_a_broken_one_fails_where_it_is_broken(
-    tmp_path: Path, right: str, wrong: str, fails: str
-) -> None:
-    done = run_kit(tmp_path, SOUND.replace(right, wrong), "-k", fails)
-    assert done.returncode == 1
-    assert f"FAILED test_mine.py::TestMine::{fails}" in done.stdout
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_one_fails_where_it_is_broken(name: str, said: Said) -> None:
+    assert [each for each in said.failed if each.startswith(BROKEN[name][2]) and name in each]
 
 
-def test_a_kit_without_plugins_says_what_to_set(tmp_path: Path) -> None:
-    (tmp_path / "test_none.py").write_text(
-        "from archloop.testing import MixerContract\nclass TestNone(MixerContract):\n    pass\n"
-    )
-    call = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "set folder to one with mixers/*.py" in done.stdout
+def test_a_kit_without_plugins_says_what_to_set(said: Said) -> None:
+    assert "set folder to one with mixers/*.py" in said.printed

@@ -178,6 +178,6 @@ def test_a_table_is_a_file_that_says_when_it_is_damaged(tmp_path: Path) -> None:
     assert read_table(path) == found
     with pytest.raises(UserError, match=r"none\.json does not exist"):
         read_table(tmp_path / "none.json")
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(UserError, match="no table of blocks of version 1"):
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(UserError, match="no table of blocks of version 2"):
         read_table(path)

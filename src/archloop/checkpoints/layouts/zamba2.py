@@ -153,7 +153,10 @@ def _layer_types(keys: Keys) -> list[str]:
     if isinstance(listed, list):
         listed = [_OLDER.get(str(layer_type), layer_type) for layer_type in listed]
     layer_types = parts.layer_types_of(listed, num_layers, (_MAMBA, _HYBRID), "layers_block_type")
-    keys.fixed("hybrid_layer_ids", [at for at, layer_type in enumerate(layer_types) if layer_type == _HYBRID])
+    keys.fixed(
+        "hybrid_layer_ids",
+        [at for at, layer_type in enumerate(layer_types) if layer_type == _HYBRID],
+    )
     return layer_types
 
 

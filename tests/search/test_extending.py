@@ -79,7 +79,8 @@ def test_time_that_ended_a_study_does_not_end_its_extension(tmp_path: Path) -> N
     assert run() == ended
     num = len(ended.trials)
     extended = run(more=2)
-    assert extended.trials[:num] == ended.trials
+    # Trials that waited for a longer training when the time was spent may have had it now.
+    assert [t.spec for t in extended.trials[:num]] == [t.spec for t in ended.trials]
     assert originals(extended) == list(range(num + 2))
     assert extended.ended is None
     # What was asked for is done: neither the recipe nor its time asks for another.

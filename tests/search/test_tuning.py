@@ -5,6 +5,7 @@ import math
 import pytest
 
 from archloop.report import html
+from archloop.search import tuning
 from archloop.search.study import Study
 from search.stand_in import StandIn, no_time, recipe, unit
 
@@ -37,9 +38,9 @@ class Bowl(StandIn):
         return rung.model_copy(update={"scores": {"bits_per_byte": text}})
 
 
-def tuned(folder, evaluator, seed=3):
-    tuning = {"learning_rates": RATES, "num_steps": 5}
-    changed = recipe(tuning=tuning, num_trials=1, budgets=[], seed=seed)
+def tuned(folder, evaluator, seed=3, **settings):
+    asked = {"learning_rates": RATES, "num_steps": 5} | settings
+    changed = recipe(tuning=asked, num_trials=1, budgets=[], seed=seed)
     return Study(changed, folder, evaluator=evaluator, clock=no_time).run()
 
 
@@ -54,6 +55,28 @@ def test_the_rate_with_the_lowest_loss_is_kept_and_an_edge_is_flagged(tmp_path):
     for layout, rates in evaluator.rates.items():
         logs = [math.log(BEST[name]) for name in layout]
         assert list(rates) == [pytest.approx(math.exp(sum(logs) / len(logs)))]
+
+
+def test_two_rates_and_a_known_curvature_place_the_best(tmp_path):
+    record = tuned(tmp_path, Bowl(), learning_rates=[0.004, 0.016], curvature=0.02)
+    for name, rate in record.learning_rates.items():
+        assert rate.value == pytest.approx(BEST[name])
+        assert list(rate.losses) == ["0.004", "0.016"]
+        assert rate.curvature == 0.02
+        assert not rate.at_edge
+    assert "a parabola that rises 0.02" in html.render(record)
+
+
+def test_the_lowest_point_stays_near_what_was_tried():
+    losses = {"0.01": 2.0, "0.02": 1.0}
+    far = tuning.lowest(losses, 0.02)
+    assert far.value == pytest.approx(0.04)
+    assert far.at_edge
+    one = tuning.lowest({"0.01": 2.0, "0.02": math.inf}, 0.02)
+    assert (one.value, one.at_edge, one.curvature) == (0.01, True, None)
+    # Three points that no parabola of this curvature meets: the best fit is in their middle.
+    even = tuning.lowest({"0.01": 1.0, "0.02": 0.8, "0.04": 1.0}, 0.02)
+    assert even.value == pytest.approx(0.02)
 
 
 def test_one_training_a_rate_may_miss_by_a_factor_of_two(tmp_path):

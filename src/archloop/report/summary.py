@@ -162,4 +162,9 @@ def _point(objectives: Objectives | None) -> dict[str, float] | None:
 def _rate(rate: FamilyRate) -> dict[str, Any]:
     """JSON knows no infinity: a rate that diverged has no loss."""
     losses = {key: loss if math.isfinite(loss) else None for key, loss in rate.losses.items()}
-    return {"value": rate.value, "at_edge": rate.at_edge, "losses": losses}
+    return {
+        "value": rate.value,
+        "at_edge": rate.at_edge,
+        "curvature": rate.curvature,
+        "losses": losses,
+    }

@@ -3,6 +3,7 @@
 Without this a comparison of families would compare how well one rate happens to suit each. With it
 each family has the best of a few rates by one training each, by text alone: trainings of one rate
 differ too, so that the rate beside it may be the better one, and a mixed stack may want another.
+Where the recipe knows how fast the loss grows beside the best rate, two rates show where it lies.
 """
 
 import math
@@ -52,16 +53,42 @@ def tune(
     for mixer in plan.space.mixers:
         # Keyed by all digits of the rate: two rates that differ in the last are different.
         losses = {repr(r): _loss(stages[mixer, r].value) for r in tuning.learning_rates}
-        best = min(losses, key=lambda rate: losses[rate])
-        if math.isinf(losses[best]):
+        if all(math.isinf(loss) for loss in losses.values()):
             raise StudyError(
                 f"every learning rate diverged for {mixer}; add smaller tuning.learning_rates"
             )
-        tried = list(losses)
-        rates[mixer] = FamilyRate(
-            value=float(best), losses=losses, at_edge=best in (tried[0], tried[-1])
+        rates[mixer] = (
+            _best(losses) if tuning.curvature is None else lowest(losses, tuning.curvature)
         )
     return rates, math.fsum(stage.seconds for stage in stages.values())
+
+
+def _best(losses: dict[str, float]) -> FamilyRate:
+    """The best of those tried."""
+    best, tried = min(losses, key=lambda rate: losses[rate]), list(losses)
+    return FamilyRate(value=float(best), losses=losses, at_edge=best in (tried[0], tried[-1]))
+
+
+def lowest(losses: dict[str, float], curvature: float) -> FamilyRate:
+    """Where a parabola of a known curvature lies lowest that fits the losses best.
+
+    With x the logarithm of the rate to base 2, loss - curvature x^2 is a line in x, whose slope is
+    -2 curvature times the best x. Kept within a factor of two of the rates that did not diverge:
+    what lies farther out was not seen.
+
+    Args:
+        losses: by rate, not all infinite.
+        curvature: bits per byte at a factor of two from the best rate.
+    """
+    finite = {math.log2(float(rate)): loss for rate, loss in losses.items() if math.isfinite(loss)}
+    if len(finite) < 2:
+        return _best(losses).model_copy(update={"at_edge": True})
+    middle = math.fsum(finite) / len(finite)
+    across = math.fsum((x - middle) ** 2 for x in finite)
+    slope = math.fsum((x - middle) * (y - curvature * x * x) for x, y in finite.items()) / across
+    place = -slope / (2 * curvature)
+    kept = min(max(place, min(finite) - 1), max(finite) + 1)
+    return FamilyRate(value=2.0**kept, losses=losses, at_edge=kept != place, curvature=curvature)
 
 
 def _loss(rung: Rung) -> float:

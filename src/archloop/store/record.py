@@ -132,15 +132,19 @@ class FamilyRate(_Record):
     """The tuned learning rate of a mixer.
 
     Attributes:
-        value: the best of those tried, on a stack of this mixer alone.
+        value: the best of those tried, on a stack of this mixer alone; with a curvature the lowest
+            point of the parabola through them.
         losses: what each rate reached (held-out bits per byte), less is better; infinite if it
             diverged.
-        at_edge: the best is the smallest or largest tried, so a better one may lie outside.
+        at_edge: the best is the smallest or largest tried, or the parabola is lowest far outside,
+            so a better one may lie outside.
+        curvature: of that parabola, bits per byte at a factor of two.
     """
 
     value: float
     losses: dict[str, float]
     at_edge: bool
+    curvature: float | None = None
 
 
 class StudyRecord(_Record):

@@ -53,7 +53,10 @@ def test_what_cannot_be_compared_is_said_in_one_line() -> None:
     for arguments, words in (
         (("--at-budget", "many", "lfm3"), "--at-budget 'many' is no number of parameters"),
         (("--at-budget", "1M", "lfm3"), "lfm3: no width of this design has 1,000,000 parameters"),
-        ((*SMALL, "lfm2"), "lfm2: unknown preset 'lfm2'"),
+        ((*SMALL, "lfm9"), "lfm9: unknown preset 'lfm9'"),
+        ((*SMALL, "lfm3", "--train", "1"), "--train needs --recipe"),
+        (("lfm3", "--train", "1"), "belong to --at-budget"),
+        (("lfm2.5",), "'lfm2.5' is a family of presets; name one: lfm2.5-2.6b, lfm2.5-230m"),
         ((*SMALL, "lfm3", "--contexts", "0"), "--contexts '0' is no number of tokens"),
     ):
         status, out, err = run(*arguments)
@@ -69,3 +72,12 @@ def test_designs_that_no_engine_runs_are_not_measured() -> None:
     assert "--runtime llama_cpp runs none of the designs" in " ".join(err.split())
     status, _, err = run("lfm2-350m", "--profile")
     assert (status, "belong to --at-budget" in " ".join(err.split())) == (2, True)
+
+
+def test_a_familys_name_is_its_smallest_preset() -> None:
+    status, out, err = run(*SMALL, "qwen3", "lfm2.5", "--json")
+    assert status == 0
+    assert "lfm2.5: lfm2.5-230m, the smallest of " in err
+    assert "qwen3:" not in err  # qwen3-next is another family
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert set(rows["qwen3"]["layout"]) == {"gqa"}

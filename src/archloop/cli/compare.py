@@ -56,6 +56,17 @@ def compare(
     profile: Annotated[
         bool, typer.Option("--profile", help="Measure the designs of a budget too.")
     ] = False,
+    train: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train so many proxies of each design of a budget, in a study."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="With --train: whose text, tasks, trainings and targets are taken."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="With --train: folder that holds studies.")] = Path(
+        "runs"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Measure models in turns and say which figures differ; or build designs at one budget.
@@ -63,16 +74,20 @@ def compare(
     As they are, each model is measured beside the first, with random weights. With --at-budget
     nothing is measured unless --profile asks for it: a design keeps its depth, its pattern and the
     widths of its heads, its width and its feed-forwards meet the budget within 1%, and experts
-    become at most 32.
+    become at most 32. A family's name means the smallest preset of it. With --train the designs
+    are measured and trained in a study, which says whether their quality can be told apart.
     """
     if at_budget is None:
-        if plot is not None or specs is not None or profile:
+        if plot is not None or specs is not None or profile or train is not None:
             raise UserError(
-                "--plot, --specs and --profile belong to --at-budget, such as --at-budget 350M"
+                "--plot, --specs, --profile and --train belong to --at-budget, such as "
+                "--at-budget 350M"
             )
         lengths = _lengths(contexts or MEASURED)
         _measure(models, target_of(device, runtime, quant, threads, lengths), processes, as_json)
         return
+    if train is not None and (recipe is None or len(set(models)) < 2):
+        raise UserError("--train needs --recipe, such as recipes/quickstart.yaml, and two designs")
     budget = count("--at-budget", at_budget, "parameters")
     built = {name: _scaled(name, budget, vocab_size) for name in dict.fromkeys(models)}
     if specs is not None:
@@ -83,11 +98,22 @@ def compare(
     if profile:
         target = target_of(device, runtime, quant, threads, _lengths(contexts or MEASURED))
         measured = _measured(_runnable(built, runtime), target, processes, show=not as_json)
+    trained: dict[str, Any] = {}
+    if train is not None:
+        assert recipe is not None
+        from archloop.cli import trained_designs
+
+        def proxy(name: str, vocabulary: int) -> "StackSpec":
+            return _scaled(name, budget, vocabulary)
+
+        trained = trained_designs.run(recipe, runs, at_budget, built, proxy, train, not as_json)
     if as_json:
         told = ("beside", "measured", "verdicts")
         by_name = {row["name"]: {key: row[key] for key in told} for row in measured}
         rows = [{"name": name, **found.model_dump()} for name, found in designs.items()]
-        print_json([row | by_name.get(row["name"], {}) for row in rows])
+        print_json(
+            [row | by_name.get(row["name"], {}) | trained.get(row["name"], {}) for row in rows]
+        )
 
 
 def _lengths(contexts: str) -> list[int]:
@@ -166,14 +192,16 @@ def _scaled(name: str, budget: int, vocab_size: int) -> "StackSpec":
 
 
 def _design(name: str) -> "StackSpec":
-    """What a model is, or the one preset whose name begins so."""
-    from archloop.stack import presets
+    """What a model is; of a family's name, the smallest preset of that family."""
+    from archloop.stack import cost, presets
 
-    starting = [preset for preset in presets.names() if preset.startswith(f"{name}-")]
-    own = [preset for preset in starting if not preset.endswith(presets.TWIN_SUFFIX)]
-    if name not in presets.names() and len(own) == 1:
-        return presets.load(own[0])
-    return find(name).spec
+    family = {} if name in presets.names() else presets.family(name)
+    if not family:
+        return find(name).spec
+    smallest = min(family, key=lambda each: cost.num_params(family[each]))
+    if len(family) > 1:
+        stderr.print(f"{name}: {smallest}, the smallest of {', '.join(family)}", soft_wrap=True)
+    return family[smallest]
 
 
 def _write(built: "dict[str, StackSpec]", folder: Path) -> None:

@@ -22,7 +22,7 @@ from archloop.search.anchors import AnchorStacks
 from archloop.search.base import Proposal, Strategy
 from archloop.search.mixer_checks import check_mixers
 from archloop.search.recipe.errors import RecipeError, describe
-from archloop.search.recipe.recipe import Recipe
+from archloop.search.recipe.recipe import GivenStack, Recipe
 from archloop.space import seeding
 from archloop.space.budget import OutOfReachError
 from archloop.space.checking import check_sequence_length
@@ -148,15 +148,18 @@ def _resolve(recipe: Recipe) -> Plan:
     seq_len = recipe.proxy.training.seq_len
     _prefixed("proxy.training.seq_len", check_sequence_length, space, seq_len)
     vocab_size = _prefixed("proxy", mixture.vocab_size, recipe.proxy)
-    given = recipe.space.proxy.vocab_size
-    if given not in (None, vocab_size):
+    said = recipe.space.proxy.vocab_size
+    if said not in (None, vocab_size):
         raise UserError(
-            f"space.proxy.vocab_size={given}: text and tasks need {vocab_size}; leave it out"
+            f"space.proxy.vocab_size={said}: text and tasks need {vocab_size}; leave it out"
         )
     reference, genome = _prefixed("reference", _reference, recipe, space)
     reference_proxy = proxied(space, reference, vocab_size)
     if genome:
         reference_proxy = to_spec(space, Genome.model_validate(genome), "proxy", vocab_size)
+    for given in recipe.specs:
+        if isinstance(given, GivenStack) and given.spec == reference:
+            reference_proxy = given.proxy
     for spec in (reference, reference_proxy):
         _prefixed("reference", cost.check, spec)
     for name, target in recipe.targets.items():
@@ -238,11 +241,23 @@ def _given(
     candidates = []
     for index, given in enumerate(recipe.specs):
         key = f"specs[{index}]"
-        spec = given if isinstance(given, StackSpec) else _prefixed(key, presets.load, given)
-        proxy_spec = reference[1] if spec == reference[0] else proxied(space, spec, vocab_size)
+        origin, own = "recipe", None
+        if isinstance(given, GivenStack):
+            origin, spec, own = given.name, given.spec, given.proxy
+            if own.vocab_size != vocab_size:
+                raise UserError(
+                    f"{key}.proxy.vocab_size={own.vocab_size}: text and tasks need {vocab_size}"
+                )
+        elif isinstance(given, StackSpec):
+            spec = given
+        else:
+            origin, spec = given, _prefixed(key, presets.load, given)
+        if spec == reference[0]:
+            proxy_spec = reference[1]
+        else:
+            proxy_spec = own or proxied(space, spec, vocab_size)
         for each in (spec, proxy_spec):
             _prefixed(key, cost.check, each)
-        origin = given if isinstance(given, str) else "recipe"
         candidates.append(Candidate(spec=spec, proxy_spec=proxy_spec, genome=None, origin=origin))
     return tuple(candidates)
 

@@ -95,6 +95,20 @@ class Reference(_Section):
         return self
 
 
+class GivenStack(_Section):
+    """A stack to try as it is, with a proxy of its own: what has no like at the space's width.
+
+    Attributes:
+        name: what the study calls it.
+        spec: at ship width.
+        proxy: what is trained, with the vocabulary of the study's text and tasks.
+    """
+
+    name: str
+    spec: StackSpec
+    proxy: StackSpec
+
+
 class AnchorPair(_Section):
     """Two stacks between which scores are normalised.
 
@@ -215,7 +229,9 @@ class Recipe(_Section):
             aggregated over contexts; bare words are those of the default. Quality, by which stacks
             are ranked, and latency, by which reports order them, are always among them.
         specs: stacks to try as they are, names of presets or whole specs at ship width, before the
-            strategy is asked: the blocks of a model left out one by one, say.
+            strategy is asked: the blocks of a model left out one by one, say. With a `proxy` of
+            its own where the space's width does not suit; the reference's spec among them says
+            which proxy the reference has.
         initial: layouts to try first: names of presets, or mixers by block.
         targets: what candidates are measured on, by name; the names key every record and figure.
         profile: how they are measured, on every target alike.
@@ -248,7 +264,7 @@ class Recipe(_Section):
     until_still: Annotated[int, Field(ge=2)] | None = None
     reference: Annotated[Reference, BeforeValidator(_preset_or_section)]
     objectives: tuple[Annotated[Objective, BeforeValidator(_known_objective)], ...] = OBJECTIVES
-    specs: tuple[str | StackSpec, ...] = ()
+    specs: tuple[str | StackSpec | GivenStack, ...] = ()
     initial: tuple[str | tuple[str, ...], ...] = ()
     space: SpaceConfig
     targets: dict[str, Target] = Field({"host": Target.model_validate({})}, min_length=1)

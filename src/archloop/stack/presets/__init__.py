@@ -67,14 +67,26 @@ def names() -> list[str]:
     return sorted(_own() | _twins())
 
 
+def family(name: str) -> dict[str, StackSpec]:
+    """The presets of a family, without twins: ``<name>-<size>``, a size beginning with a digit.
+
+    So ``qwen3`` has qwen3-1.7b, and qwen3-next-80b-a3b is of another family.
+    """
+    stem = f"{name}-"
+    found = {each: spec for each, spec in _own().items() if each.startswith(stem)}
+    return {each: spec for each, spec in found.items() if each[len(stem)].isdigit()}
+
+
 def load(name: str) -> StackSpec:
     """The spec of a preset.
 
     Raises:
-        UserError: no such preset; near matches are named.
+        UserError: no such preset; near matches, or a family's presets, are named.
     """
     # A preset with a file needs no costs, and so no torch.
     found = _own().get(name) or _twins().get(name)
+    if found is None and (sizes := family(name)):
+        raise UserError(f"{name!r} is a family of presets; name one: {', '.join(sizes)}")
     if found is None:
         raise UserError(f"unknown preset {name!r}; {registry.suggest(name, names())}")
     return found

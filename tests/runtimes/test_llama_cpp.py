@@ -28,7 +28,28 @@ def stack(*blocks: tuple[MixerSpec, ChannelMixerSpec | None]) -> StackSpec:
     )
 
 
+def gemma(**attention: float) -> StackSpec:
+    """Every sixth block sees everything; norms multiply by 1 + w."""
+    shared = {"head_dim": 64, "norm_offset": True, "norm_eps": 1e-6} | attention
+    window = MixerSpec(name="swa", config={"window": 4, **shared})
+    block = BlockSpec(
+        mixers=(window,),
+        channel_mixer=ChannelMixerSpec(name="geglu", config={"expansion": 2.0}),
+        post_norms=True,
+    )
+    full = block.model_copy(update={"mixers": (MixerSpec(name="gqa", config=shared),)})
+    return StackSpec(
+        d_model=128,
+        vocab_size=256,
+        blocks=(*(block,) * 5, full, block),
+        norm_offset=True,
+        norm_eps=1e-6,
+        embedding_multiplier=128**0.5,
+    )
+
+
 STACKS = {
+    "gemma3": gemma(),
     "lfm2": stack((CONV, SWIGLU), (GQA, SWIGLU)),
     "lfm2moe": stack((CONV, SWIGLU), (GQA, MOE)),
     "llama": stack((PLAIN, SWIGLU), (PLAIN, SWIGLU)),
@@ -60,6 +81,11 @@ def test_what_no_architecture_has_is_refused() -> None:
     odd = MixerSpec(name="short_conv", config={"bias": True})
     reason = gguf_file.unsupported(stack((odd, SWIGLU), (GQA, SWIGLU)))
     assert "short convolutions have no bias there" in (reason or "")
+    early = gemma().replace(blocks=gemma().blocks[::-1])
+    assert "every 6th layer and no other" in (gguf_file.unsupported(early) or "")
+    assert "the width of a head there" in (gguf_file.unsupported(gemma(scale=0.1)) or "")
+    reason = gguf_file.unsupported(gemma(rope_theta=5e4))
+    assert "rotary base of windowed attention is 10000 there" in (reason or "")
 
 
 @pytest.mark.ci

@@ -29,8 +29,12 @@ ARCHITECTURES = {
     "llama": "LLAMA",
     "qwen3": "QWEN3",
     "mamba2": "MAMBA2",
+    "gemma3_text": "GEMMA3",
 }
 """By the checkpoints' ``model_type``, the ``gguf`` package's name of llama.cpp's architecture."""
+GEMMA_PERIOD, GEMMA_THETA = 6, 1e4
+"""What llama.cpp takes for given in Gemma 3: the layers that are not windowed, and the base of RoPE
+in those that are."""
 BLOCK = 32
 """Numbers of a row that share a scale in Q4_0 and Q8_0."""
 
@@ -71,6 +75,8 @@ def _refused(spec: StackSpec, config: dict[str, Any]) -> str | None:
         return "short convolutions have no bias there"
     if config.get("rope_parameters", {}).get("rope_type", "default") != "default":
         return "scaled rotary embeddings are not written"
+    if model_type == "gemma3_text" and (reason := _refused_gemma(config)) is not None:
+        return reason
     if spec.d_model % BLOCK:
         return f"rows are quantised {BLOCK} numbers at a time, and d_model={spec.d_model}"
     if model_type.startswith("lfm2"):
@@ -79,6 +85,20 @@ def _refused(spec: StackSpec, config: dict[str, Any]) -> str | None:
         heads, head_dim = config["num_attention_heads"], _head_dim(config)
         if heads * head_dim != spec.d_model:
             return f"heads must be as wide as the model there, not {heads} of {head_dim}"
+    return None
+
+
+def _refused_gemma(config: dict[str, Any]) -> str | None:
+    for index, kind in enumerate(config["layer_types"]):
+        if (kind == "full_attention") != ((index + 1) % GEMMA_PERIOD == 0):
+            return f"every {GEMMA_PERIOD}th layer and no other has full attention there"
+    if config["query_pre_attn_scalar"] != config["head_dim"]:
+        return "attention is scaled by the width of a head there"
+    for kind, rope in config["rope_parameters"].items():
+        if rope.get("rope_type", "default") != "default":
+            return "scaled rotary embeddings are not written"
+        if kind == "sliding_attention" and rope["rope_theta"] != GEMMA_THETA:
+            return f"the rotary base of windowed attention is {GEMMA_THETA:.0f} there"
     return None
 
 
@@ -160,7 +180,11 @@ def _write_keys(writer: Any, model_type: str, config: dict[str, Any], spec: Stac
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    rope = config["rope_parameters"]
+    if model_type == "gemma3_text":
+        writer.add_sliding_window(config["sliding_window"])
+        rope = rope.get("full_attention", {"rope_theta": GEMMA_THETA})
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_feed_forward_length(config["intermediate_size"])
     layer_types = config.get("layer_types", [])
     if "conv" not in layer_types:
@@ -239,11 +263,18 @@ def _mamba2(name: str, tensor: Tensor, config: dict[str, Any]) -> tuple[str, Ten
     return name, tensor
 
 
+def _gemma(name: str, tensor: Tensor, config: dict[str, Any]) -> tuple[str, Tensor]:
+    """Norms multiply by what is stored there, and by one more in checkpoints."""
+    del config
+    return name, tensor.float() + 1 if name.endswith("norm.weight") else tensor
+
+
 _CHANGES: dict[str, Callable[[str, Tensor, dict[str, Any]], tuple[str, Tensor]]] = {
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2,
     "llama": _llama,
     "mamba2": _mamba2,
+    "gemma3_text": _gemma,
 }
 
 

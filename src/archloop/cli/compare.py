@@ -29,6 +29,24 @@ _MEASURES = {
 """By estimate: the title of its table, and its unit."""
 
 
+Plot = Annotated[
+    Path | None, typer.Option(help="Draw the estimates: a file ending in svg, png or pdf.")
+]
+Folder = Annotated[
+    Path | None, typer.Option(help="Write each design's spec into this folder, as .json.")
+]
+Measuring = Annotated[bool, typer.Option("--profile", help="Measure the designs of a budget too.")]
+Train = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train so many proxies of each design of a budget, in a study."),
+]
+Taken = Annotated[
+    Path | None,
+    typer.Option(help="With --train: whose text, tasks, trainings and targets are taken."),
+]
+Runs = Annotated[Path, typer.Option(help="With --train: folder that holds studies.")]
+
+
 @command()
 def compare(
     models: Annotated[
@@ -47,26 +65,12 @@ def compare(
     quant: Annotated[str, typer.Option(help="One of the runtime's quantisations.")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="To measure with.")] = None,
     processes: Annotated[int, typer.Option(help="Fresh ones of each model, measured.")] = 5,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the estimates: a file ending in svg, png or pdf.")
-    ] = None,
-    specs: Annotated[
-        Path | None, typer.Option(help="Write each design's spec into this folder, as .json.")
-    ] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Measure the designs of a budget too.")
-    ] = False,
-    train: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train so many proxies of each design of a budget, in a study."),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="With --train: whose text, tasks, trainings and targets are taken."),
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="With --train: folder that holds studies.")] = Path(
-        "runs"
-    ),
+    plot: Plot = None,
+    specs: Folder = None,
+    profile: Measuring = False,
+    train: Train = None,
+    recipe: Taken = None,
+    runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Measure models in turns and say which figures differ; or build designs at one budget.
@@ -77,17 +81,11 @@ def compare(
     become at most 32. A family's name means the smallest preset of it. With --train the designs
     are measured and trained in a study, which says whether their quality can be told apart.
     """
+    _check(at_budget, [plot, specs, profile or None, train], train, recipe, models)
     if at_budget is None:
-        if plot is not None or specs is not None or profile or train is not None:
-            raise UserError(
-                "--plot, --specs, --profile and --train belong to --at-budget, such as "
-                "--at-budget 350M"
-            )
         lengths = _lengths(contexts or MEASURED)
         _measure(models, target_of(device, runtime, quant, threads, lengths), processes, as_json)
         return
-    if train is not None and (recipe is None or len(set(models)) < 2):
-        raise UserError("--train needs --recipe, such as recipes/quickstart.yaml, and two designs")
     budget = count("--at-budget", at_budget, "parameters")
     built = {name: _scaled(name, budget, vocab_size) for name in dict.fromkeys(models)}
     if specs is not None:
@@ -101,19 +99,45 @@ def compare(
     trained: dict[str, Any] = {}
     if train is not None:
         assert recipe is not None
-        from archloop.cli import trained_designs
-
-        def proxy(name: str, vocabulary: int) -> "StackSpec":
-            return _scaled(name, budget, vocabulary)
-
-        trained = trained_designs.run(recipe, runs, at_budget, built, proxy, train, not as_json)
+        trained = _trained(recipe, runs, budget, built, train, show=not as_json)
     if as_json:
         told = ("beside", "measured", "verdicts")
         by_name = {row["name"]: {key: row[key] for key in told} for row in measured}
         rows = [{"name": name, **found.model_dump()} for name, found in designs.items()]
-        print_json(
-            [row | by_name.get(row["name"], {}) | trained.get(row["name"], {}) for row in rows]
+        more = [by_name.get(row["name"], {}) | trained.get(row["name"], {}) for row in rows]
+        print_json([row | found for row, found in zip(rows, more, strict=True)])
+
+
+def _check(
+    at_budget: str | None, of_budget: list[Any], train: int | None, recipe: Any, models: list[str]
+) -> None:
+    """Refuse options without those that they belong to."""
+    if at_budget is None and any(each is not None for each in of_budget):
+        raise UserError(
+            "--plot, --specs, --profile and --train belong to --at-budget, such as --at-budget 350M"
         )
+    if train is not None and (recipe is None or len(set(models)) < 2):
+        raise UserError("--train needs --recipe, such as recipes/quickstart.yaml, and two designs")
+
+
+def _trained(
+    recipe: Path,
+    runs: Path,
+    budget: int,
+    built: "dict[str, StackSpec]",
+    trainings: int,
+    show: bool,
+) -> dict[str, Any]:
+    """By design, what a study of them tells; `show` prints its outcome too."""
+    from archloop.cli import trained_designs
+
+    def proxy(name: str, vocabulary: int) -> "StackSpec":
+        return _scaled(name, budget, vocabulary)
+
+    record, page = trained_designs.run(recipe, runs, budget, built, proxy, trainings)
+    if show:
+        trained_designs.show(record, page)
+    return trained_designs.plain(record)
 
 
 def _lengths(contexts: str) -> list[int]:

@@ -10,54 +10,63 @@ from archloop.cli.command import stderr
 
 if TYPE_CHECKING:
     from archloop.stack.spec import StackSpec
+    from archloop.store.record import StudyRecord
 
 
 def run(
     recipe: Path,
     runs: Path,
-    budget: str,
+    budget: int,
     designs: "Mapping[str, StackSpec]",
     proxied: "Callable[[str, int], StackSpec]",
     trainings: int,
-    show: bool,
-) -> dict[str, Any]:
-    """Create or resume the study; by design, what JSON has of it.
+) -> "tuple[StudyRecord, Path]":
+    """Create or resume the study; what it has, and its page.
 
     Args:
         recipe: its file.
         runs: folder of studies.
-        budget: as it was given, which is part of the study's name.
+        budget: parameters of each design, which are part of the study's name.
         designs: by name, as they are measured.
         proxied: what is trained of a design, for its name and a vocabulary.
         trainings: of each.
-        show: print the study's outcome, and which trial is which design.
 
     Raises:
         UserError: the recipe cannot be run so.
     """
-    from archloop.findings.verdict import verdict
     from archloop.report import html
     from archloop.report.live import display
-    from archloop.report.outcome import print_outcome
     from archloop.search.designs import of_designs
     from archloop.search.recipe.recipe import load
     from archloop.search.study import Study
 
     base = load(recipe)
-    name = f"{base.name}-designs-{budget.lower()}"
+    name = f"{base.name}-designs-{budget}"
     study = Study(of_designs(base, name, designs, proxied, trainings), runs)
     with display(stderr) as progress:
         record = study.run(progress)
-    page = html.write(record, study.folder / "report.html")
+    return record, html.write(record, study.folder / "report.html")
+
+
+def show(record: "StudyRecord", page: Path) -> None:
+    """Which trial is which design, and the study's outcome."""
+    from archloop.report.outcome import print_outcome
+
+    console = Console(highlight=False)
+    for trial in record.trials:
+        console.print(f"trial {trial.number}: {trial.origin}", markup=False)
+    print_outcome(record, page, console)
+
+
+def plain(record: "StudyRecord") -> dict[str, Any]:
+    """By design, as JSON has it: its trial, its place, its estimates, the scores of each seed."""
+    from archloop.findings.verdict import verdict
+
     found = verdict(record)
-    if show:
-        console = Console(highlight=False)
-        for trial in record.trials:
-            console.print(f"trial {trial.number}: {trial.origin}", markup=False)
-        print_outcome(record, page, console)
     told: dict[str, Any] = {}
     for trial in record.trials:
         row = None if found is None else found.row(trial.number)
+        estimates = row.place.estimates if row else {}
         told[trial.origin] = {
             "trained": {
                 "trial": trial.number,
@@ -67,7 +76,7 @@ def run(
                 "reliability": None if found is None else found.comparison.reliability,
                 "estimates": {
                     objective: {"mean": each.mean, "se": each.se}
-                    for objective, each in (row.place.estimates if row else {}).items()
+                    for objective, each in estimates.items()
                 },
                 "scores_by_seed": [
                     {task: score.value for task, score in scores.items()}

@@ -59,6 +59,16 @@ def test_a_family_that_slows_every_block_is_found_and_by_how_much() -> None:
     assert len(clear(found, "position")) <= 1
 
 
+def test_what_all_differences_come_from_explains_them_and_noise_explains_nothing() -> None:
+    found = attribution(made(slow=0.1, noise=0.01))
+    explained = dict.fromkeys(("quality", "latency"), 0.0)
+    for each in found.contributions:
+        if each.factor == "family" and each.objective in explained:
+            explained[each.objective] += each.importance
+    assert 0.95 < explained["latency"] <= 1.0
+    assert explained["quality"] < 0.3
+
+
 def test_of_noise_little_is_claimed() -> None:
     claims = sum(len(clear(attribution(made(0.0, 0.05, seed=seed)), "family")) for seed in range(8))
     # Of 48 intervals of 95%.

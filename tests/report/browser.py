@@ -80,11 +80,11 @@ class Browser:
                 return result
 
     def open(self, page: Path, fragment: str = "", wait_s: float = 30.0) -> None:
-        """Load a file and wait until it stands."""
+        """Load a report and wait until its plots are drawn."""
         self.send("Page.navigate", url=page.resolve().as_uri() + fragment)
         end = time.monotonic() + wait_s
-        while self.run("document.readyState") != "complete":
-            assert time.monotonic() < end, "the page did not load"
+        while self.run("document.body?.dataset.drawn") != "yes":
+            assert time.monotonic() < end, "the page did not draw its plots"
             time.sleep(0.1)
 
     def run(self, script: str) -> Any:

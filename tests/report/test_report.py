@@ -1,10 +1,13 @@
 """What a report says: right numbers, everything on one page, nothing fetched from outside."""
 
+import base64
+import gzip
 import json
 import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -19,6 +22,14 @@ from archloop.report.telling import telling
 from archloop.report.top import top
 from archloop.store.record import FamilyRate, StudyRecord
 from report import studies
+
+
+def whole(study: StudyRecord) -> str:
+    """The page with what it has compressed in its place, the plots' library left out."""
+    page = re.sub(r'<script type="text/plain" id="library">.*?</script>', "", html.render(study))
+    packed = re.search(r'<script type="text/plain" id="pages">(.*?)</script>', page)
+    assert packed is not None
+    return page[: packed.start()] + gzip.decompress(base64.b64decode(packed[1])).decode()
 
 
 def test_summary_is_json_with_known_places() -> None:
@@ -104,7 +115,7 @@ def test_layouts_that_look_alike_are_told_apart_by_their_settings() -> None:
 
 
 def test_page_is_self_contained_and_complete() -> None:
-    page = html.render(studies.study())
+    page = whole(studies.study())
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
     assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', outside)
     for text in ("in_context_recall", "decode_p50_ms at 1024 on host", "load average", "0.40%"):
@@ -149,7 +160,7 @@ def test_tuned_rates_are_shown_and_an_optimum_at_the_edge_is_flagged() -> None:
 
 
 def test_page_shows_memory_with_its_interval_and_why_a_study_ended() -> None:
-    page = html.render(studies.study().model_copy(update={"ended": "the space is exhausted"}))
+    page = whole(studies.study().model_copy(update={"ended": "the space is exhausted"}))
     assert "Ended early: the space is exhausted." in page
     assert "286.1 [277.5, 297.5]" in page
 
@@ -157,7 +168,7 @@ def test_page_shows_memory_with_its_interval_and_why_a_study_ended() -> None:
 def test_error_after_rung_0_is_shown() -> None:
     study = studies.study()
     hurt = study.trials[1].model_copy(update={"error": "rung 1: exit status <9>"})
-    page = html.render(study.model_copy(update={"trials": (hurt,)}))
+    page = whole(study.model_copy(update={"trials": (hurt,)}))
     assert "rung 1: exit status &lt;9&gt;" in page
 
 
@@ -278,11 +289,29 @@ def test_each_trial_has_its_place_badges_and_lineage() -> None:
     assert next(each.name for each in trials.shown(study, verdict(study))) == "reference"
 
 
-def test_a_page_of_many_trials_stays_small() -> None:
-    study = studies.study()
-    many = tuple(study.trials[2].model_copy(update={"number": 6 + number}) for number in range(150))
-    page = html.render(study.model_copy(update={"trials": (*study.trials, *many)}))
+def test_a_page_of_300_trials_is_below_6_megabytes() -> None:
+    """Sixteen blocks each, of five families, trained to the second rung."""
+    rng = np.random.default_rng(0)
+    trials = []
+    for number in range(300):
+        latency, memory, quality = rng.uniform(0.6, 1.0, 3)
+        values = studies.objectives(quality, latency, memory)
+        read = {name: values.values[name] for name in ("latency", "memory")}
+        rungs = (studies.rung(0), studies.rung(1))
+        pattern = "CA" + "".join(rng.choice(list("CASW"), 14))
+        trials.append(
+            studies.trial(
+                number, pattern, rungs=rungs, by_rung=(values, values), readings=read, parents=(0,)
+            )
+        )
+    page = html.render(studies.study().model_copy(update={"trials": tuple(trials)}))
     assert len(page.encode()) < 6_000_000
+
+
+def test_the_commit_of_the_code_stands_on_top() -> None:
+    environment = {"archloop": "0.1.0", "commit": "0123abc+changes"}
+    page = html.render(studies.study().model_copy(update={"environment": environment}))
+    assert "commit 0123abc+changes" in page.partition("<section")[0]
 
 
 def test_a_page_is_renewed_seldom_enough() -> None:

@@ -90,7 +90,11 @@ def _show(found: "Attribution", console: Console) -> None:
         "gene": "a gene from its least value to its largest",
     }
     objectives = list(dict.fromkeys(each.objective for each in found.contributions))
-    console.print(f"{found.num_stacks} stacks; 95% intervals; * the interval leaves 0 out")
+    console.print(
+        f"{found.num_stacks} stacks; 95% intervals; * the interval leaves 0 out; at the end of each, "
+        "the share of the spread between stacks that goes with it",
+        soft_wrap=True,
+    )
     for factor, title in titles.items():
         by_what: dict[str, dict[str, Contribution]] = {}
         for each in found.contributions:
@@ -117,7 +121,7 @@ def _show(found: "Attribution", console: Console) -> None:
 
 
 def _cell(each: "Contribution") -> str:
+    from archloop.report.attributed import in_words
+
     mark = "*" if each.is_clear else ""
-    if each.objective.partition(":")[0] == "quality":
-        return f"{each.value:+.2f} ({each.low:+.2f} to {each.high:+.2f}){mark}"
-    return f"{each.value:+.1%} ({each.low:+.1%} to {each.high:+.1%}){mark}"
+    return f"{in_words(each)}{mark} {each.importance:.0%}"

@@ -47,6 +47,9 @@ class Contribution(NamedTuple):
     Attributes:
         what: ``gla``, ``gla late``, ``gla.head_dim 32 to 128``.
         value: in the objective's unit; of a ratio, a share of it: 0.05 is 5% more.
+        importance: the share of the spread between stacks that goes with it: of the variance of
+            the outcomes, the covariance of its part with all that was fitted. Those of one fit add
+            up to what the fit explains.
         num_stacks: that have it.
     """
 
@@ -56,6 +59,7 @@ class Contribution(NamedTuple):
     value: float
     low: float
     high: float
+    importance: float
     num_stacks: int
 
     @property
@@ -95,12 +99,15 @@ class _Stack(NamedTuple):
     within: bool
 
 
-def attribution(study: StudyRecord, extra: Sequence[StudyRecord] = ()) -> Attribution:
+def attribution(
+    study: StudyRecord, extra: Sequence[StudyRecord] = (), num_draws: int = NUM_DRAWS
+) -> Attribution:
     """What a study's trials tell of contributions.
 
     Args:
         study: whose budgets, objectives and scale of quality hold.
         extra: studies of the same space whose trials count too, such as one by design.
+        num_draws: of the stacks' true values, behind the intervals of the shares.
 
     Raises:
         UserError: too few trials have been measured or trained.
@@ -117,7 +124,7 @@ def attribution(study: StudyRecord, extra: Sequence[StudyRecord] = ()) -> Attrib
                 "least, and tells little below twenty"
             )
         found += _of_objective(objective, known, _set_by_budget(study))
-    shares, volume = _shares(study, [stack for stack in stacks if stack.within])
+    shares, volume = _shares(study, [stack for stack in stacks if stack.within], num_draws)
     return Attribution(tuple(found), shares, volume, len(stacks))
 
 
@@ -186,26 +193,37 @@ def _of_objective(
     depth = float(np.mean([spec.num_blocks for spec in specs]))
     num_with = (shares_NK > 0).sum(0)
 
-    def told(factor: Factor, what: str, value: Estimate, count: int) -> Contribution:
+    def told(factor: Factor, what: str, value: Estimate, importance: float, count: int) -> Contribution:
         ends = (value.mean, *value.interval())
         middle, low, high = (math.expm1(end) for end in ends) if is_ratio else ends
-        return Contribution(factor, what, objective.name, middle, low, high, int(count))
+        return Contribution(
+            factor, what, objective.name, middle, low, high, float(importance), int(count)
+        )
 
     centred_NK = shares_NK - shares_NK.mean(0)
     found = fit(centred_NK, y_N, se_N)
+    explained_K = _explained(centred_NK, y_N, found)
     for index, family in enumerate(families):
         weights_K = (np.eye(len(families))[index] - shares_NK.mean(0)) / depth
-        yield told("family", family, found.contrast(weights_K), num_with[index])
+        value = found.contrast(weights_K)
+        yield told("family", family, value, explained_K[index], num_with[index])
     offsets_NK = z_NK - np.repeat(shares_NK, len(PARTS), 1) / len(PARTS)
-    placed = fit(np.hstack([centred_NK, offsets_NK]), y_N, se_N)
+    placed_NK = np.hstack([centred_NK, offsets_NK])
+    placed = fit(placed_NK, y_N, se_N)
+    explained_K = _explained(placed_NK, y_N, placed)[len(families) :]
     for index, family in enumerate(families):
         for part, label in enumerate(PARTS):
-            weights_K = _place_weights(len(families), index, part) / depth
-            yield told("position", f"{family} {label}", placed.contrast(weights_K), num_with[index])
-    yield from (
-        told("gene", what, value, count)
-        for what, value, count in _genes(specs, skipped, centred_NK, y_N, se_N)
-    )
+            value = placed.contrast(_place_weights(len(families), index, part) / depth)
+            importance = explained_K[index * len(PARTS) + part]
+            yield told("position", f"{family} {label}", value, importance, num_with[index])
+    yield from (told("gene", *of_gene) for of_gene in _genes(specs, skipped, centred_NK, y_N, se_N))
+
+
+def _explained(x_NK: Floats, y_N: Floats, found: Fit) -> Floats:
+    """For each feature, the share of the outcomes' variance that goes with it in a fit."""
+    parts_NK = (x_NK - x_NK.mean(0)) * found.mean_K
+    explained_K: Floats = parts_NK.T @ parts_NK.sum(1) / len(y_N) / (float(y_N.var()) or 1.0)
+    return explained_K
 
 
 def _place_weights(num_families: int, family: int, part: int) -> Floats:
@@ -234,7 +252,7 @@ def _mixers(block: BlockSpec) -> list[str]:
 
 def _genes(
     specs: Sequence[StackSpec], skipped: str, shares_NK: Floats, y_N: Floats, se_N: Floats
-) -> Iterator[tuple[str, Estimate, int]]:
+) -> Iterator[tuple[str, Estimate, float, int]]:
     """Each setting that differs between stacks, beside the families' shares."""
     values: dict[str, list[list[Any]]] = {}
     for row, spec in enumerate(specs):
@@ -255,10 +273,13 @@ def _genes(
         )
         has_N = np.isfinite(column_N)
         column_N = np.where(has_N, column_N - column_N[has_N].mean(), 0.0)
-        found: Fit = fit(np.column_stack([shares_NK, column_N]), y_N, se_N)
+        beside_NK = np.column_stack([shares_NK, column_N])
+        found: Fit = fit(beside_NK, y_N, se_N)
         weights_K = np.zeros(shares_NK.shape[1] + 1)
         weights_K[-1] = 1
-        yield f"{gene} {listed[0]} to {listed[-1]}", found.contrast(weights_K), int(has_N.sum())
+        what = f"{gene} {listed[0]} to {listed[-1]}"
+        importance = float(_explained(beside_NK, y_N, found)[-1])
+        yield what, found.contrast(weights_K), importance, int(has_N.sum())
 
 
 def _order(value: Any) -> tuple[int, float, str]:
@@ -269,19 +290,24 @@ def _order(value: Any) -> tuple[int, float, str]:
 # --- shares ---------------------------------------------------------------------------------------
 
 
-def _shares(study: StudyRecord, stacks: Sequence[_Stack]) -> tuple[tuple[Share, ...], float]:
+def _shares(
+    study: StudyRecord, stacks: Sequence[_Stack], num_draws: int
+) -> tuple[tuple[Share, ...], float]:
     """Shapley values of the families over the hypervolume of the stacks within the budgets."""
     assert study.reference_point is not None
     objectives = study.objectives
     whole = [stack for stack in stacks if all(o.name in stack.known for o in objectives)]
     worst_M = np.array([_sign(o) * study.reference_point.mean(o.name) for o in objectives])
-    draws_DNM = _draws(whole, objectives)
+    draws_DNM = _draws(whole, objectives, num_draws)
     families = sorted({name for each in whole for b in each.spec.blocks for name in _mixers(b)})
     used = [{name for block in each.spec.blocks for name in _mixers(block)} for each in whole]
 
+    matters_DN = _matters(draws_DNM, used)
+
     def worth(coalition: frozenset[str]) -> Floats:
-        inside = [index for index, names in enumerate(used) if names <= coalition]
-        return np.array([hypervolume(draw_NM[inside], worst_M) for draw_NM in draws_DNM])
+        inside_N = np.array([names <= coalition for names in used], bool)
+        pairs = zip(draws_DNM, inside_N & matters_DN, strict=True)
+        return np.array([hypervolume(draw_NM[kept_N], worst_M) for draw_NM, kept_N in pairs])
 
     if not families:
         return (), 0.0
@@ -295,14 +321,27 @@ def _shares(study: StudyRecord, stacks: Sequence[_Stack]) -> tuple[tuple[Share, 
     return tuple(shares), float(worth(frozenset(families)).mean())
 
 
-def _draws(stacks: Sequence[_Stack], objectives: Sequence[Objective]) -> Floats:
+def _matters(draws_DNM: Floats, used: Sequence[set[str]]) -> NDArray[np.bool_]:
+    """By draw, whether a stack can add to a coalition.
+
+    It cannot where another stack, of the same families or fewer of them, is better in everything.
+    """
+    smaller_NN = np.array([[other <= own for other in used] for own in used], bool)
+    matters = np.ones(draws_DNM.shape[:2], bool)
+    for draw_NM, matters_N in zip(draws_DNM, matters, strict=True):
+        beaten_NN = (draw_NM[None, :, :] < draw_NM[:, None, :]).all(2)
+        matters_N &= ~(beaten_NN & smaller_NN).any(1)
+    return matters
+
+
+def _draws(stacks: Sequence[_Stack], objectives: Sequence[Objective], num_draws: int) -> Floats:
     """Values that the stacks may have, less being better."""
     rng = np.random.default_rng(0)
     shape = (len(stacks), len(objectives))
     pairs = [[stack.known[o.name] for o in objectives] for stack in stacks]
     mean_NM = np.array([[each.mean for each in row] for row in pairs]).reshape(shape)
     se_NM = np.array([[each.se for each in row] for row in pairs]).reshape(shape)
-    draws_DNM = mean_NM + se_NM * rng.standard_normal((NUM_DRAWS, *shape))
+    draws_DNM = mean_NM + se_NM * rng.standard_normal((num_draws, *shape))
     signed: Floats = draws_DNM * np.array([_sign(o) for o in objectives])
     return signed
 

@@ -8,7 +8,6 @@ wide, and none is invented.
 Shape suffixes: N observations, K features.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -61,9 +60,7 @@ def fit(x_NK: Floats, y_N: Floats, se_N: Sequence[float] | Floats) -> Fit:
     known_N = np.square(np.asarray(se_N, np.float64))
     if len(y_N) < 3 or not (np.isfinite(x_NK).all() and np.isfinite(y_N).all()):
         raise ValueError(f"{len(y_N)} observations; a fit needs three finite ones at least")
-    total = float(y_N.var()) or 1.0
-    pairs = itertools.product(total * _SPREADS, total * _MISFITS)
-    spread, misfit = min(pairs, key=lambda pair: _badness(x_NK, y_N, known_N, *pair))
+    spread, misfit = _variances(x_NK, y_N, known_N)
     ones_N = np.ones((len(y_N), 1))
     design = np.hstack([ones_N, x_NK])
     weight_N = 1 / (misfit + known_N)
@@ -75,13 +72,35 @@ def fit(x_NK: Floats, y_N: Floats, se_N: Sequence[float] | Floats) -> Fit:
     return Fit(mean[1:], cov[1:, 1:], max(1.0, len(y_N) - used))
 
 
-def _badness(x_NK: Floats, y_N: Floats, known_N: Floats, spread: float, misfit: float) -> float:
-    """Minus twice the restricted log likelihood."""
-    v_NN = spread * (x_NK @ x_NK.T) + np.diag(misfit + known_N)
-    root = np.linalg.cholesky(v_NN)
-    half = np.linalg.solve(root, np.column_stack([np.ones(len(y_N)), y_N]))
-    ones_N, out_N = half.T
-    constant = float(ones_N @ out_N) / float(ones_N @ ones_N)
-    left_N = out_N - constant * ones_N
-    logs = 2 * float(np.log(np.diag(root)).sum()) + math.log(float(ones_N @ ones_N))
-    return logs + float(left_N @ left_N)
+def _variances(x_NK: Floats, y_N: Floats, known_N: Floats) -> tuple[float, float]:
+    """Of coefficients and of what the model misses: those tried that the data make likeliest."""
+    total = float(y_N.var()) or 1.0
+    spreads = total * _SPREADS
+    by_misfit = [
+        (_badness(x_NK, y_N, misfit + known_N, spreads), misfit) for misfit in total * _MISFITS
+    ]
+    badness, misfit = min(by_misfit, key=lambda pair: float(pair[0].min()))
+    return float(spreads[badness.argmin()]), float(misfit)
+
+
+def _badness(x_NK: Floats, y_N: Floats, noise_N: Floats, spreads: Floats) -> Floats:
+    """Minus twice the restricted log likelihood, for each variance of the coefficients.
+
+    The observations' covariance is their noise and one direction for each feature, so that its
+    inverse and determinant follow from a matrix of the features' size (Woodbury), and from its
+    eigenvalues for all variances at once.
+    """
+    weighted_NK = x_NK / noise_N[:, None]
+    eigenvalues_K, turn_KK = np.linalg.eigh(x_NK.T @ weighted_NK)
+    eigenvalues_K = np.clip(eigenvalues_K, 0.0, None)
+    sides_N2 = np.column_stack([np.ones(len(y_N)), y_N])
+    along_K2 = turn_KK.T @ (weighted_NK.T @ sides_N2)
+    plain_22 = sides_N2.T @ (sides_N2 / noise_N[:, None])
+    found = []
+    for spread in spreads:
+        shrink_K = spread / (1 + spread * eigenvalues_K)
+        inner_22 = plain_22 - along_K2.T @ (shrink_K[:, None] * along_K2)
+        ones, ones_y, y_y = float(inner_22[0, 0]), float(inner_22[0, 1]), float(inner_22[1, 1])
+        logs = float(np.log(noise_N).sum() + np.log1p(spread * eigenvalues_K).sum())
+        found.append(logs + math.log(ones) + y_y - ones_y**2 / ones)
+    return np.array(found)

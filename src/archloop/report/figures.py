@@ -246,13 +246,10 @@ def losses(study: StudyRecord, front: list[int]) -> go.Figure:
     return figure
 
 
-def to_html(figure: go.Figure, name: str) -> str:
-    """The figure as a div with that id; the page carries plotly.js once."""
-    config = {"displayModeBar": False, "responsive": True}
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config=config, div_id=f"plot-{name}"
-    )
-    return html
+def to_json(figure: go.Figure) -> str:
+    """What the page's script draws: data and layout as JSON that may stand inside a script."""
+    text: str = figure.to_json()
+    return text.replace("<", "\\u003c")
 
 
 def _points(

@@ -1,5 +1,11 @@
-"""The study as one self-contained HTML file that opens offline."""
+"""The study as one self-contained HTML file that opens offline.
 
+Most of its size are the library that draws its plots and the pages of hundreds of trials. Both are
+in it compressed, and the page's script unpacks them.
+"""
+
+import base64
+import gzip
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +22,7 @@ from archloop.findings.verdict import Verdict, ranking_would_take, verdict
 from archloop.profiling.record import Interval
 from archloop.ranking.estimate import Estimate
 from archloop.report import figures, summary, trials
+from archloop.report.attributed import attributed
 from archloop.report.glossary import GLOSSARY
 from archloop.report.layout import curve, describe, svg
 from archloop.report.measures import quality_in_words
@@ -50,6 +57,7 @@ def render(study: StudyRecord, folder: str | None = None, *, is_running: bool = 
         estimate=estimate,
         duration=duration,
         count=count,
+        packed=packed,
     )
     sources = {
         name: Markup(environment.loader.get_source(environment, file)[0])
@@ -67,6 +75,11 @@ def write(study: StudyRecord, path: Path, *, is_running: bool = False) -> Path:
     with distinct(study.mixers):
         write_atomic(path, render(study, folder, is_running=is_running).encode())
     return path
+
+
+def packed(text: str) -> str:
+    """Text compressed by gzip, in base64; the same bytes each time."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def interval(value: Interval | None, digits: int = 2) -> str:
@@ -131,17 +144,20 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
         "not_ranked": ""
         if found is None or found.ranks_quality
         else ranking_would_take(study, found),
-        "plotly_js": Markup(get_plotlyjs()),
+        "library": get_plotlyjs(),
+        "attributed": attributed(study),
         "found": found,
         "planes": list(planes),
         "floors": floors(study),
         "fair": FAIR,
         "targets": list(targets),
         "plots": {
-            name: "" if figure is None else Markup(figures.to_html(figure, name))
+            name: {"json": Markup(figures.to_json(figure)), "height": figure.layout.height}
             for name, figure in plots.items()
+            if figure is not None
         },
         "shown": shown,
+        "most_rows": _MOST_ROWS,
         "statuses": list(dict.fromkeys(each.status for each in shown)),
         "objectives": objectives,
         "measured": _MEASURED,
@@ -164,6 +180,8 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
     }
 
 
+_MOST_ROWS = 40
+"""Trials that the table shows at once; of more, the best until a reader asks for all."""
 _MEASURED = (("ttft_ms", 1, 1.0), ("decode_p50_ms", 2, 1.0), ("peak_memory_bytes", 0, 2.0**20))
 """Figures of the table: field, digits, and how many of its units make one of the column's."""
 

@@ -11,12 +11,25 @@ def telling(specs: Sequence[StackSpec]) -> list[str]:
     A setting is named once, with its values by block where these differ: ``kernel 3 7 3``.
     """
     settings = [_settings(spec) for spec in specs]
-    words = []
-    for spec, own in zip(specs, settings, strict=True):
-        alike = [s for other, s in zip(specs, settings, strict=True) if other.layout == spec.layout]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in alike)]
-        words.append(", ".join(f"{key} {_compact(own[key])}" for key in differing))
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for index, spec in enumerate(specs):
+        alike.setdefault(tuple(spec.layout), []).append(index)
+    words = [""] * len(specs)
+    for indices in alike.values():
+        keys = dict.fromkeys(key for index in indices for key in settings[index])
+        differing = {
+            key for key in keys if len({_all(settings[index].get(key)) for index in indices}) > 1
+        }
+        for index in indices:
+            own = settings[index]
+            words[index] = ", ".join(
+                f"{key} {_compact(own[key])}" for key in own if key in differing
+            )
     return words
+
+
+def _all(values: list[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def _settings(spec: StackSpec) -> dict[str, list[str]]:

@@ -27,6 +27,7 @@ from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.executors.places import places
 from archloop.search.meter import waited_for
 from archloop.search.recipe.recipe import Recipe
+from archloop.search.revision import revision
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
 from archloop.version import __version__
@@ -80,6 +81,7 @@ class HardwareEvaluator:
         }
         return {
             "archloop": __version__,
+            **({} if (commit := revision()) is None else {"commit": commit}),
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
             "targets": targets,

@@ -1,8 +1,39 @@
 // What the page does beyond standing there: links table and plots, sorts, filters, saves, prints.
 "use strict";
 const all = (what, inside = document) => [...inside.querySelectorAll(what)];
-const plots = () => all(".plotly-graph-div");
+const plots = () => all(".js-plotly-plot");
 const colour = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+// --- what the file has compressed: the library of the plots, the pages of the trials -------------
+async function unpacked(id) {
+  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), each => each.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+async function bind() {
+  const pages = document.createElement("div");
+  pages.innerHTML = await unpacked("pages");
+  document.body.append(pages);
+  all("button[data-open]", pages).forEach(button => button.addEventListener("click", () => open(button.dataset.open)));
+  all("dialog", pages).forEach(page => page.addEventListener("close", () => history.replaceState(null, "", " ")));
+  if (location.hash.startsWith("#trial-")) open(location.hash.slice(7));
+}
+async function draw() {
+  const library = document.createElement("script");
+  library.textContent = await unpacked("library");
+  document.head.append(library);
+  await Promise.all(all("script[data-figure]").map(script => {
+    const { data, layout } = JSON.parse(script.textContent);
+    return Plotly.newPlot(script.dataset.figure, data, layout, { displayModeBar: false, responsive: true });
+  }));
+  paint();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+  addEventListener("beforeprint", () => { resize(true); paint(); });
+  addEventListener("afterprint", () => { resize(false); paint(); });
+  for (const plot of plots()) {
+    plot.on("plotly_click", event => { const n = event.points[0].customdata; if (n !== undefined) open(n); });
+    plot.on("plotly_hover", event => { const n = event.points[0].customdata; if (n !== undefined) pick(n); });
+  }
+}
 
 // --- colours of the plots, which do not follow the page by themselves ---------------------------
 const ROLES = { "#1f5fbf": "front", "#8793a0": "rest", "#c0392b": "over" };
@@ -46,7 +77,12 @@ function point(number) {
 
 // --- the table -----------------------------------------------------------------------------------
 const key = cell => cell.dataset.value ?? cell.textContent.trim();
+function unfold() {
+  document.getElementById("trials").classList.remove("short");
+  document.getElementById("more")?.remove();
+}
 function sort(head) {
+  unfold();
   const up = head.getAttribute("aria-sort") !== "ascending";
   all("#trials th").forEach(each => each.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -60,6 +96,7 @@ function sort(head) {
   body.append(...[...body.rows].sort(compare));
 }
 function filter() {
+  unfold();
   const words = document.getElementById("words").value.toLowerCase(), status = document.getElementById("status").value;
   let count = 0;
   for (const row of all("#trials tbody tr")) {
@@ -89,14 +126,6 @@ function resize(onPaper) {
 }
 
 addEventListener("DOMContentLoaded", () => {
-  paint();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
-  addEventListener("beforeprint", () => { resize(true); paint(); });
-  addEventListener("afterprint", () => { resize(false); paint(); });
-  for (const plot of plots()) {
-    plot.on("plotly_click", event => { const n = event.points[0].customdata; if (n !== undefined) open(n); });
-    plot.on("plotly_hover", event => { const n = event.points[0].customdata; if (n !== undefined) pick(n); });
-  }
   for (const row of all("#trials tbody tr")) {
     row.addEventListener("click", () => open(row.dataset.number));
     // Unless it ends here, the same key press goes on to the page's button, which closes it.
@@ -105,13 +134,15 @@ addEventListener("DOMContentLoaded", () => {
   }
   all("#trials th button").forEach(button => button.addEventListener("click", () => sort(button.parentElement)));
   for (const [id, event] of [["words", "input"], ["status", "change"]]) document.getElementById(id)?.addEventListener(event, filter);
+  document.getElementById("more")?.addEventListener("click", unfold);
   document.getElementById("csv")?.addEventListener("click", csv);
   all("button[data-plot]").forEach(button => button.addEventListener("click", () =>
     Plotly.downloadImage(button.dataset.plot, { format: "png", scale: 2, filename: `${document.body.dataset.study}-${button.dataset.plot}` })));
   all("button[data-copy]").forEach(button => button.addEventListener("click", async () => {
     try { await navigator.clipboard.writeText(button.dataset.copy); button.textContent = "copied"; } catch { getSelection().selectAllChildren(button.previousElementSibling); }
   }));
-  all("button[data-open]").forEach(button => button.addEventListener("click", () => open(button.dataset.open)));
-  all("dialog").forEach(page => page.addEventListener("close", () => history.replaceState(null, "", " ")));
-  if (location.hash.startsWith("#trial-")) open(location.hash.slice(7));
+  Promise.all([bind(), draw()]).then(() => document.body.dataset.drawn = "yes", () => {
+    document.body.dataset.drawn = "no";
+    all(".plot").forEach(plot => plot.textContent = "This browser cannot unpack plots and trials; one of 2023 or later can.");
+  });
 });

@@ -91,8 +91,8 @@ def _show(found: "Attribution", console: Console) -> None:
     }
     objectives = list(dict.fromkeys(each.objective for each in found.contributions))
     console.print(
-        f"{found.num_stacks} stacks; 95% intervals; * the interval leaves 0 out; at the end of each, "
-        "the share of the spread between stacks that goes with it",
+        f"{found.num_stacks} stacks; 95% intervals; * the interval leaves 0 out; the "
+        "share at the end is that of the spread between stacks that goes with it",
         soft_wrap=True,
     )
     for factor, title in titles.items():

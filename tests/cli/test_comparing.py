@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def test_time_left_is_told_in_lines_where_there_is_no_terminal() -> None:
     assert len(lines) == 4
 
 
+def test_a_step_that_takes_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "EVERY_S", 0.5)
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=False, width=200)
+    with measuring.watched(console) as say:
+        say(0.25, "process 1, context 32768")
+        time.sleep(1.4)
+    assert written.getvalue().count("25% process 1, context 32768") >= 1
+
+
 def test_a_measurement_that_takes_too_long_is_ended_as_soon_as_that_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -83,11 +94,16 @@ def test_a_measurement_that_takes_too_long_is_ended_as_soon_as_that_is_known(
     heard = []
     say = profile_command._limited(lambda share, _: heard.append(share), 60.0, 0.0)
     now = 5.0
-    say(0.05, "starting")
-    now = 12.0
-    with pytest.raises(UserError, match=r"--time-limit 60: this would take about 80 s"):
-        say(0.15, "process 1")
-    assert heard == [0.05, 0.15]
+    say(0.0, "exporting the candidate")
+    now = 20.0
+    say(0.0, "process 1, context 64")
+    now = 20.5
+    say(0.005, "process 1, context 64")
+    # The first process took 20 s to start; the prefills of its first context are a fiftieth.
+    now = 21.6
+    with pytest.raises(UserError, match=r"--time-limit 60: this would take about 100 s"):
+        say(0.02, "process 1, context 64")
+    assert heard == [0.0, 0.0, 0.005, 0.02]
     profile_command._limited(lambda *_: None, None, 0.0)(0.5, "no limit")
     now = 61.0
     with pytest.raises(UserError, match="--time-limit 60"):

@@ -22,11 +22,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
     def measure(*arguments: Any, **named: Any) -> Any:
         calls.append((arguments, named))
-        pairs = [pair(process(scale), process(1.0)) for scale in (1.0, 1.1)]
-        return profile_from_samples(samples(*pairs))
+        found = samples(*(pair(process(scale), process(1.0)) for scale in (1.0, 1.1)))
+        named["directory"].mkdir(parents=True, exist_ok=True)
+        found.write(named["directory"])
+        return profile_from_samples(found)
 
     monkeypatch.setattr(protocol, "profile", measure)
     return calls
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -75,3 +82,20 @@ def test_it_takes_the_device_while_it_measures(
     assert run("lfm2-350m", "--contexts", "100")[0] == 0
     assert len(asked) == 1
     assert not free
+
+
+def test_a_presets_own_figures_are_measured_once_and_ratios_each_time(asked: Asked) -> None:
+    once = run("lfm2-350m", "--contexts", "100", "--json")
+    again = run("lfm2-350m", "--contexts", "100", "--json")
+    assert (len(asked), once[1]) == (1, again[1])
+    assert "--again measures it anew" in again[2]
+    for other in (
+        ["--contexts", "100", "--again"],
+        ["--contexts", "200"],
+        ["--contexts", "100", "--processes", "4"],
+        ["--contexts", "100", "--reference", "lfm2-350m-attention"],
+        ["--contexts", "100", "--reference", "lfm2-350m-attention"],
+    ):
+        before = len(asked)
+        assert run("lfm2-350m", *other)[0] == 0
+        assert len(asked) == before + 1

@@ -1,19 +1,19 @@
-"""What is shown while a study runs: one line a stage, or one line that moves on a terminal."""
+"""What is shown while a study runs: one line a stage, or a panel that moves on a terminal."""
 
 import io
 
 import pytest
 from rich.console import Console
 
-from archloop.report.live import display
-from archloop.store.progress import Event
+from archloop.report.live import _Panel, display
+from archloop.store.progress import Event, Likely
 
 POINT = (0.0, 1.5, 1.5)
 EVENTS = [
     Event("setup"),
     Event("reference", -1, detail="measured beside itself"),
     Event("propose", 0, reference_point=POINT),
-    Event("profile", 0, reference_point=POINT, detail="gqa gqa"),
+    Event("profile", 0, reference_point=POINT, detail="gqa gqa", why="crossover of 3 and 5"),
     Event("train", 0, rung=1, reference_point=POINT, detail="gqa gqa"),
     Event(
         "told",
@@ -26,6 +26,11 @@ EVENTS = [
         seconds_left=185.0,
         detail="quality 0.500, latency 0.90, memory 0.80",
         state="complete",
+        bites=(("decode_p50_ms at 2048 on here", 4),),
+        front=lambda: (
+            Likely(0, ("gqa", "gqa"), {"quality": 0.5, "latency": 0.9}, 0.75),
+            Likely(-1, ("gqa",), {"quality": 0.4, "latency": 1.0}, 0.25),
+        ),
     ),
     Event("finished", num_told=3, front_size=1, hypervolume=0.25, reference_point=POINT),
 ]
@@ -39,7 +44,7 @@ def shown(is_terminal: bool) -> str:
         for event in EVENTS:
             listener(event)
             if is_terminal:
-                listener.bar.refresh()  # type: ignore[attr-defined]
+                listener.live.refresh()  # type: ignore[attr-defined]
     return file.getvalue()
 
 
@@ -48,7 +53,7 @@ def test_plain_lines_where_nobody_sees_a_line_move() -> None:
     assert lines == [
         "preparing text and tokenizer",
         "reference preset: measured beside itself",
-        "trial 0: measuring gqa gqa",
+        "trial 0: measuring gqa gqa (crossover of 3 and 5)",
         "trial 0: training (rung 1) gqa gqa",
         "trial 0 complete: quality 0.500, latency 0.90, memory 0.80; "
         + RESULT
@@ -60,7 +65,37 @@ def test_plain_lines_where_nobody_sees_a_line_move() -> None:
 @pytest.mark.parametrize(
     "text",
     ["reference preset: measured beside itself", "trial 0: training (rung 1)", "1/3", RESULT]
-    + ["about 3 min 05 s left", "trial 0 complete: quality 0.500"],
+    + ["about 3 min 05 s left", "trial 0 complete: quality 0.500"]
+    + ["(crossover of 3 and 5)", "75%", "reference", "decode_p50_ms at 2048 on here (4)"],
 )
 def test_a_terminal_sees_stage_trial_front_and_time_left(text: str) -> None:
     assert text in shown(is_terminal=True)
+
+
+def drawn(panel: _Panel) -> str:
+    console = Console(file=io.StringIO(), width=160, record=True)
+    console.print(panel)
+    return console.export_text()
+
+
+def test_a_stage_counts_down_and_what_takes_longer_is_said() -> None:
+    now = 0.0
+    panel = _Panel(lambda: now)
+    panel(Event("profile", 2, typical_s=40.0, detail="gqa gqa", why="random"))
+    now = 15.0
+    assert "trial 2: measuring A A (random), 15.0 s, about 25.0 s left" in drawn(panel)
+    now = 50.0
+    assert "50.0 s, longer than most" in drawn(panel)
+
+
+def test_of_several_trials_at_once_each_has_a_line_until_it_is_told() -> None:
+    panel = _Panel(lambda: 0.0)
+    panel(Event("reference", -1, detail="measured beside itself"))
+    panel(Event("profile", 0, detail="gqa"))
+    panel(Event("train", 1, detail="gqa"))
+    both = drawn(panel)
+    assert "trial 0: measuring" in both
+    assert "trial 1: training" in both
+    assert "reference preset" not in both
+    panel(Event("told", 0, state="failed"))
+    assert "trial 0" not in drawn(panel)

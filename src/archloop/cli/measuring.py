@@ -1,9 +1,10 @@
 """What the verbs that measure share: a target from options, and a measurement that is never silent.
 
 Time left is told from the first process on: by a bar on a terminal, elsewhere by plain lines, which
-come no more often than `EVERY_S`.
+come no more often than `EVERY_S` while work goes on, and no less often while a step takes long.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from archloop.errors import UserError, reason, shown
 
@@ -57,7 +58,10 @@ def watched(console: Console, clock: Callable[[], float] = time.monotonic) -> It
     """What a measurement tells its progress to: the share that is done, and what is being done."""
     began = clock()
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn()),
+            *(TimeElapsedColumn(), TextColumn("{task.fields[left]}")),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("waiting until the device is free", total=1.0, left="")
 
@@ -67,18 +71,47 @@ def watched(console: Console, clock: Callable[[], float] = time.monotonic) -> It
 
             yield draw
         return
-    said = began - EVERY_S
+    lines = _Lines(console, clock)
+    lines(0.0, "waiting until the device is free")
+    over = threading.Event()
+    beside = threading.Thread(target=lines.until, args=(over,), daemon=True)
+    beside.start()
+    try:
+        yield lines
+    finally:
+        over.set()
+        beside.join()
 
-    def write(share: float, what: str) -> None:
-        nonlocal said
-        now = clock()
-        if now - said >= EVERY_S:
-            said = now
-            left = _left(share, now - began)
-            console.print(f"{share:4.0%} {what}{f', {left}' if left else ''}", markup=False)
 
-    write(0.0, "waiting until the device is free")
-    yield write
+class _Lines:
+    """Progress in plain lines."""
+
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        self._console, self._clock, self._lock = console, clock, threading.Lock()
+        self._began = clock()
+        self._said = self._began - EVERY_S
+        self._latest = (0.0, "")
+
+    def __call__(self, share: float, what: str) -> None:
+        """Take note of how far it is; a line if one is due."""
+        self._latest = (share, what)
+        self.write()
+
+    def write(self) -> None:
+        """A line, unless one was written just now."""
+        with self._lock:
+            now, (share, what) = self._clock(), self._latest
+            if now - self._said < EVERY_S:
+                return
+            self._said = now
+            left = _left(share, now - self._began)
+            text = f"{share:4.0%} {what}{f', {left}' if left else ''}"
+            self._console.print(text, markup=False)
+
+    def until(self, over: threading.Event) -> None:
+        """Write lines while a step takes long."""
+        while not over.wait(1.0):
+            self.write()
 
 
 def _left(share: float, spent_s: float) -> str:

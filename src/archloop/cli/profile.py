@@ -14,8 +14,8 @@ from archloop.cli.measuring import Say, target_of, watched, wrong_option
 from archloop.cli.models import MODEL_HELP, Trial, find
 from archloop.errors import UserError
 
-_ENOUGH = 0.1
-"""Share of the work after which the time of the whole is foreseen."""
+_ENOUGH = 0.01
+"""Share of the work, beyond starting the first process, after which the whole is foreseen."""
 
 
 @command()
@@ -38,11 +38,15 @@ def profile(
         float | None, typer.Option(min=1, help="Seconds; what would take longer is not finished.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Keep raw samples in this folder.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure a preset that was measured here before.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model's stack with random weights: TTFT, prefill, decode, peak memory.
 
     Times hang on the stack alone, so a checkpoint, a trial and an artifact count by their spec.
+    A preset's own figures are measured once on a machine; a --reference is measured each time.
     """
     from archloop.profiling import ProfileConfig, table
 
@@ -51,9 +55,14 @@ def profile(
         config = ProfileConfig(processes=processes)
     except ValidationError as error:
         raise wrong_option(error) from error
-    spec = find(model, trial).spec
-    other = _reference(spec, reference, beside_itself)
-    measured = _measured(spec, other, target, config, output, time_limit)
+    named = find(model, trial)
+    spec, other = named.spec, _reference(named.spec, reference, beside_itself)
+    kept = None
+    if named.kind == "preset" and other is None and output is None:
+        kept = _kept(spec, target, config)
+    measured = None if kept is None or again else _recalled(kept)
+    if measured is None:
+        measured = _measured(spec, other, target, config, output or kept, time_limit)
     if as_json:
         print_json(measured.model_dump(mode="json"))
         return
@@ -63,6 +72,28 @@ def profile(
             "one sample of the noise, without which every ratio would be 1: a difference as small "
             "as these says nothing, and a larger one is no proof"
         )
+
+
+def _kept(spec: Any, target: Any, config: Any) -> Path:
+    """Where a preset's figures are kept on this machine."""
+    from archloop.profiling import remembered
+
+    target.check()
+    return remembered.folder(spec, target, config)
+
+
+def _recalled(place: Path) -> Any:
+    """Figures that were kept there, which is said; None if there are none."""
+    from archloop.profiling import remembered
+
+    found = remembered.recall(place)
+    if found is None:
+        return None
+    stderr.print(
+        f"measured on {found.when:%Y-%m-%d at %H:%M} and kept; --again measures it anew",
+        markup=False,
+    )
+    return found.profile
 
 
 def _measured(
@@ -91,15 +122,22 @@ def _measured(
 def _limited(progress: Say, limit_s: float | None, began: float) -> Say:
     """Progress that ends a measurement as soon as it is known to take longer than allowed.
 
-    It is known once the first process of several has ended, or when the time is over.
+    It is known soon after the first process has begun to measure, or when the time is over.
     """
+    measuring: float | None = None
 
     def say(share: float, what: str) -> None:
+        nonlocal measuring
         progress(share, what)
-        spent = time.monotonic() - began
+        now = time.monotonic()
+        if measuring is None and what.startswith("process"):
+            measuring = now
         if limit_s is None or share >= 1:
             return
-        whole = spent / share if share >= _ENOUGH else spent
+        whole = now - began
+        if measuring is not None and share >= _ENOUGH:
+            # What passed before was the start of the first process, which says nothing of the rest.
+            whole = measuring - began + (now - measuring) / share
         if whole > limit_s:
             raise UserError(
                 f"--time-limit {limit_s:g}: this would take about {whole:.0f} s; give fewer "

@@ -14,7 +14,10 @@ from archloop.cli.models import MODEL_HELP, Named, Trial, find
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from archloop.text.corpora import Corpus, CorpusConfig
+    from archloop.text.encoded import Encoded
     from archloop.text.tokenizers import Tokenizer
     from archloop.training.loop import TrainingConfig
     from archloop.training.ship import Shipped, ShipRun
@@ -60,7 +63,9 @@ def train(
         str | None, typer.Option(help="float32, or bfloat16, which GPUs have by default.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="PyTorch device.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="PyTorch device, or several that share each step: cuda:0,cuda:1.")
+    ] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Train a stack as it is to be shipped; stopped, the same command goes on.
@@ -69,11 +74,9 @@ def train(
     otherwise. The checkpoint has the tokenizer and a chat template; archloop generate, eval and
     export then take the trial by it.
     """
-    from archloop.training.loop import use_device
-
     if (tokens is None) == (hours is None):
         raise UserError("say how long to train: --tokens 100M, or --hours 2")
-    place = use_device(device)
+    places = _places(device)
     named = find(model, trial)
     defaults = _defaults(model, named)
     changes = {
@@ -81,7 +84,7 @@ def train(
         "learning_rate": learning_rate,
         "seq_len": seq_len,
         "batch_size": batch_size,
-        "precision": precision or ("bfloat16" if place.type == "cuda" else None),
+        "precision": precision or ("bfloat16" if places[0].type == "cuda" else None),
         "num_steps": None if tokens is None else _steps(tokens, seq_len * batch_size),
     }
     settings = _settings(defaults.training, changes)
@@ -89,8 +92,26 @@ def train(
     made = _tokenizer(named, text, tokenizer, vocab_size)
     work, folder = _folders(named, output)
     run = _run(named, settings, hours, seed, text, made)
-    shipped, bits = _train(run, text, made, work, folder, place)
+    shipped, bits = _train(run, text, made, work, folder, places)
     _tell(shipped, bits, work, folder, as_json)
+
+
+def _places(names: str) -> "list[torch.device]":
+    """Devices to train on; under torchrun, this process's own."""
+    from archloop.training.loop import torch_device, use_device
+    from archloop.training.ranks import local_index, of_torchrun
+
+    listed = names.split(",")
+    if of_torchrun():
+        if len(listed) > 1:
+            raise UserError(f"--device {names}: torchrun gives each process its own; say cuda")
+        return [use_device(f"cuda:{local_index()}" if names == "cuda" else names)]
+    if len(listed) == 1:
+        return [use_device(names)]
+    places = [torch_device(name) for name in listed]
+    if len({place.type for place in places}) > 1:
+        raise UserError(f"--device {names}: devices that train together are of one kind")
+    return places
 
 
 def _tell(shipped: "Shipped", bits: float, work: Path, folder: Path, as_json: bool) -> None:
@@ -216,28 +237,58 @@ def _run(
     )
 
 
+class _Teller:
+    """Says how far a training is, every few seconds; it may go to another process."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, step: int, loss: float, speed: float) -> None:
+        now = time.monotonic()
+        if now - self._last >= TELL_EVERY_S:
+            self._last = now
+            stderr.print(f"step {step}: loss {loss:.4f}, {speed:,.0f} tokens/s", markup=False)
+
+
 def _train(
-    run: "ShipRun", text: "Corpus", tokenizer: "Tokenizer", work: Path, folder: Path, place: Any
+    run: "ShipRun",
+    text: "Corpus",
+    tokenizer: "Tokenizer",
+    work: Path,
+    folder: Path,
+    places: "list[torch.device]",
 ) -> "tuple[Shipped, float]":
     """The finished run, and held-out text in bits per byte."""
     from archloop.evals import bits_per_byte
     from archloop.evals.decoder_model import DecoderModel
     from archloop.text import encoded
-    from archloop.training.ship import train_to_ship
 
     stderr.print("encoding the text", markup=False)
     ids = encoded.encode(text, tokenizer)
     length = run.training.seq_len
     count = min(NUM_HELDOUT_WINDOWS, (len(ids.heldout_T) - 1) // length)
     windows_NT = bits_per_byte.windows(ids.heldout_T, max(2, count), length)
-    last = time.monotonic() - TELL_EVERY_S
-
-    def tell(step: int, loss: float, speed: float) -> None:
-        nonlocal last
-        if time.monotonic() - last >= TELL_EVERY_S:
-            last = time.monotonic()
-            stderr.print(f"step {step}: loss {loss:.4f}, {speed:,.0f} tokens/s", markup=False)
-
-    shipped = train_to_ship(run, ids, work, folder, device=place, on_step=tell)
+    shipped = _shipped(run, ids, work, folder, places)
     model = DecoderModel(shipped.decoder)
     return shipped, bits_per_byte.measure(model, windows_NT, tokenizer.num_bytes_V).value
+
+
+def _shipped(
+    run: "ShipRun", text: "Encoded", work: Path, folder: Path, places: "list[torch.device]"
+) -> "Shipped":
+    """Trained by this process, by several of this command, or by this one of torchrun's."""
+    from archloop.training.ranks import joined, of_torchrun
+    from archloop.training.ship import train_on_several, train_to_ship
+
+    tell = _Teller()
+    if len(places) > 1:
+        return train_on_several(run, text, work, folder, places, tell)
+    if not of_torchrun():
+        return train_to_ship(run, text, work, folder, device=places[0], on_step=tell)
+    with joined(places[0]) as ranks:
+        shipped = train_to_ship(
+            run, text, work, folder, device=places[0], on_step=tell, ranks=ranks
+        )
+    if not ranks.is_first:
+        raise typer.Exit
+    return shipped

@@ -24,7 +24,7 @@ from archloop.profiling.record import Identity, Profile
 from archloop.profiling.samples import PairSamples, Samples, read_samples
 from archloop.profiling.summary import profile_from_samples
 from archloop.profiling.target import Target
-from archloop.profiling.turns import Subject, measure_context, start, wait_started
+from archloop.profiling.turns import Subject, foreseen_work, measure_context, start, wait_started
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Runtime
 from archloop.stack.spec import StackSpec
@@ -217,8 +217,7 @@ class _Measurement:
 
     def _pair(self, index: int, done: float, share: float) -> PairSamples:
         """Start a process for each spec, measure all contexts in turns, end the processes."""
-        config, contexts = self.config, self.target.contexts
-        was_ready = self.device.wait_until_ready(config.ready_timeout_s)
+        was_ready = self.device.wait_until_ready(self.config.ready_timeout_s)
         with self._subjects(index) as subjects:
             start(list(subjects.values()), self.threads)
             for role, subject in subjects.items():
@@ -226,10 +225,7 @@ class _Measurement:
                 subject.artifact = self.artifacts.on_device(role, self._runner)
             wait_started(list(subjects.values()))
             before, parent_s = self.device.readings(), time.process_time()
-            for number, context in enumerate(contexts):
-                doing = f"process {index + 1}, context {context}"
-                self.progress(done + share * number / len(contexts), doing)
-                measure_context(list(subjects.values()), context, config, index)
+            self._contexts(list(subjects.values()), index, done, share)
             after, parent_s = self.device.readings(), time.process_time() - parent_s
             forked = all(
                 isinstance(subject.worker.process, ForkedProcess) for subject in subjects.values()
@@ -246,6 +242,20 @@ class _Measurement:
             was_ready=was_ready,
             forked=forked,
         )
+
+    def _contexts(self, subjects: list[Subject], index: int, done: float, share: float) -> None:
+        """Measure all contexts, and tell how far that is."""
+        contexts = self.target.contexts
+        work = [sum(foreseen_work(context, self.config)) for context in contexts]
+        for context, own in zip(contexts, work, strict=True):
+            doing, part = f"process {index + 1}, context {context}", share * own / sum(work)
+            self.progress(done, doing)
+            told = partial(self._told, done, part, doing)
+            measure_context(subjects, context, self.config, index, told)
+            done += part
+
+    def _told(self, done: float, part: float, doing: str, of_part: float) -> None:
+        self.progress(done + part * of_part, doing)
 
     @contextmanager
     def _subjects(self, index: int) -> Iterator[dict[Role, Subject]]:

@@ -16,6 +16,8 @@ from archloop.workers import wire
 from archloop.workers.process import WorkerProcess
 
 _PASS_DEPTHS = 5
+_STEP_TOKENS = 20
+"""Tokens of a prompt that take about as long as a decode step, to foresee how long all takes."""
 _WARM_TOKENS = 128
 
 
@@ -136,10 +138,29 @@ def wait_started(subjects: list[Subject]) -> None:
         subject.started = subject.worker.receive(wire.Start)
 
 
+def foreseen_work(context: int, config: ProfileConfig) -> tuple[float, float]:
+    """How much the prefills and the decode steps of a context are, in tokens of a prompt."""
+    return float(config.prefill_repeats * context), float(_STEP_TOKENS * config.room)
+
+
 def measure_context(
-    subjects: list[Subject], context: int, config: ProfileConfig, first: int
+    subjects: list[Subject],
+    context: int,
+    config: ProfileConfig,
+    first: int,
+    told: Callable[[float], None] = lambda share: None,
 ) -> None:
-    """All samples of one context from each subject; `first` says who begins."""
+    """All samples of one context from each subject.
+
+    Args:
+        subjects: measured in turns.
+        context: tokens of the prompt.
+        config: how often.
+        first: who begins.
+        told: called with the share of this context that is done, as far as it can be foreseen.
+    """
+    prefills, decodes = foreseen_work(context, config)
+    whole = prefills + decodes
     for subject in subjects:
         max_context = context + config.room
         subject.worker.send(wire.Open(directory=subject.artifact, max_context=max_context))
@@ -152,12 +173,14 @@ def measure_context(
         _full_prefills(turns, context, config)
     else:
         _prefill_passes(turns, config)
+    told(prefills / whole)
     _fill(subjects, context)
     for subject in next(turns):
         subject.decode(config.warmup_steps, 0)
-    for steps in config.step_groups:
+    for number, steps in enumerate(config.step_groups, 1):
         for subject in next(turns):
             subject.decode(config.settle_steps, steps)
+        told((prefills + decodes * number / len(config.step_groups)) / whole)
     for subject in subjects:
         subject.end()
 

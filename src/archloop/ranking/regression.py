@@ -66,7 +66,7 @@ def fit(x_NK: Floats, y_N: Floats, se_N: Sequence[float] | Floats) -> Fit:
     weight_N = 1 / (misfit + known_N)
     information = design.T @ (design * weight_N[:, None])
     prior = np.diag([0.0, *[1 / spread] * x_NK.shape[1]])
-    cov: Floats = np.linalg.inv(information + prior)
+    cov = np.asarray(np.linalg.inv(information + prior), np.float64)
     mean = cov @ (design.T @ (weight_N * y_N))
     used = float(np.trace(cov @ information))
     return Fit(mean[1:], cov[1:, 1:], max(1.0, len(y_N) - used))

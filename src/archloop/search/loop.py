@@ -8,10 +8,11 @@
 5. When nothing is left to do and nothing under way, the study has ended.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 from archloop.errors import UserError
-from archloop.search import feasible, trial
+from archloop.search import feasible, so_far, trial
 from archloop.search.agenda import Agenda
 from archloop.search.establish import establish
 from archloop.search.executors.base import Executor
@@ -24,7 +25,7 @@ from archloop.search.workshop import Workshop
 from archloop.store import reading
 from archloop.store.database import Database, Stored
 from archloop.store.folder import StudyFolder
-from archloop.store.progress import Event, Phase, Progress
+from archloop.store.progress import Event, Likely, Phase, Progress, nobody
 from archloop.store.reference_run import ReferenceRun
 
 
@@ -218,7 +219,8 @@ class Loop:
         self.keeper.remember(stored.number)
         self.keeper.forget(self.results.at_rung, reference_run.noise)
         self.num_told_here += before is None
-        self._say("told", stored.number, state=result.state, detail=feasible.in_words(result))
+        detail = feasible.in_words(result)
+        self._say("told", stored.number, state=result.state, detail=detail, front=reference_run)
 
     def _spent_s(self) -> float:
         """Wall time of all runs of the study, less what a killed run did after its last job."""
@@ -228,7 +230,7 @@ class Loop:
 
     def _announce(self, stored: Stored, phase: Phase, rung: int | None) -> None:
         layout = " ".join(stored.candidate.spec.layout)
-        self._say(phase, stored.number, rung=rung, detail=layout)
+        self._say(phase, stored.number, rung=rung, detail=layout, why=so_far.why(stored.candidate))
 
     def _seconds_left(self, num_trials: int) -> float | None:
         """Of so many further trials, by what those of this run took, however many at once."""
@@ -244,8 +246,10 @@ class Loop:
         rung: int | None = None,
         state: Any = None,
         detail: str = "",
+        why: str = "",
+        front: ReferenceRun | None = None,
     ) -> None:
-        num_told = self.results.num_originals
+        num_told, told = self.results.num_originals, self.results.by_number()
         self.progress(
             Event(
                 phase=phase,
@@ -259,5 +263,12 @@ class Loop:
                 detail=detail,
                 state=state,
                 rung=rung,
+                why=why,
+                typical_s=None if rung else so_far.typical_s(told, phase),
+                bites=so_far.bites(told),
+                front=nobody if front is None else partial(self._standings, front),
             )
         )
+
+    def _standings(self, reference_run: ReferenceRun) -> tuple[Likely, ...]:
+        return so_far.standings(self.results.by_number(), reference_run, self.recipe)

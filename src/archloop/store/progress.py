@@ -1,10 +1,32 @@
 """What a study says while it runs; a display draws it, and a test can listen."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Phase = Literal["setup", "tune", "reference", "propose", "profile", "train", "told", "finished"]
 """What a study is doing; wall time is given by phase."""
+
+
+class Likely(NamedTuple):
+    """A stack that may be on the front.
+
+    Attributes:
+        number: of its trial; -1 is the reference run.
+        layout: its mixers, block by block.
+        values: estimates by objective.
+        probability: that it is on the front, by all that was read so far.
+    """
+
+    number: int
+    layout: tuple[str, ...]
+    values: dict[str, float]
+    probability: float
+
+
+def nobody() -> tuple[Likely, ...]:
+    """The front before there is one."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -23,6 +45,10 @@ class Event:
         detail: a few plain words, such as a layout or the budget that was broken.
         state: of a trial that was told.
         rung: of a training.
+        why: where the trial at hand comes from: its origin and parents.
+        typical_s: what this phase took in the trials told so far; None before the first.
+        bites: budgets with the number of trials that broke each, most first.
+        front: computes who may be on the front and how probably; takes tens of milliseconds.
     """
 
     phase: Phase
@@ -36,6 +62,10 @@ class Event:
     detail: str = ""
     state: str | None = None
     rung: int | None = None
+    why: str = ""
+    typical_s: float | None = None
+    bites: tuple[tuple[str, int], ...] = ()
+    front: Callable[[], tuple[Likely, ...]] = nobody
 
 
 class Progress(Protocol):

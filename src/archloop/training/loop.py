@@ -26,6 +26,7 @@ from archloop.training.batch import Batch, Batches, Loss, next_token_loss
 from archloop.training.card import CardSteps
 from archloop.training.checkpoint import Checkpoint
 from archloop.training.optimiser import OptimiserName
+from archloop.training.ranks import ALONE, Ranks
 from archloop.training.schedule import ScheduleName
 from archloop.training.steps import Done, HostSteps, PrecisionName, Steps, weighted_loss
 
@@ -191,6 +192,7 @@ def train(
     loss: Loss = next_token_loss,
     d_model: int | None = None,
     wait_every: int = WAIT_EVERY,
+    ranks: Ranks = ALONE,
 ) -> TrainingResult:
     """Train a model in place; the same arguments on one machine give the same weights.
 
@@ -207,6 +209,8 @@ def train(
         d_model: the model's width; default: that of its spec.
         wait_every: on a GPU, `on_step` is called after each step whose number this divides,
             counted from 1, for the steps since.
+        ranks: this process among those that train the model together, each with all arguments
+            alike; they share the rows of a batch, and what is told is of the whole of it.
 
     Raises:
         ValueError: the checkpoint is of another model, or beyond the schedule's stable part.
@@ -228,7 +232,7 @@ def train(
     model.train()
     with (
         deterministic(seed),
-        _steps(model, batches, optimisers, config, loss, first, wait_every) as steps,
+        _steps(model, batches, optimisers, config, loss, first, wait_every, ranks) as steps,
     ):
         kept = _take_all(steps, model, optimisers, config, told, first, saving)
     model.eval()
@@ -296,10 +300,13 @@ def _steps(
     loss: Loss,
     first: int,
     wait_every: int,
+    ranks: Ranks,
 ) -> Iterator[Steps]:
     """Who takes the steps on the model's device."""
-    if not next(model.parameters()).is_cuda or first >= config.num_steps:
-        yield HostSteps(model, batches, optimisers, config.grad_clip, loss, config.precision)
+    is_together = ranks.count > 1
+    if is_together or not next(model.parameters()).is_cuda or first >= config.num_steps:
+        # A card's captured steps know of no other process.
+        yield HostSteps(model, batches, optimisers, config.grad_clip, loss, config.precision, ranks)
         return
     with random_state_kept():
         compile_ahead(lambda: _pass(copy.deepcopy(model), batches(first), loss, config.precision))

@@ -8,12 +8,15 @@
 4. At the end the weights become a checkpoint, with tokenizer and chat template, and what the run
    was is kept beside them; the state goes.
 
+Several processes do all this together (`ranks`): the first alone decides, writes and tells.
+
 Shape suffixes: T tokens.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +37,7 @@ from archloop.training import checkpoint as checkpoints
 from archloop.training.batch import Batch, random_windows
 from archloop.training.checkpoint import Checkpoint
 from archloop.training.loop import TrainingConfig, TrainingResult, random_state_kept, train
+from archloop.training.ranks import ALONE, Ranks, together
 
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
 """Special tokens around a turn of a conversation."""
@@ -94,6 +98,7 @@ def train_to_ship(
     device: torch.device,
     on_step: OnStep = lambda step, loss, speed: None,
     save_every_s: float = SAVE_EVERY_S,
+    ranks: Ranks = ALONE,
 ) -> Shipped:
     """Train a stack, or go on, and leave a checkpoint.
 
@@ -103,8 +108,9 @@ def train_to_ship(
         work: folder of the state while it is under way; goes at the end, but for the logs.
         output: folder of the checkpoint.
         device: to train on.
-        on_step: told of each step.
+        on_step: told of each step, in the first process.
         save_every_s: between two states kept.
+        ranks: this process among those that train together.
 
     Raises:
         UserError: the folder has another run, the text is shorter than a sequence, or the training
@@ -116,51 +122,120 @@ def train_to_ship(
             f"the training text has {len(text.train_T)} tokens, too few for "
             f"seq_len={run.training.seq_len}; give more text"
         )
-    if (known := _finished(run, output, device)) is not None:
-        return known
-    run = _begun(run, work, lambda: _steps_within(run, text, device))
+    _check_shares(run, ranks.count)
+    if ranks.agreed(lambda: _is_finished(run, output)):
+        return _finished(run, output, device)
+    run = _begun(run, text, work, device, ranks)
     state = work / "state.safetensors"
-    start = checkpoints.read(state) if state.exists() else None
+    start = checkpoints.read(state) if ranks.agreed(state.exists) else None
     decoder = _initial(run, device)
-    result = _train(decoder, run, text, work, start, on_step, save_every_s)
+    result = _train(decoder, run, text, work, start, on_step, save_every_s, ranks)
     if result.diverged:
         raise UserError(
             f"the training diverged at step {result.losses[-1][0]}; give a lower --learning-rate "
             f"and another folder, or remove {work}"
         )
+    ranks.agreed(lambda: _leave(decoder, run, work, output))
+    return Shipped(decoder, run, result.losses)
+
+
+def train_on_several(
+    run: ShipRun,
+    text: Encoded,
+    work: Path,
+    output: Path,
+    devices: Sequence[torch.device],
+    on_step: OnStep,
+) -> Shipped:
+    """As `train_to_ship`, by a process for each device; `on_step` can be pickled.
+
+    Raises:
+        UserError: as there, or a process died.
+    """
+    _check_shares(run, len(devices))
+    if not _is_finished(run, output):
+        # The processes read one copy of the text.
+        shared_T = torch.from_numpy(text.train_T).share_memory_()
+        together(_Part(run, shared_T, work, output, on_step), devices)
+    return _finished(run, output, torch.device("cpu"))
+
+
+def _check_shares(run: ShipRun, count: int) -> None:
+    if run.training.batch_size % count:
+        raise UserError(
+            f"a step of {run.training.batch_size} sequences does not divide among {count} "
+            "processes; give another --batch-size"
+        )
+
+
+class _Part(NamedTuple):
+    """What each of several processes does."""
+
+    run: ShipRun
+    text_T: torch.Tensor
+    work: Path
+    output: Path
+    on_step: OnStep
+
+    def __call__(self, ranks: Ranks, device: torch.device) -> None:
+        text = Encoded(self.text_T.numpy(), np.empty(0, np.int32))
+        train_to_ship(
+            self.run,
+            text,
+            self.work,
+            self.output,
+            device=device,
+            on_step=self.on_step,
+            ranks=ranks,
+        )
+
+
+def _leave(decoder: Decoder, run: ShipRun, work: Path, output: Path) -> None:
+    """The checkpoint of a finished run, whose state goes."""
     ends = SpecialTokens(eos=(from_json(run.tokenizer).end_of_text,))
     save(decoder, output, "archloop", tokens=ends)
     _write_text_files(run, output)
     write_atomic(output / RECORD, run.model_dump_json(indent=1).encode())
-    for file in (state, work / "run.json"):
-        file.unlink(missing_ok=True)
-    return Shipped(decoder, run, result.losses)
+    for name in ("state.safetensors", "run.json"):
+        (work / name).unlink(missing_ok=True)
 
 
-def _finished(run: ShipRun, output: Path, device: torch.device) -> Shipped | None:
-    """What the same run left; None if nothing is there.
+def _is_finished(run: ShipRun, output: Path) -> bool:
+    """Whether the same run left its checkpoint.
 
     Raises:
         UserError: the folder has something else.
     """
     file = output / RECORD
     if not file.exists():
-        return None
-    kept = _read(file)
-    _check_same(kept, run, output)
-    return Shipped(load(output, None, device), kept, ())
+        return False
+    _check_same(_read(file), run, output)
+    return True
 
 
-def _begun(run: ShipRun, work: Path, num_steps: Callable[[], int]) -> ShipRun:
+def _finished(run: ShipRun, output: Path, device: torch.device) -> Shipped:
+    """What the same run left."""
+    return Shipped(load(output, None, device), _read(output / RECORD), ())
+
+
+def _begun(run: ShipRun, text: Encoded, work: Path, device: torch.device, ranks: Ranks) -> ShipRun:
     """The run as it was begun, with its number of steps; begun now if it was not."""
     file = work / "run.json"
-    if file.exists():
-        kept = _read(file)
-        _check_same(kept, run, work)
-        return kept
+
+    def kept() -> ShipRun | None:
+        if not file.exists():
+            return None
+        found = _read(file)
+        _check_same(found, run, work)
+        return found
+
+    if (known := ranks.agreed(kept)) is not None:
+        return known
     if run.hours is not None:
-        run = _with_steps(run, num_steps())
-    write_atomic(file, run.model_dump_json(indent=1).encode())
+        # All take the steps that are timed; the first one's count holds.
+        num_steps = _steps_within(run, text, device, ranks)
+        run = _with_steps(run, ranks.agreed(lambda: num_steps))
+    ranks.agreed(lambda: write_atomic(file, run.model_dump_json(indent=1).encode()))
     return run
 
 
@@ -187,7 +262,7 @@ def _with_steps(run: ShipRun, num_steps: int) -> ShipRun:
     )
 
 
-def _steps_within(run: ShipRun, text: Encoded, device: torch.device) -> int:
+def _steps_within(run: ShipRun, text: Encoded, device: torch.device, ranks: Ranks = ALONE) -> int:
     """Steps that the run's hours have room for, by a few on a copy of it."""
     assert run.hours is not None
     short = _with_steps(run, PROBE_STEPS)
@@ -200,6 +275,7 @@ def _steps_within(run: ShipRun, text: Encoded, device: torch.device) -> int:
         run.seed,
         lambda step, loss: times.append(time.monotonic()),
         wait_every=1,
+        ranks=ranks,
     )
     half = len(times) // 2
     step_s = (times[-1] - times[half - 1]) / (len(times) - half)
@@ -228,13 +304,17 @@ def _train(
     start: Checkpoint | None,
     on_step: OnStep,
     save_every_s: float,
+    ranks: Ranks,
 ) -> TrainingResult:
     first = 0 if start is None else start.step
     tokens_a_step = run.training.batch_size * run.training.seq_len
     began = time.monotonic()
-    with _Log(work / "logs", first) as log:
+    # Every process has the same state; the first one keeps it and tells.
+    with _Log(work / "logs" if ranks.is_first else None, first) as log:
 
         def told(step: int, loss: float) -> None:
+            if not ranks.is_first:
+                return
             speed = (step + 1 - first) * tokens_a_step / max(time.monotonic() - began, 1e-9)
             log.write(step, loss, run.training.learning_rate * run.training.lr_factor(step), speed)
             on_step(step, loss, speed)
@@ -246,7 +326,10 @@ def _train(
             run.seed,
             told,
             start=start,
-            saving=_Keeper(work / "state.safetensors", save_every_s),
+            saving=_Keeper(
+                work / "state.safetensors", save_every_s if ranks.is_first else math.inf
+            ),
+            ranks=ranks,
         )
 
 
@@ -265,10 +348,12 @@ class _Keeper:
 
 
 class _Log:
-    """Losses in TensorBoard's format, where it is installed; else nothing is written."""
+    """Losses in TensorBoard's format, where it is installed and a folder is given."""
 
-    def __init__(self, folder: Path, first: int) -> None:
+    def __init__(self, folder: Path | None, first: int) -> None:
         self._writer: Any = None
+        if folder is None:
+            return
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from archloop.blocks.base import ChannelMixer
 from archloop.training.batch import Batch, Batches, Loss
+from archloop.training.ranks import ALONE, Ranks
 
 PrecisionName = Literal["float32", "bfloat16"]
 
@@ -47,7 +48,10 @@ class Steps(Protocol):
 
 
 class HostSteps:
-    """Steps on the device of whoever calls, each finished when `take` returns."""
+    """Steps on the device of whoever calls, each finished when `take` returns.
+
+    Several processes can take them together: each then backpropagates its own rows.
+    """
 
     def __init__(
         self,
@@ -57,16 +61,18 @@ class HostSteps:
         grad_clip: float | None,
         loss: Loss,
         precision: PrecisionName,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._model, self._batches, self._optimisers = model, batches, optimisers
-        self._grad_clip, self._loss, self._precision = grad_clip, loss, precision
+        self._model, self._optimisers, self._ranks = model, optimisers, ranks
+        self._batches, self._loss = ranks.own(batches), ranks.shared(model, loss)
+        self._grad_clip, self._precision = grad_clip, precision
         self._done: list[Done] = []
 
     def take(self, step: int) -> None:
         """Take a step."""
         batches = self._batches(step)
         total = self._backward(batches)
-        num_tokens = count_tokens(batches)
+        num_tokens = count_tokens(batches) * self._ranks.count
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._grad_clip or float("inf"))
         if not torch.isfinite(norm):
             self._done.append(Done(step, float("nan"), num_tokens))
@@ -98,7 +104,7 @@ class HostSteps:
             value = weighted_loss(self._model, on_device, self._loss, self._precision)
             value.backward()
             total += float(value.detach())
-        return total
+        return self._ranks.mean(total, device)
 
 
 def weighted_loss(model: nn.Module, batch: Batch, loss: Loss, precision: PrecisionName) -> Tensor:

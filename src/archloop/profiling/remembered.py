@@ -1,0 +1,58 @@
+"""A preset's own figures, measured once on a machine and kept in the user's cache.
+
+Figures count again only for the very same question: spec, target, settings, device as it describes
+itself, engine and archloop at their versions. Ratios are never taken from here: what a stack is
+compared with is measured beside it.
+"""
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from archloop import __version__, registry
+from archloop.files import default_cache_dir
+from archloop.profiling.config import ProfileConfig
+from archloop.profiling.record import Profile
+from archloop.profiling.samples import SAMPLES, read_samples
+from archloop.profiling.summary import profile_from_samples
+from archloop.profiling.target import Target
+from archloop.runtimes.base import Runtime
+from archloop.stack.spec import StackSpec
+
+
+class Remembered(NamedTuple):
+    """Figures that were measured before, and when."""
+
+    profile: Profile
+    when: datetime
+
+
+def folder(spec: StackSpec, target: Target, config: ProfileConfig) -> Path:
+    """Where a measurement's samples lie, or would.
+
+    Raises:
+        UserError: the device cannot be reached.
+    """
+    runtime: Runtime = registry.get("runtimes", target.runtime)()
+    question = {
+        "spec": spec.digest,
+        "target": target.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
+        "device": target.device.open().describe().model_dump(mode="json"),
+        "engine": runtime.version(),
+        "archloop": __version__,
+    }
+    text = json.dumps(question, sort_keys=True)
+    return default_cache_dir() / "profiles" / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def recall(place: Path) -> Remembered | None:
+    """What was measured there; None if nothing was, or the file is damaged."""
+    try:
+        profile = profile_from_samples(read_samples(place))
+        when = datetime.fromtimestamp((place / SAMPLES).stat().st_mtime).astimezone()
+    except (OSError, ValueError):
+        return None
+    return Remembered(profile, when)

@@ -39,14 +39,15 @@ def profile(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Keep raw samples in this folder.")] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Measure a preset that was measured here before.")
+        bool,
+        typer.Option("--again", help="Measure a preset or spec that was measured here before."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model's stack with random weights: TTFT, prefill, decode, peak memory.
 
     Times hang on the stack alone, so a checkpoint, a trial and an artifact count by their spec.
-    A preset's own figures are measured once on a machine; a --reference is measured each time.
+    The own figures of a preset or spec are measured once on a machine; a --reference each time.
     """
     from archloop.profiling import ProfileConfig, table
 
@@ -58,7 +59,7 @@ def profile(
     named = find(model, trial)
     spec, other = named.spec, _reference(named.spec, reference, beside_itself)
     kept = None
-    if named.kind == "preset" and other is None and output is None:
+    if named.kind == "spec" and other is None and output is None:
         kept = _kept(spec, target, config)
     measured = None if kept is None or again else _recalled(kept)
     if measured is None:
@@ -75,7 +76,7 @@ def profile(
 
 
 def _kept(spec: Any, target: Any, config: Any) -> Path:
-    """Where a preset's figures are kept on this machine."""
+    """Where the figures of a preset or spec are kept on this machine."""
     from archloop.profiling import remembered
 
     target.check()

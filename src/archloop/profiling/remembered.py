@@ -1,4 +1,4 @@
-"""A preset's own figures, measured once on a machine and kept in the user's cache.
+"""Own figures of a preset or another spec, measured once on a machine and kept in the user's cache.
 
 Figures count again only for the very same question: spec, target, settings, device as it describes
 itself, engine and archloop at their versions. Ratios are never taken from here: what a stack is

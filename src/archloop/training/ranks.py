@@ -65,7 +65,8 @@ class Ranks:
         # process counts by itself. What keeps them apart has another name in newer PyTorch.
         known = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        module = DistributedDataParallel(_LossOf(model, loss), **{name: False})
+        options: dict[str, Any] = {name: False}
+        module = DistributedDataParallel(_LossOf(model, loss), **options)
         return lambda _, batch: module(batch.ids_BT, batch.targets_BT)
 
     def mean(self, value: float, device: torch.device) -> float:
@@ -150,7 +151,9 @@ def together(work: Callable[[Ranks, torch.device], None], devices: Sequence[torc
         UserError: a process raised it, or died.
     """
     from torch import multiprocessing
-    from torch.multiprocessing.spawn import ProcessException
+    from torch.multiprocessing.spawn import ProcessException, spawn
+
+    start: Any = spawn
 
     # Who reads the error that ended one process need not hear that the others were ended for it.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
@@ -158,9 +161,7 @@ def together(work: Callable[[Ranks, torch.device], None], devices: Sequence[torc
     with tempfile.TemporaryDirectory() as folder:
         meet = (Path(folder) / "meeting").as_uri()
         try:
-            multiprocessing.start_processes(
-                _member, (work, list(devices), meet, failures), len(devices), daemon=True
-            )
+            start(_member, (work, list(devices), meet, failures), len(devices), daemon=True)
         except ProcessException as error:
             if not failures.empty():
                 raise UserError(failures.get()) from error

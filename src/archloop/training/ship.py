@@ -17,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,7 +169,8 @@ def _check_shares(run: ShipRun, count: int) -> None:
         )
 
 
-class _Part(NamedTuple):
+@dataclass(frozen=True)
+class _Part:
     """What each of several processes does."""
 
     run: ShipRun

@@ -8,10 +8,11 @@ compared with is measured beside it.
 import hashlib
 import json
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from archloop import __version__, registry
+from archloop import registry
 from archloop.files import default_cache_dir
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Profile
@@ -42,7 +43,7 @@ def folder(spec: StackSpec, target: Target, config: ProfileConfig) -> Path:
         "config": config.model_dump(mode="json"),
         "device": target.device.open().describe().model_dump(mode="json"),
         "engine": runtime.version(),
-        "archloop": __version__,
+        "archloop": metadata.version("archloop"),
     }
     text = json.dumps(question, sort_keys=True)
     return default_cache_dir() / "profiles" / hashlib.sha256(text.encode()).hexdigest()[:32]

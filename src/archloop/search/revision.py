@@ -8,8 +8,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import archloop
-
 _TIME_LIMIT_S = 10.0
 
 
@@ -17,9 +15,9 @@ def revision(folder: Path | None = None) -> str | None:
     """The commit, with ``+changes`` where tracked files differ from it; None if there is none.
 
     Args:
-        folder: of the package's code; default: where this one was imported from.
+        folder: of the package's code; default: this one.
     """
-    folder = folder or Path(archloop.__file__).parent
+    folder = folder or Path(__file__).parents[1]
     # A wheel's files may lie inside somebody's clone too, which tracks none of them.
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return _installed()

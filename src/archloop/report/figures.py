@@ -228,18 +228,23 @@ def hypervolume(growth: list[dict[str, float]]) -> go.Figure:
 def losses(study: StudyRecord, front: list[int]) -> go.Figure:
     """Training loss of every trial at rung 0, those on the front in colour."""
     figure = _figure("training step", "loss (nats, text and tasks added)")
-    for trial in study.trials:
-        best, rung = trial.number in front, trial.rung(0)
-        if rung is None:
-            continue
+    for best in (False, True):
+        points: list[tuple[int | None, float | None, int | None]] = []
+        for trial in study.trials:
+            rung = trial.rung(0)
+            if rung is not None and (trial.number in front) is best:
+                points += [(step, loss, trial.number) for step, loss in rung.losses]
+                points.append((None, None, None))
+        # One trace with gaps: a browser takes half a minute to draw hundreds of them.
+        steps, values, numbers = zip(*points, strict=True) if points else ((), (), ())
         figure.add_trace(
             go.Scatter(
-                x=[step for step, _ in rung.losses],
-                y=[loss for _, loss in rung.losses],
+                x=steps,
+                y=values,
                 mode="lines",
                 line={"color": _FRONT if best else _REST, "width": 2 if best else 1},
-                name=f"trial {trial.number}",
-                customdata=[trial.number] * len(rung.losses),
+                customdata=numbers,
+                hovertemplate="trial %{customdata}, step %{x}: %{y:.3f}<extra></extra>",
                 showlegend=False,
             )
         )

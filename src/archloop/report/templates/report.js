@@ -43,13 +43,14 @@ function paint() {
     const axes = {};
     for (const axis of ["xaxis", "yaxis"])
       Object.assign(axes, { [`${axis}.gridcolor`]: grid, [`${axis}.zerolinecolor`]: grid, [`${axis}.linecolor`]: grid });
-    Plotly.relayout(plot, { "font.color": ink, ...axes });
+    // All traces at once: each call draws the plot anew.
+    const update = {};
     plot.data.forEach((trace, index) => {
       trace.roles ??= ["marker", "line", "error_x", "error_y"].flatMap(part =>
         ROLES[trace[part]?.color] ? [[`${part}.color`, ROLES[trace[part].color]]] : []);
-      const update = Object.fromEntries(trace.roles.map(([key, role]) => [key, colour(role)]));
-      if (Object.keys(update).length) Plotly.restyle(plot, update, [index]);
+      for (const [key, role] of trace.roles) (update[key] ??= plot.data.map(() => undefined))[index] = colour(role);
     });
+    Plotly.update(plot, update, { "font.color": ink, ...axes });
   }
 }
 
@@ -118,10 +119,12 @@ function csv() {
 
 // --- paper ---------------------------------------------------------------------------------------
 const heights = new Map();
+const PAPER = { height: 250, width: 335, "font.size": 8, "margin.t": 34, "margin.b": 34 };
+const SCREEN = { width: null, autosize: true, "font.size": 13, "margin.t": 40, "margin.b": 52 };
 function resize(onPaper) {
   for (const plot of plots()) {
     if (onPaper) heights.set(plot, plot.layout.height);
-    Plotly.relayout(plot, onPaper ? { height: 190, width: 330, "font.size": 8 } : { height: heights.get(plot), width: null, autosize: true, "font.size": 13 });
+    Plotly.relayout(plot, onPaper ? PAPER : { height: heights.get(plot), ...SCREEN });
   }
 }
 

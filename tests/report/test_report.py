@@ -306,6 +306,12 @@ def test_a_page_of_300_trials_is_below_6_megabytes() -> None:
         )
     page = html.render(studies.study().model_copy(update={"trials": tuple(trials)}))
     assert len(page.encode()) < 6_000_000
+    # A browser draws few traces quickly; a phone scrolls through few rows; all are still there.
+    assert page.count("trial %{customdata}, step") == 2
+    assert 'id="more">all 301 trials</button>' in page
+    assert page.count("<tr tabindex") == 301
+    for text in ("What contributes", "one block more of a family", "Shares of the hypervolume"):
+        assert text in page
 
 
 def test_the_commit_of_the_code_stands_on_top() -> None:

@@ -59,7 +59,7 @@ def profile(
     named = find(model, trial)
     spec, other = named.spec, _reference(named.spec, reference, beside_itself)
     kept = None
-    if named.kind == "spec" and other is None and output is None:
+    if named.source == "spec" and other is None and output is None:
         kept = _kept(spec, target, config)
     measured = None if kept is None or again else _recalled(kept)
     if measured is None:

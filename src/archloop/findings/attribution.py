@@ -193,7 +193,9 @@ def _of_objective(
     depth = float(np.mean([spec.num_blocks for spec in specs]))
     num_with = (shares_NK > 0).sum(0)
 
-    def told(factor: Factor, what: str, value: Estimate, importance: float, count: int) -> Contribution:
+    def told(
+        factor: Factor, what: str, value: Estimate, importance: float, count: int
+    ) -> Contribution:
         ends = (value.mean, *value.interval())
         middle, low, high = (math.expm1(end) for end in ends) if is_ratio else ends
         return Contribution(

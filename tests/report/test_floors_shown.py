@@ -49,8 +49,10 @@ def test_rows_are_the_studys_mixers_as_they_were_measured() -> None:
     by_mixer = {row.mixer: row for row in known.rows}
     assert [round(each or 0, 1) for each in by_mixer["gqa"].prefill] == [2.0, 1.6]
     assert [round(each or 0, 1) for each in by_mixer["gqa"].decode] == [3.5, 1.5]
-    assert "gqa" in known.slow
-    assert all(name in known.words for name in known.slow)
+    assert by_mixer["gqa"] in known.slow
+    assert by_mixer["gqa"].worst == max(*by_mixer["gqa"].prefill, *by_mixer["gqa"].decode)
+    assert [row.worst for row in known.slow] == sorted((r.worst for r in known.slow), reverse=True)
+    assert all(f"{row.mixer} (up to {row.worst:.1f})" in known.words for row in known.slow)
 
 
 def test_what_is_not_measured_is_not_fair_and_said() -> None:

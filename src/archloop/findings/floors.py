@@ -7,6 +7,7 @@ quantisation of a target.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
@@ -32,9 +33,14 @@ class Row(NamedTuple):
     decode: tuple[float | None, ...]
 
     @property
+    def worst(self) -> float:
+        """The largest; infinite where something was not measured."""
+        return max(math.inf if each is None else each for each in (*self.prefill, *self.decode))
+
+    @property
     def is_fair(self) -> bool:
         """Whether it is measured, and nowhere beyond `FAIR`."""
-        return all(each is not None and each <= FAIR for each in (*self.prefill, *self.decode))
+        return self.worst <= FAIR
 
 
 class Floors(NamedTuple):
@@ -57,18 +63,21 @@ class Floors(NamedTuple):
     unknown: tuple[str, ...]
 
     @property
-    def slow(self) -> tuple[str, ...]:
-        """Mixers that somewhere take more than `FAIR` times their floor."""
-        return tuple(row.mixer for row in self.rows if not row.is_fair)
+    def slow(self) -> tuple[Row, ...]:
+        """Mixers that somewhere take more than `FAIR` times their floor, the worst first."""
+        return tuple(
+            sorted((row for row in self.rows if not row.is_fair), key=lambda row: -row.worst)
+        )
 
     @property
     def words(self) -> str:
         """What follows for the front, in a sentence."""
         if not self.slow:
             return f"{self.target}: every measured family is within {FAIR:g} times its floor"
+        names = ", ".join(f"{row.mixer} (up to {row.worst:.1f})" for row in self.slow)
         return (
-            f"{self.target}: kernels of {', '.join(self.slow)} take over {FAIR:g} times the least "
-            "that the card allows, so where these lose in latency, their kernels may have lost"
+            f"{self.target}: kernels take over {FAIR:g} times the least that the card allows in "
+            f"{names}; where these lose in latency, their kernels may have lost"
         )
 
 

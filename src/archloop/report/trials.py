@@ -124,7 +124,10 @@ def _place(trial: TrialRecord, row: Row | None, found: Verdict | None) -> tuple[
 def _badges(trial: TrialRecord, row: Row | None) -> Iterator[Badge]:
     for budget in trial.straddles:
         yield Badge(f"straddles {_short(budget)}", budget)
+    said = {_short(budget) for budget in trial.straddles}
     for figure in () if row is None else row.may_break:
+        if _short(figure) in said:
+            continue
         yield Badge(f"may break {_short(figure)}", figure)
     flags = [flag for profile in trial.profiles.values() for flag in profile.flags]
     if flags:

@@ -1,5 +1,7 @@
 """One evaluation on a decoder, on its checkpoint and on its artifact, by each verb."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,17 @@ class TestDecoderModel:
             for size in (1, 32)
         )
         assert one == many
+
+    @pytest.mark.parametrize("evaluation", [Agreement(), Addition(), InContextRecall()])
+    def test_in_bf16_it_is_the_same_within_its_error(self, decoder, evaluation):
+        """Sums are ordered by the shapes of a batch, so that near ties fall either way."""
+        rounded = copy.deepcopy(decoder).bfloat16()
+        one, many = (
+            evaluation.run(DecoderModel(rounded, Bytes(), start=(0,), batch_size=size), limit=40)
+            for size in (1, 32)
+        )
+        error = max(one.standard_error, many.standard_error)
+        assert abs(one.value - many.value) <= error
 
     def test_likelihood_is_the_sum_behind_the_prefix(self, decoder):
         (row,) = rows(12)

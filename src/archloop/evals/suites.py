@@ -63,7 +63,7 @@ FULL: Entries = {
 QUICK: Entries = {
     "bits_per_byte": ("bits_per_byte", {"num_chars": 512}),
     "key_value_find": ("key_value", {"ask": "find", "num_pairs": 4}),
-    "needle_single": ("needle", {"variant": "single", "num_chars": 600}),
+    "needle_single": ("needle", {"variant": "single", "num_chars": 400}),
     **{
         name: FULL[name]
         for name in (

@@ -6,6 +6,7 @@ python -m archloop --help
 
 from archloop.cli import (
     attribute,
+    blocks,
     compare,
     corpus,
     doctor,
@@ -28,6 +29,7 @@ from archloop.cli.command import app, main
 __all__ = [
     "app",
     "attribute",
+    "blocks",
     "compare",
     "corpus",
     "doctor",

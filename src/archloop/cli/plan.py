@@ -138,10 +138,26 @@ def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterat
     for task, reason in too_short(plan).items():
         yield f"{task} does not count: {reason}"
     yield from _space(space)
+    yield from _screened(plan)
     if probe is None:
         yield "not probed: no times, no noise"
         return
     yield from _probe(plan, probe)
+
+
+def _screened(plan: "Plan") -> "Iterator[str]":
+    """What each table rules out of the prior's draws; estimates, nothing is measured."""
+    if plan.screen is None:
+        return
+    from archloop.search import screening
+
+    for name, share in screening.shares_kept(plan.screen, plan.space, plan.recipe.seed).items():
+        where, num_rows = plan.screen.tables[name].where, plan.screen.tables[name].num_rows
+        yield (
+            f"screened by tables.{name} ({num_rows} rows of {where.runtime} {where.quant} on "
+            f"{where.device}): {share:.0%} of {screening.NUM_DRAWS:,} draws of the prior are "
+            "estimated to keep its budgets"
+        )
 
 
 def _space(space: "SpaceOutlook") -> Iterator[str]:

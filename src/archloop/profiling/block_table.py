@@ -49,6 +49,7 @@ class BlockRow(BaseModel):
         decode_ms: of a median step.
         prefill_ms: of a prompt.
         memory_bytes: of peak memory, above the empty engine.
+        engine_empty_bytes: that engine's memory, before a model was loaded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +61,7 @@ class BlockRow(BaseModel):
     decode_ms: Interval
     prefill_ms: Interval
     memory_bytes: Interval
+    engine_empty_bytes: float
 
 
 class BlockTable(BaseModel):
@@ -115,6 +117,7 @@ def rows_of_ends(ends: StackSpec, profile: Profile) -> list[BlockRow]:
             decode_ms=at.decode_p50_ms,
             prefill_ms=at.ttft_ms,
             memory_bytes=_less(at.peak_memory_bytes, at.engine_empty_bytes, 1),
+            engine_empty_bytes=at.engine_empty_bytes.value,
         )
         for at in profile.figures
     ]
@@ -147,6 +150,7 @@ def rows_of_piece(
                 decode_ms=_less(at.decode_p50_ms, end.decode_ms, count),
                 prefill_ms=_less(at.ttft_ms, end.prefill_ms, count),
                 memory_bytes=_less(net, end.memory_bytes, count),
+                engine_empty_bytes=at.engine_empty_bytes.value,
             )
         )
     return rows

@@ -35,12 +35,14 @@ class Prediction(NamedTuple):
         decode_ms_estimate: of a median decode step.
         prefill_ms_estimate: of a prompt.
         memory_bytes_estimate: of peak memory above the empty engine.
+        peak_memory_bytes_estimate: of peak memory, the empty engine's included.
         num_fitted: pieces of the stack that were not measured themselves.
     """
 
     decode_ms_estimate: float
     prefill_ms_estimate: float
     memory_bytes_estimate: float
+    peak_memory_bytes_estimate: float
     num_fitted: int
 
 
@@ -59,7 +61,8 @@ class Predictor:
     def __init__(self, table: BlockTable, where: Where, context: int) -> None:
         self.context = context
         rows = [row for row in table.rows if row.where == where and row.context == context]
-        if not any(row.part == "ends" for row in rows):
+        empty = [row.engine_empty_bytes for row in rows if row.part == "ends"]
+        if not empty:
             raise UserError(
                 f"the table has no ends for {where.runtime} {where.runtime_version} "
                 f"({where.quant}, {where.threads} threads) on {where.device} at {context}; "
@@ -69,6 +72,7 @@ class Predictor:
             (row.part, row.spec): _values(row) for row in rows
         }
         self._fits = _Fits(rows, context)
+        self._empty_bytes = float(np.mean(empty))
         self._known: dict[tuple[object, ...], _Added] = {}
 
     def predict(self, spec: StackSpec) -> Prediction:
@@ -82,7 +86,7 @@ class Predictor:
             values, fitted = self._block(spec, block)
             total, num_fitted = total + values, num_fitted + fitted
         decode, prefill, memory = total.tolist()
-        return Prediction(decode, prefill, memory, num_fitted)
+        return Prediction(decode, prefill, memory, memory + self._empty_bytes, num_fitted)
 
     def within(
         self, specs: Iterable[StackSpec], keeps: Callable[[Prediction], bool]

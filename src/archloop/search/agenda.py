@@ -139,6 +139,8 @@ class Agenda:
             contexts = {name: target.contexts for name, target in self._recipe.targets.items()}
             limits = telling.limits(self._recipe.budgets, contexts)
             known = [each for each in self._results.by_number() if each.genome is not None]
+            screen = self._plan.screen
+            before = 0 if screen is None else screen.num_ruled_out
             proposal = telling.ask(
                 self._plan.strategy,
                 self._number,
@@ -153,6 +155,9 @@ class Agenda:
                 len(given),
             )
             candidate, genome = self._plan.candidate(proposal), proposal.genome
+            if screen is not None:
+                update = {"num_ruled_out": screen.num_ruled_out - before}
+                candidate = candidate.model_copy(update=update)
         costs = self._plan.costs(candidate.spec)
         told = tuple(sorted(self._results.told))
         stored = Stored(number=self._number, candidate=candidate, costs=costs, told=told)
@@ -162,7 +167,12 @@ class Agenda:
     def _replicate(self, original: telling.Finished) -> Stored:
         """The same candidate once more, under a number of its own and hence with other seeds."""
         of, costs = original.stored.number, original.stored.costs
-        update = {"origin": "replicate", "parents": (of,), "replicates": of}
+        update = {
+            "origin": "replicate",
+            "parents": (of,),
+            "replicates": of,
+            "num_ruled_out": 0,
+        }
         candidate = original.stored.candidate.model_copy(update=update)
         told = tuple(sorted(self._results.told))
         stored = Stored(number=self._number, candidate=candidate, costs=costs, told=told)

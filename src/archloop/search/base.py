@@ -120,6 +120,8 @@ class Strategy(ABC):
             is not better in every objective adds no hypervolume. None where nobody says.
         allows: whether a genome may be tried, by what the study asks beyond its space, such as that
             a format can say its spec. None: every genome.
+        patience: random genomes in a row that were tried or are not allowed, until the space counts
+            as exhausted.
     """
 
     name: ClassVar[str] = ""
@@ -140,6 +142,7 @@ class Strategy(ABC):
         self.objectives = tuple(objectives)
         self.worst: Mapping[str, float] | None = None
         self.allows: Callable[[Genome], bool] | None = None
+        self.patience = NUM_RANDOM
         self._identity = Remembered(self.identity)
 
     def ask(
@@ -175,12 +178,12 @@ class Strategy(ABC):
                 origin = proposal.origin
             child = mutate(self.space, proposal.genome, rng)
             proposal = proposal._replace(genome=child, origin=origin)
-        for _ in range(NUM_RANDOM):
+        for _ in range(self.patience):
             genome = self.draw(rng)
             if self._may_try(genome, tried):
                 return Proposal(genome, "random")
         raise SpaceExhaustedError(
-            f"{len(tried)} different specs were tried and {NUM_RANDOM} random genomes in a "
+            f"{len(tried)} different specs were tried and {self.patience} random genomes in a "
             "row are among them or not allowed; widen the recipe's space or ask for fewer trials"
         )
 

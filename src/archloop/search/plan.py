@@ -17,12 +17,13 @@ from archloop.proxy import mixture
 from archloop.ranking.budgets import check_budgets
 from archloop.ranking.objectives import readable
 from archloop.runtimes.base import Runtime
-from archloop.search import anchors, exportable
+from archloop.search import anchors, exportable, screening
 from archloop.search.anchors import AnchorStacks
 from archloop.search.base import Proposal, Strategy
 from archloop.search.mixer_checks import check_mixers
 from archloop.search.recipe.errors import RecipeError, describe
 from archloop.search.recipe.recipe import GivenStack, Recipe
+from archloop.search.screening import Screen
 from archloop.space import seeding
 from archloop.space.budget import OutOfReachError
 from archloop.space.checking import check_sequence_length
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
         vocab_size: of proxies: text and task tokens.
         given: candidates that the recipe itself names, tried before the strategy is asked.
         anchors: stacks between which scores are normalised.
+        screen: the recipe's tables of measured blocks, which the strategy is held to.
     """
 
     recipe: Recipe
@@ -60,6 +62,7 @@ class Plan(NamedTuple):
     vocab_size: int
     given: tuple[Candidate, ...]
     anchors: AnchorStacks
+    screen: Screen | None
 
     @property
     def reference_candidate(self) -> Candidate:
@@ -78,7 +81,7 @@ class Plan(NamedTuple):
         # Nothing climbs to a rung on which nothing is trained.
         first = proxy.model_copy(update={"rungs": proxy.rungs[:1]})
         recipe = self.recipe.model_copy(update={"objectives": wanted, "proxy": first})
-        return self._replace(recipe=recipe, strategy=_strategy(recipe, self.space))
+        return self._replace(recipe=recipe, strategy=_strategy(recipe, self.space, self.screen))
 
     def without_early_end(self) -> "Plan":
         """The same, ended by the number of its trials alone."""
@@ -169,10 +172,11 @@ def _resolve(recipe: Recipe) -> Plan:
                 f"can be compared with it there: {reason}"
             )
     check_mixers(space, reference_proxy)
+    screen = screening.read(recipe, reference)
     return Plan(
         recipe,
         space,
-        _strategy(recipe, space),
+        _strategy(recipe, space, screen),
         contexts,
         reference,
         reference_proxy,
@@ -180,6 +184,7 @@ def _resolve(recipe: Recipe) -> Plan:
         vocab_size,
         _given(recipe, space, vocab_size, (reference, reference_proxy)),
         anchors.resolve(recipe, space, reference_proxy, vocab_size),
+        screen,
     )
 
 
@@ -274,7 +279,7 @@ def _initial(recipe: Recipe, space: Space) -> list[Genome]:
     return genomes
 
 
-def _strategy(recipe: Recipe, space: Space) -> Strategy:
+def _strategy(recipe: Recipe, space: Space, screen: Screen | None) -> Strategy:
     section = recipe.strategy
     _known("strategy.name", "strategies", section.name)
     strategy_class = registry.get("strategies", section.name)
@@ -285,6 +290,8 @@ def _strategy(recipe: Recipe, space: Space) -> Strategy:
         raise UserError(f"strategy.settings.{what}") from error
     strategy: Strategy = strategy_class(space, config, _initial(recipe, space), recipe.objectives)
     exportable.hold(strategy, space)
+    if screen is not None:
+        screen.hold(strategy, space)
     return strategy
 
 

@@ -41,6 +41,7 @@ class Candidate(_Record):
         origin: how it came about: preset, random, mutation, crossover, ...
         parents: trial numbers.
         replicates: number of the trial of which this is another measurement and training.
+        num_ruled_out: proposals in its place that tables of measured blocks ruled out.
     """
 
     spec: StackSpec
@@ -49,6 +50,7 @@ class Candidate(_Record):
     origin: str
     parents: tuple[int, ...] = ()
     replicates: int | None = None
+    num_ruled_out: int = 0
 
 
 class Outcome(_Record):

@@ -36,6 +36,7 @@ from archloop.ranking.record import Objective
 from archloop.search.recipe import plain_yaml
 from archloop.search.recipe.code import what_runs
 from archloop.search.recipe.errors import RecipeError, boolean_for_number, describe
+from archloop.search.recipe.tables import TableSection, section_of
 from archloop.space.config import SpaceConfig
 from archloop.stack.spec import StackSpec
 
@@ -234,6 +235,8 @@ class Recipe(_Section):
             which proxy the reference has.
         initial: layouts to try first: names of presets, or mixers by block.
         targets: what candidates are measured on, by name; the names key every record and figure.
+        tables: of measured blocks, by which proposals are screened before one is measured: of a
+            target, by its name, or of a device that is not here, by a name of your own.
         profile: how they are measured, on every target alike.
         promote_share: a trial whose expected hypervolume contribution is in this top share of its
             rung goes to the next one.
@@ -268,6 +271,7 @@ class Recipe(_Section):
     initial: tuple[str | tuple[str, ...], ...] = ()
     space: SpaceConfig
     targets: dict[str, Target] = Field({"host": Target.model_validate({})}, min_length=1)
+    tables: dict[str, Annotated[TableSection, BeforeValidator(section_of)]] = {}
     profile: ProfileConfig = ProfileConfig.model_validate({})
     budgets: tuple[Budget, ...] = ()
     looks: Annotated[int, Field(ge=1, le=8)] = 2
@@ -366,9 +370,14 @@ class Recipe(_Section):
 
     @property
     def digest(self) -> str:
-        """Hash of all settings and of the plug-ins' code; layout and comments play no part."""
+        """Hash of all settings, tables and the plug-ins' code; layout and comments play no part."""
         settings = {key: value for key, value in self.plain().items() if key != "executor"}
+        if not self.tables:
+            # So that a study from before there were tables is the same one still.
+            del settings["tables"]
         hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for file in (self.root / name for each in self.tables.values() for name in each.files):
+            hasher.update(file.read_bytes() if file.is_file() else b"")
         if self.plugins is not None:
             folder = self.root / self.plugins
             for file in sorted(folder.rglob("*.py")):

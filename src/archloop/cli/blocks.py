@@ -1,0 +1,89 @@
+"""`archloop blocks`: a table of what the blocks of a recipe's space cost, for screening."""
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.errors import UserError
+
+if TYPE_CHECKING:
+    from archloop.profiling.block_table import BlockTable
+    from archloop.profiling.record import Profile
+    from archloop.search.plan import Plan
+    from archloop.stack.spec import StackSpec
+
+DRAWS = 200
+"""Stacks of the prior, from which the blocks are taken that occur most often."""
+
+
+@command(takes_plugins=False)
+def blocks(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table's file.")],
+    target: Annotated[
+        str | None, typer.Option(help="One of the recipe's targets; all by default.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option(min=1, help="Halves of blocks to measure, the most frequent first.")
+    ] = 60,
+    copies: Annotated[
+        int, typer.Option(min=1, help="Of a half, in the stack measured for it.")
+    ] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what single blocks of a recipe's space cost, so that its study can screen by them.
+
+    Name the file under the recipe's tables:. Measurements stay beside it, so that an interrupted
+    run goes on.
+    """
+    from archloop.search.plan import resolve
+    from archloop.search.recipe.recipe import load
+
+    plan = resolve(load(recipe).varied(tables={}))
+    names = list(plan.recipe.targets) if target is None else [target]
+    if unknown := [name for name in names if name not in plan.recipe.targets]:
+        raise UserError(f"--target {unknown[0]}: the recipe has {', '.join(plan.recipe.targets)}")
+    folder = output.with_name(f"{output.name}.measured")
+    first, *others = (_table(plan, name, folder / name, most, copies) for name in names)
+    found = first.joined(others)
+    found.write(output)
+    if as_json:
+        print_json({"file": str(output), "rows": len(found.rows), "targets": names})
+        return
+    stderr.print(f"{output}: {len(found.rows)} rows on {', '.join(names)}", markup=False)
+
+
+def _table(plan: "Plan", name: str, folder: Path, most: int, copies: int) -> "BlockTable":
+    """Rows of one target."""
+    from archloop.devices.lease import held
+    from archloop.profiling import piecework, profile
+
+    target = plan.recipe.targets[name]
+    # Every half of the reference preset comes first: ratios and budgets refer to it.
+    wanted = piecework.halves(plan.reference, _drawn(plan))
+    kept = {ends: list(islice(own, most)) for ends, own in wanted.items()}
+    total = sum(1 + len(own) for own in kept.values())
+    left_out = sum(map(len, wanted.values())) + len(kept) - total
+    stderr.print(f"{name}: {total} to measure, {left_out} rarer ones left to be fitted")
+
+    def measure(spec: "StackSpec", home: Path) -> "Profile":
+        layout = " ".join(spec.layout) or "ends alone"
+        stderr.print(f"{name}: {layout}", markup=False)
+        with held(target.claims()):
+            return profile(spec, target, plan.recipe.profile, directory=home)
+
+    return piecework.table(kept, measure, folder, copies)
+
+
+def _drawn(plan: "Plan") -> "list[StackSpec]":
+    """Draws of the prior, at ship width."""
+    import numpy as np
+
+    from archloop.space.specs import to_spec
+    from archloop.space.variation import sample
+
+    rng = np.random.default_rng(plan.recipe.seed)
+    return [to_spec(plan.space, sample(plan.space, rng), "ship") for _ in range(DRAWS)]

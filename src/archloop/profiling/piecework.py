@@ -1,0 +1,85 @@
+"""Measuring the pieces of stacks, a few measurements for thousands of stacks: a table is made.
+
+    1. Take stacks apart into ends and halves of blocks, those first that occur most often.
+    2. Measure the ends alone, and each half as a stack of copies of it.
+    3. What a copy adds is a row.
+
+Each measurement stays in a folder, so that an interrupted run goes on.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from archloop.errors import UserError
+from archloop.profiling.block_table import (
+    BlockRow,
+    BlockTable,
+    copies,
+    rows_of_ends,
+    rows_of_piece,
+)
+from archloop.profiling.record import Profile
+from archloop.runtimes.pieces import Piece, inseparable, pieces
+from archloop.stack.spec import StackSpec
+
+COPIES = 4
+"""Of a half in the stack that is measured for it: more of them drown less in the ends' noise."""
+
+Measure = Callable[[StackSpec, Path], Profile]
+"""Measures a stack, keeping its samples in a folder."""
+
+
+def halves(first: StackSpec, specs: Iterable[StackSpec]) -> dict[StackSpec, list[Piece]]:
+    """Halves of blocks by the ends that they stand between: those of one stack, then by frequency.
+
+    Stacks that are not made of pieces count for nothing.
+    """
+    found: dict[StackSpec, Counter[Piece]] = {}
+    for spec in (first, *specs):
+        if inseparable(spec) is None:
+            own = found.setdefault(spec.replace(blocks=(), max_context=None), Counter())
+            own.update(placed.piece for placed in pieces(spec) if placed.block is not None)
+    before = [] if inseparable(first) else [placed.piece for placed in pieces(first)]
+    return {
+        ends: sorted(own, key=lambda piece: (piece not in before, -own[piece]))
+        for ends, own in found.items()
+    }
+
+
+def table(
+    wanted: dict[StackSpec, Sequence[Piece]], measure: Measure, folder: Path, count: int = COPIES
+) -> BlockTable:
+    """Rows of ends and halves.
+
+    Args:
+        wanted: halves by their ends.
+        measure: called for what the folder does not have yet.
+        folder: of profiles.
+        count: copies of a half in its stack.
+
+    Raises:
+        UserError: there is nothing to measure.
+    """
+    if not wanted:
+        raise UserError("none of the stacks is made of pieces: their blocks share features")
+    rows: list[BlockRow] = []
+    for ends, own in wanted.items():
+        of_ends = rows_of_ends(ends, _kept(ends, measure, folder))
+        rows += of_ends
+        for piece in own:
+            found = _kept(copies(piece, ends, count), measure, folder)
+            rows += rows_of_piece(piece, found, count, of_ends)
+    return BlockTable(rows=tuple(rows))
+
+
+def _kept(spec: StackSpec, measure: Measure, folder: Path) -> Profile:
+    """A stack's profile, from the folder where it is there."""
+    home = folder / spec.digest
+    file = home / "profile.json"
+    if file.exists():
+        return Profile.model_validate_json(file.read_bytes())
+    home.mkdir(parents=True, exist_ok=True)
+    found = measure(spec, home)
+    file.write_text(found.model_dump_json())
+    return found

@@ -14,6 +14,9 @@ from torch.export import ExportedProgram
 
 from archloop.runtimes import executorch_attention, executorch_graph, executorch_rewrite
 
+_MOST_AXES = 6
+"""Of a tensor of XNNPACK (`XNN_MAX_TENSOR_DIMS`)."""
+
 
 def lowered(part: executorch_graph.Part) -> Any:
     """A program of two methods (`ExecutorchProgramManager`)."""
@@ -36,7 +39,10 @@ def lowered(part: executorch_graph.Part) -> Any:
         edge = to_edge_transform_and_lower(
             {name: executorch_rewrite.rewritten(each) for name, each in programs.items()},
             # Quantised products first, or the general one would take their halves apart.
-            partitioner=[XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()],
+            partitioner=[
+                _of_few_axes(each())
+                for each in (XnnpackDynamicallyQuantizedPartitioner, XnnpackPartitioner)
+            ],
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )
         for name in edge.methods:
@@ -47,6 +53,28 @@ def lowered(part: executorch_graph.Part) -> Any:
                 memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
             )
         )
+
+
+def _of_few_axes(partitioner: Any) -> Any:
+    """The partitioner, leaving alone what XNNPACK's tensors have too few axes for.
+
+    It takes such nodes all the same, and the program then fails when it is loaded. The passes of
+    linear attention and of state-space models (batch, chunks, heads, two halves of a chunk, …) have
+    some.
+    """
+    matched = partitioner.get_matched_nodes_from_configs
+
+    def fitting(program: ExportedProgram) -> Any:
+        return [nodes for nodes in matched(program) if all(map(_has_few_axes, nodes))]
+
+    partitioner.get_matched_nodes_from_configs = fitting
+    return partitioner
+
+
+def _has_few_axes(node: Any) -> bool:
+    """Whether a node's tensors, those it reads and the one it gives, have at most so many axes."""
+    values = [each.meta.get("val") for each in (node, *node.all_input_nodes)]
+    return all(value.dim() <= _MOST_AXES for value in values if isinstance(value, torch.Tensor))
 
 
 def _drop_copies(program: ExportedProgram) -> None:

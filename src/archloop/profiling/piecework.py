@@ -8,7 +8,7 @@ Each measurement stays in a folder, so that an interrupted run goes on.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from archloop.errors import UserError
@@ -48,7 +48,7 @@ def halves(first: StackSpec, specs: Iterable[StackSpec]) -> dict[StackSpec, list
 
 
 def table(
-    wanted: dict[StackSpec, Sequence[Piece]], measure: Measure, folder: Path, count: int = COPIES
+    wanted: Mapping[StackSpec, Sequence[Piece]], measure: Measure, folder: Path, count: int = COPIES
 ) -> BlockTable:
     """Rows of ends and halves.
 

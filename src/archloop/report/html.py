@@ -18,11 +18,13 @@ from plotly.offline import get_plotlyjs
 
 from archloop.files import write_atomic
 from archloop.findings.floors import FAIR, floors
+from archloop.findings.targets import by_target
 from archloop.findings.verdict import Verdict, ranking_would_take, verdict
 from archloop.profiling.record import Interval
 from archloop.ranking.estimate import Estimate
 from archloop.report import figures, summary, trials
 from archloop.report.attributed import attributed
+from archloop.report.by_target import lines
 from archloop.report.glossary import GLOSSARY
 from archloop.report.layout import curve, describe, svg
 from archloop.report.measures import quality_in_words
@@ -123,7 +125,7 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
     found = verdict(study)
     shown = trials.shown(study, found)
     planes = figures.planes(study, found)
-    targets = figures.by_target(study)
+    targets, alone = figures.by_target(study), by_target(study)
     plots = {
         **planes,
         "budgets": figures.budgets(study),
@@ -151,6 +153,7 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
         "floors": floors(study),
         "fair": FAIR,
         "targets": list(targets),
+        "by_target": [] if alone is None else list(lines(alone)),
         "plots": {
             name: {"json": Markup(figures.to_json(figure)), "height": figure.layout.height}
             for name, figure in plots.items()

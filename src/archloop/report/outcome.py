@@ -5,9 +5,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from archloop.findings import targets
 from archloop.findings.floors import floors
 from archloop.findings.verdict import Row, Verdict, ranking_would_take, verdict
 from archloop.profiling.record import Profile
+from archloop.report.by_target import lines
 from archloop.report.html import count, duration, estimate, headline
 from archloop.report.measures import quality_in_words
 from archloop.report.palette import distinct, label
@@ -29,6 +31,9 @@ def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> N
         if not found.ranks_quality:
             text = ranking_would_take(study, found)
             console.print(text, markup=False, soft_wrap=True)
+    if (by_target := targets.by_target(study)) is not None:
+        for line in lines(by_target):
+            console.print(line, markup=False, soft_wrap=True)
     _print_others(study, console)
     _print_lost(study, console)
     if found is not None and study.scale is not None:

@@ -6,11 +6,13 @@ Everything is recomputed from the records; nothing is looked up anywhere else.
 import math
 from typing import Any
 
+from archloop.findings import targets
 from archloop.findings.floors import Floors, floors
 from archloop.findings.verdict import Row, Verdict, growth, verdict
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.membership import Volume
 from archloop.ranking.record import Objectives
+from archloop.report import by_target
 from archloop.report.telling import telling
 from archloop.store.record import FamilyRate, StudyRecord, TrialRecord
 
@@ -26,7 +28,8 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
         reference point and growth, tasks, quality (the anchors that it is read between, and
         the scores of the anchor stacks), learning_rates (empty: not tuned), floors (by target and
         mixer: time of its kernels over the floor of the card, by context), ended,
-        seconds_by_phase, overhead, environment.
+        seconds_by_phase, overhead, environment, by_target (of several targets: each one's own
+        front, fastest stack and what it could not run, and pairs that targets order differently).
     """
     found = verdict(study)
     return {
@@ -51,6 +54,7 @@ def summarize(study: StudyRecord) -> dict[str, Any]:
             if t.state == "failed"
         ],
         **_verdict(found),
+        "by_target": by_target.plain(targets.by_target(study)),
         "hypervolume": {
             **_volume(None if found is None else found.comparison.volume),
             "reference_point": _point(study.reference_point),

@@ -1,0 +1,80 @@
+"""A study of two targets seen one by one: a front on each, and where they disagree."""
+
+import pytest
+
+from archloop.findings.targets import by_target, fastest
+from archloop.profiling.record import Interval, Profile
+from archloop.report import by_target as told
+from archloop.report.summary import summarize
+from archloop.store.record import StudyRecord, TrialRecord
+from report import studies
+
+LATENCY = {0: (0.95, 0.60), 1: (0.70, 1.10), 3: (0.80, 0.80), 5: (0.85, 0.85)}
+"""Of each trained trial: the ratio to the reference on host, and on the phone."""
+
+
+def narrow(value: float) -> Interval:
+    return Interval(value=value, low=0.98 * value, high=1.02 * value)
+
+
+def on(ratio: float) -> Profile:
+    found = studies.profile(ratio)
+    update = {"latency_ratio": narrow(ratio), "memory_ratio": narrow(1.0)}
+    return found.model_copy(update=update)
+
+
+def measured(trial: TrialRecord) -> TrialRecord:
+    host, phone = LATENCY.get(trial.number, (1.0, 1.0))
+    profiles = {"host": on(host), "phone": on(phone)}
+    return trial.model_copy(update={"profiles": profiles})
+
+
+@pytest.fixture
+def study() -> StudyRecord:
+    one = studies.study()
+    assert one.reference is not None
+    odd = one.trials[3]
+    trials = [measured(trial) for trial in one.trials if trial.number != odd.number]
+    left = {"phone": "the phone cannot run block 2"}
+    update = {"profiles": {"host": on(LATENCY[odd.number][0])}, "left_out": left}
+    trials.insert(3, odd.model_copy(update=update))
+    update = {"trials": tuple(trials), "reference": measured(one.reference)}
+    return one.model_copy(update=update)
+
+
+def test_each_target_has_its_own_estimates_and_fastest_stack(study: StudyRecord) -> None:
+    found = by_target(study)
+    assert found is not None
+    host, phone = found.verdicts["host"], found.verdicts["phone"]
+    assert host is not None
+    assert phone is not None
+    assert fastest(host).trial.number == 1
+    assert fastest(phone).trial.number == 0
+    for found_on, column in ((host, 0), (phone, 1)):
+        for row in found_on.rows:
+            expected = LATENCY[row.trial.number][column]
+            assert row.place.estimates["latency"].mean == pytest.approx(expected, rel=1e-3)
+    assert phone.row(3) is None
+
+
+def test_pairs_that_targets_order_differently_beyond_doubt_are_named(study: StudyRecord) -> None:
+    found = by_target(study)
+    assert found is not None
+    pairs = {(each.one, each.other): each for each in found.disagreements}
+    assert pairs[0, 1].one_faster_on == ("phone",)
+    assert pairs[0, 1].other_faster_on == ("host",)
+    # Of trial 3 the phone knows nothing.
+    assert all(3 not in pair for pair in pairs)
+    assert found.left_out == {"host": {}, "phone": {3: "the phone cannot run block 2"}}
+
+
+def test_reports_say_it_and_studies_of_one_target_do_not(study: StudyRecord) -> None:
+    found = by_target(study)
+    assert found is not None
+    lines = list(told.lines(found))
+    assert any(line.startswith("on phone alone: ") and "fastest 0 (0.600" in line for line in lines)
+    assert "targets disagree: 0 is faster than 1 on phone, slower on host" in lines
+    plain = summarize(study)["by_target"]
+    assert plain["targets"]["phone"]["fastest"] == 0
+    assert plain["targets"]["phone"]["left_out"] == {"3": "the phone cannot run block 2"}
+    assert summarize(studies.study())["by_target"] is None

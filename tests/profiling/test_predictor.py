@@ -149,7 +149,7 @@ def test_what_no_piece_is_like_is_refused() -> None:
 
 
 def test_a_prediction_is_no_measurement() -> None:
-    prediction = Prediction(1.0, 2.0, 3.0, 0)
+    prediction = Prediction(1.0, 2.0, 3.0, 4.0, 0)
     with pytest.raises(ValidationError):
         Profile.model_validate(prediction._asdict())
     with pytest.raises(ValidationError):

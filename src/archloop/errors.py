@@ -56,6 +56,9 @@ def suggest(wrong: str, known: Sequence[str]) -> str:
     """A did-you-mean clause for an error message."""
     near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.5)
     if near:
+        # Beside one that is meant most likely, others that are only somewhat alike confuse.
+        alike = [difflib.SequenceMatcher(None, name, wrong).ratio() for name in near]
+        near = [name for name, r in zip(near, alike, strict=True) if r > max(alike) - 0.3]
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
     return "known: " + ", ".join(known)
 

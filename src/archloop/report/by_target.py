@@ -34,7 +34,12 @@ def plain(found: ByTarget | None) -> dict[str, Any] | None:
 
 
 def lines(found: ByTarget) -> Iterator[str]:
-    """Who is on the front of each target alone, who is fastest there, where targets disagree."""
+    """Who is on the front of each target alone, who is fastest there, where targets disagree.
+
+    None of a study that has no scored trial yet.
+    """
+    if not any(found.verdicts.values()):
+        return
     for name, one in found.verdicts.items():
         if one is None:
             yield f"on {name} alone: no trial is scored there"

@@ -164,12 +164,7 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
         "statuses": list(dict.fromkeys(each.status for each in shown)),
         "objectives": objectives,
         "measured": _MEASURED,
-        "columns": [
-            *(("trial", True), ("layout", True), ("place", True)),
-            *((name, False) for name in objectives),
-            *(("TTFT ms", False), ("decode ms", False), ("peak MiB", False)),
-            *(("parameters", False), ("origin", True)),
-        ],
+        "columns": _columns(objectives),
         "diverged": [t for t in study.trials if t.state == "complete" and not t.reached],
         "rejected": [t for t in study.trials if t.state == "rejected"],
         "unsupported": [t for t in study.trials if t.state == "unsupported"],
@@ -181,6 +176,16 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
         "phases": sorted(study.seconds_by_phase.items(), key=lambda item: -item[1]),
         "glossary": GLOSSARY,
     }
+
+
+def _columns(objectives: list[str]) -> list[tuple[str, bool]]:
+    """Heads of the table of trials, and whether each column is of words."""
+    return [
+        *(("trial", True), ("layout", True), ("place", True)),
+        *((name, False) for name in objectives),
+        *(("TTFT ms", False), ("decode ms", False), ("peak MiB", False)),
+        *(("parameters", False), ("origin", True)),
+    ]
 
 
 _MOST_ROWS = 40

@@ -30,10 +30,11 @@ COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugi
     "train",
     "rerank",
     "attribute",
+    "blocks",
     "init",
 }
 
-WITHOUT_PLUGINS = {"plan", "search", "extend", "report", "rerank", "init", "attribute"}
+WITHOUT_PLUGINS = {"blocks", "plan", "search", "extend", "report", "rerank", "init", "attribute"}
 """These find a recipe's or a study's own, or need none."""
 
 

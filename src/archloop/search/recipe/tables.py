@@ -16,8 +16,10 @@ class TableSection(BaseModel):
         budgets: that estimates are held to, beside those of the target of this name.
         slack: a stack is ruled out where its estimate exceeds a limit by more than this share,
             since an estimate is not exact.
-        device: whose rows count, where the files have those of several; likewise `runtime`, `quant`
-            and `threads`. A target of this name says the last three itself.
+        device: whose rows count, where the files have those of several.
+        runtime: likewise; a target of this name says it itself.
+        quant: likewise.
+        threads: likewise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

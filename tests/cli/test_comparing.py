@@ -52,7 +52,7 @@ def test_a_figure_differs_where_its_interval_leaves_one_out(
 def test_options_of_one_half_are_refused_by_the_other(tmp_path: Path) -> None:
     file = spec_file(tmp_path, "CC")
     for options, what in [
-        (("--plot", "x.svg"), "--plot, --specs and --profile belong to"),
+        (("--plot", "x.svg"), "--plot, --specs, --profile and --train belong to"),
         (("--processes", "1"), "--processes 1: must be from 2"),
         (("--runtime", "torch_egar"), "did you mean 'torch_eager'"),
     ]:

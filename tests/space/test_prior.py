@@ -24,7 +24,13 @@ from archloop.stack.spec import StackSpec
 from space.spaces import NAMED, named
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
-NEW = {"combine": "sum", "input_multiplier": 1.0, "multiplier": 1.0}
+NEW: dict[str, Any] = {
+    "combine": "sum",
+    "input_multiplier": 1.0,
+    "multiplier": 1.0,
+    "side": False,
+    "norms_from": None,
+}
 BEFORE = {
     "quickstart": """
         b9ade8263cc725a2 788c7ecfe70c64a9 5c6f46f26e24a974 8fb4a596382b8941

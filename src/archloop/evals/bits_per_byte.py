@@ -49,12 +49,27 @@ def windows(tokens_T: NDArray[np.integer], num_windows: int, length: int) -> NDA
     return rows_NT
 
 
-class HeldoutWindows(Evaluation):
-    """Bits per byte of windows of tokens, of the tokenizer that the model was trained with."""
+class InBits(Evaluation):
+    """Compression of text, in bits per byte."""
 
     category = CATEGORY
     licence = "of the corpus"
     verb = "loglikelihood_rolling"
+
+    @property
+    def chance(self) -> float:
+        """Guessing bytes."""
+        return 8.0
+
+    @property
+    def perfect(self) -> float:
+        """Nothing left to say; no model of text comes near."""
+        return 0.0
+
+
+class HeldoutWindows(InBits):
+    """Bits per byte of windows of tokens, of the tokenizer that the model was trained with."""
+
     Config = NoSettings
 
     def __init__(self, windows_NT: NDArray[np.int64], num_bytes_V: NDArray[np.int64]) -> None:
@@ -67,16 +82,6 @@ class HeldoutWindows(Evaluation):
         super().__init__()
         self._windows_NT = windows_NT
         self._num_bytes_V = num_bytes_V
-
-    @property
-    def chance(self) -> float:
-        """Guessing bytes."""
-        return 8.0
-
-    @property
-    def perfect(self) -> float:
-        """Nothing left to say; no model of text comes near."""
-        return 0.0
 
     def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
         """Bits and bytes of the first windows; they are held-out text whatever the split."""

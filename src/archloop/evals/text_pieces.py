@@ -12,30 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from archloop.errors import UserError
-from archloop.evals.base import Evaluation, Grades, Split
+from archloop.evals.base import Grades, Split
+from archloop.evals.bits_per_byte import InBits
 from archloop.evals.text_tasks import codec_of
 from archloop.evals.verbs import Model
 from archloop.text import corpora
 from archloop.text.corpora import CorpusConfig
 
 
-class PiecesInBits(Evaluation):
+class PiecesInBits(InBits):
     """Compression of pieces of text."""
 
-    category = "text"
-    licence = "of the corpus"
-    verb = "loglikelihood_rolling"
     num_test = 128
-
-    @property
-    def chance(self) -> float:
-        """Guessing bytes."""
-        return 8.0
-
-    @property
-    def perfect(self) -> float:
-        """Nothing left to say; no model of text comes near."""
-        return 0.0
 
     @property
     def corpus(self) -> CorpusConfig:

@@ -34,7 +34,8 @@ class ProfileConfig(BaseModel):
         ready_timeout_s: how long to wait for a quiet device before measuring all the same.
         seed: of weights, prompts and filled states.
         fork: processes are forked from one that has imported the engine, where that can be done;
-            None: on targets that compute on a graphics card.
+            None: on targets that compute on a graphics card. On a processor they are no samples of
+            their own: intervals are then too narrow.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -2,7 +2,9 @@
 
 Most of a short measurement is the import of the engine, twice a pair of processes. A process that
 has imported it and done nothing else can be copied in milliseconds, and each copy is fresh: it has
-met no model, no thread and no graphics card. Which processes were forked is kept with the samples.
+met no model, no thread and no graphics card. What the server's start decided, such as its memory,
+all its copies share, so on a processor they are no samples of their own. Which processes were
+forked is kept with the samples.
 """
 
 import os

@@ -1,14 +1,13 @@
 """Own figures of a preset or another spec, measured once on a machine and kept in the user's cache.
 
 Figures count again only for the very same question: spec, target, settings, device as it describes
-itself, engine and archloop at their versions. Ratios are never taken from here: what a stack is
-compared with is measured beside it.
+itself, engine at its version, archloop and plug-ins at their code. Ratios are never taken from
+here: what a stack is compared with is measured beside it.
 """
 
 import hashlib
 import json
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +19,12 @@ from archloop.profiling.samples import SAMPLES, read_samples
 from archloop.profiling.summary import profile_from_samples
 from archloop.profiling.target import Target
 from archloop.runtimes.base import Runtime
+from archloop.runtimes.pieces import code_digest
 from archloop.stack.spec import StackSpec
+from archloop.version import __version__
 
 
-class Remembered(NamedTuple):
+class Recalled(NamedTuple):
     """Figures that were measured before, and when."""
 
     profile: Profile
@@ -43,17 +44,18 @@ def folder(spec: StackSpec, target: Target, config: ProfileConfig) -> Path:
         "config": config.model_dump(mode="json"),
         "device": target.device.open().describe().model_dump(mode="json"),
         "engine": runtime.version(),
-        "archloop": metadata.version("archloop"),
+        "archloop": __version__,
+        "code": code_digest(),
     }
     text = json.dumps(question, sort_keys=True)
     return default_cache_dir() / "profiles" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def recall(place: Path) -> Remembered | None:
+def recall(place: Path) -> Recalled | None:
     """What was measured there; None if nothing was, or the file is damaged."""
     try:
         profile = profile_from_samples(read_samples(place))
         when = datetime.fromtimestamp((place / SAMPLES).stat().st_mtime).astimezone()
     except (OSError, ValueError):
         return None
-    return Remembered(profile, when)
+    return Recalled(profile, when)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from archloop import registry
 from archloop.runtimes.random_weights import build_random
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -62,8 +63,6 @@ class Placed(NamedTuple):
 
 def inseparable(spec: StackSpec) -> str | None:
     """Why a stack is not made of pieces, or None."""
-    from archloop import registry
-
     for index, block in enumerate(spec.blocks):
         if block.side or block.norms_from is not None:
             return f"block {index} is a side block, or has the norms of another"
@@ -157,11 +156,22 @@ def _copy_half(source: "Decoder", decoder: "Decoder", part: PartName, index: int
             there[name].copy_(tensor)
 
 
-@cache
 def code_digest() -> str:
-    """Short hash of all that decides what a lowered piece computes: this package's own code."""
+    """Short hash of all that decides what a stack computes: this package's code and plug-ins'."""
+    digest = hashlib.sha256(_own_code())
+    for folder in registry.folders():
+        _add_code(digest, folder)
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _own_code() -> bytes:
     home, digest = Path(__file__).parents[1], hashlib.sha256()
     for folder in ("blocks", "stack", "runtimes"):
-        for path in sorted((home / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+        _add_code(digest, home / folder)
+    return digest.digest()
+
+
+def _add_code(digest: "hashlib._Hash", folder: Path) -> None:
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())

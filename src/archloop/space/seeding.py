@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from archloop import registry
 from archloop.errors import UserError
 from archloop.space.config import BLOCK, STACK
-from archloop.space.families import PLACE_FIELDS, plugin_config
+from archloop.space.families import PLACE_FIELDS, Section, plugin_config
 from archloop.space.genome import BlockGenes, ChannelGenes, Genes, Genome, MixerGenes
 from archloop.space.repair import repair
 from archloop.space.space import Space
@@ -117,8 +117,8 @@ def _block(space: Space, block: BlockSpec, where: str, found: Found) -> BlockGen
 
 def _settings_of(part: MixerSpec | ChannelMixerSpec) -> Genes:
     """Settings of the plug-in and of its place together."""
-    section = "mixers" if isinstance(part, MixerSpec) else "channel_mixers"
-    place = part.model_dump(include=set(PLACE_FIELDS[section]))  # type: ignore[index]
+    section: Section = "mixers" if isinstance(part, MixerSpec) else "channel_mixers"
+    place = part.model_dump(include=set(PLACE_FIELDS[section]))
     return {**part.config, **place}
 
 

@@ -11,7 +11,6 @@ import yaml
 
 from archloop import registry
 from archloop.errors import UserError
-from archloop.runtimes.torch_cuda import TorchCuda
 from archloop.runtimes.torch_eager import TorchEager
 from archloop.search import plan
 from archloop.search.recipe import plain_yaml
@@ -264,8 +263,11 @@ def test_plugins_of_every_kind_that_a_recipe_names(tmp_path, monkeypatch):
 
 
 def test_shipped_recipes_resolve(tmp_path, monkeypatch):
-    """On a machine that has what they are for: a card, and a corpus that was fetched."""
-    monkeypatch.setattr(TorchCuda, "missing_to_run", lambda self: None)
+    """On a machine that has what they are for: engines, a card, and a corpus that was fetched."""
+    for name in registry.names("runtimes"):
+        runtime = registry.get("runtimes", name)
+        monkeypatch.setattr(runtime, "missing_to_export", lambda self: None)
+        monkeypatch.setattr(runtime, "missing_to_run", lambda self: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     corpus = tmp_path / "corpora" / "english"
     corpus.mkdir(parents=True)

@@ -411,3 +411,46 @@ def test_a_token_is_all_that_is_asked_for(sampling: Sampling) -> None:
         tokens = [next(run) for _ in range(3)]
     assert asked.count == 0
     assert all(token is not None for (token,) in tokens)
+
+
+def turns(decoder: Decoder, ahead: bool, seed: int) -> list[object]:
+    """Three turns on one transcript of several rows, of a random kind each, and what they leave."""
+    rng = np.random.default_rng(seed)
+    batch = int(rng.integers(1, 4))
+    transcript = Transcript(decoder, 96, batch)
+    left: list[object] = []
+    for _ in range(3):
+        lengths = rng.integers(1, 5, batch)
+        transcript.extend([rng.integers(0, VOCAB, n).tolist() for n in lengths])
+        stops = rng.integers(0, VOCAB, 12).tolist()
+        sampling = SAMPLED if rng.random() < 0.7 else Sampling()
+        run = Generation(
+            transcript, int(rng.integers(1, 13)), sampling, stop_ids=stops, ahead=ahead
+        )
+        cut = int(rng.integers(1, 16))
+        for number, tokens in enumerate(run, 1):
+            left.append(tokens)
+            if number == cut:
+                run.end(int(rng.integers(0, batch)))
+            if number == 2 * cut:
+                run.close()
+        left.append((list(run.ended), list(transcript.num_read), transcript.state.num_tokens))
+        left.append([list(row) for row in transcript.ids])
+    left.append(verify(transcript, [[1, 2]] * batch))
+    return left
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_steps_begun_ahead_change_nothing(decoder: Decoder, seed: int) -> None:
+    assert turns(decoder, True, seed) == turns(decoder, False, seed)
+
+
+def test_a_step_begins_before_its_token_is_known(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = num_processed(decoder, monkeypatch)
+    transcript = Transcript(decoder, 16)
+    transcript.extend([[1, 2]])
+    begun = [len(counts) for _ in Generation(transcript, 4, ahead=True)]
+    # The prompt alone, then one more with each token but the last, whose step nobody needs.
+    assert begun == [1, 3, 4, 4]

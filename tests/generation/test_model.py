@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from archloop import checkpoints, generation
 from archloop.checkpoints import files, hub
 from archloop.errors import UserError
-from archloop.generation.generation import generate
+from archloop.generation.generation import Generation, generate
 from archloop.generation.sampling import Sampling
 from archloop.generation.transcript import Transcript
 from archloop.text.chat import ChatTemplate
@@ -114,6 +115,24 @@ def test_a_second_text_continues_the_first(model: generation.Model) -> None:
     assert transcript.ids == before
     list(generation.stream(model, "And?", max_new_tokens=3, transcript=transcript))
     assert transcript.ids[0][len(before[0]) :][:4] == model.encode("And?")[1:]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_reply_that_nobody_reads_on_is_whole(
+    model: generation.Model, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    begin = partial(Generation, ahead=ahead)
+    monkeypatch.setattr("archloop.generation.model.Generation", begin)
+    transcript = Transcript(model.decoder, 80)
+    pieces = generation.stream(model, "Hello", max_new_tokens=40, transcript=transcript)
+    for _ in range(3):
+        next(pieces)
+    del pieces
+    assert transcript.num_read == [len(transcript.ids[0]) - 1]
+    assert transcript.state.lengths_B.tolist() == transcript.num_read
+    (on,) = generate(model.decoder, [[]], 8, transcript=transcript)
+    (known,) = generate(model.decoder, transcript.ids[0][:-8], 8)
+    assert on.ids == known.ids
 
 
 def test_a_reply_ends_with_the_longest_context(model: generation.Model) -> None:

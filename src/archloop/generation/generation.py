@@ -9,6 +9,10 @@
 
 Rows may differ in length and end at different times; none depends on another.
 
+On a GPU step 4 begins before the host has seen the tokens of step 3, so that the GPU never waits
+for the host: its answer, the stop and the text are looked at while the next step runs. A step that
+a stop makes needless is undone.
+
 Shape suffixes: B batch, T time, V vocabulary.
 """
 
@@ -40,6 +44,8 @@ class Generation:
         stop_ids: a row ends with the first of these, which is its last token.
         chunk_size: tokens per prefill pass.
         seeds: one per row, instead of ``sampling.seed + row``.
+        ahead: begin each step before the tokens that it reads are known on the host; default: on a
+            GPU, the one place where that saves time. The tokens are the same.
 
     Raises:
         ValueError: nothing to read, too few seeds, or not enough room in the state; in a step,
@@ -55,6 +61,7 @@ class Generation:
         stop_ids: Iterable[int] = (),
         chunk_size: int | None = None,
         seeds: Sequence[int] | None = None,
+        ahead: bool | None = None,
     ) -> None:
         batch = len(transcript.ids)
         _check_room(transcript, max_new_tokens)
@@ -70,6 +77,8 @@ class Generation:
         if sampling.repetition_penalty != 1:
             self._seen_BV = seen_tokens(transcript.ids, self._logits_BV)
         self._chosen_B: Tensor | None = None
+        self._ahead = transcript.state.lengths_B.is_cuda if ahead is None else ahead
+        self._before_step: ModelState | None = None
 
     def __iter__(self) -> Iterator[list[int | None]]:
         return self
@@ -78,26 +87,33 @@ class Generation:
         if self._left == 0 or all(self.ended):
             self.close()
             raise StopIteration
+        is_first = self._chosen_B is None
         if self._chosen_B is not None:
             self._advance(self._chosen_B)
         assert self._logits_BV is not None
-        positions_B = self.transcript.state.lengths_B
-        chosen_B = choose(self._logits_BV, self.sampling, self._seeds_B, positions_B, self._seen_BV)
-        # On a GPU each question to it waits for all that it was given, so there is one a token.
+        state = self.transcript.state
+        chosen_B = choose(
+            self._logits_BV, self.sampling, self._seeds_B, state.lengths_B, self._seen_BV
+        )
         sound_B = choosable(self._logits_BV).to(chosen_B.dtype)
-        tokens, sound = torch.stack([chosen_B, sound_B]).tolist()
-        self._check_sound(sound)
-        self._chosen_B = chosen_B
+        answer = _Answer(torch.stack([chosen_B, sound_B]))
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, chosen_B[:, None], True)
         self._left -= 1
+        self._chosen_B = chosen_B
+        # The first token is shown at once: a GPU's first step is compiled and captured.
+        if self._ahead and self._left and not is_first:
+            self._before_step = state.mark()
+            self._logits_BV = self.transcript.model.step(chosen_B, state)
+        tokens, sound = answer.wait()
+        self._check_sound(sound)
         return self._note(tokens)
 
     def _check_sound(self, sound: Sequence[int]) -> None:
         """Rows that have ended step along, on tokens of no meaning: theirs are not looked at."""
         if all(row for row, ended in zip(sound, self.ended, strict=True) if ended is None):
             return
-        where = f"for new token {self._num_tokens - self._left + 1}"
+        where = f"for new token {self._num_tokens - self._left}"
         self.close()
         raise not_finite(self.transcript.model.precision, where)
 
@@ -107,23 +123,29 @@ class Generation:
             self.ended[row] = "stop_string"
 
     def close(self) -> None:
-        """Put the state of rows that ended early back to where they ended."""
+        """Put the state back to where each row ended: before its last token was read."""
+        state = self.transcript.state
+        if self._before_step is not None:
+            state.restore(self._before_step)
+            self._before_step = None
         for row, kept in self._frozen.items():
-            self.transcript.state.row(row).restore(kept)
+            state.row(row).restore(kept)
         if self._frozen:
-            self.transcript.state.recount(max(self.transcript.num_read))
+            state.recount(max(self.transcript.num_read))
         self._frozen.clear()
         self._left = 0
 
     def _advance(self, chosen_B: Tensor) -> None:
         """Read the last tokens. Rows that have ended step along, and are put back at the end."""
         state = self.transcript.state
+        before, self._before_step = self._before_step, None
         for row, ended in enumerate(self.ended):
             if ended is None:
                 self.transcript.num_read[row] += 1
             elif row not in self._frozen:
-                self._frozen[row] = state.row(row).mark()
-        self._logits_BV = self.transcript.model.step(chosen_B, state)
+                self._frozen[row] = (before or state).row(row).mark()
+        if before is None:
+            self._logits_BV = self.transcript.model.step(chosen_B, state)
 
     def _note(self, tokens: list[int]) -> list[int | None]:
         """Append the tokens of running rows and see which rows end."""
@@ -137,6 +159,26 @@ class Generation:
                 elif self._left == 0:
                     self.ended[row] = "length"
         return out
+
+
+class _Answer:
+    """Numbers on their way to the host, which goes on until it waits for them.
+
+    To ask a GPU for them outright waits for all work that was given to it, steps begun since too.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._arrived = None
+        if numbers.is_cuda:
+            self._arrived = torch.cuda.current_stream(numbers.device).record_event()
+
+    def wait(self) -> list[list[int]]:
+        """The numbers, as nested lists."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        rows: list[list[int]] = self._numbers.tolist()
+        return rows
 
 
 @dataclass(frozen=True)

@@ -224,12 +224,15 @@ def stream(
 
 def _pieces(generation: Generation, text: TextStream) -> Iterator[str]:
     """The text of a turn of one row as it comes; the turn ends where the text is to stop."""
-    for (token,) in generation:
-        if token is not None and generation.ended[0] != "stop_id":
-            if piece := text.push([token]):
-                yield piece
-            if text.stopped:
-                generation.end(0)
+    try:
+        for (token,) in generation:
+            if token is not None and generation.ended[0] != "stop_id":
+                if piece := text.push([token]):
+                    yield piece
+                if text.stopped:
+                    generation.end(0)
+    finally:
+        generation.close()  # Also where a reader has left before the end.
     if rest := text.flush():
         yield rest
 

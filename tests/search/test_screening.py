@@ -64,6 +64,17 @@ def screened(folder: Path, section: Any = "blocks.json", **changes: Any) -> Reci
     return found
 
 
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    table(tmp_path, recipe())
+    asked = sorted(tmp_path.glob("*/asked"))
+    damaged = asked[0].with_name("profile.json")
+    damaged.write_text(damaged.read_text()[:100])
+    for each in asked:
+        each.unlink()
+    table(tmp_path, recipe())
+    assert sorted(tmp_path.glob("*/asked")) == asked[:1]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     table(tmp_path, recipe())

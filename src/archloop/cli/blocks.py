@@ -59,7 +59,7 @@ def blocks(
 def _table(plan: "Plan", name: str, folder: Path, most: int, copies: int) -> "BlockTable":
     """Rows of one target."""
     from archloop.devices.lease import held
-    from archloop.profiling import piecework, profile
+    from archloop.profiling import piecework, profile, remembered
 
     target = plan.recipe.targets[name]
     # Every half of the reference preset comes first: ratios and budgets refer to it.
@@ -75,7 +75,9 @@ def _table(plan: "Plan", name: str, folder: Path, most: int, copies: int) -> "Bl
         with held(target.claims()):
             return profile(spec, target, plan.recipe.profile, directory=home)
 
-    return piecework.table(kept, measure, folder, copies)
+    # What was measured with other settings, or by another version of the engine, does not count.
+    place = folder / remembered.circumstances(target, plan.recipe.profile)
+    return piecework.table(kept, measure, place, copies)
 
 
 def _drawn(plan: "Plan") -> "list[StackSpec]":

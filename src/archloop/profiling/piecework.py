@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from archloop.errors import UserError
+from archloop.files import write_atomic
 from archloop.profiling.block_table import (
     BlockRow,
     BlockTable,
@@ -55,7 +58,7 @@ def table(
     Args:
         wanted: halves by their ends.
         measure: called for what the folder does not have yet.
-        folder: of profiles.
+        folder: of profiles that were measured under the same circumstances (`remembered`).
         count: copies of a half in its stack.
 
     Raises:
@@ -77,9 +80,11 @@ def _kept(spec: StackSpec, measure: Measure, folder: Path) -> Profile:
     """A stack's profile, from the folder where it is there."""
     home = folder / spec.digest
     file = home / "profile.json"
-    if file.exists():
+    try:
         return Profile.model_validate_json(file.read_bytes())
-    home.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, ValidationError):
+        # Not measured yet, or the file has rotted.
+        home.mkdir(parents=True, exist_ok=True)
     found = measure(spec, home)
-    file.write_text(found.model_dump_json())
+    write_atomic(file, found.model_dump_json().encode())
     return found

@@ -37,9 +37,18 @@ def folder(spec: StackSpec, target: Target, config: ProfileConfig) -> Path:
     Raises:
         UserError: the device cannot be reached.
     """
+    question = f"{spec.digest} {circumstances(target, config)}"
+    return default_cache_dir() / "profiles" / _digest(question)
+
+
+def circumstances(target: Target, config: ProfileConfig) -> str:
+    """Digest of all that figures hang on beside the spec.
+
+    Raises:
+        UserError: the device cannot be reached.
+    """
     runtime: Runtime = registry.get("runtimes", target.runtime)()
-    question = {
-        "spec": spec.digest,
+    found = {
         "target": target.model_dump(mode="json"),
         "config": config.model_dump(mode="json"),
         "device": target.device.open().describe().model_dump(mode="json"),
@@ -47,8 +56,11 @@ def folder(spec: StackSpec, target: Target, config: ProfileConfig) -> Path:
         "archloop": __version__,
         "code": code_digest(),
     }
-    text = json.dumps(question, sort_keys=True)
-    return default_cache_dir() / "profiles" / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return _digest(json.dumps(found, sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def recall(place: Path) -> Recalled | None:

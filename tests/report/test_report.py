@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from archloop.errors import UserError
-from archloop.findings.verdict import verdict
+from archloop.findings.verdict import unranked, verdict
 from archloop.ranking import front
 from archloop.ranking.record import Readings
 from archloop.report import html, layout, static, summary, trials
@@ -86,7 +86,7 @@ def test_a_study_that_cannot_rank_quality_says_so_and_what_would(tmp_path: Path)
     print_outcome(noisy(), Path("report.html"), console)
     text = console.export_text()
     assert "this study cannot rank quality: its reliability is 0." in text
-    assert re.search(r"`seeds: \d+` takes about \d+ minutes", text)
+    assert re.search(r"in about \d+ more minutes?: `archloop extend` with `--seeds \d+`", text)
     assert "on the front" not in text
     # What is certain comes first: figures of the device.
     assert text.index("TTFT ms") < text.index("quality")
@@ -269,9 +269,30 @@ def test_the_verdict_stands_on_top_with_the_next_command() -> None:
     assert said["latency"] == "better"
     assert "decode step, ms at 1024 on host" in said
     # Noise that hides quality leaves nothing to recommend, and the page says what to do.
-    unranked = top(noisy(), verdict(noisy()), "runs/example")
-    assert (unranked.trial, unranked.lines) == (None, ())
-    assert unranked.command.startswith("archloop extend")
+    nothing = top(noisy(), verdict(noisy()), "runs/example")
+    assert (nothing.trial, nothing.lines) == (None, ())
+    found = verdict(noisy())
+    assert found is not None
+    why = unranked(noisy(), found)
+    assert why is not None
+    assert why.seeds is not None
+    assert why.seeds > 1
+    assert nothing.command == f"archloop extend runs/example --seeds {why.seeds}"
+    assert f"--seeds {why.seeds}`" in why.words
+
+
+def test_the_next_command_names_the_study_wherever_it_lies() -> None:
+    study = studies.study().model_copy(update={"trials": ()})
+    assert top(study, None, "my runs/x").command == "archloop search 'my runs/x'"
+    rejected = [trial for trial in studies.study().trials if trial.state == "rejected"]
+    study = study.model_copy(update={"trials": tuple(rejected)})
+    assert "kept the budgets" in top(study, verdict(study), "runs/x").words
+
+
+def test_where_only_another_recipe_helps_no_command_is_offered(tmp_path: Path) -> None:
+    study = noisy().model_copy(update={"scale": None})
+    assert top(study, verdict(study), "runs/x").command == ""
+    assert "Next:" not in html.render(study)
 
 
 def test_each_trial_has_its_place_badges_and_lineage() -> None:

@@ -102,6 +102,46 @@ def test_a_stopped_extension_goes_on_and_adds_nothing(tmp_path: Path) -> None:
     assert originals(opened(tmp_path / "test").run(more=1)) == list(range(8))
 
 
+def test_more_trainings_of_each_trial_measure_nothing_again(tmp_path: Path) -> None:
+    before = begun(tmp_path)
+    log = tmp_path / "log"
+    record = opened(tmp_path / "test", log).run(seeds=3)
+    calls = log.read_text().splitlines()
+    assert calls
+    assert all("seed-" in call for call in calls), calls
+    assert [t.profiles for t in record.trials] == [t.profiles for t in before.trials]
+    for was, now in zip(before.trials, record.trials, strict=True):
+        assert now.state == was.state
+        if was.reached:
+            assert len(now.scores_by_seed[0]) == 3
+            assert now.by_rung[0].values["quality"].n == 3
+        else:
+            assert now == was
+    # From now on each trial is trained as often, and what was asked for is kept.
+    more = opened(tmp_path / "test").run(more=2)
+    assert more.trials[:4] == record.trials
+    assert all(len(t.scores_by_seed[0]) == 3 for t in more.trials[4:] if t.reached)
+    with pytest.raises(UserError, match="has 3 trainings a trial already"):
+        opened(tmp_path / "test").run(seeds=2)
+
+
+def test_more_trainings_that_were_stopped_go_on(tmp_path: Path) -> None:
+    begun(tmp_path)
+
+    class Stopped(StandIn):
+        def _called(self, what: str, stage_file: Path) -> None:
+            super()._called(what, stage_file)
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Study.open(tmp_path / "test", evaluator=Stopped(), clock=no_time).run(seeds=2)
+    log = tmp_path / "log"
+    record = opened(tmp_path / "test", log).run()
+    assert "AGAIN" not in log.read_text()
+    assert all(len(t.scores_by_seed[0]) == 2 for t in record.trials if t.reached)
+
+
 def test_a_renamed_and_moved_study_is_the_same(tmp_path: Path) -> None:
     before = begun(tmp_path)
     shutil.move(tmp_path / "test", tmp_path / "elsewhere" / "other")
@@ -121,5 +161,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["extend", str(tmp_path / "test"), "--trials", "2", "--json"])
     assert result.exit_code == 0
     assert [trial["number"] for trial in json.loads(result.stdout)["trials"]] == list(range(6))
+    # A study goes on by its folder alone; this one has nothing left to do.
+    again = CliRunner().invoke(app, ["search", str(tmp_path / "test"), "--json"])
+    assert (again.exit_code, again.stdout) == (0, result.stdout)
+    deeper = CliRunner().invoke(app, ["extend", str(tmp_path / "test"), "--seeds", "2"])
+    assert deeper.exit_code == 0, deeper.stderr
+    result = CliRunner().invoke(app, ["extend", str(tmp_path / "test")])
+    assert (result.exit_code, "say what to add: --trials, or --seeds" in result.stderr) == (2, True)
     result = CliRunner().invoke(app, ["extend", str(tmp_path / "nowhere"), "--trials", "2"])
     assert (result.exit_code, "no study here" in result.stderr) == (2, True)

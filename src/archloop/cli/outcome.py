@@ -12,15 +12,24 @@ if TYPE_CHECKING:
     from archloop.store.record import StudyRecord
 
 
-def show(record: "StudyRecord", path: Path, as_json: bool) -> None:
-    """Write a study's report, and print its outcome, also where the page cannot be written."""
+def show(record: "StudyRecord", folder: Path, as_json: bool, path: Path | None = None) -> None:
+    """Write a study's report, and print its outcome, also where the page cannot be written.
+
+    Args:
+        record: of the study.
+        folder: of the study.
+        as_json: print it as JSON instead.
+        path: of the page, if it is not to lie in the study's folder.
+    """
     from archloop.report import html
     from archloop.report.outcome import print_outcome
     from archloop.report.summary import summarize
+    from archloop.store.folder import StudyFolder
 
+    path = path or StudyFolder(folder).report
     page: Path | None = None
     try:
-        page = html.write(record, path)
+        page = html.write(record, path, str(folder))
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
@@ -32,4 +41,4 @@ def show(record: "StudyRecord", path: Path, as_json: bool) -> None:
     if as_json:
         print_json(summarize(record))
     else:
-        print_outcome(record, page, Console(highlight=False))
+        print_outcome(record, page, Console(highlight=False), str(folder))

@@ -37,4 +37,4 @@ def report(
         # Nothing is written, so that a copy to read only will do.
         print_json(summarize(record))
         return
-    show(record, output or study / "report.html", as_json)
+    show(record, study, as_json, output)

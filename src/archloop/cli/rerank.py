@@ -76,7 +76,7 @@ def rerank(
     if output is not None:
         from archloop.report import html
 
-        html.write(found.record, output)
+        html.write(found.record, output, str(study))
     if as_json:
         told = {"unknown": list(found.unknown), "preferred": [_told(each) for each in order]}
         print_json({**summarize(found.record), **told})

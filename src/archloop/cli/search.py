@@ -11,8 +11,10 @@ from archloop.cli.outcome import show
 
 @command(resumes=True, takes_plugins=False)
 def search(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
-    runs: Annotated[Path, typer.Option(help="Folder that holds the studies.")] = Path("runs"),
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe's YAML file, or the folder of a study to go on with.")
+    ],
+    runs: Annotated[Path, typer.Option(help="Folder that holds a recipe's study.")] = Path("runs"),
     redo: Annotated[
         bool, typer.Option("--redo", help="Also do again what lost files of trials told.")
     ] = False,
@@ -25,11 +27,13 @@ def search(
     from archloop.search.errors import NoFeasibleTrial
     from archloop.search.recipe.recipe import load
     from archloop.search.study import Study
+    from archloop.store.folder import StudyFolder
     from archloop.store.progress import Event
 
-    study = Study(load(recipe), runs)
-    page = study.folder / "report.html"
-    renewed = Renewed(lambda: html.write(study.read(), page, is_running=True))
+    study = Study.open(recipe) if recipe.is_dir() else Study(load(recipe), runs)
+    folder = study.folder
+    page = StudyFolder(folder).report
+    renewed = Renewed(lambda: html.write(study.read(), page, str(folder), is_running=True))
     try:
         with display(stderr) as progress:
 
@@ -40,6 +44,6 @@ def search(
 
             record = study.run(listen, redo=redo)
     except NoFeasibleTrial:
-        show(study.read(), page, as_json)
+        show(study.read(), folder, as_json)
         raise
-    show(record, page, as_json)
+    show(record, folder, as_json)

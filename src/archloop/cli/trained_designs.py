@@ -45,7 +45,7 @@ def run(
     study = Study(of_designs(base, name, designs, proxied, trainings), runs)
     with display(stderr) as progress:
         record = study.run(progress)
-    return record, html.write(record, study.folder / "report.html")
+    return record, html.write(record, study.folder / "report.html", str(study.folder))
 
 
 def show(record: "StudyRecord", page: Path) -> None:

@@ -18,6 +18,8 @@ MAX_POINTS = 12
 """Points of the hypervolume's growth: each is a comparison of its own."""
 GROWTH_DRAWS = 200
 """Draws behind each of these points."""
+_TRAINING = ("train", "evaluate")
+"""Phases of a trial that another training of it takes once more."""
 
 
 class Row(NamedTuple):
@@ -181,14 +183,30 @@ def _may_break(
     )
 
 
-def ranking_would_take(study: StudyRecord, found: Verdict) -> str:
-    """In words: that quality is not ranked, why, and what would rank it."""
+class Unranked(NamedTuple):
+    """Why a study cannot rank quality, and what would.
+
+    Attributes:
+        words: both in a sentence.
+        seeds: trainings a stack that would do; None if more trainings of this length would not.
+    """
+
+    words: str
+    seeds: int | None
+
+
+def unranked(study: StudyRecord, found: Verdict) -> Unranked | None:
+    """What keeps a study from ranking quality; None if it does rank it."""
+    if found.ranks_quality:
+        return None
     if study.scale is None:
-        return (
+        words = (
             "this study cannot rank quality: no score tells the anchor stacks apart, so no "
             "candidate was trained; longer trainings (proxy.rungs), more trainings of the anchor "
-            "stacks (reference_seeds), other anchors or easier tasks (proxy.tasks) may"
+            "stacks (reference_seeds), other anchors or easier tasks (proxy.tasks) may, in a "
+            "recipe of another name"
         )
+        return Unranked(words, None)
     share = found.comparison.reliability["quality"]
     text = (
         f"this study cannot rank quality: its reliability is {share:.2f}, and {NEEDED:g} is needed"
@@ -196,11 +214,18 @@ def ranking_would_take(study: StudyRecord, found: Verdict) -> str:
     now = max(1, min(row.place.estimates["quality"].n for row in found.rows))
     needed = seeds_needed(share, now)
     if needed is None:
-        return f"{text}; by these trainings the stacks do not differ, train longer"
-    phases = study.seconds_by_phase
-    training = phases.get("train", 0.0) + phases.get("evaluate", 0.0)
-    minutes = (sum(phases.values()) + training * (needed / now - 1)) / 60
-    return (
-        f"{text}; {needed} trainings a stack instead of {now} would rank it: this recipe with "
-        f"`seeds: {needed}` takes about {max(1, math.ceil(minutes))} minutes"
+        words = f"{text}; by these trainings the stacks do not differ, train longer (proxy.rungs)"
+        return Unranked(f"{words} in a recipe of another name", None)
+    minutes = max(1, math.ceil(_training_s(study) * (needed / now - 1) / 60))
+    words = (
+        f"{text}; {needed} trainings a stack instead of {now} would rank it, in about {minutes} "
+        f"more minute{'s' * (minutes > 1)}: `archloop extend` with `--seeds {needed}`"
     )
+    return Unranked(words, needed)
+
+
+def _training_s(study: StudyRecord) -> float:
+    """Wall time of the trials' trainings, as many at once as the recipe says."""
+    workers = (study.recipe.get("executor") or {}).get("workers") or 1
+    phases = [trial.seconds.get(name, 0.0) for trial in study.trials for name in _TRAINING]
+    return math.fsum(phases) / workers

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from archloop.files import write_atomic
 from archloop.findings.floors import FAIR, floors
 from archloop.findings.targets import by_target
-from archloop.findings.verdict import Verdict, ranking_would_take, verdict
+from archloop.findings.verdict import Verdict, unranked, verdict
 from archloop.profiling.record import Interval
 from archloop.ranking.estimate import Estimate
 from archloop.report import figures, summary, trials
@@ -71,9 +71,10 @@ def render(study: StudyRecord, folder: str | None = None, *, is_running: bool = 
     return template.render(**context, **sources, is_running=is_running).lstrip()
 
 
-def write(study: StudyRecord, path: Path, *, is_running: bool = False) -> Path:
+def write(
+    study: StudyRecord, path: Path, folder: str | None = None, *, is_running: bool = False
+) -> Path:
     """Render to a file, complete or not at all; arguments as `render`."""
-    folder = str(path.parent) if path.name == "report.html" else None
     with distinct(study.mixers):
         write_atomic(path, render(study, folder, is_running=is_running).encode())
     return path
@@ -123,6 +124,7 @@ def count(value: float) -> str:
 def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
     facts = summary.summarize(study)
     found = verdict(study)
+    why = None if found is None else unranked(study, found)
     shown = trials.shown(study, found)
     planes = figures.planes(study, found)
     targets, alone = figures.by_target(study), by_target(study)
@@ -143,9 +145,7 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
         "folder": folder,
         "headline": headline(study, found),
         "quality_in_words": quality_in_words(study),
-        "not_ranked": ""
-        if found is None or found.ranks_quality
-        else ranking_would_take(study, found),
+        "not_ranked": "" if why is None else why.words,
         "library": get_plotlyjs(),
         "attributed": attributed(study),
         "found": found,

@@ -7,20 +7,32 @@ from rich.table import Table
 
 from archloop.findings import targets
 from archloop.findings.floors import floors
-from archloop.findings.verdict import Row, Verdict, ranking_would_take, verdict
+from archloop.findings.verdict import Row, Verdict, unranked, verdict
 from archloop.profiling.record import Profile
 from archloop.report.by_target import lines
 from archloop.report.html import count, duration, estimate, headline
 from archloop.report.measures import quality_in_words
 from archloop.report.palette import distinct, label
 from archloop.report.telling import telling
+from archloop.report.top import top
 from archloop.store.record import StudyRecord, TrialRecord
 
 
-def print_outcome(study: StudyRecord, page: Path | None, console: Console) -> None:
-    """Stacks against the reference, what was rejected, time by phase, the page if there is one."""
+def print_outcome(
+    study: StudyRecord, page: Path | None, console: Console, folder: str | None = None
+) -> None:
+    """Stacks against the reference, what was rejected, time by phase, the page if there is one.
+
+    Args:
+        study: as it was read.
+        page: that was written.
+        console: to print to.
+        folder: of the study, for the command to copy next; None names none.
+    """
     with distinct(study.mixers):
         _print_outcome(study, page, console)
+    if folder is not None and (command := top(study, verdict(study), folder).command):
+        console.print(f"next: {command}", markup=False, soft_wrap=True)
 
 
 def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> None:
@@ -28,9 +40,8 @@ def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> N
     if found is not None:
         _print_certain(found, console)
         _print_places(found, console)
-        if not found.ranks_quality:
-            text = ranking_would_take(study, found)
-            console.print(text, markup=False, soft_wrap=True)
+        if (why := unranked(study, found)) is not None:
+            console.print(why.words, markup=False, soft_wrap=True)
     if (by_target := targets.by_target(study)) is not None:
         for line in lines(by_target):
             console.print(line, markup=False, soft_wrap=True)

@@ -5,11 +5,12 @@ The recommended stack is the worthiest of those on the front, each objective cou
 reference excludes 1, an objective where the comparison of all stacks at once says so.
 """
 
+import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from archloop.findings.preference import preferred
-from archloop.findings.verdict import Row, Verdict
+from archloop.findings.verdict import Row, Verdict, unranked
 from archloop.profiling.record import Figures, Interval, Profile
 from archloop.store.record import StudyRecord, TrialRecord
 
@@ -42,7 +43,7 @@ class Top(NamedTuple):
         trial: the recommended stack; None: nothing is better than the reference beyond doubt.
         words: the verdict in a sentence.
         lines: its figures beside the reference's.
-        command: to copy next.
+        command: to copy next; empty where only another recipe would help, as `words` say.
     """
 
     trial: TrialRecord | None
@@ -59,18 +60,21 @@ def top(study: StudyRecord, found: Verdict | None, folder: str) -> Top:
         found: verdict on it; None where nothing can be compared yet.
         folder: of the study, for the command.
     """
+    where = shlex.quote(folder)
+    more = f"archloop extend {where} --trials 20"
     if found is None:
-        return Top(None, "Nothing can be compared yet.", (), f"archloop search {_recipe(study)}")
-    if not found.ranks_quality:
+        return _before_any(study, where, more)
+    if (why := unranked(study, found)) is not None:
         words = "Quality is not known well enough to recommend a stack."
-        return Top(None, words, (), f"archloop extend {folder} --trials 20")
+        deeper = f"archloop extend {where} --seeds {why.seeds}"
+        return Top(None, words, (), "" if why.seeds is None else deeper)
     row = _recommended(study, found)
     if row is None:
         words = "No stack is on the front beyond doubt: the reference preset stays."
-        return Top(None, words, (), f"archloop extend {folder} --trials 20")
+        return Top(None, words, (), more)
     lines = (*_objectives(found, row), *_measured(row.trial))
     words = f"Trial {row.trial.number} is recommended: {found.place_in_words(row)}."
-    return Top(row.trial, words, lines, f"archloop train {folder} --trial {row.trial.number}")
+    return Top(row.trial, words, lines, f"archloop train {where} --trial {row.trial.number}")
 
 
 def noise_floor(study: StudyRecord) -> str:
@@ -83,6 +87,17 @@ def noise_floor(study: StudyRecord) -> str:
         if profile.latency_ratio is not None and profile.memory_ratio is not None
     ]
     return "; ".join(floors)
+
+
+def _before_any(study: StudyRecord, where: str, more: str) -> Top:
+    """Of a study none of whose stacks was trained: by now, or because all broke a budget."""
+    states = {trial.state for trial in study.trials}
+    if study.reference is None or not states or "running" in states:
+        return Top(None, "Nothing can be compared yet.", (), f"archloop search {where}")
+    if "rejected" in states:
+        words = "No stack kept the budgets: try more, or wider ones in a recipe of another name."
+        return Top(None, words, (), more)
+    return Top(None, "No stack could be compared: each failed, as is said below.", (), more)
 
 
 def _recommended(study: StudyRecord, found: Verdict) -> Row | None:
@@ -137,7 +152,3 @@ def _figure(
 
 def _ends(value: Interval | None) -> str:
     return "-" if value is None else f"[{value.low:.3f}, {value.high:.3f}]"
-
-
-def _recipe(study: StudyRecord) -> str:
-    return f"recipes/{study.name}.yaml"

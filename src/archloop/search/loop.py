@@ -24,8 +24,9 @@ from archloop.search.trial import Trial
 from archloop.search.workshop import Workshop
 from archloop.store import reading
 from archloop.store.database import Database, Stored
-from archloop.store.folder import StudyFolder
+from archloop.store.folder import StudyFolder, TrialFolder
 from archloop.store.progress import Event, Likely, Phase, Progress, nobody
+from archloop.store.record import Outcome
 from archloop.store.reference_run import ReferenceRun
 
 
@@ -61,17 +62,20 @@ class Loop:
         self.num_trials = int(database.attribute("num_trials") or self.recipe.num_trials)
         self.reference_point: tuple[float, ...] | None = None
 
-    def run(self, redo: bool, more: int) -> None:
-        """All that is left to do, and more trials.
+    def run(self, redo: bool, more: int, seeds: int | None) -> None:
+        """All that is left to do, and more trials or trainings.
 
         Args:
             redo: also do the stages of told trials whose files are lost once more.
             more: trials beyond those asked for so far, once these are told.
+            seeds: trainings of each trial at rung 0; None for as many as so far.
 
         Raises:
             NoFeasibleTrial: all trials are told and none kept the budgets.
+            UserError: the study has more trainings a trial already.
         """
         self._extend(more)
+        self._deepen(seeds)
         self._say("setup")
         with self.meter.phase():
             self._prepare()
@@ -84,7 +88,7 @@ class Loop:
         left = []
         for stored in self.database.trials():
             lost = redo and reading.trial_record(self.home, stored).damaged
-            if stored.outcome is None or lost:
+            if stored.outcome is None or lost or self._lacks_trainings(stored.outcome):
                 left.append(stored)
             else:
                 self.results.remember(stored, stored.outcome)
@@ -130,6 +134,21 @@ class Loop:
             self.database.set_attribute("ended", None)
         if self.database.attribute("is_extended"):
             self._begin(self.plan.without_early_end())
+
+    def _deepen(self, seeds: int | None) -> None:
+        """Ask for more trainings of each trial, those told among them."""
+        now = int(self.database.attribute("seeds") or self.recipe.seeds)
+        if seeds is not None and seeds < now:
+            raise UserError(f"{self.home.path} has {now} trainings a trial already; ask for more")
+        if seeds is not None and seeds > now:
+            self.database.set_attribute("seeds", seeds)
+        self._begin(self.plan.with_seeds(max(now, seeds or 0)))
+
+    def _lacks_trainings(self, outcome: Outcome) -> bool:
+        """Whether a trial was told that has fewer trainings at rung 0 than are asked for now."""
+        name = TrialFolder.rung(0, self.recipe.seeds - 1 or None)
+        trained = TrialFolder.rung(0) in outcome.files and bool(outcome.reached)
+        return trained and name not in outcome.files
 
     def _prepare(self) -> None:
         try:

@@ -88,6 +88,10 @@ class Plan(NamedTuple):
         recipe = self.recipe.model_copy(update={"max_hours": None, "until_still": None})
         return self._replace(recipe=recipe)
 
+    def with_seeds(self, seeds: int) -> "Plan":
+        """The same with so many trainings of each trial at rung 0."""
+        return self._replace(recipe=self.recipe.model_copy(update={"seeds": seeds}))
+
     @property
     def trains(self) -> bool:
         """Whether candidates are trained: some objective is read of their scores."""

@@ -87,7 +87,12 @@ class Study(Shown):
         return study
 
     def run(
-        self, progress: Progress | None = None, *, redo: bool = False, more: int = 0
+        self,
+        progress: Progress | None = None,
+        *,
+        redo: bool = False,
+        more: int = 0,
+        seeds: int | None = None,
     ) -> StudyRecord:
         """Create or resume the study and run what is left of it.
 
@@ -96,10 +101,13 @@ class Study(Shown):
             redo: also do the stages of finished trials whose files are lost once more.
             more: trials beyond those asked for so far; where some of these are still to do, they
                 are done instead, so that an extension that was stopped goes on.
+            seeds: trainings of each trial at rung 0, from now on and of those told already; None
+                for as many as so far. Nothing is measured again for it.
 
         Raises:
             RecipeError: the recipe is wrong, or is not the one that this study began with.
             StudyBusyError: another process runs it.
+            UserError: the study has more trainings a trial already than `seeds`.
             NoFeasibleTrial: all trials are told and none kept the budgets.
             DiskFullError: no space is left.
             StudyError: it cannot go on; after the cause is gone the same call does.
@@ -121,7 +129,7 @@ class Study(Shown):
             evaluator = stack.enter_context(closing(self._evaluator or self._hardware()))
             executor = stack.enter_context(closing(self._executor(evaluator)))
             loop = Loop(resolved, home, database, executor, meter, progress or ignore)
-            loop.run(redo, more)
+            loop.run(redo, more, seeds)
         return self.read()
 
     def read(self) -> StudyRecord:

@@ -1,5 +1,6 @@
 """`archloop blocks`: a table of what the blocks of a recipe's space cost, for screening."""
 
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,14 +71,22 @@ def _table(plan: "Plan", name: str, folder: Path, most: int, copies: int) -> "Bl
     stderr.print(f"{name}: {total} to measure, {left_out} rarer ones left to be fitted")
 
     def measure(spec: "StackSpec", home: Path) -> "Profile":
-        layout = " ".join(spec.layout) or "ends alone"
-        stderr.print(f"{name}: {layout}", markup=False)
+        stderr.print(f"{name}: {_in_words(spec)}", markup=False)
         with held(target.claims()):
             return profile(spec, target, plan.recipe.profile, directory=home)
 
     # What was measured with other settings, or by another version of the engine, does not count.
     place = folder / remembered.circumstances(target, plan.recipe.profile)
     return piecework.table(kept, measure, place, copies)
+
+
+def _in_words(spec: "StackSpec") -> str:
+    """What a stack that is measured for a table consists of."""
+    halves = Counter(
+        " + ".join(part.name for part in (*block.mixers, block.channel_mixer) if part is not None)
+        for block in spec.blocks
+    )
+    return ", ".join(f"{count} x {half}" for half, count in halves.items()) or "ends alone"
 
 
 def _drawn(plan: "Plan") -> "list[StackSpec]":

@@ -40,8 +40,11 @@ def test_stacks_of_one_kind_are_said() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"num_local_experts": 8}, "num_local_experts"),
-        ({"num_local_experts": None}, "num_local_experts"),
+        (
+            {"num_local_experts": 8, "num_experts_per_tok": 9, "intermediate_size": 40},
+            "top_k=9 exceeds num_experts=8",
+        ),
+        ({"num_local_experts": None, "intermediate_size": 20}, "expert FFN width 20"),
         ({"layer_types": ["mamba"]}, "must list num_hidden_layers=4"),
         ({"layer_types": ["x"] * 4}, "'x'"),
         ({"position_embedding_type": "alibi"}, "'alibi' is not supported"),

@@ -1,4 +1,4 @@
-"""Falcon-H1's, Kimi Linear's and Qwen3-Next's configurations: names, and what is refused."""
+"""Configurations of Falcon-H1, Kimi Linear, Qwen3-Next and Qwen3.5: names, and what is refused."""
 
 from typing import Any
 
@@ -71,6 +71,8 @@ def test_kimi_linear_as_the_hub_has_it() -> None:
         ("qwen3_next", {"attention_bias": True}, "attention_bias"),
         ("qwen3_next", {"mlp_only_layers": ["a"]}, "mlp_only_layers"),
         ("qwen3_next", {"hidden_act": "gelu"}, "hidden_act"),
+        ("qwen3_5_moe", {"intermediate_size": 40}, "intermediate_size.*not understood"),
+        ("qwen3_5_moe", {"mlp_only_layers": [0]}, "mlp_only_layers.*not understood"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(

@@ -11,6 +11,7 @@ from archloop.stack.spec import BlockSpec, MixerSpec
 
 LAYOUT = families.layout("nemotron_h")
 EXAMPLE: dict[str, Any] = dict(LAYOUT.examples[0])
+SPARSE: dict[str, Any] = dict(LAYOUT.examples[2])
 
 
 def test_a_pattern_of_letters_and_older_names_say_the_same() -> None:
@@ -25,7 +26,8 @@ def test_a_pattern_of_letters_and_older_names_say_the_same() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"layers_block_type": ["moe"]}, "'moe'; supported"),
+        ({**SPARSE, "n_group": 4}, "num_groups=4"),
+        ({**SPARSE, "moe_latent_size": 20}, "latent FFN width 20"),
         ({"layers_block_type": ["full_attention", "x"]}, "'x'"),
         ({"layers_block_type": None}, "must list"),
         ({"num_hidden_layers": 4}, "5 layers are listed"),

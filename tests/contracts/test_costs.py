@@ -18,7 +18,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gqa": [{}, {"head_gate": True}, {"qk_norm": False}],
     "cfc": [{}, {"mode": "pure"}],
     "short_conv": [{}, {"bias": True}],
-    "moe": [{}, {"shared_expansion": 0.5}, {"shared_expansion": 0.5, "activation": "relu2"}],
+    "moe": [
+        {},
+        {"shared_expansion": 0.5, "shared_gate": True},
+        {"shared_expansion": 0.5, "activation": "relu2", "latent_ratio": 0.5},
+    ],
     "gla": [{}, {"key_ratio": 1.0}],
 }
 CASES = [

@@ -83,7 +83,9 @@ def test_kimi_router_with_shared_expert(groups: tuple[int, int]) -> None:
     compare(ours, peer, peer.gate, peer.experts, peer.shared_experts)
 
 
-def test_nemotron_router_with_squared_relu_experts() -> None:
+@pytest.mark.parametrize("latent", [None, 24])
+def test_nemotron_router_with_squared_relu_experts(latent: int | None) -> None:
+    """In the model's stream and, with projections into and out of it, in a narrower one."""
     nemotron = peers.transformers("nemotron_h")
     settings = nemotron.NemotronHConfig(
         hidden_size=WIDTH,
@@ -91,6 +93,7 @@ def test_nemotron_router_with_squared_relu_experts() -> None:
         num_experts_per_tok=TOP_K,
         moe_intermediate_size=32,
         moe_shared_expert_intermediate_size=96,
+        moe_latent_size=latent,
         n_group=2,
         topk_group=1,
         routed_scaling_factor=2.0,
@@ -107,7 +110,11 @@ def test_nemotron_router_with_squared_relu_experts() -> None:
         routed_scale=2.0,
         shared_expansion=1.5,
         activation="relu2",
+        latent_ratio=(latent or 0) / WIDTH,
     )
+    if latent:
+        peers.fill(ours.latent_in.weight, peer.fc1_latent_proj.weight)
+        peers.fill(ours.latent_out.weight, peer.fc2_latent_proj.weight)
     compare(ours, peer, peer.gate, peer.experts, peer.shared_experts)
 
 

@@ -47,6 +47,18 @@ OPENED: dict[str, dict[str, Any]] = {
         "block": {"residual_multiplier": [0.25, 1.0]},
         "stack": {"embedding_multiplier": [1.0, 12.0], "logits_divisor": [1.0, 8.0]},
     },
+    "experts": {
+        "channel_mixers": {
+            "moe": {
+                "expansion": 0.5,
+                "router": ["lfm2", "kimi", "granite"],
+                "shared_expansion": [0.0, 0.5],
+                "shared_gate": [False, True],
+                "latent_ratio": [0.0, 0.5],
+                "activation": ["swiglu", "relu2"],
+            }
+        },
+    },
     "norms of 1 + w": {"stack": {"norm_offset": [False, True]}},
 }
 

@@ -33,6 +33,10 @@ PUBLISHED = {
     "kimi-linear-48b-a3b": 49_122_675_072,
     "qwen3-next-80b-a3b": 79_674_391_296,
     "zamba2-1.2b": 1_215_064_704,
+    "granite-4.0-h-tiny": 6_939_037_248,
+    "nemotron-3-nano-30b-a3b": 31_577_937_344,
+    "qwen3.5-4b": 4_205_751_296,
+    "qwen3.5-35b-a3b": 34_660_610_688,
 }
 HYBRIDS = [name for name in PUBLISHED if name.startswith("lfm")]
 ACTIVE = {
@@ -41,8 +45,16 @@ ACTIVE = {
     "lfm2.5-8b-a1b": 1_685_666_560,
     "kimi-linear-48b-a3b": 3_484_453_248,
     "qwen3-next-80b-a3b": 3_874_929_408,
+    "granite-4.0-h-tiny": 1_465_470_528,
+    "nemotron-3-nano-30b-a3b": 3_580_073_408,
+    "qwen3.5-35b-a3b": 3_454_988_928,
 }
-KV_BYTES_PER_TOKEN = {"lfm2-350m": 12_288, "lfm2-2.6b": 16_384, "lfm2-24b-a2b": 20_480}
+KV_BYTES_PER_TOKEN = {
+    "lfm2-350m": 12_288,
+    "lfm2-2.6b": 16_384,
+    "lfm2-24b-a2b": 20_480,
+    "qwen3.5-4b": 32_768,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -8,10 +8,12 @@ kimi (also DeepSeek-V3, arXiv 2412.19437, and Nemotron-H): as lfm2, with float32
 highest, are eligible.
 granite: the k largest logits, weighted by their softmax (as Mixtral, arXiv 2401.04088); no bias.
 
-A shared expert, if any, acts on every token. Routing is per token: no capacity, so batch, chunking
-and padding change nothing.
+A shared expert, if any, acts on every token. The routed ones may work in a narrower stream, between
+two projections that neither the router nor the shared expert reads through. Routing is per token:
+no capacity, so batch, chunking and padding change nothing.
 
-Shape suffixes: X flattened tokens, D model width, E experts, K experts per token, F expert width.
+Shape suffixes: X flattened tokens, D model width, E experts, K experts per token, F expert width,
+L width of the stream that routed experts work in.
 """
 
 import math
@@ -34,9 +36,9 @@ from archloop.blocks.ops.precision import exact
 from archloop.errors import UserError
 
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Output (X, D) of tokens (X, D), given the weights (X, K) and indices (X, K) of their experts and
-the matrices of all experts: gate over up (E, 2F, D), or with squared ReLU up alone (E, F, D), and
-down (E, D, F)."""
+"""Output (X, L) of tokens (X, L), given the weights (X, K) and indices (X, K) of their experts and
+the matrices of all experts: gate over up (E, 2F, L), or with squared ReLU up alone (E, F, L), and
+down (E, L, F)."""
 
 
 class MoESizes(TypedDict):
@@ -46,6 +48,7 @@ class MoESizes(TypedDict):
     top_k: int
     d_expert: int
     d_shared: NotRequired[int]
+    d_latent: NotRequired[int]
 
 
 class MoE(ChannelMixer):
@@ -57,7 +60,7 @@ class MoE(ChannelMixer):
     class Config(ChannelConfig):
         """LFM2-8B-A1B: 32 experts, top 4, expansion 0.875; LFM2-24B-A2B: 64, 4, 0.75."""
 
-        through_sizes = frozenset({"expansion", "shared_expansion"})
+        through_sizes = frozenset({"expansion", "shared_expansion", "latent_ratio"})
         num_experts: Annotated[int, Gene((8, 16, 32))] = Field(8, ge=1)
         top_k: Annotated[int, Gene((1, 2, 4))] = Field(2, ge=1)
         expansion: Annotated[float, Gene((0.5, 0.75, 1.0))] = Field(1.0, gt=0, le=64)
@@ -65,14 +68,19 @@ class MoE(ChannelMixer):
         normalize: bool = True
         routed_scale: float = Field(1.0, gt=0)
         bias_update_rate: float = Field(1e-3, ge=0)
-        router: Literal["lfm2", "kimi", "granite"] = "lfm2"
+        router: Annotated[Literal["lfm2", "kimi", "granite"], Gene(("lfm2", "kimi", "granite"))] = (
+            "lfm2"
+        )
         num_groups: int = Field(1, ge=1)
         top_groups: int = Field(1, ge=1)
-        shared_expansion: float = Field(0.0, ge=0, le=64)
+        shared_expansion: Annotated[float, Gene((0.0, 0.5, 1.0))] = Field(0.0, ge=0, le=64)
         """Width of the shared expert over d_model; 0 for none."""
-        shared_gate: bool = False
+        shared_gate: Annotated[bool, Gene((False, True))] = False
         """Scale the output of the shared expert, if any, by a sigmoid of the input (Qwen3-Next)."""
-        activation: Literal["swiglu", "relu2"] = "swiglu"
+        latent_ratio: Annotated[float, Gene((0.0, 0.25, 0.5))] = Field(0.0, ge=0, le=1)
+        """Width of the stream that routed experts read and write over d_model, between a projection
+        into it and one back (Nemotron 3 Super); 0: they work in the model's own."""
+        activation: Annotated[Literal["swiglu", "relu2"], Gene(("swiglu", "relu2"))] = "swiglu"
 
         def sizes(self, d_model: int) -> MoESizes:
             if self.top_k > self.num_experts:
@@ -94,7 +102,13 @@ class MoE(ChannelMixer):
             }
             if self.shared_expansion:
                 sizes["d_shared"] = hidden_width(self.shared_expansion, d_model)
+            if self.latent_ratio:
+                sizes["d_latent"] = self._stream(d_model)
             return sizes
+
+        def _stream(self, d_model: int) -> int:
+            """Width of what routed experts read and write."""
+            return hidden_width(self.latent_ratio, d_model) if self.latent_ratio else d_model
 
         def _check_groups(self) -> None:
             if self.num_groups == self.top_groups == 1:
@@ -154,11 +168,14 @@ class MoE(ChannelMixer):
             """Parameters by part, of so many experts."""
             width = num_experts * hidden_width(self.expansion, d_model)
             first = 2 if self.activation == "swiglu" else 1
+            stream = self._stream(d_model)
             terms = {
                 "router": self.num_experts * d_model,
-                "gate_up": first * d_model * width,
-                "down": width * d_model,
+                "gate_up": first * stream * width,
+                "down": width * stream,
             }
+            if self.latent_ratio:
+                terms |= {"latent_in": d_model * stream, "latent_out": stream * d_model}
             if self.shared_expansion:
                 shared = hidden_width(self.shared_expansion, d_model)
                 terms["shared"] = (first + 1) * d_model * shared
@@ -179,8 +196,9 @@ class MoE(ChannelMixer):
         self.router = Linear(d_model, num_experts)
         # With relu2 there is no gate, and this is the up projection alone.
         into = 2 * d_expert if config.activation == "swiglu" else d_expert
-        self.gate_up = nn.Parameter(torch.empty(num_experts, into, d_model))
-        self.down = nn.Parameter(torch.empty(num_experts, d_model, d_expert))
+        stream = config.sizes(d_model).get("d_latent", d_model)
+        self.gate_up = nn.Parameter(torch.empty(num_experts, into, stream))
+        self.down = nn.Parameter(torch.empty(num_experts, stream, d_expert))
         self.register_buffer(
             "expert_bias",
             torch.zeros(num_experts, dtype=torch.float32),
@@ -189,8 +207,11 @@ class MoE(ChannelMixer):
         self.register_buffer(
             "loads", torch.zeros(num_experts, dtype=torch.float32), persistent=False
         )
-        nn.init.normal_(self.gate_up, std=d_model**-0.5)
+        nn.init.normal_(self.gate_up, std=stream**-0.5)
         nn.init.normal_(self.down, std=d_expert**-0.5)
+        latent = config.latent_ratio > 0
+        self.latent_in = Linear(d_model, stream) if latent else None
+        self.latent_out = Linear(stream, d_model) if latent else None
         self.shared: ChannelMixer | None = None
         if config.shared_expansion:
             ffn = SwiGLU if config.activation == "swiglu" else ReLU2
@@ -214,7 +235,9 @@ class MoE(ChannelMixer):
         if self.training:
             self._count(experts_XK)
         run = self.form or self._form(x_XD.shape[0])
-        y_XD = run(x_XD, weights_XK, experts_XK, self.gate_up, self.down)
+        x_XL = x_XD if self.latent_in is None else self.latent_in(x_XD)
+        y_XL = run(x_XL, weights_XK, experts_XK, self.gate_up, self.down)
+        y_XD = y_XL if self.latent_out is None else self.latent_out(y_XL)
         return y_XD.view_as(x_BTD)
 
     def fast_form(self) -> RoutedExperts | None:
@@ -222,7 +245,7 @@ class MoE(ChannelMixer):
         grouped = config.top_groups < config.num_groups
         if config.router != "lfm2" or config.activation != "swiglu" or grouped:
             return None
-        if self.shared is not None:
+        if self.shared is not None or self.latent_in is not None:
             return None
         return RoutedExperts(
             self.router.weight,

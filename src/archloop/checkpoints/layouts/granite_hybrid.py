@@ -1,7 +1,8 @@
 """Granite 4.0-H: Mamba-2 and now and then attention, a gated feed-forward in every block.
 
 Embeddings, queries by keys, branches and logits each have a factor of their own, and attention
-carries no positions unless the configuration asks for RoPE. Experts are refused.
+carries no positions unless the configuration asks for RoPE. In the larger models the feed-forward
+is the shared expert beside others of which a router chooses.
 """
 
 from collections.abc import Iterator
@@ -66,6 +67,14 @@ class GraniteHybrid(Layout):
             "rms_norm_eps": 1e-4,
             "residual_multiplier": 1.0,
         },
+        {
+            **_EXAMPLE,
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_local_experts": 7,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 24,
+        },
     )
 
     def to_spec(self, keys: Keys) -> StackSpec:
@@ -75,15 +84,14 @@ class GraniteHybrid(Layout):
             "linear_attention": MixerSpec(name="mamba2", config=_mamba2(keys, width, eps)),
             "full_attention": MixerSpec(name="gqa", config=_attention(keys, width)),
         }
-        ratio = parts.expansion(keys.number("shared_intermediate_size", 1024), width)
-        swiglu = ChannelMixerSpec(name="swiglu", config={"expansion": ratio})
+        channel = _channel(keys, width)
         factor = keys.real("residual_multiplier", 1.0)
         return StackSpec(
             d_model=width,
             vocab_size=keys.number("vocab_size", 32_000),
             blocks=tuple(
                 BlockSpec(
-                    mixers=(mixers[layer_type],), channel_mixer=swiglu, residual_multiplier=factor
+                    mixers=(mixers[layer_type],), channel_mixer=channel, residual_multiplier=factor
                 )
                 for layer_type in _layer_types(keys)
             ),
@@ -95,8 +103,9 @@ class GraniteHybrid(Layout):
         )
 
     def from_spec(self, spec: StackSpec) -> dict[str, Any]:
-        listed = layer_types(spec, _LAYER_TYPES, "swiglu")
-        channel = spec.blocks[0].channel_mixer
+        channel = next((block.channel_mixer for block in spec.blocks if block.channel_mixer), None)
+        sparse = channel is not None and channel.name == "moe"
+        listed = layer_types(spec, _LAYER_TYPES, "moe" if sparse else "swiglu")
         assert channel is not None
         found: dict[str, Any] = {
             "model_type": "granitemoehybrid",
@@ -104,8 +113,7 @@ class GraniteHybrid(Layout):
             "vocab_size": spec.vocab_size,
             "num_hidden_layers": spec.num_blocks,
             "layer_types": listed,
-            "shared_intermediate_size": sizes_of(channel, spec.d_model)["d_ff"],
-            "num_local_experts": 0,
+            **_channel_keys(channel, spec.d_model),
             "max_position_embeddings": spec.max_context or 2048,
             "rms_norm_eps": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,
@@ -127,24 +135,17 @@ class GraniteHybrid(Layout):
                 yield from parts.attention_pieces(mixer, width, f"{theirs}self_attn.", inside)
             else:
                 yield from mixer_pieces(sizes_of(mixer, width), width, f"{theirs}mamba.", inside)
-            assert block.channel_mixer is not None
-            d_ff = sizes_of(block.channel_mixer, width)["d_ff"]
-            stem, target = f"{theirs}shared_mlp.", f"{ours}channel_mixer."
-            shape = (2 * d_ff, width)
-            yield Piece(f"{stem}input_linear.weight", f"{target}gate_up_proj.weight", shape)
-            yield Piece(f"{stem}output_linear.weight", f"{target}down_proj.weight", (width, d_ff))
+            yield from _channel_pieces(block, width, theirs, f"{ours}channel_mixer.")
 
 
 def _check_fixed(keys: Keys) -> None:
     """Settings that are built in one way, and those that change nothing."""
-    if keys.count("num_local_experts", 8):
-        raise UserError("config key 'num_local_experts' may only be 0: experts are not supported")
     keys.fixed("mamba_conv_bias", True)
     keys.fixed("mamba_proj_bias", False)
     keys.fixed("normalization_function", "rmsnorm")
     check_time_step_limit(keys.get("time_step_limit", [0.0, float("inf")]))
-    # How sums are cut, how weights are drawn, and the width of experts, which there are none of.
-    keys.ignore("mamba_chunk_size init_method intermediate_size num_experts_per_tok")
+    # How sums are cut, and how weights are drawn.
+    keys.ignore("mamba_chunk_size init_method")
 
 
 def _layer_types(keys: Keys) -> list[str]:
@@ -155,6 +156,57 @@ def _layer_types(keys: Keys) -> list[str]:
     if isinstance(listed, list):
         listed = [_OLDER.get(layer_type, layer_type) for layer_type in map(str, listed)]
     return parts.layer_types_of(listed, num_layers, _LAYER_TYPES.values())
+
+
+def _channel(keys: Keys, width: int) -> ChannelMixerSpec:
+    """A gated feed-forward, or experts with a shared one of that width."""
+    d_ff = keys.number("shared_intermediate_size", 1024)
+    num_experts = keys.count("num_local_experts", 8)
+    if not num_experts:
+        # Of experts, which there are none of.
+        keys.ignore("intermediate_size num_experts_per_tok")
+        ratio = parts.expansion(d_ff, width)
+        return ChannelMixerSpec(name="swiglu", config={"expansion": ratio})
+    ratio = parts.expansion(keys.number("intermediate_size", 11_008), width, "expert")
+    config: dict[str, Scalar] = {
+        "router": "granite",
+        "use_bias": False,
+        "num_experts": num_experts,
+        "top_k": keys.number("num_experts_per_tok", 2),
+        "expansion": ratio,
+        "shared_expansion": parts.expansion(d_ff, width, "shared expert"),
+    }
+    return ChannelMixerSpec(name="moe", config=config)
+
+
+def _channel_keys(channel: ChannelMixerSpec, width: int) -> dict[str, Any]:
+    sizes = sizes_of(channel, width)
+    if channel.name == "swiglu":
+        return {"shared_intermediate_size": sizes["d_ff"], "num_local_experts": 0}
+    if "d_shared" not in sizes:
+        raise UnsayableError("its experts have no shared one")
+    return {
+        "shared_intermediate_size": sizes["d_shared"],
+        "num_local_experts": sizes["num_experts"],
+        "num_experts_per_tok": sizes["top_k"],
+        "intermediate_size": sizes["d_expert"],
+    }
+
+
+def _channel_pieces(block: BlockSpec, width: int, theirs: str, ours: str) -> Iterator[Piece]:
+    channel = block.channel_mixer
+    assert channel is not None
+    sizes, shared = sizes_of(channel, width), ""
+    if channel.name == "moe":
+        stem, num, d_ff = f"{theirs}block_sparse_moe.", sizes["num_experts"], sizes["d_expert"]
+        yield Piece(f"{stem}router.layer.weight", f"{ours}router.weight", (num, width))
+        yield Piece(f"{stem}input_linear.weight", f"{ours}gate_up", (num, 2 * d_ff, width))
+        yield Piece(f"{stem}output_linear.weight", f"{ours}down", (num, width, d_ff))
+        shared = "shared."
+    d_ff, stem = sizes["d_shared" if shared else "d_ff"], f"{theirs}shared_mlp."
+    into, out = f"{ours}{shared}gate_up_proj.weight", f"{ours}{shared}down_proj.weight"
+    yield Piece(f"{stem}input_linear.weight", into, (2 * d_ff, width))
+    yield Piece(f"{stem}output_linear.weight", out, (width, d_ff))
 
 
 def _mamba2(keys: Keys, width: int, eps: float) -> dict[str, Scalar]:

@@ -1,7 +1,7 @@
 """Nemotron-H: layers of one branch each, Mamba-2, attention without positions, or a feed-forward.
 
-Feed-forwards are squared ReLU without a gate (arXiv 2504.03624). Layers of experts, as in
-Nemotron 3 Nano, are refused.
+Feed-forwards are squared ReLU without a gate (arXiv 2504.03624), and so are experts, in models from
+Nemotron 3 Nano on, which may work in a narrower stream (Nemotron 3 Super).
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,12 @@ from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, 
 
 _LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 _OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
-_LAYER_TYPES = {"mamba2": "linear_attention", "gqa": "full_attention", "relu2": "mlp"}
+_LAYER_TYPES = {
+    "mamba2": "linear_attention",
+    "gqa": "full_attention",
+    "relu2": "mlp",
+    "moe": "moe",
+}
 _EXAMPLE = {
     "model_type": "nemotron_h",
     "hidden_size": 48,
@@ -40,6 +45,15 @@ _EXAMPLE = {
     "time_step_min": UNCLAMPED,
     "pad_token_id": 0,
 }
+_SPARSE = {
+    **_EXAMPLE,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 56,
+    "routed_scaling_factor": 2.5,
+}
 
 
 class NemotronH(Layout):
@@ -47,7 +61,7 @@ class NemotronH(Layout):
 
     model_types = {"nemotron_h": "NemotronHForCausalLM"}
     embedding = "backbone.embeddings.weight"
-    keeps_float32 = ("A_log", "dt_bias")
+    keeps_float32 = ("A_log", "dt_bias", "e_score_correction_bias")
     examples = (
         _EXAMPLE,
         {
@@ -59,6 +73,16 @@ class NemotronH(Layout):
             "mamba_num_heads": 12,
             "layer_norm_epsilon": 1e-4,
         },
+        _SPARSE,
+        {
+            **_SPARSE,
+            "layers_block_type": ["moe", "full_attention", "mlp", "moe", "linear_attention"],
+            "n_routed_experts": 9,
+            "n_group": 3,
+            "topk_group": 2,
+            "norm_topk_prob": False,
+            "moe_latent_size": 32,
+        },
     )
 
     def to_spec(self, keys: Keys) -> StackSpec:
@@ -68,13 +92,16 @@ class NemotronH(Layout):
             "linear_attention": lambda: BlockSpec(mixers=(_mamba2(keys, width, eps),)),
             "full_attention": lambda: BlockSpec(mixers=(_attention(keys, width),)),
             "mlp": lambda: BlockSpec(channel_mixer=_relu2(keys, width)),
+            "moe": lambda: BlockSpec(channel_mixer=_experts(keys, width)),
         }
         layer_types = _layer_types(keys)
         made = {layer_type: make[layer_type]() for layer_type in sorted(set(layer_types))}
         # Sizes of layers that there are none of.
         keys.ignore("num_attention_heads num_key_value_heads head_dim attention_head_dim")
         keys.ignore("ssm_state_size mamba_num_heads mamba_head_dim n_groups conv_kernel")
-        keys.ignore("intermediate_size")
+        keys.ignore("intermediate_size n_routed_experts num_experts_per_tok")
+        keys.ignore("moe_intermediate_size moe_shared_expert_intermediate_size moe_latent_size")
+        keys.ignore("n_group topk_group routed_scaling_factor norm_topk_prob")
         return StackSpec(
             d_model=width,
             vocab_size=keys.number("vocab_size", 131_072),
@@ -112,10 +139,7 @@ class NemotronH(Layout):
                 "n_groups": values["num_groups"],
                 "conv_kernel": values["kernel"],
             }
-        channel = next((b.channel_mixer for b in spec.blocks if b.channel_mixer is not None), None)
-        if channel is not None:
-            found["intermediate_size"] = sizes_of(channel, spec.d_model)["d_ff"]
-        return found
+        return found | _channel_keys(spec)
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
         width = spec.d_model
@@ -126,9 +150,9 @@ class NemotronH(Layout):
             yield Piece(f"{theirs}norm.weight", f"{ours}{norm}.weight", (width,))
             stem, inside = f"{theirs}mixer.", f"{ours}mixers.0."
             if block.channel_mixer is not None:
-                d_ff = sizes_of(block.channel_mixer, width)["d_ff"]
-                for name, shape in (("up_proj", (d_ff, width)), ("down_proj", (width, d_ff))):
-                    yield Piece(f"{stem}{name}.weight", f"{ours}channel_mixer.{name}.weight", shape)
+                yield from _channel_pieces(
+                    block.channel_mixer, width, stem, f"{ours}channel_mixer."
+                )
             elif block.mixers[0].name == "gqa":
                 yield from parts.attention_pieces(block.mixers[0], width, stem, inside)
             else:
@@ -147,10 +171,12 @@ def _check_fixed(keys: Keys) -> None:
     # The first time steps, how sums are cut, precision, and `expand`, which the heads replace.
     keys.ignore("time_step_min time_step_max time_step_floor chunk_size mamba_ssm_cache_dtype")
     keys.ignore("rescale_prenorm_residual residual_in_fp32 num_logits_to_keep expand rms_norm_eps")
-    # Of layers of experts and of layers that predict further tokens, which there are none of.
-    keys.ignore("n_routed_experts n_shared_experts moe_intermediate_size moe_latent_size n_group")
-    keys.ignore("moe_shared_expert_intermediate_size moe_shared_expert_overlap topk_group")
-    keys.ignore("num_experts_per_tok routed_scaling_factor norm_topk_prob mtp_layers_block_type")
+    keys.ignore("norm_eps")
+    # Positions, which attention has none of, though configurations on the hub name their base.
+    keys.ignore("rope_theta partial_rotary_factor")
+    # The shared expert has a width of its own, whatever their number, and when it runs is for
+    # several devices to decide. Layers that predict further tokens there are none of.
+    keys.ignore("n_shared_experts moe_shared_expert_overlap mtp_layers_block_type")
 
 
 def _layer_types(keys: Keys) -> list[str]:
@@ -204,3 +230,69 @@ def _mamba2(keys: Keys, width: int, eps: float) -> MixerSpec:
 def _relu2(keys: Keys, width: int) -> ChannelMixerSpec:
     ratio = parts.expansion(keys.number("intermediate_size", 21_504), width)
     return ChannelMixerSpec(name="relu2", config={"expansion": ratio})
+
+
+def _experts(keys: Keys, width: int) -> ChannelMixerSpec:
+    hidden = keys.number("moe_intermediate_size", 7688)
+    shared = keys.number("moe_shared_expert_intermediate_size", 7688)
+    config: dict[str, Scalar] = {
+        "router": "kimi",
+        "activation": "relu2",
+        "num_experts": keys.number("n_routed_experts", 8),
+        "top_k": keys.number("num_experts_per_tok", 2),
+        "expansion": parts.expansion(hidden, width, "expert"),
+        "shared_expansion": parts.expansion(shared, width, "shared expert"),
+        "num_groups": keys.number("n_group", 1),
+        "top_groups": keys.number("topk_group", 1),
+        "normalize": keys.boolean("norm_topk_prob", True),
+        "routed_scale": keys.real("routed_scaling_factor", 1.0),
+    }
+    if keys.get("moe_latent_size") is not None:
+        latent = keys.number("moe_latent_size")
+        config["latent_ratio"] = parts.expansion(latent, width, "latent")
+    return ChannelMixerSpec(name="moe", config=config)
+
+
+def _channel_keys(spec: StackSpec) -> dict[str, Any]:
+    channels = [block.channel_mixer for block in spec.blocks if block.channel_mixer is not None]
+    dense = next((channel for channel in channels if channel.name == "relu2"), None)
+    sparse = next((channel for channel in channels if channel.name == "moe"), None)
+    found: dict[str, Any] = {}
+    if dense is not None:
+        found["intermediate_size"] = sizes_of(dense, spec.d_model)["d_ff"]
+    if sparse is None:
+        return found
+    sizes = sizes_of(sparse, spec.d_model)
+    if "d_shared" not in sizes:
+        raise UnsayableError("its experts have no shared one")
+    return found | {
+        "n_routed_experts": sizes["num_experts"],
+        "num_experts_per_tok": sizes["top_k"],
+        "moe_intermediate_size": sizes["d_expert"],
+        "moe_shared_expert_intermediate_size": sizes["d_shared"],
+        "moe_latent_size": sizes.get("d_latent"),
+        "n_group": sizes["num_groups"],
+        "topk_group": sizes["top_groups"],
+        "norm_topk_prob": sizes["normalize"],
+        "routed_scaling_factor": sizes["routed_scale"],
+    }
+
+
+def _channel_pieces(
+    channel: ChannelMixerSpec, width: int, theirs: str, ours: str
+) -> Iterator[Piece]:
+    sizes = sizes_of(channel, width)
+    if channel.name == "relu2":
+        d_ff = sizes["d_ff"]
+        for name, shape in (("up_proj", (d_ff, width)), ("down_proj", (width, d_ff))):
+            yield Piece(f"{theirs}{name}.weight", f"{ours}{name}.weight", shape)
+        return
+    num = sizes["num_experts"]
+    yield Piece(f"{theirs}gate.weight", f"{ours}router.weight", (num, width))
+    yield Piece(f"{theirs}gate.e_score_correction_bias", f"{ours}expert_bias", (num,))
+    yield from parts.expert_pieces(channel, width, f"{theirs}experts.", ours)
+    yield from parts.shared_expert_pieces(channel, width, f"{theirs}shared_experts.", ours)
+    if (latent := sizes.get("d_latent")) is not None:
+        into, out = f"{theirs}fc1_latent_proj.weight", f"{theirs}fc2_latent_proj.weight"
+        yield Piece(into, f"{ours}latent_in.weight", (latent, width))
+        yield Piece(out, f"{ours}latent_out.weight", (width, latent))

@@ -244,26 +244,32 @@ def expert_pieces(
     ours: str,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
 ) -> Iterator[Piece]:
-    """Gate, up and down projection of each expert; ours hold all experts."""
+    """Gate, up and down projection of each expert; ours hold all experts.
+
+    Experts of squared ReLU have no gate.
+    """
     sizes = sizes_of(channel, width)
-    d_ff = sizes["d_expert"]
+    d_ff, stream = sizes["d_expert"], sizes.get("d_latent", width)
+    *into, down = names if sizes["activation"] == "swiglu" else names[1:]
     for expert in range(sizes["num_experts"]):
-        gate, up, down = (f"{theirs}{expert}.{name}.weight" for name in names)
-        target, first, second = f"{ours}gate_up", slice(0, d_ff), slice(d_ff, 2 * d_ff)
-        yield Piece(gate, target, (d_ff, width), into=(expert, first))
-        yield Piece(up, target, (d_ff, width), into=(expert, second))
-        yield Piece(down, f"{ours}down", (width, d_ff), into=(expert,))
+        for index, name in enumerate(into):
+            part = (expert, slice(index * d_ff, (index + 1) * d_ff))
+            stored = f"{theirs}{expert}.{name}.weight"
+            yield Piece(stored, f"{ours}gate_up", (d_ff, stream), into=part)
+        stored = f"{theirs}{expert}.{down}.weight"
+        yield Piece(stored, f"{ours}down", (stream, d_ff), into=(expert,))
 
 
 def shared_expert_pieces(
     channel: ChannelMixerSpec, width: int, theirs: str, ours: str
 ) -> Iterator[Piece]:
-    """The expert that acts on every token, a gated feed-forward; nothing if there is none."""
+    """The expert that acts on every token, with a gate as the others; nothing if there is none."""
     if "d_shared" not in (sizes := sizes_of(channel, width)):
         return
-    d_ff = sizes["d_shared"]
-    named = [(f"{theirs}{name}.weight", d_ff) for name in ("gate_proj", "up_proj")]
-    yield from rows(named, f"{ours}shared.gate_up_proj.weight", width)
+    d_ff, gated = sizes["d_shared"], sizes["activation"] == "swiglu"
+    into = ("gate_proj", "up_proj") if gated else ("up_proj",)
+    target = f"{ours}shared.{'gate_up_proj' if gated else 'up_proj'}.weight"
+    yield from rows([(f"{theirs}{name}.weight", d_ff) for name in into], target, width)
     yield Piece(f"{theirs}down_proj.weight", f"{ours}shared.down_proj.weight", (width, d_ff))
 
 

@@ -51,11 +51,16 @@ class Qwen3Next(Layout):
 
     Attributes:
         has_experts: of the family.
-        kv_heads: default of ``num_key_value_heads``.
+        has_dense: a configuration may have feed-forwards, in some blocks or in all.
+        kv_heads, num_experts, top_k: defaults of ``num_key_value_heads``, ``num_experts`` and
+            ``num_experts_per_tok``.
     """
 
     has_experts: ClassVar[bool] = True
+    has_dense: ClassVar[bool] = True
     kv_heads: ClassVar[int] = 2
+    num_experts: ClassVar[int] = 512
+    top_k: ClassVar[int] = 10
 
     model_types = {"qwen3_next": "Qwen3NextForCausalLM"}
     keeps_float32 = ("A_log", "dt_bias")
@@ -131,7 +136,7 @@ class Qwen3Next(Layout):
             "rms_norm_eps": spec.norm_eps,
             "tie_word_embeddings": spec.tie_embeddings,
             **_mixer_keys(spec),
-            **_channel_keys(spec),
+            **self._channel_keys(spec),
         }
 
     def pieces(self, spec: StackSpec, variant: str) -> Iterator[Piece]:
@@ -177,11 +182,16 @@ class Qwen3Next(Layout):
         }
 
     def _channels(self, keys: Keys, width: int, layer_types: list[str]) -> list[ChannelMixerSpec]:
-        ratio = parts.expansion(keys.number("intermediate_size"), width)
-        dense = ChannelMixerSpec(name="swiglu", config={"expansion": ratio})
-        if not self.has_experts:
-            return [dense] * len(layer_types)
-        sparse = ChannelMixerSpec(name="moe", config=_experts(keys, width))
+        sparse = dense = None
+        if self.has_experts:
+            sparse = ChannelMixerSpec(name="moe", config=self._experts(keys, width))
+        if self.has_dense:
+            ratio = parts.expansion(keys.number("intermediate_size"), width)
+            dense = ChannelMixerSpec(name="swiglu", config={"expansion": ratio})
+        if sparse is None or dense is None:
+            only_one = sparse or dense
+            assert only_one is not None
+            return [only_one] * len(layer_types)
         step, only = keys.number("decoder_sparse_step", 1), keys.get("mlp_only_layers", [])
         if not isinstance(only, list) or any(type(index) is not int for index in only):
             raise UserError(f"mlp_only_layers={only!r} must be a list of layers")
@@ -189,6 +199,49 @@ class Qwen3Next(Layout):
             dense if index in only or (index + 1) % step else sparse
             for index in range(len(layer_types))
         ]
+
+    def _experts(self, keys: Keys, width: int) -> dict[str, Scalar]:
+        keys.fixed("norm_topk_prob", True)
+        hidden = keys.number("moe_intermediate_size", 512)
+        shared = keys.number("shared_expert_intermediate_size", 512)
+        return {
+            # A softmax over all experts, of which the largest are made to sum to 1, is that of
+            # the largest alone.
+            "router": "granite",
+            "use_bias": False,
+            "num_experts": keys.number("num_experts", self.num_experts),
+            "top_k": keys.number("num_experts_per_tok", self.top_k),
+            "expansion": parts.expansion(hidden, width, "expert"),
+            "shared_expansion": parts.expansion(shared, width, "shared expert"),
+            "shared_gate": True,
+        }
+
+    def _channel_keys(self, spec: StackSpec) -> dict[str, Any]:
+        channels = [block.channel_mixer for block in spec.blocks if block.channel_mixer is not None]
+        built = {"swiglu": self.has_dense, "moe": self.has_experts}
+        for index, channel in enumerate(channels):
+            if not built.get(channel.name):
+                raise UnsayableError(f"block {index} has {channel.name}")
+        dense = next((channel for channel in channels if channel.name == "swiglu"), None)
+        sparse = next((channel for channel in channels if channel.name == "moe"), None)
+        found: dict[str, Any] = {}
+        if self.has_dense:
+            d_ff = sizes_of(dense, spec.d_model)["d_ff"] if dense else 4 * spec.d_model
+            found["intermediate_size"] = d_ff
+        if sparse is None:
+            return found
+        sizes = channel_config(sparse).sizes(spec.d_model)
+        if "d_shared" not in sizes:
+            raise UnsayableError("its experts have no shared one")
+        if self.has_dense:
+            dense_at = [index for index, channel in enumerate(channels) if channel.name == "swiglu"]
+            found["mlp_only_layers"] = dense_at
+        return found | {
+            "moe_intermediate_size": sizes["d_expert"],
+            "shared_expert_intermediate_size": sizes["d_shared"],
+            "num_experts": sizes["num_experts"],
+            "num_experts_per_tok": sizes["top_k"],
+        }
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -222,21 +275,6 @@ def _delta(keys: Keys, eps: float) -> dict[str, Scalar]:
     }
 
 
-def _experts(keys: Keys, width: int) -> dict[str, Scalar]:
-    keys.fixed("norm_topk_prob", True)
-    shared = keys.number("shared_expert_intermediate_size", 512)
-    return {
-        # A softmax over all experts, of which the largest are made to sum to 1, is theirs alone.
-        "router": "granite",
-        "use_bias": False,
-        "num_experts": keys.number("num_experts", 512),
-        "top_k": keys.number("num_experts_per_tok", 10),
-        "expansion": parts.expansion(keys.number("moe_intermediate_size", 512), width, "expert"),
-        "shared_expansion": parts.expansion(shared, width, "shared expert"),
-        "shared_gate": True,
-    }
-
-
 # --- writing ------------------------------------------------------------------------------------
 
 
@@ -262,30 +300,6 @@ def _mixer_keys(spec: StackSpec) -> dict[str, Any]:
         **parts.head_keys(attention, spec.d_model),
         "head_dim": values["head_dim"],
         "rope_parameters": parts.rope_keys(values) | share,
-    }
-
-
-def _channel_keys(spec: StackSpec) -> dict[str, Any]:
-    channels = [block.channel_mixer for block in spec.blocks if block.channel_mixer is not None]
-    for index, channel in enumerate(channels):
-        if channel.name not in ("swiglu", "moe"):
-            raise UnsayableError(f"block {index} has {channel.name}")
-    dense = next((channel for channel in channels if channel.name == "swiglu"), None)
-    sparse = next((channel for channel in channels if channel.name == "moe"), None)
-    d_ff = sizes_of(dense, spec.d_model)["d_ff"] if dense else 4 * spec.d_model
-    found: dict[str, Any] = {"intermediate_size": d_ff}
-    if sparse is None:
-        return found
-    sizes = channel_config(sparse).sizes(spec.d_model)
-    if "d_shared" not in sizes:
-        raise UnsayableError("its experts have no shared one")
-    dense_at = [index for index, channel in enumerate(channels) if channel.name == "swiglu"]
-    return found | {
-        "moe_intermediate_size": sizes["d_expert"],
-        "shared_expert_intermediate_size": sizes["d_shared"],
-        "num_experts": sizes["num_experts"],
-        "num_experts_per_tok": sizes["top_k"],
-        "mlp_only_layers": dense_at,
     }
 
 

@@ -15,7 +15,7 @@ import pytest
 from archloop.devices import host
 from archloop.devices.choice import DeviceChoice
 from archloop.devices.host import card_name, training_claims
-from archloop.devices.lease import Claim, LeaseCancelledError, exclude, held, lease
+from archloop.devices.lease import Claim, LeaseCancelledError, exclude, held, lease, told_waiting
 
 fork = multiprocessing.get_context("fork")
 
@@ -192,3 +192,54 @@ def test_processes_share_a_lease_unless_they_are_told_of_another_folder_for_it(
         assert told.stdout == "had it\n"
     told = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert told.stdout == "had it\n"
+
+
+def test_who_waits_says_for_what_and_who_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("archloop.devices.lease.TELL_AFTER_S", 0.1)
+    code = (
+        "import pathlib, sys; from archloop.devices.lease import lease\n"
+        "with lease('host', alone=True, folder=pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True); sys.stdin.readline()\n"
+    )
+    (tmp_path / "archloop").write_text(code)
+    holder = subprocess.Popen(
+        [sys.executable, tmp_path / "archloop", tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    told: list[str] = []
+
+    def hear(words: str) -> None:
+        told.append(words)
+        if words:
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+
+    with told_waiting(hear), lease("host", alone=True, folder=tmp_path):
+        pass
+    assert holder.wait() == 0
+    waiting, over = told
+    assert waiting.startswith("host, which `archloop ")
+    assert waiting.endswith(f"(process {holder.pid}) uses")
+    assert over == ""
+    # A wait that is over at once is not told.
+    with told_waiting(told.append), lease("host", alone=True, folder=tmp_path):
+        pass
+    assert told == [waiting, over]
+
+
+def test_another_job_of_the_same_process_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("archloop.devices.lease.TELL_AFTER_S", 0.05)
+    told: list[str] = []
+    with (
+        lease("host", alone=False, folder=tmp_path),
+        told_waiting(told.append),
+        pytest.raises(LeaseCancelledError),
+        lease("host", alone=True, folder=tmp_path, cancelled=lambda: bool(told)),
+    ):
+        pass
+    assert told == ["host, which another job of this process uses"]

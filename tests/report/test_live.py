@@ -1,6 +1,7 @@
 """What is shown while a study runs: one line a stage, or a panel that moves on a terminal."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -99,3 +100,29 @@ def test_of_several_trials_at_once_each_has_a_line_until_it_is_told() -> None:
     assert "reference preset" not in both
     panel(Event("told", 0, state="failed"))
     assert "trial 0" not in drawn(panel)
+
+
+def test_a_wait_for_a_device_says_who_has_it_and_takes_no_time_of_the_measurement() -> None:
+    now = 0.0
+    panel = _Panel(lambda: now)
+    measuring = Event("profile", 2, num_told=2, num_trials=3, detail="gqa gqa", typical_s=30.0)
+    panel(measuring)
+    panel(Event("told", 1, num_told=3, num_trials=3, reference_point=POINT, state="rejected"))
+    panel(replace(measuring, waits_for="host, which `archloop search b` (process 7) uses"))
+    now = 100.0
+
+    def drawn() -> str:
+        console = Console(file=io.StringIO(), width=160, record=True)
+        console.print(panel)
+        return console.export_text()
+
+    waiting = drawn()
+    assert "trial 2: waiting for host, which `archloop search b` (process 7) uses" in waiting
+    assert "then measuring" in waiting
+    assert "left" not in waiting
+    # The bar does not go back to what was known when the job was asked for.
+    assert "3/3" in waiting
+    panel(replace(measuring, waits_for=""))
+    now = 110.0
+    assert "trial 2: measuring" in drawn()
+    assert "10.0 s, about 20.0 s left" in drawn()

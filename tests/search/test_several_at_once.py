@@ -7,10 +7,12 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from archloop.devices import lease as leases
 from archloop.devices.choice import DeviceChoice
 from archloop.proxy.record import TrainJob
 from archloop.search import plan, telling
@@ -206,3 +208,36 @@ def test_a_worker_process_is_given_up(tmp_path):
     finally:
         worker.kill()
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_that_waits_for_a_device_is_told_by_its_number(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(leases, "TELL_AFTER_S", 0.02)
+    waits: list[tuple[int | None, str]] = []
+
+    class Measuring(StandIn):
+        def _called(self, what, stage_file):
+            if stage_file.name != "profile.json" or stage_file.parent.name != "000001":
+                super()._called(what, stage_file)
+                return
+            with ExitStack() as other:
+                # Another job has the device until the wait for it was told.
+                other.enter_context(leases.lease("host", alone=True, folder=tmp_path))
+                release = threading.Thread(target=free, args=(other.pop_all(),))
+                release.start()
+                with leases.lease("host", alone=True, folder=tmp_path):
+                    super()._called(what, stage_file)
+                release.join()
+
+    def free(stack):
+        while not waits:
+            time.sleep(0.01)
+        stack.close()
+
+    def listen(event):
+        if event.waits_for is not None:
+            waits.append((event.trial, event.waits_for))
+
+    study = recipe(num_trials=4, budgets=[], executor={"workers": workers})
+    Study(study, tmp_path, evaluator=Measuring(), clock=no_time).run(listen)
+    assert waits == [(1, "host, which another job of this process uses"), (1, "")]

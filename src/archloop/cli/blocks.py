@@ -59,7 +59,7 @@ def blocks(
 
 def _table(plan: "Plan", name: str, folder: Path, most: int, copies: int) -> "BlockTable":
     """Rows of one target."""
-    from archloop.devices.lease import held
+    from archloop.devices.lease import held, told_waiting
     from archloop.profiling import piecework, profile, remembered
 
     target = plan.recipe.targets[name]
@@ -70,9 +70,13 @@ def _table(plan: "Plan", name: str, folder: Path, most: int, copies: int) -> "Bl
     left_out = sum(map(len, wanted.values())) + len(kept) - total
     stderr.print(f"{name}: {total} to measure, {left_out} rarer ones left to be fitted")
 
+    def say_waiting(words: str) -> None:
+        if words:
+            stderr.print(f"{name}: waiting for {words}", markup=False, soft_wrap=True)
+
     def measure(spec: "StackSpec", home: Path) -> "Profile":
         stderr.print(f"{name}: {_in_words(spec)}", markup=False)
-        with held(target.claims()):
+        with told_waiting(say_waiting), held(target.claims()):
             return profile(spec, target, plan.recipe.profile, directory=home)
 
     # What was measured with other settings, or by another version of the engine, does not count.

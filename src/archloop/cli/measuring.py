@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from archloop.devices.lease import told_waiting
 from archloop.errors import UserError, reason, shown
 
 if TYPE_CHECKING:
@@ -55,7 +57,20 @@ def wrong_option(error: ValidationError) -> UserError:
 
 @contextmanager
 def watched(console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[Say]:
-    """What a measurement tells its progress to: the share that is done, and what is being done."""
+    """What a measurement tells its progress to: the share that is done, and what is being done.
+
+    Inside, a wait for the device is told with who has it.
+    """
+    with _drawn(console, clock) as say, told_waiting(partial(_say_waiting, say)):
+        yield say
+
+
+def _say_waiting(say: Say, words: str) -> None:
+    say(0.0, f"waiting for {words}" if words else "the device is free")
+
+
+@contextmanager
+def _drawn(console: Console, clock: Callable[[], float]) -> Iterator[Say]:
     began = clock()
     if console.is_terminal:
         columns = (

@@ -29,6 +29,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Check a recipe; say what its study would do, how long it takes and what it can tell."""
+    from archloop.devices.lease import told_waiting
     from archloop.search import outlook
     from archloop.search.errors import StudyError
     from archloop.search.evaluator import CandidateFailed
@@ -44,9 +45,8 @@ def plan(
         with tempfile.TemporaryDirectory() as scratch:
             evaluator = HardwareEvaluator(resolved.recipe, Path(scratch) / "artifacts")
             try:
-                found = outlook.probe(
-                    resolved, evaluator, Path(scratch), lambda what: stderr.print(f"probe: {what}")
-                )
+                with told_waiting(_say_waiting):
+                    found = outlook.probe(resolved, evaluator, Path(scratch), _say)
             except CandidateFailed as error:
                 raise StudyError(f"the reference preset failed: {error}") from error
     if as_json:
@@ -54,6 +54,14 @@ def plan(
         return
     for line in (*_of_kits(tested), *_lines(resolved, space, found)):
         Console().print(line, markup=False, soft_wrap=True)
+
+
+def _say(what: str) -> None:
+    stderr.print(f"probe: {what}", markup=False, soft_wrap=True)
+
+
+def _say_waiting(words: str) -> None:
+    _say(f"waiting for {words}" if words else "the device is free")
 
 
 def _tested(plan: "Plan") -> "Kits | None":

@@ -7,7 +7,8 @@ a share of its machine. The lease is a lock on a file of this machine: it holds 
 processes, studies and users, and the system frees it however its process ends.
 
 Who waits to measure keeps the gate, at which new trainings queue, so that one training after
-another cannot keep a measurement from its turn for ever.
+another cannot keep a measurement from its turn for ever. Who waits inside `told_waiting` says for
+what, and who has it.
 """
 
 import fcntl
@@ -16,8 +17,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
+
+from archloop.devices import holders
 
 FOLDER = Path("/tmp/archloop-leases")
 """One for the machine, whatever a user's or a study's own folder of temporary files is."""
@@ -25,6 +29,18 @@ ELSEWHERE = "ARCHLOOP_LEASES"
 """Environment variable that names another folder: for studies that were each given cores of their
 own and so need not wait for one another."""
 POLL_S = 0.05
+TELL_AFTER_S = 1.0
+"""Waiting that is shorter is not told."""
+
+Listener = Callable[[str], None]
+"""Called with what is waited for and who has it, in words; with nothing once the wait is over."""
+
+
+def _nobody(words: str, /) -> None:
+    pass
+
+
+_listener: ContextVar[Listener] = ContextVar("told_waiting", default=_nobody)
 
 
 class LeaseCancelledError(RuntimeError):
@@ -54,6 +70,16 @@ def exclude(first: Sequence[Claim], second: Sequence[Claim]) -> bool:
 
 def _never() -> bool:
     return False
+
+
+@contextmanager
+def told_waiting(listener: Listener) -> Iterator[None]:
+    """Inside, in this thread or task, `listener` is told of each wait for a device."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 @contextmanager
@@ -92,10 +118,12 @@ def lease(
     _make(folder)
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", device)
     gate, held = (_open(folder / f"{name}.{suffix}") for suffix in ("gate", "lease"))
+    wait = _Wait(device, (held, gate), cancelled)
     try:
-        _take(gate, fcntl.LOCK_EX, cancelled)
-        _take(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, cancelled)
+        _take(gate, fcntl.LOCK_EX, wait)
+        _take(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, wait)
         fcntl.flock(gate, fcntl.LOCK_UN)
+        wait.over()
         # Systems delete files in such folders that nobody has touched for days; a lock file that is
         # deleted while held would be made, and locked, a second time.
         for handle in (gate, held):
@@ -107,15 +135,55 @@ def lease(
         os.close(held)
 
 
-def _take(file: int, how: int, cancelled: Callable[[], bool]) -> None:
+class _Wait:
+    """A wait for one device: ended when nobody wants it any more, told when it takes long.
+
+    Args:
+        device: its name.
+        files: whose locks stand in the way, the nearest first.
+        cancelled: whether to wait no longer.
+    """
+
+    def __init__(self, device: str, files: tuple[int, ...], cancelled: Callable[[], bool]) -> None:
+        self._device, self._files, self._cancelled = device, files, cancelled
+        self._began = time.monotonic()
+        self._told = False
+
+    def once(self) -> None:
+        """Wait a moment.
+
+        Raises:
+            LeaseCancelledError: it is not waited for any longer.
+        """
+        if self._cancelled():
+            raise LeaseCancelledError("cancelled while waiting for a device")
+        if not self._told and time.monotonic() - self._began > TELL_AFTER_S:
+            self._told = True
+            _listener.get()(f"{self._device}, {self._who()}")
+        time.sleep(POLL_S)
+
+    def over(self) -> None:
+        """The device is held."""
+        if self._told:
+            _listener.get()("")
+
+    def _who(self) -> str:
+        # This process has its own, open gate among the locks while it waits for the lease.
+        found = next(filter(None, map(holders.holders, self._files)), [])
+        if not found:
+            return "which another process uses"
+        if os.getpid() in found:
+            return "which another job of this process uses"
+        return f"which {' and '.join(map(holders.in_words, found))} uses"
+
+
+def _take(file: int, how: int, wait: _Wait) -> None:
     while True:
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if cancelled():
-                raise LeaseCancelledError("cancelled while waiting for a device") from None
-            time.sleep(POLL_S)
+            wait.once()
 
 
 def _open(path: Path) -> int:

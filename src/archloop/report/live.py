@@ -48,6 +48,8 @@ def display(console: Console) -> Iterator[Listener]:
 def describe(event: Event) -> str:
     """What is being done, in words."""
     text = _DOING.get(event.phase, event.phase)
+    if event.waits_for:
+        text = f"waiting for {event.waits_for}, then {text}"
     if event.trial is not None and event.trial >= 0:
         text = f"trial {event.trial}: {text}"
     if event.rung:
@@ -107,7 +109,9 @@ class _Panel:
 
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
-        self._latest = event
+        if event.waits_for is None:
+            # That a job waits is told with what was known when it was asked for.
+            self._latest = event
         if event.phase in ("told", "finished"):
             self._under_way.pop(event.trial, None)
         else:
@@ -147,7 +151,7 @@ class _Panel:
             detail = " ".join(label(name) for name in event.detail.split())
         words = [describe(event), detail, f"({event.why})" if event.why else ""]
         text = " ".join(filter(None, words)) + f", {duration(spent_s)}"
-        if event.typical_s is not None:
+        if event.typical_s is not None and not event.waits_for:
             left_s = event.typical_s - spent_s
             text += f", about {duration(left_s)} left" if left_s > 0 else ", longer than most"
         return Spinner("dots", Text(text))

@@ -50,7 +50,7 @@ def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> N
     if found is not None and study.scale is not None:
         console.print(quality_in_words(study), markup=False, soft_wrap=True)
     for task, reason in study.dropped.items():
-        console.print(f"{task} does not count: {reason}", markup=False)
+        console.print(f"{task} does not count: {reason}", markup=False, soft_wrap=True)
     if len(study.admitted) == 1:
         console.print(
             f"quality is one score, {study.admitted[0]}, which is little to judge by", markup=False
@@ -64,7 +64,8 @@ def _print_outcome(study: StudyRecord, page: Path | None, console: Console) -> N
         f"{phase} {duration(seconds)}" for phase, seconds in study.seconds_by_phase.items()
     )
     overhead = "" if study.overhead is None else f"; search overhead {100 * study.overhead:.2f}%"
-    console.print(f"{headline(study, found)}\ntime: {phases}{overhead}", markup=False)
+    text = f"{headline(study, found)}\ntime: {phases}{overhead}"
+    console.print(text, markup=False, soft_wrap=True)
     if page is not None:
         console.print(f"report: {page}", markup=False, soft_wrap=True)
 
@@ -98,12 +99,12 @@ def _print_places(found: Verdict, console: Console) -> None:
     for row, differs in zip(rows, telling([row.trial.spec for row in rows]), strict=True):
         is_reference = row.trial.number < 0
         values = [estimate(row.place.estimates[name]) for name in names]
-        place = found.place_in_words(row) if found.ranks_quality else "-"
+        place = found.place_in_words(row) if found.ranks_quality else ""
         table.add_row(
             "reference" if is_reference else str(row.trial.number),
             *values,
             count(row.trial.costs.num_params),
-            "; ".join(filter(None, (place, differs))),
+            "; ".join(filter(None, (place, differs))) or "-",
         )
     console.print(table)
 
@@ -116,12 +117,14 @@ def _print_others(study: StudyRecord, console: Console) -> None:
                 + (" x reference" if b.relative else "")
                 for b in trial.broken
             )
-            console.print(f"rejected {trial.number} {_pattern(trial)}: {reasons}", markup=False)
+            text = f"rejected {trial.number} {_pattern(trial)}: {reasons}"
+            console.print(text, markup=False, soft_wrap=True)
         elif trial.state in ("unsupported", "failed"):
             why = f"{trial.state} {trial.number} {_pattern(trial)}: {trial.error}"
-            console.print(why, markup=False)
+            console.print(why, markup=False, soft_wrap=True)
         for target, reason in trial.left_out.items():
-            console.print(f"{trial.number} was not measured on {target}: {reason}", markup=False)
+            text = f"{trial.number} was not measured on {target}: {reason}"
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def _figures(trial: TrialRecord) -> list[str]:

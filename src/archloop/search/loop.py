@@ -8,9 +8,11 @@
 5. When nothing is left to do and nothing under way, the study has ended.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from archloop.devices.lease import Listener
 from archloop.errors import UserError
 from archloop.search import feasible, so_far, trial
 from archloop.search.agenda import Agenda
@@ -55,12 +57,13 @@ class Loop:
         self.key = plan.recipe.digest[:16]
         self._begin(plan)
         self.meter, self.progress = meter, progress
-        self.workshop = Workshop(executor, meter)
+        self.workshop = Workshop(executor, meter, self._listener)
         # Wall time: of the runs before this one, of this one up to its first trial; trials told.
         self.spent_before = float(database.attribute("spent_s") or 0.0)
         self.began_s, self.num_told_here = 0.0, 0
         self.num_trials = int(database.attribute("num_trials") or self.recipe.num_trials)
         self.reference_point: tuple[float, ...] | None = None
+        self._latest = Event("setup")
 
     def run(self, redo: bool, more: int, seeds: int | None) -> None:
         """All that is left to do, and more trials or trainings.
@@ -269,25 +272,29 @@ class Loop:
         front: ReferenceRun | None = None,
     ) -> None:
         num_told, told = self.results.num_originals, self.results.by_number()
-        self.progress(
-            Event(
-                phase=phase,
-                trial=trial_number,
-                num_told=num_told,
-                num_trials=self.num_trials,
-                front_size=len(self.results.front),
-                hypervolume=self.results.hypervolume,
-                reference_point=self.reference_point,
-                seconds_left=self._seconds_left(max(0, self.num_trials - num_told)),
-                detail=detail,
-                state=state,
-                rung=rung,
-                why=why,
-                typical_s=None if rung else so_far.typical_s(told, phase),
-                bites=so_far.bites(told),
-                front=nobody if front is None else partial(self._standings, front),
-            )
+        self._latest = Event(
+            phase=phase,
+            trial=trial_number,
+            num_told=num_told,
+            num_trials=self.num_trials,
+            front_size=len(self.results.front),
+            hypervolume=self.results.hypervolume,
+            reference_point=self.reference_point,
+            seconds_left=self._seconds_left(max(0, self.num_trials - num_told)),
+            detail=detail,
+            state=state,
+            rung=rung,
+            why=why,
+            typical_s=None if rung else so_far.typical_s(told, phase),
+            bites=so_far.bites(told),
+            front=nobody if front is None else partial(self._standings, front),
         )
+        self.progress(self._latest)
+
+    def _listener(self) -> Listener:
+        """Tells that what was announced last waits for a device."""
+        begun = self._latest
+        return lambda words: self.progress(replace(begun, waits_for=words))
 
     def _standings(self, reference_run: ReferenceRun) -> tuple[Likely, ...]:
         return so_far.standings(self.results.by_number(), reference_run, self.recipe)

@@ -5,9 +5,10 @@ written here, in the study's own process, when the executor hands them back.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from archloop.devices.lease import Listener, told_waiting
 from archloop.proxy.record import Rung, TrainJob
 from archloop.search.errors import DiskFullError
 from archloop.search.evaluator import CandidateFailed
@@ -27,15 +28,23 @@ class Training(NamedTuple):
 
 
 class Workshop:
-    """An executor with the clock that times waiting for it."""
+    """An executor with the clock that times waiting for it.
 
-    def __init__(self, executor: Executor, meter: Meter) -> None:
+    Args:
+        executor: that does the jobs.
+        meter: the clock.
+        listener: makes, for a job that begins now, who is told when it waits for a device.
+    """
+
+    def __init__(self, executor: Executor, meter: Meter, listener: Callable[[], Listener]) -> None:
         self.executor = executor
         self.meter = meter
+        self._listener = listener
 
     def submit(self, job: Job) -> int:
         """Have a job done; its ticket is in what `wait` answers."""
-        return self.executor.submit(job)
+        with told_waiting(self._listener()):
+            return self.executor.submit(job)
 
     def wait(self) -> Ended:
         """The next job that has ended, however it did.

@@ -46,6 +46,7 @@ class Event:
         state: of a trial that was told.
         rung: of a training.
         why: where the trial at hand comes from: its origin and parents.
+        waits_for: the device that this waits for and who has it; empty once it has its turn.
         typical_s: what this phase took in the trials told so far; None before the first.
         bites: budgets with the number of trials that broke each, most first.
         front: computes who may be on the front and how probably; takes tens of milliseconds.
@@ -63,13 +64,17 @@ class Event:
     state: str | None = None
     rung: int | None = None
     why: str = ""
+    waits_for: str | None = None
     typical_s: float | None = None
     bites: tuple[tuple[str, int], ...] = ()
     front: Callable[[], tuple[Likely, ...]] = nobody
 
 
 class Progress(Protocol):
-    """Whoever wants to know: called in the main process with each event, and should be quick."""
+    """Whoever wants to know: called in the main process with each event, and should be quick.
+
+    That a job waits is told by the thread that waits, everything else by the study's own.
+    """
 
     def __call__(self, event: Event, /) -> None:
         """Take note of an event."""

@@ -81,7 +81,11 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, job: Job) -> int:
-        """Take a job; returns a ticket by which its end is known again."""
+        """Take a job; returns a ticket by which its end is known again.
+
+        Done on this machine, it is done in the context that this is called in: who is told of
+        waiting for a device here (`devices.lease.told_waiting`) is told of this job's.
+        """
 
     @abstractmethod
     def wait(self) -> Ended:

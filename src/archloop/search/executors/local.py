@@ -6,6 +6,7 @@ Which jobs must not run at the same time is settled by the devices' leases, not 
 
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 
 from archloop.search.evaluator import Evaluator
 from archloop.search.executors.base import Ended, Executor, Job
@@ -38,7 +39,8 @@ class Local(Executor):
             with cancelled_by(stop):
                 return self._do(ticket, job)
 
-        self._running[ticket] = self._pool.submit(work), stop
+        # In the submitter's context, so that whoever is told of waiting there is told here too.
+        self._running[ticket] = self._pool.submit(copy_context().run, work), stop
         return ticket
 
     def wait(self) -> Ended:

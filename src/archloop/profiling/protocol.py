@@ -203,6 +203,7 @@ class _Measurement:
             target=self.target,
             config=self.config,
             identity=self._identity(manifest, pairs[0].candidate.engine_empty),
+            weight_bytes=manifest.weight_bytes,
             device=self.about,
             pairs=tuple(pairs),
             looks=1,

@@ -117,7 +117,12 @@ class PairSamples(_Record):
 
 
 class Samples(_Record):
-    """A whole measurement; `looks` counts how often processes were added."""
+    """A whole measurement.
+
+    Attributes:
+        weight_bytes: of the candidate's artifact, by precision (`Manifest`).
+        looks: how often processes were added.
+    """
 
     version: Literal[3] = 3
     spec: StackSpec
@@ -125,6 +130,7 @@ class Samples(_Record):
     target: Target
     config: ProfileConfig
     identity: Identity
+    weight_bytes: dict[str, int] = {}
     device: DeviceInfo
     pairs: tuple[PairSamples, ...]
     looks: int

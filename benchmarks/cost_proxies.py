@@ -37,25 +37,33 @@ from archloop.stack.footprint import footprint
 from archloop.stack.spec import StackSpec
 from proxies_table import interval
 
-FIGURES = {"decode_ms": "decode step", "ttft_ms": "first token", "memory_bytes": "memory"}
-"""What is measured of each process, less the empty engine's memory."""
+FIGURES = {
+    "decode_ms": ("decode step", "ms", 1.0),
+    "ttft_ms": ("first token", "ms", 1.0),
+    "memory_bytes": ("memory", "MB", 1e6),
+}
+"""What is measured of each process, memory less the empty engine's: name and unit."""
 
 
 class Proxy(NamedTuple):
-    """A figure that costs nothing, by a record and a context."""
+    """A figure that costs nothing, by a record and a context, with its unit for a plot."""
 
     name: str
     of: Callable[[jobs.Record, str], float]
+    unit: str
+    size: float
+
+
+def _estimate(name: str) -> Callable[[jobs.Record, str], float]:
+    return lambda record, context: record["footprint"]["estimated"][context][name]
 
 
 PROXIES = (
-    Proxy("parameters", lambda record, _: record["footprint"]["num_params"]),
-    Proxy("weight bytes", lambda record, _: record["weight_bytes"]),
-    Proxy("state bytes", lambda record, at: record["footprint"]["estimated"][at]["state_bytes"]),
-    Proxy("decode FLOPs", lambda record, at: record["footprint"]["estimated"][at]["decode_flops"]),
-    Proxy(
-        "prefill FLOPs", lambda record, at: record["footprint"]["estimated"][at]["prefill_flops"]
-    ),
+    Proxy("parameters", lambda record, _: record["footprint"]["num_params"], "M", 1e6),
+    Proxy("weight bytes", lambda record, _: record["weight_bytes"], "MB", 1e6),
+    Proxy("state bytes", _estimate("state_bytes"), "MB", 1e6),
+    Proxy("decode FLOPs", _estimate("decode_flops"), "MFLOP", 1e6),
+    Proxy("prefill FLOPs", _estimate("prefill_flops"), "GFLOP", 1e9),
 )
 
 
@@ -156,7 +164,7 @@ def table(told: list[dict[str, object]]) -> Iterator[str]:
         ranks = row["rank"]
         assert isinstance(ranks, dict)
         cells = [_cell(*ranks[name]) for name in columns]
-        head = [row["target"], f"{row['context']:,}", FIGURES[str(row["figure"])]]
+        head = [row["target"], f"{row['context']:,}", FIGURES[str(row["figure"])][0]]
         yield f"| {' | '.join(map(str, head))} | {row['spread']:.2f} | {' | '.join(cells)} |"
 
 
@@ -172,17 +180,17 @@ def plot(records: list[jobs.Record], target: str, file: Path) -> None:
     context = max(own[0]["measured"], key=int)
     figure = Figure(figsize=(2.3 * len(PROXIES), 6.6), layout="constrained")
     panels = figure.subplots(len(FIGURES), len(PROXIES))
-    for line, (name, label) in zip(panels, FIGURES.items(), strict=True):
+    for line, (name, (label, unit, size)) in zip(panels, FIGURES.items(), strict=True):
         for axes, proxy in zip(line, PROXIES, strict=True):
             truth = [np.mean([one[name] for one in each["measured"][context]]) for each in own]
-            axes.scatter([proxy.of(each, context) for each in own], truth, s=9)
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.tick_params(labelsize=6, which="both")
+            guess = [proxy.of(each, context) / proxy.size for each in own]
+            axes.scatter(guess, np.array(truth) / size, s=9)
+            axes.locator_params(nbins=4)
+            axes.tick_params(labelsize=7)
             if axes in panels[-1]:
-                axes.set_xlabel(proxy.name, fontsize=8)
+                axes.set_xlabel(f"{proxy.name}, {proxy.unit}", fontsize=8)
             if axes is line[0]:
-                axes.set_ylabel(f"{label} at {int(context):,}", fontsize=8)
+                axes.set_ylabel(f"{label} at {int(context):,}, {unit}", fontsize=8)
     figure.suptitle(f"{len(own)} stacks on {target}", fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

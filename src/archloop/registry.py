@@ -83,7 +83,7 @@ KINDS = {
         "device",
         "archloop.devices",
         "archloop.devices.base:Device",
-        shared=("base", "choice", "cores", "energy", "lease", "linux", "remote"),
+        shared=("base", "choice", "cores", "energy", "holders", "lease", "linux", "remote"),
     ),
     "tasks": Kind("task", "archloop.evals.tasks", "archloop.evals.base:Evaluation"),
     "strategies": Kind("strategy", "archloop.search.strategies", "archloop.search.base:Strategy"),

@@ -71,6 +71,7 @@ KINDS = {
             "onnx_filling",
             "onnx_folding",
             "onnx_graph",
+            "onnx_linking",
             "onnx_parts",
             "openvino_weights",
             "parity",

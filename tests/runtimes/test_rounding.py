@@ -36,6 +36,10 @@ def test_groups_of_32_are_the_blocks_of_q8_0() -> None:
     expected = quants.dequantize(packed, GGMLQuantizationType.Q8_0)
     found = groups_to_int8(32, scale=torch.float16)(x)
     torch.testing.assert_close(found, torch.tensor(expected))
+    # A short last group, as of a gate of 16 inputs, has a scale of its own.
+    short = groups_to_int8(32)(x[:, :40])
+    torch.testing.assert_close(short[:, :32], groups_to_int8(32)(x[:, :32]), rtol=0, atol=0)
+    torch.testing.assert_close(short[:, 32:], groups_to_int8(8)(x[:, 32:40]), rtol=0, atol=0)
 
 
 def test_int4_is_that_of_q4_0_but_for_the_precision_of_its_scale() -> None:

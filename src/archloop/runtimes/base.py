@@ -25,7 +25,7 @@ from archloop.runtimes.artifact import Manifest, read_manifest
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
-    from archloop.runtimes.pieces import PartName, Placed
+    from archloop.runtimes.pieces import Lowered, PartName
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
@@ -207,8 +207,8 @@ class Runtime(ABC):
         """
         raise AssertionError(f"{type(self).__name__} lowers no pieces")
 
-    def join(self, pieces: Sequence[tuple["Placed", Path]], directory: Path) -> None:
-        """Write an artifact's files from those of its pieces in order, lowering nothing."""
+    def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
+        """Write an artifact's files from those of its pieces in order; returns as `write`."""
         raise AssertionError(f"{type(self).__name__} joins no pieces")
 
     def missing_to_export(self) -> str | None:

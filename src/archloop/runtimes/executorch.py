@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from archloop.runtimes.executorch_graph import Part
-    from archloop.runtimes.pieces import PartName, Placed
+    from archloop.runtimes.pieces import Lowered, PartName
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
@@ -70,21 +70,23 @@ class ExecuTorch(Runtime):
 
         return _write(executorch_graph.of_piece(decoder, part), directory, quant)
 
-    def join(self, pieces: Sequence[tuple["Placed", Path]], directory: Path) -> None:
+    def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
         from executorch.exir._serialize._program import (
             deserialize_pte_binary,
             serialize_pte_binary,
         )
 
-        from archloop.runtimes.executorch_linking import Lowered, linked
+        from archloop.runtimes.executorch_linking import Copy, linked
+        from archloop.runtimes.pieces import summed_bytes
 
+        del quant
         files: dict[Path, Any] = {}
         lowered, held = [], []
-        for placed, home in pieces:
+        for placed, home, _ in pieces:
             if home not in files:
                 files[home] = deserialize_pte_binary((home / MODEL).read_bytes())
             copy = f"{home.name} {placed.weights}"
-            lowered.append(Lowered(files[home], copy))
+            lowered.append(Copy(files[home], copy))
             for each in json.loads((home / STATE).read_bytes()):
                 # A piece's only block is block 0 to it.
                 slot = each["name"].split(".", 1)[1]
@@ -94,6 +96,7 @@ class ExecuTorch(Runtime):
                 file
             )
         _write_state(directory, held)
+        return summed_bytes(pieces)
 
     def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
         self.start(threads)

@@ -20,7 +20,7 @@ _SHARED = {PREFILL: 3, DECODE: 2}
 """Inputs of a method before the state: what is given, the length, and in a pass the real tokens."""
 
 
-class Lowered(NamedTuple):
+class Copy(NamedTuple):
     """A piece of the program.
 
     Attributes:
@@ -32,7 +32,7 @@ class Lowered(NamedTuple):
     weights: str
 
 
-def linked(pieces: Sequence[Lowered]) -> Any:
+def linked(pieces: Sequence[Copy]) -> Any:
     """A file (`PTEFile`) with both methods of a stack, given its pieces' in order."""
     from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
     from executorch.exir._serialize._program import PTEFile
@@ -58,7 +58,7 @@ def linked(pieces: Sequence[Lowered]) -> Any:
     return PTEFile(program=program, named_data=named)
 
 
-def _named(piece: Lowered, into: Any) -> dict[str, str]:
+def _named(piece: Copy, into: Any) -> dict[str, str]:
     """Add a piece's weights to those of the file; new names by old ones."""
     names: dict[str, str] = {}
     if piece.file.named_data is None:
@@ -87,7 +87,7 @@ class _Plan:
     """One method of all pieces, as it is put together."""
 
     def __init__(
-        self, method: str, pieces: Sequence[Lowered], offsets: Sequence[tuple[int, int]]
+        self, method: str, pieces: Sequence[Copy], offsets: Sequence[tuple[int, int]]
     ) -> None:
         self._method, self._offsets = method, offsets
         self._plans = [

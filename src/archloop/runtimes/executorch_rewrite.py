@@ -6,6 +6,7 @@ passes when it is lowered. Most of what it lacks are ways to say what it has: a 
 is a product with ones, a split is several slices, a new axis is a view.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -180,6 +181,22 @@ def _remainder(rewriter: _Rewriter, node: Node) -> Node | None:
     return rewriter.call(aten.remainder.Scalar, shifted, size)
 
 
+def _gelu(rewriter: _Rewriter, node: Node) -> Node | None:
+    """GELU by tanh in full: XNNPACK (1.5.1) takes the error function's form for it."""
+    x: Any = node.args[0]
+    if node.kwargs.get("approximate") != "tanh" or _value(x).dtype != torch.float32:
+        return None
+
+    def times(y: Node, factor: float) -> Node:
+        return rewriter.call(aten.mul.Tensor, y, rewriter.constant((1,), factor))
+
+    cube = rewriter.call(aten.mul.Tensor, rewriter.call(aten.mul.Tensor, x, x), x)
+    inner = rewriter.call(aten.add.Tensor, x, times(cube, 0.044715))
+    turned = rewriter.call(aten.tanh.default, times(inner, math.sqrt(2 / math.pi)))
+    above = rewriter.call(aten.add.Tensor, turned, rewriter.constant((1,), 1.0))
+    return rewriter.call(aten.mul.Tensor, times(x, 0.5), above)
+
+
 def _select(rewriter: _Rewriter, node: Node) -> Node | None:
     x, axis, index = node.args
     made = _value(node)
@@ -238,6 +255,7 @@ _OF_TENSORS: dict[Any, Any] = {
 _RULES: dict[Any, Callable[[_Rewriter, Node], Node | None]] = {
     aten.alias.default: _same,
     aten.remainder.Scalar: _remainder,
+    aten.gelu.default: _gelu,
     aten.sum.dim_IntList: _sum,
     aten.mean.dim: _mean,
     aten.unsqueeze.default: _view,

@@ -84,9 +84,11 @@ def compose(
         return runtime.lower(pieces.build(piece), piece.part, home, quant)
 
     with _appearing(directory) as draft:
-        found = [(placed, *cache.get(placed.piece, lower)) for placed in pieces.pieces(spec)]
-        runtime.join([(placed, home) for placed, home, _ in found], draft)
-        weight_bytes = _summed(found)
+        found = [
+            pieces.Lowered(placed, *cache.get(placed.piece, lower))
+            for placed in pieces.pieces(spec)
+        ]
+        weight_bytes = runtime.join(found, draft, quant)
         decoder = pieces.assembled(spec)
         return _finished(
             runtime, decoder, draft, quant, weight_bytes, parity=parity, is_composed=True
@@ -146,16 +148,6 @@ def _appearing(directory: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-
-
-def _summed(found: list[tuple[pieces.Placed, Path, dict[str, int]]]) -> dict[str, int]:
-    """Weight bytes by precision, of each copy once."""
-    copies = {(home, placed.weights): sizes for placed, home, sizes in found}
-    total: dict[str, int] = {}
-    for sizes in copies.values():
-        for precision, size in sizes.items():
-            total[precision] = total.get(precision, 0) + size
-    return total
 
 
 def _finished(

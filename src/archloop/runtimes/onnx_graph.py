@@ -5,14 +5,17 @@ it opens the artifact.
 """
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archloop.runtimes import onnx_parts
-from archloop.runtimes.graphs import IDS, LENGTH, LOGITS, TOKEN, StateGraph
+from archloop.runtimes.graphs import StateGraph
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from archloop.runtimes.pieces import PartName
     from archloop.stack.decoder import Decoder
 
 MODEL, STATE = "model.onnx", "state.json"
@@ -55,49 +58,61 @@ def unsupported(spec: StackSpec) -> str | None:
     return None
 
 
-def write(decoder: "Decoder", directory: Path) -> None:
-    """Write `model.onnx`, its weights beside it, and `state.json`, in float32."""
+def write(decoder: "Decoder", directory: Path, part: "PartName | None" = None) -> None:
+    """Write `model.onnx`, its weights beside it, and `state.json`, in float32.
+
+    Args:
+        decoder: cast to float32.
+        directory: to write into.
+        part: as in `StateGraph`.
+    """
     import torch
     from torch.export import Dim
 
     from archloop.runtimes import onnx_filling
 
-    graph = StateGraph(decoder.float())
-    ids_BT = torch.zeros(1, _TRACED_TOKENS, dtype=torch.int64)
+    graph = StateGraph(decoder.float(), part)
+    given_BT = torch.zeros(1, _TRACED_TOKENS, dtype=torch.int64)
+    if not graph.embeds:
+        given_BT = torch.zeros(1, _TRACED_TOKENS, decoder.spec.d_model)
     length_B = torch.zeros(1, dtype=torch.int64)
     slots = Dim("slots", min=3, max=_MOST_SLOTS)
     shapes: dict[str, Any] = {
-        "ids_BT": {1: Dim("tokens", min=2, max=_MOST_TOKENS)},
+        "given": {1: Dim("tokens", min=2, max=_MOST_TOKENS)},
         "length_B": None,
         "tensors": [None if held.slots is None else {held.slots: slots} for held in graph.held],
     }
     parts = _parts(graph)
+    inputs, outputs = graph.names
     with torch.no_grad():
         with onnx_parts.placeholders(graph.decoder, parts):
             program = torch.export.export(
-                graph, (ids_BT, length_B, graph.empty), dynamic_shapes=shapes, strict=False
+                graph, (given_BT, length_B, graph.empty), dynamic_shapes=shapes, strict=False
             )
         made = torch.onnx.export(
-            program,
-            input_names=[IDS, LENGTH, *(held.name for held in graph.held)],
-            output_names=[TOKEN, LOGITS, *(held.next_name for held in graph.held)],
-            dynamo=True,
-            verbose=False,
+            program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False
         )
     assert made is not None
     onnx_filling.fill_in(made.model, parts)
     made.save(str(directory / MODEL), external_data=True)
-    tensors = [
-        StateTensor(
-            held.name,
-            held.next_name,
-            held.shape,
-            str(held.dtype).removeprefix("torch."),
-            held.slots,
-        )._asdict()
-        for held in graph.held
-    ]
-    (directory / STATE).write_text(json.dumps(tensors, indent=1))
+    write_state(
+        directory,
+        [
+            StateTensor(
+                held.name,
+                held.next_name,
+                held.shape,
+                str(held.dtype).removeprefix("torch."),
+                held.slots,
+            )
+            for held in graph.held
+        ],
+    )
+
+
+def write_state(directory: Path, held: Sequence[StateTensor]) -> None:
+    """Write `state.json`."""
+    (directory / STATE).write_text(json.dumps([each._asdict() for each in held], indent=1))
 
 
 def _parts(graph: StateGraph) -> dict[str, onnx_parts.Placed]:
@@ -142,10 +157,11 @@ def weight_bytes(model: Path) -> dict[str, int]:
         onnx.TensorProto.UINT8: "uint8",
     }
     sizes: dict[str, int] = {}
-    for tensor in onnx.load(str(model), load_external_data=True).graph.initializer:
+    for tensor in onnx.load(str(model), load_external_data=False).graph.initializer:
         # 64-bit integers in a graph are shapes and positions; only the types in `names` are
         # weights.
         if tensor.data_type in names:
             name = names[tensor.data_type]
-            sizes[name] = sizes.get(name, 0) + onnx.numpy_helper.to_array(tensor).nbytes
+            width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            sizes[name] = sizes.get(name, 0) + math.prod(tensor.dims) * width
     return sizes

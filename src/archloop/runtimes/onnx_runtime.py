@@ -4,7 +4,7 @@ An engine whose graphs have no state of their own needs its caches as inputs and
 are bound, one read and the other written, in turns: nothing is allocated or copied by us.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +17,7 @@ from archloop.runtimes.base import Ids, Logits, Runtime, Session
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from archloop.runtimes.pieces import Lowered, PartName
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
@@ -30,6 +31,7 @@ class OnnxRuntime(Runtime):
     """ONNX Runtime; the artifact is an ONNX file with weights beside it."""
 
     quants = ("fp32", "int8", "int4")
+    lowers_pieces = True
     parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 1e-4)
 
     def version(self) -> str:
@@ -51,15 +53,18 @@ class OnnxRuntime(Runtime):
         return onnx_graph.unsupported(spec)
 
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
-        import copy
+        return _write(decoder, None, directory, quant)
 
-        from archloop.runtimes import onnx_graph
+    def lower(
+        self, decoder: "Decoder", part: "PartName", directory: Path, quant: str
+    ) -> dict[str, int]:
+        return _write(decoder, part, directory, quant)
 
-        onnx_graph.write(copy.deepcopy(decoder), directory)
-        model = directory / onnx_graph.MODEL
-        if quant != "fp32":
-            onnx_graph.replace(model, {"int8": _to_int8, "int4": _to_int4}[quant](model))
-        return onnx_graph.weight_bytes(model)
+    def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
+        from archloop.runtimes import onnx_graph, onnx_linking
+
+        del quant
+        return onnx_graph.weight_bytes(onnx_linking.link(pieces, directory))
 
     def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
         from archloop.runtimes import rounding
@@ -86,6 +91,21 @@ class OnnxRuntime(Runtime):
 
         del threads  # A session's own.
         onnxruntime.set_default_logger_severity(3)
+
+
+def _write(
+    decoder: "Decoder", part: "PartName | None", directory: Path, quant: str
+) -> dict[str, int]:
+    """The files of a decoder, or of a piece; returns weight bytes by precision."""
+    import copy
+
+    from archloop.runtimes import onnx_graph
+
+    onnx_graph.write(copy.deepcopy(decoder), directory, part)
+    model = directory / onnx_graph.MODEL
+    if quant != "fp32":
+        onnx_graph.replace(model, {"int8": _to_int8, "int4": _to_int4}[quant](model))
+    return onnx_graph.weight_bytes(model)
 
 
 class _OnnxSession(Session):

@@ -1,6 +1,6 @@
 """OpenVINO on a CPU: the state graph's tensors become variables that the engine keeps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ from archloop.runtimes.base import Ids, Logits, Runtime, Session
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from archloop.runtimes.pieces import Lowered, PartName
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
@@ -27,6 +28,7 @@ class OpenVino(Runtime):
     """
 
     quants = ("fp32", "int8", "int4")
+    lowers_pieces = True
     parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 1e-4)
 
     def version(self) -> str:
@@ -50,15 +52,28 @@ class OpenVino(Runtime):
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
         import copy
 
-        from archloop.runtimes import onnx_graph, openvino_weights
+        from archloop.runtimes import onnx_graph
 
         onnx_graph.write(copy.deepcopy(decoder), directory)
-        model = directory / onnx_graph.MODEL
-        if quant == "fp32":
-            return onnx_graph.weight_bytes(model)
-        compressed = openvino_weights.write(model, quant)
-        onnx_graph.remove(model)
-        return openvino_weights.weight_bytes(compressed)
+        return _compressed(directory, quant)
+
+    def lower(
+        self, decoder: "Decoder", part: "PartName", directory: Path, quant: str
+    ) -> dict[str, int]:
+        import copy
+
+        from archloop.runtimes import onnx_graph
+
+        # Which matrices are compressed, and to what, nncf decides by the whole graph: in `join`.
+        del quant
+        onnx_graph.write(copy.deepcopy(decoder), directory, part)
+        return onnx_graph.weight_bytes(directory / onnx_graph.MODEL)
+
+    def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
+        from archloop.runtimes import onnx_linking
+
+        onnx_linking.link(pieces, directory)
+        return _compressed(directory, quant)
 
     def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
         from archloop.runtimes import openvino_weights
@@ -85,6 +100,18 @@ class OpenVino(Runtime):
 
         del threads  # A compiled model's own.
         openvino.Core().get_versions("CPU")
+
+
+def _compressed(directory: Path, quant: str) -> dict[str, int]:
+    """Compress a folder's ONNX model where that is asked for; returns weight bytes by precision."""
+    from archloop.runtimes import onnx_graph, openvino_weights
+
+    model = directory / onnx_graph.MODEL
+    if quant == "fp32":
+        return onnx_graph.weight_bytes(model)
+    compressed = openvino_weights.write(model, quant)
+    onnx_graph.remove(model)
+    return openvino_weights.weight_bytes(compressed)
 
 
 class _OpenVinoSession(Session):

@@ -49,10 +49,15 @@ def write(onnx_model: Path, quant: str) -> Path:
     nncf.set_log_level(logging.ERROR)
     settings: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_SYM}
     if quant == "int4":
+        # Rows that are no whole groups (a gate's 16 inputs) stay as they are.
+        ignore = nncf.GroupSizeFallbackMode.IGNORE
         settings = {
             "mode": nncf.CompressWeightsMode.INT4_SYM,
             "group_size": GROUP,
             "ratio": 1.0,
+            "advanced_parameters": nncf.AdvancedCompressionParameters(
+                group_size_fallback_mode=ignore
+            ),
         }
     compressed = onnx_model.with_name(MODEL)
     # Read from an ONNX file, a model holds nodes that nothing reads, and nncf stumbles over those
@@ -117,9 +122,7 @@ def products(decoder: "Decoder", file: Path) -> dict[str, Product]:
     found: dict[str, Product] = {}
     for values, looked_up in _rounded(_read(file)):
         for turned in (values, values.T):
-            place = _nearest(turned, own)
-            if place is not None:
-                name, first = place
+            for name, first in _nearest(turned, own):
                 before = found.get(name, Product(own[name]))
                 weight = before.weight.clone()
                 weight[first : first + len(turned)] = turned
@@ -131,8 +134,8 @@ def products(decoder: "Decoder", file: Path) -> dict[str, Product]:
     return found
 
 
-def _nearest(values: Tensor, own: dict[str, Tensor]) -> tuple[str, int] | None:
-    """The matrix whose rows these are, rounded, and the first of them.
+def _nearest(values: Tensor, own: dict[str, Tensor]) -> list[tuple[str, int]]:
+    """The matrix whose rows these are, rounded, and the first of them; equal matrices are several.
 
     Mixers that multiply by parts of one matrix (queries, keys, values) leave constants of its rows.
     """
@@ -143,8 +146,8 @@ def _nearest(values: Tensor, own: dict[str, Tensor]) -> tuple[str, int] | None:
             if len(weight) > len(values):
                 first = int((weight - values[0]).norm(dim=1).argmin())
             found[name, first] = _far(values, weight[first : first + len(values)])
-    nearest = min(found, key=lambda place: found[place], default=None)
-    return nearest if nearest is not None and found[nearest] < _FARTHEST else None
+    least = min(found.values(), default=math.inf)
+    return [place for place, far in found.items() if far == least < _FARTHEST]
 
 
 def _far(values: Tensor, original: Tensor) -> float:

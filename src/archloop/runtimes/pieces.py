@@ -8,6 +8,7 @@ one and the same eager module.
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -59,6 +60,30 @@ class Placed(NamedTuple):
     piece: Piece
     block: int | None
     weights: int
+
+
+class Lowered(NamedTuple):
+    """A piece in a stack, lowered for an engine.
+
+    Attributes:
+        placed: the piece and its place.
+        home: folder of its files, which are left as they are.
+        weight_bytes: of its weights, by precision.
+    """
+
+    placed: Placed
+    home: Path
+    weight_bytes: dict[str, int]
+
+
+def summed_bytes(lowered: Sequence[Lowered]) -> dict[str, int]:
+    """Weight bytes of a stack by precision, of each copy once."""
+    copies = {(each.home, each.placed.weights): each.weight_bytes for each in lowered}
+    total: dict[str, int] = {}
+    for sizes in copies.values():
+        for precision, size in sizes.items():
+            total[precision] = total.get(precision, 0) + size
+    return total
 
 
 def inseparable(spec: StackSpec) -> str | None:

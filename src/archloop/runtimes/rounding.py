@@ -112,15 +112,15 @@ def groups_to_int8(group: int, scale: torch.dtype = torch.float32) -> Rounding:
     """So many numbers of a row at a time in 255 even steps around 0.
 
     Args:
-        group: numbers that share a scale.
+        group: numbers that share a scale; the last of a row may be fewer.
         scale: precision that the scale is kept in.
     """
 
     def rounded(x: Tensor) -> Tensor:
-        groups = x.unflatten(-1, (-1, group))
+        groups = F.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
         step = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
         whole: Tensor = (groups / step).round() * step.to(scale).float()
-        return whole.flatten(-2)
+        return whole.flatten(-2)[..., : x.shape[-1]]
 
     return rounded
 

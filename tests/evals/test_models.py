@@ -108,6 +108,49 @@ class TestDecoderModel:
         assert greedy.is_greedy
         assert not other.is_greedy
 
+    def test_choices_behind_one_prefix_read_it_once(self, decoder, monkeypatch):
+        prefixes = rows(30, 11)
+        requests = [
+            Continuation(prefix, [7 * (number + 1)] * (number + 1))
+            for number in range(3)
+            for prefix in prefixes
+        ]
+        alone = [DecoderModel(decoder).loglikelihood([request])[0] for request in requests]
+        read = []
+        prefill = decoder.prefill
+
+        def counted(ids_BT, state, **settings):
+            read.append(tuple(ids_BT.shape))
+            return prefill(ids_BT, state, **settings)
+
+        monkeypatch.setattr(decoder, "prefill", counted)
+        for size, shapes in ((32, [(2, 30)]), (1, [(1, 30), (1, 11)])):
+            read.clear()
+            told = []
+            model = DecoderModel(decoder, batch_size=size, on_rows=told.append)
+            for one, other in zip(alone, model.loglikelihood(requests), strict=True):
+                assert one.nats == pytest.approx(other.nats, abs=1e-4)
+                assert one.is_greedy == other.is_greedy
+            assert read == shapes
+            assert sum(told) == len(requests)
+
+    def test_a_reply_ends_where_it_is_lost(self, decoder, session):
+        (row,) = rows(9)
+        asked = Prompt(row, (), 20)
+        (whole,) = DecoderModel(decoder, Bytes()).generate_until([asked])
+        begun = []
+
+        def lost(text):
+            begun.append(text)
+            return len(text) > 3
+
+        for model in (DecoderModel(decoder, Bytes()), ArtifactModel(session, 256, Bytes())):
+            begun.clear()
+            (cut,) = model.generate_until([asked._replace(lost=lost)])
+            assert whole.startswith(cut.rstrip("\N{REPLACEMENT CHARACTER}"))
+            assert len(begun) < 20
+            assert max(map(len, begun)) > 3
+
     def test_replies_come_in_the_order_of_their_prompts(self, decoder):
         given = [Prompt(row, ("\0",), 5 + i % 2) for i, row in enumerate(rows(3, 30, 9, 30))]
         model = DecoderModel(decoder, Bytes(), batch_size=2)

@@ -300,6 +300,7 @@ def test_streaming_gives_a_token_per_row_and_step(decoder: Decoder) -> None:
         (lambda d: verify(Transcript(d, 8), [VOCAB]), f"token {VOCAB} is not"),
         (lambda d: generate(d, [1], 0), "max_new_tokens=0"),
         (lambda d: generate(d, [1], 3, stop_strings=["x"]), "decode="),
+        (lambda d: generate(d, [1], 3, ends=lambda row, text: True), "decode="),
         (lambda d: generate(d, [1], 3, seeds=[1, 2]), "2 seeds for 1 rows"),
         (lambda d: generate(d, [1] * 9, 3, transcript=Transcript(d, 10)), "max_context"),
         (lambda d: generate(d, [1], 3, transcript=Transcript(d, 10, 2)), "1 prompts"),

@@ -182,6 +182,22 @@ def test_snapshot_restores_a_conversation() -> None:
     assert close(decoder.prefill(ids_BT, state), decoder(ids_BT)[:, -1])
 
 
+@every_stack
+@torch.no_grad()
+def test_a_prefix_goes_on_in_several_ways_from_one_state(spec: StackSpec) -> None:
+    decoder = build(spec)
+    prefix_BT, more_NT = tokens(2, 9), tokens(3, 4, seed=5)
+    state = decoder.init_state(2, 16)
+    decoder.prefill(prefix_BT, state)
+    rows_N = torch.tensor([1, 0, 1])
+    many = state.gathered(rows_N)
+    found_NTV = decoder(more_NT, many)
+    whole_NTV = decoder(torch.cat([prefix_BT[rows_N], more_NT], 1))
+    assert close(found_NTV, whole_NTV[:, 9:])
+    assert state.lengths_B.tolist() == [9, 9]
+    assert many.lengths_B.tolist() == [13, 13, 13]
+
+
 def test_a_full_state_is_refused_before_anything_is_written() -> None:
     decoder = build(STACKS["lfm2"])
     state = decoder.init_state(1, 4)

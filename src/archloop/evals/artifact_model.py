@@ -93,7 +93,8 @@ class ArtifactModel(Model):
             if token in self._stop_ids:
                 break
             stream.push([token])
-            if stream.stopped or number + 1 == request.max_new_tokens:
+            lost = request.lost is not None and request.lost(stream.text)
+            if stream.stopped or lost or number + 1 == request.max_new_tokens:
                 break
             token = self._session.decode_step(token)
         stream.flush()

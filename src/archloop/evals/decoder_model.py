@@ -9,7 +9,6 @@ Shape suffixes: B batch, N rows, T time, V vocabulary.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.errors import UserError
+from archloop.evals.continuations import likelihoods
 from archloop.evals.verbs import Continuation, Likelihood, Model, Prompt, TextCodec
 from archloop.generation.generation import generate
 from archloop.stack.decoder import Decoder
 
 MAX_LOGITS = 2**27
 """Logits that a batch may hold at once: half a GiB in float32."""
-
-
-class _Scored(NamedTuple):
-    """What a row's tokens but the first cost, and whether each was the best, (T-1,)."""
-
-    logs_T: NDArray[np.float64]
-    is_best_T: NDArray[np.bool_]
 
 
 class DecoderModel(Model):
@@ -80,16 +73,25 @@ class DecoderModel(Model):
         for request in requests:
             if not len(request.prefix) or not len(request.continuation):
                 raise ValueError("a continuation and its prefix have at least one token each")
-        rows = [[*request.prefix, *request.continuation] for request in requests]
-        answers = []
-        for request, scored in zip(requests, self._scored(rows), strict=True):
-            behind = slice(len(request.prefix) - 1, None)
-            nats = float(scored.logs_T[behind].sum())
-            answers.append(Likelihood(nats, bool(scored.is_best_T[behind].all())))
-        return answers
+            # The last token of a continuation is scored and never fed.
+            self._check_length(len(request.prefix) + len(request.continuation) - 1)
+        return likelihoods(self._decoder, requests, self._rows_at_once, self._on_rows)
 
     def loglikelihood_rolling(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
-        return [scored.logs_T for scored in self._scored(rows)]
+        """See `Model.loglikelihood_rolling`."""
+        scored: list[NDArray[np.float64] | None] = [None] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+        if rows:
+            self._check_length(len(rows[order[0]]) - 1)
+        start = 0
+        while start < len(order):
+            longest = len(rows[order[start]])
+            batch = order[start : start + self._rows_at_once(longest)]
+            start += len(batch)
+            for index, logs_T in zip(batch, self._batch([rows[i] for i in batch]), strict=True):
+                scored[index] = logs_T
+            self._on_rows(len(batch))
+        return [logs_T for logs_T in scored if logs_T is not None]
 
     def generate_until(self, requests: Sequence[Prompt]) -> list[str]:
         if self.codec is None:
@@ -111,30 +113,16 @@ class DecoderModel(Model):
                     stop_ids=self._stop_ids,
                     stop_strings=stops,
                     decode=lambda ids: str(codec.decode(list(ids))),
+                    ends=_lost([requests[i] for i in batch]),
                 )
                 self._on_rows(len(batch))
                 for index, reply in zip(batch, found, strict=True):
                     replies[index] = reply.text or ""
         return replies
 
-    def _scored(self, rows: Sequence[Sequence[int]]) -> list[_Scored]:
-        """Costs of every row's tokens, in the order of the rows."""
-        scored: list[_Scored | None] = [None] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-        if rows:
-            self._check_length(len(rows[order[0]]) - 1)
-        start = 0
-        while start < len(order):
-            longest = len(rows[order[start]])
-            batch = order[start : start + self._rows_at_once(longest)]
-            start += len(batch)
-            for index, result in zip(batch, self._batch([rows[i] for i in batch]), strict=True):
-                scored[index] = result
-            self._on_rows(len(batch))
-        return [result for result in scored if result is not None]
-
     @torch.inference_mode()
-    def _batch(self, rows: Sequence[Sequence[int]]) -> Iterator[_Scored]:
+    def _batch(self, rows: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float64]]:
+        """What each row's tokens but the first cost, (T-1,)."""
         longest = max(len(row) for row in rows)
         ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
         for index, row in enumerate(rows):
@@ -142,10 +130,9 @@ class DecoderModel(Model):
         logits_BTV = self._logits(ids_BT[:, :-1]).float()
         next_BT = ids_BT[:, 1:].to(logits_BTV.device)
         nats_BT = F.cross_entropy(logits_BTV.transpose(1, 2), next_BT, reduction="none")
-        is_best_BT = logits_BTV.argmax(-1) == next_BT
-        logs, is_best = -nats_BT.double().cpu().numpy(), is_best_BT.cpu().numpy()
+        logs_BT = -nats_BT.double().cpu().numpy()
         for index, row in enumerate(rows):
-            yield _Scored(logs[index, : len(row) - 1], is_best[index, : len(row) - 1])
+            yield logs_BT[index, : len(row) - 1]
 
     @torch.inference_mode()
     def _logits(self, ids_BT: Tensor) -> Tensor:
@@ -162,6 +149,19 @@ class DecoderModel(Model):
 
     def _rows_at_once(self, length: int) -> int:
         return max(1, min(self._batch_size, MAX_LOGITS // (max(1, length) * self.vocab_size)))
+
+
+def _lost(requests: Sequence[Prompt]) -> Callable[[int, str], bool] | None:
+    """Whether a row's reply is lost already; None where nobody can tell."""
+    told = [request.lost for request in requests]
+    if not any(told):
+        return None
+
+    def lost(row: int, begun: str) -> bool:
+        tell = told[row]
+        return tell is not None and tell(begun)
+
+    return lost
 
 
 def _ends(request: Prompt) -> tuple[tuple[str, ...], int]:

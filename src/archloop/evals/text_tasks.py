@@ -8,6 +8,7 @@ no cut falls there, since a token spans the end of the context, both are cut int
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,13 +107,27 @@ class ReplyTask(Evaluation):
         """1 for a right reply, 0 for a wrong one, unless a task grades in between."""
         return float(reply.strip() in question.answers)
 
+    def is_lost(self, begun: str, question: Question) -> bool:
+        """Whether a reply that begins so earns nothing, whatever follows: it need not be finished.
+
+        A task with a `credit` of its own says here what it knows of it; nothing is lost otherwise.
+        """
+        if type(self).credit is not ReplyTask.credit:
+            return False
+        return not any(answer.startswith(begun.strip()) for answer in question.answers)
+
     def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
         """See `Evaluation.grade`."""
         codec = codec_of(model)
         questions = self.questions(split, seed, num_examples)
         prompts = [
-            Prompt([*model.start, *codec.encode(q.prompt)], self.stops, self.max_new_tokens)
-            for q in questions
+            Prompt(
+                [*model.start, *codec.encode(question.prompt)],
+                self.stops,
+                self.max_new_tokens,
+                partial(self.is_lost, question=question),
+            )
+            for question in questions
         ]
         replies = model.generate_until(prompts)
         return Grades(

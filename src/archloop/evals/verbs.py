@@ -8,7 +8,7 @@ Shape suffixes: N rows, T time.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -53,11 +53,14 @@ class Prompt(NamedTuple):
         ids: the prompt, at least one token.
         stops: texts of which the first that appears ends the reply and is cut off.
         max_new_tokens: the reply ends here at the latest.
+        lost: whether a reply that begins so earns nothing, whatever follows; a model may end it
+            there. None: nobody can tell before its end.
     """
 
     ids: Sequence[int]
     stops: Sequence[str]
     max_new_tokens: int
+    lost: Callable[[str], bool] | None = None
 
 
 class Model(ABC):

@@ -16,7 +16,7 @@ a stop makes needless is undone.
 Shape suffixes: B batch, T time, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,7 +118,7 @@ class Generation:
         raise not_finite(self.transcript.model.precision, where)
 
     def end(self, row: int) -> None:
-        """End a row from outside, at a stop string."""
+        """End a row from outside, at a stop string or for another reason in its text."""
         if self.ended[row] is None or self.ended[row] == "length":
             self.ended[row] = "stop_string"
 
@@ -206,6 +206,7 @@ def generate(
     stop_ids: Iterable[int] = (),
     stop_strings: Sequence[str] = (),
     decode: Decode | None = None,
+    ends: Callable[[int, str], bool] | None = None,
     chunk_size: int | None = None,
     seeds: Sequence[int] | None = None,
     transcript: Transcript | None = None,
@@ -220,16 +221,18 @@ def generate(
         stop_ids: a row ends with the first of these.
         stop_strings: a row ends where one of these appears in its text; needs `decode`.
         decode: token ids to text.
+        ends: asked with a row and its text so far after each of its tokens; needs `decode`. A row
+            ends where it says so, and keeps that text.
         chunk_size: tokens per prefill pass, which bounds activation memory.
         seeds: one per row.
         transcript: continue this conversation: `prompts` are new tokens, what it holds is not
             read again.
 
     Raises:
-        ValueError: see `Generation`; stop strings without `decode`.
+        ValueError: see `Generation`; stop strings or `ends` without `decode`.
     """
-    if stop_strings and decode is None:
-        raise ValueError("stop_strings are looked for in text; pass decode= as well")
+    if (stop_strings or ends) and decode is None:
+        raise ValueError("stop_strings and ends look at text; pass decode= as well")
     if transcript is None:
         rows = as_rows(prompts)
         longest = max((len(row) for row in rows), default=0)
@@ -249,12 +252,23 @@ def generate(
     streams = [TextStream(decode, stop_strings, row) for row in before] if decode else []
     for tokens in generation:
         for row, stream in enumerate(streams):
-            token = tokens[row]
-            if token is not None and generation.ended[row] != "stop_id":
-                stream.push([token])
-                if stream.stopped:
-                    generation.end(row)
+            _write(generation, row, tokens[row], stream, ends)
     return [_reply(generation, row, start, streams) for row, start in enumerate(starts)]
+
+
+def _write(
+    generation: Generation,
+    row: int,
+    token: int | None,
+    stream: TextStream,
+    ends: Callable[[int, str], bool] | None,
+) -> None:
+    """Take a row's next token into its text, and end the row if the text says so."""
+    if token is None or generation.ended[row] == "stop_id":
+        return
+    stream.push([token])
+    if stream.stopped or (ends is not None and ends(row, stream.text)):
+        generation.end(row)
 
 
 def _reply(generation: Generation, row: int, start: int, streams: list[TextStream]) -> Reply:

@@ -89,6 +89,21 @@ class DecoderState:
         some.recount(self.num_tokens)
         return some
 
+    def gathered(self, rows_N: Tensor) -> "DecoderState":
+        """An independent state of these rows, each as often as it is named: a prefix to fork.
+
+        Args:
+            rows_N: numbers of rows, (N,).
+        """
+        copies = {}
+        for key, whole in self.mixers.items():
+            copy = State(whole.max_context, **{k: t[rows_N] for k, t in whole.tensors.items()})
+            copy.by_position = whole.by_position
+            copies[key] = copy
+        many = DecoderState(self.lengths_B[rows_N], copies, self.max_context)
+        many.recount(self.num_tokens)
+        return many
+
     def _copy(self, mixers: dict[MixerKey, State]) -> "DecoderState":
         copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)
         copy.clock.num_tokens, copy.clock.static = self.num_tokens, self.clock.static

@@ -88,6 +88,20 @@ class EvaluationContract(Contract):
         train, test = (set(evaluation.questions(split, 0, 150)) for split in ("train", "test"))
         assert not train & test
 
+    def test_only_replies_that_earn_nothing_are_lost(self, evaluation: Any) -> None:
+        """However a right reply begins it may go on; what is lost stays worth nothing."""
+        if not isinstance(evaluation, ReplyTask):
+            pytest.skip("asks for no reply")
+        for question in evaluation.questions("test", 3, 20):
+            answer = question.answers[0]
+            for end in range(len(answer) + 1):
+                for begun in (answer[:end], f" {answer[:end]} "):
+                    assert not evaluation.is_lost(begun, question), begun
+            for begun in ("x", "no", f"~{answer}", f"{answer}~", answer[1:], answer.lower()):
+                if evaluation.is_lost(begun, question):
+                    for end in range(len(answer) + 1):
+                        assert not evaluation.credit(begun + answer[end:], question), begun
+
     def test_answers_scored_in_bits_stand_in_the_rows(self, evaluation: Any) -> None:
         if not isinstance(evaluation, TaskInBits):
             pytest.skip("is not scored in bits")

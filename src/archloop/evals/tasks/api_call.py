@@ -20,7 +20,7 @@ from archloop.errors import UserError
 from archloop.evals.base import Split
 from archloop.evals.packaged import Package
 from archloop.evals.questions import solved
-from archloop.evals.tasks.function_call import same_json
+from archloop.evals.tasks.function_call import is_other_json, same_json
 from archloop.evals.text_tasks import Question, ReplyTask
 from archloop.evals.words import COLOURS, THINGS
 from archloop.text.fetch import packages
@@ -91,6 +91,10 @@ class ApiCall(ReplyTask):
     def credit(self, reply: str, question: Question) -> float:
         """1 for the right call."""
         return same_json(reply, question.answers[0])
+
+    def is_lost(self, begun: str, question: Question) -> bool:
+        """See `ReplyTask.is_lost`."""
+        return is_other_json(begun, question.answers[0])
 
     def _draw(self, services: list[list[Operation]], rng: np.random.Generator) -> Question:
         service = services[int(rng.integers(len(services)))]

@@ -55,6 +55,10 @@ class FunctionCall(ReplyTask):
     def credit(self, reply: str, question: Question) -> float:
         return same_json(reply, question.answers[0])
 
+    def is_lost(self, begun: str, question: Question) -> bool:
+        """See `ReplyTask.is_lost`."""
+        return is_other_json(begun, question.answers[0])
+
     def _draw(self, rng: np.random.Generator) -> Question:
         variant = self.config.variant
         verbs = [str(verb) for verb in rng.permutation(_VERBS)[:3]]
@@ -95,6 +99,11 @@ def same_json(reply: str, answer: str) -> float:
     except (ValueError, RecursionError):
         return 0.0
     return float(found == json.loads(answer))
+
+
+def is_other_json(begun: str, answer: str) -> bool:
+    """Whether text that begins so is no JSON of the answer's kind: an object, a list, null."""
+    return begun.lstrip()[:1] not in ("", answer[0])
 
 
 def _describe(name: str, variant: Variant) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Instruction(ReplyTask):
     def credit(self, reply: str, question: Question) -> float:
         return float(_holds(self.config.variant, reply.strip(), question.data))
 
+    def is_lost(self, begun: str, question: Question) -> bool:
+        """See `ReplyTask.is_lost`."""
+        return _is_lost(self.config.variant, begun.strip(), question.data)
+
     def _draw(self, rng: np.random.Generator) -> Question:
         thing, other = (str(word) for word in rng.permutation(THINGS)[:2])
         name, place = str(rng.choice(NAMES)), str(rng.choice(PLACES))
@@ -76,6 +80,17 @@ class Instruction(ReplyTask):
 
 def _ask(what: str, reply: str, data: Any) -> Question:
     return Question(f"Write {what}\nReply:", (reply,), data)
+
+
+def _is_lost(variant: Variant, begun: str, data: Any) -> bool:
+    """Whether no reply that begins so holds, of the variants where its beginning can tell."""
+    if variant == "upper_case":
+        return begun != begun.upper()
+    if variant == "starts_with":
+        return not (begun.startswith(data) or data.startswith(begun))
+    if variant == "repeat":
+        return not data.startswith(begun)
+    return variant == "json" and begun[:1] not in ("", "{")
 
 
 def _holds(variant: Variant, reply: str, data: Any) -> bool:

@@ -96,6 +96,8 @@ def test_the_first_field_in_the_way_of_the_nearest_family_is_named(
     with pytest.raises(ValueError, match=f"nearest is {named}"):
         families.saying(spec)
     assert ("--pad" in problem) == ("d_ff" in named)
+    assert ("--runtime torch_eager writes" in problem) == ("d_ff" not in named)
+    assert "layout=" not in problem
     assert not (tmp_path / "out").exists()
 
 

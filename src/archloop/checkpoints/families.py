@@ -63,6 +63,5 @@ def saying(spec: StackSpec) -> tuple[Layout, dict[str, Any]]:
         return layout(name), config
     _, name, obstacle = min(lacking)
     raise UnsayableError(
-        f"this stack is of no family that transformers loads; the nearest is {name}: "
-        f"{obstacle}; save it with layout='archloop'"
+        f"this stack is of no family that transformers loads; the nearest is {name}: {obstacle}"
     )

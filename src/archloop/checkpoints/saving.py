@@ -72,15 +72,15 @@ def save(
 
 
 def _family(spec: StackSpec, layout: str) -> tuple[Layout, dict[str, Any]]:
-    if layout == "huggingface":
-        return families.saying(spec)
-    family = families.layout(layout)
     try:
+        if layout == "huggingface":
+            return families.saying(spec)
+        family = families.layout(layout)
         return family, family.write(spec)
     except UnsayableError as error:
-        raise UserError(
-            f"this stack is not of the {layout} family: {error}; save it with layout='archloop'"
-        ) from error
+        named = layout != "huggingface"
+        what = f"this stack is not of the {layout} family: {error}" if named else str(error)
+        raise UserError(f"{what}; save it with layout='archloop'") from error
 
 
 def _variant(family: Layout, name: str | None) -> str:

@@ -8,9 +8,11 @@ the user's input. Heavy modules are imported inside the verbs, so that ``--help`
 import inspect
 import io
 import json
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -76,6 +78,14 @@ def _options(
     """What the command takes before a verb."""
 
 
+_LIBRARIES = (
+    "torchao",
+    "torch.onnx._internal.exporter._registration",
+    "torch.utils._pytree",
+)
+"""Loggers of libraries that warn, as they are imported, of what no user of a command can mend."""
+
+
 class _Terminated(KeyboardInterrupt):
     """Told to end by SIGTERM: as clean an end as by ^C."""
 
@@ -83,6 +93,10 @@ class _Terminated(KeyboardInterrupt):
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # PyTorch's own exporter calls what PyTorch deprecates.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A model may write, and a table may hold, what the terminal's encoding cannot say.
         sys.stdout.reconfigure(errors="replace")

@@ -5,13 +5,14 @@ one disturbs the other. A figure differs where the 95% interval of its ratio lea
 what was measured does not tell the two apart.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+
+from archloop.scratch import Scratch
 
 if TYPE_CHECKING:
     from archloop.profiling import ProfileConfig, Target
@@ -55,7 +56,7 @@ def measured(
     (first, reference), *others = specs.items()
     pairs = [(first, reference), *others] if len(specs) == 1 else others
     found: list[Compared] = []
-    with tempfile.TemporaryDirectory() as scratch, held(target.claims()):
+    with Scratch("compare") as scratch, held(target.claims()):
         for index, (name, spec) in enumerate(pairs):
 
             def say(share: float, what: str, done: int = index, name: str = name) -> None:

@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 FORMATS = ("transformers",)
+_OWN = "; --runtime torch_eager writes what archloop itself loads, whatever the stack"
 
 
 @command()
@@ -131,18 +132,18 @@ def _to_transformers(found: Named, output: Path, seed: int, pad: bool) -> dict[s
 
 
 def _remedy(spec: Any, pad: bool) -> str:
-    """Whether feed-forwards of one width would be all that it takes."""
+    """What the user may do: fill feed-forwards up to one width, if that is all that it takes."""
     from archloop.checkpoints import families, padding
     from archloop.checkpoints.layouts.base import UnsayableError
     from archloop.stack import cost
 
     if pad:
-        return ""
+        return _OWN
     wide = padding.padded_spec(spec)
     try:
         families.saying(wide)
     except UnsayableError:
-        return ""
+        return _OWN
     more = cost.num_params(wide) / cost.num_params(spec) - 1
     return (
         f"; --pad fills its feed-forwards up with zeros to one width, the same logits with "
@@ -159,6 +160,10 @@ def _beside_transformers(decoder: "Decoder", folder: Path) -> float | None:
     import torch
     import transformers
 
+    # A bar for loading what was just written, and what would be faster, are no news here.
+    told: Any = transformers.utils.logging
+    told.set_verbosity_error()
+    told.disable_progress_bar()
     model_class: Any = transformers.AutoModelForCausalLM
     theirs = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     seeded = torch.Generator().manual_seed(0)
@@ -185,6 +190,7 @@ def _show(told: dict[str, Any]) -> None:
             if error is None
             else f"transformers' logits are within {error:.2g} standard deviations of archloop's",
             markup=False,
+            soft_wrap=True,
         )
         return
     sizes = ", ".join(f"{n / 1e6:.1f} MB {dtype}" for dtype, n in told["weight_bytes"].items())
@@ -196,12 +202,13 @@ def _show(told: dict[str, Any]) -> None:
     if told["parity_error"] is not None:
         console.print(
             f"logits are within {told['parity_error']:.2g} standard deviations of eager "
-            f"PyTorch's ({told['parity_bound']:.2g} are allowed)"
+            f"PyTorch's ({told['parity_bound']:.2g} are allowed)",
+            soft_wrap=True,
         )
     else:
         console.print("not compared with eager PyTorch: the engine does not run here")
     if told["run_with"]:
-        console.print(f"run it with: {told['run_with']}")
+        console.print(f"run it with: {told['run_with']}", markup=False, soft_wrap=True)
 
 
 def _copy_tokenizer(folder: Path | None, output: Path) -> list[str]:

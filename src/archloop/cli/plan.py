@@ -1,6 +1,5 @@
 """`archloop plan`: what a recipe's study would measure, train and take, before it begins."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from archloop.cli.command import AsJson, command, print_json, stderr
 from archloop.ranking.reliability import NEEDED
+from archloop.scratch import Scratch
 
 if TYPE_CHECKING:
     from archloop.search.kits import Kits
@@ -42,7 +42,7 @@ def plan(
     space = outlook.of_space(resolved)
     found = None
     if probe:
-        with tempfile.TemporaryDirectory() as scratch:
+        with Scratch("plan") as scratch:
             evaluator = HardwareEvaluator(resolved.recipe, Path(scratch) / "artifacts")
             try:
                 with told_waiting(_say_waiting):
@@ -134,9 +134,10 @@ def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterat
     for budget in recipe.budgets:
         yield f"budget: {budget}"
     steps = ", then ".join(f"{steps}" for steps in recipe.proxy.rungs)
+    times = "one training" if recipe.seeds == 1 else f"{recipe.seeds} trainings"
     yield (
         f"trained: {recipe.num_trials} trials for {steps} steps at width "
-        f"{recipe.space.proxy.d_model}, {recipe.seeds} trainings each; the reference"
+        f"{recipe.space.proxy.d_model}, {times} each; the reference"
         f"{''.join(f' and {name}' for name in plan.anchors.stacks)}, "
         f"{recipe.reference_seeds} each"
     )

@@ -1,6 +1,5 @@
 """`archloop profile`: measure a model on a device."""
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from archloop.cli.command import AsJson, command, print_json, stderr
 from archloop.cli.measuring import Say, target_of, watched, wrong_option
 from archloop.cli.models import MODEL_HELP, Trial, find
 from archloop.errors import UserError
+from archloop.scratch import Scratch
 
 _ENOUGH = 0.01
 """Share of the work, beyond starting the first process, after which the whole is foreseen."""
@@ -106,7 +106,7 @@ def _measured(
 
     target.check()
     with (
-        tempfile.TemporaryDirectory() as scratch,
+        Scratch("profile") as scratch,
         watched(stderr) as progress,
         held(target.claims()),
     ):

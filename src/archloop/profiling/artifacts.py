@@ -3,7 +3,6 @@
 What nobody asked to keep is removed at the end, here and on the device.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from archloop.profiling.exporter import Export, export_apart
 from archloop.profiling.target import Target
 from archloop.runtimes.artifact import Manifest, read_manifest
 from archloop.runtimes.base import Runtime
+from archloop.scratch import Scratch
 from archloop.stack.spec import StackSpec
 from archloop.workers import wire
 from archloop.workers.deaths import Role, WorkerError
@@ -115,7 +115,7 @@ class Artifacts:
     def _export(self, role: Role, home: Path) -> None:
         """Put the artifact into the folder, whole."""
         home.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home.parent, prefix="export-") as made:
+        with Scratch("export", home.parent) as made:
             asked = Export(
                 spec=self._wanted.specs[role],
                 seed=self._wanted.seed,
@@ -180,7 +180,7 @@ def held_artifacts(
         scratch: folder for those that are not kept.
         run: starts exporting processes; None starts Python anew.
     """
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="artifacts-") as temporary:
+    with Scratch("artifacts", scratch) as temporary:
         found = Artifacts(wanted, runtime, device, kept or Path(temporary), Path(temporary), run)
         try:
             yield found

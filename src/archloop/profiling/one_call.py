@@ -5,7 +5,6 @@
 The device is held meanwhile, as by the command, so that nothing else of archloop measures on it.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from archloop.profiling.config import ProfileConfig
 from archloop.profiling.protocol import Progress
 from archloop.profiling.record import Profile
 from archloop.profiling.target import Target
+from archloop.scratch import Scratch
 from archloop.stack import presets
 from archloop.stack.spec import StackSpec
 
@@ -66,7 +66,7 @@ def profile(
     target.check()
     with ExitStack() as stack:
         if directory is None:
-            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            directory = stack.enter_context(Scratch("profile"))
         stack.enter_context(held(target.claims()))
         return protocol.profile(
             spec,

@@ -9,7 +9,6 @@ written whole or not at all.
 import errno
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from archloop import registry
@@ -17,6 +16,7 @@ from archloop.devices.choice import DeviceChoice
 from archloop.files import write_atomic
 from archloop.proxy.record import Rung
 from archloop.proxy.worker import Train
+from archloop.scratch import Scratch
 from archloop.workers.deaths import Cause, WorkerError
 from archloop.workers.process import WorkerProcess
 
@@ -39,7 +39,7 @@ class Trainer:
         self._time_limit_s, self._memory_limit_bytes = time_limit_s, memory_limit_bytes
         self._worker: WorkerProcess | None = None
         self._started_for: tuple[int, list[str]] = (0, [])
-        self._logs = tempfile.TemporaryDirectory(prefix="archloop-trainer-")
+        self._logs = Scratch("trainer")
 
     def __enter__(self) -> "Trainer":
         return self

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from archloop.errors import UserError
@@ -21,6 +20,7 @@ from archloop.runtimes.artifact import Manifest, checksums
 from archloop.runtimes.base import Runtime
 from archloop.runtimes.block_cache import BlockCache
 from archloop.runtimes.random_weights import build_random
+from archloop.scratch import Scratch
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
@@ -187,10 +187,10 @@ def _compared(
 
     # Pieces have their experts' biases already: they are compared as they are.
     deciding = nullcontext(False) if manifest.composed else decided_experts(decoder)
-    with deciding as is_changed, TemporaryDirectory() as folder:
+    with deciding as is_changed, Scratch("export") as folder:
         home, runs_here = directory, runtime.runs_here()
         if is_changed:
-            home = Path(folder) if runs_here else directory / _DECIDED
+            home = (Path(folder) if runs_here else directory) / _DECIDED
             home.mkdir(exist_ok=True)
             runtime.write(decoder, home, manifest.quant)
         case = make_case(

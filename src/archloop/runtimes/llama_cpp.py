@@ -11,13 +11,13 @@ from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Ids, Logits, Runtime, Session
+from archloop.scratch import Scratch
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class _LlamaSession(Session):
         self._memory = llama.llama_get_memory(self._context)
         self._greedy = llama.llama_sampler_init_greedy()
         self._saved: dict[tuple[int, int], str] = {}
-        self._folder = TemporaryDirectory()
+        self._folder = Scratch("session")
 
     def prefill(self, ids: Ids) -> int:
         self.check_room(self.num_tokens, len(ids))

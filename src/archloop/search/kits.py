@@ -7,12 +7,13 @@ each release and are left out here.
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
+
+from archloop.scratch import Scratch
 
 KITS = {
     "mixers": ("MixerContract",),
@@ -66,7 +67,7 @@ def run(folder: Path) -> Kits:
     found = plugins_in(folder)
     if not found:
         return Kits({}, 0, ())
-    with tempfile.TemporaryDirectory() as scratch:
+    with Scratch("kits") as scratch:
         test, report = Path(scratch) / "test_plugins.py", Path(scratch) / "report.xml"
         test.write_text(_tests(folder.resolve(), found))
         call = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore"]

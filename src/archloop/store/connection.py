@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from archloop.errors import UserError
 from archloop.files import publish
+from archloop.scratch import Scratch
 from archloop.store.database import Database
 from archloop.store.folder import DATABASE
 from archloop.store.identity import Card
@@ -210,7 +210,7 @@ def _readable(path: Path) -> tuple[Path, bool, Callable[[], None]]:
     index = path.with_name(f"{path.name}-shm")
     if writable and index.exists() and left == logs[:1]:
         return path, False, _nothing
-    scratch = tempfile.TemporaryDirectory(prefix="archloop-")
+    scratch = Scratch("database")
     for file in (path, *left):
         shutil.copy(file, scratch.name)
     copy = Path(scratch.name) / path.name

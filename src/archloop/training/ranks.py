@@ -9,7 +9,6 @@ first. The processes are torchrun's, or started by `together`.
 import inspect
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from archloop.errors import UserError
+from archloop.scratch import Scratch
 from archloop.training.batch import Batch, Batches, Loss
 
 Value = TypeVar("Value")
@@ -158,7 +158,7 @@ def together(work: Callable[[Ranks, torch.device], None], devices: Sequence[torc
     # Who reads the error that ended one process need not hear that the others were ended for it.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     failures = multiprocessing.get_context("spawn").SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch("ranks") as folder:
         meet = (Path(folder) / "meeting").as_uri()
         try:
             start(_member, (work, list(devices), meet, failures), len(devices), daemon=True)

@@ -9,13 +9,13 @@ import os
 import select
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from archloop.devices.base import Device
+from archloop.scratch import Scratch
 
 READY_S = 300.0
 """Until a server must have imported everything."""
@@ -89,7 +89,7 @@ class ForkServer:
         python = device.python_argv()
         if python is None or not hasattr(os, "pidfd_open"):
             raise ForkError("forking needs Linux and a Python on the device")
-        self._folder = tempfile.TemporaryDirectory(prefix="archloop-fork-")
+        self._folder = Scratch("fork")
         self._address = str(Path(self._folder.name) / "socket")
         argv = [*python, "-m", "archloop.workers.fork_server", self._address, module, *imports]
         with (Path(self._folder.name) / "log").open("wb") as log:

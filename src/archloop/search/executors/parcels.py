@@ -6,7 +6,6 @@ its result; where they lie on either side is that side's own matter.
 """
 
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from archloop.files import write_atomic
 from archloop.proxy.record import Rung, TrainJob
+from archloop.scratch import Scratch
 from archloop.search.evaluator import CandidateFailed, Evaluator, Unsupported
 from archloop.search.meter import Stopwatch
 from archloop.stack.spec import StackSpec
@@ -106,7 +106,7 @@ def to_train(job: TrainJob) -> Parcel:
 def do_measure(evaluator: Evaluator, parcel: Parcel) -> Parcel:
     """Where the work is done: measure, and pack what came of it."""
     asked = Measuring.model_validate_json(parcel.message)
-    with tempfile.TemporaryDirectory(prefix="archloop-job-") as scratch:
+    with Scratch("job") as scratch:
         directory = Path(scratch) / "samples"
         unpack(parcel.files, directory)
         watch = Stopwatch(time.monotonic)
@@ -123,8 +123,9 @@ def do_measure(evaluator: Evaluator, parcel: Parcel) -> Parcel:
 def do_train(evaluator: Evaluator, parcel: Parcel) -> Parcel:
     """Where the work is done: train, and pack what came of it."""
     job = Training.model_validate_json(parcel.message).job
-    with tempfile.TemporaryDirectory(prefix="archloop-job-") as scratch:
-        here = Path(scratch)
+    with Scratch("job") as scratch:
+        here = Path(scratch) / "parcel"
+        here.mkdir()
         unpack(parcel.files, here)
         given = {"resume_from": _RESUMED, "checkpoint_to": _CHECKPOINT, "weights_to": _WEIGHTS}
         moved = {key: here / name for key, name in given.items() if getattr(job, key) is not None}

@@ -83,6 +83,11 @@ def test_screen_and_report_say_that_quality_is_not_ranked_and_what_may(ended, tm
         assert "cannot rank quality: no score tells the anchor stacks apart" in shown
         assert "reference_seeds" in shown
         assert "on the front beyond doubt" not in shown
+    # No plot is called by quality, which it does not show, and no plot is empty.
+    page = html.render(record)
+    assert "latency and memory" in page
+    assert "quality and" not in page
+    assert "training step" not in page
     assert "rejected" in text
     assert "TTFT ms" in text
     facts = json.loads(json.dumps(summary.summarize(record), allow_nan=False))

@@ -225,8 +225,10 @@ def hypervolume(growth: list[dict[str, float]]) -> go.Figure:
     return figure
 
 
-def losses(study: StudyRecord, front: list[int]) -> go.Figure:
-    """Training loss of every trial at rung 0, those on the front in colour."""
+def losses(study: StudyRecord, front: list[int]) -> go.Figure | None:
+    """Loss of every trial at rung 0, those on the front in colour; None where none was trained."""
+    if all(trial.rung(0) is None for trial in study.trials):
+        return None
     figure = _figure("training step", "loss (nats, text and tasks added)")
     for best in (False, True):
         points: list[tuple[int | None, float | None, int | None]] = []

@@ -200,7 +200,8 @@ def _facts(study: StudyRecord) -> Iterator[str]:
         for target, profile in study.reference.profiles.items():
             identity = profile.identity
             engine = f"{identity.runtime} {identity.runtime_version}, {identity.quant}"
-            yield f"{target}: {identity.device}; {engine}; {identity.threads} threads"
+            threads = f"{identity.threads} thread{'s' * (identity.threads != 1)}"
+            yield f"{target}: {identity.device}; {engine}; {threads}"
     yield f"written {datetime.now().astimezone():%Y-%m-%d %H:%M}"
     for key in ("archloop", "commit", "seed"):
         if key in study.environment:
@@ -236,7 +237,7 @@ def headline(study: StudyRecord, found: Verdict | None) -> str:
     if found is not None and study.reference_point is not None:
         volume = found.comparison.volume
         point = ", ".join(
-            f"{name} {readings.mean:g}" for name, readings in study.reference_point.values.items()
+            f"{name} {readings.mean:.3g}" for name, readings in study.reference_point.values.items()
         )
         text += (
             f". Hypervolume {volume.mean:.4f} [{volume.low:.4f}, {volume.high:.4f}] against the "

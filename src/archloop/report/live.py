@@ -64,7 +64,7 @@ def result(event: Event) -> str:
     """
     if event.reference_point is None:
         return ""
-    point = ", ".join(f"{value:g}" for value in event.reference_point)
+    point = ", ".join(f"{value:.3g}" for value in event.reference_point)
     volume = f"hypervolume {event.hypervolume:.4f} to ({point})"
     parts = [f"so far, noise aside: {event.front_size} undominated", volume]
     if event.seconds_left:
@@ -177,13 +177,18 @@ class _Live:
 
     def __call__(self, event: Event, /) -> None:
         if event.phase == "told":
-            self.live.console.print(_outcome(event), markup=False, highlight=False)
+            # How it goes so far stands in the panel.
+            self.live.console.print(_ended(event), markup=False, highlight=False)
         self.panel(event)
 
 
 def _outcome(event: Event) -> str:
     if event.phase == "finished":
         return f"finished: {result(event)}" + (f"; {event.detail}" if event.detail else "")
-    state = event.state or ""
-    ending = f"; {result(event)}" if state == "complete" else ""
-    return f"trial {event.trial} {state}: {event.detail}{ending}"
+    ending = f"; {result(event)}" if event.state == "complete" else ""
+    return f"{_ended(event)}{ending}"
+
+
+def _ended(event: Event) -> str:
+    """How a trial ended."""
+    return f"trial {event.trial} {event.state or ''}: {event.detail}"

@@ -12,7 +12,7 @@ from archloop import registry
 from archloop.runtimes import executorch_graph, executorch_quantizing
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.block_cache import BlockCache
-from archloop.runtimes.exporting import build_random, compose
+from archloop.runtimes.exporting import build_random, compose, export
 from archloop.runtimes.parity import decided_experts, distance, eager_logits, session_rows
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
@@ -59,6 +59,18 @@ def test_prefill_in_uneven_parts_and_decode_agree_with_eager_pytorch(
         error = twice(runtime, decoder, tmp_path)
     found(name, "executorch", error)
     assert error < 1e-4
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", EVERY)
+def test_8da4w_agrees_with_rounded_pytorch(name: str, runtime: Any, tmp_path: Path) -> None:
+    # The export itself compares, prefill in two parts and then steps.
+    manifest = export(runtime, build_random(stack(name), 0), tmp_path / "a", "8da4w")
+    assert manifest.weight_bytes["int4"] > 0
+    assert manifest.parity_error is not None
+    assert manifest.parity_bound is not None
+    assert manifest.parity_error <= manifest.parity_bound < 1.5
 
 
 @pytest.mark.ci

@@ -9,7 +9,7 @@ Whatever such a file needs is imported from here.
 Shape suffixes: B batch, T time, D model width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +38,8 @@ __all__ = [
 
 Features = dict[str, Tensor]
 """What a shareable mixer computes per token for itself and its consumers, opaque to the decoder."""
+Mixing = Callable[[Tensor, State, Span], Tensor]
+"""`SequenceMixer.mix` with a state."""
 
 
 class SequenceMixer(nn.Module):
@@ -55,6 +57,7 @@ class SequenceMixer(nn.Module):
         no_decay: names of parameters (relative to the mixer) that take no weight decay, besides
             those with fewer than two dimensions.
         lr_scale: factors on the learning rate, by parameter name.
+        form: computes in `mix`'s place where it is set: by exporters that trace a mixer apart.
         placed: what it computes depends on the place of its block by more than its weights, so a
             compiler would compile it for each block anew.
     """
@@ -66,6 +69,7 @@ class SequenceMixer(nn.Module):
     packs: ClassVar[bool] = False
     no_decay: ClassVar[frozenset[str]] = frozenset()
     lr_scale: ClassVar[Mapping[str, float]] = {}
+    form: "Mixing | None" = None
 
     Config: ClassVar[Any]
 
@@ -212,7 +216,7 @@ class SequenceMixer(nn.Module):
         assert shared is None, f"{type(self).__name__} cannot read another's features"
         if state is not None:
             with torch.no_grad():
-                return self.mix(x_BTD, state, span)
+                return (self.form or self.mix)(x_BTD, state, span)
         if span.segments_BT is not None and not self.packs:
             sequences = unpack(span.segments_BT)
             y_NTD = self.mix(sequences.split(x_BTD), None, Span(sequences.positions_NT))

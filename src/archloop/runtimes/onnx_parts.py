@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from archloop.blocks.base import Features, SequenceMixer, Span, State
+from archloop.blocks.base import SequenceMixer, Span, State
 from archloop.blocks.channel_mixers.moe import MoE
 from archloop.runtimes.graphs import state_of
 from archloop.stack.decoder import Decoder
@@ -75,14 +75,14 @@ def placeholders(decoder: Decoder, parts: Mapping[str, Placed]) -> Iterator[None
     """While inside, these mixers and all experts of a decoder run as nodes of domain `DOMAIN`."""
     moes = [module for module in decoder.modules() if isinstance(module, MoE)]
     for name, placed in parts.items():
-        placed.mixer.run = _MixerPlaceholder(name)  # type: ignore[assignment, method-assign]  # until traced
+        placed.mixer.form = _MixerPlaceholder(name)
     for moe in moes:
         moe.form = _experts_placeholder
     try:
         yield
     finally:
         for placed in parts.values():
-            del placed.mixer.run
+            placed.mixer.form = None
         for moe in moes:
             moe.form = None
 
@@ -106,15 +106,12 @@ def _experts_placeholder(
 
 
 class _MixerPlaceholder:
-    """Stands for `SequenceMixer.run`: a node without content, with results of the right shapes."""
+    """Stands for `SequenceMixer.mix`: a node without content, with results of the right shapes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(
-        self, x_BTD: Tensor, state: State, span: Span, shared: Features | None = None
-    ) -> Tensor:
-        assert shared is None, "only mixers that trace as they are share features"
+    def __call__(self, x_BTD: Tensor, state: State, span: Span) -> Tensor:
         given = list(state.tensors.values())
         after = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::Mixed",

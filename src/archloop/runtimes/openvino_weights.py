@@ -6,6 +6,7 @@ the file, so it is told by the numbers: a rounded matrix is far nearer to its ow
 any other.
 """
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterator
@@ -85,12 +86,12 @@ def _compress_bodies(model: Any) -> None:
     """
     import openvino
 
-    nodes = model.get_ordered_ops()
+    nodes, values_of = model.get_ordered_ops(), _Values()
     outside = [
         (source, values)
         for node in nodes
         if node.get_type_name() == "MatMul"
-        and (values := _values(source := node.input_value(1).get_node())) is not None
+        and (values := values_of(source := node.input_value(1).get_node())) is not None
     ]
     bodies = [node.get_function() for node in nodes if hasattr(node, "get_function")]
     for node in (node for body in bodies for node in _nodes(body)):
@@ -120,7 +121,8 @@ def products(decoder: "Decoder", file: Path) -> dict[str, Product]:
     """Every matrix of a decoder that a file holds rounded."""
     own = matrices(decoder)
     found: dict[str, Product] = {}
-    for values, looked_up in _rounded(_read(file)):
+    # Copies of a piece hold the same numbers: once found, they are found for all.
+    for values, looked_up in dict.fromkeys(_rounded(_read(file))):
         for turned in (values, values.T):
             for name, first in _nearest(turned, own):
                 before = found.get(name, Product(own[name]))
@@ -159,23 +161,40 @@ def _far(values: Tensor, original: Tensor) -> float:
 
 def _rounded(model: Any) -> Iterator[tuple[Tensor, bool]]:
     """Matrices that products or lookups read from integers, and whether it is a lookup."""
+    values_of = _Values()
     for node in _nodes(model):
         op_type = node.get_type_name()
         if op_type in ("MatMul", "Gather"):
             source = node.input_value(0 if op_type == "Gather" else 1).get_node()
-            if (values := _values(source)) is not None:
+            if (values := values_of(source)) is not None:
                 yield values, op_type == "Gather"
 
 
-def _values(source: Any) -> Tensor | None:
-    """The matrix that a node makes of integers; None if it is no such node."""
-    import openvino
+class _Values:
+    """The matrix that a node makes of integers, computed once where several make it of the same."""
 
-    if not _comes_from_integers(source):
-        return None
-    alone = openvino.Model([source.output(0)], [])
-    values = openvino.Core().compile_model(alone, "CPU")([])[0]
-    return torch.from_numpy(np.array(values, np.float32)) if values.ndim == 2 else None
+    def __init__(self) -> None:
+        self._known: dict[bytes, Tensor | None] = {}
+
+    def __call__(self, source: Any) -> Tensor | None:
+        """None of a node that makes no matrix, or makes it of no integers."""
+        import openvino
+
+        if not _comes_from_integers(source):
+            return None
+        alone = openvino.Model([source.output(0)], [])
+        digest = hashlib.sha256()
+        for node in alone.get_ordered_ops():
+            digest.update(f"{node.get_type_name()} {node.get_output_shape(0)}".encode())
+            if node.get_type_name() == "Constant":
+                digest.update(node.get_data().tobytes())
+        key = digest.digest()
+        if key not in self._known:
+            values = openvino.Core().compile_model(alone, "CPU")([])[0]
+            is_matrix = values.ndim == 2
+            numbers = torch.from_numpy(np.array(values, np.float32)) if is_matrix else None
+            self._known[key] = numbers
+        return self._known[key]
 
 
 def _comes_from_integers(node: Any) -> bool:

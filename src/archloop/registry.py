@@ -59,6 +59,7 @@ KINDS = {
             "base",
             "block_cache",
             "executorch_attention",
+            "executorch_cell",
             "executorch_graph",
             "executorch_linking",
             "executorch_lowering",

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from archloop.blocks.base import Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.stream import Stream
-from archloop.runtimes import executorch_attention
+from archloop.runtimes import executorch_attention, executorch_cell
 from archloop.runtimes.pieces import PartName, adapted
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
@@ -70,7 +70,7 @@ class Part(nn.Module):
 
     Args:
         decoder: in evaluation mode and float32; its mixers with caches are changed to use the
-            engine's operators.
+            engine's operators, those with cells to loop.
         halves: which halves of blocks, in order: a block's index, and True for its mixers, False
             for its channel mixer.
         embeds: starts from token ids rather than from the residual stream.
@@ -97,6 +97,7 @@ class Part(nn.Module):
         for index in indices:
             for slot in range(len(decoder.spec.blocks[index].mixers)):
                 executorch_attention.fuse(decoder.mixer(index, slot))
+                executorch_cell.loop(decoder.mixer(index, slot))
         # A module, so that it can be quantised; its weight is the embedding's where they are tied.
         self.head = Linear(decoder.spec.d_model, decoder.spec.vocab_size) if answers else None
         if self.head is not None:

@@ -20,9 +20,9 @@ GROUP = 32
 """Numbers of a row that share a scale."""
 _INT4 = "int4"
 """A dtype that PyTorch has and its types do not mention."""
-_FLOAT = ("router", "up_proj")
-"""Modules left as they are: a router's choice is no matter of rounding, and MLA's `up_proj` is read
-as two tensors, never called."""
+_FLOAT = ("router", "up_proj", "recurrent", "heads")
+"""Modules left as they are: a router's choice is no matter of rounding; MLA's `up_proj` and CfC's
+`recurrent` and `heads` are read as tensors, never called."""
 
 
 def quantize(part: Part) -> dict[str, int]:

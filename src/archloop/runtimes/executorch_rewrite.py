@@ -199,22 +199,13 @@ def _gelu(rewriter: _Rewriter, node: Node) -> Node | None:
 
 
 def _lerp(rewriter: _Rewriter, node: Node) -> Node:
-    """``start + weight (end - start)``: PyTorch's own form chooses between two, number by number.
+    """``start + weight (end - start)``.
 
-    XNNPACK has no choice, and a cell that runs 64 times in a pass was cut into 130 stretches.
+    PyTorch's own form chooses between two, number by number; XNNPACK has no such choice.
     """
     start, end, weight = node.args
     apart = rewriter.call(aten.sub.Tensor, end, start)
     return rewriter.call(aten.add.Tensor, start, rewriter.call(aten.mul.Tensor, weight, apart))
-
-
-def _addmm(rewriter: _Rewriter, node: Node) -> Node | None:
-    """A product to which a tensor is added that is no bias, apart: XNNPACK adds biases alone."""
-    added, x, matrix = node.args
-    if _value(added).dim() == 1 or node.kwargs:
-        return None
-    product = rewriter.call(aten.mm.default, x, matrix)
-    return rewriter.call(aten.add.Tensor, added, product)
 
 
 def _select(rewriter: _Rewriter, node: Node) -> Node | None:
@@ -277,7 +268,6 @@ _RULES: dict[Any, Callable[[_Rewriter, Node], Node | None]] = {
     aten.remainder.Scalar: _remainder,
     aten.gelu.default: _gelu,
     aten.lerp.Tensor: _lerp,
-    aten.addmm.default: _addmm,
     aten.sum.dim_IntList: _sum,
     aten.mean.dim: _mean,
     aten.unsqueeze.default: _view,

@@ -15,10 +15,11 @@ from archloop.ranking.record import Objectives, Readings
 from archloop.ranking.regression import fit
 from archloop.ranking.shapley import shapley
 from archloop.search import design
+from archloop.search.recipe.recipe import load
 from archloop.search.study import Study
 from archloop.store.record import StudyRecord
 from report import studies
-from search.stand_in import StandIn, no_time, recipe
+from search.stand_in import StandIn, no_time, recipe, settings
 
 
 def made(slow: float, noise: float, count: int = 24, seed: int = 0) -> StudyRecord:
@@ -137,6 +138,31 @@ def test_the_command_tells_and_draws(tmp_path: Path) -> None:
     assert told["by_design"] == 0
     assert b"share of the hypervolume" in picture.read_bytes() or picture.stat().st_size > 5000
     assert "short_conv" in CliRunner().invoke(app, call).stdout
+
+
+def test_the_command_runs_the_design_beside_a_study_that_was_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings(num_trials=4, budgets=[])))
+    given = load(tmp_path / "recipe.yaml")
+    Study(given, tmp_path, evaluator=StandIn(), clock=no_time).run()
+    (tmp_path / "test").rename(tmp_path / "other")
+    evaluator = StandIn()
+    monkeypatch.setattr(Study, "_hardware", lambda _: evaluator)
+    call = ["attribute", str(tmp_path / "other"), "--design", "--json"]
+    # What cannot be drawn is refused before anything is measured.
+    refused = CliRunner().invoke(app, [*call, "--figure", "picture.bmp"])
+    assert (refused.exit_code, evaluator.calls) == (2, [])
+    assert "picture.bmp: draws .svg, .png, .pdf" in refused.stderr
+    told = json.loads(CliRunner().invoke(app, call).stdout)
+    assert told["by_design"] == 3
+    assert (tmp_path / "other-design").is_dir()
+    # The same command finds all of it done, and without --design it counts too.
+    calls = len(evaluator.calls)
+    assert json.loads(CliRunner().invoke(app, call).stdout) == told
+    call.remove("--design")
+    assert json.loads(CliRunner().invoke(app, call).stdout) == told
+    assert evaluator.calls[calls:] == ["close"]
 
 
 def test_a_design_is_a_study_beside_that_counts_too(tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ def attribute(
     from archloop.findings.attribution import attribution
     from archloop.store.reading import read
 
+    if figure is not None:
+        from archloop.report import static
+
+        static.check(figure)
     extra = _designed(study, design)
     record = read(study)
     found = attribution(record, extra)
@@ -56,15 +60,17 @@ def _designed(folder: Path, run: bool) -> "list[StudyRecord]":
     from archloop.store.folder import StudyFolder
     from archloop.store.reading import read
 
+    # The study may have been renamed since it began: what lies beside it is called as it is now.
+    beside = folder.parent / f"{StudyFolder(folder).path.name}{SUFFIX}"
     if run:
         from archloop.report.live import display
         from archloop.search.design import by_design
         from archloop.search.study import Study
 
         study = Study(by_design(Study.open(folder).recipe), folder.parent)
+        study.folder = beside
         with display(stderr) as progress:
             return [study.run(progress)]
-    beside = folder.parent / f"{StudyFolder(folder).path.name}{SUFFIX}"
     return [read(beside)] if StudyFolder(beside).has_card() else []
 
 

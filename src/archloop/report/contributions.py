@@ -7,10 +7,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from archloop.errors import UserError
 from archloop.findings.attribution import Attribution
+from archloop.report.static import check
 
-FORMATS = (".svg", ".png", ".pdf")
 _CLEAR, _UNCLEAR, _INK = "#1f5fbf", "#9aa5b1", "#26323f"
 
 
@@ -26,8 +25,7 @@ def write(found: Attribution, name: str, path: Path) -> None:
         UserError: the suffix is none of these.
         OSError: the file cannot be written.
     """
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: draws {', '.join(FORMATS)}; name a file with one of these ends")
+    check(path)
     families = [each for each in found.contributions if each.factor == "family"]
     objectives = list(dict.fromkeys(each.objective for each in families))
     with mpl.rc_context({"svg.hashsalt": name, "font.size": 9}):

@@ -7,8 +7,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from archloop.errors import UserError
-from archloop.report.static import FORMATS
+from archloop.report.static import check
 from archloop.stack.footprint import Footprint
 
 _PANELS = {
@@ -27,8 +26,7 @@ def write(designs: Mapping[str, Footprint], title: str, path: Path) -> None:
         UserError: the suffix is none that is drawn.
         OSError: the file cannot be written.
     """
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: draws {', '.join(FORMATS)}; name a file with one of these ends")
+    check(path)
     with mpl.rc_context({"svg.hashsalt": title, "font.size": 9}):
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         panels = figure.subplots(1, len(_PANELS))

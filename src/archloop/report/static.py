@@ -24,6 +24,16 @@ _BESIDE: dict[str, Any] = {
 }
 
 
+def check(path: Path) -> None:
+    """Refuse a file that nothing can be drawn into, before the work for it begins.
+
+    Raises:
+        UserError: its suffix is none of the formats.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: draws {', '.join(FORMATS)}; name a file with one of these ends")
+
+
 def write(study: StudyRecord, path: Path) -> None:
     """Draw what may be said of a study into a file; its suffix says the format (svg, png, pdf).
 
@@ -31,8 +41,7 @@ def write(study: StudyRecord, path: Path) -> None:
         UserError: no trial was trained yet, or the suffix is none of these.
         OSError: the file cannot be written.
     """
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: draws {', '.join(FORMATS)}; name a file with one of these ends")
+    check(path)
     found = verdict(study)
     if found is None:
         raise UserError(f"{study.name} has no trained trial to draw yet")

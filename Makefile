@@ -40,7 +40,7 @@ test-engines: $(VENV)/.installed-llama
 
 # In a folder beside the others' packages: the interpreter fails with newer versions of numpy.
 test-kernels: $(VENV)/.installed-test $(VENV)/interpreter
-	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/interpreter $(BIN)/python -m pytest -n 2 -m gpu tests/blocks tests/stack
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/interpreter $(BIN)/python -m pytest -n 2 -m gpu tests/blocks tests/stack tests/runtimes/test_fused.py tests/runtimes/test_cuda_kernels.py
 
 # On a machine with a card, with the packages that PYTHON has; nothing is installed. In shards of
 # under ten minutes: make test-gpu GPU_SHARDS="rest" runs one.

@@ -51,8 +51,9 @@ def steps(decoder: Decoder, static: bool) -> tuple[list[torch.Tensor], list[torc
 
 
 @pytest.mark.parametrize("name", ["gla", "linear_cfc", "gqa"])
-def test_blocks_of_one_kind_share_a_step_that_says_the_same(name: str, traced) -> None:
-    decoder = decoder_of(name, name, name).double()
+@pytest.mark.parametrize("post_norms", [False, True])
+def test_blocks_of_one_kind_share_a_step_that_says_the_same(name, post_norms, traced) -> None:
+    decoder = decoder_of(name, name, name, post_norms=post_norms).double()
     logits, state = steps(decoder, static=True)
     assert len(traced) == 1
     expected, expected_state = steps(decoder, static=False)
@@ -86,6 +87,6 @@ def test_what_is_compiled() -> None:
     # What it computes depends on its place, so each block would be compiled anew.
     assert kinds(decoder_of("hgrn2", "gla")) == [False, True]
     assert kinds(decoder_of("gla", residual_multiplier=0.5)) == [False]
-    assert kinds(decoder_of("gla", post_norms=True)) == [False]
+    assert kinds(decoder_of("gla", post_norms=True)) == [True]
     decoder = decoder_of("gla")
     assert alone(decoder, 0, next(decoder.each_block()))

@@ -122,6 +122,10 @@ def test_norm_and_gates():
     close(rows.norm(x, weight, 1e-5), norm_of(x, weight))
     gate, up = x.chunk(2, -1)
     close(rows.silu_mul(x), F.silu(gate) * up)
+    stream = randn(7, 96)
+    expected = stream + norm_of(x, weight)
+    rows.add_normed(stream, x, weight, 1e-5)
+    close(stream, expected)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -143,10 +147,12 @@ def test_conv(kernel, time):
     close(past, state["conv"])
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("parts", [1, 4])
 @torch.no_grad()
-def test_attention(parts):
-    mixer = GQA.Config(head_dim=32, queries_per_kv=2).build(192).to(DEVICE, DTYPE)
+def test_attention(parts, gated):
+    config = GQA.Config(head_dim=32, queries_per_kv=2, head_gate=gated)
+    mixer = config.build(192).to(DEVICE, DTYPE)
     for weight in (mixer.q_norm.weight, mixer.k_norm.weight):
         weight.normal_(1, 0.1)
     batch, time, slots = 2, 21, 64
@@ -169,7 +175,7 @@ def test_attention(parts):
     ref, _ = mixer.step(x, state, positions_B=lengths)
     y = attention.step(
         F.linear(x, mixer.qkv_proj.weight), norms, tables, mine["k"], mine["v"], lengths,
-        mixer.scale, block=16, parts=parts,
+        mixer.scale, gate_BN=mixer.gate_proj(x) if gated else None, block=16, parts=parts,
     )  # fmt: skip
     close(mixer.out_proj(y), ref)
     close(mine["k"], state["k"])

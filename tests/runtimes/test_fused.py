@@ -44,11 +44,11 @@ def test_experts_are_fused_where_the_kernels_are_right(config, is_fused):
     assert [half.is_fused for half in fused.halves] == [True, is_fused]
 
 
-def models(**kwargs):
+def models(built=None, **kwargs):
     from archloop.runtimes.cuda.fused import FusedDecoder
 
     torch.manual_seed(torch.seed() % 2**31)
-    decoder = Decoder(spec(**kwargs)).to(DEVICE, DTYPE)
+    decoder = Decoder(built or spec(**kwargs)).to(DEVICE, DTYPE)
     for name, parameter in decoder.named_parameters():
         if name.endswith("norm.weight"):
             parameter.data.normal_(1, 0.1)
@@ -85,6 +85,37 @@ def test_prefill_and_steps(batch):
     for t in range(20, 24):
         ref = decoder.step(ids[:, t], plain)
         assert error(fused.step(ids[:, t], mine), ref) < ERROR
+    check_states(mine, plain)
+
+
+def lfm3():
+    """The kinds of block of LFM3: norms behind both halves, gates on heads, half-turned heads."""
+    gated = {"head_dim": 64, "head_gate": True}
+    mixers = (
+        MixerSpec(name="short_conv", config={"kernel": 7}),
+        MixerSpec(name="swa", config={**gated, "window": 8, "queries_per_kv": 2}),
+        MixerSpec(name="gqa", config={**gated, "rope_fraction": 0.5}),
+    )
+    blocks = tuple(
+        BlockSpec(mixers=(mixer,), channel_mixer=DENSE, post_norms=True) for mixer in mixers
+    )
+    return spec().replace(blocks=blocks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 3])
+def test_norms_behind_halves_and_gates_on_heads(batch):
+    decoder, fused = models(lfm3())
+    assert all(half.is_fused for half in fused.halves)
+    ids = torch.randint(0, 512, (batch, 24), device=DEVICE)
+    plain, mine = decoder.init_state(batch, 32), fused.init_state(batch, 32)
+    ref = decoder.prefill(ids[:, :13], plain)
+    assert error(fused.prefill(ids[:, :13], mine), ref) < ERROR
+    for t in range(13, 18):
+        ref = decoder.step(ids[:, t], plain)
+        assert error(fused.step(ids[:, t], mine), ref) < ERROR
+    ref = decoder.prefill(ids[:, 18:], plain)
+    assert error(fused.prefill(ids[:, 18:], mine), ref) < ERROR
     check_states(mine, plain)
 
 

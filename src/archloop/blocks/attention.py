@@ -173,6 +173,7 @@ class Attention(SharingMixer):
         self.qkv_proj = Linear(self.input_width, sum(outputs))
         self.adapter = Adapter(self.input_width, outputs, rank) if rank else None
         self.out_proj = Linear(outputs[0], d_model)
+        self.channel_gate = config.channel_gate
         gates = config.num_gates(d_model)
         self.gate_proj = Linear(self.input_width, gates) if gates else None
         self.q_norm = _head_norm(config)
@@ -239,7 +240,7 @@ class Attention(SharingMixer):
         q_norm, k_norm = self.q_norm, self.k_norm
         if not isinstance(q_norm, RMSNorm) or not isinstance(k_norm, RMSNorm):
             return None
-        if self.rope is None or self.gate_proj is not None or self.adapter is not None:
+        if self.rope is None or self.channel_gate or self.adapter is not None:
             return None
         if self.input_width != self.d_model:
             return None
@@ -254,6 +255,7 @@ class Attention(SharingMixer):
             self.scale,
             self.rope,
             window,
+            None if self.gate_proj is None else self.gate_proj.weight,
         )
 
 

@@ -4,7 +4,7 @@ A mixer says by `fast_form` that it computes exactly one of these functions, wit
 engine with a kernel for that form may run it in the mixer's place, over the same state. A mixer
 without such a form, or an engine without such a kernel, runs the mixer itself.
 
-Shape suffixes: D model width, K kernel, H head width, E experts, F hidden width.
+Shape suffixes: D model width, K kernel, N query heads, H head width, E experts, F hidden width.
 """
 
 from dataclasses import dataclass
@@ -46,6 +46,7 @@ class CachedAttention:
         scale: factor on q.k.
         rope: how pairs of a head turn.
         window: keys that a query sees; None: all before it.
+        gate_proj: (N, D); each head's output is scaled by the sigmoid of its row times the input.
     """
 
     qkv_proj: Tensor
@@ -58,6 +59,7 @@ class CachedAttention:
     scale: float
     rope: Rope
     window: int | None = None
+    gate_proj: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from archloop.blocks.fast import CachedAttention
 from archloop.blocks.ops.rope import Rope
 from archloop.runtimes.cuda.half import Call, Half, Norm, PlainMixer
 from archloop.runtimes.cuda.kernels import attention, gemv
+from archloop.runtimes.cuda.output import Output
 from archloop.stack.state import DecoderState, MixerKey
 
 HEAD_DIMS = (64, 128)
@@ -64,6 +65,7 @@ class AttentionHalf(Half):
         form: CachedAttention,
         key: MixerKey,
         norm: Norm,
+        post_norm: Norm | None,
         overlap: bool,
         tables: RopeTables,
     ) -> None:
@@ -71,33 +73,46 @@ class AttentionHalf(Half):
         self.head, self.tables = (form.head_dim, form.rope), tables
         tables.heads.add(self.head)
         self.norms = (form.q_norm, form.k_norm, form.eps)
+        self.output = Output(form.out_proj, post_norm, overlap)
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
         del after
         assert h_XD is not None
         qkv_XH = F.linear(h_XD, self.form.qkv_proj)
+        gate_proj = self.form.gate_proj
+        gate_XN = None if gate_proj is None else F.linear(h_XD, gate_proj)
         if call.time is None:
-            y_Xd = self._step(qkv_XH, call.state, overlap=False)
+            y_Xd = self._step(qkv_XH, gate_XN, call.state, overlap=False)
         else:
             y_Xd = self._prompt(qkv_XH.view(-1, call.time, qkv_XH.shape[-1]), call)
-        x_XD.addmm_(y_Xd, self.form.out_proj.T)
+            if gate_XN is not None:
+                y_XNH = y_Xd.view(*gate_XN.shape, -1)
+                y_Xd = (y_XNH * gate_XN.sigmoid()[..., None]).flatten(1)
+        self.output.rows(x_XD, y_Xd)
         return None
 
     def one(self, x_D: Tensor, call: Call) -> None:
         qkv = x_D.new_empty(self.form.qkv_proj.shape[0])
         gemv.linear(x_D, self.form.qkv_proj, qkv, norm=self.norm, pdl=self.overlap)
-        y_d = self._step(qkv[None], call.state, overlap=self.overlap)[0]
-        gemv.linear(y_d, self.form.out_proj, x_D, residual=True, pdl=self.overlap)
+        gate_1N = None
+        if (gate_proj := self.form.gate_proj) is not None:
+            gate_N = x_D.new_empty(gate_proj.shape[0])
+            gemv.linear(x_D, gate_proj, gate_N, norm=self.norm, pdl=self.overlap)
+            gate_1N = gate_N[None]
+        y_d = self._step(qkv[None], gate_1N, call.state, overlap=self.overlap)[0]
+        self.output.one(x_D, y_d)
 
     def touched(self, state: DecoderState) -> list[Tensor]:
         return [state.mixers[self.key][name][:, :, :1] for name in ("k", "v")]
 
-    def _step(self, qkv_BH: Tensor, state: DecoderState, *, overlap: bool) -> Tensor:
+    def _step(
+        self, qkv_BH: Tensor, gate_BN: Tensor | None, state: DecoderState, *, overlap: bool
+    ) -> Tensor:
         """Outputs (B, N H) of one token a row."""
         own = state.mixers[self.key]
         return attention.step(
             qkv_BH, self.norms, self.tables[self.head], own["k"], own["v"],
-            state.lengths_B, self.form.scale, pdl=overlap,
+            state.lengths_B, self.form.scale, gate_BN=gate_BN, pdl=overlap,
         )  # fmt: skip
 
     def _prompt(self, qkv_BTH: Tensor, call: Call) -> Tensor:

@@ -28,7 +28,7 @@ MOST_STEPS = 256
 
 
 class CompiledMixer(PlainMixer):
-    """As `PlainMixer`, for a block of one mixer that only adds to the stream."""
+    """As `PlainMixer`, for a block of one mixer whose output only a norm keeps from the stream."""
 
     def __init__(self, decoder: Decoder, index: int, block: Block, norm: Norm) -> None:
         super().__init__(decoder, index, block, norm)
@@ -39,12 +39,14 @@ class CompiledMixer(PlainMixer):
         if not (own.static and _worth(x_BD)) or type(self.mixer) in _uncompilable:
             super()._step(x_BD, call)
             return
-        norm, lengths_B = self.block.mixer_norm, call.state.lengths_B
-        assert norm is not None
+        lengths_B = call.state.lengths_B
+        norms = self.block.mixer_norm, self.block.mixer_post_norm
         limits: Any = torch._dynamo.config
         try:
             with limits.patch(recompile_limit=MOST_STEPS, accumulated_recompile_limit=MOST_STEPS):
-                y_BD = _compiled()(norm, self.mixer, x_BD, own.tensors, own.max_context, lengths_B)
+                y_BD = _compiled()(
+                    *norms, self.mixer, x_BD, own.tensors, own.max_context, lengths_B
+                )
         except TorchDynamoException as error:
             # A mixer that this PyTorch cannot compile is slower, not refused.
             reason = str(error).partition("\n")[0]
@@ -69,6 +71,7 @@ def _compiled() -> Any:
 
 def added(
     norm: nn.Module,
+    post_norm: nn.Module | None,
     mixer: SequenceMixer,
     x_BD: Tensor,
     tensors: Mapping[str, Tensor],
@@ -78,13 +81,14 @@ def added(
     """The stream (B, D) with a mixer's output for one token a row; its state is advanced."""
     state = State(max_context, **tensors)
     state.static = True
-    return x_BD + mixer.run_step(norm(x_BD), state, lengths_B)
+    y_BD = mixer.run_step(norm(x_BD), state, lengths_B)
+    return x_BD + (y_BD if post_norm is None else post_norm(y_BD))
 
 
 def alone(decoder: Decoder, index: int, block: Block) -> bool:
-    """Whether a block has one mixer, read by nobody else, whose output is added as it is."""
+    """Whether a block has one mixer, read by nobody else, whose output is added unscaled."""
     spec = block.spec
-    if len(block.mixers) != 1 or block.mixer_post_norm is not None or block.output_norms:
+    if len(block.mixers) != 1 or block.output_norms:
         return False
     mixer = spec.mixers[0]
     if {mixer.input_multiplier, mixer.multiplier, spec.residual_multiplier} != {1.0}:

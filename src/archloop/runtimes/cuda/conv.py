@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from archloop.blocks.fast import GatedConv
 from archloop.runtimes.cuda.half import Call, Half, Norm, PlainMixer
 from archloop.runtimes.cuda.kernels import gemv, rows
+from archloop.runtimes.cuda.output import Output
 from archloop.stack.state import DecoderState, MixerKey
 
 
@@ -19,10 +20,17 @@ class ConvHalf(Half):
     is_mixer = True
 
     def __init__(
-        self, plain: PlainMixer, form: GatedConv, key: MixerKey, norm: Norm, overlap: bool
+        self,
+        plain: PlainMixer,
+        form: GatedConv,
+        key: MixerKey,
+        norm: Norm,
+        post_norm: Norm | None,
+        overlap: bool,
     ) -> None:
         self._plain = plain
         self.form, self.key, self.norm, self.overlap = form, key, norm, overlap
+        self.output = Output(form.out_proj, post_norm, overlap)
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
         if call.real_B is not None:
@@ -36,14 +44,14 @@ class ConvHalf(Half):
         else:
             bcu_BTE = bcu_XE.view(-1, call.time, bcu_XE.shape[-1])
             y_XD = rows.conv(bcu_BTE, form.taps_DK, past_BLD).flatten(0, 1)
-        x_XD.addmm_(y_XD, form.out_proj.T)
+        self.output.rows(x_XD, y_XD)
         return None
 
     def one(self, x_D: Tensor, call: Call) -> None:
         form, past_LD = self.form, call.state.mixers[self.key]["conv"][0]
         y_D = torch.empty_like(x_D)
         gemv.conv(x_D, self.norm, form.in_proj, form.taps_DK, past_LD, y_D, pdl=self.overlap)
-        gemv.linear(y_D, form.out_proj, x_D, residual=True, pdl=self.overlap)
+        self.output.one(x_D, y_D)
 
     def tail(self, time: int) -> int:
         return min(time, self.form.taps_DK.shape[1])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from archloop.blocks.fast import GatedFeedForward
 from archloop.runtimes.cuda.half import Call, Half, Norm
 from archloop.runtimes.cuda.kernels import gemv, rows
+from archloop.runtimes.cuda.output import Output
 
 TOKENS_AT_ONCE = 32768
 """Tokens whose hidden activations are held at once."""
@@ -17,8 +18,11 @@ TOKENS_AT_ONCE = 32768
 class FeedForwardHalf(Half):
     """Norm, gated feed-forward, residual."""
 
-    def __init__(self, form: GatedFeedForward, norm: Norm, overlap: bool) -> None:
+    def __init__(
+        self, form: GatedFeedForward, norm: Norm, post_norm: Norm | None, overlap: bool
+    ) -> None:
         self.form, self.norm, self.overlap = form, norm, overlap
+        self.output = Output(form.down, post_norm, overlap)
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
         del call, after
@@ -26,11 +30,11 @@ class FeedForwardHalf(Half):
         parts = zip(h_XD.split(TOKENS_AT_ONCE), x_XD.split(TOKENS_AT_ONCE), strict=True)
         for h_XD, x_XD in parts:
             hidden_XF = rows.silu_mul(F.linear(h_XD, self.form.gate_up))
-            x_XD.addmm_(hidden_XF, self.form.down.T)
+            self.output.rows(x_XD, hidden_XF)
         return None
 
     def one(self, x_D: Tensor, call: Call) -> None:
         del call
         hidden_F = x_D.new_empty(self.form.down.shape[1])
         gemv.gate_up(x_D, self.norm, self.form.gate_up, hidden_F, pdl=self.overlap)
-        gemv.linear(hidden_F, self.form.down, x_D, residual=True, pdl=self.overlap)
+        self.output.one(x_D, hidden_F)

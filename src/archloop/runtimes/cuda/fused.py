@@ -102,18 +102,18 @@ class FusedDecoder:
     # --- which half runs how ------------------------------------------------------------------
 
     def _mixer_half(self, index: int, block: Block) -> Half:
-        norm = _norm(block.mixer_norm)
+        norm, post_norm = _norm(block.mixer_norm), _norm_or_none(block.mixer_post_norm)
         form = self._mixer_form(index, block)
         if isinstance(form, GatedConv):
             from archloop.runtimes.cuda.conv import ConvHalf
 
             plain = PlainMixer(self.decoder, index, block, norm)
-            return ConvHalf(plain, form, (index, 0), norm, self.overlap)
+            return ConvHalf(plain, form, (index, 0), norm, post_norm, self.overlap)
         if isinstance(form, CachedAttention):
             from archloop.runtimes.cuda.attention import AttentionHalf, WindowHalf
 
             assert self._tables is not None
-            arguments = form, (index, 0), norm, self.overlap, self._tables
+            arguments = form, (index, 0), norm, post_norm, self.overlap, self._tables
             if form.window is not None:
                 return WindowHalf(PlainMixer(self.decoder, index, block, norm), *arguments)
             return AttentionHalf(*arguments)
@@ -134,12 +134,12 @@ class FusedDecoder:
         return form
 
     def _channel_half(self, index: int, block: Block) -> Half:
-        norm = _norm(block.channel_norm)
+        norm, post_norm = _norm(block.channel_norm), _norm_or_none(block.channel_post_norm)
         form = self._channel_form(block)
         if isinstance(form, GatedFeedForward):
             from archloop.runtimes.cuda.feed_forward import FeedForwardHalf
 
-            return FeedForwardHalf(form, norm, self.overlap)
+            return FeedForwardHalf(form, norm, post_norm, self.overlap)
         if isinstance(form, RoutedExperts):
             from archloop.runtimes.cuda.experts import ExpertsHalf
 
@@ -152,15 +152,15 @@ class FusedDecoder:
         channel, module = block.spec.channel_mixer, block.channel_mixer
         if not self.has_kernels or channel is None or module is None:
             return None
-        if block.channel_post_norm is not None:
-            return None
         if {channel.multiplier, block.spec.residual_multiplier} != {1.0}:
             return None
         form = module.fast_form()
-        if isinstance(form, RoutedExperts) and form.down.shape[2] % WIDTH_MULTIPLE:
-            # Whole tiles of expert rows only: past an expert's last row comes the next expert.
-            return None
-        return form
+        if not isinstance(form, RoutedExperts):
+            return form
+        # Whole tiles of expert rows only: past an expert's last row comes the next expert. And the
+        # kernel that joins the experts' outputs adds them to the stream itself.
+        is_whole = form.down.shape[2] % WIDTH_MULTIPLE == 0
+        return form if is_whole and block.channel_post_norm is None else None
 
     def _routed(self, block: Block) -> RoutedExperts | None:
         form = self._channel_form(block)
@@ -348,6 +348,10 @@ class FusedDecoder:
 
 def _norm(norm: Any) -> Norm:
     return norm.scale, norm.eps
+
+
+def _norm_or_none(norm: Any) -> Norm | None:
+    return None if norm is None else _norm(norm)
 
 
 def _last(x_XD: Tensor, time: int, num: int, real_B: Tensor | None = None) -> Tensor:

@@ -124,6 +124,7 @@ def step_kernel(
     k_cache,
     v_cache,
     lengths,
+    gate,
     out,
     part_max,
     part_sum,
@@ -137,6 +138,7 @@ def step_kernel(
     G_PAD: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    GATED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One new token of one row and KV head, against part of its context.
@@ -195,7 +197,10 @@ def step_kernel(
         gdc_launch_dependents()
     head_row = batch * N + head * G + g
     if PARTS == 1:
-        y = (acc / total[:, None]).to(out.dtype.element_ty)
+        y = acc / total[:, None]
+        if GATED:
+            y *= tl.sigmoid(tl.load(gate + head_row, mask=g < G, other=0.0).to(tl.float32))[:, None]
+        y = y.to(out.dtype.element_ty)
         tl.store(out + head_row[:, None] * H + full, y, mask=(g < G)[:, None])
     else:
         place = head_row * PARTS + part
@@ -206,7 +211,15 @@ def step_kernel(
 
 @triton.jit
 def join_kernel(
-    part_max, part_sum, part_out, out, H: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr
+    part_max,
+    part_sum,
+    part_out,
+    gate,
+    out,
+    H: tl.constexpr,
+    PARTS: tl.constexpr,
+    GATED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Join the parts of one row and query head."""
     if PDL:
@@ -220,6 +233,8 @@ def join_kernel(
     if PDL:
         gdc_launch_dependents()
     y = tl.sum(value * weight[:, None], 0) / total
+    if GATED:
+        y *= tl.sigmoid(tl.load(gate + head).to(tl.float32))
     tl.store(out + head * H + h, y.to(out.dtype.element_ty))
 
 
@@ -284,6 +299,7 @@ def step(
     lengths_B: Tensor,
     scale: float,
     *,
+    gate_BN: Tensor | None = None,
     block: int = 64,
     warps: int = 4,
     stages: int = 3,
@@ -292,25 +308,27 @@ def step(
 ) -> Tensor:
     """Attention of one new token per row, whose key and value are added to the cache.
 
-    Arguments as `store`, for projections (B, (N + 2M) H). Returns (B, N H).
+    Arguments as `store`, for projections (B, (N + 2M) H); each head's output is scaled by the
+    sigmoid of its gate, if there are gates. Returns (B, N H).
     """
     batch, width = qkv_BH.shape
     _, num_kv, slots, head_dim = k_BMCH.shape
     num_heads = width // head_dim - 2 * num_kv
     parts = parts or num_parts(batch, num_kv, slots)
     out_BNH = qkv_BH.new_empty(batch, num_heads * head_dim)
+    gate = out_BNH if gate_BN is None else gate_BN  # An address that is not read.
     shape = (batch * num_heads, parts) if parts > 1 else (1, 1)
     part_max, part_sum = (qkv_BH.new_empty(shape, dtype=torch.float32) for _ in range(2))
     part_out = qkv_BH.new_empty(*shape, head_dim, dtype=torch.float32)
     step_kernel[(batch * num_kv, parts)](
-        qkv_BH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B, out_BNH,
+        qkv_BH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B, gate, out_BNH,
         part_max, part_sum, part_out, slots, norms[2], scale, num_heads, num_kv, head_dim,
-        max(16, triton.next_power_of_2(num_heads // num_kv)), parts, block, pdl,
-        num_warps=warps, num_stages=stages, launch_pdl=pdl,
+        max(16, triton.next_power_of_2(num_heads // num_kv)), parts, block,
+        gate_BN is not None, pdl, num_warps=warps, num_stages=stages, launch_pdl=pdl,
     )  # fmt: skip
     if parts > 1:
         join_kernel[(batch * num_heads,)](
-            part_max, part_sum, part_out, out_BNH, head_dim, parts, pdl,
+            part_max, part_sum, part_out, gate, out_BNH, head_dim, parts, gate_BN is not None, pdl,
             num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
     return out_BNH

@@ -1,4 +1,4 @@
-"""Work on rows of activations: norm, gates, short convolution, greedy choice.
+"""Work on rows of activations: norms, gates, short convolution, greedy choice.
 
 Each kernel makes one pass over device memory where the plain form makes two to five.
 
@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -21,6 +22,24 @@ def norm_kernel(x, weight, out, eps, D: tl.constexpr, BLOCK: tl.constexpr):
     scale = tl.rsqrt(tl.sum(value * value, 0) / D + eps)
     value *= scale * tl.load(weight + cols, mask=cols < D, other=0.0).to(tl.float32)
     tl.store(out + row + cols, value.to(out.dtype.element_ty), mask=cols < D)
+
+
+@triton.jit
+def add_normed_kernel(x, y, weight, eps, D: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """Adds one row of `blocks.norms.RMSNorm` to the stream, rounded as the norm rounds it."""
+    row = tl.program_id(0).to(tl.int64) * D
+    cols = tl.arange(0, BLOCK)
+    factor = tl.load(weight + cols, mask=cols < D, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+    value = tl.load(y + row + cols, mask=cols < D, other=0.0).to(tl.float32)
+    held = tl.load(x + row + cols, mask=cols < D, other=0.0)
+    if PDL:
+        gdc_launch_dependents()
+    value *= tl.rsqrt(tl.sum(value * value, 0) / D + eps) * factor
+    total = held.to(tl.float32) + value.to(held.dtype).to(tl.float32)
+    tl.debug_barrier()
+    tl.store(x + row + cols, total.to(x.dtype.element_ty), mask=cols < D)
 
 
 @triton.jit
@@ -140,6 +159,20 @@ def norm(x_XD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x_XD, weight_D, out_XD, eps, width, triton.next_power_of_2(width), num_warps=4
     )
     return out_XD
+
+
+def add_normed(
+    x_XD: Tensor, y_XD: Tensor, weight_D: Tensor, eps: float, *, pdl: bool = False
+) -> None:
+    """``x += rms_norm(y)`` over the last dimension, of contiguous rows.
+
+    With `pdl` it may start while the kernel before it drains (`kernels.gemv`).
+    """
+    width = x_XD.shape[-1]
+    add_normed_kernel[(x_XD.numel() // width,)](
+        x_XD, y_XD, weight_D, eps, width, triton.next_power_of_2(width), pdl,
+        num_warps=4, launch_pdl=pdl,
+    )  # fmt: skip
 
 
 def silu_mul(x_XF: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""How a fused half's last product reaches the residual stream: as it is, or normed once more.
+
+Shape suffixes: as in `runtimes.cuda.half`; K input width of the last product.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from archloop.runtimes.cuda.half import Norm
+from archloop.runtimes.cuda.kernels import gemv, rows
+
+
+@dataclass(frozen=True)
+class Output:
+    """The last product of a half and what stands between it and the stream.
+
+    Attributes:
+        matrix_DK: of the product.
+        post_norm: the norm of what it gives; None: it is added as it is.
+        overlap: see `FusedDecoder`.
+    """
+
+    matrix_DK: Tensor
+    post_norm: Norm | None
+    overlap: bool
+
+    def rows(self, x_XD: Tensor, y_XK: Tensor) -> None:
+        """Add what becomes of many tokens to the stream `x_XD`, in place."""
+        if self.post_norm is None:
+            x_XD.addmm_(y_XK, self.matrix_DK.T)
+        else:
+            rows.add_normed(x_XD, F.linear(y_XK, self.matrix_DK), *self.post_norm)
+
+    def one(self, x_D: Tensor, y_K: Tensor) -> None:
+        """As `rows` in a decode step of one row."""
+        if self.post_norm is None:
+            gemv.linear(y_K, self.matrix_DK, x_D, residual=True, pdl=self.overlap)
+            return
+        out_D = gemv.linear(y_K, self.matrix_DK, torch.empty_like(x_D), pdl=self.overlap)
+        rows.add_normed(x_D[None], out_D[None], *self.post_norm, pdl=self.overlap)

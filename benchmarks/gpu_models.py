@@ -1,12 +1,16 @@
-"""Random LFM2 models on the GPU, and the same weights under Hugging Face transformers.
+"""Random models on the GPU, and the same weights under Hugging Face transformers.
 
 A 24B model in bf16 takes 48 GB, so two do not fit on one card. The peer is therefore built on the
 meta device and its parameters are made views of ours: same numbers, no copy.
 """
 
+import tempfile
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from archloop import checkpoints
 from archloop.runtimes.cuda.fused import FusedDecoder
 from archloop.stack import presets
 from archloop.stack.decoder import Decoder
@@ -76,7 +80,9 @@ def balance(fused: FusedDecoder, rounds=40, rate=0.02):
 
 
 def peer_of(decoder, name):
-    """The transformers model of a preset over the decoder's own weights."""
+    """The transformers model of a preset, of LFM2's over the decoder's own weights."""
+    if not name.startswith("lfm2"):
+        return _saved_peer(decoder, name.partition("-")[0])
     from transformers import Lfm2Config, Lfm2ForCausalLM, Lfm2MoeConfig, Lfm2MoeForCausalLM
 
     spec = decoder.spec
@@ -154,6 +160,16 @@ def peer_tensors(decoder):
             parts["feed_forward.w2.weight"] = channel.down_proj.weight
         found |= {f"model.layers.{index}.{key}": value for key, value in parts.items()}
     return found
+
+
+def _saved_peer(decoder, layout):
+    """transformers' model of a family, by way of files: a second copy of the weights."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints.save(decoder, Path(folder) / "model", layout)
+        peer = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=DTYPE)
+    return peer.to(decoder.embedding.weight.device).eval()
 
 
 def _place(module, key, tensor):

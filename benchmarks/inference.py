@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py [--models lfm2-1.2b lfm2-24b-a2b] [--no-peer] [--no-serving]
 
+Other dense presets whose family transformers has, such as lfm3-1.7b, are measured likewise.
 Random weights; decode at depth 512. Every fast path is compared with the plain one on fresh random
 inputs first, and its speed is printed only if it passed. Prints a table and one JSON line. Floors
 take the two ceilings measured first: bytes that a step must read at the read bandwidth, or FLOPs at

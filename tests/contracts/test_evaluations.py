@@ -6,6 +6,7 @@ from functools import partial
 from archloop import registry
 from archloop.evals import suites
 from archloop.evals.base import Evaluation
+from archloop.evals.haystacks import HAYSTACKS
 from archloop.testing import EvaluationContract
 
 
@@ -19,4 +20,10 @@ class TestEvaluations(EvaluationContract):
             for suite in ("full", "external")
             for name, entry in suites.SUITES[suite].items()
         }
-        return super().entries() | named
+        haystacks = {
+            f"needle:{variant}": partial(
+                suites.make, "needle", {"variant": variant, "num_chars": 400}
+            )
+            for variant in HAYSTACKS
+        }
+        return super().entries() | named | haystacks

@@ -2,12 +2,15 @@
 
 import json
 import re
+from typing import get_args
 
 import pytest
 
 from archloop.evals import suites
+from archloop.evals.tasks import needle
 from archloop.evals.tasks.facts import _FACTS, facts
 from archloop.evals.text_tasks import Question
+from archloop.testing.answering import Answering
 
 
 def questions(plugin, num=40, **settings):
@@ -115,6 +118,62 @@ class TestNeedles:
             order = sorted(set(words), key=words.count, reverse=True)
             assert set(order[:3]) == set(wanted)
             assert words.count(order[2]) > words.count(order[3])
+
+    @pytest.mark.parametrize(
+        "variant, needle",
+        [
+            ("single_prose", r"A number of (the \w+) is (\d{4})\."),
+            ("single_code", r"A number of (the \w+) is ([0-9a-f]{24})\."),
+            ("all_keys", r"A number of (the \w+ \w+ of the \w+) is (\d{4})\."),
+            ("all_codes", r"A number of ([0-9a-f]{24}) is ([0-9a-f]{24})\."),
+        ],
+    )
+    def test_what_is_asked_for_is_said_once(self, variant, needle):
+        for prompt, answers, wanted in questions("needle", 10, variant=variant, num_chars=1500):
+            text, asked = prompt.split("\nEvery number of ")
+            said = re.findall(needle, text)
+            assert len(said) == len({key for key, _ in said})
+            assert (len(said) > 20) == (variant.startswith("all"))
+            assert dict(said)[asked.removesuffix(":")] == wanted[0] == answers[0]
+            assert 1400 < len(text) < 1700
+
+    def test_variables_take_a_value_from_each_other(self):
+        for prompt, _, wanted in questions("needle", 10, variant="tracking", num_chars=1500):
+            values = {}
+            for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)\.", prompt):
+                # What is read was said before.
+                values[name] = values[source] if source.isalpha() else source
+            asked = re.search(r"Every variable that is (\d+):$", prompt)[1]
+            assert [name for name, value in values.items() if value == asked] == list(wanted)
+            assert len(wanted) == 5
+
+    def test_a_question_has_one_answer(self):
+        for prompt, _, wanted in questions("needle", 10, variant="question", num_chars=3000):
+            text, asked = prompt.split("\nWhere to? ")
+            (told,) = re.findall(rf"{asked} (\w+)\.", text)
+            assert (told,) == wanted
+
+    @pytest.mark.parametrize("per_token", [1, 4])
+    def test_lengths_in_tokens_are_those_of_the_asked_model(self, per_token):
+        class Pieces:
+            def encode(self, text):
+                return [0] * -(-len(text) // per_token)
+
+            def decode(self, ids):
+                return ""
+
+        class Measuring(Answering):
+            codec = Pieces()
+
+            def reply(self, request):
+                lengths.append(len(request.ids) + request.max_new_tokens)
+                return ""
+
+        for variant in get_args(needle.Variant):
+            lengths = []
+            task = suites.make("needle", {"variant": variant, "num_tokens": 2048})
+            task.run(Measuring(), limit=8)
+            assert 0.9 * 2000 < max(lengths) <= 2048, variant
 
     def test_credit_is_the_share_that_was_written(self):
         task = suites.make("needle", {"variant": "multi_value"})

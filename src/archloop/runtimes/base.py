@@ -26,7 +26,7 @@ from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
     from archloop.runtimes.pieces import Lowered, PartName
-    from archloop.runtimes.rounding import Products
+    from archloop.runtimes.rounding import Attending, Products
     from archloop.stack.decoder import Decoder
 
 Logits = NDArray[np.float32]
@@ -274,6 +274,10 @@ class Runtime(ABC):
         """
         del decoder, directory, quant
         return {}
+
+    def attention(self) -> "Attending | None":
+        """How the engine rounds in attention, beside its products; None: it does not."""
+        return None
 
     # --- what callers use -------------------------------------------------------------------
 

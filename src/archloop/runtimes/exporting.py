@@ -198,6 +198,7 @@ def _compared(
             runtime.reference_dtype(manifest.quant),
             runtime.parity_tolerance[manifest.quant],
             runtime.products(decoder, home, manifest.quant),
+            runtime.attention(),
         )
         if not runs_here:
             if is_changed:

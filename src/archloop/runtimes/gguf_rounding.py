@@ -3,7 +3,9 @@
 The weights are those of the file, dequantised by the ``gguf`` package, each put back where it came
 from in the decoder. What they are multiplied by takes the form that llama.cpp pairs with the type
 of the weights (``vec_dot_type`` in ``ggml-cpu.c``): 8-bit blocks for quantised rows, float16 for
-float16.
+float16. Attention keeps keys, values and what it sums of values in float16.
+
+Shape suffixes: B batch, N query heads, M KV heads, T queries, S keys, H head width.
 """
 
 from collections.abc import Mapping
@@ -67,3 +69,38 @@ def products(decoder: Decoder, file: Path) -> dict[str, Product]:
             weight = values[starts[index] : starts[index + 1]].view(tensor.shape)
             found[name] = Product(weight, inputs, in_lookups=name == "embedding.weight")
     return found
+
+
+def flash_attention(
+    q_BNTH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Attention as llama.cpp's on a CPU (``ggml_compute_forward_flash_attn_ext_f16``).
+
+    Keys and values stand in float16, queries are made float16 to meet them, and the weighted sum of
+    values is kept in float16 from key to key; weights and their total are float32.
+
+    Args:
+        q_BNTH: queries.
+        k_BMSH: keys, each of N / M queries' heads.
+        v_BMSH: values.
+        mask: True where allowed, broadcast to (B, N, T, S); None: causal, of equally many.
+        scale: of the products.
+    """
+    each = q_BNTH.shape[1] // k_BMSH.shape[1]
+    q_BNTH = _to_float16(q_BNTH)
+    k_BNSH, v_BNSH = (_to_float16(kv).repeat_interleave(each, 1) for kv in (k_BMSH, v_BMSH))
+    scores_BNTS = scale * (q_BNTH @ k_BNSH.transpose(-1, -2))
+    if mask is None:
+        mask = torch.ones(scores_BNTS.shape[-2:], dtype=torch.bool).tril()
+    scores_BNTS = scores_BNTS.masked_fill(~mask, -torch.inf)
+    largest_BNT = torch.full(scores_BNTS.shape[:-1], torch.finfo(torch.float32).min)
+    total_BNT = torch.zeros_like(largest_BNT)
+    sum_BNTH = torch.zeros_like(q_BNTH)
+    for score_BNT, v_BNH in zip(scores_BNTS.unbind(-1), v_BNSH.unbind(-2), strict=True):
+        new_BNT = largest_BNT.maximum(score_BNT)
+        shrunk_BNT, weight_BNT = (largest_BNT - new_BNT).exp(), (score_BNT - new_BNT).exp()
+        sum_BNTH = _to_float16(sum_BNTH * shrunk_BNT[..., None])
+        sum_BNTH = _to_float16(sum_BNTH + weight_BNT[..., None] * v_BNH[:, :, None])
+        total_BNT = total_BNT * shrunk_BNT + weight_BNT
+        largest_BNT = new_BNT
+    return sum_BNTH / total_BNT[..., None]

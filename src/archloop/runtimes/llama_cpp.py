@@ -21,7 +21,7 @@ from archloop.scratch import Scratch
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
-    from archloop.runtimes.rounding import Products
+    from archloop.runtimes.rounding import Attending, Products
     from archloop.stack.decoder import Decoder
 
 MODEL = "model.gguf"
@@ -34,7 +34,6 @@ class LlamaCpp(Runtime):
 
     quants = ("f16", "q8_0", "q4_0")
     parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 0.02)
-    """Beyond what `products` says, keys and values are kept in float16."""
 
     def version(self) -> str:
         return metadata.version("llama_cpp_python")
@@ -72,6 +71,11 @@ class LlamaCpp(Runtime):
 
         del quant
         return gguf_rounding.products(decoder, directory / MODEL)
+
+    def attention(self) -> "Attending":
+        from archloop.runtimes import gguf_rounding
+
+        return gguf_rounding.flash_attention
 
     def command(self, directory: Path) -> str:
         return f"llama-bench -m {directory / MODEL} -p 512 -n 128"

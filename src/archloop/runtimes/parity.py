@@ -22,7 +22,7 @@ from archloop.blocks.channel_mixers.moe import MoE
 from archloop.errors import UserError
 from archloop.files import write_atomic
 from archloop.runtimes.base import Logits, Session
-from archloop.runtimes.rounding import Products, rounded_products
+from archloop.runtimes.rounding import Attending, Products, rounded_products
 from archloop.stack.decoder import Decoder
 
 CASE = "parity.json"
@@ -91,7 +91,11 @@ def read_case(directory: Path) -> Case | None:
 
 
 def make_case(
-    decoder: Decoder, dtype: str, tolerance: float, products: Products | None = None
+    decoder: Decoder,
+    dtype: str,
+    tolerance: float,
+    products: Products | None = None,
+    attention: Attending | None = None,
 ) -> Case:
     """Random tokens and eager PyTorch's logits.
 
@@ -101,6 +105,7 @@ def make_case(
         tolerance: of the error; where rounding of activations moves eager PyTorch itself by more
             than that, twice as far is the bound.
         products: how a quantised engine rounds; none: not at all.
+        attention: how it rounds in attention, beside its products.
     """
     rng, num_tokens = np.random.default_rng(0), PROMPT_TOKENS + _STEPS
     ids = rng.integers(decoder.spec.vocab_size, size=num_tokens).tolist()
@@ -108,8 +113,8 @@ def make_case(
     parts = (tuple(prompt[:-_LAST_PART]), tuple(prompt[-_LAST_PART:]))
     if products:
         expected, exact = (
-            quantised_logits(decoder, parts, steps, products, inputs=inputs)
-            for inputs in (True, False)
+            quantised_logits(decoder, parts, steps, products, inputs=inputs, attention=attention)
+            for inputs, attention in ((True, attention), (False, None))
         )
     else:
         expected = exact = eager_logits(decoder, prompt, steps, dtype)
@@ -198,6 +203,7 @@ def quantised_logits(
     products: Products,
     *,
     inputs: bool = True,
+    attention: Attending | None = None,
 ) -> Logits:
     """Logits (R, V) of a decoder that computes as a quantised engine does.
 
@@ -208,11 +214,13 @@ def quantised_logits(
         steps: tokens after it, each a prefill of one: the form that graphs are traced in.
         products: how the engine rounds.
         inputs: round what weights are multiplied by, too.
+        attention: computes attention as the engine does; None: PyTorch's.
     """
     decoder = copy.deepcopy(decoder).float().eval()
     state = decoder.init_state(1, sum(map(len, parts)) + len(steps))
     calls = [*parts, *([token] for token in steps)]
-    with torch.no_grad(), rounded_products(decoder, products, inputs=inputs):
+    rounded = rounded_products(decoder, products, inputs=inputs, attention=attention)
+    with torch.no_grad(), rounded:
         rows = [decoder.prefill(torch.tensor([list(call)]), state) for call in calls]
     logits_RV: Logits = torch.cat(rows[len(parts) - 1 :]).numpy()
     return logits_RV

@@ -10,7 +10,7 @@ Shape suffixes: N outputs of a matrix, K inputs, which are summed over.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,9 +42,22 @@ Products = Mapping[str, Product]
 """By the names of a decoder's parameters."""
 
 
+class Attending(Protocol):
+    """How an engine that rounds in attention computes it."""
+
+    def __call__(
+        self, q_BNTH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """As `ops.attention.attention`: the output of each query (B, N, T, H)."""
+
+
 @contextmanager
 def rounded_products(
-    decoder: Decoder, products: Products, *, inputs: bool = True
+    decoder: Decoder,
+    products: Products,
+    *,
+    inputs: bool = True,
+    attention: Attending | None = None,
 ) -> Iterator[None]:
     """While inside, the decoder's products with these matrices are those of a quantised engine.
 
@@ -52,6 +65,7 @@ def rounded_products(
         decoder: in float32, on a CPU.
         products: of its matrices; the others stay exact.
         inputs: round the other factors too.
+        attention: computes attention; None: PyTorch does.
     """
     parameters = dict(decoder.named_parameters())
     by_storage = {
@@ -62,7 +76,7 @@ def rounded_products(
         # The form whose products are with views of the parameters.
         moe.form = sorted_experts
     try:
-        with _Mode(by_storage, inputs):
+        with _Mode(by_storage, inputs, attention):
             yield
     finally:
         for moe in moes:
@@ -70,9 +84,11 @@ def rounded_products(
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, by_storage: dict[int, Product], inputs: bool) -> None:
+    def __init__(
+        self, by_storage: dict[int, Product], inputs: bool, attention: Attending | None
+    ) -> None:
         super().__init__()
-        self.by_storage, self.inputs = by_storage, inputs
+        self.by_storage, self.inputs, self.attention = by_storage, inputs, attention
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -84,6 +100,9 @@ class _Mode(TorchFunctionMode):
                 if func is F.linear and self.inputs and product.inputs is not None:
                     x = product.inputs(x)
                 args = (x, _same_part(weight, product.weight), *rest)
+        if func is F.scaled_dot_product_attention and self.attention is not None:
+            q_BNTH, k_BMSH, v_BMSH = args
+            return self.attention(q_BNTH, k_BMSH, v_BMSH, kwargs["attn_mask"], kwargs["scale"])
         return func(*args, **(kwargs or {}))
 
 

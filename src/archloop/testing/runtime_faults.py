@@ -35,7 +35,7 @@ def _reference(
         named = dict(decoder.named_parameters())
         # What the decoder has lost is not the artifact's.
         held = {name: each for name, each in products.items() if bool(named[name].any())}
-        return quantised_logits(decoder, parts, steps, held)
+        return quantised_logits(decoder, parts, steps, held, attention=runtime.attention())
     prompt = [token for part in parts for token in part]
     return eager_logits(decoder, prompt, list(steps), runtime.reference_dtype(quant))
 

@@ -102,7 +102,7 @@ def show(first: str, found: list[Compared], console: Console) -> None:
         identity = each.profile.identity
         console.print(
             f"{each.name} beside {first}: {identity.device}, {identity.runtime} "
-            f"{identity.runtime_version}, {identity.quant}, {identity.threads} threads, "
+            f"{identity.runtime_version}, {identity.quant}, {identity.in_threads}, "
             f"{each.profile.num_processes} processes each",
             markup=False,
             soft_wrap=True,

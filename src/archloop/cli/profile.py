@@ -1,5 +1,6 @@
 """`archloop profile`: measure a model on a device."""
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,7 +142,7 @@ def _limited(progress: Say, limit_s: float | None, began: float) -> Say:
             whole = measuring - began + (now - measuring) / share
         if whole > limit_s:
             raise UserError(
-                f"--time-limit {limit_s:g}: this would take about {whole:.0f} s; give fewer "
+                f"--time-limit {limit_s:g}: this would take about {math.ceil(whole)} s; give fewer "
                 "--contexts or --processes, or more time"
             )
 

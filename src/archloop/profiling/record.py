@@ -38,6 +38,11 @@ class Identity(_Record):
     decode_tokens: int = 256
     memory: Literal["process", "device"] = "process"
 
+    @property
+    def in_threads(self) -> str:
+        """How many threads computed, in words."""
+        return "1 thread" if self.threads == 1 else f"{self.threads} threads"
+
 
 class Figures(_Record):
     """Gross values at one context, batch 1: estimates over fresh processes.

@@ -28,7 +28,7 @@ def table(profile: Profile) -> Table:
     """The measured figures, with what they were measured on as title and doubts as caption."""
     identity = profile.identity
     title = (
-        f"{identity.device}, {identity.threads} threads; {identity.runtime} "
+        f"{identity.device}, {identity.in_threads}; {identity.runtime} "
         f"{identity.runtime_version}, {identity.quant}; {profile.num_processes} processes"
     )
     notes = [f"flag: {flag}" for flag in profile.flags]

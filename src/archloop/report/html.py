@@ -200,8 +200,7 @@ def _facts(study: StudyRecord) -> Iterator[str]:
         for target, profile in study.reference.profiles.items():
             identity = profile.identity
             engine = f"{identity.runtime} {identity.runtime_version}, {identity.quant}"
-            threads = f"{identity.threads} thread{'s' * (identity.threads != 1)}"
-            yield f"{target}: {identity.device}; {engine}; {threads}"
+            yield f"{target}: {identity.device}; {engine}; {identity.in_threads}"
     yield f"written {datetime.now().astimezone():%Y-%m-%d %H:%M}"
     for key in ("archloop", "commit", "seed"):
         if key in study.environment:

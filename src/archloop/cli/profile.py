@@ -1,6 +1,5 @@
 """`archloop profile`: measure a model on a device."""
 
-import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,8 +141,8 @@ def _limited(progress: Say, limit_s: float | None, began: float) -> Say:
             whole = measuring - began + (now - measuring) / share
         if whole > limit_s:
             raise UserError(
-                f"--time-limit {limit_s:g}: this would take about {math.ceil(whole)} s; give fewer "
-                "--contexts or --processes, or more time"
+                f"--time-limit {limit_s:g}: this would take about {max(whole, limit_s + 1):.0f} s; "
+                "give fewer --contexts or --processes, or more time"
             )
 
     return say

@@ -223,8 +223,9 @@ def _flat(values: Mapping[str, Any], stem: str = "") -> Iterator[tuple[str, str]
 
 def headline(study: StudyRecord, found: Verdict | None) -> str:
     """The result in a sentence."""
-    states = [trial.state for trial in study.trials]
-    broke = sum(bool(trial.broken) for trial in study.trials)
+    candidates = [trial for trial in study.trials if trial.replicates is None]
+    states = [trial.state for trial in candidates]
+    broke = sum(bool(trial.broken) for trial in candidates)
     parts = [f"{broke} of {len(states)} candidates broke a device budget before any training"]
     if states.count("unsupported"):
         parts.append(f"{states.count('unsupported')} cannot run on a required target")
@@ -253,9 +254,9 @@ def _findings(found: Verdict) -> list[str]:
     statuses = [found.status(row) for row in found.rows]
     if found.ranks_quality:
         counts = [
-            f"{statuses.count('front')} of {len(statuses)} trained are on the front beyond doubt",
-            f"{statuses.count('tied')} are tied",
-            f"{statuses.count('dominated')} are dominated",
+            f"{statuses.count('front')} of {len(statuses)} trained on the front beyond doubt",
+            f"{statuses.count('tied')} tied",
+            f"{statuses.count('dominated')} dominated",
         ]
     else:
         counts = ["quality is not ranked"]

@@ -99,7 +99,9 @@ def _print_places(found: Verdict, console: Console) -> None:
     for row, differs in zip(rows, telling([row.trial.spec for row in rows]), strict=True):
         is_reference = row.trial.number < 0
         values = [estimate(row.place.estimates[name]) for name in names]
-        place = found.place_in_words(row) if found.ranks_quality else ""
+        place = ""
+        if found.ranks_quality:
+            place = "the reference" if is_reference else found.place_in_words(row)
         table.add_row(
             "reference" if is_reference else str(row.trial.number),
             *values,

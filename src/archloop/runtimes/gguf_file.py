@@ -54,6 +54,8 @@ def _family(spec: StackSpec) -> tuple[tuple[Layout, dict[str, Any]] | None, str]
     lacking = []
     for name in registry.names("layouts"):
         family = families.layout(name)
+        if not ARCHITECTURES.keys() & family.model_types.keys():
+            continue
         try:
             config = family.write(spec)
         except UnsayableError as error:
@@ -108,18 +110,26 @@ def _head_dim(config: dict[str, Any]) -> int:
 
 
 def write(decoder: Decoder, file: Path) -> None:
-    """Write a decoder in float32; vectors and convolutions stay so in every quantisation."""
+    """Write a decoder in float32; vectors and convolutions stay so in every quantisation.
+
+    Names and shapes come first in the file, so every tensor is made twice and never kept: beside
+    the decoder there is one tensor at a time in memory.
+    """
     from gguf import GGUFWriter
 
     spec = decoder.spec
     _, config = _say(spec)
     writer = GGUFWriter(file, arch=_name(_architecture(config)))
     _write_keys(writer, config["model_type"], config, spec)
-    for name, tensor in tensors(spec, weights.tensors(decoder)):
-        writer.add_tensor(name, np.ascontiguousarray(tensor.float().numpy()))
+    targets, float32 = weights.tensors(decoder), np.dtype(np.float32)
+    for name, tensor in tensors(spec, targets):
+        size = tensor.numel() * float32.itemsize
+        writer.add_tensor_info(name, tensor.shape, float32, size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for _, tensor in tensors(spec, targets):
+        writer.write_tensor_data(np.ascontiguousarray(tensor.float().numpy()))
     writer.close()
 
 

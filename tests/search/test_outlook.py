@@ -90,7 +90,7 @@ def test_the_command_checks_the_recipe_and_says_what_would_be_done(tmp_path: Pat
     assert "measured on here" in shown.output
     assert "budget: decode_p50_ms <= 1.02 x reference" in shown.output
     assert (
-        "trained: 14 trials for 10, then 20, then 40 steps at width 64, 1 trainings each"
+        "trained: 14 trials for 10, then 20, then 40 steps at width 64, one training each"
         in shown.output
     )
     assert "space: at most 10^" in shown.output

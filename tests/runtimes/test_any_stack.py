@@ -65,6 +65,22 @@ ODD = {
     "shared-expert": (
         block("swa", ChannelMixerSpec(name="moe", config={**SPARSE, "shared_expansion": 1.0})),
     ),
+    "experts-in-a-narrower-stream": (
+        block(
+            "mamba2",
+            ChannelMixerSpec(
+                name="moe",
+                config={
+                    **SPARSE,
+                    "router": "kimi",
+                    "activation": "relu2",
+                    "shared_expansion": 1.0,
+                    "shared_gate": True,
+                    "latent_ratio": 0.5,
+                },
+            ),
+        ),
+    ),
 }
 LLAMA_ROPE = {"rope_factor": 8.0, "rope_trained_context": 32, "rope_theta": 1e4}
 ODD |= {

@@ -108,6 +108,17 @@ class TestDecoderModel:
         assert greedy.is_greedy
         assert not other.is_greedy
 
+    @pytest.mark.parametrize("name", registry.shipped("mixers"))
+    def test_behind_a_prefix_tokens_cost_what_they_cost_in_the_row(self, name):
+        torch.manual_seed(0)
+        blocks = tuple(BlockSpec(mixers=(MixerSpec(name=each),)) for each in (name, "gqa"))
+        model = DecoderModel(Decoder(StackSpec(d_model=64, vocab_size=256, blocks=blocks)).eval())
+        given = [(row, cut) for row in rows(9, 43) for cut in (1, 6, 8)]
+        answers = model.loglikelihood([Continuation(row[:cut], row[cut:]) for row, cut in given])
+        whole = model.loglikelihood_rolling([row for row, _ in given])
+        for (_, cut), answer, logs in zip(given, answers, whole, strict=True):
+            assert answer.nats == pytest.approx(logs[cut - 1 :].sum(), abs=1e-3)
+
     def test_choices_behind_one_prefix_read_it_once(self, decoder, monkeypatch):
         prefixes = rows(30, 11)
         requests = [

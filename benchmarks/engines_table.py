@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from archloop import registry
-from archloop.runtimes import onnx_graph
+from archloop.runtimes.onnx import graph as onnx_graph
 
 ROOT = Path(__file__).parents[1]
 FOUND, PAGE = ROOT / "docs/results/engines.jsonl", ROOT / "docs/runtimes.md"

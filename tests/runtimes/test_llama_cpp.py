@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from archloop.runtimes import gguf_file
 from archloop.runtimes.exporting import build_random, export
+from archloop.runtimes.gguf import file as gguf_file
 from archloop.runtimes.llama_cpp import LlamaCpp
 from archloop.runtimes.parity import session_rows
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec

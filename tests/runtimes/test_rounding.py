@@ -7,7 +7,7 @@ from gguf import GGMLQuantizationType, quants
 
 from archloop.blocks.ops.attention import attention
 from archloop.runtimes.exporting import build_random
-from archloop.runtimes.gguf_rounding import flash_attention
+from archloop.runtimes.gguf.rounding import flash_attention
 from archloop.runtimes.parity import distance, eager_logits, make_case, quantised_logits
 from archloop.runtimes.rounding import (
     Product,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from archloop.checkpoints import families
-from archloop.runtimes import gguf_file
+from archloop.runtimes.gguf import file as gguf_file
 from archloop.search import plan
 from archloop.search.recipe.recipe import Recipe, RecipeError
 from archloop.space.specs import to_spec

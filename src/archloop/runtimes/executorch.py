@@ -20,8 +20,8 @@ from archloop.stack.spec import StackSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from archloop.runtimes.executorch_graph import Part
     from archloop.runtimes.pieces import Lowered, PartName
+    from archloop.runtimes.pte.graph import Part
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
@@ -48,17 +48,17 @@ class ExecuTorch(Runtime):
         return "needs ExecuTorch; pip install 'archloop[executorch]'"
 
     def unsupported(self, spec: StackSpec) -> str | None:
-        from archloop.runtimes import executorch_graph
+        from archloop.runtimes.pte import graph as executorch_graph
 
         return executorch_graph.unsupported(spec)
 
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
-        from archloop.runtimes import executorch_graph
+        from archloop.runtimes.pte import graph as executorch_graph
 
         return _write(executorch_graph.whole(decoder), directory, quant)
 
     def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
-        from archloop.runtimes import executorch_quantizing
+        from archloop.runtimes.pte import quantizing as executorch_quantizing
 
         del directory
         return executorch_quantizing.products(decoder) if quant == "8da4w" else {}
@@ -66,7 +66,7 @@ class ExecuTorch(Runtime):
     def lower(
         self, decoder: "Decoder", part: "PartName", directory: Path, quant: str
     ) -> dict[str, int]:
-        from archloop.runtimes import executorch_graph
+        from archloop.runtimes.pte import graph as executorch_graph
 
         return _write(executorch_graph.of_piece(decoder, part), directory, quant)
 
@@ -76,8 +76,8 @@ class ExecuTorch(Runtime):
             serialize_pte_binary,
         )
 
-        from archloop.runtimes.executorch_linking import Copy, linked
         from archloop.runtimes.pieces import summed_bytes
+        from archloop.runtimes.pte.linking import Copy, linked
 
         del quant
         files: dict[Path, Any] = {}
@@ -115,7 +115,8 @@ class ExecuTorch(Runtime):
 
 def _write(part: "Part", directory: Path, quant: str) -> dict[str, int]:
     """The files of a part; returns weight bytes by precision."""
-    from archloop.runtimes import executorch_lowering, executorch_quantizing
+    from archloop.runtimes.pte import lowering as executorch_lowering
+    from archloop.runtimes.pte import quantizing as executorch_quantizing
 
     if quant == "fp32":
         weight_bytes = {"float32": sum(p.numel() * 4 for p in part.weights().values())}
@@ -151,7 +152,7 @@ class _ExecuTorchSession(Session):
         import torch
         from executorch.extension.pybindings import portable_lib
 
-        from archloop.runtimes import executorch_graph
+        from archloop.runtimes.pte import graph as executorch_graph
 
         self._torch, self._graph = torch, executorch_graph
         self.max_context, self.vocab_size, self.num_tokens = max_context, vocab_size, 0

@@ -53,12 +53,12 @@ class LlamaCpp(Runtime):
         return f"needs llama.cpp's library, and {folder} has none; set LLAMA_CPP_LIB_PATH to it"
 
     def unsupported(self, spec: StackSpec) -> str | None:
-        from archloop.runtimes import gguf_file
+        from archloop.runtimes.gguf import file as gguf_file
 
         return gguf_file.unsupported(spec)
 
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
-        from archloop.runtimes import gguf_file
+        from archloop.runtimes.gguf import file as gguf_file
 
         exact, model = directory / "float32.gguf", directory / MODEL
         gguf_file.write(decoder, exact)
@@ -67,13 +67,13 @@ class LlamaCpp(Runtime):
         return gguf_file.weight_bytes(model)
 
     def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
-        from archloop.runtimes import gguf_rounding
+        from archloop.runtimes.gguf import rounding as gguf_rounding
 
         del quant
         return gguf_rounding.products(decoder, directory / MODEL)
 
     def attention(self) -> "Attending":
-        from archloop.runtimes import gguf_rounding
+        from archloop.runtimes.gguf import rounding as gguf_rounding
 
         return gguf_rounding.flash_attention
 

@@ -48,7 +48,7 @@ class OnnxRuntime(Runtime):
         return "needs ONNX Runtime; pip install 'archloop[onnx]'"
 
     def unsupported(self, spec: StackSpec) -> str | None:
-        from archloop.runtimes import onnx_graph
+        from archloop.runtimes.onnx import graph as onnx_graph
 
         return onnx_graph.unsupported(spec)
 
@@ -61,7 +61,8 @@ class OnnxRuntime(Runtime):
         return _write(decoder, part, directory, quant)
 
     def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
-        from archloop.runtimes import onnx_graph, onnx_linking
+        from archloop.runtimes.onnx import graph as onnx_graph
+        from archloop.runtimes.onnx import linking as onnx_linking
 
         del quant
         return onnx_graph.weight_bytes(onnx_linking.link(pieces, directory))
@@ -99,7 +100,7 @@ def _write(
     """The files of a decoder, or of a piece; returns weight bytes by precision."""
     import copy
 
-    from archloop.runtimes import onnx_graph
+    from archloop.runtimes.onnx import graph as onnx_graph
 
     onnx_graph.write(copy.deepcopy(decoder), directory, part)
     model = directory / onnx_graph.MODEL
@@ -114,7 +115,8 @@ class _OnnxSession(Session):
     def __init__(self, directory: Path, vocab_size: int, threads: int, max_context: int) -> None:
         import onnxruntime
 
-        from archloop.runtimes import graphs, onnx_graph
+        from archloop.runtimes import graphs
+        from archloop.runtimes.onnx import graph as onnx_graph
 
         self.max_context, self.vocab_size, self.num_tokens = max_context, vocab_size, 0
         self._names = graphs

@@ -45,14 +45,14 @@ class OpenVino(Runtime):
         return "needs OpenVINO; pip install 'archloop[openvino]'"
 
     def unsupported(self, spec: StackSpec) -> str | None:
-        from archloop.runtimes import onnx_graph
+        from archloop.runtimes.onnx import graph as onnx_graph
 
         return onnx_graph.unsupported(spec)
 
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
         import copy
 
-        from archloop.runtimes import onnx_graph
+        from archloop.runtimes.onnx import graph as onnx_graph
 
         onnx_graph.write(copy.deepcopy(decoder), directory)
         return _compressed(directory, quant)
@@ -62,7 +62,7 @@ class OpenVino(Runtime):
     ) -> dict[str, int]:
         import copy
 
-        from archloop.runtimes import onnx_graph
+        from archloop.runtimes.onnx import graph as onnx_graph
 
         # Which matrices are compressed, and to what, nncf decides by the whole graph: in `join`.
         del quant
@@ -70,7 +70,7 @@ class OpenVino(Runtime):
         return onnx_graph.weight_bytes(directory / onnx_graph.MODEL)
 
     def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
-        from archloop.runtimes import onnx_linking
+        from archloop.runtimes.onnx import linking as onnx_linking
 
         onnx_linking.link(pieces, directory)
         return _compressed(directory, quant)
@@ -83,7 +83,7 @@ class OpenVino(Runtime):
         return openvino_weights.products(decoder, directory / openvino_weights.MODEL)
 
     def command(self, directory: Path) -> str:
-        from archloop.runtimes import onnx_graph
+        from archloop.runtimes.onnx import graph as onnx_graph
 
         held = onnx_graph.read_state(directory)
         shapes = "".join(f",{each.name}[{','.join(map(str, each.sized(1024)))}]" for each in held)
@@ -104,7 +104,8 @@ class OpenVino(Runtime):
 
 def _compressed(directory: Path, quant: str) -> dict[str, int]:
     """Compress a folder's ONNX model where that is asked for; returns weight bytes by precision."""
-    from archloop.runtimes import onnx_graph, openvino_weights
+    from archloop.runtimes import openvino_weights
+    from archloop.runtimes.onnx import graph as onnx_graph
 
     model = directory / onnx_graph.MODEL
     if quant == "fp32":
@@ -120,7 +121,8 @@ class _OpenVinoSession(Session):
     def __init__(self, directory: Path, vocab_size: int, threads: int, max_context: int) -> None:
         import openvino
 
-        from archloop.runtimes import graphs, onnx_graph
+        from archloop.runtimes import graphs
+        from archloop.runtimes.onnx import graph as onnx_graph
 
         self.max_context, self.vocab_size, self.num_tokens = max_context, vocab_size, 0
         self._held = onnx_graph.read_state(directory)
@@ -199,7 +201,8 @@ def stateful(directory: Path, max_context: int) -> Any:
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
 
-    from archloop.runtimes import graphs, onnx_graph
+    from archloop.runtimes import graphs
+    from archloop.runtimes.onnx import graph as onnx_graph
 
     held = onnx_graph.read_state(directory)
     model = openvino.Core().read_model(str(_model(directory)))
@@ -211,7 +214,8 @@ def stateful(directory: Path, max_context: int) -> Any:
 
 def _model(directory: Path) -> Path:
     """The file that the engine opens."""
-    from archloop.runtimes import onnx_graph, openvino_weights
+    from archloop.runtimes import openvino_weights
+    from archloop.runtimes.onnx import graph as onnx_graph
 
     compressed = directory / openvino_weights.MODEL
     return compressed if compressed.exists() else directory / onnx_graph.MODEL

@@ -11,7 +11,7 @@ import numpy as np
 from archloop.checkpoints import families
 from archloop.checkpoints.layouts.base import UnsayableError
 from archloop.errors import UserError
-from archloop.runtimes import gguf_file
+from archloop.runtimes.gguf import file as gguf_file
 from archloop.search.base import Remembered, Strategy
 from archloop.space.genome import Genome
 from archloop.space.space import Space

@@ -1,4 +1,4 @@
-"""The content of parts (`onnx_parts`) in a traced decoder's ONNX graph.
+"""The content of parts (`onnx.parts`) in a traced decoder's ONNX graph.
 
 A mixer's placeholder becomes
 
@@ -13,7 +13,7 @@ Experts become a loop over those that any token of the call chose: it picks an e
 it on them, and adds the weighted results where they came from. So a decode step reads the weights
 of its experts alone, and a prompt costs each token its own experts.
 
-Shape suffixes: as in `onnx_parts`; n passes, H experts that are hit, R tokens of one, F its width.
+Shape suffixes: as in `onnx.parts`; n passes, H experts that are hit, R tokens of one, F its width.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from archloop.runtimes.onnx_folding import fold
-from archloop.runtimes.onnx_parts import DOMAIN, PASS, Pass, Placed, Step, traced
+from archloop.runtimes.onnx.folding import fold
+from archloop.runtimes.onnx.parts import DOMAIN, PASS, Pass, Placed, Step, traced
 
 Value = Any
 """An `onnx_ir.Value`, which the library's own signatures give up to None."""

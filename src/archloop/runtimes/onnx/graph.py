@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from archloop.runtimes import onnx_parts
 from archloop.runtimes.graphs import StateGraph
+from archloop.runtimes.onnx import parts as onnx_parts
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MODEL, STATE = "model.onnx", "state.json"
 FREE = frozenset({"gqa", "mla", "short_conv"})
-"""Mixers whose passes trace with any number of tokens; the others are parts (`onnx_parts`)."""
+"""Mixers whose passes trace with any number of tokens; the others are parts (`onnx.parts`)."""
 _TRACED_TOKENS = 16
 _MOST_SLOTS, _MOST_TOKENS = 2**24, 2**20
 """Bounds that tracing asks for. It takes a size of 1 for a constant, so no bound is below 2; the
@@ -69,7 +69,7 @@ def write(decoder: "Decoder", directory: Path, part: "PartName | None" = None) -
     import torch
     from torch.export import Dim
 
-    from archloop.runtimes import onnx_filling
+    from archloop.runtimes.onnx import filling as onnx_filling
 
     graph = StateGraph(decoder.float(), part)
     given_BT = torch.zeros(1, _TRACED_TOKENS, dtype=torch.int64)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from archloop.runtimes.executorch_graph import DECODE, PREFILL
+from archloop.runtimes.pte.graph import DECODE, PREFILL
 
 _ALIGNMENT = 128
 _SHARED = {PREFILL: 3, DECODE: 2}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from archloop.runtimes.gguf_file import tensors
+from archloop.runtimes.gguf.file import tensors
 from archloop.runtimes.rounding import Product, Rounding, groups_to_int8
 from archloop.stack import weights
 from archloop.stack.decoder import Decoder

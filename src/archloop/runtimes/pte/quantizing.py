@@ -12,7 +12,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor, nn
 
-from archloop.runtimes.executorch_graph import Part
+from archloop.runtimes.pte.graph import Part
 from archloop.runtimes.rounding import Product
 from archloop.stack.decoder import Decoder
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from archloop.runtimes import onnx_graph
 from archloop.runtimes.graphs import IDS, LENGTH, LOGITS, STREAM, STREAM_NEXT, TOKEN
+from archloop.runtimes.onnx import graph as onnx_graph
 from archloop.runtimes.pieces import Lowered, Placed
 
 

@@ -1,7 +1,7 @@
 """From a traced part of a decoder to a program that ExecuTorch loads, on XNNPACK.
 
-1. both graphs are traced (`executorch_graph`);
-2. what XNNPACK lacks is said with what it has (`executorch_rewrite`);
+1. both graphs are traced (`pte.graph`);
+2. what XNNPACK lacks is said with what it has (`pte.rewrite`);
 3. XNNPACK takes over what it can, ExecuTorch's own kernels the rest;
 4. the state's write-backs are made where they are needed and nowhere else.
 """
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from archloop.runtimes import executorch_attention, executorch_graph, executorch_rewrite
+from archloop.runtimes.pte import attention as executorch_attention
+from archloop.runtimes.pte import graph as executorch_graph
+from archloop.runtimes.pte import rewrite as executorch_rewrite
 
 _MOST_AXES = 6
 """Of a tensor of XNNPACK (`XNN_MAX_TENSOR_DIMS`)."""

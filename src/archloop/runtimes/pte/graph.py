@@ -19,8 +19,9 @@ from torch.export import Dim, ExportedProgram
 from archloop.blocks.base import Span, State
 from archloop.blocks.linear import Linear
 from archloop.blocks.stream import Stream
-from archloop.runtimes import executorch_attention, executorch_cell
 from archloop.runtimes.pieces import PartName, adapted
+from archloop.runtimes.pte import attention as executorch_attention
+from archloop.runtimes.pte import cell as executorch_cell
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec

@@ -4,7 +4,7 @@ Most families compute a prompt in chunks of their own, and a chunk's length deci
 there are. Such a mixer is traced twice, for a fixed number of tokens each: its decode step, and its
 pass over `PASS` tokens of which the first so many are real. The experts of a MoE run on as many
 tokens as the router sends them. While the decoder as a whole is traced, these parts are nodes
-without content (`placeholders`); `onnx_filling` writes their content afterwards.
+without content (`placeholders`); `onnx.filling` writes their content afterwards.
 
 Shape suffixes: B batch (1), T time, D model width, C tokens of a pass, X tokens of all rows,
 E experts, K experts of a token.

@@ -1,0 +1,1 @@
+"""ONNX graphs of a stack, which ONNX Runtime and OpenVINO both run."""

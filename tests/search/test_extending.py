@@ -142,6 +142,19 @@ def test_more_trainings_that_were_stopped_go_on(tmp_path: Path) -> None:
     assert all(len(t.scores_by_seed[0]) == 2 for t in record.trials if t.reached)
 
 
+def test_a_training_that_fails_later_loses_nothing(tmp_path: Path) -> None:
+    before = begun(tmp_path)
+    lost = next(trial for trial in before.trials if trial.reached)
+    failing = StandIn(fails=lost.proxy_spec.digest)
+    record = Study.open(tmp_path / "test", evaluator=failing, clock=no_time).run(seeds=2)
+    kept = record.trials[lost.number]
+    assert (kept.state, kept.by_rung) == ("complete", lost.by_rung)
+    assert "one more training: " in (kept.error or "")
+    mended = opened(tmp_path / "test").run().trials[lost.number]
+    assert mended.error is None
+    assert len(mended.scores_by_seed[0]) == 2
+
+
 def test_a_renamed_and_moved_study_is_the_same(tmp_path: Path) -> None:
     before = begun(tmp_path)
     shutil.move(tmp_path / "test", tmp_path / "elsewhere" / "other")

@@ -115,6 +115,11 @@ class Trial:
         elif self._reached:
             # The results of lower rungs stand; only the longer training is lost.
             self._complete(f"rung {len(self._reached)}: {error}")
+        elif (told := self.stored.outcome) is not None and told.reached:
+            # So do those of the trainings that it had; one more was asked for, and is tried again
+            # when the study next goes on.
+            self.outcome = told.model_copy(update={"error": f"one more training: {error}"})
+            self.state = "ended"
         else:
             state: Literal["unsupported", "failed"] = "failed"
             if isinstance(error, Unsupported):

@@ -267,6 +267,9 @@ def test_the_verdict_stands_on_top_with_the_next_command() -> None:
     assert first.command == f"archloop train runs/example --trial {first.trial.number}"
     said = {line.what: line.verdict for line in first.lines}
     assert said["latency"] == "better"
+    # What the recommendation costs is said where it is made.
+    assert said["quality"] == "worse"
+    assert "pays for that in quality, where it is worse than the reference" in first.words
     assert "decode step, ms at 1024 on host" in said
     # Noise that hides quality leaves nothing to recommend, and the page says what to do.
     nothing = top(noisy(), verdict(noisy()), "runs/example")

@@ -1,11 +1,16 @@
 """How much of an outcome each of several features explains, from few and noisy observations.
 
-A linear model whose coefficients are shrunk as the data say (empirical Bayes): how far coefficients
-and what the model misses spread is found by restricted maximum likelihood, beside the noise that is
-known of each observation. With hardly any data all contributions are near 0 and their intervals
-wide, and none is invented.
+A linear model whose coefficients are shrunk as the data say: how far coefficients spread, and what
+the model misses, is not settled but averaged over, each value by its restricted likelihood, beside
+the noise that is known of each observation. With hardly any data all contributions are near 0 and
+their intervals wide, and none is invented.
 
-Shape suffixes: N observations, K features.
+Why averaged: from nine stacks the likeliest spread is often the least that is tried, and intervals
+at that spread held the truth in 50 to 76% of simulated studies whose effects were small. The
+average's hold it in 94% or more (`tests/ranking/test_regression.py`). All deviations of
+coefficients are alike before the data speak (Gelman 2006, doi:10.1214/06-BA117A).
+
+Shape suffixes: N observations, K features and a constant, M misfits, S spreads, P pairs of both.
 """
 
 import math
@@ -22,6 +27,8 @@ Floats = NDArray[np.float64]
 _SPREADS = 10.0 ** np.linspace(-4, 1.5, 23)
 _MISFITS = 10.0 ** np.linspace(-4, 0.5, 19)
 """Variances that are tried, as multiples of the outcome's."""
+_LEAST_WEIGHT = 1e-4
+"""Of a pair of variances, over the heaviest pair's."""
 
 
 class Fit(NamedTuple):
@@ -30,7 +37,7 @@ class Fit(NamedTuple):
     Attributes:
         mean_K: coefficients.
         cov_KK: their covariance.
-        df: degrees of freedom of what is left over.
+        df: degrees of freedom of what is left over, in the mean.
     """
 
     mean_K: Floats
@@ -60,27 +67,40 @@ def fit(x_NK: Floats, y_N: Floats, se_N: Sequence[float] | Floats) -> Fit:
     known_N = np.square(np.asarray(se_N, np.float64))
     if len(y_N) < 3 or not (np.isfinite(x_NK).all() and np.isfinite(y_N).all()):
         raise ValueError(f"{len(y_N)} observations; a fit needs three finite ones at least")
-    spread, misfit = _variances(x_NK, y_N, known_N)
-    ones_N = np.ones((len(y_N), 1))
-    design = np.hstack([ones_N, x_NK])
-    weight_N = 1 / (misfit + known_N)
-    information = design.T @ (design * weight_N[:, None])
-    prior = np.diag([0.0, *[1 / spread] * x_NK.shape[1]])
-    cov = np.asarray(np.linalg.inv(information + prior), np.float64)
-    mean = cov @ (design.T @ (weight_N * y_N))
-    used = float(np.trace(cov @ information))
-    return Fit(mean[1:], cov[1:, 1:], max(1.0, len(y_N) - used))
+    spread_P, misfit_P, weight_P = _variances(x_NK, y_N, known_N)
+    design_NK = np.hstack([np.ones((len(y_N), 1)), x_NK])
+    misfit_M, at_P = np.unique(misfit_P, return_inverse=True)
+    weight_MN = 1 / (misfit_M[:, None] + known_N)
+    information_MKK = np.stack([design_NK.T @ (design_NK * w_N[:, None]) for w_N in weight_MN])
+    information_PKK = information_MKK[at_P]
+    prior_PK = np.repeat(1 / spread_P[:, None], design_NK.shape[1], 1)
+    prior_PK[:, 0] = 0.0  # The constant may be anything.
+    cov_PKK = np.linalg.inv(information_PKK + prior_PK[:, :, None] * np.eye(design_NK.shape[1]))
+    side_MK = (weight_MN * y_N) @ design_NK
+    mean_PK = np.einsum("pkl,pl->pk", cov_PKK, side_MK[at_P])
+    mean_K = weight_P @ mean_PK
+    apart_PK = mean_PK - mean_K
+    within_KK = np.einsum("p,pkl->kl", weight_P, cov_PKK)
+    between_KK = np.einsum("p,pk,pl->kl", weight_P, apart_PK, apart_PK, optimize=True)
+    used_P = np.einsum("pkl,plk->p", cov_PKK, information_PKK)
+    df = float(weight_P @ np.maximum(1.0, len(y_N) - used_P))
+    return Fit(mean_K[1:], (within_KK + between_KK)[1:, 1:], df)
 
 
-def _variances(x_NK: Floats, y_N: Floats, known_N: Floats) -> tuple[float, float]:
-    """Of coefficients and of what the model misses: those tried that the data make likeliest."""
+def _variances(x_NK: Floats, y_N: Floats, known_N: Floats) -> tuple[Floats, Floats, Floats]:
+    """Variances of coefficients, (P,), and of what the model misses, and the weight of each pair.
+
+    Those that weigh next to nothing are left out.
+    """
     total = float(y_N.var()) or 1.0
-    spreads = total * _SPREADS
-    by_misfit = [
-        (_badness(x_NK, y_N, misfit + known_N, spreads), misfit) for misfit in total * _MISFITS
-    ]
-    badness, misfit = min(by_misfit, key=lambda pair: float(pair[0].min()))
-    return float(spreads[badness.argmin()]), float(misfit)
+    spread_S, misfit_M = total * _SPREADS, total * _MISFITS
+    badness_MS = np.array([_badness(x_NK, y_N, m + known_N, spread_S) for m in misfit_M])
+    likely_MS = np.exp(-(badness_MS - badness_MS.min()) / 2)
+    # The grid is even in logarithms; deviations are to be alike, and so each weighs its own size.
+    weight_MS = likely_MS * np.sqrt(spread_S)
+    at_M, at_S = np.nonzero(weight_MS > _LEAST_WEIGHT * weight_MS.max())
+    weight_P = weight_MS[at_M, at_S]
+    return spread_S[at_S], misfit_M[at_M], weight_P / weight_P.sum()
 
 
 def _badness(x_NK: Floats, y_N: Floats, noise_N: Floats, spreads: Floats) -> Floats:

@@ -76,7 +76,9 @@ def top(study: StudyRecord, found: Verdict | None, folder: str) -> Top:
     lines = (*objectives, *_measured(row.trial))
     words = f"Trial {row.trial.number} is recommended: {found.place_in_words(row)}."
     if worse := [line.what for line in objectives if line.verdict == "worse"]:
-        words += f" It pays for that in {' and '.join(worse)}, where it is worse than the reference."
+        words += (
+            f" It pays for that in {' and '.join(worse)}, where it is worse than the reference."
+        )
     return Top(row.trial, words, lines, f"archloop train {where} --trial {row.trial.number}")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from archloop.search.executors.places import num_jobs, places
+from archloop.search.executors.places import num_jobs, places, training_threads
 from archloop.search.recipe.recipe import Recipe
 from search.stand_in import CONTEXTS, recipe
 
@@ -39,3 +39,18 @@ def test_as_many_as_the_machine_has(monkeypatch, num_cards, changes, devices, jo
     settings = asked(num_cards, **{"budgets": [], **changes})
     assert list(places(settings)) == devices
     assert num_jobs(settings) == jobs
+
+
+@pytest.mark.parametrize(
+    ("changes", "threads"),
+    [
+        ({}, 8),
+        ({"executor": {"workers": 2}}, 4),
+        ({"executor": {"workers": 3}}, 2),
+        ({"executor": {"devices": ["cpu"] * 16}}, 1),
+        ({"executor": {"workers": 2}, "threads": 6}, 6),
+    ],
+)
+def test_trainings_share_the_cores(monkeypatch, changes, threads):
+    monkeypatch.setattr("archloop.search.executors.places.usable_cores", lambda: 8)
+    assert training_threads(recipe(budgets=[], **changes)) == threads

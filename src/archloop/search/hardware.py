@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from archloop.devices.cores import usable_cores
 from archloop.devices.host import training_claims
 from archloop.devices.lease import held
 from archloop.errors import UserError
@@ -24,7 +23,7 @@ from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
 from archloop.search.evaluator import CandidateFailed, Unsupported
-from archloop.search.executors.places import places
+from archloop.search.executors.places import places, training_threads
 from archloop.search.meter import waited_for
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.revision import revision
@@ -62,7 +61,7 @@ class HardwareEvaluator:
         self._recipe = recipe
         self._artifacts = artifacts
         self._cache = usable_cache_dir(artifacts / "cache")
-        self._threads = recipe.threads or usable_cores()
+        self._threads = training_threads(recipe)
         self._nursery = Nursery()
         limit_s = recipe.time_limits.train_s
         self._all_places = [_Place(name, Trainer(limit_s)) for name in places(recipe)]

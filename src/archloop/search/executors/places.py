@@ -1,7 +1,8 @@
-"""Where trainings run on this machine, and how many jobs its devices allow at once."""
+"""Where trainings run on this machine, on how many threads, and how many jobs it allows at once."""
 
 from collections.abc import Sequence
 
+from archloop.devices.cores import usable_cores
 from archloop.devices.host import training_claims
 from archloop.devices.lease import exclude
 from archloop.search.recipe.recipe import Recipe
@@ -18,6 +19,15 @@ def places(recipe: Recipe) -> tuple[str, ...]:
     devices = _devices(recipe.proxy.device)
     count = asked.workers or len(devices) * asked.per_device
     return tuple(devices[index % len(devices)] for index in range(count))
+
+
+def training_threads(recipe: Recipe) -> int:
+    """Threads of each training: what the recipe says, or its share of this machine's cores.
+
+    Trainings that share cores wait for one another at every operation: on two cores, two of two
+    threads each took a hundred times as long as two of one.
+    """
+    return recipe.threads or max(1, usable_cores() // len(places(recipe)))
 
 
 def num_jobs(recipe: Recipe) -> int:

@@ -269,7 +269,13 @@ def on_node(files: Files, part: str | None) -> Evaluator:
     if recipe.plugins is not None:
         registry.add_folder(home / recipe.plugins)
     targets = {} if part is None else {part: recipe.targets[part]}
-    changes = {"targets": targets, "executor": ExecutorSection(workers=1)}
+    # As many threads as the processors that a training takes of the cluster.
+    processors = int((recipe.executor.train or _usual(recipe, None)).get("CPU", 1))
+    changes = {
+        "targets": targets,
+        "executor": ExecutorSection(workers=1),
+        "threads": recipe.threads or max(1, processors),
+    }
     return HardwareEvaluator(recipe.model_copy(update=changes), home / "artifacts")
 
 

@@ -254,7 +254,7 @@ class Recipe(_Section):
             dominates at a rung that it reached (`front`), or of all.
         tuning: of learning rates; without it the record says that they were not tuned.
         executor: jobs at once, and where; may change between runs.
-        threads: of a training; None takes one per core.
+        threads: of a training; None takes one per core, shared out among trainings at once.
         plugins: folder of plug-ins, from the recipe's own folder.
         storage: RDB URL of the study; SQLite in the study's folder if None. Its password is used
             and never kept: no file of the study has it, and another one is no other recipe.

@@ -24,8 +24,7 @@ def places(recipe: Recipe) -> tuple[str, ...]:
 def training_threads(recipe: Recipe) -> int:
     """Threads of each training: what the recipe says, or its share of this machine's cores.
 
-    Trainings that share cores wait for one another at every operation: on two cores, two of two
-    threads each took a hundred times as long as two of one.
+    Trainings that share cores wait for one another at every operation (`docs/log.md`).
     """
     return recipe.threads or max(1, usable_cores() // len(places(recipe)))
 

@@ -1,5 +1,6 @@
 """Ranks of the benchmark of cost proxies, on records whose answer is known."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def test_ranks_of_what_grows_and_shrinks_with_a_proxy(records: list[dict[str, An
     assert decode["spread"] == pytest.approx(12)
     assert decode["rank"]["parameters"] == pytest.approx((1, 1, 1))
     assert decode["rank"]["state bytes"] == pytest.approx((-1, -1, -1))
-    assert decode["rank"]["decode FLOPs"][0] != decode["rank"]["decode FLOPs"][0], "no order at all"
+    assert math.isnan(decode["rank"]["decode FLOPs"][0]), "no order at all"
     assert decode["rank"]["one process to another"] == pytest.approx((1, 1, 1))
     assert first_token["rank"]["parameters"] == pytest.approx((-1, -1, -1))
     value, low, high = memory["rank"]["parameters"]

@@ -80,14 +80,7 @@ class DecoderState:
 
     def rows(self, rows: slice) -> "DecoderState":
         """Some rows as a state of their own on the same memory: tensors have the batch first."""
-        views = {}
-        for key, whole in self.mixers.items():
-            view = State(whole.max_context, **{k: t[rows] for k, t in whole.tensors.items()})
-            view.by_position = whole.by_position
-            views[key] = view
-        some = DecoderState(self.lengths_B[rows], views, self.max_context)
-        some.recount(self.num_tokens)
-        return some
+        return self._taken(rows)
 
     def gathered(self, rows_N: Tensor) -> "DecoderState":
         """An independent state of these rows, each as often as it is named: a prefix to fork.
@@ -95,14 +88,18 @@ class DecoderState:
         Args:
             rows_N: numbers of rows, (N,).
         """
-        copies = {}
+        return self._taken(rows_N)
+
+    def _taken(self, index: slice | Tensor) -> "DecoderState":
+        """Rows as PyTorch indexes them: a slice shares memory, a tensor copies."""
+        mixers = {}
         for key, whole in self.mixers.items():
-            copy = State(whole.max_context, **{k: t[rows_N] for k, t in whole.tensors.items()})
-            copy.by_position = whole.by_position
-            copies[key] = copy
-        many = DecoderState(self.lengths_B[rows_N], copies, self.max_context)
-        many.recount(self.num_tokens)
-        return many
+            taken = State(whole.max_context, **{k: t[index] for k, t in whole.tensors.items()})
+            taken.by_position = whole.by_position
+            mixers[key] = taken
+        some = DecoderState(self.lengths_B[index], mixers, self.max_context)
+        some.recount(self.num_tokens)
+        return some
 
     def _copy(self, mixers: dict[MixerKey, State]) -> "DecoderState":
         copy = DecoderState(self.lengths_B.clone(), mixers, self.max_context)

@@ -280,9 +280,8 @@ def _mixer_keys(spec: StackSpec) -> dict[str, Any]:
 
 
 def _channel_keys(spec: StackSpec) -> dict[str, Any]:
-    channels = [block.channel_mixer for block in spec.blocks if block.channel_mixer is not None]
-    dense = next((channel for channel in channels if channel.name == "swiglu"), None)
-    sparse = next((channel for channel in channels if channel.name == "moe"), None)
+    channels = parts.channel_mixers(spec)
+    dense, sparse = channels.get("swiglu"), channels.get("moe")
     found: dict[str, Any] = {}
     if dense is not None:
         found["intermediate_size"] = sizes_of(dense, spec.d_model)["d_ff"]

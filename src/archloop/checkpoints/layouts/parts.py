@@ -8,7 +8,7 @@ from archloop.checkpoints.keys import Keys
 from archloop.checkpoints.layouts.base import UnsayableError, sizes_of
 from archloop.checkpoints.pieces import Piece, rows
 from archloop.errors import UserError
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
 
 _LLAMA3 = {
     "rope_trained_context": "original_max_position_embeddings",
@@ -235,6 +235,15 @@ def swiglu_pieces(
     gate, up, down = (f"{theirs}{name}.weight" for name in names)
     yield from rows(((gate, d_ff), (up, d_ff)), f"{ours}gate_up_proj.weight", width)
     yield Piece(down, f"{ours}down_proj.weight", (width, d_ff))
+
+
+def channel_mixers(spec: StackSpec) -> dict[str, ChannelMixerSpec]:
+    """The first channel mixer of each name that a stack has."""
+    found: dict[str, ChannelMixerSpec] = {}
+    for block in spec.blocks:
+        if block.channel_mixer is not None:
+            found.setdefault(block.channel_mixer.name, block.channel_mixer)
+    return found
 
 
 def expert_pieces(

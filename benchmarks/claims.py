@@ -1,9 +1,11 @@
-"""What LFM2-24B-A2B costs as the context grows, beside its all-attention twin, on one GPU in bf16.
+"""What a model costs as the context grows, beside its all-attention twin, on one GPU in bf16.
 
-    python benchmarks/claims.py > claims.txt                 measure (needs a GPU of 80 GB)
+    python benchmarks/claims.py > claims.txt                 LFM2-24B-A2B (needs a GPU of 80 GB)
+    python benchmarks/claims.py --models lfm3-1.7b lfm3-1.7b-attention lfm2-1.2b --small lfm2-1.2b
     python benchmarks/claims.py --plot claims.json FIGURE    draw the figure of docs/claims.md
 
-Random weights: time and memory do not depend on their values. Prints a table and one JSON line.
+The first model is the one that is examined, the others stand beside it. Random weights: time and
+memory do not depend on their values. Prints a table and one JSON line.
 """
 
 import argparse
@@ -160,8 +162,8 @@ def fits(result):
             "decode exponent, from 32K": exponent(points, "decode_ms", 32768),
             "state exponent, all": exponent(points, "state_bytes"),
         }
-    mixers = result["models"][MODELS[0]].get("mixers", {})
-    for kind, points in mixers.items():
+    examined = next(iter(result["models"].values()))
+    for kind, points in examined["mixers"].items():
         found[f"{kind} mixer alone"] = {
             "exponent, from 8K": exponent(points, "ms", 8192),
             "exponent, from 32K": exponent(points, "ms", 32768),
@@ -179,7 +181,7 @@ def plot(result, target):
     parts = (("prefill_ms", "prefill, ms"), ("decode_ms", "decode, ms per token"),
              ("state_bytes", "state, bytes"))  # fmt: skip
     for axis, (key, label) in zip(axes, parts, strict=True):
-        for (name, entry), marker in zip(result["models"].items(), "os", strict=True):
+        for (name, entry), marker in zip(result["models"].items(), "os^v", strict=False):
             points = entry["contexts"]
             slope = exponent(points, key, 32768)
             axis.plot(
@@ -190,14 +192,16 @@ def plot(result, target):
         axis.set_xscale("log", base=2)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    figure.suptitle(f"LFM2-24B-A2B and its all-attention twin, {result['device']}, bf16, batch 1")
+    examined = next(iter(result["models"]))
+    figure.suptitle(f"{examined} as the context grows, {result['device']}, bf16, batch 1")
     figure.savefig(target)
 
 
 def show(result):
-    print(f"\n{'context':>8}" + "".join(f"{n[-22:]:>42}" for n in MODELS))
-    print(f"{'':8}" + f"{'prefill ms':>16}{'decode ms':>12}{'state MB':>14}" * 2)
-    for row in zip(*(result["models"][name]["contexts"] for name in MODELS), strict=False):
+    models = result["models"]
+    print(f"\n{'context':>8}" + "".join(f"{name[-22:]:>42}" for name in models))
+    print(f"{'':8}" + f"{'prefill ms':>16}{'decode ms':>12}{'state MB':>14}" * len(models))
+    for row in zip(*(entry["contexts"] for entry in models.values()), strict=True):
         print(f"{row[0]['context']:8}" + "".join(
             f"{p['prefill_ms']:16.1f}{p['decode_ms']:12.3f}{p['state_bytes'] / 1e6:14.1f}"
             for p in row
@@ -209,8 +213,27 @@ def show(result):
     print("batch", result["batch"])
 
 
+def examine(name, is_first):
+    """Every context of a model; of the first also its mixers alone and steps of batches."""
+    decoder = random_decoder(name)
+    fused = FusedDecoder(decoder)
+    entry = {"weights_bytes": torch.cuda.memory_allocated(), "balance": balance(fused)}
+    if is_first:
+        entry["mixers"] = measure_mixers(fused, CONTEXTS)
+        entry["batch"] = {f"decode b{n} ms": decode_at(fused, n) for n in (1, 4, 16, 64)}
+    entry["contexts"] = []
+    for context in CONTEXTS:
+        torch.cuda.empty_cache()
+        entry["contexts"].append(measure_context(fused, context))
+        print(name, entry["contexts"][-1], flush=True)
+    entry["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return entry
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--small", default=SMALL, help="whose steps stand beside the first's")
     parser.add_argument("--plot", nargs=2, metavar=("JSON", "FIGURE"))
     args = parser.parse_args()
     if args.plot:
@@ -220,26 +243,13 @@ def main():
     result = {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__,
         "read_tb_per_s": read / 1e12, "matmul_tflop_per_s": matmul / 1e12,
-        "models": {}, "footprint": footprint(MODELS[0]), "batch": {SMALL: measure_small(SMALL)},
+        "models": {}, "footprint": footprint(args.models[0]),
+        "batch": {args.small: measure_small(args.small)},
     }  # fmt: skip
-    for name in MODELS:
-        decoder = random_decoder(name)
-        fused = FusedDecoder(decoder)
-        entry = result["models"][name] = {"weights_bytes": torch.cuda.memory_allocated()}
-        entry["balance"] = balance(fused)
-        entry["contexts"] = []
-        if name == MODELS[0]:
-            entry["mixers"] = measure_mixers(fused, CONTEXTS)
-            result["batch"][name] = {
-                f"decode b{batch} ms": decode_at(fused, batch) for batch in (1, 4, 16, 64)
-            }
-        for context in CONTEXTS:
-            torch.cuda.empty_cache()
-            entry["contexts"].append(measure_context(fused, context))
-            print(name, entry["contexts"][-1], flush=True)
-        entry["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        del decoder, fused
+    for index, name in enumerate(args.models):
+        result["models"][name] = examine(name, index == 0)
         torch.cuda.empty_cache()
+    result["batch"][args.models[0]] = result["models"][args.models[0]].pop("batch")
     result["fits"] = fits(result)
     show(result)
     print(json.dumps(result))

@@ -13,7 +13,9 @@ from archloop.cli import app, comparing, measuring, models
 from archloop.cli import profile as profile_command
 from archloop.errors import UserError
 from archloop.profiling.record import Interval
+from archloop.report import designs as picture
 from archloop.search.study import Study
+from archloop.stack.footprint import footprint
 from report import studies
 from search.stand_in import StandIn, no_time, recipe
 
@@ -47,6 +49,43 @@ def test_a_figure_differs_where_its_interval_leaves_one_out(
     low: float, high: float, told: str
 ) -> None:
     assert comparing.verdict(Interval(value=(low + high) / 2, low=low, high=high)) == told
+
+
+def test_the_first_models_curve_is_what_its_ratios_say(tmp_path: Path) -> None:
+    spec = studies.spec("CC")
+    told = studies.profile(2.0)
+    ratio = Interval(value=0.5, low=0.4, high=0.6)
+    contexts = [str(at.context) for at in told.figures]
+    told = told.model_copy(update={"ratios": {at: {"decode_p50_ms": ratio} for at in contexts}})
+    shown = footprint(spec, [at.context for at in told.figures])
+    found = comparing.Comparison("a", [comparing.Compared("b", shown, told)])
+    curves = found.curves()
+    assert list(curves) == ["decode_p50_ms"]
+    for at in told.figures:
+        assert curves["decode_p50_ms"]["b"][at.context] == at.decode_p50_ms
+        of_first = curves["decode_p50_ms"]["a"][at.context]
+        assert of_first.low == of_first.value == of_first.high == 2 * at.decode_p50_ms.value
+
+
+def test_what_is_measured_is_drawn_below_the_estimates(tmp_path: Path) -> None:
+    spec = studies.spec("CC")
+    told = studies.profile(2.0)
+    contexts = [at.context for at in told.figures]
+    told = told.model_copy(
+        update={
+            "ratios": {
+                str(at): {name: Interval.point(1.0) for name in picture.MEASURED} for at in contexts
+            }
+        }
+    )
+    drawn = {name: footprint(spec, contexts) for name in ("a", "b", "left out")}
+    found = comparing.Comparison("a", [comparing.Compared("b", drawn["b"], told)])
+    sizes = []
+    for name, measured in (("estimates.svg", None), ("both.svg", found.curves())):
+        file = tmp_path / name
+        picture.write(drawn, "designs", file, measured)
+        sizes.append(file.read_text().count('id="axes_'))
+    assert sizes == [3, 6]
 
 
 def test_options_of_one_half_are_refused_by_the_other(tmp_path: Path) -> None:

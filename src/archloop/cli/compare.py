@@ -15,7 +15,9 @@ from archloop.cli.models import find
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
+    from archloop.cli.comparing import Comparison
     from archloop.profiling import Target
+    from archloop.report.designs import Measured
     from archloop.stack.footprint import Footprint
     from archloop.stack.spec import StackSpec
 
@@ -30,7 +32,7 @@ _MEASURES = {
 
 
 Plot = Annotated[
-    Path | None, typer.Option(help="Draw the estimates: a file ending in svg, png or pdf.")
+    Path | None, typer.Option(help="Draw what is found: a file ending in svg, png or pdf.")
 ]
 Folder = Annotated[
     Path | None, typer.Option(help="Write each design's spec into this folder, as .json.")
@@ -95,7 +97,9 @@ def compare(
     measured: list[dict[str, Any]] = []
     if profile:
         target = target_of(device, runtime, quant, threads, _lengths(contexts or MEASURED))
-        measured = _measured(_runnable(built, runtime), target, processes, show=not as_json)
+        found = _measured(_runnable(built, runtime), target, processes, show=not as_json)
+        measured = found.plain()
+        _draw(designs, f"{title}; {runtime}, {quant}", plot, found.curves())
     trained: dict[str, Any] = {}
     if train is not None:
         assert recipe is not None
@@ -148,9 +152,9 @@ def _measure(models: list[str], target: "Target", processes: int, as_json: bool)
     specs = {name: find(name).spec for name in dict.fromkeys(models)}
     if len(models) > len(specs) > 1:
         raise UserError("a model is named twice; to see the noise, name one alone")
-    rows = _measured(specs, target, processes, show=not as_json)
+    found = _measured(specs, target, processes, show=not as_json)
     if as_json:
-        print_json(rows)
+        print_json(found.plain())
 
 
 def _runnable(built: "dict[str, StackSpec]", runtime: str) -> "dict[str, StackSpec]":
@@ -170,8 +174,8 @@ def _runnable(built: "dict[str, StackSpec]", runtime: str) -> "dict[str, StackSp
 
 def _measured(
     specs: "dict[str, StackSpec]", target: "Target", processes: int, show: bool
-) -> list[dict[str, Any]]:
-    """Each model beside the first, as JSON has it; `show` prints tables too."""
+) -> "Comparison":
+    """Each model beside the first; `show` prints tables."""
     from archloop.cli import comparing
     from archloop.profiling import ProfileConfig
 
@@ -181,10 +185,9 @@ def _measured(
     with watched(stderr) as progress:
         config = ProfileConfig(processes=processes)
         found = comparing.measured(specs, target, config, progress)
-    first = next(iter(specs))
     if show:
-        comparing.show(first, found, Console(highlight=False))
-    return comparing.plain(first, found)
+        found.show(Console(highlight=False))
+    return found
 
 
 def _estimate(
@@ -193,10 +196,7 @@ def _estimate(
     from archloop.stack.footprint import footprint
 
     designs = {name: footprint(spec, lengths) for name, spec in built.items()}
-    if plot is not None:
-        from archloop.report import designs as picture
-
-        picture.write(designs, title, plot)
+    _draw(designs, title, plot)
     if not show:
         return designs
     console = Console(highlight=False)
@@ -204,6 +204,19 @@ def _estimate(
     for measure in _MEASURES:
         console.print(_by_context(designs, measure))
     return designs
+
+
+def _draw(
+    designs: "dict[str, Footprint]",
+    title: str,
+    plot: Path | None,
+    measured: "Measured | None" = None,
+) -> None:
+    """The picture, if one is asked for."""
+    if plot is not None:
+        from archloop.report import designs as picture
+
+        picture.write(designs, title, plot, measured)
 
 
 def _scaled(name: str, budget: int, vocab_size: int) -> "StackSpec":

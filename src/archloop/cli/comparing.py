@@ -5,7 +5,7 @@ one disturbs the other. A figure differs where the 95% interval of its ratio lea
 what was measured does not tell the two apart.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from archloop.scratch import Scratch
 if TYPE_CHECKING:
     from archloop.profiling import ProfileConfig, Target
     from archloop.profiling.record import Interval, Profile
+    from archloop.report.designs import Measured
     from archloop.stack.footprint import Footprint
     from archloop.stack.spec import StackSpec
 
@@ -36,13 +37,72 @@ class Compared(NamedTuple):
     footprint: "Footprint"
     profile: "Profile"
 
+    def figures(self) -> "Iterator[tuple[int, str, Interval, Interval]]":
+        """Context, name, own value and ratio to the first, of every figure that both have."""
+        for at in self.profile.figures:
+            ratios = self.profile.ratios[str(at.context)]
+            for name in FIGURES:
+                own: Interval | None = getattr(at, name)
+                if own is not None and name in ratios:
+                    yield at.context, name, own, ratios[name]
+
+
+class Comparison(NamedTuple):
+    """Models measured beside the first one.
+
+    Attributes:
+        first: its name.
+        others: in the order in which they were named; the first itself, if it was alone.
+    """
+
+    first: str
+    others: list[Compared]
+
+    def plain(self) -> list[dict[str, Any]]:
+        """As JSON: one a model, with its figures, its ratios to the first and what they tell."""
+        return [
+            {
+                "name": each.name,
+                "beside": self.first,
+                "estimated": each.footprint.model_dump(mode="json"),
+                "measured": each.profile.model_dump(mode="json"),
+                "verdicts": {
+                    context: {
+                        name: verdict(ratio) for name, ratio in ratios.items() if name in FIGURES
+                    }
+                    for context, ratios in each.profile.ratios.items()
+                },
+            }
+            for each in self.others
+        ]
+
+    def curves(self) -> "Measured":
+        """By figure and model, its value by context, to be drawn.
+
+        The first model was measured anew beside each other one; the measurement beside the first
+        of them stands for it, a point without an interval, as its ratios are what has one.
+        """
+        found: dict[str, dict[str, dict[int, Interval]]] = {}
+        for context, name, own, ratio in self.others[0].figures():
+            point = own.point(own.value / ratio.value)
+            found.setdefault(name, {}).setdefault(self.first, {})[context] = point
+        for each in self.others:
+            for context, name, own, _ in each.figures():
+                found.setdefault(name, {}).setdefault(each.name, {})[context] = own
+        return found
+
+    def show(self, console: Console) -> None:
+        """A table for each model that is beside the first."""
+        for each in self.others:
+            _show(self.first, each, console)
+
 
 def measured(
     specs: "Mapping[str, StackSpec]",
     target: "Target",
     config: "ProfileConfig",
     progress: Callable[[float, str], None],
-) -> list[Compared]:
+) -> Comparison:
     """Measure each model beside the first, and the first beside itself if it is alone.
 
     Raises:
@@ -71,7 +131,7 @@ def measured(
                 progress=say,
             )
             found.append(Compared(name, footprint(spec, list(target.contexts)), told))
-    return found
+    return Comparison(first, found)
 
 
 def verdict(ratio: "Interval") -> str:
@@ -79,51 +139,27 @@ def verdict(ratio: "Interval") -> str:
     return "tied" if ratio.low <= 1 <= ratio.high else "differs"
 
 
-def plain(first: str, found: list[Compared]) -> list[dict[str, Any]]:
-    """As JSON: one a model, with its figures, its ratios to the first and what they tell."""
-    return [
-        {
-            "name": each.name,
-            "beside": first,
-            "estimated": each.footprint.model_dump(mode="json"),
-            "measured": each.profile.model_dump(mode="json"),
-            "verdicts": {
-                context: {name: verdict(ratio) for name, ratio in ratios.items() if name in FIGURES}
-                for context, ratios in each.profile.ratios.items()
-            },
-        }
-        for each in found
-    ]
-
-
-def show(first: str, found: list[Compared], console: Console) -> None:
-    """A table for each model that is beside the first."""
-    for each in found:
-        identity = each.profile.identity
-        console.print(
-            f"{each.name} beside {first}: {identity.device}, {identity.runtime} "
-            f"{identity.runtime_version}, {identity.quant}, {identity.in_threads}, "
-            f"{each.profile.num_processes} processes each",
-            markup=False,
-            soft_wrap=True,
+def _show(first: str, each: Compared, console: Console) -> None:
+    identity = each.profile.identity
+    console.print(
+        f"{each.name} beside {first}: {identity.device}, {identity.runtime} "
+        f"{identity.runtime_version}, {identity.quant}, {identity.in_threads}, "
+        f"{each.profile.num_processes} processes each",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table("context", "figure", each.name, first, "ratio", "95%", "", box=None)
+    for context, name, own, ratio in each.figures():
+        label, unit = FIGURES[name]
+        table.add_row(
+            f"{context:,}",
+            label,
+            f"{own.value / unit:,.2f}",
+            f"{own.value / ratio.value / unit:,.2f}",
+            f"{ratio.value:.3f}",
+            f"{ratio.low:.3f} to {ratio.high:.3f}",
+            verdict(ratio),
         )
-        table = Table("context", "figure", each.name, first, "ratio", "95%", "", box=None)
-        for figures in each.profile.figures:
-            ratios = each.profile.ratios[str(figures.context)]
-            for name, (label, unit) in FIGURES.items():
-                own: Interval | None = getattr(figures, name)
-                if own is None or name not in ratios:
-                    continue
-                ratio = ratios[name]
-                table.add_row(
-                    f"{figures.context:,}",
-                    label,
-                    f"{own.value / unit:,.2f}",
-                    f"{own.value / ratio.value / unit:,.2f}",
-                    f"{ratio.value:.3f}",
-                    f"{ratio.low:.3f} to {ratio.high:.3f}",
-                    verdict(ratio),
-                )
-        console.print(table)
-        for flag in each.profile.flags:
-            console.print(f"flag: {flag}", markup=False)
+    console.print(table)
+    for flag in each.profile.flags:
+        console.print(f"flag: {flag}", markup=False)

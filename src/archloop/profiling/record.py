@@ -19,6 +19,11 @@ class Interval(_Record):
     low: float
     high: float
 
+    @classmethod
+    def point(cls, value: float) -> "Interval":
+        """A value without an interval of its own."""
+        return cls(value=value, low=value, high=value)
+
 
 class Identity(_Record):
     """What must be equal for two measurements to be compared.

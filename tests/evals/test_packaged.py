@@ -197,6 +197,16 @@ def test_a_corpus_may_not_share_the_words_of_a_package() -> None:
     assert any("area of 7 and Rome" in text for text in found)
 
 
+def test_of_requests_that_are_drawn_from_a_package_those_of_a_run_stand_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is no end to them: asked for all, the filter of a corpus never began to filter."""
+    monkeypatch.setattr(contamination, "ALL", 2_000)
+    (asked,) = suites.load("external", ["api_call_all"]).values()
+    assert not asked.is_given
+    assert len(list(contamination.texts({"calls": asked}))) == asked.num_test
+
+
 def test_operations_are_the_newest_with_single_values() -> None:
     (asked,) = suites.load("external", ["api_call_all"]).values()
     assert isinstance(asked, api_call.ApiCall)

@@ -86,6 +86,7 @@ class Evaluation(ABC):
         licence: of its data; ``generated`` where it draws its examples itself.
         verb: by which it asks.
         num_test: examples that a run takes if it is given no limit.
+        is_given: its data holds its questions, which end; else it draws as many as one asks for.
         asks_its_corpus: its questions are what the training text says, and must stay there.
         Config: pydantic settings; the evaluation is made from them, or from None for the defaults.
     """
@@ -96,6 +97,7 @@ class Evaluation(ABC):
     licence: str = "generated"
     verb: ClassVar[Verb]
     num_test: ClassVar[int] = 512
+    is_given: ClassVar[bool] = False
     asks_its_corpus: ClassVar[bool] = False
     Config: ClassVar[Any]
 

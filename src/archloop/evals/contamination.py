@@ -31,8 +31,8 @@ def texts(evaluations: Mapping[str, Evaluation] | None = None) -> Iterator[str]:
     for evaluation in evaluations.values():
         if evaluation.asks_its_corpus or evaluation.missing():
             continue
-        splits: tuple[Split, ...] = ("test",) if _draws(evaluation) else ("train", "test")
-        num = evaluation.num_test if _draws(evaluation) else ALL
+        splits: tuple[Split, ...] = ("train", "test") if evaluation.is_given else ("test",)
+        num = ALL if evaluation.is_given else evaluation.num_test
         for split in splits:
             if isinstance(evaluation, ChoiceTask):
                 for choice in evaluation.questions(split, 0, num):
@@ -40,7 +40,3 @@ def texts(evaluations: Mapping[str, Evaluation] | None = None) -> Iterator[str]:
             if isinstance(evaluation, ReplyTask):
                 for question in evaluation.questions(split, 0, num):
                     yield from (f"{question.prompt} {answer}" for answer in question.answers)
-
-
-def _draws(evaluation: Evaluation) -> bool:
-    return evaluation.licence == "generated"

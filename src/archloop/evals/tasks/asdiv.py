@@ -27,6 +27,7 @@ class ASDiv(ReplyTask):
 
     category = "mathematics"
     licence = PACKAGE.licence
+    is_given = True
     max_new_tokens = 24
 
     class Config(BaseModel):

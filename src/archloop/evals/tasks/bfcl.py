@@ -39,6 +39,7 @@ class BFCL(ReplyTask):
 
     category = "tools"
     licence = PACKAGE.licence
+    is_given = True
     num_test = 200
     max_new_tokens = 160
 

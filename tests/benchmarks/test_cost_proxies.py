@@ -12,9 +12,10 @@ import cost_proxies
 def record(number: int, slow: float) -> dict[str, Any]:
     """A stack whose steps take `slow` ms, whose parameters grow and whose state shrinks with it."""
     estimate = {"state_bytes": 1e6 / slow, "decode_flops": 5.0, "prefill_flops": 1e9 * slow}
-    each = {"decode_ms": slow, "ttft_ms": 1 / slow, "memory_bytes": 1e6 + number % 2}
+    each = {"decode_ms": slow, "prefill_ms": 1 / slow, "memory_bytes": 1e6 + number % 2}
     return {
         "target": "here",
+        "number": number,
         "footprint": {"num_params": 1e6 * slow, "estimated": {"64": estimate}},
         "weight_bytes": 4e6 * slow,
         "measured": {"64": [each, each]},
@@ -27,13 +28,13 @@ def records() -> list[dict[str, Any]]:
 
 
 def test_ranks_of_what_grows_and_shrinks_with_a_proxy(records: list[dict[str, Any]]) -> None:
-    decode, first_token, memory = cost_proxies.rows(records, "here")
+    decode, first_token, memory = cost_proxies.rows(records, "here", "all")
     assert (decode["stacks"], decode["context"]) == (12, 64)
     assert decode["spread"] == pytest.approx(12)
     assert decode["rank"]["parameters"] == pytest.approx((1, 1, 1))
     assert decode["rank"]["state bytes"] == pytest.approx((-1, -1, -1))
     assert math.isnan(decode["rank"]["decode FLOPs"][0]), "no order at all"
-    assert decode["rank"]["one process to another"] == pytest.approx((1, 1, 1))
+    assert decode["rank"][cost_proxies.REPEATED] == pytest.approx((1, 1, 1))
     assert first_token["rank"]["parameters"] == pytest.approx((-1, -1, -1))
     value, low, high = memory["rank"]["parameters"]
     assert low < value < high

@@ -115,10 +115,11 @@ def _flags(samples: Samples) -> Iterator[str]:
         yield "a process was partly swapped out"
     if not all(process.can_reset_peak for process in processes):
         yield "the peak could not be reset between contexts: it is that of all contexts so far"
-    yield from _load_flags(pairs)
+    yield from load_flags(pairs)
 
 
-def _load_flags(pairs: tuple[PairSamples, ...]) -> Iterator[str]:
+def load_flags(pairs: tuple[PairSamples, ...]) -> Iterator[str]:
+    """What the device had to do beside the measurement, in plain words."""
     noisy = sum(not pair.was_ready for pair in pairs)
     if noisy:
         yield f"the device was not at rest before {noisy} of {len(pairs)} processes"

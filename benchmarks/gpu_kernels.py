@@ -16,7 +16,7 @@ import triton
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from archloop.runtimes.cuda.kernels import attention, experts, gemv, rows
+from archloop.runtimes.cuda.kernels import attention, experts, gemv, gemv_experts, rows
 
 D, F_DENSE, F_EXPERT, E, K, V, N, M, H = 2048, 8192, 1536, 64, 4, 65536, 32, 8, 64
 DTYPE = torch.bfloat16
@@ -122,10 +122,12 @@ def bench_gemv():
             lambda w=w: gemv.linear(x, w, y[E], norm=norm, **o) for w in slices(E, D)
         ],
         "experts_up": lambda **o: [
-            lambda p=p: gemv.experts_up(x, norm, p, bias, gate_up, hidden, **o) for p in picks
+            lambda p=p: gemv_experts.experts_up(x, norm, p, bias, gate_up, hidden, **o)
+            for p in picks
+            for p in picks
         ],
         "experts_down": lambda **o: [
-            lambda p=p: gemv.experts_down(
+            lambda p=p: gemv_experts.experts_down(
                 hidden, p, bias, down, y[D], normalize=True, routed_scale=1.0, **o
             )
             for p in picks

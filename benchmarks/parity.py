@@ -128,7 +128,7 @@ def compare_step_blocks(fused, ids_B, state):
         own.restore(before)
         out = x_BD.clone()
         if one:
-            fused.of_mixers[index].one(out[0], Call(state))
+            fused.add_one(fused.of_mixers[index], out[0], Call(state))
         else:
             fused.add(fused.of_mixers[index], out, Call(state))
         errors.append(_error(kind, out, ref))
@@ -144,7 +144,7 @@ def compare_step_blocks(fused, ids_B, state):
 def _compare_channel(fused, index, x_XD, *, one):
     block, out = fused.blocks[index], x_XD.clone()
     if one:
-        fused.of_channels[index].one(out[0], Call(None))
+        fused.add_one(fused.of_channels[index], out[0], Call(None))
     else:
         fused.add(fused.of_channels[index], out, Call(None))
     if not hasattr(block.channel_mixer, "router"):

@@ -9,7 +9,8 @@ from archloop.blocks.channel_mixers.moe import MoE, sorted_experts
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
 from archloop.blocks.ops.rope import rotate
-from archloop.runtimes.cuda.kernels import attention, experts, gemv, rows
+from archloop.runtimes.cuda.kernels import attention, experts, gemv, gemv_experts, rows
+from archloop.runtimes.cuda.row import Row
 
 pytestmark = pytest.mark.gpu
 
@@ -46,12 +47,47 @@ def test_linear(width, residual):
     close(gemv.linear(x, w, torch.full_like(out, torch.nan)), F.linear(x, w))
 
 
-def test_conv_of_one_token():
+def test_a_second_matrix_over_the_same_input():
+    x, w, more, weight = randn(96), randn(41, 96), randn(7, 96), 1 + randn(96, scale=0.1)
+    out, out_more = randn(41), randn(7)
+    gemv.linear(x, w, out, norm=(weight, 1e-5), more=(more, out_more))
+    normed = norm_of(x, weight)
+    close(out, F.linear(normed, w))
+    close(out_more, F.linear(normed, more))
+
+
+@pytest.mark.parametrize("width", [96, 256, 2304])
+def test_what_waits_is_added_on_the_way_in(width):
+    """By each kernel that reads the stream, as `rows.add_normed` would have added it."""
+    x, y = randn(width), randn(width)
+    weight, post_weight = (1 + randn(width, scale=0.1) for _ in range(2))
+    total = x.clone()[None]
+    rows.add_normed(total, y[None], post_weight, 1e-3)
+    mixer = ShortConv.Config(kernel=5).build(width).to(DEVICE, DTYPE)
+    past = randn(4, width)
+    w, norm = randn(48, width), (weight, 1e-5)
+    kernels = {
+        "linear": lambda read: gemv.linear(read, w, randn(48), norm=norm),
+        "gate_up": lambda read: gemv.gate_up(read, norm, w, randn(24)),
+        "conv": lambda read: gemv.conv(
+            read, norm, mixer.in_proj.weight, mixer.conv, past.clone(), randn(width)
+        ),
+    }
+    for kernel in kernels.values():
+        row = Row(x)
+        row.add_later(y, (post_weight, 1e-3))
+        close(kernel(row.read()), kernel(total[0]))
+        close(row.x_D, total[0])
+        assert row.settled() is row.x_D
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 7])
+def test_conv_of_one_token(kernel):
     width = 128
     x, weight = randn(width), 1 + randn(width, scale=0.1)
-    mixer = ShortConv.Config(kernel=3).build(width).to(DEVICE, DTYPE)
+    mixer = ShortConv.Config(kernel=kernel).build(width).to(DEVICE, DTYPE)
     state = mixer.init_state(1, 8)
-    state["conv"].copy_(randn(1, 2, width))
+    state["conv"].copy_(randn(1, kernel - 1, width))
     past = state["conv"][0].clone()
     ref = mixer.mix_step(norm_of(x, weight)[None], state, torch.zeros(1))
     y = torch.full_like(x, torch.nan)
@@ -79,9 +115,9 @@ def test_experts_of_one_token():
     ref, norm = module(norm_of(x, weight)[None])[0], (weight, 1e-5)
     logits = gemv.linear(x, module.router.weight, randn(8), norm=norm)
     hidden = torch.full((3, 64), torch.nan, device=DEVICE, dtype=DTYPE)
-    gemv.experts_up(x, norm, logits, module.expert_bias, module.gate_up, hidden)
+    gemv_experts.experts_up(x, norm, logits, module.expert_bias, module.gate_up, hidden)
     out = torch.zeros_like(x)
-    gemv.experts_down(
+    gemv_experts.experts_down(
         hidden, logits, module.expert_bias, module.down, out, normalize=True, routed_scale=1.5
     )
     close(out, ref)

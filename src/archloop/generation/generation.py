@@ -18,6 +18,7 @@ Shape suffixes: B batch, T time, V vocabulary.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -26,7 +27,13 @@ from torch import Tensor
 from archloop.errors import UserError
 from archloop.generation.protocol import Model, ModelState
 from archloop.generation.rows import Prompts, as_rows, seen_tokens
-from archloop.generation.sampling import GREEDY, Sampling, choosable, choose, not_finite, row_seeds
+from archloop.generation.sampling import (
+    GREEDY,
+    Sampling,
+    choose_and_judge,
+    not_finite,
+    row_seeds,
+)
 from archloop.generation.transcript import Transcript
 from archloop.text.streaming import Decode, TextStream
 
@@ -79,6 +86,7 @@ class Generation:
         self._chosen_B: Tensor | None = None
         self._ahead = transcript.state.lengths_B.is_cuda if ahead is None else ahead
         self._before_step: ModelState | None = None
+        self._mark: ModelState | None = None
 
     def __iter__(self) -> Iterator[list[int | None]]:
         return self
@@ -92,26 +100,26 @@ class Generation:
             self._advance(self._chosen_B)
         assert self._logits_BV is not None
         state = self.transcript.state
-        chosen_B = choose(
+        chosen_B, best_B = choose_and_judge(
             self._logits_BV, self.sampling, self._seeds_B, state.lengths_B, self._seen_BV
         )
-        sound_B = choosable(self._logits_BV).to(chosen_B.dtype)
-        answer = _Answer(torch.stack([chosen_B, sound_B]))
+        # A 64-bit float says every id exactly.
+        answer = _Answer(torch.stack([chosen_B.double(), best_B.double()]))
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, chosen_B[:, None], True)
         self._left -= 1
         self._chosen_B = chosen_B
         # The first token is shown at once: a GPU's first step is compiled and captured.
         if self._ahead and self._left and not is_first:
-            self._before_step = state.mark()
+            self._mark = self._before_step = state.mark(self._mark)
             self._logits_BV = self.transcript.model.step(chosen_B, state)
-        tokens, sound = answer.wait()
-        self._check_sound(sound)
-        return self._note(tokens)
+        tokens, best = answer.wait()
+        self._check_sound(best)
+        return self._note([int(token) for token in tokens])
 
-    def _check_sound(self, sound: Sequence[int]) -> None:
+    def _check_sound(self, best: Sequence[float]) -> None:
         """Rows that have ended step along, on tokens of no meaning: theirs are not looked at."""
-        if all(row for row, ended in zip(sound, self.ended, strict=True) if ended is None):
+        if all(isfinite(b) for b, ended in zip(best, self.ended, strict=True) if ended is None):
             return
         where = f"for new token {self._num_tokens - self._left}"
         self.close()
@@ -173,11 +181,11 @@ class _Answer:
         if numbers.is_cuda:
             self._arrived = torch.cuda.current_stream(numbers.device).record_event()
 
-    def wait(self) -> list[list[int]]:
+    def wait(self) -> list[list[float]]:
         """The numbers, as nested lists."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        rows: list[list[int]] = self._numbers.tolist()
+        rows: list[list[float]] = self._numbers.tolist()
         return rows
 
 

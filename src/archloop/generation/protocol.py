@@ -27,8 +27,8 @@ class ModelState(Protocol):
     def snapshot(self) -> Self:
         """An independent copy."""
 
-    def mark(self) -> Self:
-        """A light copy, to go back to over tokens taken in since."""
+    def mark(self, into: Self | None = None) -> Self:
+        """A light copy, to go back to over tokens taken in since; `into` an older one, if given."""
 
     def restore(self, snapshot: Self) -> None:
         """Go back to a snapshot or mark, in place."""

@@ -125,13 +125,23 @@ def check_finite(logits_BV: Tensor, precision: str, where: str) -> None:
     Raises:
         UserError: names the place and the dtype.
     """
-    if not bool(choosable(logits_BV).all()):
+    if not bool(logits_BV.amax(-1).isfinite().all()):
         raise not_finite(precision, where)
 
 
-def choosable(logits_BV: Tensor) -> Tensor:
-    """Whether a token can be chosen from each row, (B,): its largest logit is a number."""
-    return logits_BV.amax(-1).isfinite()
+def choose_and_judge(
+    logits_BV: Tensor,
+    sampling: Sampling,
+    seeds_B: Tensor,
+    positions_B: Tensor,
+    seen_BV: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `choose`, and each row's largest logit, (B,): where that is no number, none was chosen."""
+    if sampling.greedy and sampling.repetition_penalty == 1:
+        best_B, chosen_B = logits_BV.float().max(-1)
+        return chosen_B, best_B
+    chosen_B = choose(logits_BV, sampling, seeds_B, positions_B, seen_BV)
+    return chosen_B, logits_BV.amax(-1)
 
 
 def not_finite(precision: str, where: str) -> UserError:

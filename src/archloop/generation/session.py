@@ -51,7 +51,7 @@ class SessionState:
         """Refused."""
         raise UserError("an engine's session cannot be copied; generate with the decoder")
 
-    def mark(self) -> "SessionState":
+    def mark(self, into: "SessionState | None" = None) -> "SessionState":
         """Refused."""
         raise UserError("an engine's session cannot go back; generate with the decoder")
 

@@ -6,6 +6,7 @@ Shape suffixes: B batch.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from archloop.blocks.base import State
@@ -59,9 +60,22 @@ class DecoderState:
         """An independent copy, to go back to or to continue from twice."""
         return self._copy({key: state.snapshot() for key, state in self.mixers.items()})
 
-    def mark(self) -> "DecoderState":
-        """A light copy to `restore`, good for going back over tokens taken in since (`State`)."""
-        return self._copy({key: state.mark() for key, state in self.mixers.items()})
+    def mark(self, into: "DecoderState | None" = None) -> "DecoderState":
+        """A light copy to `restore`, good for going back over tokens taken in since (`State`).
+
+        Args:
+            into: an earlier mark of this state that is wanted no more; it takes the copy, by one
+                kernel on a GPU where new tensors take one each.
+        """
+        if into is None:
+            return self._copy({key: state.mark() for key, state in self.mixers.items()})
+        kept, now = [into.lengths_B], [self.lengths_B]
+        for key, state in into.mixers.items():
+            kept += state.tensors.values()
+            now += [self.mixers[key][name] for name in state.tensors]
+        torch._foreach_copy_(kept, now)
+        into.recount(self.num_tokens)
+        return into
 
     def restore(self, snapshot: "DecoderState") -> None:
         """Go back to a snapshot or mark, in place."""

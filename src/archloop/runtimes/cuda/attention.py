@@ -14,9 +14,10 @@ from torch.nn.attention.bias import causal_lower_right
 
 from archloop.blocks.fast import CachedAttention
 from archloop.blocks.ops.rope import Rope
-from archloop.runtimes.cuda.half import Call, Half, Norm, PlainMixer
+from archloop.runtimes.cuda.half import Call, Half, PlainMixer
 from archloop.runtimes.cuda.kernels import attention, gemv
 from archloop.runtimes.cuda.output import Output
+from archloop.runtimes.cuda.row import Norm, Row
 from archloop.stack.state import DecoderState, MixerKey
 
 HEAD_DIMS = (64, 128)
@@ -91,16 +92,15 @@ class AttentionHalf(Half):
         self.output.rows(x_XD, y_Xd)
         return None
 
-    def one(self, x_D: Tensor, call: Call) -> None:
-        qkv = x_D.new_empty(self.form.qkv_proj.shape[0])
-        gemv.linear(x_D, self.form.qkv_proj, qkv, norm=self.norm, pdl=self.overlap)
-        gate_1N = None
-        if (gate_proj := self.form.gate_proj) is not None:
-            gate_N = x_D.new_empty(gate_proj.shape[0])
-            gemv.linear(x_D, gate_proj, gate_N, norm=self.norm, pdl=self.overlap)
-            gate_1N = gate_N[None]
+    def one(self, row: Row, call: Call) -> None:
+        qkv_proj, gate_proj = self.form.qkv_proj, self.form.gate_proj
+        qkv = row.x_D.new_empty(qkv_proj.shape[0])
+        gate_N = None if gate_proj is None else row.x_D.new_empty(gate_proj.shape[0])
+        gates = None if gate_proj is None or gate_N is None else (gate_proj, gate_N)
+        gemv.linear(row.read(), qkv_proj, qkv, norm=self.norm, more=gates, pdl=self.overlap)
+        gate_1N = None if gate_N is None else gate_N[None]
         y_d = self._step(qkv[None], gate_1N, call.state, overlap=self.overlap)[0]
-        self.output.one(x_D, y_d)
+        self.output.one(row, y_d)
 
     def touched(self, state: DecoderState) -> list[Tensor]:
         return [state.mixers[self.key][name][:, :, :1] for name in ("k", "v")]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from archloop.blocks.base import SequenceMixer, State
-from archloop.runtimes.cuda.half import Call, Norm, PlainMixer
+from archloop.runtimes.cuda.half import Call, PlainMixer
+from archloop.runtimes.cuda.row import Norm
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.fast import GatedConv
-from archloop.runtimes.cuda.half import Call, Half, Norm, PlainMixer
+from archloop.runtimes.cuda.half import Call, Half, PlainMixer
 from archloop.runtimes.cuda.kernels import gemv, rows
 from archloop.runtimes.cuda.output import Output
+from archloop.runtimes.cuda.row import Norm, Row
 from archloop.stack.state import DecoderState, MixerKey
 
 
@@ -47,11 +48,11 @@ class ConvHalf(Half):
         self.output.rows(x_XD, y_XD)
         return None
 
-    def one(self, x_D: Tensor, call: Call) -> None:
+    def one(self, row: Row, call: Call) -> None:
         form, past_LD = self.form, call.state.mixers[self.key]["conv"][0]
-        y_D = torch.empty_like(x_D)
+        x_D, y_D = row.read(), torch.empty_like(row.x_D)
         gemv.conv(x_D, self.norm, form.in_proj, form.taps_DK, past_LD, y_D, pdl=self.overlap)
-        self.output.one(x_D, y_D)
+        self.output.one(row, y_D)
 
     def tail(self, time: int) -> int:
         return min(time, self.form.taps_DK.shape[1])

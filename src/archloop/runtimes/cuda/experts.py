@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.fast import RoutedExperts
-from archloop.runtimes.cuda.half import Call, Half, Norm
-from archloop.runtimes.cuda.kernels import experts, gemv
+from archloop.runtimes.cuda.half import Call, Half
+from archloop.runtimes.cuda.kernels import experts, gemv, gemv_experts
+from archloop.runtimes.cuda.row import Norm, Row
 
 
 class ExpertsHalf(Half):
@@ -35,16 +36,16 @@ class ExpertsHalf(Half):
         # Adding the experts' outputs and the norm that follows are one kernel.
         return experts.join(x_XD, y_XKD, *after)
 
-    def one(self, x_D: Tensor, call: Call) -> None:
+    def one(self, row: Row, call: Call) -> None:
         del call
-        form = self.form
+        form, x_D = self.form, row.settled()
         logits_E = x_D.new_empty(form.router.shape[0])
         gemv.linear(x_D, form.router, logits_E, norm=self.norm, pdl=self.overlap)
         hidden_KF = x_D.new_empty(form.top_k, form.down.shape[2])
-        gemv.experts_up(
+        gemv_experts.experts_up(
             x_D, self.norm, logits_E, form.bias_E, form.gate_up, hidden_KF, pdl=self.overlap
         )
-        gemv.experts_down(
+        gemv_experts.experts_down(
             hidden_KF, logits_E, form.bias_E, form.down, x_D, normalize=form.normalize,
             routed_scale=form.routed_scale, pdl=self.overlap,
         )  # fmt: skip

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archloop.blocks.fast import GatedFeedForward
-from archloop.runtimes.cuda.half import Call, Half, Norm
+from archloop.runtimes.cuda.half import Call, Half
 from archloop.runtimes.cuda.kernels import gemv, rows
 from archloop.runtimes.cuda.output import Output
+from archloop.runtimes.cuda.row import Norm, Row
 
 TOKENS_AT_ONCE = 32768
 """Tokens whose hidden activations are held at once."""
@@ -33,8 +34,8 @@ class FeedForwardHalf(Half):
             self.output.rows(x_XD, hidden_XF)
         return None
 
-    def one(self, x_D: Tensor, call: Call) -> None:
+    def one(self, row: Row, call: Call) -> None:
         del call
-        hidden_F = x_D.new_empty(self.form.down.shape[1])
-        gemv.gate_up(x_D, self.norm, self.form.gate_up, hidden_F, pdl=self.overlap)
-        self.output.one(x_D, hidden_F)
+        hidden_F = row.x_D.new_empty(self.form.down.shape[1])
+        gemv.gate_up(row.read(), self.norm, self.form.gate_up, hidden_F, pdl=self.overlap)
+        self.output.one(row, hidden_F)

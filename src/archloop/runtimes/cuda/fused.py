@@ -18,7 +18,8 @@ from torch import Tensor
 from archloop.blocks.fast import CachedAttention, GatedConv, GatedFeedForward, RoutedExperts
 from archloop.runtimes.cuda.compiled import CompiledMixer, alone
 from archloop.runtimes.cuda.graph import StepGraph
-from archloop.runtimes.cuda.half import Call, Half, Norm, PlainChannel, PlainMixer
+from archloop.runtimes.cuda.half import Call, Half, PlainChannel, PlainMixer
+from archloop.runtimes.cuda.row import Norm, Row
 from archloop.runtimes.cuda.side import WholeStack
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
@@ -290,9 +291,10 @@ class FusedDecoder:
         """As `step`, without counting the tokens; `_choose` counts them on the device."""
         x_BD, call = self.decoder.embed(ids_B), Call(state)
         if ids_B.shape[0] == 1 and self.has_kernels:
+            row = Row(x_BD[0], self.overlap)
             for half in self.halves:
-                half.one(x_BD[0], call)
-            return self._logits_of_one(x_BD[0])[None]
+                half.one(row, call)
+            return self._logits_of_one(row)[None]
         self.counts_LE.zero_()
         h_BD: Tensor | None = None
         for at, half in enumerate(self.halves):
@@ -314,6 +316,13 @@ class FusedDecoder:
         """Run one half alone: its output is added to the stream in place."""
         half.rows(x_XD, self._normed(x_XD, None, half), call, half.norm)
 
+    @torch.no_grad()
+    def add_one(self, half: Half, x_D: Tensor, call: Call) -> None:
+        """As `add` in a decode step of one row, by the kernels of such a step."""
+        row = Row(x_D)
+        half.one(row, call)
+        x_D.copy_(row.settled())
+
     def _normed(self, x_XD: Tensor, h_XD: Tensor | None, half: Half) -> Tensor | None:
         """The stream as `half` reads it; `h_XD` if the half before has normed it already."""
         if not half.is_fused:
@@ -332,12 +341,12 @@ class FusedDecoder:
         last = at + 1 == len(self.halves)
         return _norm(self.decoder.norm) if last else self.halves[at + 1].norm
 
-    def _logits_of_one(self, x_D: Tensor) -> Tensor:
+    def _logits_of_one(self, row: Row) -> Tensor:
         """Logits (V,) of one row, the last norm and the head in one kernel."""
         head_VD = self.decoder.output_weight
-        logits_V = x_D.new_empty(head_VD.shape[0], dtype=torch.float32)
+        logits_V = row.x_D.new_empty(head_VD.shape[0], dtype=torch.float32)
         norm = _norm(self.decoder.norm)
-        self._gemv.linear(x_D, head_VD, logits_V, norm=norm, pdl=self.overlap)
+        self._gemv.linear(row.read(), head_VD, logits_V, norm=norm, pdl=self.overlap)
         divisor = self.decoder.spec.logits_divisor
         return logits_V if divisor == 1.0 else logits_V / divisor
 

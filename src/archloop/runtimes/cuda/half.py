@@ -15,13 +15,11 @@ from torch import Tensor
 
 from archloop.blocks.base import Features, Span, State
 from archloop.blocks.stream import Stream
+from archloop.runtimes.cuda.row import Norm, Row
 from archloop.stack.block import Block
 from archloop.stack.cost import mixer_config
 from archloop.stack.decoder import Decoder
 from archloop.stack.state import DecoderState, MixerKey
-
-Norm = tuple[Tensor, float]
-"""Weight and epsilon of an RMS norm."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Half(ABC):
         """
 
     @abstractmethod
-    def one(self, x_D: Tensor, call: Call) -> None:
+    def one(self, row: Row, call: Call) -> None:
         """As `rows` in a decode step of one row, with the norm."""
 
     def tail(self, time: int) -> int:
@@ -108,8 +106,8 @@ class PlainMixer(Half):
         x_BTD.copy_(stream.plain())
         return None
 
-    def one(self, x_D: Tensor, call: Call) -> None:
-        self._step(x_D[None], call)
+    def one(self, row: Row, call: Call) -> None:
+        self._step(row.settled()[None], call)
 
     def _step(self, x_BD: Tensor, call: Call) -> None:
         stream = Stream(x_BD)
@@ -144,8 +142,8 @@ class PlainChannel(Half):
         x_XD.copy_(self.block.channel(x_XD))
         return None
 
-    def one(self, x_D: Tensor, call: Call) -> None:
-        self.rows(x_D[None], None, call, self.norm)
+    def one(self, row: Row, call: Call) -> None:
+        self.rows(row.settled()[None], None, call, self.norm)
 
 
 def _first_slot(own: State, name: str, short: tuple[int, ...], long: tuple[int, ...]) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from archloop.runtimes.cuda.half import Norm
 from archloop.runtimes.cuda.kernels import gemv, rows
+from archloop.runtimes.cuda.row import Norm, Row
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Output:
         else:
             rows.add_normed(x_XD, F.linear(y_XK, self.matrix_DK), *self.post_norm)
 
-    def one(self, x_D: Tensor, y_K: Tensor) -> None:
+    def one(self, row: Row, y_K: Tensor) -> None:
         """As `rows` in a decode step of one row."""
         if self.post_norm is None:
-            gemv.linear(y_K, self.matrix_DK, x_D, residual=True, pdl=self.overlap)
+            gemv.linear(y_K, self.matrix_DK, row.x_D, residual=True, pdl=self.overlap)
             return
-        out_D = gemv.linear(y_K, self.matrix_DK, torch.empty_like(x_D), pdl=self.overlap)
-        rows.add_normed(x_D[None], out_D[None], *self.post_norm, pdl=self.overlap)
+        out_D = gemv.linear(y_K, self.matrix_DK, torch.empty_like(row.x_D), pdl=self.overlap)
+        row.add_later(out_D, self.post_norm)

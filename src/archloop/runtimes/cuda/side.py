@@ -11,7 +11,8 @@ from torch import Tensor
 
 from archloop.blocks.base import Features, Span
 from archloop.blocks.stream import Stream
-from archloop.runtimes.cuda.half import Call, Half, Norm, PlainMixer
+from archloop.runtimes.cuda.half import Call, Half, PlainMixer
+from archloop.runtimes.cuda.row import Norm, Row
 from archloop.stack.decoder import Decoder
 from archloop.stack.state import DecoderState, MixerKey
 
@@ -50,8 +51,8 @@ class WholeStack(Half):
         x.copy_(stream.read())
         return None
 
-    def one(self, x_D: Tensor, call: Call) -> None:
-        self.rows(x_D[None], None, call, self.norm)
+    def one(self, row: Row, call: Call) -> None:
+        self.rows(row.settled()[None], None, call, self.norm)
 
     def touched(self, state: DecoderState) -> list[Tensor]:
         halves = [

@@ -13,6 +13,10 @@ crowd the processors that have room and leave others idle, which at long context
 Small tensors are held by several warps at once, so a value that a program reads and then overwrites
 needs a barrier between: `tl.debug_barrier` is a plain block barrier.
 
+Where a norm stands behind a half, its output waits beside the stream, and whichever kernel reads
+the stream next adds it on the way in (`row`): every program reads the whole row in any case, and
+the chain of kernels, which is what a step waits for, is one shorter a half.
+
 Shape suffixes: D model width, K input width, N output width, F hidden width, L past inputs.
 """
 
@@ -21,65 +25,118 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from archloop.runtimes.cuda.row import Incoming
+
+
+@triton.jit
+def scale_of_waiting(y, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """What the norm of a waiting output divides by, inverted."""
+    cols = tl.arange(0, BLOCK_K)
+    square = tl.zeros((BLOCK_K,), tl.float32)
+    for start in tl.static_range(0, K, BLOCK_K):
+        value = tl.load(y + start + cols, mask=start + cols < K, other=0.0).to(tl.float32)
+        square += value * value
+    return tl.rsqrt(tl.sum(square, 0) / K + eps)
+
+
+@triton.jit
+def stream_part(x, y, post_weight, total, scale, k, K: tl.constexpr, WAITS: tl.constexpr):
+    """Columns `k` of the stream, with what waits to be added; the first program writes the sum.
+
+    Rounded as `rows.add_normed` rounds it.
+    """
+    value = tl.load(x + k, mask=k < K, other=0.0)
+    if WAITS:
+        added = tl.load(y + k, mask=k < K, other=0.0).to(tl.float32)
+        added *= scale * tl.load(post_weight + k, mask=k < K, other=0.0).to(tl.float32)
+        added = added.to(value.dtype).to(tl.float32)
+        value = (value.to(tl.float32) + added).to(value.dtype)
+        if tl.program_id(0) == 0:
+            tl.store(total + k, value, mask=k < K)
+    return value.to(tl.float32)
+
 
 @triton.jit
 def linear_kernel(
     x,
+    y,
+    post_weight,
+    total,
     norm_weight,
     w,
     out,
+    w_more,
+    out_more,
+    post_eps,
     eps,
     K: tl.constexpr,
     N: tl.constexpr,
+    MORE: tl.constexpr,
+    WAITS: tl.constexpr,
     HAS_NORM: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """``out[n] (+)= w[n] . norm(x)`` for BLOCK_N rows."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """``out[n] (+)= w[n] . norm(x)`` for BLOCK_N rows; after the last, rows of a second matrix."""
+    block, limit = tl.program_id(0), N
+    if MORE > 0:
+        own: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+        is_more = block >= own
+        w, out = tl.where(is_more, w_more, w), tl.where(is_more, out_more, out)
+        block, limit = tl.where(is_more, block - own, block), tl.where(is_more, MORE, N)
+    rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, BLOCK_K)
     w_rows = w + rows[:, None].to(tl.int64) * K
-    in_range = (rows < N)[:, None]
+    in_range = (rows < limit)[:, None]
     tile = tl.load(w_rows + cols[None, :], mask=in_range & (cols < K)[None, :], other=0.0)
     if PDL:
         gdc_wait()
     held = tl.zeros((BLOCK_N,), tl.float32)
     if RESIDUAL:
-        held = tl.load(out + rows, mask=rows < N, other=0.0).to(tl.float32)
+        held = tl.load(out + rows, mask=rows < limit, other=0.0).to(tl.float32)
+    waiting = 1.0
+    if WAITS:
+        waiting = scale_of_waiting(y, post_eps, K, BLOCK_K)
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     square = tl.zeros((BLOCK_K,), tl.float32)
     for start in tl.static_range(0, K, BLOCK_K):
         k = start + cols
         if start > 0:
             tile = tl.load(w_rows + k[None, :], mask=in_range & (k < K)[None, :], other=0.0)
-        value = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+        value = stream_part(x, y, post_weight, total, waiting, k, K, WAITS)
         if HAS_NORM:
             square += value * value
             value *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
         acc += tile.to(tl.float32) * value[None, :]
     if PDL:
         gdc_launch_dependents()
-    y = tl.sum(acc, 1)
+    result = tl.sum(acc, 1)
     if HAS_NORM:
-        y *= tl.rsqrt(tl.sum(square, 0) / K + eps)
+        result *= tl.rsqrt(tl.sum(square, 0) / K + eps)
     if RESIDUAL:
         tl.debug_barrier()
-    tl.store(out + rows, (y + held).to(out.dtype.element_ty), mask=rows < N)
+    tl.store(out + rows, (result + held).to(out.dtype.element_ty), mask=rows < limit)
 
 
 @triton.jit
 def conv_kernel(
     x,
+    y,
+    post_weight,
+    total,
     norm_weight,
     w,
     conv_weight,
     past,
     out,
+    post_eps,
     eps,
     D: tl.constexpr,
     KERNEL: tl.constexpr,
+    L_PAD: tl.constexpr,
+    WAITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
@@ -92,18 +149,20 @@ def conv_kernel(
     tile_b = tl.load(w_b, mask=inside, other=0.0)
     tile_c = tl.load(w_b + D * D, mask=inside, other=0.0)
     tile_u = tl.load(w_b + 2 * D * D, mask=inside, other=0.0)
+    # The past of a channel is written by this kernel alone, a step ago.
+    valid = rows < D
+    tap = tl.arange(0, L_PAD)
+    seen = valid[:, None] & (tap < KERNEL - 1)[None, :]
+    places = past + tap[None, :] * D + rows[:, None]
+    taps = conv_weight + rows * KERNEL
+    older = tl.load(places, mask=seen, other=0.0)
+    weights = tl.load(taps[:, None] + tap[None, :], mask=seen, other=0.0)
+    last_tap = tl.load(taps + KERNEL - 1, mask=valid, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    valid = rows < D
-    taps = conv_weight + rows * KERNEL
-    last_tap = tl.load(taps + KERNEL - 1, mask=valid, other=0.0).to(tl.float32)
-    y = tl.zeros((BLOCK_D,), tl.float32)
-    for j in tl.static_range(0, KERNEL - 1):
-        older = tl.load(past + j * D + rows, mask=valid, other=0.0)
-        y += older.to(tl.float32) * tl.load(taps + j, mask=valid, other=0.0).to(tl.float32)
-        if j > 0:
-            tl.debug_barrier()
-            tl.store(past + (j - 1) * D + rows, older, mask=valid)
+    waiting = 1.0
+    if WAITS:
+        waiting = scale_of_waiting(y, post_eps, D, BLOCK_K)
     acc_b = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
     acc_c = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
     acc_u = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
@@ -115,7 +174,7 @@ def conv_kernel(
             tile_b = tl.load(w_b + start, mask=inside, other=0.0)
             tile_c = tl.load(w_b + start + D * D, mask=inside, other=0.0)
             tile_u = tl.load(w_b + start + 2 * D * D, mask=inside, other=0.0)
-        value = tl.load(x + k, mask=k < D, other=0.0).to(tl.float32)
+        value = stream_part(x, y, post_weight, total, waiting, k, D, WAITS)
         square += value * value
         value = (value * tl.load(norm_weight + k, mask=k < D, other=0.0).to(tl.float32))[None, :]
         acc_b += tile_b.to(tl.float32) * value
@@ -129,21 +188,28 @@ def conv_kernel(
     c = (tl.sum(acc_c, 1) * scale).to(dtype).to(tl.float32)
     u = (tl.sum(acc_u, 1) * scale).to(dtype).to(tl.float32)
     z = (b * u).to(dtype)
-    y += z.to(tl.float32) * last_tap
+    convolved = tl.sum(older.to(tl.float32) * weights.to(tl.float32), 1)
+    convolved += z.to(tl.float32) * last_tap
     tl.debug_barrier()
+    tl.store(places - D, older, mask=seen & (tap > 0)[None, :])
     tl.store(past + (KERNEL - 2) * D + rows, z.to(past.dtype.element_ty), mask=valid)
-    tl.store(out + rows, (c * y).to(dtype), mask=valid)
+    tl.store(out + rows, (c * convolved).to(dtype), mask=valid)
 
 
 @triton.jit
 def gate_up_kernel(
     x,
+    y,
+    post_weight,
+    total,
     norm_weight,
     w,
     out,
+    post_eps,
     eps,
     K: tl.constexpr,
     F: tl.constexpr,
+    WAITS: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
@@ -157,6 +223,9 @@ def gate_up_kernel(
     tile_up = tl.load(w_gate + F * K, mask=inside, other=0.0)
     if PDL:
         gdc_wait()
+    waiting = 1.0
+    if WAITS:
+        waiting = scale_of_waiting(y, post_eps, K, BLOCK_K)
     acc_gate = tl.zeros((BLOCK_F, BLOCK_K), tl.float32)
     acc_up = tl.zeros((BLOCK_F, BLOCK_K), tl.float32)
     square = tl.zeros((BLOCK_K,), tl.float32)
@@ -166,7 +235,7 @@ def gate_up_kernel(
             inside = (rows < F)[:, None] & (k < K)[None, :]
             tile_gate = tl.load(w_gate + start, mask=inside, other=0.0)
             tile_up = tl.load(w_gate + start + F * K, mask=inside, other=0.0)
-        value = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+        value = stream_part(x, y, post_weight, total, waiting, k, K, WAITS)
         square += value * value
         value = (value * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32))[None, :]
         acc_gate += tile_gate.to(tl.float32) * value
@@ -175,129 +244,20 @@ def gate_up_kernel(
         gdc_launch_dependents()
     scale = tl.rsqrt(tl.sum(square, 0) / K + eps)
     gate = tl.sum(acc_gate, 1) * scale
-    y = gate * tl.sigmoid(gate) * (tl.sum(acc_up, 1) * scale)
-    tl.store(out + rows, y.to(out.dtype.element_ty), mask=rows < F)
-
-
-@triton.jit
-def ranked_experts(logits, bias, E: tl.constexpr, E_PAD: tl.constexpr):
-    """Score of each expert and its place in the order of ``score + bias`` (ties: lower index).
-
-    Ranks come from all pairwise comparisons: two reductions instead of one per chosen expert.
-    """
-    e = tl.arange(0, E_PAD)
-    score = tl.sigmoid(tl.load(logits + e, mask=e < E, other=0.0).to(tl.float32))
-    score = score.to(logits.dtype.element_ty).to(tl.float32)
-    key = tl.where(e < E, score + tl.load(bias + e, mask=e < E, other=0.0), float("-inf"))
-    other = tl.sigmoid(tl.load(logits + e, mask=e < E, other=0.0).to(tl.float32))
-    other = other.to(logits.dtype.element_ty).to(tl.float32)
-    other = tl.where(e < E, other + tl.load(bias + e, mask=e < E, other=0.0), float("-inf"))
-    ahead = (other[None, :] > key[:, None]) | (
-        (other[None, :] == key[:, None]) & (e[None, :] < e[:, None])
-    )
-    return score, tl.sum(ahead.to(tl.int32), 1)
-
-
-@triton.jit
-def experts_up_kernel(
-    x,
-    norm_weight,
-    logits,
-    bias,
-    w,
-    out,
-    eps,
-    K: tl.constexpr,
-    F: tl.constexpr,
-    E: tl.constexpr,
-    E_PAD: tl.constexpr,
-    BLOCK_F: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """`gate_up_kernel` of the expert in place ``program_id(1)`` of the router's order.
-
-    Takes whole rows: nothing is known of the weights before the router's order is, so all else
-    is loaded and reduced first.
-    """
-    cols = tl.arange(0, BLOCK_K)
-    scales = tl.load(norm_weight + cols, mask=cols < K, other=0.0).to(tl.float32)
-    if PDL:
-        gdc_wait()
-    value = tl.load(x + cols, mask=cols < K, other=0.0).to(tl.float32)
-    _, rank = ranked_experts(logits, bias, E, E_PAD)
-    slot = tl.program_id(1)
-    expert = tl.sum(tl.where(rank == slot, tl.arange(0, E_PAD), 0), 0).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
-    w_gate = w + expert * (2 * F * K) + rows[:, None] * K + cols[None, :]
-    inside = (rows < F)[:, None] & (cols < K)[None, :]
-    tile_gate = tl.load(w_gate, mask=inside, other=0.0)
-    tile_up = tl.load(w_gate + F * K, mask=inside, other=0.0)
-    scale = tl.rsqrt(tl.sum(value * value, 0) / K + eps)
-    value = (value * scales)[None, :]
-    gate = tl.sum(tile_gate.to(tl.float32) * value, 1) * scale
-    up = tl.sum(tile_up.to(tl.float32) * value, 1) * scale
-    if PDL:
-        gdc_launch_dependents()
-    y = gate * tl.sigmoid(gate) * up
-    tl.store(out + slot * F + rows, y.to(out.dtype.element_ty), mask=rows < F)
-
-
-@triton.jit
-def experts_down_kernel(
-    hidden,
-    logits,
-    bias,
-    w,
-    out,
-    routed_scale,
-    D: tl.constexpr,
-    F: tl.constexpr,
-    E: tl.constexpr,
-    E_PAD: tl.constexpr,
-    TOP_K: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_F: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """``out[d] += sum_k weight_k * w[expert_k, d] . hidden[k]`` for BLOCK_D outputs.
-
-    Reads the router's logits before `wait`: `experts_up_kernel`, which runs between, lets this one
-    start only after its own wait for the router.
-    """
-    score, rank = ranked_experts(logits, bias, E, E_PAD)
-    total = routed_scale
-    if NORMALIZE:
-        total = routed_scale / (tl.sum(tl.where(rank < TOP_K, score, 0.0), 0) + 1e-6)
-    rows = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    cols = tl.arange(0, BLOCK_F)
-    inside = (rows < D)[:, None] & (cols < F)[None, :]
-    at = rows[:, None] * F + cols[None, :]
-    first = tl.sum(tl.where(rank == 0, tl.arange(0, E_PAD), 0), 0).to(tl.int64)
-    tile = tl.load(w + first * (D * F) + at, mask=inside, other=0.0)
-    if PDL:
-        gdc_wait()
-    held = tl.load(out + rows, mask=rows < D, other=0.0).to(tl.float32)
-    acc = tl.zeros((BLOCK_D, BLOCK_F), tl.float32)
-    for slot in tl.static_range(0, TOP_K):
-        expert = tl.sum(tl.where(rank == slot, tl.arange(0, E_PAD), 0), 0).to(tl.int64)
-        weight = tl.sum(tl.where(rank == slot, score, 0.0), 0) * total
-        for start in tl.static_range(0, F, BLOCK_F):
-            f = start + cols
-            if slot + start > 0:
-                inside = (rows < D)[:, None] & (f < F)[None, :]
-                tile = tl.load(w + expert * (D * F) + at + start, mask=inside, other=0.0)
-            value = tl.load(hidden + slot * F + f, mask=f < F, other=0.0).to(tl.float32)
-            acc += tile.to(tl.float32) * (value * weight)[None, :]
-    if PDL:
-        gdc_launch_dependents()
-    y = tl.sum(acc, 1) + held
-    tl.debug_barrier()
-    tl.store(out + rows, y.to(out.dtype.element_ty), mask=rows < D)
+    hidden = gate * tl.sigmoid(gate) * (tl.sum(acc_up, 1) * scale)
+    tl.store(out + rows, hidden.to(out.dtype.element_ty), mask=rows < F)
 
 
 # --- launching --------------------------------------------------------------------------------
+
+
+def incoming(x: Tensor | Incoming) -> tuple[tuple[Tensor, ...], float, bool]:
+    """The four addresses that a kernel is given of its input, an epsilon, and whether any waits."""
+    if isinstance(x, Incoming):
+        weight, eps = x.post_norm
+        return (x.x_D, x.y_D, weight, x.total_D), eps, True
+    return (x, x, x, x), 0.0, False  # Three of them are not read.
+
 
 TILE = 2048
 """Weights a program reads in one go along the input width."""
@@ -321,30 +281,38 @@ def linear_block(num_rows: int, width: int) -> tuple[int, int]:
 
 
 def linear(
-    x_K: Tensor,
+    x_K: Tensor | Incoming,
     w_NK: Tensor,
     out_N: Tensor,
     *,
     norm: tuple[Tensor, float] | None = None,
     residual: bool = False,
+    more: tuple[Tensor, Tensor] | None = None,
     block: int | None = None,
     warps: int | None = None,
     pdl: bool = False,
 ) -> Tensor:
-    """``out = w norm(x)``, or ``out += ...`` with `residual`. Returns `out_N`."""
+    """``out = w norm(x)``, or ``out += ...`` with `residual`. Returns `out_N`.
+
+    `more` is a second matrix over the same input and where its product goes, in the same kernel.
+    """
     num_rows, width = w_NK.shape
     best = linear_block(num_rows, width)
     block, warps = block or best[0], warps or best[1]
-    weight, eps = norm or (x_K, 0.0)
-    linear_kernel[(triton.cdiv(num_rows, block),)](
-        x_K, weight, w_NK, out_N, eps, width, num_rows, norm is not None, residual,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
+    given, post_eps, waits = incoming(x_K)
+    weight, eps = norm or (given[0], 0.0)
+    w_more, out_more = more or (w_NK, out_N)
+    num_more = w_more.shape[0] if more else 0
+    linear_kernel[(triton.cdiv(num_rows, block) + triton.cdiv(num_more, block),)](
+        *given, weight, w_NK, out_N, w_more, out_more, post_eps, eps, width, num_rows, num_more,
+        waits, norm is not None, residual, block, tile_width(width), pdl,
+        num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_N
 
 
 def conv(
-    x_D: Tensor,
+    x_D: Tensor | Incoming,
     norm: tuple[Tensor, float],
     w: Tensor,
     conv_weight_DK: Tensor,
@@ -357,15 +325,17 @@ def conv(
 ) -> Tensor:
     """``c * conv(b * u)`` with ``(b, c, u) = w norm(x)``; advances `past_LD`. Returns `out_D`."""
     width, kernel = conv_weight_DK.shape
+    given, post_eps, waits = incoming(x_D)
     conv_kernel[(triton.cdiv(width, block),)](
-        x_D, norm[0], w, conv_weight_DK, past_LD, out_D, norm[1], width, kernel,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
+        *given, norm[0], w, conv_weight_DK, past_LD, out_D, post_eps, norm[1], width, kernel,
+        triton.next_power_of_2(kernel - 1), waits, block, tile_width(width), pdl,
+        num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_D
 
 
 def gate_up(
-    x_K: Tensor,
+    x_K: Tensor | Incoming,
     norm: tuple[Tensor, float],
     w: Tensor,
     out_F: Tensor,
@@ -376,56 +346,9 @@ def gate_up(
 ) -> Tensor:
     """Hidden layer of a SwiGLU whose gate and up rows are stacked in `w`. Returns `out_F`."""
     hidden, width = out_F.shape[0], w.shape[1]
+    given, post_eps, waits = incoming(x_K)
     gate_up_kernel[(triton.cdiv(hidden, block),)](
-        x_K, norm[0], w, out_F, norm[1], width, hidden,
+        *given, norm[0], w, out_F, post_eps, norm[1], width, hidden, waits,
         block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_F
-
-
-def experts_up(
-    x_D: Tensor,
-    norm: tuple[Tensor, float],
-    logits_E: Tensor,
-    bias_E: Tensor,
-    w: Tensor,
-    out_KF: Tensor,
-    *,
-    block: int = 2,
-    warps: int = 2,
-    pdl: bool = False,
-) -> Tensor:
-    """Hidden layers of the experts that the router's logits choose. Returns `out_KF`."""
-    top_k, hidden = out_KF.shape
-    num_experts, _, width = w.shape
-    experts_up_kernel[(triton.cdiv(hidden, block), top_k)](
-        x_D, norm[0], logits_E, bias_E, w, out_KF, norm[1], width, hidden, num_experts,
-        triton.next_power_of_2(num_experts), block, triton.next_power_of_2(width), pdl,
-        num_warps=warps, launch_pdl=pdl,
-    )  # fmt: skip
-    return out_KF
-
-
-def experts_down(
-    hidden_KF: Tensor,
-    logits_E: Tensor,
-    bias_E: Tensor,
-    w: Tensor,
-    out_D: Tensor,
-    *,
-    normalize: bool,
-    routed_scale: float,
-    block: int = 8,
-    warps: int = 4,
-    depth: int = 512,
-    pdl: bool = False,
-) -> Tensor:
-    """Adds the chosen experts' weighted outputs to `out_D`, which it returns."""
-    top_k, hidden = hidden_KF.shape
-    num_experts, width, _ = w.shape
-    experts_down_kernel[(triton.cdiv(width, block),)](
-        hidden_KF, logits_E, bias_E, w, out_D, routed_scale, width, hidden, num_experts,
-        triton.next_power_of_2(num_experts), top_k, normalize,
-        block, depth, pdl, num_warps=warps, launch_pdl=pdl,
-    )  # fmt: skip
-    return out_D

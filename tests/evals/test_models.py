@@ -10,6 +10,7 @@ from archloop import registry
 from archloop.checkpoints.loading import load
 from archloop.checkpoints.saving import save
 from archloop.errors import UserError
+from archloop.evals import decoder_model
 from archloop.evals.artifact_model import ArtifactModel
 from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.tasks.addition import Addition
@@ -166,6 +167,18 @@ class TestDecoderModel:
         given = [Prompt(row, ("\0",), 5 + i % 2) for i, row in enumerate(rows(3, 30, 9, 30))]
         model = DecoderModel(decoder, Bytes(), batch_size=2)
         assert model.generate_until(given) == [model.generate_until([p])[0] for p in given]
+
+    def test_long_prompts_are_read_few_at_a_time(self, decoder, monkeypatch):
+        """Attention over padded rows may keep a number for each pair of tokens."""
+        given = [Prompt(row, (), 2) for row in rows(40, 10, 10, 40, 10, 40)]
+        expected = DecoderModel(decoder, Bytes()).generate_until(given)
+        monkeypatch.setattr(decoder_model, "MAX_SCORES", 2 * 40**2)
+        told = []
+        model = DecoderModel(decoder, Bytes(), on_rows=told.append)
+        assert model.generate_until(given) == expected
+        assert told == [2, 2, 2]
+        monkeypatch.setattr(decoder_model, "MAX_SCORES", 1)
+        assert model.generate_until(given) == expected
 
     def test_without_a_tokenizer_text_is_refused_by_name(self, decoder):
         with pytest.raises(ValueError, match="no tokenizer"):

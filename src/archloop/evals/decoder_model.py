@@ -6,7 +6,6 @@ answers do not depend on its neighbours beyond rounding.
 Shape suffixes: B batch, N rows, T time, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
@@ -24,6 +23,9 @@ from archloop.stack.decoder import Decoder
 
 MAX_LOGITS = 2**27
 """Logits that a batch may hold at once: half a GiB in float32."""
+MAX_SCORES = 2**29
+"""Pairs of tokens that padded prompts may have at once: attention with a mask may keep a number for
+each pair and head."""
 
 
 class DecoderModel(Model):
@@ -105,7 +107,7 @@ class DecoderModel(Model):
             # The last new token is produced but never fed back, so it needs no room.
             self._check_length(_size(request) + request.max_new_tokens - 1)
         for (stops, max_new), group in groupby(order, key=lambda i: _ends(requests[i])):
-            for batch in _batches(list(group), self._batch_size):
+            for batch in self._batches(list(group), requests):
                 found = generate(
                     self._decoder,
                     [list(requests[i].ids) for i in batch],
@@ -147,6 +149,14 @@ class DecoderModel(Model):
                 "give shorter examples"
             )
 
+    def _batches(self, order: list[int], requests: Sequence[Prompt]) -> Iterator[list[int]]:
+        """Prompts to read together; the longest first, so that a lack of memory shows at once."""
+        while order:
+            pairs = max(1, _size(requests[order[-1]])) ** 2
+            size = max(1, min(self._batch_size, MAX_SCORES // pairs))
+            order, batch = order[:-size], order[-size:]
+            yield batch
+
     def _rows_at_once(self, length: int) -> int:
         return max(1, min(self._batch_size, MAX_LOGITS // (max(1, length) * self.vocab_size)))
 
@@ -170,8 +180,3 @@ def _ends(request: Prompt) -> tuple[tuple[str, ...], int]:
 
 def _size(request: Prompt) -> int:
     return len(request.ids)
-
-
-def _batches(indices: list[int], size: int) -> Iterator[list[int]]:
-    for number in range(math.ceil(len(indices) / size)):
-        yield indices[number * size : (number + 1) * size]

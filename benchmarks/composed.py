@@ -119,20 +119,29 @@ def ranks(runtime: Runtime, asked: argparse.Namespace, scratch: Path) -> dict[st
     """Whether stacks from pieces are ordered as stacks that were lowered whole."""
     rng = random.Random(asked.seed)
     cache = BlockCache(runtime.name, runtime.version(), asked.quant, asked.cache)
+    kept = scratch if asked.keep is None else asked.keep / f"{runtime.name}-{asked.quant}"
     sessions: list[dict[str, Session]] = []
     whole_s = []
     for index in range(asked.varied):
         spec = drawn(rng, rng.choice((256, 384)), rng.choice((2, 3, 4)), 4096)
-        start = time.perf_counter()
-        # Not of `pieces.assembled`: engines keep equal weights of two blocks once.
-        export(runtime, build_random(spec, index), scratch / f"{index}-whole", asked.quant)
-        whole_s.append(time.perf_counter() - start)
-        compose(runtime, spec, scratch / f"{index}-composed", asked.quant, cache=cache)
-        homes = {name: scratch / f"{index}-{name}" for name in ("whole", "composed")}
-        sessions.append(
-            {name: runtime.open(home, asked.threads, 2 * CONTEXT) for name, home in homes.items()}
-        )
-        print(f"{' '.join(spec.layout)}: whole lowered in {whole_s[-1]:.1f} s", flush=True)
+        homes = {name: kept / f"{index}-{name}" for name in ("whole", "composed")}
+        if not homes["whole"].exists():
+            start = time.perf_counter()
+            # Not of `pieces.assembled`: engines keep equal weights of two blocks once.
+            export(runtime, build_random(spec, index), homes["whole"], asked.quant)
+            whole_s.append(time.perf_counter() - start)
+            print(f"{' '.join(spec.layout)}: whole lowered in {whole_s[-1]:.1f} s", flush=True)
+        if not homes["composed"].exists():
+            compose(runtime, spec, homes["composed"], asked.quant, cache=cache)
+        if asked.rounds:
+            sessions.append(
+                {
+                    name: runtime.open(home, asked.threads, 2 * CONTEXT)
+                    for name, home in homes.items()
+                }
+            )
+    if not asked.rounds:
+        return {"whole_s": whole_s}
     told: dict[str, object] = {"whole_s": whole_s}
     for figure, timed in (("decode", decode_ms), ("prefill", prefill_ms)):
         times = {
@@ -203,7 +212,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stacks", type=int, default=20)
     parser.add_argument("--varied", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10, help="0 only lowers")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the artifacts of ranks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="of pieces; default: the user's")
     return parser.parse_args()

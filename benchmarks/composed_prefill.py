@@ -10,16 +10,14 @@ half-width of its 95% interval is at most 5%, or for `--most`. Prints a table an
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 
 from archloop import registry
 from archloop.profiling.statistics import interval
 from archloop.profiling.turns import Subject, start, wait_started
-from archloop.runtimes.exporting import build_random, export
 from archloop.workers import wire
-from own_tools import read_spec, runner
+from own_tools import artifact, read_spec, runner
 
 WIDEST = 0.05
 
@@ -30,9 +28,7 @@ def main() -> None:
     quant = asked.quant or runtime.quants[0]
     composed: list[float] = []
     whole: list[float] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "artifact"
-        export(runtime, build_random(read_spec(asked.preset), 0), folder, quant, parity=False)
+    with artifact(asked, quant) as folder:
         while len(whole) < asked.most:
             first = len(whole) % 2 == 0
             one, other = measured(asked, folder, composed_first=first)
@@ -43,6 +39,8 @@ def main() -> None:
                 ratio = interval([a / b for a, b in zip(composed, whole, strict=True)])
                 if (ratio.high - ratio.low) / 2 <= WIDEST:
                     break
+    if not whole:
+        return
     ratio = interval([a / b for a, b in zip(composed, whole, strict=True)])
     name = f"{asked.runtime} {quant}, {asked.preset}, {asked.context}"
     print("| | composed, ms | whole, ms | ratio | 95% | rounds |\n|---|---|---|---|---|---|")
@@ -85,7 +83,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="smollm2-135m", help="or the .json file of a spec")
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--most", type=int, default=5, help="rounds")
+    parser.add_argument("--most", type=int, default=5, help="rounds; 0 only exports")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the artifact")
     return parser.parse_args()
 
 

@@ -44,12 +44,10 @@ Figures = dict[str, float]
 
 def main() -> None:
     asked = _arguments()
-    spec = read_spec(asked.preset)
-    runtime = registry.get("runtimes", asked.runtime)()
     quant = asked.quant or ("q4_0" if asked.runtime == "llama_cpp" else "fp32")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "artifact"
-        export(runtime, build_random(spec, 0), folder, quant, parity=False)
+    with artifact(asked, quant) as folder:
+        if asked.most == 0:
+            return
         tool = {"llama_cpp": llama_bench, "openvino": benchmark_app}[asked.runtime]
         ways: list[Callable[[argparse.Namespace, Path], Figures]] = [archloops, tool]
         found: list[list[Figures]] = [[], []]
@@ -58,6 +56,19 @@ def main() -> None:
                 found[index].append(ways[index](asked, folder))
             print(f"round {len(found[0])}: {found[0][-1]} {found[1][-1]}", file=sys.stderr)
     _print(asked, quant, found)
+
+
+@contextmanager
+def artifact(asked: argparse.Namespace, quant: str) -> Iterator[Path]:
+    """A preset's artifact with random weights, in the folder that keeps them if there is one."""
+    runtime = registry.get("runtimes", asked.runtime)()
+    with tempfile.TemporaryDirectory() as scratch:
+        home = asked.keep or Path(scratch)
+        folder = home / f"{asked.runtime}-{quant}-{Path(asked.preset).stem}"
+        if not folder.exists():
+            decoder = build_random(read_spec(asked.preset), 0)
+            export(runtime, decoder, folder, quant, parity=False)
+        yield folder
 
 
 def archloops(asked: argparse.Namespace, folder: Path) -> Figures:
@@ -112,7 +123,7 @@ def benchmark_app(asked: argparse.Namespace, folder: Path) -> Figures:
 
     from archloop.runtimes.openvino import stateful
 
-    model = folder.parent / "stateful.xml"
+    model = folder.with_suffix(".stateful.xml")
     if not model.exists():
         room = asked.depth + STEPS + SETTLE
         openvino.save_model(stateful(folder, room), str(model), compress_to_fp16=False)
@@ -124,7 +135,8 @@ def benchmark_app(asked: argparse.Namespace, folder: Path) -> Figures:
     options += ["-data_shape", "ids[1,1],length[1]", "-niter", str(STEPS)]
     told = _output([*tool, *options])
     (line,) = [line for line in told.splitlines() if "Median" in line]
-    return {"step at 0": float(line.split()[-2])}
+    *_, value, unit = line.split()
+    return {"step at 0": float(value) * {"ms": 1.0, "us": 1e-3}[unit]}
 
 
 def read_spec(name: str) -> StackSpec:
@@ -172,7 +184,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quant")
     parser.add_argument("--depth", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--most", type=int, default=7, help="rounds")
+    parser.add_argument("--most", type=int, default=7, help="rounds; 0 only exports")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the artifact")
     return parser.parse_args()
 
 

@@ -1,11 +1,13 @@
 """llama.cpp: which stacks it runs, what its files hold, and that its logits are those of eager."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from archloop.runtimes.exporting import build_random, export
 from archloop.runtimes.gguf import file as gguf_file
+from archloop.runtimes.gguf import vocabulary
 from archloop.runtimes.llama_cpp import LlamaCpp
 from archloop.runtimes.parity import session_rows
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
@@ -120,3 +122,75 @@ def test_a_deep_context_comes_back_from_its_file(tmp_path: Path) -> None:
         session_rows(session, [[1, 2, 3]], [4])
     assert (taken[0] == taken[1]).all()
     session.close()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a byte-level tokenizer of 300 tokens, a special one, and a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the other 12 of 123 weathers, they're there"] * 3, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<|end|>", "chat_template": "{{ messages[0]['content'] }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    if missing := LlamaCpp().missing_to_export():
+        pytest.skip(missing)
+    spec = STACKS["llama"].replace(vocab_size=310)
+    gguf_file.write(build_random(spec, 0), tmp_path / "model.gguf")
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.ci
+def test_a_checkpoints_tokenizer_is_the_engines_too(checkpoint: Path, model: Path) -> None:
+    from gguf import GGUFReader
+    from tokenizers import Tokenizer
+
+    before = {tensor.name: bytes(tensor.data) for tensor in GGUFReader(model).tensors}
+    assert not vocabulary.has_one(model)
+    assert vocabulary.add(model, checkpoint) is None
+    assert vocabulary.has_one(model)
+    ours = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    for text in ("the weather, 2026<|end|>", "Ünï ⊕ 😶\u200d🌫️\n\n they're", " "):
+        assert vocabulary.tokens(model, text) == ours.encode(text, add_special_tokens=False).ids
+    reader = GGUFReader(model)
+    assert {tensor.name: bytes(tensor.data) for tensor in reader.tensors} == before
+    assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == 0
+    assert "messages" in reader.fields["tokenizer.chat_template"].contents()
+    assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == 310
+    assert LlamaCpp().command(model.parent) == f"llama-cli -m {model}"
+
+
+@pytest.mark.ci
+def test_a_tokenizer_that_the_engine_cannot_cut_like_is_left_out(
+    checkpoint: Path, model: Path, tmp_path: Path
+) -> None:
+    before = model.read_bytes()
+    told = json.loads((checkpoint / "tokenizer.json").read_text())
+    told["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False},
+            told["pre_tokenizer"] | {"use_regex": False},
+        ],
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    assert "gives this tokenizer's ids" in (vocabulary.add(model, tmp_path) or "")
+    told["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    assert "byte-level BPE" in (vocabulary.add(model, tmp_path) or "")
+    assert model.read_bytes() == before
+    assert LlamaCpp().command(tmp_path).startswith("llama-bench")

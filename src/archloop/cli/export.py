@@ -90,7 +90,7 @@ def _to_engine(
     quant = quant or engine.quants[0]
     engine.check(quant)
     decoder, weights = found.decoder(seed)
-    manifest = write(engine, decoder, output, quant)
+    manifest = write(engine, decoder, output, quant, tokenizer=found.folder)
     return {
         "directory": str(output),
         "weights": weights,

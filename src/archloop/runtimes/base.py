@@ -242,6 +242,19 @@ class Runtime(ABC):
         del spec
         return None
 
+    def add_tokenizer(self, directory: Path, folder: Path) -> str | None:
+        """Put a checkpoint's tokenizer into the files just written, if the engine's hold one.
+
+        Args:
+            directory: of the files, before their checksums are taken.
+            folder: of the checkpoint.
+
+        Returns:
+            Why it cannot be there; None if it is, or if the engine's files hold none.
+        """
+        del directory, folder
+        return None
+
     def command(self, directory: Path) -> str | None:
         """A command of the engine's own that runs an artifact, without archloop; None if none."""
         del directory

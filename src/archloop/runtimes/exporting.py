@@ -34,7 +34,13 @@ _DECIDED = "parity"
 
 
 def export(
-    runtime: Runtime, decoder: "Decoder", directory: Path, quant: str, *, parity: bool = True
+    runtime: Runtime,
+    decoder: "Decoder",
+    directory: Path,
+    quant: str,
+    *,
+    parity: bool = True,
+    tokenizer: Path | None = None,
 ) -> Manifest:
     """Write an artifact and compare its logits with eager PyTorch's.
 
@@ -44,6 +50,8 @@ def export(
         directory: absent or empty; the artifact appears there whole or not at all.
         quant: one of the runtime's.
         parity: compare; costs one load.
+        tokenizer: folder of a checkpoint whose tokenizer goes into the engine's file, where the
+            engine can have it there (`Runtime.add_tokenizer`).
 
     Raises:
         UserError: as `Runtime.check`, the stack is unsupported, the directory holds something, or
@@ -52,6 +60,8 @@ def export(
     _check(runtime, decoder.spec, quant)
     with _appearing(directory) as draft:
         weight_bytes = runtime.write(decoder, draft, quant)
+        if tokenizer is not None:
+            runtime.add_tokenizer(draft, tokenizer)
         return _finished(runtime, decoder, draft, quant, weight_bytes, parity=parity)
 
 

@@ -77,7 +77,16 @@ class LlamaCpp(Runtime):
 
         return gguf_rounding.flash_attention
 
+    def add_tokenizer(self, directory: Path, folder: Path) -> str | None:
+        from archloop.runtimes.gguf import vocabulary as gguf_vocabulary
+
+        return gguf_vocabulary.add(directory / MODEL, folder)
+
     def command(self, directory: Path) -> str:
+        from archloop.runtimes.gguf import vocabulary as gguf_vocabulary
+
+        if gguf_vocabulary.has_one(directory / MODEL):
+            return f"llama-cli -m {directory / MODEL}"
         return f"llama-bench -m {directory / MODEL} -p 512 -n 128"
 
     def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
@@ -85,14 +94,14 @@ class LlamaCpp(Runtime):
 
     def start(self, threads: int) -> None:
         del threads  # A context's own.
-        _engine()
+        engine()
 
 
 class _LlamaSession(Session):
     """A model and a context, whose memory holds one sequence."""
 
     def __init__(self, directory: Path, vocab_size: int, threads: int, max_context: int) -> None:
-        self._llama = llama = _engine()
+        self._llama = llama = engine()
         self.max_context, self.vocab_size, self.num_tokens = max_context, vocab_size, 0
         self._model = llama.llama_model_load_from_file(
             str(directory / MODEL).encode(), llama.llama_model_default_params()
@@ -189,7 +198,7 @@ class _LlamaSession(Session):
 
 
 @cache
-def _engine() -> Any:
+def engine() -> Any:
     """llama.cpp's functions, silent."""
     llama = import_module("llama_cpp")
     llama.llama_log_set(_silence(llama), ctypes.c_void_p(0))
@@ -205,7 +214,7 @@ def _silence(llama: Any) -> Any:
 
 def _quantize(exact: Path, model: Path, quant: str) -> None:
     """By llama.cpp itself, so that a file is quantised as its users' are."""
-    llama = _engine()
+    llama = engine()
     settings = llama.llama_model_quantize_default_params()
     settings.ftype = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{quant.upper()}")
     if llama.llama_model_quantize(str(exact).encode(), str(model).encode(), ctypes.byref(settings)):

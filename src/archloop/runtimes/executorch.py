@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from archloop.runtimes.pieces import Lowered, PartName
     from archloop.runtimes.pte.graph import Part
+    from archloop.runtimes.pte.linking import Copy
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
 
@@ -54,8 +55,13 @@ class ExecuTorch(Runtime):
 
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
         from archloop.runtimes.pte import graph as executorch_graph
+        from archloop.runtimes.pte.linking import Copy
 
-        return _write(executorch_graph.whole(decoder), directory, quant)
+        weight_bytes = _write(executorch_graph.whole(decoder), directory, quant)
+        # Linked as if it were pieces, so that the state is no output: the engine would set aside
+        # memory for each, of as many tokens as a state may ever have.
+        _link([Copy(_read(directory), "whole")], directory)
+        return weight_bytes
 
     def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
         from archloop.runtimes.pte import quantizing as executorch_quantizing
@@ -71,30 +77,22 @@ class ExecuTorch(Runtime):
         return _write(executorch_graph.of_piece(decoder, part), directory, quant)
 
     def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
-        from executorch.exir._serialize._program import (
-            deserialize_pte_binary,
-            serialize_pte_binary,
-        )
-
         from archloop.runtimes.pieces import summed_bytes
-        from archloop.runtimes.pte.linking import Copy, linked
+        from archloop.runtimes.pte.linking import Copy
 
         del quant
         files: dict[Path, Any] = {}
         lowered, held = [], []
         for placed, home, _ in pieces:
             if home not in files:
-                files[home] = deserialize_pte_binary((home / MODEL).read_bytes())
+                files[home] = _read(home)
             copy = f"{home.name} {placed.weights}"
             lowered.append(Copy(files[home], copy))
             for each in json.loads((home / STATE).read_bytes()):
                 # A piece's only block is block 0 to it.
                 slot = each["name"].split(".", 1)[1]
                 held.append({**each, "name": f"{placed.block}.{slot}"})
-        with (directory / MODEL).open("wb") as file:
-            serialize_pte_binary(linked(lowered), extract_delegate_segments=True).write_to_file(
-                file
-            )
+        _link(lowered, directory)
         _write_state(directory, held)
         return summed_bytes(pieces)
 
@@ -126,6 +124,23 @@ def _write(part: "Part", directory: Path, quant: str) -> dict[str, int]:
         executorch_lowering.lowered(part).write_to_file(file)
     _write_state(directory, [each._asdict() for each in part.held])
     return {name: size for name, size in weight_bytes.items() if size}
+
+
+def _read(home: Path) -> Any:
+    """A program as it can be linked."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    return deserialize_pte_binary((home / MODEL).read_bytes())
+
+
+def _link(copies: "Sequence[Copy]", directory: Path) -> None:
+    """One program of several, written."""
+    from executorch.exir._serialize._program import serialize_pte_binary
+
+    from archloop.runtimes.pte.linking import linked
+
+    with (directory / MODEL).open("wb") as file:
+        serialize_pte_binary(linked(copies), extract_delegate_segments=True).write_to_file(file)
 
 
 def _write_state(directory: Path, held: list[dict[str, Any]]) -> None:
@@ -230,9 +245,8 @@ class _ExecuTorchSession(Session):
         return token
 
     def _run(self, method: str, given: list["Tensor"]) -> int:
-        # Outputs are the state's tensors, then the token and its logits, which stand in the
-        # engine's memory until the next call.
-        *_, token, logits = self._program.run_method(
+        # The logits stand in the engine's memory until the next call.
+        token, logits = self._program.run_method(
             method, [*given, *self._state], clone_outputs=False
         )
         self._last = logits.numpy()[0]

@@ -64,8 +64,7 @@ def _named(piece: Copy, into: Any) -> dict[str, str]:
     if piece.file.named_data is None:
         return names
     for old, entry in piece.file.named_data.pte_data.items():
-        # As long as the old name, which is a checksum too, so that it fits in its place.
-        names[old] = hashlib.sha256(f"{piece.weights} {old}".encode()).hexdigest()
+        names[old] = _name(piece.weights, old)
         if names[old] not in into.pte_data:
             into.buffers.append(piece.file.named_data.buffers[entry.buffer_index])
             # A file that was read does not say how its weights were aligned.
@@ -75,11 +74,22 @@ def _named(piece: Copy, into: Any) -> dict[str, str]:
     return names
 
 
+def _name(copy: str, old: str) -> str:
+    """A weight's name in a copy: as long as the old one, so that it fits in its place.
+
+    Old names are checksums of 64 digits, or the word `scale_` and one.
+    """
+    digits = hashlib.sha512(f"{copy} {old}".encode()).hexdigest()
+    assert len(old) <= len(digits), old
+    return digits[: len(old)]
+
+
 def _renamed(data: Any, names: dict[str, str]) -> Any:
     """A delegate's content with its weights' new names."""
     content = bytes(data.data)
-    for old, new in names.items():
-        content = content.replace(old.encode(), new.encode())
+    # The longest first: the checksum behind `scale_` may be a name too.
+    for old in sorted(names, key=len, reverse=True):
+        content = content.replace(old.encode(), names[old].encode())
     return replace(data, data=content)
 
 

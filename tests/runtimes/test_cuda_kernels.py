@@ -68,7 +68,6 @@ def test_what_waits_is_added_on_the_way_in(width):
     w, norm = randn(48, width), (weight, 1e-5)
     kernels = {
         "linear": lambda read: gemv.linear(read, w, randn(48), norm=norm),
-        "gate_up": lambda read: gemv.gate_up(read, norm, w, randn(24)),
         "conv": lambda read: gemv.conv(
             read, norm, mixer.in_proj.weight, mixer.conv, past.clone(), randn(width)
         ),

@@ -83,6 +83,7 @@ class Generation:
         self._logits_BV: Tensor | None = transcript.read(chunk_size)
         if sampling.repetition_penalty != 1:
             self._seen_BV = seen_tokens(transcript.ids, self._logits_BV)
+        self._answers = _Answers(transcript.state.lengths_B.device)
         self._chosen_B: Tensor | None = None
         self._ahead = transcript.state.lengths_B.is_cuda if ahead is None else ahead
         self._before_step: ModelState | None = None
@@ -104,7 +105,7 @@ class Generation:
             self._logits_BV, self.sampling, self._seeds_B, state.lengths_B, self._seen_BV
         )
         # A 64-bit float says every id exactly.
-        answer = _Answer(torch.stack([chosen_B.double(), best_B.double()]))
+        answer = self._answers.ask(torch.stack([chosen_B.double(), best_B.double()]))
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, chosen_B[:, None], True)
         self._left -= 1
@@ -169,23 +170,44 @@ class Generation:
         return out
 
 
-class _Answer:
-    """Numbers on their way to the host, which goes on until it waits for them.
+class _Answers:
+    """Takes numbers to the host, which goes on until it waits for them.
 
     To ask a GPU for them outright waits for all work that was given to it, steps begun since too.
+    And in the stream of that work a copy would hold the next step up, for longer than it takes
+    itself; so copies have a stream of their own.
     """
 
-    def __init__(self, numbers: Tensor) -> None:
-        self._numbers = numbers.to("cpu", non_blocking=True)
-        self._arrived = None
-        if numbers.is_cuda:
-            self._arrived = torch.cuda.current_stream(numbers.device).record_event()
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def ask(self, numbers: Tensor) -> "_Answer":
+        """Send numbers on their way."""
+        if self._stream is None:
+            return _Answer(numbers, None)
+        self._stream.wait_stream(torch.cuda.current_stream(numbers.device))
+        with torch.cuda.stream(self._stream):
+            numbers.record_stream(self._stream)
+            return _Answer(numbers.to("cpu", non_blocking=True), self._stream.record_event())
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Numbers on their way to the host.
+
+    Attributes:
+        numbers: rows of them.
+        arrived: when they are there; None: now.
+    """
+
+    numbers: Tensor
+    arrived: torch.cuda.Event | None
 
     def wait(self) -> list[list[float]]:
         """The numbers, as nested lists."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        rows: list[list[float]] = self._numbers.tolist()
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        rows: list[list[float]] = self.numbers.tolist()
         return rows
 
 

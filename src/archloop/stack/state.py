@@ -65,15 +65,16 @@ class DecoderState:
 
         Args:
             into: an earlier mark of this state that is wanted no more; it takes the copy, by one
-                kernel on a GPU where new tensors take one each.
+                kernel for each dtype on a GPU where new tensors take one each.
         """
         if into is None:
             return self._copy({key: state.mark() for key, state in self.mixers.items()})
-        kept, now = [into.lengths_B], [self.lengths_B]
+        pairs = [(into.lengths_B, self.lengths_B)]
         for key, state in into.mixers.items():
-            kept += state.tensors.values()
-            now += [self.mixers[key][name] for name in state.tensors]
-        torch._foreach_copy_(kept, now)
+            pairs += [(tensor, self.mixers[key][name]) for name, tensor in state.tensors.items()]
+        for dtype in {kept.dtype for kept, _ in pairs}:
+            kept, now = zip(*(pair for pair in pairs if pair[0].dtype == dtype), strict=True)
+            torch._foreach_copy_(kept, now)
         into.recount(self.num_tokens)
         return into
 

@@ -13,9 +13,10 @@ crowd the processors that have room and leave others idle, which at long context
 Small tensors are held by several warps at once, so a value that a program reads and then overwrites
 needs a barrier between: `tl.debug_barrier` is a plain block barrier.
 
-Where a norm stands behind a half, its output waits beside the stream, and whichever kernel reads
-the stream next adds it on the way in (`row`): every program reads the whole row in any case, and
-the chain of kernels, which is what a step waits for, is one shorter a half.
+Where a norm stands behind a half, its output waits beside the stream, and a mixer's first kernel
+adds it on the way in (`row`): every program reads the whole row in any case, and the chain of
+kernels, which is what a step waits for, is one shorter. Kernels of many programs, a feed-forward's
+and the head's, leave that to a kernel of its own: each program would pay for the sum.
 
 Shape suffixes: D model width, K input width, N output width, F hidden width, L past inputs.
 """
@@ -149,15 +150,6 @@ def conv_kernel(
     tile_b = tl.load(w_b, mask=inside, other=0.0)
     tile_c = tl.load(w_b + D * D, mask=inside, other=0.0)
     tile_u = tl.load(w_b + 2 * D * D, mask=inside, other=0.0)
-    # The past of a channel is written by this kernel alone, a step ago.
-    valid = rows < D
-    tap = tl.arange(0, L_PAD)
-    seen = valid[:, None] & (tap < KERNEL - 1)[None, :]
-    places = past + tap[None, :] * D + rows[:, None]
-    taps = conv_weight + rows * KERNEL
-    older = tl.load(places, mask=seen, other=0.0)
-    weights = tl.load(taps[:, None] + tap[None, :], mask=seen, other=0.0)
-    last_tap = tl.load(taps + KERNEL - 1, mask=valid, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
     waiting = 1.0
@@ -188,6 +180,16 @@ def conv_kernel(
     c = (tl.sum(acc_c, 1) * scale).to(dtype).to(tl.float32)
     u = (tl.sum(acc_u, 1) * scale).to(dtype).to(tl.float32)
     z = (b * u).to(dtype)
+    # Read last: held through the products, taps and past would cost registers, and a processor
+    # has room for two programs only while each thread takes no more than 128.
+    valid = rows < D
+    tap = tl.arange(0, L_PAD)
+    seen = valid[:, None] & (tap < KERNEL - 1)[None, :]
+    places = past + tap[None, :] * D + rows[:, None]
+    taps = conv_weight + rows * KERNEL
+    older = tl.load(places, mask=seen, other=0.0)
+    weights = tl.load(taps[:, None] + tap[None, :], mask=seen, other=0.0)
+    last_tap = tl.load(taps + KERNEL - 1, mask=valid, other=0.0).to(tl.float32)
     convolved = tl.sum(older.to(tl.float32) * weights.to(tl.float32), 1)
     convolved += z.to(tl.float32) * last_tap
     tl.debug_barrier()
@@ -199,17 +201,12 @@ def conv_kernel(
 @triton.jit
 def gate_up_kernel(
     x,
-    y,
-    post_weight,
-    total,
     norm_weight,
     w,
     out,
-    post_eps,
     eps,
     K: tl.constexpr,
     F: tl.constexpr,
-    WAITS: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
@@ -223,9 +220,6 @@ def gate_up_kernel(
     tile_up = tl.load(w_gate + F * K, mask=inside, other=0.0)
     if PDL:
         gdc_wait()
-    waiting = 1.0
-    if WAITS:
-        waiting = scale_of_waiting(y, post_eps, K, BLOCK_K)
     acc_gate = tl.zeros((BLOCK_F, BLOCK_K), tl.float32)
     acc_up = tl.zeros((BLOCK_F, BLOCK_K), tl.float32)
     square = tl.zeros((BLOCK_K,), tl.float32)
@@ -235,7 +229,7 @@ def gate_up_kernel(
             inside = (rows < F)[:, None] & (k < K)[None, :]
             tile_gate = tl.load(w_gate + start, mask=inside, other=0.0)
             tile_up = tl.load(w_gate + start + F * K, mask=inside, other=0.0)
-        value = stream_part(x, y, post_weight, total, waiting, k, K, WAITS)
+        value = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
         square += value * value
         value = (value * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32))[None, :]
         acc_gate += tile_gate.to(tl.float32) * value
@@ -335,7 +329,7 @@ def conv(
 
 
 def gate_up(
-    x_K: Tensor | Incoming,
+    x_K: Tensor,
     norm: tuple[Tensor, float],
     w: Tensor,
     out_F: Tensor,
@@ -346,9 +340,8 @@ def gate_up(
 ) -> Tensor:
     """Hidden layer of a SwiGLU whose gate and up rows are stacked in `w`. Returns `out_F`."""
     hidden, width = out_F.shape[0], w.shape[1]
-    given, post_eps, waits = incoming(x_K)
     gate_up_kernel[(triton.cdiv(hidden, block),)](
-        *given, norm[0], w, out_F, post_eps, norm[1], width, hidden, waits,
+        x_K, norm[0], w, out_F, norm[1], width, hidden,
         block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_F

@@ -28,13 +28,17 @@ COMMANDS = {"search", "profile", "report", "eval", "generate", "presets", "plugi
     "export",
     "extend",
     "train",
+    "quantised",
     "rerank",
     "attribute",
     "blocks",
     "init",
 }
 
-WITHOUT_PLUGINS = {"blocks", "plan", "search", "extend", "report", "rerank", "init", "attribute"}
+WITHOUT_PLUGINS = {"blocks", "plan", "search", "extend", "report", "rerank", "init"} | {
+    "attribute",
+    "quantised",
+}
 """These find a recipe's or a study's own, or need none."""
 
 

@@ -159,6 +159,8 @@ class Runtime(ABC):
             more than that, twice as far is allowed.
         lowers_pieces: it writes `lower` and `join`, by which a stack of pieces that were lowered
             before is an artifact in seconds.
+        rounds_by_artifact: `products` reads the artifact's files; not where it follows from the
+            decoder alone.
         on_card: it computes on a graphics card, which a measurement then needs alone.
         imports: modules that its Python process needs, and whose import starts no thread and
             reaches for no graphics card, so that processes may be forked from one that has them;
@@ -169,6 +171,7 @@ class Runtime(ABC):
     quants: ClassVar[tuple[str, ...]] = ()
     parity_tolerance: ClassVar[Mapping[str, float]] = {}
     lowers_pieces: ClassVar[bool] = False
+    rounds_by_artifact: ClassVar[bool] = True
     on_card: ClassVar[bool] = False
     imports: ClassVar[tuple[str, ...]] = ()
 

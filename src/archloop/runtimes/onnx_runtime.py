@@ -32,6 +32,7 @@ class OnnxRuntime(Runtime):
 
     quants = ("fp32", "int8", "int4")
     lowers_pieces = True
+    rounds_by_artifact = False
     parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 1e-4)
 
     def version(self) -> str:

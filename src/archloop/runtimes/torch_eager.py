@@ -24,6 +24,7 @@ class TorchEager(Runtime):
     """Eager PyTorch; the artifact is spec and safetensors."""
 
     quants = ("fp32", "bf16")
+    rounds_by_artifact = False
     parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "bf16": 0.1}
     imports = ("torch", "archloop.runtimes._torch_weights")
 

@@ -7,8 +7,7 @@ and comes back from a file (`_LlamaSession.fill`). The next token is chosen by i
 import ctypes
 import os
 from collections.abc import Mapping
-from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +16,7 @@ import numpy as np
 
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Ids, Logits, Runtime, Session
+from archloop.runtimes.gguf.engine import engine
 from archloop.scratch import Scratch
 from archloop.stack.spec import StackSpec
 
@@ -195,21 +195,6 @@ class _LlamaSession(Session):
         if not read:
             raise OSError(f"llama.cpp cannot read its state from {path}")
         self.num_tokens = num_tokens
-
-
-@cache
-def engine() -> Any:
-    """llama.cpp's functions, silent."""
-    llama = import_module("llama_cpp")
-    llama.llama_log_set(_silence(llama), ctypes.c_void_p(0))
-    llama.llama_backend_init()
-    return llama
-
-
-@cache
-def _silence(llama: Any) -> Any:
-    """What takes llama.cpp's messages; held for as long as the engine may call it."""
-    return llama.llama_log_callback(lambda level, text, data: None)
 
 
 def _quantize(exact: Path, model: Path, quant: str) -> None:

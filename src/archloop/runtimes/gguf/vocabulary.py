@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from archloop.runtimes.gguf.engine import engine
 from archloop.scratch import Scratch
 
 RULES = ("smollm", "lfm2", "llama-bpe", "qwen2", "gpt-2", "gpt-4o")
@@ -75,8 +76,6 @@ def has_one(model: Path) -> bool:
 
 def tokens(model: Path, text: str) -> list[int]:
     """What llama.cpp makes of a text, with a file's tokenizer."""
-    from archloop.runtimes.llama_cpp import engine
-
     llama = engine()
     settings = llama.llama_model_default_params()
     settings.vocab_only = True

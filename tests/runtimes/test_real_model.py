@@ -38,6 +38,7 @@ def test_it_answers_in_pytorch(folder: Path) -> None:
 
 
 @pytest.mark.engines
+@pytest.mark.timeout(2400)  # ExecuTorch lowers thirty blocks, 17 minutes of a processor
 @pytest.mark.parametrize("name", registry.shipped("runtimes"))
 def test_it_answers_in_every_runtime_that_can_run_it(
     name: str, folder: Path, tmp_path: Path

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import jobs
 from archloop import registry
+from archloop.errors import UserError
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.record import Identity
 from archloop.profiling.samples import PairSamples, ProcessSamples
@@ -121,7 +122,12 @@ def prepare(recipe: Recipe, names: Iterable[str], asked: argparse.Namespace) -> 
             return
         name, number, _ = key.split(" ")
         before = time.monotonic()
-        artifact(drawn(asked.seed, int(number)), recipe.targets[name], asked.artifacts)
+        try:
+            artifact(drawn(asked.seed, int(number)), recipe.targets[name], asked.artifacts)
+        except UserError as error:
+            # The measurement will be refused likewise, and the others have theirs.
+            print(f"{name} {number}: {error}", flush=True)
+            continue
         print(f"{name} {number}: there after {time.monotonic() - before:.1f} s", flush=True)
 
 

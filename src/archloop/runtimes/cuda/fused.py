@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 TOKENS_PER_PASS = 32768
 """Tokens that a prefill takes through the blocks at once: bounds activations, fills the GPU."""
 
-WIDTH_MULTIPLE = 128
+WIDTH_MULTIPLE = 64
 """Widths of the stream and of projections that the kernels take."""
+EXPERT_MULTIPLE = 128
+"""Widths of the stream and of an expert that the experts' kernels take: whole tiles."""
 
 
 class FusedDecoder:
@@ -64,7 +66,6 @@ class FusedDecoder:
         self.compiles = compiles
         self.decoder = decoder.eval().requires_grad_(False)
         self.blocks: list[Block] = list(decoder.each_block())
-        # Whole tiles only; a narrow model is not worth kernels of its own.
         self.has_kernels = kernels and decoder.spec.d_model % WIDTH_MULTIPLE == 0
         self.overlap = overlap
         self._tables: RopeTables | None = None
@@ -160,7 +161,7 @@ class FusedDecoder:
             return form
         # Whole tiles of expert rows only: past an expert's last row comes the next expert. And the
         # kernel that joins the experts' outputs adds them to the stream itself.
-        is_whole = form.down.shape[2] % WIDTH_MULTIPLE == 0
+        is_whole = all(width % EXPERT_MULTIPLE == 0 for width in form.down.shape[1:])
         return form if is_whole and block.channel_post_norm is None else None
 
     def _routed(self, block: Block) -> RoutedExperts | None:

@@ -15,14 +15,14 @@ from archloop.errors import UserError, suggest
 if TYPE_CHECKING:
     from archloop.evals.base import Evaluation
 
+SUITES = "quick, proxy, full, external, ruler, or mad."
+
 
 @command(resumes=True)
 def eval(  # noqa: A001  (a command has its function's name)
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
     trial: Trial = None,
-    suite: Annotated[
-        str, typer.Option(help="quick, proxy, full, external, ruler, or mad.")
-    ] = "quick",
+    suite: Annotated[str, typer.Option(help=SUITES)] = "quick",
     tasks: Annotated[str | None, typer.Option(help="Some of the suite, by commas.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Name the evaluations and end.")] = False,
     fetching: Annotated[

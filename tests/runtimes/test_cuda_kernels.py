@@ -5,9 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from accelerator import DEVICE, INTERPRETED
+from archloop.blocks.base import Span
 from archloop.blocks.channel_mixers.moe import MoE, sorted_experts
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
+from archloop.blocks.mixers.swa import SWA
 from archloop.blocks.ops.rope import rotate
 from archloop.runtimes.cuda.kernels import attention, experts, gemv, gemv_experts, rows
 from archloop.runtimes.cuda.row import Row
@@ -180,6 +182,34 @@ def test_conv(kernel, time):
     y = rows.conv_step(F.linear(x, mixer.in_proj.weight), mixer.conv, past)
     close(F.linear(y, mixer.out_proj.weight), ref)
     close(past, state["conv"])
+
+
+@pytest.mark.parametrize("window", [5, 40])
+@pytest.mark.parametrize("real", [None, (21, 9), (3, 14)])
+@torch.no_grad()
+def test_a_ring_keeps_the_last_tokens(window, real):
+    """Of a prompt into an empty state; its keys also stay where they are."""
+    mixer = SWA.Config(head_dim=32, queries_per_kv=2, window=window).build(192).to(DEVICE, DTYPE)
+    batch, time = 2, 21
+    x, state = randn(batch, time, 192), mixer.init_state(batch, 64)
+    mine = state.snapshot()
+    positions = torch.arange(time, device=DEVICE).expand(batch, time)
+    real_B = None if real is None else torch.tensor(real, device=DEVICE)
+    shared = mixer.features(x, state, Span(positions, lengths_B=real_B))
+    qkv = F.linear(x, mixer.qkv_proj.weight)
+    norms = (mixer.q_norm.weight, mixer.k_norm.weight, 1e-5)
+    tables = attention.rope_tables(64, 32, mixer.rope, torch.device(DEVICE))
+    lengths = torch.zeros(batch, dtype=torch.int64, device=DEVICE)
+    attention.store(qkv, norms, tables, mine["k"], mine["v"], lengths, real_B=real_B, keys_too=True)
+    for name in ("k", "v"):
+        # Slots that no token of a row belongs to hold what they held.
+        for row in range(batch):
+            filled = min(time if real is None else real[row], mine[name].shape[2])
+            close(mine[name][row, :, :filled], state[name][row, :, :filled])
+    width = 192
+    k_BTMH = qkv[..., width : width + width // 2].unflatten(-1, (-1, 32))
+    close(k_BTMH.transpose(1, 2), shared["k"][:, :, -time:])
+    close(qkv[..., :width].unflatten(-1, (-1, 32)).transpose(1, 2), mixer.queries(x, positions))
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -72,6 +72,17 @@ def test_a_checkpoint_keeps_its_weights_and_tokenizer(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(logits_V), expected)
 
 
+def test_a_tokenizer_that_an_engines_file_cannot_hold_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(build_random(SPEC, seed=3), tmp_path / "checkpoint")
+    monkeypatch.setattr(TorchEager, "add_tokenizer", lambda *_: "it is of wood")
+    out = tmp_path / "artifact"
+    arguments = [str(tmp_path / "checkpoint"), "--runtime", "torch_eager", "-o", str(out)]
+    assert export(*arguments)[0] == 0
+    assert "no tokenizer: it is of wood" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
@@ -106,9 +107,44 @@ def lfm3():
     return spec().replace(blocks=blocks)
 
 
+@pytest.fixture
+def windows(monkeypatch):
+    """Flash attention's windows, which exist on a GPU only, by a mask elsewhere."""
+    if not INTERPRETED:
+        return
+    from archloop.runtimes.cuda import attention
+
+    def by_mask(q_BNTH, k_BMTH, v_BMTH, window, scale):
+        t = torch.arange(q_BNTH.shape[2])
+        mask = (t[None] <= t[:, None]) & (t[None] > t[:, None] - window)
+        return F.scaled_dot_product_attention(
+            q_BNTH, k_BMTH, v_BMTH, attn_mask=mask, scale=scale, enable_gqa=True
+        )
+
+    monkeypatch.setattr(attention, "takes_windows", lambda x, rows, head_dim: True)
+    monkeypatch.setattr(attention, "window_attention", by_mask)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("time", [5, 13])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_prompt_into_windows(windows, time, padding):
+    """Shorter and longer than the window, padded as a recorded prompt is or not."""
+    decoder, fused = models(lfm3())
+    ids = torch.randint(0, 512, (2, time + padding), device=DEVICE)
+    plain, mine = decoder.init_state(2, 32), fused.init_state(2, 32)
+    ref = decoder.prefill(ids[:, :time], plain)
+    real_B = torch.full((2,), time, device=DEVICE) if padding else None
+    assert error(fused.run_prompt(ids, mine, real_B), ref) < ERROR
+    mine.lengths_B += time
+    mine.recount(time)
+    for t in range(4):
+        assert error(fused.step(ids[:, t], mine), decoder.step(ids[:, t], plain)) < ERROR
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch", [1, 3])
-def test_norms_behind_halves_and_gates_on_heads(batch):
+def test_norms_behind_halves_and_gates_on_heads(windows, batch):
     decoder, fused = models(lfm3())
     assert all(half.is_fused for half in fused.halves)
     ids = torch.randint(0, 512, (batch, 24), device=DEVICE)

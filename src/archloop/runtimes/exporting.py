@@ -7,6 +7,7 @@
 4. the manifest is written, with checksums, and the folder gets its name.
 """
 
+import logging
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["build_random", "compose", "export", "export_random"]
 
 _DECIDED = "parity"
+_log = logging.getLogger(__name__)
 """Folder of a second artifact, whose experts are decided; see `parity.decided_experts`."""
 
 
@@ -60,8 +62,8 @@ def export(
     _check(runtime, decoder.spec, quant)
     with _appearing(directory) as draft:
         weight_bytes = runtime.write(decoder, draft, quant)
-        if tokenizer is not None:
-            runtime.add_tokenizer(draft, tokenizer)
+        if tokenizer is not None and (reason := runtime.add_tokenizer(draft, tokenizer)):
+            _log.warning("the engine's own file has no tokenizer: %s", reason)
         return _finished(runtime, decoder, draft, quant, weight_bytes, parity=parity)
 
 

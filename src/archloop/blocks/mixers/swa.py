@@ -77,7 +77,7 @@ class SWA(Attention):
         alone = num_keys == time and span.segments_BT is None
         if alone and time <= self.window:
             return self.attend(x_BTD, q_BNTH, k_BMSH, v_BMSH, None)
-        if alone and takes_windows(q_BNTH):
+        if alone and takes_windows(q_BNTH, len(q_BNTH), self.head_dim):
             y_BNTH = window_attention(q_BNTH, k_BMSH, v_BMSH, self.window, self.scale)
             return self.join(x_BTD, y_BNTH)
         chunk, num_past = max(self.window, min(MIN_CHUNK, time)), num_keys - time

@@ -49,14 +49,14 @@ def attention(
     )
 
 
-def takes_windows(q_BNTH: Tensor) -> bool:
-    """Whether `window_attention` serves these queries."""
+def takes_windows(x: Tensor, rows: int, head_dim: int) -> bool:
+    """Whether `window_attention` serves queries of x's device and dtype."""
     return (
-        q_BNTH.is_cuda
-        and q_BNTH.dtype in (torch.bfloat16, torch.float16)
-        and q_BNTH.shape[-1] <= WIDEST_FLASH
-        and q_BNTH.shape[-1] % 8 == 0
-        and q_BNTH.shape[0] <= MOST_ROWS
+        x.is_cuda
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and head_dim <= WIDEST_FLASH
+        and head_dim % 8 == 0
+        and rows <= MOST_ROWS
         and not torch.compiler.is_compiling()
         and torch.backends.cuda.is_flash_attention_available()
     )

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from archloop.blocks.fast import CachedAttention
+from archloop.blocks.ops.attention import takes_windows, window_attention
 from archloop.blocks.ops.rope import Rope
 from archloop.runtimes.cuda.half import Call, Half, PlainMixer
 from archloop.runtimes.cuda.kernels import attention, gemv
@@ -133,13 +134,36 @@ class AttentionHalf(Half):
 
 
 class WindowHalf(AttentionHalf):
-    """The same over a ring of slots; prompts run the mixer's own code, which knows of windows."""
+    """The same over a ring of slots.
+
+    A prompt that continues a text runs the mixer's own code: it reads what the ring holds in the
+    order of positions.
+    """
 
     def __init__(self, plain: PlainMixer, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._plain = plain
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
-        if call.time is not None:
+        if call.time is not None and not self._from_start(x_XD, call):
             return self._plain.rows(x_XD, h_XD, call, after)
         return super().rows(x_XD, h_XD, call, after)
+
+    def _from_start(self, x_XD: Tensor, call: Call) -> bool:
+        assert call.time is not None
+        rows = x_XD.shape[0] // call.time
+        return call.held == 0 and takes_windows(x_XD, rows, self.form.head_dim)
+
+    def _prompt(self, qkv_BTH: Tensor, call: Call) -> Tensor:
+        form, own = self.form, call.state.mixers[self.key]
+        assert form.window is not None
+        lengths_B, tables = call.state.lengths_B, self.tables[self.head]
+        attention.store(
+            qkv_BTH, self.norms, tables, own["k"], own["v"], lengths_B,
+            real_B=call.real_B, keys_too=True,
+        )  # fmt: skip
+        heads_BNTH = qkv_BTH.unflatten(-1, (-1, form.head_dim)).transpose(1, 2)
+        kv = (heads_BNTH.shape[1] - form.num_heads) // 2
+        q_BNTH, k_BMTH, v_BMTH = heads_BNTH.split([form.num_heads, kv, kv], 1)
+        y_BNTH = window_attention(q_BNTH, k_BMTH, v_BMTH, form.window, form.scale)
+        return y_BNTH.transpose(1, 2).reshape(qkv_BTH.shape[0] * qkv_BTH.shape[1], -1)

@@ -38,6 +38,7 @@ def store_kernel(
     k_cache,
     v_cache,
     lengths,
+    real,
     T,
     C,
     eps,
@@ -46,8 +47,14 @@ def store_kernel(
     H: tl.constexpr,
     N_PAD: tl.constexpr,
     M_PAD: tl.constexpr,
+    PADDED: tl.constexpr,
+    KEYS_TOO: tl.constexpr,
 ):
-    """One token: queries normed and rotated in place, keys and values into the cache."""
+    """One token: queries normed and rotated in place, keys and values into the cache.
+
+    A cache of fewer slots than tokens is a ring, which keeps the last of those that are no padding.
+    KEYS_TOO: keys are also left in place.
+    """
     token = tl.program_id(0).to(tl.int64)
     batch = token // T
     position = tl.load(lengths + batch) + token % T
@@ -65,13 +72,20 @@ def store_kernel(
     low = tl.load(keys + m * H + half, mask=m < M, other=0.0).to(tl.float32)
     high = tl.load(keys + m * H + H // 2 + half, mask=m < M, other=0.0).to(tl.float32)
     low, high = normed_rotated(low, high, k_weight, cos_h, sin_h, eps, H)
-    slot = ((batch * M + m) * C + position) * H + half
-    tl.store(k_cache + slot, low.to(k_cache.dtype.element_ty), mask=m < M)
-    tl.store(k_cache + slot + H // 2, high.to(k_cache.dtype.element_ty), mask=m < M)
+    if KEYS_TOO:
+        tl.store(keys + m * H + half, low.to(qkv.dtype.element_ty), mask=m < M)
+        tl.store(keys + m * H + H // 2 + half, high.to(qkv.dtype.element_ty), mask=m < M)
+    slot = ((batch * M + m) * C + position % C) * H + half
+    end = T
+    if PADDED:
+        end = tl.load(real + batch).to(tl.int32)
+    kept = (m < M) & (token % T < end) & (token % T + C >= end)
+    tl.store(k_cache + slot, low.to(k_cache.dtype.element_ty), mask=kept)
+    tl.store(k_cache + slot + H // 2, high.to(k_cache.dtype.element_ty), mask=kept)
     low = tl.load(keys + (M + m) * H + half, mask=m < M, other=0.0)
     high = tl.load(keys + (M + m) * H + H // 2 + half, mask=m < M, other=0.0)
-    tl.store(v_cache + slot, low.to(v_cache.dtype.element_ty), mask=m < M)
-    tl.store(v_cache + slot + H // 2, high.to(v_cache.dtype.element_ty), mask=m < M)
+    tl.store(v_cache + slot, low.to(v_cache.dtype.element_ty), mask=kept)
+    tl.store(v_cache + slot + H // 2, high.to(v_cache.dtype.element_ty), mask=kept)
 
 
 @triton.jit
@@ -257,6 +271,9 @@ def store(
     k_BMCH: Tensor,
     v_BMCH: Tensor,
     lengths_B: Tensor,
+    *,
+    real_B: Tensor | None = None,
+    keys_too: bool = False,
 ) -> None:
     """QK-norm and RoPE on projected tokens; queries stay in place, keys and values are cached.
 
@@ -264,17 +281,21 @@ def store(
         qkv_BTH: contiguous projections, last dimension (N + 2M) H.
         norms: weights of the query and key norm, and their epsilon.
         tables: from `rope_tables`.
-        k_BMCH: key cache; token t of row b goes to slot ``lengths_B[b] + t``.
+        k_BMCH: key cache; token t of row b goes to slot ``lengths_B[b] + t``, modulo the slots,
+            unless a later token of the call takes it.
         v_BMCH: value cache, likewise.
         lengths_B: tokens already held.
+        real_B: tokens of each row that are no padding, which is on the right; None: all.
+        keys_too: leave keys in place as well, as queries.
     """
     batch, time, width = qkv_BTH.shape
     _, num_kv, slots, head_dim = k_BMCH.shape
     num_heads = width // head_dim - 2 * num_kv
     store_kernel[(batch * time,)](
-        qkv_BTH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B, time, slots, norms[2],
+        qkv_BTH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B,
+        lengths_B if real_B is None else real_B, time, slots, norms[2],
         num_heads, num_kv, head_dim, triton.next_power_of_2(num_heads),
-        triton.next_power_of_2(num_kv), num_warps=4,
+        triton.next_power_of_2(num_kv), real_B is not None, keys_too, num_warps=4,
     )  # fmt: skip
 
 

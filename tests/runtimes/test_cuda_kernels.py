@@ -257,9 +257,21 @@ def test_rope_tables_match_rotate():
 def test_greedy_choice_takes_the_first_of_equals():
     logits = randn(3, 5000).round()
     ids, lengths = (torch.zeros(3, dtype=torch.int64, device=DEVICE) for _ in range(2))
-    rows.choose_greedily(logits, ids, lengths)
+    found = rows.choose_greedily(logits, ids, lengths)
     top = logits.max(1, keepdim=True).values
+    assert torch.equal(found, top[:, 0].float())
     assert ids.tolist() == [
         int((row == t).nonzero()[0]) for row, t in zip(logits, top, strict=True)
     ]
     assert lengths.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("place", [0, 2500, 4999])
+def test_no_number_is_chosen_where_one_is_missing(place):
+    logits = randn(3, 5000)
+    logits[1, place] = torch.nan
+    logits[2] = torch.nan
+    ids, lengths = (torch.zeros(3, dtype=torch.int64, device=DEVICE) for _ in range(2))
+    found = rows.choose_greedily(logits, ids, lengths)
+    assert found.isnan().tolist() == [False, True, True]
+    assert bool(((ids >= 0) & (ids < 5000)).all())

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from archloop.errors import UserError
-from archloop.generation.protocol import Model, ModelState
+from archloop.generation.protocol import Chooser, Model, ModelState
 from archloop.generation.rows import Prompts, as_rows, seen_tokens
 from archloop.generation.sampling import (
     GREEDY,
@@ -83,6 +83,9 @@ class Generation:
         self._logits_BV: Tensor | None = transcript.read(chunk_size)
         if sampling.repetition_penalty != 1:
             self._seen_BV = seen_tokens(transcript.ids, self._logits_BV)
+        model = transcript.model
+        has_chosen = sampling.takes_largest and isinstance(model, Chooser)
+        self._chooser = model if has_chosen else None
         self._answers = _Answers(transcript.state.lengths_B.device)
         self._chosen_B: Tensor | None = None
         self._ahead = transcript.state.lengths_B.is_cuda if ahead is None else ahead
@@ -101,9 +104,7 @@ class Generation:
             self._advance(self._chosen_B)
         assert self._logits_BV is not None
         state = self.transcript.state
-        chosen_B, best_B = choose_and_judge(
-            self._logits_BV, self.sampling, self._seeds_B, state.lengths_B, self._seen_BV
-        )
+        chosen_B, best_B = self._choice(self._logits_BV)
         # A 64-bit float says every id exactly.
         answer = self._answers.ask(torch.stack([chosen_B.double(), best_B.double()]))
         if self._seen_BV is not None:
@@ -117,6 +118,14 @@ class Generation:
         tokens, best = answer.wait()
         self._check_sound(best)
         return self._note([int(token) for token in tokens])
+
+    def _choice(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's next token, and its largest logit."""
+        found = None if self._chooser is None else self._chooser.likeliest(logits_BV)
+        if found is not None:
+            return found
+        lengths_B = self.transcript.state.lengths_B
+        return choose_and_judge(logits_BV, self.sampling, self._seeds_B, lengths_B, self._seen_BV)
 
     def _check_sound(self, best: Sequence[float]) -> None:
         """Rows that have ended step along, on tokens of no meaning: theirs are not looked at."""

@@ -5,7 +5,7 @@
 Shape suffixes: B batch, T time, V vocabulary.
 """
 
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -73,6 +73,18 @@ class Model(Protocol):
 
     def step(self, ids_B: Tensor, state: Any) -> Tensor:
         """One token per row; logits (B, V) for the next."""
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """An engine that finds the most likely tokens in the course of a step."""
+
+    def likeliest(self, logits_BV: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Each row's most likely token and its logit, (B,) each, of logits that a step just gave.
+
+        NaN stands for the logit of a row that has any. The next step overwrites both. None: these
+        logits are not of the last step.
+        """
 
 
 class Scorer(Model, Protocol):

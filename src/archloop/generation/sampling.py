@@ -71,6 +71,11 @@ class Sampling:
         """True when nothing is drawn at random."""
         return self.temperature == 0
 
+    @property
+    def takes_largest(self) -> bool:
+        """True when the largest logit wins as the model gives it."""
+        return self.greedy and self.repetition_penalty == 1
+
 
 GREEDY = Sampling()
 
@@ -137,7 +142,7 @@ def choose_and_judge(
     seen_BV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `choose`, and each row's largest logit, (B,): where that is no number, none was chosen."""
-    if sampling.greedy and sampling.repetition_penalty == 1:
+    if sampling.takes_largest:
         best_B, chosen_B = logits_BV.float().max(-1)
         return chosen_B, best_B
     chosen_B = choose(logits_BV, sampling, seeds_B, positions_B, seen_BV)

@@ -281,10 +281,9 @@ class FusedDecoder:
         touched = [tensor for half in self.halves for tensor in half.touched(state)]
         kept = [] if self._tables is None else self._tables.held()
 
-        def run(ids_B: Tensor) -> Tensor:
+        def run(ids_B: Tensor) -> tuple[Tensor, Tensor]:
             logits_BV = self._logits_of_step(ids_B, state)
-            self._choose(logits_BV, ids_B, state)
-            return logits_BV
+            return logits_BV, self._choose(logits_BV, ids_B, state)
 
         return StepGraph(state, run, touched, kept)
 
@@ -302,13 +301,18 @@ class FusedDecoder:
             h_BD = half.rows(x_BD, self._normed(x_BD, h_BD, half), call, self._norm_after(at))
         return self.decoder.logits(self._last_normed(x_BD, h_BD))
 
-    def _choose(self, logits_BV: Tensor, ids_B: Tensor, state: DecoderState) -> None:
-        """Write each row's most likely token into `ids_B`, and count one more token a row."""
+    def _choose(self, logits_BV: Tensor, ids_B: Tensor, state: DecoderState) -> Tensor:
+        """Write each row's most likely token into `ids_B`, and count one more token a row.
+
+        Returns:
+            Their logits (B,), NaN for a row that has any.
+        """
         if self.has_kernels:
-            self._rows.choose_greedily(logits_BV, ids_B, state.lengths_B)
-        else:
-            ids_B.copy_(logits_BV.argmax(-1))
-            state.lengths_B += 1
+            return self._rows.choose_greedily(logits_BV, ids_B, state.lengths_B)
+        best_B, found_B = logits_BV.max(-1)
+        ids_B.copy_(found_B)
+        state.lengths_B += 1
+        return best_B
 
     # --- parts --------------------------------------------------------------------------------
 

@@ -21,12 +21,13 @@ class StepGraph:
         state: the state that every step advances.
         ids_B: ids that the next step takes in; after a step, the most likely next ones.
         logits_BV: of the last step.
+        best_B: the largest of them in each row, NaN where there is any.
     """
 
     def __init__(
         self,
         state: DecoderState,
-        run: Callable[[Tensor], Tensor],
+        run: Callable[[Tensor], tuple[Tensor, Tensor]],
         touched: Sequence[Tensor],
         kept: Sequence[Tensor],
     ) -> None:
@@ -34,7 +35,8 @@ class StepGraph:
 
         Args:
             state: see above.
-            run: takes in ids (B,), writes the most likely next ones into them, gives logits (B, V).
+            run: takes in ids (B,), writes the most likely next ones into them, gives logits (B, V)
+                and the largest of each row (B,).
             touched: tensors that a step from an empty state overwrites.
             kept: what a step reads besides parameters and state; the graph does so at the
                 addresses of today, so these must live as long.
@@ -55,7 +57,7 @@ class StepGraph:
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with state.frozen(), torch.cuda.graph(self._graph), torch.no_grad():
-            self.logits_BV = run(self.ids_B)
+            self.logits_BV, self.best_B = run(self.ids_B)
         for tensor, old in zip(touched, before, strict=True):
             tensor.copy_(old)
 
@@ -72,7 +74,8 @@ class StepGraph:
             raise full(self.state, 1)
         if ids_B is not None:
             check_rows(ids_B, self.state)
-            self.ids_B.copy_(ids_B)
+            if ids_B is not self.ids_B:
+                self.ids_B.copy_(ids_B)
         self._graph.replay()
         self.state.recount(self.state.num_tokens + 1)
         return self.logits_BV

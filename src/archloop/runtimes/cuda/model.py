@@ -56,6 +56,13 @@ class CudaModel:
             self._graph = self.fused.capture(state)
         return self._graph.step(ids_B)
 
+    def likeliest(self, logits_BV: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As `archloop.generation.protocol.Chooser`: a captured step has looked already."""
+        graph = self._graph
+        if graph is None or logits_BV is not graph.logits_BV:
+            return None
+        return graph.ids_B, graph.best_B
+
     def __call__(
         self, ids_BT: Tensor, state: DecoderState, *, mask_BT: Tensor | None = None
     ) -> Tensor:

@@ -123,28 +123,40 @@ def conv_step_kernel(
 
 
 @triton.jit
+def largest(value):
+    """The largest of some numbers; NaN if one of them is, which a maximum would pass over."""
+    return tl.where(tl.max((value != value).to(tl.int32), 0) > 0, float("nan"), tl.max(value, 0))
+
+
+@triton.jit
 def best_of_part_kernel(
     logits, best, where, V: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Largest logit in part of a row, and the first place that has it."""
+    """Largest logit in part of a row, and the first place that has it; NaN where there is any."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     v = part * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(logits + row * V + v, mask=v < V, other=float("-inf")).to(tl.float32)
-    top = tl.max(value, 0)
+    top = largest(value)
     tl.store(best + row * PARTS + part, top)
     tl.store(where + row * PARTS + part, tl.min(tl.where(value == top, v, V), 0))
 
 
 @triton.jit
 def best_of_row_kernel(
-    best, where, ids, lengths, V: tl.constexpr, PARTS: tl.constexpr, PARTS_PAD: tl.constexpr
+    best, where, ids, lengths, found, V: tl.constexpr, PARTS: tl.constexpr, PARTS_PAD: tl.constexpr
 ):
-    """Join the parts of a row: the greedy next id. Also counts the row's token as taken in."""
+    """Join the parts of a row: the greedy next id, and its logit. Counts the row's token as read.
+
+    Where there is no largest number the id is any.
+    """
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS_PAD)
     value = tl.load(best + row * PARTS + part, mask=part < PARTS, other=float("-inf"))
     place = tl.load(where + row * PARTS + part, mask=part < PARTS, other=V)
-    tl.store(ids + row, tl.min(tl.where(value == tl.max(value, 0), place, V), 0).to(tl.int64))
+    top = largest(value)
+    first = tl.min(tl.where(value == top, place, V), 0)
+    tl.store(ids + row, tl.minimum(first, V - 1).to(tl.int64))
+    tl.store(found + row, top)
     tl.store(lengths + row, tl.load(lengths + row) + 1)
 
 
@@ -213,8 +225,12 @@ def conv_step(x_BD: Tensor, conv_weight_DK: Tensor, past_BLD: Tensor) -> Tensor:
     return out_BD
 
 
-def choose_greedily(logits_BV: Tensor, ids_B: Tensor, lengths_B: Tensor) -> None:
-    """Write each row's most likely id into `ids_B` and add one to `lengths_B`."""
+def choose_greedily(logits_BV: Tensor, ids_B: Tensor, lengths_B: Tensor) -> Tensor:
+    """Write each row's most likely id into `ids_B` and add one to `lengths_B`.
+
+    Returns:
+        The logits (B,) of these ids, NaN for a row that has any.
+    """
     batch, vocab = logits_BV.shape
     block = 2048
     parts = triton.cdiv(vocab, block)
@@ -223,7 +239,9 @@ def choose_greedily(logits_BV: Tensor, ids_B: Tensor, lengths_B: Tensor) -> None
     best_of_part_kernel[(batch, parts)](
         logits_BV, best_BP, where_BP, vocab, parts, block, num_warps=4
     )
+    found_B = logits_BV.new_empty(batch, dtype=torch.float32)
     best_of_row_kernel[(batch,)](
-        best_BP, where_BP, ids_B, lengths_B, vocab, parts, triton.next_power_of_2(parts),
+        best_BP, where_BP, ids_B, lengths_B, found_B, vocab, parts, triton.next_power_of_2(parts),
         num_warps=1,
     )  # fmt: skip
+    return found_B

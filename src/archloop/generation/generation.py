@@ -84,8 +84,9 @@ class Generation:
         if sampling.repetition_penalty != 1:
             self._seen_BV = seen_tokens(transcript.ids, self._logits_BV)
         model = transcript.model
-        has_chosen = sampling.takes_largest and isinstance(model, Chooser)
-        self._chooser = model if has_chosen else None
+        self._chooser: Chooser | None = None
+        if sampling.takes_largest and isinstance(model, Chooser):
+            self._chooser = model
         self._answers = _Answers(transcript.state.lengths_B.device)
         self._chosen_B: Tensor | None = None
         self._ahead = transcript.state.lengths_B.is_cuda if ahead is None else ahead

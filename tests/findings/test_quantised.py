@@ -11,14 +11,7 @@ from archloop.findings import quantised
 from archloop.findings.verdict import Verdict, verdict
 from archloop.search.study import Study
 from archloop.store.record import StudyRecord
-from search.stand_in import StandIn, no_time, recipe
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    Study(recipe(seeds=2, num_trials=9), runs, evaluator=StandIn(), clock=no_time).run()
-    return runs / "test"
+from search.stand_in import StandIn
 
 
 @pytest.fixture(scope="module")

@@ -17,17 +17,8 @@ from archloop.findings.rerank import reranked
 from archloop.findings.verdict import verdict
 from archloop.ranking import phrases
 from archloop.ranking.budgets import Budget
-from archloop.search.study import Study
 from archloop.store import reading
 from archloop.store.record import StudyRecord
-from search.stand_in import StandIn, no_time, recipe
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    Study(recipe(seeds=2, num_trials=9), runs, evaluator=StandIn(), clock=no_time).run()
-    return runs / "test"
 
 
 @pytest.fixture(scope="module")

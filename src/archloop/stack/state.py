@@ -74,6 +74,7 @@ class DecoderState:
             pairs += [(tensor, self.mixers[key][name]) for name, tensor in state.tensors.items()]
         for dtype in {kept.dtype for kept, _ in pairs}:
             kept, now = zip(*(pair for pair in pairs if pair[0].dtype == dtype), strict=True)
+            # PyTorch has no public name for this, which its own optimisers go by.
             torch._foreach_copy_(kept, now)
         into.recount(self.num_tokens)
         return into

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 _PREFIX = "archloop-"
@@ -41,8 +42,13 @@ class Scratch(tempfile.TemporaryDirectory[str]):
         self._unlock()
 
 
-def clear(home: Path) -> None:
-    """Remove what processes that were killed left in a folder."""
+def clear(home: Path, ending: Callable[[Path], None] | None = None) -> None:
+    """Remove what processes that were killed left in a folder.
+
+    Args:
+        home: the folder.
+        ending: called with each of the folders in it before that goes.
+    """
     for folder in home.glob(f"{_PREFIX}*"):
         try:
             lock = _abandoned(folder)
@@ -50,6 +56,8 @@ def clear(home: Path) -> None:
             # It went meanwhile, or is another user's.
             continue
         if lock is not None:
+            if ending is not None:
+                ending(folder)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 

@@ -137,3 +137,61 @@ def test_failed_jobs_and_changed_settings_end_the_process(root, tmp_path, plugin
     assert "a fault of the mixer" in (tmp_path / "bad" / LOG).read_text()
     assert not (tmp_path / "good" / LOG).exists()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+class Service:
+    """Stands in for NVIDIA's: notes who joined it, and how it was asked."""
+
+    env = {"CUDA_MPS_PIPE_DIRECTORY": "/joined"}  # noqa: RUF012
+
+    def __init__(self):
+        self.asked = []
+
+    def check(self):
+        self.asked.append("check")
+
+    def part(self, pid):
+        assert Path(f"/proc/{pid}").exists(), "it was killed before it parted"
+        self.asked.append(pid)
+
+
+def joined(pid: int) -> bool:
+    return b"CUDA_MPS_PIPE_DIRECTORY=/joined" in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_who_shares_a_card_says_so_and_parts_before_it_is_killed(root, tmp_path, pids):  # noqa: F811
+    service = Service()
+    with Trainer(60, mps=service) as trainer:
+        first = trainer.train(job(root), tmp_path / "0")
+        assert joined(pids[0])
+        second = trainer.train(job(root, seed=1), tmp_path / "1")
+        assert service.asked == []
+    assert first.cuda_mps
+    assert second.cuda_mps
+    assert service.asked == pids
+    with Trainer(60) as trainer:
+        apart = trainer.train(job(root), tmp_path / "2")
+        assert not joined(pids[-1])
+    assert not apart.cuda_mps
+    assert plain(apart).model_copy(update={"cuda_mps": True}) == plain(first)
+
+
+def test_what_befalls_a_job_beside_others_is_said_of_it_only_if_it_does_alone(
+    root,  # noqa: F811
+    tmp_path,
+    plugin,
+    pids,
+):
+    asked, service = job(root, spec=stack("restless")), Service()
+    (plugin / "die").touch()
+    with Trainer(60, mps=service) as trainer:
+        # The first process was new: without a shared card its death would be the job's.
+        assert not trainer.train(asked, tmp_path / "0").cuda_mps
+        assert service.asked == ["check"]
+        # The process that shared nothing was for that job alone.
+        assert not Path(f"/proc/{pids[1]}").exists()
+        assert trainer.train(job(root), tmp_path / "1").cuda_mps
+        assert joined(pids[2])
+        (plugin / "raise").touch()
+        with pytest.raises(WorkerError, match="a fault of the mixer"):
+            trainer.train(asked, tmp_path / "2")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from archloop.search.executors.places import num_jobs, places, training_threads
+from archloop.search.executors.places import num_jobs, places, training_threads, wants_mps
 from archloop.search.recipe.recipe import Recipe
 from search.stand_in import CONTEXTS, recipe
 
@@ -54,3 +54,33 @@ def test_as_many_as_the_machine_has(monkeypatch, num_cards, changes, devices, jo
 def test_trainings_share_the_cores(monkeypatch, changes, threads):
     monkeypatch.setattr("archloop.search.executors.places.usable_cores", lambda: 8)
     assert training_threads(recipe(budgets=[], **changes)) == threads
+
+
+@pytest.mark.parametrize(
+    ("num_cards", "executor", "wanted"),
+    [
+        (0, {"workers": 3}, False),
+        (1, {}, False),
+        (1, {"per_device": 4}, True),
+        (1, {"workers": 2}, True),
+        (1, {"per_device": 4, "cuda_mps": False}, False),
+        (1, {"cuda_mps": True}, True),
+        (2, {"workers": 2}, False),
+        (2, {"per_device": 3}, True),
+        (2, {"devices": ["cuda:1", "cuda:1"]}, True),
+        (2, {"devices": ["cpu", "cpu", "cuda:1"]}, False),
+        (1, {"name": "ray", "workers": 4}, False),
+    ],
+)
+def test_cards_are_shared_through_mps_where_trainings_share_one(
+    monkeypatch, num_cards, executor, wanted
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_cards)
+    assert wants_mps(asked(num_cards, budgets=[], executor=executor)) is wanted
+
+
+def test_mps_is_refused_where_there_is_no_card():
+    with pytest.raises(ValueError, match=r"executor.cuda_mps: trainings run on cpu, .* leave it"):
+        asked(0, budgets=[], executor={"cuda_mps": True})
+    with pytest.raises(ValueError, match="cuda_mps says nothing to executor ray"):
+        asked(1, budgets=[], executor={"name": "ray", "cuda_mps": True})

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from archloop.devices.base import DeviceError
 from archloop.devices.host import Host
@@ -12,9 +13,11 @@ from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.hardware import HardwareEvaluator
+from archloop.search.recipe.recipe import Recipe
 from archloop.search.study import Study
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import Cause, WorkerError
+from archloop.workers.mps import MpsError
 from search.stand_in import recipe
 
 
@@ -87,3 +90,56 @@ def test_why_a_worker_died_stays_known(
     with pytest.raises(CandidateFailed, match="one line") as told:
         HardwareEvaluator(recipe(), tmp_path).train(job, tmp_path)
     assert told.value.cause == cause
+
+
+class _Service:
+    """Stands in for NVIDIA's."""
+
+    running = 0
+
+    def __init__(self) -> None:
+        type(self).running += 1
+
+    def close(self) -> None:
+        type(self).running -= 1
+
+
+def _shared(**executor: object) -> Recipe:
+    return recipe(
+        proxy={"rungs": [10], "device": "cuda"}, budgets=[], executor={"per_device": 2, **executor}
+    )
+
+
+def test_trainings_that_share_a_card_join_a_service_that_ends_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archloop.search.hardware.Mps", _Service)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    evaluator = HardwareEvaluator(_shared(), tmp_path)
+    assert _Service.running == 0
+    assert evaluator.prepare()["cuda_mps"] == "on"
+    assert evaluator.prepare()["cuda_mps"] == "on"
+    assert _Service.running == 1
+    evaluator.close()
+    assert _Service.running == 0
+    assert HardwareEvaluator(_shared(cuda_mps=False), tmp_path).prepare()["cuda_mps"] == "off"
+
+
+def test_without_a_service_trainings_take_turns_unless_the_recipe_insists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise MpsError("it is not installed")
+
+    monkeypatch.setattr("archloop.search.hardware.Mps", missing)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.warns(UserWarning, match="without MPS: it is not installed"):
+        found = HardwareEvaluator(_shared(), tmp_path).prepare()
+    assert found["cuda_mps"] == "off: it is not installed"
+    study = Study(
+        _shared(cuda_mps=True),
+        tmp_path,
+        evaluator=HardwareEvaluator(_shared(cuda_mps=True), tmp_path),
+    )
+    with pytest.raises(UserError, match=r"executor\.cuda_mps: it is not installed; leave it out"):
+        study.run()

@@ -59,6 +59,8 @@ class Rung(_Record):
         train_s: wall time of the training.
         eval_s: wall time of the evaluation.
         precision: of the training's products and activations.
+        cuda_mps: it shared a card with other trainings through NVIDIA's Multi-Process Service, so
+            its seconds are not those of a card of its own.
     """
 
     index: int
@@ -72,3 +74,4 @@ class Rung(_Record):
     train_s: float
     eval_s: float
     precision: Literal["float32", "bfloat16"] = "float32"
+    cuda_mps: bool = False

@@ -2,8 +2,9 @@
 
 A crash, a hang or a process killed for memory marks its trial and nothing else. A process that has
 trained before may die of what earlier trainings left in it, so the job it held is then done once
-more, in a new process: only what befalls a job there is said of the job. The result is one file,
-written whole or not at all.
+more, in a new process: only what befalls a job there is said of the job. Likewise one that shared
+its card with others through MPS, where a fault of one is a fault of all: it is done once more by a
+process that shares nothing. The result is one file, written whole or not at all.
 """
 
 import errno
@@ -18,6 +19,7 @@ from archloop.proxy.record import Rung
 from archloop.proxy.worker import Train
 from archloop.scratch import Scratch
 from archloop.workers.deaths import Cause, WorkerError
+from archloop.workers.mps import Mps
 from archloop.workers.process import WorkerProcess
 
 LOG = "stderr.txt"
@@ -33,10 +35,19 @@ class Trainer:
     Args:
         time_limit_s: of a job, in wall time; with the process's start if it had to be started.
         memory_limit_bytes: of private memory.
+        mps: that its processes join; None: they share no card, or take turns at it.
     """
 
-    def __init__(self, time_limit_s: float, memory_limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        time_limit_s: float,
+        memory_limit_bytes: int | None = None,
+        mps: Mps | None = None,
+    ) -> None:
         self._time_limit_s, self._memory_limit_bytes = time_limit_s, memory_limit_bytes
+        self._mps = mps
+        # The service, where the present process has joined it.
+        self._joined: Mps | None = None
         self._worker: WorkerProcess | None = None
         self._started_for: tuple[int, list[str]] = (0, [])
         self._logs = Scratch("trainer")
@@ -93,26 +104,39 @@ class Trainer:
             self._started_for = needed
         used = self._worker is not None
         try:
-            return self._ask(asked, directory)
+            return self._ask(asked, directory, self._mps)
         except WorkerError as error:
-            if not used or error.cause not in _PERHAPS_OF_AGE:
+            if error.cause not in _PERHAPS_OF_AGE or not (used or self._mps is not None):
                 raise
-        return self._ask(asked, directory)
+        if self._mps is not None:
+            self._mps.check()
+        rung = self._ask(asked, directory, None)
+        if self._mps is not None:
+            # The process that shares nothing was for this job alone.
+            self._end()
+        return rung
 
-    def _ask(self, asked: Train, directory: Path) -> Rung:
-        """Have the job done by the process as it is; whatever goes wrong ends the process."""
+    def _ask(self, asked: Train, directory: Path, mps: Mps | None) -> Rung:
+        """Have the job done by the process as it is; whatever goes wrong ends the process.
+
+        Args:
+            asked: the job.
+            directory: for what the process said.
+            mps: that a process joins which has to be started.
+        """
         try:
-            told = self._ready().ask(asked)
+            told = self._ready(mps).ask(asked)
         except BaseException:
             if self._worker is not None:
                 self._keep_log(self._worker, directory)
             self._end()
             raise
+        rung = told.rung.model_copy(update={"cuda_mps": self._joined is not None})
         if told.left:
             self._end()
-        return told.rung
+        return rung
 
-    def _ready(self) -> WorkerProcess:
+    def _ready(self, mps: Mps | None) -> WorkerProcess:
         """The process, with the whole time limit before it."""
         if self._worker is not None:
             self._worker.begin()
@@ -121,6 +145,8 @@ class Trainer:
         host = DeviceChoice().open()
         python = host.python_argv()
         assert python is not None
+        shared = {} if mps is None else mps.env
+        self._joined = mps if shared else None
         self._worker = WorkerProcess(
             host,
             [*python, "-m", "archloop.proxy.worker"],
@@ -128,7 +154,7 @@ class Trainer:
             threads=threads,
             time_limit_s=self._time_limit_s,
             # Without it cuBLAS may add up in another order the next time.
-            env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
+            env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **shared},
         )
         self._worker.hello(plugins=plugins, memory_limit_bytes=self._memory_limit_bytes)
         return self._worker
@@ -142,5 +168,7 @@ class Trainer:
 
     def _end(self) -> None:
         if self._worker is not None:
+            if self._joined is not None and self._worker.process.poll() is None:
+                self._joined.part(self._worker.process.pid)
             self._worker.kill()
-            self._worker = None
+            self._worker = self._joined = None

@@ -3,6 +3,7 @@
 import platform
 import queue
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
 from archloop.search.evaluator import CandidateFailed, Unsupported
-from archloop.search.executors.places import places, training_threads
+from archloop.search.executors.places import places, training_threads, wants_mps
 from archloop.search.meter import waited_for
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.revision import revision
@@ -32,6 +33,7 @@ from archloop.store.stages import Profiled
 from archloop.version import __version__
 from archloop.workers.cancelling import POLL_S, check, is_cancelled
 from archloop.workers.deaths import WorkerError
+from archloop.workers.mps import Mps, MpsError
 
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 
@@ -63,11 +65,44 @@ class HardwareEvaluator:
         self._cache = usable_cache_dir(artifacts / "cache")
         self._threads = training_threads(recipe)
         self._nursery = Nursery()
-        limit_s = recipe.time_limits.train_s
-        self._all_places = [_Place(name, Trainer(limit_s)) for name in places(recipe)]
+        self._mps: Mps | None = None
+        self._all_places: list[_Place] = []
         self._places: queue.Queue[_Place] = queue.Queue()
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """A place for each training at once, its process not started yet."""
+        limit_s = self._recipe.time_limits.train_s
+        self._all_places = [
+            _Place(name, Trainer(limit_s, mps=self._mps if name.startswith("cuda") else None))
+            for name in places(self._recipe)
+        ]
+        self._places = queue.Queue()
         for place in self._all_places:
             self._places.put(place)
+
+    def _share_cards(self) -> str:
+        """Have trainings share their cards through MPS, where they are to.
+
+        Returns:
+            Whether they do, in words.
+
+        Raises:
+            UserError: the recipe insists, and they cannot.
+        """
+        if self._mps is not None or not wants_mps(self._recipe):
+            return "off" if self._mps is None else "on"
+        try:
+            self._mps = Mps()
+        except MpsError as error:
+            if self._recipe.executor.cuda_mps:
+                raise UserError(
+                    f"executor.cuda_mps: {error}; leave it out to go on without"
+                ) from error
+            warnings.warn(f"trainings take turns at a card, without MPS: {error}", stacklevel=2)
+            return f"off: {error}"
+        self._lay_out()
+        return "on"
 
     def prepare(self) -> dict[str, Any]:
         """As `Evaluator.prepare`."""
@@ -87,6 +122,7 @@ class HardwareEvaluator:
             "corpus": data.digest,
             "vocab_size": data.vocab_size,
             "training_threads": self._threads,
+            "cuda_mps": self._share_cards(),
             "seed": self._recipe.seed,
         }
 
@@ -160,6 +196,8 @@ class HardwareEvaluator:
         """As `Evaluator.close`: trainers live on between jobs, the rest ended with its call."""
         for place in self._all_places:
             place.trainer.close()
+        if self._mps is not None:
+            self._mps.close()
         self._nursery.close()
 
     def _profile(

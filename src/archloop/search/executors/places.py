@@ -29,6 +29,17 @@ def training_threads(recipe: Recipe) -> int:
     return recipe.threads or max(1, usable_cores() // len(places(recipe)))
 
 
+def wants_mps(recipe: Recipe) -> bool:
+    """Whether trainings are to share cards through NVIDIA's Multi-Process Service, if it is there.
+
+    Only on this machine: on a cluster, a node's cards are shared out by the cluster.
+    """
+    if recipe.executor.name != "local" or recipe.executor.cuda_mps is not None:
+        return bool(recipe.executor.cuda_mps)
+    on_cards = [device for device in places(recipe) if device.startswith("cuda")]
+    return len(on_cards) > len(set(on_cards))
+
+
 def num_jobs(recipe: Recipe) -> int:
     """Jobs at once: what the recipe says, or as many as keep the machine busy."""
     asked = recipe.executor

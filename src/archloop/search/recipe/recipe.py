@@ -191,6 +191,10 @@ class ExecutorSection(_Section):
             an entry that is named twice takes two. Empty: `proxy.device`, where ``cuda`` means
             all cards in turn.
         per_device: trainings at once on each card; small ones leave a card idle in between.
+        cuda_mps: NVIDIA's Multi-Process Service, by which trainings at once on one card compute at
+            the same time instead of in turns: started for trainings alone, ended with the study.
+            None: where several trainings share a card and it can be started; true: the study
+            does not begin without it; false: never.
         address: of the Ray cluster, as ``auto`` or ``ray://head:10001``.
         train: what a training takes of a node of the cluster, by Ray's names, such as
             ``{GPU: 1}``; empty: its share of a card, or a processor for each of its threads.
@@ -202,13 +206,14 @@ class ExecutorSection(_Section):
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     devices: tuple[str, ...] = ()
     per_device: Annotated[int, Field(ge=1, le=64)] = 1
+    cuda_mps: bool | None = None
     address: str = "auto"
     train: dict[str, Annotated[float, Field(ge=0)]] = {}
     targets: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = {}
 
     @model_validator(mode="after")
     def _check_name(self) -> "ExecutorSection":
-        others = ("devices",) if self.name == "ray" else ("address", "train", "targets")
+        others = ("devices", "cuda_mps") if self.name == "ray" else ("address", "train", "targets")
         for key in sorted(others):
             # A recipe that was written out in full has every key, most at its default.
             if getattr(self, key) != type(self).model_fields[key].default:
@@ -336,6 +341,12 @@ class Recipe(_Section):
             if name not in self.targets:
                 known = ", ".join(self.targets)
                 raise ValueError(f"executor.targets.{name}: no such target; there are {known}")
+        on = self.executor.devices or (self.proxy.device,)
+        if self.executor.cuda_mps and not any(device.startswith("cuda") for device in on):
+            raise ValueError(
+                f"executor.cuda_mps: trainings run on {', '.join(on)}, and MPS shares NVIDIA's "
+                "cards alone; leave it out, or say proxy.device: cuda"
+            )
         return self
 
     @field_validator("storage")

@@ -14,7 +14,9 @@ six mixers and three feed-forwards.
    so the command goes on where it was stopped.
 3. Stack by stack all targets have their turn, in random order: a campaign that is cut off has
    every target for the stacks that it came to. With `--processes 2` all of it comes a second time,
-   the stacks of one budget first.
+   the stacks of one budget first. `--first`, `--stacks` and `--only` choose stacks.
+4. With `--again` those come last whose every process was disturbed, once more each. Where a stack
+   has undisturbed processes, only they count; the others stay in the file.
 
 Anything else that runs on the machine spoils the times; a line says so in its flags.
 """
@@ -66,7 +68,9 @@ def main() -> None:
     if asked.prepare:
         prepare(recipe, names, asked)
     if asked.minutes:
-        keys = order(names, asked.stacks, asked.processes, asked.seed)
+        keys = order(names, numbers(asked), asked.processes, asked.seed)
+        if asked.again:
+            keys += disturbed(jobs.read(asked.records), keys)
         measure = partial(measured, recipe=recipe, seed=asked.seed, artifacts=asked.artifacts)
         jobs.run(keys, measure, asked.records, workers=1, seconds=60 * asked.minutes)
     done = read(asked.records)
@@ -74,14 +78,36 @@ def main() -> None:
     print(json.dumps({"benchmark": "campaign", "stacks": counts}))
 
 
-def order(names: Sequence[str], stacks: int, processes: int, seed: int) -> list[str]:
+def numbers(asked: argparse.Namespace) -> list[int]:
+    """Of the stacks that are measured."""
+    chosen = range(asked.first, asked.stacks)
+    return [n for n in chosen if asked.only in (None, _group(n))]
+
+
+def _group(number: int) -> str:
+    return "any-size" if is_of_any_size(number) else "one-budget"
+
+
+def order(names: Sequence[str], stacks: Sequence[int], processes: int, seed: int) -> list[str]:
     """Keys of all processes, in the order in which they are measured."""
     rng, keys = random.Random(seed), []
     for process in range(processes):
-        numbers = range(stacks) if process == 0 else sorted(range(stacks), key=is_of_any_size)
-        for number in numbers:
+        for number in stacks if process == 0 else sorted(stacks, key=is_of_any_size):
             keys += [f"{name} {number} {process}" for name in rng.sample(names, len(names))]
     return keys
+
+
+def disturbed(lines: Iterable[jobs.Record], keys: Iterable[str]) -> list[str]:
+    """A further process of each stack and target that has no undisturbed one yet."""
+    found: dict[tuple[str, int], list[jobs.Record]] = {}
+    for line in lines:
+        found.setdefault((line["target"], line["number"]), []).append(line)
+    wanted = {tuple(key.split(" ")[:2]) for key in keys}
+    return [
+        f"{name} {number} {max(int(line['key'].split(' ')[2]) for line in own) + 1}"
+        for (name, number), own in found.items()
+        if all(line["flags"] for line in own) and (name, str(number)) in wanted
+    ]
 
 
 def is_of_any_size(number: int) -> bool:
@@ -117,7 +143,7 @@ def channel_mixers() -> list[ChannelMixerSpec]:
 def prepare(recipe: Recipe, names: Iterable[str], asked: argparse.Namespace) -> None:
     """Export artifacts that are not there yet, in the order in which they are measured."""
     end = time.monotonic() + 60 * asked.prepare
-    for key in order(list(names), asked.stacks, 1, asked.seed):
+    for key in order(list(names), numbers(asked), 1, asked.seed):
         if time.monotonic() > end:
             return
         name, number, _ = key.split(" ")
@@ -219,14 +245,19 @@ def figures(process: ProcessSamples, index: int) -> dict[str, float]:
 
 
 def read(records: Path) -> list[jobs.Record]:
-    """One record a stack and target; `measured` has a list of its processes' figures a context."""
-    found: dict[tuple[str, int], jobs.Record] = {}
+    """One record a stack and target; `measured` has a list of its processes' figures a context.
+
+    Disturbed processes count only where a stack has no others.
+    """
+    found: dict[tuple[str, int], list[jobs.Record]] = {}
     for line in jobs.read(records):
-        key = line["target"], line["number"]
-        record = found.setdefault(key, {**line, "measured": {}})
-        for context, values in line["measured"].items():
-            record["measured"].setdefault(context, []).append(values)
-    return list(found.values())
+        found.setdefault((line["target"], line["number"]), []).append(line)
+    told = []
+    for lines in found.values():
+        own = [line for line in lines if not line["flags"]] or lines
+        measured = {at: [line["measured"][at] for line in own] for at in own[0]["measured"]}
+        told.append({**own[0], "measured": measured})
+    return told
 
 
 def _arguments() -> argparse.Namespace:
@@ -234,7 +265,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("recipe", type=Path, help="its targets and its profile's settings count")
     parser.add_argument("--records", type=Path, required=True)
     parser.add_argument("--artifacts", type=Path, required=True, help="folder that keeps them")
-    parser.add_argument("--stacks", type=int, default=40)
+    parser.add_argument("--first", type=int, default=0, help="number of the first stack")
+    parser.add_argument("--stacks", type=int, default=40, help="number after the last one's")
+    parser.add_argument("--only", choices=["any-size", "one-budget"])
+    parser.add_argument("--again", action="store_true", help="what was disturbed, once more")
     parser.add_argument("--targets", nargs="+", help="of the recipe; all by default")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--prepare", type=float, default=0.0, help="minutes of exporting first")

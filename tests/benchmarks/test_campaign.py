@@ -18,7 +18,7 @@ def test_every_second_stack_is_of_one_budget_and_the_others_are_not() -> None:
 
 
 def test_all_targets_have_a_stack_before_the_next_one() -> None:
-    keys = [key.split(" ") for key in campaign.order(["a", "b", "c"], 4, 2, seed=0)]
+    keys = [key.split(" ") for key in campaign.order(["a", "b", "c"], range(4), 2, seed=0)]
     by_stack = [keys[at : at + 3] for at in range(0, len(keys), 3)]
     assert [turn[0][1:] for turn in by_stack] == [
         [number, process]
@@ -55,3 +55,30 @@ def test_a_table_is_of_processes_joined_by_stack(group: str, stacks: int, tmp_pa
     assert rank["parameters"][0] == pytest.approx(1)
     assert rank["weight bytes"][0] == pytest.approx(-1)
     assert rank[cost_proxies.REPEATED][0] == pytest.approx(1), "of the four that have two"
+
+
+def line(process: int, flags: list[str], decode_ms: float, number: int = 0) -> dict[str, object]:
+    return {
+        "key": f"here {number} {process}",
+        "target": "here",
+        "number": number,
+        "flags": flags,
+        "measured": {"64": {"decode_ms": decode_ms}},
+    }
+
+
+def test_what_was_disturbed_is_measured_again_and_kept(tmp_path: Path) -> None:
+    busy = ["other processes used 40% of a core"]
+    lines = [line(0, busy, 9.0), line(0, [], 1.0, number=1), line(0, busy, 9.0, number=2)]
+    keys = campaign.order(["here"], range(2), 1, seed=0)
+    assert campaign.disturbed(lines, keys) == ["here 0 1"], "2 was not asked for"
+    lines += [line(1, busy, 8.0)]
+    assert campaign.disturbed(lines, keys) == ["here 0 2"]
+    lines += [line(2, [], 2.0)]
+    assert campaign.disturbed(lines, keys) == []
+    file = tmp_path / "campaign.jsonl"
+    file.write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    first, second, third = campaign.read(file)
+    assert (first["measured"]["64"], first["flags"]) == ([{"decode_ms": 2.0}], [])
+    assert second["measured"]["64"] == [{"decode_ms": 1.0}]
+    assert (third["measured"]["64"], third["flags"]) == ([{"decode_ms": 9.0}], busy)

@@ -53,7 +53,8 @@ def table(folder: Path, of: Recipe) -> BlockTable:
 
     resolved, rng = plan.resolve(of), np.random.default_rng(0)
     specs = [to_spec(resolved.space, sample(resolved.space, rng), "ship") for _ in range(40)]
-    found = piecework.table(piecework.halves(resolved.reference, specs), said, folder)
+    wanted = piecework.halves(resolved.reference, specs)
+    found = piecework.table(wanted, piecework.whole(specs, 4), said, folder)
     found.write(folder / "blocks.json")
     return found
 
@@ -137,8 +138,8 @@ def test_memory_is_estimated_as_it_is_limited_with_the_engine(folder: Path) -> N
     predictor: Predictor = resolved.screen.tables["here"].predictors[CONTEXTS[0]]
     found: Prediction = predictor.predict(resolved.reference)
     expected = 1e8 + 4 * cost.num_params(resolved.reference)
-    assert found.peak_memory_bytes_estimate == pytest.approx(expected, rel=1e-6)
-    assert found.memory_bytes_estimate == pytest.approx(expected - 1e8, rel=1e-6)
+    assert found.peak_memory_bytes_estimate == pytest.approx(expected, rel=0.01)
+    assert found.memory_bytes_estimate == pytest.approx(expected - 1e8, rel=0.01)
 
 
 def test_a_study_measures_what_is_left_and_says_how_much_was_ruled_out(folder: Path) -> None:

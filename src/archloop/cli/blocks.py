@@ -33,6 +33,9 @@ def blocks(
     copies: Annotated[
         int, typer.Option(min=1, help="Of a half, in the stack measured for it.")
     ] = 4,
+    stacks: Annotated[
+        int, typer.Option(min=0, help="Whole stacks of the space, which tell what copies cannot.")
+    ] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Measure what single blocks of a recipe's space cost, so that its study can screen by them.
@@ -48,7 +51,7 @@ def blocks(
     if unknown := [name for name in names if name not in plan.recipe.targets]:
         raise UserError(f"--target {unknown[0]}: the recipe has {', '.join(plan.recipe.targets)}")
     folder = output.with_name(f"{output.name}.measured")
-    first, *others = (_table(plan, name, folder / name, most, copies) for name in names)
+    first, *others = (_table(plan, name, folder / name, most, copies, stacks) for name in names)
     found = first.joined(others)
     found.write(output)
     if as_json:
@@ -57,18 +60,25 @@ def blocks(
     stderr.print(f"{output}: {len(found.rows)} rows on {', '.join(names)}", markup=False)
 
 
-def _table(plan: "Plan", name: str, folder: Path, most: int, copies: int) -> "BlockTable":
+def _table(
+    plan: "Plan", name: str, folder: Path, most: int, copies: int, stacks: int
+) -> "BlockTable":
     """Rows of one target."""
     from archloop.devices.lease import held, told_waiting
     from archloop.profiling import piecework, profile, remembered
 
     target = plan.recipe.targets[name]
     # Every half of the reference preset comes first: ratios and budgets refer to it.
-    wanted = piecework.halves(plan.reference, _drawn(plan))
+    drawn = _drawn(plan)
+    wanted = piecework.halves(plan.reference, drawn)
     kept = {ends: list(islice(own, most)) for ends, own in wanted.items()}
-    total = sum(1 + len(own) for own in kept.values())
-    left_out = sum(map(len, wanted.values())) + len(kept) - total
-    stderr.print(f"{name}: {total} to measure, {left_out} rarer ones left to be fitted")
+    num_halves = sum(map(len, kept.values()))
+    left_out = sum(map(len, wanted.values())) - num_halves
+    whole = piecework.whole((plan.reference, *drawn), stacks)
+    stderr.print(
+        f"{name}: {len(kept) + num_halves} ends and halves and {len(whole)} stacks to measure, "
+        f"{left_out} rarer halves left to be estimated"
+    )
 
     def say_waiting(words: str) -> None:
         if words:
@@ -81,7 +91,7 @@ def _table(plan: "Plan", name: str, folder: Path, most: int, copies: int) -> "Bl
 
     # What was measured with other settings, or by another version of the engine, does not count.
     place = folder / remembered.circumstances(target, plan.recipe.profile)
-    return piecework.table(kept, measure, place, copies)
+    return piecework.table(kept, whole, measure, place, copies)
 
 
 def _in_words(spec: "StackSpec") -> str:

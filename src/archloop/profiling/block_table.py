@@ -1,9 +1,10 @@
-"""What pieces of stacks were measured to cost: a file that others may use to screen for a device.
+"""What stacks were measured to cost: a file that others may use to screen for a device.
 
-A row says what one piece (half a block, or a stack's two ends: embedding and head) adds to a decode
-step, to a prompt and to memory, on one device, engine, quantisation and context. It comes from two
-measurements: a stack of several copies of the piece, less the two ends alone, by the number of
-copies. Tables of one device may be joined; rows of different devices never meet.
+A row is what one small or whole stack was measured to take on one device, engine, quantisation and
+context: of ends alone (embedding and head), of several copies of half a block between them, or of
+a whole stack. What a piece costs is no row: it is fitted to all of them together (`predictor`), so
+that no row is the difference of two noisy measurements. Tables of one device may be joined; rows
+of different devices never meet.
 """
 
 from collections.abc import Iterable
@@ -18,11 +19,11 @@ from archloop.profiling.record import Identity, Interval, Profile
 from archloop.runtimes.pieces import Piece
 from archloop.stack.spec import StackSpec
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 
 
 class Where(BaseModel):
-    """What must be equal for rows to be added up: all of a measurement's identity but contexts."""
+    """What must be equal for rows to count together: a measurement's identity but contexts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,11 +41,10 @@ class Where(BaseModel):
 
 
 class BlockRow(BaseModel):
-    """What one copy of a piece adds, with the 95% interval of the two measurements together.
+    """What a stack of few blocks was measured to take, with 95% intervals.
 
     Attributes:
-        part: ``ends`` is a whole stack without blocks; the others are halves of blocks.
-        spec: a stack with that part alone (`runtimes.pieces.Piece`); of ends, without blocks.
+        spec: the stack.
         context: prompt tokens, and depth of the decode step.
         decode_ms: of a median step.
         prefill_ms: of a prompt.
@@ -55,7 +55,6 @@ class BlockRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     where: Where
-    part: Literal["ends", "mixers", "channel"]
     spec: StackSpec
     context: int
     decode_ms: Interval
@@ -69,11 +68,11 @@ class BlockTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     rows: tuple[BlockRow, ...] = ()
 
     def joined(self, others: Iterable["BlockTable"]) -> "BlockTable":
-        """With the rows of other tables; of equal pieces the first one's count."""
+        """With the rows of other tables; of equal stacks the first one's count."""
         found = {_key(row): row for row in self.rows}
         for other in others:
             for row in other.rows:
@@ -105,64 +104,29 @@ def copies(piece: Piece, ends: StackSpec, count: int) -> StackSpec:
     return ends.replace(blocks=piece.spec.blocks * count)
 
 
-def rows_of_ends(ends: StackSpec, profile: Profile) -> list[BlockRow]:
-    """Rows of a stack without blocks, one a context."""
-    assert not ends.blocks, "ends are a stack without blocks"
+def rows_of(spec: StackSpec, profile: Profile) -> list[BlockRow]:
+    """Rows of a stack that was measured, one a context."""
     return [
         BlockRow(
             where=Where.of(profile.identity),
-            part="ends",
-            spec=ends,
+            spec=spec,
             context=at.context,
             decode_ms=at.decode_p50_ms,
             prefill_ms=at.ttft_ms,
-            memory_bytes=_less(at.peak_memory_bytes, at.engine_empty_bytes, 1),
+            memory_bytes=_above(at.peak_memory_bytes, at.engine_empty_bytes),
             engine_empty_bytes=at.engine_empty_bytes.value,
         )
         for at in profile.figures
     ]
 
 
-def rows_of_piece(
-    piece: Piece, profile: Profile, count: int, ends: list[BlockRow]
-) -> list[BlockRow]:
-    """Rows of a half of a block, one a context.
-
-    Args:
-        piece: the half.
-        profile: of `copies`.
-        count: of copies in it.
-        ends: rows of the same ends, from the same device.
-    """
-    assert piece.part in ("mixers", "channel"), "other pieces are measured together, as ends"
-    by_context = {row.context: row for row in ends}
-    rows = []
-    for at in profile.figures:
-        end = by_context[at.context]
-        assert end.where == Where.of(profile.identity), "measured elsewhere"
-        net = _less(at.peak_memory_bytes, at.engine_empty_bytes, 1)
-        rows.append(
-            BlockRow(
-                where=end.where,
-                part="mixers" if piece.part == "mixers" else "channel",
-                spec=piece.spec,
-                context=at.context,
-                decode_ms=_less(at.decode_p50_ms, end.decode_ms, count),
-                prefill_ms=_less(at.ttft_ms, end.prefill_ms, count),
-                memory_bytes=_less(net, end.memory_bytes, count),
-                engine_empty_bytes=at.engine_empty_bytes.value,
-            )
-        )
-    return rows
-
-
-def _less(whole: Interval, part: Interval, count: int) -> Interval:
-    """The difference by copy; independent errors add in squares."""
-    value = (whole.value - part.value) / count
-    low = ((whole.value - whole.low) ** 2 + (part.high - part.value) ** 2) ** 0.5 / count
-    high = ((whole.high - whole.value) ** 2 + (part.value - part.low) ** 2) ** 0.5 / count
+def _above(peak: Interval, empty: Interval) -> Interval:
+    """The difference; independent errors add in squares."""
+    value = peak.value - empty.value
+    low = ((peak.value - peak.low) ** 2 + (empty.high - empty.value) ** 2) ** 0.5
+    high = ((peak.high - peak.value) ** 2 + (empty.value - empty.low) ** 2) ** 0.5
     return Interval(value=value, low=value - low, high=value + high)
 
 
 def _key(row: BlockRow) -> tuple[object, ...]:
-    return row.where, row.part, row.spec.to_json(), row.context
+    return row.where, row.spec.to_json(), row.context

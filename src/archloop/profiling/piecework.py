@@ -1,8 +1,8 @@
 """Measuring the pieces of stacks, a few measurements for thousands of stacks: a table is made.
 
     1. Take stacks apart into ends and halves of blocks, those first that occur most often.
-    2. Measure the ends alone, and each half as a stack of copies of it.
-    3. What a copy adds is a row.
+    2. Measure the ends alone, each half as a stack of copies of it, and some stacks as they are.
+    3. Each of them is a row.
 
 Each measurement stays in a folder, so that an interrupted run goes on.
 """
@@ -19,8 +19,7 @@ from archloop.profiling.block_table import (
     BlockRow,
     BlockTable,
     copies,
-    rows_of_ends,
-    rows_of_piece,
+    rows_of,
 )
 from archloop.profiling.record import Profile
 from archloop.runtimes.pieces import Piece, inseparable, pieces
@@ -50,13 +49,27 @@ def halves(first: StackSpec, specs: Iterable[StackSpec]) -> dict[StackSpec, list
     }
 
 
+def whole(specs: Iterable[StackSpec], most: int) -> list[StackSpec]:
+    """The first so many different stacks that are made of pieces: they are measured as they are.
+
+    Copies of one half compute from a cache that a whole stack's weights leave; only whole stacks
+    tell what that costs.
+    """
+    return [spec for spec in dict.fromkeys(specs) if inseparable(spec) is None][:most]
+
+
 def table(
-    wanted: Mapping[StackSpec, Sequence[Piece]], measure: Measure, folder: Path, count: int = COPIES
+    wanted: Mapping[StackSpec, Sequence[Piece]],
+    stacks: Sequence[StackSpec],
+    measure: Measure,
+    folder: Path,
+    count: int = COPIES,
 ) -> BlockTable:
-    """Rows of ends and halves.
+    """Rows of ends, halves and whole stacks.
 
     Args:
         wanted: halves by their ends.
+        stacks: to be measured as they are.
         measure: called for what the folder does not have yet.
         folder: of profiles that were measured under the same circumstances (`remembered`).
         count: copies of a half in its stack.
@@ -68,11 +81,10 @@ def table(
         raise UserError("none of the stacks is made of pieces: their blocks share features")
     rows: list[BlockRow] = []
     for ends, own in wanted.items():
-        of_ends = rows_of_ends(ends, _kept(ends, measure, folder))
-        rows += of_ends
-        for piece in own:
-            found = _kept(copies(piece, ends, count), measure, folder)
-            rows += rows_of_piece(piece, found, count, of_ends)
+        for spec in (ends, *(copies(piece, ends, count) for piece in own)):
+            rows += rows_of(spec, _kept(spec, measure, folder))
+    for spec in stacks:
+        rows += rows_of(spec, _kept(spec, measure, folder))
     return BlockTable(rows=tuple(rows))
 
 

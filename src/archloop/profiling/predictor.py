@@ -1,31 +1,34 @@
-"""A stack's figures from those of its pieces: for screening thousands before measuring a few.
+"""A stack's figures from those of others: for screening thousands before measuring a few.
 
-What pieces add is summed up. A piece that was not measured is estimated from measured ones of the
-same part and mixers: a sum of non-negative shares of its parameters, state and FLOPs, fitted to
-relative errors. The result is a `Prediction`, which no record, budget or front takes for a
-measurement.
+1. Each measured stack is taken apart into ends and halves of blocks; a kind is what has the same
+   part and mixers.
+2. A step and a prompt are sums over the pieces: of a constant, parameters read or FLOPs, and
+   bytes of state, with shares of each kind. Memory is a sum of constant, parameters and state, and
+   the largest workspace that any kind needs.
+3. The shares are fitted to all measured stacks of a device together (`fitting`).
+
+Copies of one half stay in a processor's cache where a whole stack does not, so some whole stacks
+belong into a table beside its copies. The result is a `Prediction`, which no record, budget or
+front takes for a measurement.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from archloop.errors import UserError
 from archloop.profiling.block_table import BlockRow, BlockTable, Where
+from archloop.profiling.fitting import pooled, with_largest
 from archloop.runtimes import pieces
 from archloop.stack import cost
 from archloop.stack.spec import BlockSpec, StackSpec
 
-_FIGURES = ("decode_ms", "prefill_ms", "memory_bytes")
-_FEWEST = 3
-"""Rows of the same mixers that a fit of its own needs; with fewer, all of that part are fitted."""
+Array = NDArray[np.float64]
 
-
-_Added = tuple[NDArray[np.float64], int]
-"""What pieces add, by figure, and how many of them were fitted."""
+_PARTS = ("ends", "mixers", "channel")
 
 
 class Prediction(NamedTuple):
@@ -36,14 +39,46 @@ class Prediction(NamedTuple):
         prefill_ms_estimate: of a prompt.
         memory_bytes_estimate: of peak memory above the empty engine.
         peak_memory_bytes_estimate: of peak memory, the empty engine's included.
-        num_fitted: pieces of the stack that were not measured themselves.
+        num_unmeasured: pieces of the stack that no measured stack has, estimated from their like.
     """
 
     decode_ms_estimate: float
     prefill_ms_estimate: float
     memory_bytes_estimate: float
     peak_memory_bytes_estimate: float
-    num_fitted: int
+    num_unmeasured: int
+
+
+class _Kind(NamedTuple):
+    """Pieces that are alike but for their sizes."""
+
+    part: str
+    mixers: str
+
+
+class _Piece(NamedTuple):
+    """Half a block, or a stack's two ends.
+
+    Attributes:
+        spec: a stack with that part alone.
+    """
+
+    kind: _Kind
+    spec: StackSpec
+
+
+class _Share(NamedTuple):
+    """What pieces take.
+
+    Attributes:
+        added: decode, prefill and memory.
+        workspace_bytes: that the largest of them needs while it computes.
+        num_unmeasured: of them.
+    """
+
+    added: Array
+    workspace_bytes: float
+    num_unmeasured: int
 
 
 class Predictor:
@@ -55,25 +90,22 @@ class Predictor:
         context: likewise.
 
     Raises:
-        UserError: the table has no row of ends there.
+        UserError: the table has no row there.
     """
 
     def __init__(self, table: BlockTable, where: Where, context: int) -> None:
         self.context = context
         rows = [row for row in table.rows if row.where == where and row.context == context]
-        empty = [row.engine_empty_bytes for row in rows if row.part == "ends"]
-        if not empty:
+        rows = [row for row in rows if pieces.inseparable(row.spec) is None]
+        if not rows:
             raise UserError(
-                f"the table has no ends for {where.runtime} {where.runtime_version} "
+                f"the table has no stack for {where.runtime} {where.runtime_version} "
                 f"({where.quant}, {where.threads} threads) on {where.device} at {context}; "
-                "measure a stack without blocks there first"
+                "measure some there first"
             )
-        self._measured: dict[tuple[str, StackSpec], NDArray[np.float64]] = {
-            (row.part, row.spec): _values(row) for row in rows
-        }
-        self._fits = _Fits(rows, context)
-        self._empty_bytes = float(np.mean(empty))
-        self._known: dict[tuple[object, ...], _Added] = {}
+        self._empty_bytes = float(np.mean([row.engine_empty_bytes for row in rows]))
+        self._shares = _Shares(rows, context)
+        self._known: dict[tuple[object, ...], _Share] = {}
 
     def predict(self, spec: StackSpec) -> Prediction:
         """Estimates for a stack.
@@ -81,12 +113,16 @@ class Predictor:
         Raises:
             UserError: it is not made of pieces, or nothing like one of them was measured.
         """
-        total, num_fitted = self._ends(spec)
-        for block in spec.blocks:
-            values, fitted = self._block(spec, block)
-            total, num_fitted = total + values, num_fitted + fitted
-        decode, prefill, memory = total.tolist()
-        return Prediction(decode, prefill, memory, memory + self._empty_bytes, num_fitted)
+        shares = [self._ends(spec), *(self._block(spec, block) for block in spec.blocks)]
+        decode, prefill, memory = sum(share.added for share in shares) + self._shares.constant
+        memory += max(share.workspace_bytes for share in shares)
+        return Prediction(
+            float(decode),
+            float(prefill),
+            float(memory),
+            float(memory) + self._empty_bytes,
+            sum(share.num_unmeasured for share in shares),
+        )
 
     def within(
         self, specs: Iterable[StackSpec], keeps: Callable[[Prediction], bool]
@@ -95,33 +131,123 @@ class Predictor:
         found = ((spec, self.predict(spec)) for spec in specs)
         return [(spec, prediction) for spec, prediction in found if keeps(prediction)]
 
-    def _ends(self, spec: StackSpec) -> _Added:
-        """What embedding and head add."""
+    def _ends(self, spec: StackSpec) -> _Share:
+        """What embedding and head take."""
         key = spec.d_model, spec.vocab_size, spec.tie_embeddings, spec.norm_eps, spec.norm_offset
         if key not in self._known:
-            self._known[key] = self._of("ends", spec.replace(blocks=(), max_context=None))
+            self._known[key] = self._shares.of([_ends(spec)])
         return self._known[key]
 
-    def _block(self, spec: StackSpec, block: BlockSpec) -> _Added:
-        """What a block adds: found once, since thousands of stacks are made of few blocks."""
+    def _block(self, spec: StackSpec, block: BlockSpec) -> _Share:
+        """What a block takes: found once, since thousands of stacks are made of few blocks."""
         key = spec.d_model, spec.norm_eps, spec.norm_offset, block.model_dump_json()
         if key not in self._known:
             if reason := pieces.inseparable(spec):
                 raise UserError(f"no sum of pieces predicts this stack: {reason}")
-            total, num_fitted = np.zeros(len(_FIGURES)), 0
             alone = spec.replace(blocks=(_own_weights(block),))
-            for placed in pieces.pieces(alone):
-                if placed.block is not None:
-                    values, fitted = self._of(placed.piece.part, placed.piece.spec)
-                    total, num_fitted = total + values, num_fitted + fitted
-            self._known[key] = total, num_fitted
+            self._known[key] = self._shares.of(_halves(alone))
         return self._known[key]
 
-    def _of(self, part: str, spec: StackSpec) -> _Added:
-        """What a piece adds."""
-        if (measured := self._measured.get((part, spec))) is not None:
-            return measured, 0
-        return self._fits.values(part, spec), 1
+
+class _Shares:
+    """What kinds of pieces take of each feature, fitted to measured stacks.
+
+    Attributes:
+        constant: of a stack, whatever it is made of: decode, prefill and memory.
+    """
+
+    def __init__(self, rows: list[BlockRow], context: int) -> None:
+        self._context = context
+        counts = [Counter([_ends(row.spec), *_halves(row.spec)]) for row in rows]
+        self._measured = {piece for count in counts for piece in count}
+        self._kinds = sorted({piece.kind for piece in self._measured})
+        groups = np.array([_PARTS.index(kind.part) for kind in self._kinds])
+        decode, prefill = (
+            pooled(self._summed(counts, features), _values(rows, name), groups)
+            for name, features in (("decode_ms", _in_a_step), ("prefill_ms", _in_a_prompt))
+        )
+        self._decode, self._prefill = decode, prefill
+        kept = self._summed(counts, _kept)
+        constant = np.ones((len(rows), 1))
+        # An end's parameters may be held twice, as embedding and as head.
+        of_ends = kept[:, groups == 0].sum(1)[:, :1]
+        of_halves = kept[:, groups != 0].sum(1)
+        memory, self._workspace = with_largest(
+            np.concatenate([constant, of_ends, of_halves], 1),
+            self._summed([Counter(set(count)) for count in counts], _workspace, largest=True),
+            _values(rows, "memory_bytes"),
+        )
+        self.constant = np.array([0.0, 0.0, memory[0]])
+        self._kept_ends, self._kept_halves = np.array([memory[1], 0.0]), memory[2:]
+
+    def of(self, found: list[_Piece]) -> _Share:
+        """What some pieces take together.
+
+        Raises:
+            UserError: no measured stack has anything like one of them.
+        """
+        added, workspace = np.zeros(3), 0.0
+        for piece in found:
+            at = self._index(piece.kind)
+            kept = self._kept_ends if piece.kind.part == "ends" else self._kept_halves
+            added += (
+                self._share(self._decode, piece.kind, at) @ _in_a_step(piece, self._context),
+                self._share(self._prefill, piece.kind, at) @ _in_a_prompt(piece, self._context),
+                kept @ _kept(piece, self._context),
+            )
+            if at is not None:
+                own = float(self._workspace[at] @ _workspace(piece, self._context))
+                workspace = max(workspace, own)
+        return _Share(added, workspace, sum(piece not in self._measured for piece in found))
+
+    def _index(self, kind: _Kind) -> int | None:
+        """A kind's row of shares; None of one that was never measured but has its like."""
+        if kind in self._kinds:
+            return self._kinds.index(kind)
+        if kind.part not in {each.part for each in self._kinds}:
+            raise UserError(f"the table has no {kind.part} at {self._context}; measure some first")
+        return None
+
+    @staticmethod
+    def _share(shares: tuple[Array, Array], kind: _Kind, at: int | None) -> Array:
+        own, of_groups = shares
+        return of_groups[_PARTS.index(kind.part)] if at is None else own[at]
+
+    def _summed(
+        self,
+        counts: "list[Counter[_Piece]]",
+        features: "Callable[[_Piece, int], Array]",
+        largest: bool = False,
+    ) -> Array:
+        """Features of each row's pieces by kind: (rows, kinds, features), summed or the largest."""
+        of = {piece: features(piece, self._context) for piece in self._measured}
+        found = np.zeros((len(counts), len(self._kinds), len(next(iter(of.values())))))
+        for into, count in zip(found, counts, strict=True):
+            for piece, times in count.items():
+                at = self._kinds.index(piece.kind)
+                each = np.maximum(into[at], of[piece]) if largest else into[at] + times * of[piece]
+                into[at] = each
+        return found
+
+
+def _values(rows: list[BlockRow], name: str) -> Array:
+    return np.array([getattr(row, name).value for row in rows])
+
+
+def _ends(spec: StackSpec) -> _Piece:
+    return _Piece(_Kind("ends", ""), spec.replace(blocks=(), max_context=None))
+
+
+def _halves(spec: StackSpec) -> list[_Piece]:
+    """Halves of blocks of a stack."""
+    found = []
+    for placed in pieces.pieces(spec):
+        if placed.block is not None:
+            (block,) = placed.piece.spec.blocks
+            channel = block.channel_mixer
+            name = "+".join(m.name for m in block.mixers) or (channel.name if channel else "")
+            found.append(_Piece(_Kind(placed.piece.part, name), placed.piece.spec))
+    return found
 
 
 def _own_weights(block: BlockSpec) -> BlockSpec:
@@ -136,69 +262,36 @@ def _own_weights(block: BlockSpec) -> BlockSpec:
     )
 
 
-class _Fits:
-    """Shares of parameters, state and FLOPs, by part and mixers."""
-
-    def __init__(self, rows: list[BlockRow], context: int) -> None:
-        self._rows, self._context = rows, context
-        self._shares: dict[tuple[str, str], NDArray[np.float64]] = {}
-
-    def values(self, part: str, spec: StackSpec) -> NDArray[np.float64]:
-        """What a piece is estimated to add."""
-        return self._of(part, _family(spec)) @ _features(spec, self._context)
-
-    def _of(self, part: str, family: str) -> NDArray[np.float64]:
-        """Shares (figures, features) of pieces of a family."""
-        key = part, family
-        if key not in self._shares:
-            alike = [row for row in self._rows if row.part == part]
-            own = [row for row in alike if _family(row.spec) == family]
-            if not alike:
-                raise UserError(f"the table has no {part} at {self._context}; measure some first")
-            self._shares[key] = _fit(own if len(own) >= _FEWEST else alike, self._context)
-        return self._shares[key]
-
-
-def _fit(rows: list[BlockRow], context: int) -> NDArray[np.float64]:
-    """Non-negative shares that leave the smallest relative errors."""
-    features = np.array([_features(row.spec, context) for row in rows])
-    values = np.array([_values(row) for row in rows])
-    scale = np.maximum(features.max(0), 1e-30)
-    shares = []
-    for column in values.T:
-        # A piece that seems to cost nothing, within noise, must not outweigh all others.
-        weight = 1 / np.maximum(column, max(column.max() / 100, 1e-30))
-        found, _ = nnls(features / scale * weight[:, None], np.maximum(column, 0) * weight)
-        shares.append(found / scale)
-    return np.array(shares)
-
-
-def _values(row: BlockRow) -> NDArray[np.float64]:
-    return np.array([getattr(row, name).value for name in _FIGURES])
-
-
-def _family(spec: StackSpec) -> str:
-    """Which pieces are alike but for their sizes."""
+def _in_a_step(piece: _Piece, context: int) -> Array:
+    """Constant, parameters that a step reads, state bytes."""
+    spec = piece.spec
+    read = cost.num_active_params(spec) - cost.num_embedding_params(spec)
     if not spec.blocks:
-        return ""
-    (block,) = spec.blocks
-    channel = block.channel_mixer
-    return "+".join(mixer.name for mixer in block.mixers) or (channel.name if channel else "")
+        # Of an embedding a step reads one row, of a head all.
+        read += spec.vocab_size * spec.d_model
+    return np.array([1.0, read, _state_bytes(spec, context)])
 
 
-def _features(spec: StackSpec, context: int) -> NDArray[np.float64]:
-    """Constant, parameters, state bytes, FLOPs of a step and of a prompt."""
+def _in_a_prompt(piece: _Piece, context: int) -> Array:
+    """Constant, state bytes, FLOPs."""
+    flops = cost.prefill_flops(piece.spec, context)
+    return np.array([1.0, _state_bytes(piece.spec, context), flops])
+
+
+def _kept(piece: _Piece, context: int) -> Array:
+    """Parameters and state bytes."""
+    params = cost.num_params(piece.spec)
+    if piece.spec.blocks:
+        params -= cost.num_embedding_params(piece.spec)
+    return np.array([float(params), _state_bytes(piece.spec, context)])
+
+
+def _workspace(piece: _Piece, context: int) -> Array:
+    """Constant, and a token's width."""
+    return np.array([1.0, float(piece.spec.d_model)])
+
+
+def _state_bytes(spec: StackSpec, context: int) -> float:
     import torch
 
-    params = cost.num_params(spec)
-    if spec.blocks:
-        params -= cost.num_embedding_params(spec)
-    return np.array(
-        [
-            1.0,
-            params,
-            cost.state_bytes(spec, context, torch.float32),
-            cost.decode_flops(spec, context),
-            cost.prefill_flops(spec, context),
-        ]
-    )
+    return float(cost.state_bytes(spec, context, torch.float32))

@@ -165,7 +165,7 @@ def _screened(
     table = first.joined(others)
     where = _where(table, section, target)
     rows = [row for row in table.rows if row.where == where]
-    contexts = sorted({row.context for row in rows if row.part == "ends"})
+    contexts = sorted({row.context for row in rows})
     if target is not None:
         contexts = [context for context in contexts if context in target.contexts]
     predictors = {context: Predictor(table, where, context) for context in contexts}

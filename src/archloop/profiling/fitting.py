@@ -86,6 +86,7 @@ def _fitted(design: Array, y_R: Array, pull: Array) -> Array:
         y_R: positive values.
         pull: (P, C) rows that should be zero, the more the larger the errors of the fit are.
     """
+    found: Array = np.zeros(design.shape[1])
     strength, trust_R, weight_R = 1.0, np.ones_like(y_R), 1 / y_R
     for _ in range(_ROUNDS):
         by_R = weight_R * trust_R

@@ -211,7 +211,8 @@ class _Shares:
     @staticmethod
     def _share(shares: tuple[Array, Array], kind: _Kind, at: int | None) -> Array:
         own, of_groups = shares
-        return of_groups[_PARTS.index(kind.part)] if at is None else own[at]
+        found: Array = of_groups[_PARTS.index(kind.part)] if at is None else own[at]
+        return found
 
     def _summed(
         self,

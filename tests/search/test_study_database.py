@@ -85,6 +85,18 @@ def test_reading_writes_nothing(finished):
     }
 
 
+def test_a_study_from_before_a_field_was_added_is_read(finished, tmp_path):
+    record, _, home = finished
+    copy = tmp_path / "test"
+    shutil.copytree(home, copy)
+    with sqlite3.connect(copy / "study.db") as database:
+        found = database.execute(
+            "DELETE FROM trial_user_attributes WHERE key = 'num_ruled_out'"
+        ).rowcount
+    assert found == len(record.trials)
+    assert reading.read(copy) == record
+
+
 def test_store_is_small(finished):
     _, _, folder = finished
     with sqlite3.connect(folder / "study.db") as connection:

@@ -18,12 +18,20 @@ def search(
     redo: Annotated[
         bool, typer.Option("--redo", help="Also do again what lost files of trials told.")
     ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="Stop by then, beginning nothing that would end later; the same command goes on.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create or resume the study of a recipe, and write its report."""
     from archloop.report import html
     from archloop.report.live import display
     from archloop.report.renewed import Renewed
+    from archloop.search.deadline import OutOfTimeError
     from archloop.search.errors import NoFeasibleTrial
     from archloop.search.recipe.recipe import load
     from archloop.search.study import Study
@@ -42,7 +50,10 @@ def search(
                 if event.phase == "told":
                     renewed()
 
-            record = study.run(listen, redo=redo)
+            record = study.run(listen, redo=redo, minutes=minutes)
+    except OutOfTimeError:
+        stderr.print("its time is over; the same command goes on from here")
+        record = study.read()
     except NoFeasibleTrial:
         show(study.read(), folder, as_json)
         raise

@@ -16,6 +16,7 @@ from archloop.devices.lease import Listener
 from archloop.errors import UserError
 from archloop.search import feasible, so_far, trial
 from archloop.search.agenda import Agenda
+from archloop.search.deadline import OutOfTimeError
 from archloop.search.establish import establish
 from archloop.search.executors.base import Executor
 from archloop.search.keeping import Keeper
@@ -75,6 +76,7 @@ class Loop:
 
         Raises:
             NoFeasibleTrial: all trials are told and none kept the budgets.
+            OutOfTimeError: something is left to do, and the executor's deadline is near.
             UserError: the study has more trainings a trial already.
         """
         self._extend(more)
@@ -206,17 +208,22 @@ class Loop:
         self.began_s = self.meter.total()
         under_way: dict[int, Trial] = {}
         while True:
-            while len(under_way) < self.executor.num_slots:
+            while len(under_way) < self.executor.num_slots and not self.executor.deadline.is_near:
                 pending = [each.stored for each in under_way.values()]
                 due = agenda.next(pending, self._spent_s())
                 if due is None:
                     break
                 self._step(Trial(context, due.stored, due.rung), under_way, reference_run)
             if not under_way:
+                if self.executor.deadline.is_near:
+                    raise OutOfTimeError("the study is not at its end")
                 return
             done = self.workshop.wait()
             self.database.set_attribute("spent_s", self._spent_s())
             now = under_way.pop(done.ticket)
+            if isinstance(done.error, OutOfTimeError):
+                # The trial stays as it is; the next run takes it up.
+                continue
             now.take(done)
             self._step(now, under_way, reference_run)
 

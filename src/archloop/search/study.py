@@ -17,6 +17,7 @@ from typing import Any
 from archloop.errors import UserError
 from archloop.findings.findings import Shown
 from archloop.search import faults, plan
+from archloop.search.deadline import Deadline
 from archloop.search.evaluator import Evaluator
 from archloop.search.executors.base import Executor
 from archloop.search.executors.local import Local
@@ -93,6 +94,7 @@ class Study(Shown):
         redo: bool = False,
         more: int = 0,
         seeds: int | None = None,
+        minutes: float | None = None,
     ) -> StudyRecord:
         """Create or resume the study and run what is left of it.
 
@@ -103,8 +105,11 @@ class Study(Shown):
                 are done instead, so that an extension that was stopped goes on.
             seeds: trainings of each trial at rung 0, from now on and of those told already; None
                 for as many as so far. Nothing is measured again for it.
+            minutes: that this run may take: nothing begins that would not end by then, as far as
+                its like so far tell, and what still runs then is given up.
 
         Raises:
+            OutOfTimeError: `minutes` are over and something is left; the same call goes on.
             RecipeError: the recipe is wrong, or is not the one that this study began with.
             StudyBusyError: another process runs it.
             UserError: the study has more trainings a trial already than `seeds`.
@@ -114,6 +119,7 @@ class Study(Shown):
             KeyboardInterrupt: it was stopped; the same call goes on.
         """
         meter = Meter(self._clock)
+        deadline = Deadline(self._clock, None if minutes is None else 60 * minutes)
         home = StudyFolder(self.folder)
         with faults.in_one_line(self.folder), ExitStack() as stack:
             resolved = plan.resolve(self.recipe)
@@ -128,6 +134,7 @@ class Study(Shown):
                 raise self.recipe.error(str(error)) from error
             evaluator = stack.enter_context(closing(self._evaluator or self._hardware()))
             executor = stack.enter_context(closing(self._executor(evaluator)))
+            executor.deadline = stack.enter_context(closing(deadline))
             loop = Loop(resolved, home, database, executor, meter, progress or ignore)
             loop.run(redo, more, seeds)
         return self.read()

@@ -198,6 +198,8 @@ def _later(number: int) -> str:
 
 def _stored(trial: FrozenTrial, later: Any) -> Stored:
     attributes = trial.user_attrs
+    # A study from before a field with a default was added is read without it.
+    kept = {name: attributes[name] for name in Candidate.model_fields if name in attributes}
     outcome = attributes.get("outcome") if later is None else later
     if trial.state == TrialState.RUNNING and later is None:
         # It may have been killed between its outcome and its end; the end is what counts.
@@ -207,7 +209,7 @@ def _stored(trial: FrozenTrial, later: Any) -> Stored:
         outcome = Outcome(state="failed", error=error)
     return Stored(
         number=attributes[_OURS],
-        candidate=Candidate(**{name: attributes[name] for name in Candidate.model_fields}),
+        candidate=Candidate(**kept),
         costs=attributes["costs"],
         told=tuple(number for first, last in attributes["told"] for number in range(first, last)),
         outcome=outcome,

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 POLL_S = 0.2
 """Longest wait between two looks."""
 
-_event: ContextVar[threading.Event | None] = ContextVar("cancelled_by", default=None)
+_events: ContextVar[tuple[threading.Event, ...]] = ContextVar("cancelled_by", default=())
 
 
 class CancelledError(RuntimeError):
@@ -21,18 +21,17 @@ class CancelledError(RuntimeError):
 
 @contextmanager
 def cancelled_by(event: threading.Event) -> Iterator[None]:
-    """Whatever this thread waits for inside is given up once the event is set."""
-    token = _event.set(event)
+    """Whatever this thread waits for inside is given up once the event is set, or one outside."""
+    token = _events.set((*_events.get(), event))
     try:
         yield
     finally:
-        _event.reset(token)
+        _events.reset(token)
 
 
 def is_cancelled() -> bool:
     """Whether this thread is to give up."""
-    event = _event.get()
-    return event is not None and event.is_set()
+    return any(event.is_set() for event in _events.get())
 
 
 def check() -> None:

@@ -9,11 +9,14 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
 
+from archloop.devices.lease import LeaseCancelledError
 from archloop.proxy.record import Rung, TrainJob
+from archloop.search.deadline import Deadline, OutOfTimeError
 from archloop.search.evaluator import Evaluator
 from archloop.search.meter import Clock, Stopwatch
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
+from archloop.workers.cancelling import CancelledError
 
 
 class Measure(NamedTuple):
@@ -52,7 +55,7 @@ class Ended(NamedTuple):
     Attributes:
         ticket: that `submit` gave for it.
         value: its result; None when it failed.
-        error: why it failed.
+        error: why it failed; `OutOfTimeError` if the run's time did not allow for it.
         seconds: wall time that it took, from when it had its device.
     """
 
@@ -71,6 +74,7 @@ class Executor(ABC):
 
     Attributes:
         num_slots: jobs that are worked on at once; more may be submitted, and wait.
+        deadline: of the run; none unless set.
     """
 
     num_slots: int = 1
@@ -78,6 +82,7 @@ class Executor(ABC):
     def __init__(self, evaluator: Evaluator, clock: Clock) -> None:
         self.evaluator = evaluator
         self.clock = clock
+        self.deadline = Deadline(clock)
 
     @abstractmethod
     def submit(self, job: Job) -> int:
@@ -104,17 +109,30 @@ class Executor(ABC):
         """Give up whatever was not handed back, and wait until nothing runs any more."""
 
     def _do(self, ticket: int, job: Job) -> Ended:
-        """The job itself, by the evaluator."""
-        watch = Stopwatch(self.clock)
+        """The job itself, by the evaluator, if the run's time allows for it."""
+        watch, like = Stopwatch(self.clock), _like(job)
         value: Profiled | Rung | None = None
         error: Exception | None = None
         try:
-            if isinstance(job, Measure):
-                size = () if job.processes is None else (job.processes,)
-                arguments = (job.spec, job.reference, job.look, job.directory)
-                value = self.evaluator.profile(*arguments, *size)
-            else:
-                value = self.evaluator.train(job.job, job.directory)
+            self.deadline.refuse_late(like)
+            with self.deadline.given_up_then():
+                value = self._value(job)
+            self.deadline.took(like, watch.seconds())
+        except (CancelledError, LeaseCancelledError) as failure:
+            error = OutOfTimeError("given up") if self.deadline.is_over else failure
         except Exception as failure:
             error = failure
         return Ended(ticket, value, error, watch.seconds())
+
+    def _value(self, job: Job) -> Profiled | Rung:
+        if isinstance(job, Train):
+            return self.evaluator.train(job.job, job.directory)
+        size = () if job.processes is None else (job.processes,)
+        return self.evaluator.profile(job.spec, job.reference, job.look, job.directory, *size)
+
+
+def _like(job: Job) -> tuple[object, ...]:
+    """Equal for jobs that take about as long."""
+    if isinstance(job, Measure):
+        return ("measure", job.processes)
+    return ("train", job.job.rung, job.job.num_steps)

@@ -20,6 +20,9 @@ class ProfileConfig(BaseModel):
 
     Attributes:
         processes: fresh processes, each one sample; at least 2, or there is no interval.
+        repeats: of a look's processes that were disturbed, how many are measured again, once each
+            and only if the device has come to rest. What decides are readings of the device, never
+            the times.
         warmup_steps: untimed decode steps at each context.
         timed_steps: timed decode steps at each context.
         step_group: decode steps timed in a row, before the reference's process has its turn.
@@ -41,6 +44,7 @@ class ProfileConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     processes: int = Field(5, ge=2, le=1000)
+    repeats: int = Field(2, ge=0, le=1000)
     warmup_steps: int = Field(20, ge=0, le=_MOST)
     timed_steps: Repeats = 100
     step_group: Repeats = 20

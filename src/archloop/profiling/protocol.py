@@ -22,7 +22,7 @@ from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
 from archloop.profiling.record import Identity, Profile
 from archloop.profiling.samples import PairSamples, Samples, read_samples
-from archloop.profiling.summary import profile_from_samples
+from archloop.profiling.summary import load_flags, profile_from_samples
 from archloop.profiling.target import Target
 from archloop.profiling.turns import Subject, foreseen_work, measure_context, start, wait_started
 from archloop.runtimes.artifact import Manifest
@@ -111,6 +111,7 @@ def extend(
         )
     changes = {
         "pairs": old.pairs + new.pairs,
+        "disturbed": old.disturbed + new.disturbed,
         "looks": old.looks + 1,
         "seconds": old.seconds + new.seconds,
     }
@@ -196,6 +197,7 @@ class _Measurement:
                 self._pair(first_pair + index, index / num_pairs, 1 / num_pairs)
                 for index in range(num_pairs)
             ]
+            pairs, disturbed = self._repeated(first_pair, pairs)
             manifest = self.artifacts.manifest("candidate")
         return Samples(
             spec=self.specs["candidate"],
@@ -206,6 +208,7 @@ class _Measurement:
             weight_bytes=manifest.weight_bytes,
             device=self.about,
             pairs=tuple(pairs),
+            disturbed=tuple(disturbed),
             looks=1,
             seconds=time.monotonic() - self.started_s,
         )
@@ -215,6 +218,28 @@ class _Measurement:
         for role, spec in self.specs.items():
             if reason := self.runtime.unsupported(spec):
                 raise WorkerError("unsupported", reason, role)
+
+    def _repeated(
+        self, first_pair: int, pairs: list[PairSamples]
+    ) -> tuple[list[PairSamples], list[PairSamples]]:
+        """Measure again what was disturbed, at the end, when that may be over.
+
+        Returns:
+            The pairs that count, and those that do not.
+        """
+        found, left_out = list(pairs), []
+        disturbed = [index for index, pair in enumerate(pairs) if any(load_flags((pair,)))]
+        for index in disturbed[: self.config.repeats]:
+            # On a device that stays busy it would be disturbed again.
+            if not self.device.wait_until_ready(self.config.ready_timeout_s):
+                break
+            again = self._pair(first_pair + index, 1.0, 0.0)
+            if any(load_flags((again,))):
+                left_out.append(again)
+            else:
+                left_out.append(pairs[index])
+                found[index] = again
+        return found, left_out
 
     def _pair(self, index: int, done: float, share: float) -> PairSamples:
         """Start a process for each spec, measure all contexts in turns, end the processes."""

@@ -87,6 +87,8 @@ class Profile(_Record):
         ratios: per-context ratios to the reference by figure name, `{"1024": {"ttft_ms": ...}}`.
         flags: readings that make one doubt a figure (load, clock, temperature), plain words.
         num_processes: fresh processes behind each estimate.
+        num_repeated: processes that were disturbed and measured again; the estimates are without
+            them.
         seconds: wall time that measuring took.
     """
 
@@ -97,4 +99,5 @@ class Profile(_Record):
     ratios: dict[str, dict[str, Interval]] = {}
     flags: tuple[str, ...] = ()
     num_processes: int
+    num_repeated: int = 0
     seconds: float

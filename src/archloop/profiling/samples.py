@@ -121,6 +121,9 @@ class Samples(_Record):
 
     Attributes:
         weight_bytes: of the candidate's artifact, by precision (`Manifest`).
+        pairs: that count.
+        disturbed: that do not, since an undisturbed process was measured in their place, or, of two
+            that were disturbed, the later one.
         looks: how often processes were added.
     """
 
@@ -133,6 +136,7 @@ class Samples(_Record):
     weight_bytes: dict[str, int] = {}
     device: DeviceInfo
     pairs: tuple[PairSamples, ...]
+    disturbed: tuple[PairSamples, ...] = ()
     looks: int
     seconds: float
 

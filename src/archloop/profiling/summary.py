@@ -37,6 +37,7 @@ def profile_from_samples(samples: Samples) -> Profile:
         figures=figures,
         flags=tuple(_flags(samples)),
         num_processes=len(candidates),
+        num_repeated=len(samples.disturbed),
         seconds=samples.seconds,
     )
     if not references:

@@ -35,6 +35,8 @@ def table(profile: Profile) -> Table:
     for name, value in (("latency", profile.latency_ratio), ("memory", profile.memory_ratio)):
         if value is not None:
             notes.append(f"{name} over the reference's: {_ratio(value)}")
+    if profile.num_repeated:
+        notes.append(f"measured again after a disturbance: {profile.num_repeated}")
     found = Table(title=title, caption="\n".join(notes) or None)
     found.add_column("context", justify="right")
     for name in _columns(profile):

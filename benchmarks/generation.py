@@ -2,7 +2,8 @@
 
 Milliseconds a token of `archloop generate --device cuda`, a preset of random weights, greedily,
 from a reply's first word to its last (its own loop, in this process, output dropped), beside the
-captured step alone at the same depths. In turns; the least and the median of the turns.
+decode step that `archloop profile` times and the captured step alone, which the host never waits
+for, at the same depths. In turns; the least and the median of the turns.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from tokenizers import models
 
 from archloop.generation.model import Model, stream
 from archloop.runtimes.cuda.model import CudaModel
+from archloop.runtimes.torch_cuda import CudaSession
 from gpu_models import random_decoder, random_ids
 
 PROMPT = 512
@@ -36,6 +38,17 @@ def generated_ms(model: Model, engine: CudaModel, ids: list[int], count: int) ->
         for _ in pieces:
             pass
         return 1e3 * (time.perf_counter() - began) / (count - 1)
+
+
+def profiled_ms(engine: CudaModel, ids: list[int], count: int) -> float:
+    """A token of the step that a profile times: the host has the one before it begins the next."""
+    with torch.inference_mode():
+        session = CudaSession(engine.decoder, PROMPT + count)
+        token = session.decode_step(session.prefill(session.prepare(ids)))
+        began = time.perf_counter()
+        for _ in range(count - 2):
+            token = session.decode_step(token)
+        return 1e3 * (time.perf_counter() - began) / (count - 2)
 
 
 def captured_ms(engine: CudaModel, ids: list[int], count: int) -> float:
@@ -62,10 +75,11 @@ def main() -> None:
     engine = CudaModel(decoder)
     model = Model(decoder, words(decoder.vocab_size))
     ids = random_ids(decoder, 1, PROMPT)[0].tolist()
-    times: dict[str, list[float]] = {"generate": [], "captured step": []}
+    times: dict[str, list[float]] = {"generate": [], "profiled step": [], "captured step": []}
     generated_ms(model, engine, ids, 32)  # compiles kernels
     for _ in range(asked.turns):
         times["generate"].append(generated_ms(model, engine, ids, asked.tokens))
+        times["profiled step"].append(profiled_ms(engine, ids, asked.tokens))
         times["captured step"].append(captured_ms(engine, ids, asked.tokens))
     for name, each in times.items():
         print(f"{name:14} {min(each):.3f} ms a token at least, median {median(each):.3f}")

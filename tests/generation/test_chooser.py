@@ -44,7 +44,7 @@ class Looked:
     def step(self, ids_B: torch.Tensor, state: DecoderState) -> torch.Tensor:
         logits_BV = self.decoder.step(ids_B, state)
         best_B, found_B = logits_BV.max(-1)
-        self._last = logits_BV, found_B, best_B
+        self._last = logits_BV, found_B, torch.stack([found_B.double(), best_B.double()])
         return logits_BV
 
     def likeliest(self, logits_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

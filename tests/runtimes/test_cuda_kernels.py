@@ -11,6 +11,7 @@ from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
 from archloop.blocks.mixers.swa import SWA
 from archloop.blocks.ops.rope import rotate
+from archloop.runtimes.cuda.choice import Choice
 from archloop.runtimes.cuda.kernels import attention, experts, gemv, gemv_experts, rows
 from archloop.runtimes.cuda.row import Row
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.gpu
 
 DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
 ERROR = 1e-5 if INTERPRETED else 1e-2
+PDL = not INTERPRETED
 
 
 def randn(*shape, scale=1.0):
@@ -39,27 +41,36 @@ def fresh_seed():
     torch.manual_seed(torch.seed() % 2**31)
 
 
-@pytest.mark.parametrize("width", [96, 256])
+PLANS = [gemv.Plan(2, 4), gemv.Plan(4, 4, resident=1), gemv.Plan(1, 1, resident=3, early=True)]
+"""A program for each piece; fewer programs than pieces, by fours and one by one."""
+
+
+@pytest.mark.parametrize("width", [96, 256, 2304])
 @pytest.mark.parametrize("residual", [False, True])
-def test_linear(width, residual):
-    x, w, weight = randn(width), randn(40, width), 1 + randn(width, scale=0.1)
-    out = randn(40)
+@pytest.mark.parametrize("plan", PLANS)
+def test_linear(width, residual, plan):
+    x, w, weight = randn(width), randn(41, width), 1 + randn(width, scale=0.1)
+    out = randn(41)
     ref = F.linear(norm_of(x, weight), w) + (out if residual else 0)
-    close(gemv.linear(x, w, out, norm=(weight, 1e-5), residual=residual), ref)
-    close(gemv.linear(x, w, torch.full_like(out, torch.nan)), F.linear(x, w))
+    norm = weight, 1e-5
+    close(gemv.linear(x, w, out, norm=norm, residual=residual, plan=plan, pdl=PDL), ref)
+    ref = F.linear(x, w) + (out if residual else 0)
+    close(gemv.linear(x, w, out, residual=residual, plan=plan, pdl=PDL), ref)
 
 
-def test_a_second_matrix_over_the_same_input():
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_second_matrix_over_the_same_input(plan):
     x, w, more, weight = randn(96), randn(41, 96), randn(7, 96), 1 + randn(96, scale=0.1)
     out, out_more = randn(41), randn(7)
-    gemv.linear(x, w, out, norm=(weight, 1e-5), more=(more, out_more))
+    gemv.linear(x, w, out, norm=(weight, 1e-5), more=(more, out_more), plan=plan, pdl=PDL)
     normed = norm_of(x, weight)
     close(out, F.linear(normed, w))
     close(out_more, F.linear(normed, more))
 
 
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("width", [96, 256, 2304])
-def test_what_waits_is_added_on_the_way_in(width):
+def test_what_waits_is_added_on_the_way_in(width, plan):
     """By each kernel that reads the stream, as `rows.add_normed` would have added it."""
     x, y = randn(width), randn(width)
     weight, post_weight = (1 + randn(width, scale=0.1) for _ in range(2))
@@ -69,9 +80,10 @@ def test_what_waits_is_added_on_the_way_in(width):
     past = randn(4, width)
     w, norm = randn(48, width), (weight, 1e-5)
     kernels = {
-        "linear": lambda read: gemv.linear(read, w, randn(48), norm=norm),
+        "linear": lambda read: gemv.linear(read, w, randn(48), norm=norm, plan=plan),
+        "gate_up": lambda read: gemv.gate_up(read, norm, w, randn(24), plan=plan),
         "conv": lambda read: gemv.conv(
-            read, norm, mixer.in_proj.weight, mixer.conv, past.clone(), randn(width)
+            read, norm, mixer.in_proj.weight, mixer.conv, past.clone(), randn(width), plan=plan
         ),
     }
     for kernel in kernels.values():
@@ -82,8 +94,9 @@ def test_what_waits_is_added_on_the_way_in(width):
         assert row.settled() is row.x_D
 
 
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("kernel", [2, 3, 7])
-def test_conv_of_one_token(kernel):
+def test_conv_of_one_token(kernel, plan):
     width = 128
     x, weight = randn(width), 1 + randn(width, scale=0.1)
     mixer = ShortConv.Config(kernel=kernel).build(width).to(DEVICE, DTYPE)
@@ -92,15 +105,18 @@ def test_conv_of_one_token(kernel):
     past = state["conv"][0].clone()
     ref = mixer.mix_step(norm_of(x, weight)[None], state, torch.zeros(1))
     y = torch.full_like(x, torch.nan)
-    gemv.conv(x, (weight, 1e-5), mixer.in_proj.weight, mixer.conv, past, y)
+    norm = weight, 1e-5
+    gemv.conv(x, norm, mixer.in_proj.weight, mixer.conv, past, y, plan=plan, pdl=PDL)
     close(F.linear(y, mixer.out_proj.weight), ref[0])
     close(past, state["conv"][0])
 
 
-def test_gate_up():
-    x, w, weight = randn(160), randn(96, 160), 1 + randn(160, scale=0.1)
+@pytest.mark.parametrize("plan", PLANS)
+def test_gate_up(plan):
+    x, w, weight = randn(160), randn(94, 160), 1 + randn(160, scale=0.1)
     gate, up = F.linear(norm_of(x, weight), w).chunk(2)
-    close(gemv.gate_up(x, (weight, 1e-5), w, torch.full_like(gate, torch.nan)), F.silu(gate) * up)
+    out = torch.full_like(gate, torch.nan)
+    close(gemv.gate_up(x, (weight, 1e-5), w, out, plan=plan, pdl=PDL), F.silu(gate) * up)
 
 
 def moe(width=128, num_experts=8, top_k=3):
@@ -255,15 +271,18 @@ def test_rope_tables_match_rotate():
 
 
 def test_greedy_choice_takes_the_first_of_equals():
-    logits = randn(3, 5000).round()
-    ids, lengths = (torch.zeros(3, dtype=torch.int64, device=DEVICE) for _ in range(2))
-    found = rows.choose_greedily(logits, ids, lengths)
-    top = logits.max(1, keepdim=True).values
-    assert torch.equal(found, top[:, 0].float())
-    assert ids.tolist() == [
-        int((row == t).nonzero()[0]) for row, t in zip(logits, top, strict=True)
-    ]
-    assert lengths.tolist() == [1, 1, 1]
+    lengths = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    choice, plain = Choice.of_rows(lengths), Choice.of_rows(lengths)
+    for turn in range(3):
+        logits = randn(3, 5000).round()
+        rows.choose_greedily(logits, choice, lengths)
+        top = logits.max(1, keepdim=True).values
+        firsts = [int((row == t).nonzero()[0]) for row, t in zip(logits, top, strict=True)]
+        assert choice.ids_B.tolist() == firsts
+        assert choice.told_22B[turn % 2].tolist() == [firsts, top[:, 0].tolist()]
+        assert lengths.tolist() == choice.turns_B.tolist() == [turn + 1] * 3
+        plain.take(logits)
+        assert torch.equal(plain.told_22B[:, 1], choice.told_22B[:, 1])
 
 
 @pytest.mark.parametrize("place", [0, 2500, 4999])
@@ -271,7 +290,8 @@ def test_no_number_is_chosen_where_one_is_missing(place):
     logits = randn(3, 5000)
     logits[1, place] = torch.nan
     logits[2] = torch.nan
-    ids, lengths = (torch.zeros(3, dtype=torch.int64, device=DEVICE) for _ in range(2))
-    found = rows.choose_greedily(logits, ids, lengths)
-    assert found.isnan().tolist() == [False, True, True]
-    assert bool(((ids >= 0) & (ids < 5000)).all())
+    lengths = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    choice = Choice.of_rows(lengths)
+    rows.choose_greedily(logits, choice, lengths)
+    assert choice.told_22B[0, 1].isnan().tolist() == [False, True, True]
+    assert bool(((choice.ids_B >= 0) & (choice.ids_B < 5000)).all())

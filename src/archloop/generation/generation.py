@@ -105,9 +105,8 @@ class Generation:
             self._advance(self._chosen_B)
         assert self._logits_BV is not None
         state = self.transcript.state
-        chosen_B, best_B = self._choice(self._logits_BV)
-        # A 64-bit float says every id exactly.
-        answer = self._answers.ask(torch.stack([chosen_B.double(), best_B.double()]))
+        chosen_B, told_2B = self._choice(self._logits_BV)
+        answer = self._answers.ask(told_2B)
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, chosen_B[:, None], True)
         self._left -= 1
@@ -121,12 +120,20 @@ class Generation:
         return self._note([int(token) for token in tokens])
 
     def _choice(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's next token, and its largest logit."""
+        """Each row's next token; and, for the host, tokens and largest logits, (2, B).
+
+        An engine's own (`Chooser`) are overwritten by the second step after. That is begun when
+        the host has heard.
+        """
         found = None if self._chooser is None else self._chooser.likeliest(logits_BV)
         if found is not None:
             return found
         lengths_B = self.transcript.state.lengths_B
-        return choose_and_judge(logits_BV, self.sampling, self._seeds_B, lengths_B, self._seen_BV)
+        chosen_B, best_B = choose_and_judge(
+            logits_BV, self.sampling, self._seeds_B, lengths_B, self._seen_BV
+        )
+        # A 64-bit float says every id exactly.
+        return chosen_B, torch.stack([chosen_B.double(), best_B.double()])
 
     def _check_sound(self, best: Sequence[float]) -> None:
         """Rows that have ended step along, on tokens of no meaning: theirs are not looked at."""
@@ -142,7 +149,15 @@ class Generation:
             self.ended[row] = "stop_string"
 
     def close(self) -> None:
-        """Put the state back to where each row ended: before its last token was read."""
+        """Put the state back to where each row ended: before its last token was read.
+
+        A reader who leaves early may do so outside the inference mode that the state was made in.
+        """
+        with torch.inference_mode():
+            self._put_back()
+        self._left = 0
+
+    def _put_back(self) -> None:
         state = self.transcript.state
         if self._before_step is not None:
             state.restore(self._before_step)
@@ -152,7 +167,6 @@ class Generation:
         if self._frozen:
             state.recount(max(self.transcript.num_read))
         self._frozen.clear()
-        self._left = 0
 
     def _advance(self, chosen_B: Tensor) -> None:
         """Read the last tokens. Rows that have ended step along, and are put back at the end."""

@@ -80,10 +80,12 @@ class Chooser(Protocol):
     """An engine that finds the most likely tokens in the course of a step."""
 
     def likeliest(self, logits_BV: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Each row's most likely token and its logit, (B,) each, of logits that a step just gave.
+        """Each row's most likely token, of logits that a step just gave; None: they are not.
 
-        NaN stands for the logit of a row that has any. The next step overwrites both. None: these
-        logits are not of the last step.
+        Returns:
+            The tokens (B,), which the next step overwrites; and (2, B), in float64, which stays
+            until the second step after: the same tokens, and their logits, NaN for a row that has
+            any.
         """
 
 

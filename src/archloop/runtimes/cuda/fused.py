@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from archloop.blocks.fast import CachedAttention, GatedConv, GatedFeedForward, RoutedExperts
+from archloop.runtimes.cuda.choice import Choice
 from archloop.runtimes.cuda.compiled import CompiledMixer, alone
 from archloop.runtimes.cuda.graph import StepGraph
 from archloop.runtimes.cuda.half import Call, Half, PlainChannel, PlainMixer
@@ -271,7 +272,7 @@ class FusedDecoder:
         self._reach(state.max_context)
         held = state.num_tokens
         logits_BV = self._logits_of_step(ids_B, state)
-        self._choose(logits_BV, torch.empty_like(ids_B), state)
+        self._choose(logits_BV, Choice.of_rows(state.lengths_B), state)
         state.recount(held + 1)
         return logits_BV
 
@@ -281,9 +282,10 @@ class FusedDecoder:
         touched = [tensor for half in self.halves for tensor in half.touched(state)]
         kept = [] if self._tables is None else self._tables.held()
 
-        def run(ids_B: Tensor) -> tuple[Tensor, Tensor]:
-            logits_BV = self._logits_of_step(ids_B, state)
-            return logits_BV, self._choose(logits_BV, ids_B, state)
+        def run(choice: Choice) -> Tensor:
+            logits_BV = self._logits_of_step(choice.ids_B, state)
+            self._choose(logits_BV, choice, state)
+            return logits_BV
 
         return StepGraph(state, run, touched, kept)
 
@@ -301,18 +303,13 @@ class FusedDecoder:
             h_BD = half.rows(x_BD, self._normed(x_BD, h_BD, half), call, self._norm_after(at))
         return self.decoder.logits(self._last_normed(x_BD, h_BD))
 
-    def _choose(self, logits_BV: Tensor, ids_B: Tensor, state: DecoderState) -> Tensor:
-        """Write each row's most likely token into `ids_B`, and count one more token a row.
-
-        Returns:
-            Their logits (B,), NaN for a row that has any.
-        """
+    def _choose(self, logits_BV: Tensor, choice: Choice, state: DecoderState) -> None:
+        """Take each row's most likely token, and count one more token a row."""
         if self.has_kernels:
-            return self._rows.choose_greedily(logits_BV, ids_B, state.lengths_B)
-        best_B, found_B = logits_BV.max(-1)
-        ids_B.copy_(found_B)
+            self._rows.choose_greedily(logits_BV, choice, state.lengths_B)
+            return
+        choice.take(logits_BV)
         state.lengths_B += 1
-        return best_B
 
     # --- parts --------------------------------------------------------------------------------
 
@@ -351,7 +348,13 @@ class FusedDecoder:
         head_VD = self.decoder.output_weight
         logits_V = row.x_D.new_empty(head_VD.shape[0], dtype=torch.float32)
         norm = _norm(self.decoder.norm)
-        self._gemv.linear(row.settled(), head_VD, logits_V, norm=norm, pdl=self.overlap)
+        self._gemv.linear(
+            row.read() if self._gemv.linear_plan(*head_VD.shape).resident else row.settled(),
+            head_VD,
+            logits_V,
+            norm=norm,
+            pdl=self.overlap,
+        )
         divisor = self.decoder.spec.logits_divisor
         return logits_V if divisor == 1.0 else logits_V / divisor
 

@@ -61,7 +61,7 @@ class CudaModel:
         graph = self._graph
         if graph is None or logits_BV is not graph.logits_BV:
             return None
-        return graph.ids_B, graph.best_B
+        return graph.ids_B, graph.told_2B
 
     def __call__(
         self, ids_BT: Tensor, state: DecoderState, *, mask_BT: Tensor | None = None

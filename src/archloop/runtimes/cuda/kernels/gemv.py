@@ -6,9 +6,14 @@ it or the residual around it folded in, so that a block is four kernels instead 
 
 With programmatic dependent launch (PDL) a kernel starts while the one before it drains: it issues
 its first weight loads, which depend on nobody, and only then waits for its input. `wait` must come
-before the first read of anything that an earlier kernel of the same step wrote. A kernel lets the
-next one start only when its own loads are done: started earlier, the next kernel's few programs
-crowd the processors that have room and leave others idle, which at long contexts halved the speed.
+before the first read of anything that an earlier kernel of the same step wrote.
+
+When a kernel lets the next one start depends on its programs (`Plan`). As many as the card holds at
+once, each with several pieces of the matrix to do, are all there from the beginning, so the next
+kernel may start at once beside them: its first weights are fetched while these are at work. A
+kernel with a program for each piece waits until its own loads are done: started earlier, the next
+kernel's few programs crowd the processors that have room and leave others idle, which at long
+contexts halved the speed.
 
 Small tensors are held by several warps at once, so a value that a program reads and then overwrites
 needs a barrier between: `tl.debug_barrier` is a plain block barrier.
@@ -21,6 +26,10 @@ and the head's, leave that to a kernel of its own: each program would pay for th
 Shape suffixes: D model width, K input width, N output width, F hidden width, L past inputs.
 """
 
+import functools
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,31 +39,52 @@ from archloop.runtimes.cuda.row import Incoming
 
 
 @triton.jit
-def scale_of_waiting(y, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """What the norm of a waiting output divides by, inverted."""
-    cols = tl.arange(0, BLOCK_K)
-    square = tl.zeros((BLOCK_K,), tl.float32)
-    for start in tl.static_range(0, K, BLOCK_K):
-        value = tl.load(y + start + cols, mask=start + cols < K, other=0.0).to(tl.float32)
-        square += value * value
-    return tl.rsqrt(tl.sum(square, 0) / K + eps)
+def normed_stream(
+    x, y, post_weight, total, norm_weight, post_eps, eps,
+    K: tl.constexpr, WAITS: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The stream times the norm's weight, (1, BLOCK_K), and what the norm multiplies products by.
 
-
-@triton.jit
-def stream_part(x, y, post_weight, total, scale, k, K: tl.constexpr, WAITS: tl.constexpr):
-    """Columns `k` of the stream, with what waits to be added; the first program writes the sum.
-
-    Rounded as `rows.add_normed` rounds it.
+    What waits to be added (`row`) is, rounded as `rows.add_normed` rounds it; the first program
+    writes the sum.
     """
+    k = tl.arange(0, BLOCK_K)
     value = tl.load(x + k, mask=k < K, other=0.0)
     if WAITS:
         added = tl.load(y + k, mask=k < K, other=0.0).to(tl.float32)
-        added *= scale * tl.load(post_weight + k, mask=k < K, other=0.0).to(tl.float32)
-        added = added.to(value.dtype).to(tl.float32)
-        value = (value.to(tl.float32) + added).to(value.dtype)
+        added *= tl.rsqrt(tl.sum(added * added, 0) / K + post_eps)
+        added *= tl.load(post_weight + k, mask=k < K, other=0.0).to(tl.float32)
+        value = (value.to(tl.float32) + added.to(value.dtype).to(tl.float32)).to(value.dtype)
         if tl.program_id(0) == 0:
             tl.store(total + k, value, mask=k < K)
-    return value.to(tl.float32)
+    value = value.to(tl.float32)
+    scale = 1.0
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(value * value, 0) / K + eps)
+        value *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
+    return value[None, :], scale
+
+
+@triton.jit
+def rows_of_piece(
+    piece, w, out, w_more, out_more, N: tl.constexpr, MORE: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """A piece's matrix, output, rows and their limit; the last pieces are of a second matrix."""
+    limit = N
+    if MORE > 0:
+        own: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+        is_more = piece >= own
+        w, out = tl.where(is_more, w_more, w), tl.where(is_more, out_more, out)
+        piece, limit = tl.where(is_more, piece - own, piece), tl.where(is_more, MORE, N)
+    return w, out, piece * BLOCK_N + tl.arange(0, BLOCK_N), limit
+
+
+@triton.jit
+def part_of_rows(w, rows, start, limit, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Columns from `start` on of rows of a matrix, (rows, BLOCK_K)."""
+    k = start + tl.arange(0, BLOCK_K)
+    inside = (rows < limit)[:, None] & (k < K)[None, :]
+    return tl.load(w + rows[:, None].to(tl.int64) * K + k[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -78,47 +108,95 @@ def linear_kernel(
     RESIDUAL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PIECES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """``out[n] (+)= w[n] . norm(x)`` for BLOCK_N rows; after the last, rows of a second matrix."""
-    block, limit = tl.program_id(0), N
-    if MORE > 0:
-        own: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-        is_more = block >= own
-        w, out = tl.where(is_more, w_more, w), tl.where(is_more, out_more, out)
-        block, limit = tl.where(is_more, block - own, block), tl.where(is_more, MORE, N)
-    rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = tl.arange(0, BLOCK_K)
-    w_rows = w + rows[:, None].to(tl.int64) * K
-    in_range = (rows < limit)[:, None]
-    tile = tl.load(w_rows + cols[None, :], mask=in_range & (cols < K)[None, :], other=0.0)
+    """``out[n] (+)= w[n] . norm(x)``, BLOCK_N rows a piece; after the last, a second matrix's."""
+    first = tl.program_id(0)
+    own_w, own_out, rows, limit = rows_of_piece(first, w, out, w_more, out_more, N, MORE, BLOCK_N)
+    tile = part_of_rows(own_w, rows, 0, limit, K, BLOCK_K)
+    if EARLY:
+        gdc_launch_dependents()
     if PDL:
         gdc_wait()
-    held = tl.zeros((BLOCK_N,), tl.float32)
-    if RESIDUAL:
-        held = tl.load(out + rows, mask=rows < limit, other=0.0).to(tl.float32)
-    waiting = 1.0
-    if WAITS:
-        waiting = scale_of_waiting(y, post_eps, K, BLOCK_K)
-    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    square = tl.zeros((BLOCK_K,), tl.float32)
-    for start in tl.static_range(0, K, BLOCK_K):
-        k = start + cols
-        if start > 0:
-            tile = tl.load(w_rows + k[None, :], mask=in_range & (k < K)[None, :], other=0.0)
-        value = stream_part(x, y, post_weight, total, waiting, k, K, WAITS)
-        if HAS_NORM:
-            square += value * value
-            value *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
-        acc += tile.to(tl.float32) * value[None, :]
-    if PDL:
-        gdc_launch_dependents()
-    result = tl.sum(acc, 1)
-    if HAS_NORM:
-        result *= tl.rsqrt(tl.sum(square, 0) / K + eps)
-    if RESIDUAL:
-        tl.debug_barrier()
-    tl.store(out + rows, (result + held).to(out.dtype.element_ty), mask=rows < limit)
+    if K <= BLOCK_K:
+        value_1K, scale = normed_stream(
+            x, y, post_weight, total, norm_weight, post_eps, eps, K, WAITS, HAS_NORM, BLOCK_K
+        )
+        for piece in range(first, PIECES, PROGRAMS):
+            now, now_out, now_rows, now_limit = tile, own_out, rows, limit
+            if PIECES > PROGRAMS:
+                # The next piece is on its way while this one is summed.
+                own_w, own_out, rows, limit = rows_of_piece(
+                    piece + PROGRAMS, w, out, w_more, out_more, N, MORE, BLOCK_N
+                )
+                tile = part_of_rows(own_w, rows, 0, limit, K, BLOCK_K)
+            mask = now_rows < now_limit
+            held = tl.zeros((BLOCK_N,), tl.float32)
+            if RESIDUAL:
+                held = tl.load(now_out + now_rows, mask=mask, other=0.0).to(tl.float32)
+            result = tl.sum(now.to(tl.float32) * value_1K, 1) * scale + held
+            if RESIDUAL:
+                tl.debug_barrier()
+            tl.store(now_out + now_rows, result.to(out.dtype.element_ty), mask=mask)
+        if PDL and not EARLY:
+            gdc_launch_dependents()
+    else:
+        tl.static_assert(PIECES == PROGRAMS and not (WAITS or HAS_NORM))
+        mask = rows < limit
+        held = tl.zeros((BLOCK_N,), tl.float32)
+        if RESIDUAL:
+            held = tl.load(own_out + rows, mask=mask, other=0.0).to(tl.float32)
+        acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        for start in tl.static_range(0, K, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            if start > 0:
+                tile = part_of_rows(own_w, rows, start, limit, K, BLOCK_K)
+            value = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+            acc += tile.to(tl.float32) * value[None, :]
+        if PDL and not EARLY:
+            gdc_launch_dependents()
+        result = tl.sum(acc, 1) + held
+        if RESIDUAL:
+            tl.debug_barrier()
+        tl.store(own_out + rows, result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def convolve(
+    b,
+    c,
+    u,
+    rows,
+    conv_weight,
+    past,
+    out,
+    D: tl.constexpr,
+    KERNEL: tl.constexpr,
+    L_PAD: tl.constexpr,
+):
+    """Gates and convolution of the channels `rows`, from their products with the stream."""
+    dtype = out.dtype.element_ty
+    b, c, u = b.to(dtype).to(tl.float32), c.to(dtype).to(tl.float32), u.to(dtype).to(tl.float32)
+    z = (b * u).to(dtype)
+    # Read last: held through the products, taps and past would cost registers, and a processor
+    # has room for two programs only while each thread takes no more than 128.
+    valid = rows < D
+    tap = tl.arange(0, L_PAD)
+    seen = valid[:, None] & (tap < KERNEL - 1)[None, :]
+    places = past + tap[None, :] * D + rows[:, None]
+    taps = conv_weight + rows * KERNEL
+    older = tl.load(places, mask=seen, other=0.0)
+    weights = tl.load(taps[:, None] + tap[None, :], mask=seen, other=0.0)
+    last_tap = tl.load(taps + KERNEL - 1, mask=valid, other=0.0).to(tl.float32)
+    convolved = tl.sum(older.to(tl.float32) * weights.to(tl.float32), 1)
+    convolved += z.to(tl.float32) * last_tap
+    tl.debug_barrier()
+    tl.store(places - D, older, mask=seen & (tap > 0)[None, :])
+    tl.store(past + (KERNEL - 2) * D + rows, z.to(past.dtype.element_ty), mask=valid)
+    tl.store(out + rows, (c * convolved).to(dtype), mask=valid)
 
 
 @triton.jit
@@ -140,109 +218,146 @@ def conv_kernel(
     WAITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PIECES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """Norm, input projection, gates, convolution and its state for BLOCK_D channels."""
-    rows = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    cols = tl.arange(0, BLOCK_K)
-    w_b = w + rows[:, None] * D + cols[None, :]
-    inside = (rows < D)[:, None] & (cols < D)[None, :]
-    tile_b = tl.load(w_b, mask=inside, other=0.0)
-    tile_c = tl.load(w_b + D * D, mask=inside, other=0.0)
-    tile_u = tl.load(w_b + 2 * D * D, mask=inside, other=0.0)
+    """Norm, input projection, gates, convolution and its state, BLOCK_D channels a piece."""
+    first = tl.program_id(0)
+    rows = first * BLOCK_D + tl.arange(0, BLOCK_D)
+    w_c, w_u = w + D * D, w + 2 * D * D
+    tile_b = part_of_rows(w, rows, 0, D, D, BLOCK_K)
+    tile_c = part_of_rows(w_c, rows, 0, D, D, BLOCK_K)
+    tile_u = part_of_rows(w_u, rows, 0, D, D, BLOCK_K)
+    if EARLY:
+        gdc_launch_dependents()
     if PDL:
         gdc_wait()
-    waiting = 1.0
-    if WAITS:
-        waiting = scale_of_waiting(y, post_eps, D, BLOCK_K)
-    acc_b = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
-    acc_c = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
-    acc_u = tl.zeros((BLOCK_D, BLOCK_K), tl.float32)
-    square = tl.zeros((BLOCK_K,), tl.float32)
-    for start in tl.static_range(0, D, BLOCK_K):
-        k = start + cols
-        if start > 0:
-            inside = (rows < D)[:, None] & (k < D)[None, :]
-            tile_b = tl.load(w_b + start, mask=inside, other=0.0)
-            tile_c = tl.load(w_b + start + D * D, mask=inside, other=0.0)
-            tile_u = tl.load(w_b + start + 2 * D * D, mask=inside, other=0.0)
-        value = stream_part(x, y, post_weight, total, waiting, k, D, WAITS)
-        square += value * value
-        value = (value * tl.load(norm_weight + k, mask=k < D, other=0.0).to(tl.float32))[None, :]
-        acc_b += tile_b.to(tl.float32) * value
-        acc_c += tile_c.to(tl.float32) * value
-        acc_u += tile_u.to(tl.float32) * value
-    if PDL:
+    value_1K, scale = normed_stream(
+        x, y, post_weight, total, norm_weight, post_eps, eps, D, WAITS, True, BLOCK_K
+    )
+    for piece in range(first, PIECES, PROGRAMS):
+        now_b, now_c, now_u, now = tile_b, tile_c, tile_u, rows
+        if PIECES > PROGRAMS:
+            rows = (piece + PROGRAMS) * BLOCK_D + tl.arange(0, BLOCK_D)
+            tile_b = part_of_rows(w, rows, 0, D, D, BLOCK_K)
+            tile_c = part_of_rows(w_c, rows, 0, D, D, BLOCK_K)
+            tile_u = part_of_rows(w_u, rows, 0, D, D, BLOCK_K)
+        b = tl.sum(now_b.to(tl.float32) * value_1K, 1) * scale
+        c = tl.sum(now_c.to(tl.float32) * value_1K, 1) * scale
+        u = tl.sum(now_u.to(tl.float32) * value_1K, 1) * scale
+        convolve(b, c, u, now, conv_weight, past, out, D, KERNEL, L_PAD)
+    if PDL and not EARLY:
         gdc_launch_dependents()
-    scale = tl.rsqrt(tl.sum(square, 0) / D + eps)
-    dtype = out.dtype.element_ty
-    b = (tl.sum(acc_b, 1) * scale).to(dtype).to(tl.float32)
-    c = (tl.sum(acc_c, 1) * scale).to(dtype).to(tl.float32)
-    u = (tl.sum(acc_u, 1) * scale).to(dtype).to(tl.float32)
-    z = (b * u).to(dtype)
-    # Read last: held through the products, taps and past would cost registers, and a processor
-    # has room for two programs only while each thread takes no more than 128.
-    valid = rows < D
-    tap = tl.arange(0, L_PAD)
-    seen = valid[:, None] & (tap < KERNEL - 1)[None, :]
-    places = past + tap[None, :] * D + rows[:, None]
-    taps = conv_weight + rows * KERNEL
-    older = tl.load(places, mask=seen, other=0.0)
-    weights = tl.load(taps[:, None] + tap[None, :], mask=seen, other=0.0)
-    last_tap = tl.load(taps + KERNEL - 1, mask=valid, other=0.0).to(tl.float32)
-    convolved = tl.sum(older.to(tl.float32) * weights.to(tl.float32), 1)
-    convolved += z.to(tl.float32) * last_tap
-    tl.debug_barrier()
-    tl.store(places - D, older, mask=seen & (tap > 0)[None, :])
-    tl.store(past + (KERNEL - 2) * D + rows, z.to(past.dtype.element_ty), mask=valid)
-    tl.store(out + rows, (c * convolved).to(dtype), mask=valid)
 
 
 @triton.jit
 def gate_up_kernel(
     x,
+    y,
+    post_weight,
+    total,
     norm_weight,
     w,
     out,
+    post_eps,
     eps,
     K: tl.constexpr,
     F: tl.constexpr,
+    WAITS: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PIECES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """``out[f] = silu(w[f] . norm(x)) * (w[F + f] . norm(x))`` for BLOCK_F hidden units."""
-    rows = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
-    cols = tl.arange(0, BLOCK_K)
-    w_gate = w + rows[:, None].to(tl.int64) * K + cols[None, :]
-    inside = (rows < F)[:, None] & (cols < K)[None, :]
-    tile_gate = tl.load(w_gate, mask=inside, other=0.0)
-    tile_up = tl.load(w_gate + F * K, mask=inside, other=0.0)
+    """``out[f] = silu(w[f] . norm(x)) * (w[F + f] . norm(x))``, BLOCK_F hidden units a piece."""
+    first = tl.program_id(0)
+    rows = first * BLOCK_F + tl.arange(0, BLOCK_F)
+    w_up = w + F * K
+    tile_gate = part_of_rows(w, rows, 0, F, K, BLOCK_K)
+    tile_up = part_of_rows(w_up, rows, 0, F, K, BLOCK_K)
+    if EARLY:
+        gdc_launch_dependents()
     if PDL:
         gdc_wait()
-    acc_gate = tl.zeros((BLOCK_F, BLOCK_K), tl.float32)
-    acc_up = tl.zeros((BLOCK_F, BLOCK_K), tl.float32)
-    square = tl.zeros((BLOCK_K,), tl.float32)
-    for start in tl.static_range(0, K, BLOCK_K):
-        k = start + cols
-        if start > 0:
-            inside = (rows < F)[:, None] & (k < K)[None, :]
-            tile_gate = tl.load(w_gate + start, mask=inside, other=0.0)
-            tile_up = tl.load(w_gate + start + F * K, mask=inside, other=0.0)
-        value = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
-        square += value * value
-        value = (value * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32))[None, :]
-        acc_gate += tile_gate.to(tl.float32) * value
-        acc_up += tile_up.to(tl.float32) * value
-    if PDL:
+    value_1K, scale = normed_stream(
+        x, y, post_weight, total, norm_weight, post_eps, eps, K, WAITS, True, BLOCK_K
+    )
+    for piece in range(first, PIECES, PROGRAMS):
+        now_gate, now_up, now = tile_gate, tile_up, rows
+        if PIECES > PROGRAMS:
+            rows = (piece + PROGRAMS) * BLOCK_F + tl.arange(0, BLOCK_F)
+            tile_gate = part_of_rows(w, rows, 0, F, K, BLOCK_K)
+            tile_up = part_of_rows(w_up, rows, 0, F, K, BLOCK_K)
+        gate = tl.sum(now_gate.to(tl.float32) * value_1K, 1) * scale
+        up = tl.sum(now_up.to(tl.float32) * value_1K, 1) * scale
+        hidden = gate * tl.sigmoid(gate) * up
+        tl.store(out + now, hidden.to(out.dtype.element_ty), mask=now < F)
+    if PDL and not EARLY:
         gdc_launch_dependents()
-    scale = tl.rsqrt(tl.sum(square, 0) / K + eps)
-    gate = tl.sum(acc_gate, 1) * scale
-    hidden = gate * tl.sigmoid(gate) * (tl.sum(acc_up, 1) * scale)
-    tl.store(out + rows, hidden.to(out.dtype.element_ty), mask=rows < F)
 
 
 # --- launching --------------------------------------------------------------------------------
+
+
+TILE = 2048
+"""Weights of a row that a program reads in one go, where it need not hold the whole row."""
+
+
+class Plan(NamedTuple):
+    """How a product is shared out over the card.
+
+    Attributes:
+        rows: rows of the matrix a piece.
+        warps: of a program.
+        resident: programs a processor, which do the pieces in turn; None: a program for each piece.
+        early: the next kernel may start before this one has done its loads. For kernels all of
+            whose programs are on the card from the beginning.
+    """
+
+    rows: int
+    warps: int
+    resident: int | None = None
+    early: bool = False
+
+
+@functools.cache
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a card; of Triton's interpreter, 2."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class Grid(NamedTuple):
+    """A plan for one matrix: rows a piece, columns a tile, pieces, and programs that do them."""
+
+    rows: int
+    columns: int
+    pieces: int
+    programs: int
+
+
+def grid(plan: Plan, nums_rows: tuple[int, ...], width: int, w: Tensor, *, whole: bool) -> Grid:
+    """Share out matrices with so many rows.
+
+    Args:
+        plan: for rows of `TILE` numbers; of longer ones a piece has fewer.
+        nums_rows: of each matrix.
+        width: of all of them.
+        w: one of them.
+        whole: a program holds whole rows, as it must to norm its input.
+    """
+    columns = triton.next_power_of_2(width)
+    if columns > TILE and not whole:
+        columns, plan = TILE, plan._replace(resident=None)
+    rows = max(1, plan.rows * TILE // max(TILE, columns))
+    pieces = sum(triton.cdiv(num, rows) for num in nums_rows)
+    programs = plan.resident and plan.resident * num_processors(w.device)
+    return Grid(rows, columns, pieces, min(pieces, programs or pieces))
 
 
 def incoming(x: Tensor | Incoming) -> tuple[tuple[Tensor, ...], float, bool]:
@@ -253,28 +368,22 @@ def incoming(x: Tensor | Incoming) -> tuple[tuple[Tensor, ...], float, bool]:
     return (x, x, x, x), 0.0, False  # Three of them are not read.
 
 
-TILE = 2048
-"""Weights a program reads in one go along the input width."""
-
-
-def tile_width(width: int) -> int:
-    """Columns per tile: the whole row where it fits."""
-    padded: int = triton.next_power_of_2(width)
-    return min(padded, TILE)
-
-
-def linear_block(num_rows: int, width: int) -> tuple[int, int]:
-    """Rows and warps a program that were fastest within whole steps of LFM2 and LFM3 on an H200.
+def linear_plan(num_rows: int, width: int) -> Plan:
+    """What was fastest within whole steps of LFM2 and LFM3 on an H200.
 
     ``benchmarks/gpu_kernels.py`` times each kernel alone.
     """
     if num_rows <= 256:
-        return 1, 4
+        return Plan(1, 4)
     if num_rows >= 32768:
-        return 4, 4
+        return Plan(4, 4)
     if width > TILE:
-        return 8, 4
-    return (2, 8) if num_rows <= TILE else (8, 8)
+        return Plan(8, 4)
+    return Plan(2, 8) if num_rows <= TILE else Plan(8, 8)
+
+
+CONV_PLAN = Plan(4, 4)
+GATE_UP_PLAN = Plan(2, 4)
 
 
 def linear(
@@ -285,8 +394,7 @@ def linear(
     norm: tuple[Tensor, float] | None = None,
     residual: bool = False,
     more: tuple[Tensor, Tensor] | None = None,
-    block: int | None = None,
-    warps: int | None = None,
+    plan: Plan | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """``out = w norm(x)``, or ``out += ...`` with `residual`. Returns `out_N`.
@@ -294,16 +402,16 @@ def linear(
     `more` is a second matrix over the same input and where its product goes, in the same kernel.
     """
     num_rows, width = w_NK.shape
-    best = linear_block(num_rows, width)
-    block, warps = block or best[0], warps or best[1]
+    plan = plan or linear_plan(num_rows, width)
     given, post_eps, waits = incoming(x_K)
     weight, eps = norm or (given[0], 0.0)
     w_more, out_more = more or (w_NK, out_N)
     num_more = w_more.shape[0] if more else 0
-    linear_kernel[(triton.cdiv(num_rows, block) + triton.cdiv(num_more, block),)](
+    shared = grid(plan, (num_rows, num_more), width, w_NK, whole=waits or norm is not None)
+    linear_kernel[(shared.programs,)](
         *given, weight, w_NK, out_N, w_more, out_more, post_eps, eps, width, num_rows, num_more,
-        waits, norm is not None, residual, block, tile_width(width), pdl,
-        num_warps=warps, launch_pdl=pdl,
+        waits, norm is not None, residual, *shared, pdl, pdl and plan.early,
+        num_warps=plan.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_N
 
@@ -316,35 +424,36 @@ def conv(
     past_LD: Tensor,
     out_D: Tensor,
     *,
-    block: int = 4,
-    warps: int = 4,
+    plan: Plan | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """``c * conv(b * u)`` with ``(b, c, u) = w norm(x)``; advances `past_LD`. Returns `out_D`."""
-    width, kernel = conv_weight_DK.shape
+    (width, kernel), plan = conv_weight_DK.shape, plan or CONV_PLAN
     given, post_eps, waits = incoming(x_D)
-    conv_kernel[(triton.cdiv(width, block),)](
+    shared = grid(plan, (width,), width, w, whole=True)
+    conv_kernel[(shared.programs,)](
         *given, norm[0], w, conv_weight_DK, past_LD, out_D, post_eps, norm[1], width, kernel,
-        triton.next_power_of_2(kernel - 1), waits, block, tile_width(width), pdl,
-        num_warps=warps, launch_pdl=pdl,
+        triton.next_power_of_2(kernel - 1), waits, *shared, pdl, pdl and plan.early,
+        num_warps=plan.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_D
 
 
 def gate_up(
-    x_K: Tensor,
+    x_K: Tensor | Incoming,
     norm: tuple[Tensor, float],
     w: Tensor,
     out_F: Tensor,
     *,
-    block: int = 2,
-    warps: int = 4,
+    plan: Plan | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """Hidden layer of a SwiGLU whose gate and up rows are stacked in `w`. Returns `out_F`."""
-    hidden, width = out_F.shape[0], w.shape[1]
-    gate_up_kernel[(triton.cdiv(hidden, block),)](
-        x_K, norm[0], w, out_F, norm[1], width, hidden,
-        block, tile_width(width), pdl, num_warps=warps, launch_pdl=pdl,
+    hidden, width, plan = out_F.shape[0], w.shape[1], plan or GATE_UP_PLAN
+    given, post_eps, waits = incoming(x_K)
+    shared = grid(plan, (hidden,), width, w, whole=True)
+    gate_up_kernel[(shared.programs,)](
+        *given, norm[0], w, out_F, post_eps, norm[1], width, hidden, waits, *shared,
+        pdl, pdl and plan.early, num_warps=plan.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_F

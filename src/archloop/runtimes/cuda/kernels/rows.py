@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from archloop.runtimes.cuda.choice import Choice
+
 
 @triton.jit
 def norm_kernel(x, weight, out, eps, D: tl.constexpr, BLOCK: tl.constexpr):
@@ -143,9 +145,10 @@ def best_of_part_kernel(
 
 @triton.jit
 def best_of_row_kernel(
-    best, where, ids, lengths, found, V: tl.constexpr, PARTS: tl.constexpr, PARTS_PAD: tl.constexpr
-):
-    """Join the parts of a row: the greedy next id, and its logit. Counts the row's token as read.
+    best, where, ids, said, turns, lengths, B,
+    V: tl.constexpr, PARTS: tl.constexpr, PARTS_PAD: tl.constexpr,
+):  # fmt: skip
+    """Join the parts of a row (`runtimes.cuda.choice`), and count the row's token as read.
 
     Where there is no largest number the id is any.
     """
@@ -155,8 +158,12 @@ def best_of_row_kernel(
     place = tl.load(where + row * PARTS + part, mask=part < PARTS, other=V)
     top = largest(value)
     first = tl.min(tl.where(value == top, place, V), 0)
-    tl.store(ids + row, tl.minimum(first, V - 1).to(tl.int64))
-    tl.store(found + row, top)
+    chosen, turn = tl.minimum(first, V - 1).to(tl.int64), tl.load(turns + row)
+    tl.store(ids + row, chosen)
+    told = said + (turn % 2) * (2 * B) + row
+    tl.store(told, chosen.to(tl.float64))
+    tl.store(told + B, top.to(tl.float64))
+    tl.store(turns + row, turn + 1)
     tl.store(lengths + row, tl.load(lengths + row) + 1)
 
 
@@ -225,12 +232,8 @@ def conv_step(x_BD: Tensor, conv_weight_DK: Tensor, past_BLD: Tensor) -> Tensor:
     return out_BD
 
 
-def choose_greedily(logits_BV: Tensor, ids_B: Tensor, lengths_B: Tensor) -> Tensor:
-    """Write each row's most likely id into `ids_B` and add one to `lengths_B`.
-
-    Returns:
-        The logits (B,) of these ids, NaN for a row that has any.
-    """
+def choose_greedily(logits_BV: Tensor, choice: Choice, lengths_B: Tensor) -> None:
+    """Take each row's most likely id, and add one to `lengths_B`."""
     batch, vocab = logits_BV.shape
     block = 2048
     parts = triton.cdiv(vocab, block)
@@ -239,9 +242,7 @@ def choose_greedily(logits_BV: Tensor, ids_B: Tensor, lengths_B: Tensor) -> Tens
     best_of_part_kernel[(batch, parts)](
         logits_BV, best_BP, where_BP, vocab, parts, block, num_warps=4
     )
-    found_B = logits_BV.new_empty(batch, dtype=torch.float32)
     best_of_row_kernel[(batch,)](
-        best_BP, where_BP, ids_B, lengths_B, found_B, vocab, parts, triton.next_power_of_2(parts),
-        num_warps=1,
+        best_BP, where_BP, choice.ids_B, choice.told_22B, choice.turns_B, lengths_B, batch,
+        vocab, parts, triton.next_power_of_2(parts), num_warps=1,
     )  # fmt: skip
-    return found_B

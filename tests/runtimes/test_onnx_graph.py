@@ -165,6 +165,28 @@ def test_int8_and_int4_reach_every_matrix_of_attention(tmp_path: Path) -> None:
         assert manifest.weight_bytes["float32"] <= kept + scales + 4096
 
 
+@pytest.mark.ci
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
+def test_experts_have_eight_bits(quant: str, activation: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    config = {"num_experts": 4, "top_k": 2, "expansion": 0.5, "activation": activation}
+    sparse = BlockSpec(channel_mixer=ChannelMixerSpec(name="moe", config=config))
+    decoder = build_random(StackSpec(d_model=64, vocab_size=64, blocks=(sparse,) * 2), 0)
+    runtime = registry.get("runtimes", "onnx_runtime")()
+    manifest = export(runtime, decoder, tmp_path / "a", quant)
+    assert manifest.parity_error is not None
+    assert manifest.parity_bound is not None
+    of_experts = sum(p.numel() for p in decoder.parameters() if p.dim() == 3)
+    assert manifest.weight_bytes["int8"] >= of_experts
+    scales = 4 * sum(p.shape[0] * p.shape[1] for p in decoder.parameters() if p.dim() == 3)
+    others = 4 * sum(p.numel() for p in decoder.parameters() if p.dim() < 3)
+    assert manifest.weight_bytes["float32"] <= scales + others + 4096
+    products = runtime.products(decoder, tmp_path / "a", quant)
+    assert {name for name, p in decoder.named_parameters() if p.dim() == 3} <= set(products)
+
+
 def eager_rows(decoder: Decoder, ids: list[int]) -> np.ndarray:
     """Logits after the prompt and after each step."""
     state = decoder.init_state(1, len(ids))

@@ -18,6 +18,7 @@ D_MODEL, VOCABULARY = 64, 96
 SWIGLU = ChannelMixerSpec(name="swiglu", config={"expansion": 2.0})
 CONV = BlockSpec(mixers=(MixerSpec(name="short_conv"),), channel_mixer=SWIGLU)
 GQA = BlockSpec(mixers=(MixerSpec(name="gqa", config={"head_dim": 32}),), channel_mixer=SWIGLU)
+SPARSE = ChannelMixerSpec(name="moe", config={"num_experts": 4, "top_k": 2, "expansion": 0.5})
 PASSES = BlockSpec(mixers=(MixerSpec(name="gla"),), channel_mixer=SWIGLU)
 """Its pass over a prompt is a loop, with names of its own."""
 SPEC = StackSpec(d_model=D_MODEL, vocab_size=VOCABULARY, blocks=(CONV, GQA, PASSES, CONV))
@@ -35,6 +36,20 @@ def engine(name: str) -> Runtime:
     if missing := found.missing_to_export():
         pytest.skip(missing)
     return found
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+def test_experts_of_several_blocks_have_sizes_of_their_own(tmp_path: Path) -> None:
+    """As many tokens as chose an expert of one block are not as many as chose one of another."""
+    runtime = engine("onnx_runtime")
+    spec = SPEC.replace(blocks=(CONV.model_copy(update={"channel_mixer": SPARSE}),) * 3)
+    cache = BlockCache("onnx_runtime", runtime.version(), "int8", tmp_path / "cache")
+    manifest = compose(runtime, spec, tmp_path / "pieces", "int8", cache=cache)
+    assert manifest.parity_error is not None
+    export(runtime, pieces.assembled(spec), tmp_path / "whole", "int8")
+    rows = [rows_of(runtime, tmp_path / home, "int8") for home in ("whole", "pieces")]
+    assert distance(rows[1], rows[0]) < 1e-5
 
 
 @pytest.mark.timeout(600)

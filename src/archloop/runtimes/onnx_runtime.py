@@ -72,16 +72,22 @@ class OnnxRuntime(Runtime):
         from archloop.runtimes import rounding
 
         del directory
-        matrices = rounding.matrices(decoder) if quant != "fp32" else {}
+        if quant == "fp32":
+            return {}
+        by_call: rounding.Rounding = rounding.tensor_to_uint8
+        experts = {
+            name: rounding.Product(rounding.rows_to_int8(weight), by_call)
+            for name, weight in rounding.experts(decoder).items()
+        }
+        matrices = rounding.matrices(decoder)
         if quant == "int8":
-            inputs: rounding.Rounding = rounding.tensor_to_uint8
-            return {
-                name: rounding.Product(rounding.rows_to_int8(weight), inputs)
+            return experts | {
+                name: rounding.Product(rounding.rows_to_int8(weight), by_call)
                 for name, weight in matrices.items()
             }
-        inputs = rounding.groups_to_int8(_GROUP)
-        return {
-            name: rounding.Product(rounding.groups_to_int4(weight, _GROUP), inputs)
+        by_group = rounding.groups_to_int8(_GROUP)
+        return experts | {
+            name: rounding.Product(rounding.groups_to_int4(weight, _GROUP), by_group)
             for name, weight in matrices.items()
         }
 
@@ -101,11 +107,14 @@ def _write(
     """The files of a decoder, or of a piece; returns weight bytes by precision."""
     import copy
 
+    from archloop.runtimes.onnx import experts as onnx_experts
     from archloop.runtimes.onnx import graph as onnx_graph
 
     onnx_graph.write(copy.deepcopy(decoder), directory, part)
     model = directory / onnx_graph.MODEL
     if quant != "fp32":
+        # In int4 too: the engine's product with four bits wants a constant.
+        onnx_experts.to_int8(model)
         onnx_graph.replace(model, {"int8": _to_int8, "int4": _to_int4}[quant](model))
     return onnx_graph.weight_bytes(model)
 

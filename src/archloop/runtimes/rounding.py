@@ -161,3 +161,13 @@ def matrices(decoder: Decoder) -> dict[str, Tensor]:
         for name, tensor in decoder.named_parameters()
         if tensor.dim() == 2
     }
+
+
+def experts(decoder: Decoder) -> dict[str, Tensor]:
+    """A decoder's parameters of one matrix for each expert."""
+    return {
+        f"{name}.{part}": getattr(module, part).detach().float()
+        for name, module in decoder.named_modules()
+        if isinstance(module, MoE)
+        for part in ("gate_up", "down")
+    }

@@ -133,11 +133,17 @@ class _Linker:
 
 
 def _rename(graph: ir.Graph, prefix: str) -> None:
-    """Put a prefix before every name of a graph, those in bodies of loops too."""
+    """Put a prefix before every name of a graph, those in bodies of loops too.
+
+    Shapes in between are left out, since engines find them again: pieces call different sizes by
+    one name, such as the tokens of an expert, and ONNX Runtime then uses memory of one for another.
+    """
     for node in graph.all_nodes():
         node.name = f"{prefix}{node.name}"
         for value in node.outputs:
             value.name = f"{prefix}{value.name}"
+            if not value.is_graph_output():
+                value.shape = None
     for each in (graph, *graph.subgraphs()):
         for value in (*each.inputs, *each.initializers.values()):
             # A loop's body reads weights of the graph: they are met once, as the graph's.

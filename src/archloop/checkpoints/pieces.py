@@ -6,7 +6,7 @@ one tensor of a checkpoint to a part of one of ours. A layout lists its pieces; 
 one way and saving the other.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ class Piece:
         return part if self.transform is None else self.transform.save(part)
 
 
-def gather(pieces: Iterable[Piece], targets: dict[str, Tensor]) -> Tensor:
+def gather(pieces: Iterable[Piece], targets: Mapping[str, Tensor]) -> Tensor:
     """The checkpoint's tensor that all `pieces` are parts of."""
     pieces = list(pieces)
     first = pieces[0]

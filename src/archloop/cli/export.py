@@ -85,12 +85,16 @@ def _to_engine(
     from archloop import registry
     from archloop.runtimes.base import Runtime
     from archloop.runtimes.exporting import export as write
+    from archloop.runtimes.exporting import is_too_large, stream
 
     engine: Runtime = registry.get("runtimes", runtime)()
     quant = quant or engine.quants[0]
     engine.check(quant)
-    decoder, weights = found.decoder(seed)
-    manifest = write(engine, decoder, output, quant, tokenizer=found.folder)
+    if found.is_random and engine.streams and is_too_large(found.spec):
+        manifest, weights = stream(engine, found.spec, output, quant), "random, not compared"
+    else:
+        decoder, weights = found.decoder(seed)
+        manifest = write(engine, decoder, output, quant, tokenizer=found.folder)
     return {
         "directory": str(output),
         "weights": weights,

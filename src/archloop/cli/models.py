@@ -58,6 +58,11 @@ class Named:
     folder: Path | None = None
     proxy: Path | None = None
 
+    @property
+    def is_random(self) -> bool:
+        """Whether nobody has trained it: a spec alone."""
+        return self.source != "artifact" and not (self.folder and self.folder.is_dir())
+
     def decoder(self, seed: int) -> "tuple[Decoder, str]":
         """A decoder to export, and where its weights are from: a checkpoint, or at random.
 

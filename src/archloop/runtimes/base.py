@@ -25,6 +25,8 @@ from archloop.runtimes.artifact import Manifest, read_manifest
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from archloop.runtimes.pieces import Lowered, PartName
     from archloop.runtimes.rounding import Attending, Products
     from archloop.stack.decoder import Decoder
@@ -159,6 +161,7 @@ class Runtime(ABC):
             more than that, twice as far is allowed.
         lowers_pieces: it writes `lower` and `join`, by which a stack of pieces that were lowered
             before is an artifact in seconds.
+        streams: it writes `write_streamed`, for stacks that memory does not hold.
         rounds_by_artifact: `products` reads the artifact's files; not where it follows from the
             decoder alone.
         on_card: it computes on a graphics card, which a measurement then needs alone.
@@ -171,6 +174,7 @@ class Runtime(ABC):
     quants: ClassVar[tuple[str, ...]] = ()
     parity_tolerance: ClassVar[Mapping[str, float]] = {}
     lowers_pieces: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
     rounds_by_artifact: ClassVar[bool] = True
     on_card: ClassVar[bool] = False
     imports: ClassVar[tuple[str, ...]] = ()
@@ -213,6 +217,19 @@ class Runtime(ABC):
     def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
         """Write an artifact's files from those of its pieces in order; returns as `write`."""
         raise AssertionError(f"{type(self).__name__} joins no pieces")
+
+    def write_streamed(
+        self, spec: StackSpec, tensors: Mapping[str, "Tensor"], directory: Path, quant: str
+    ) -> dict[str, int]:
+        """Write the artifact's files of a decoder that exists a part at a time; returns as `write`.
+
+        Args:
+            spec: of the stack.
+            tensors: of its decoder by name, each made when it is asked for.
+            directory: as in `write`.
+            quant: likewise.
+        """
+        raise AssertionError(f"{type(self).__name__} streams nothing")
 
     def missing_to_export(self) -> str | None:
         """What this machine lacks to write artifacts, with the remedy; None when it is complete."""

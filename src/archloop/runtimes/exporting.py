@@ -8,6 +8,7 @@
 """
 
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -22,13 +23,14 @@ from archloop.runtimes.base import Runtime
 from archloop.runtimes.block_cache import BlockCache
 from archloop.runtimes.random_weights import build_random
 from archloop.scratch import Scratch
+from archloop.stack import cost
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
     from archloop.runtimes.parity import Case
     from archloop.stack.decoder import Decoder
 
-__all__ = ["build_random", "compose", "export", "export_random"]
+__all__ = ["build_random", "compose", "export", "export_random", "is_too_large", "stream"]
 
 _DECIDED = "parity"
 _log = logging.getLogger(__name__)
@@ -129,11 +131,44 @@ def export_random(
     Raises:
         UserError: as `export`.
     """
+    if runtime.streams and is_too_large(spec):
+        return stream(runtime, spec, directory, quant)
     if whole or not runtime.lowers_pieces or pieces.inseparable(spec) is not None:
         # A processor takes seconds for a billion random numbers, a card none.
         place = "cuda" if runtime.on_card and runtime.runs_here() else "cpu"
         return export(runtime, build_random(spec, seed, place), directory, quant)
     return compose(runtime, spec, directory, quant)
+
+
+def stream(runtime: Runtime, spec: StackSpec, directory: Path, quant: str) -> Manifest:
+    """An artifact with random weights of a stack that memory does not hold, not compared.
+
+    Args:
+        runtime: one that `streams`.
+        spec: of the stack; its weights are those of its pieces.
+        directory: as in `export`.
+        quant: likewise.
+
+    Raises:
+        UserError: as `export`, or the stack is not made of pieces.
+    """
+    from archloop.runtimes.streamed import StreamedTensors
+
+    _check(runtime, spec, quant)
+    with _appearing(directory) as draft:
+        weight_bytes = runtime.write_streamed(spec, StreamedTensors(spec), draft, quant)
+        manifest = _manifest(runtime, spec, draft, quant, weight_bytes, is_composed=True)
+        manifest.write(draft)
+        return manifest
+
+
+def is_too_large(spec: StackSpec) -> bool:
+    """Whether half of this machine's memory does not hold a stack's decoder in float32.
+
+    The other half is for the comparison, which has the rounded weights beside it.
+    """
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * 4 * cost.num_params(spec) > memory_bytes
 
 
 def _check(runtime: Runtime, spec: StackSpec, quant: str) -> None:
@@ -173,8 +208,24 @@ def _finished(
     is_composed: bool = False,
 ) -> Manifest:
     """The manifest of files that are written, compared where that is asked for."""
-    manifest = Manifest(
-        spec=decoder.spec,
+    manifest = _manifest(runtime, decoder.spec, directory, quant, weight_bytes, is_composed)
+    if parity:
+        manifest = _compared(runtime, decoder, directory, manifest)
+    manifest.write(directory)
+    return manifest
+
+
+def _manifest(
+    runtime: Runtime,
+    spec: StackSpec,
+    directory: Path,
+    quant: str,
+    weight_bytes: dict[str, int],
+    is_composed: bool,
+) -> Manifest:
+    """What files that are written are; nothing is said of a comparison."""
+    return Manifest(
+        spec=spec,
         runtime=runtime.name,
         version=runtime.version(),
         quant=quant,
@@ -183,10 +234,6 @@ def _finished(
         files=checksums(directory),
         composed=is_composed,
     )
-    if parity:
-        manifest = _compared(runtime, decoder, directory, manifest)
-    manifest.write(directory)
-    return manifest
 
 
 def _compared(

@@ -5,8 +5,8 @@ and comes back from a file (`_LlamaSession.fill`). The next token is chosen by i
 """
 
 import ctypes
-import os
 from collections.abc import Mapping
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,11 +16,13 @@ import numpy as np
 
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Ids, Logits, Runtime, Session
-from archloop.runtimes.gguf.engine import engine
+from archloop.runtimes.gguf.engine import engine, libraries
 from archloop.scratch import Scratch
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from archloop.runtimes.rounding import Attending, Products
     from archloop.stack.decoder import Decoder
 
@@ -33,6 +35,7 @@ class LlamaCpp(Runtime):
     """llama.cpp; the artifact is one GGUF file."""
 
     quants = ("f16", "q8_0", "q4_0")
+    streams = True
     parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 0.02)
 
     def version(self) -> str:
@@ -47,8 +50,8 @@ class LlamaCpp(Runtime):
         found = find_spec("llama_cpp")
         if found is None or found.origin is None:
             return "needs llama.cpp; pip install 'archloop[llama-cpp]', which compiles it"
-        folder = os.environ.get("LLAMA_CPP_LIB_PATH") or Path(found.origin).parent / "lib"
-        if any(Path(folder).glob("*llama.*")):
+        folder = libraries()
+        if any(folder.glob("*llama.*")):
             return None
         return f"needs llama.cpp's library, and {folder} has none; set LLAMA_CPP_LIB_PATH to it"
 
@@ -64,6 +67,16 @@ class LlamaCpp(Runtime):
         gguf_file.write(decoder, exact)
         _quantize(exact, model, quant)
         exact.unlink()
+        return gguf_file.weight_bytes(model)
+
+    def write_streamed(
+        self, spec: StackSpec, tensors: Mapping[str, "Tensor"], directory: Path, quant: str
+    ) -> dict[str, int]:
+        from archloop.runtimes.gguf import file as gguf_file
+        from archloop.runtimes.gguf import streaming as gguf_streaming
+
+        model = directory / MODEL
+        gguf_streaming.write(spec, tensors, model, partial(_quantize, quant=quant))
         return gguf_file.weight_bytes(model)
 
     def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":

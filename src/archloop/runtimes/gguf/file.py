@@ -8,7 +8,8 @@ has no tokenizer ("no_vocab"): an engine that is measured is given token ids.
 Source: ``conversion/`` of llama.cpp, which turns the same checkpoints into the same tensors.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ GEMMA_PERIOD, GEMMA_THETA = 6, 1e4
 in those that are."""
 BLOCK = 32
 """Numbers of a row that share a scale in Q4_0 and Q8_0."""
+_ALIGNED = 32
+"""Bytes of which each tensor's place is a multiple: GGUF's default."""
 
 
 def unsupported(spec: StackSpec) -> str | None:
@@ -115,25 +118,46 @@ def write(decoder: Decoder, file: Path) -> None:
     Names and shapes come first in the file, so every tensor is made twice and never kept: beside
     the decoder there is one tensor at a time in memory.
     """
+    targets = weights.tensors(decoder)
+    writer = _begun(decoder.spec, targets, file)
+    for _, tensor in tensors(decoder.spec, targets):
+        writer.write_tensor_data(np.ascontiguousarray(tensor.float().numpy()))
+    writer.close()
+
+
+def write_zeros(spec: StackSpec, targets: Mapping[str, Tensor], file: Path) -> None:
+    """As `write`, of zeros: a file with a hole in their place, which takes no room on a disk.
+
+    Args:
+        spec: of the stack.
+        targets: a decoder's tensors by name, of which the shapes count.
+        file: to write.
+    """
+    writer = _begun(spec, targets, file)
+    writer.close()
+    padded = [-(-4 * tensor.numel() // _ALIGNED) * _ALIGNED for _, tensor in tensors(spec, targets)]
+    begins = -(-file.stat().st_size // _ALIGNED) * _ALIGNED
+    os.truncate(file, begins + sum(padded))
+
+
+def _begun(spec: StackSpec, targets: Mapping[str, Tensor], file: Path) -> Any:
+    """A file's writer that has written all but the numbers."""
     from gguf import GGUFWriter
 
-    spec = decoder.spec
     _, config = _say(spec)
     writer = GGUFWriter(file, arch=_name(_architecture(config)))
     _write_keys(writer, config["model_type"], config, spec)
-    targets, float32 = weights.tensors(decoder), np.dtype(np.float32)
+    float32 = np.dtype(np.float32)
     for name, tensor in tensors(spec, targets):
         size = tensor.numel() * float32.itemsize
         writer.add_tensor_info(name, tensor.shape, float32, size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, tensor in tensors(spec, targets):
-        writer.write_tensor_data(np.ascontiguousarray(tensor.float().numpy()))
-    writer.close()
+    return writer
 
 
-def tensors(spec: StackSpec, targets: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def tensors(spec: StackSpec, targets: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a file, by llama.cpp's name, of a decoder's tensors by theirs."""
     from gguf import get_tensor_name_map
 
@@ -216,7 +240,7 @@ def _write_keys(writer: Any, model_type: str, config: dict[str, Any], spec: Stac
 
 
 def _tensors(
-    model_type: str, config: dict[str, Any], pieces: Iterator[Piece], targets: dict[str, Tensor]
+    model_type: str, config: dict[str, Any], pieces: Iterator[Piece], targets: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its checkpoint's name, as llama.cpp stores it."""
     parts: dict[str, list[Piece]] = {}

@@ -5,24 +5,33 @@
 Each candidate is the preset with one of its first blocks left out, beside the preset itself, at
 4,096 and 32,768 tokens. The first one is measured once before, so that its kernels are compiled and
 the preset's artifact is there. Then the preset is measured beside itself both ways: the ratios and
-the memory of empty engines say whether forked processes measure alike. Prints a table and a JSON
-line.
+the memory of empty engines say whether forked processes measure alike. Where the seconds of the
+last forked candidate went is told by what its processes were asked (two are asked at once where
+that disturbs nothing, so these add up to more than the wall), and, made here step by step, by the
+parts of an export. Prints tables and a JSON line.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from archloop import load_preset
+from archloop import load_preset, registry
 from archloop.profiling import ProfileConfig, Target, profile
 from archloop.profiling.nursery import Nursery
 from archloop.profiling.record import Profile
 from archloop.profiling.samples import read_samples
+from archloop.runtimes import exporting, parity
+from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.base import Runtime
 from archloop.stack.spec import StackSpec
+from archloop.workers.process import WorkerProcess
 
 
 def main() -> None:
@@ -45,10 +54,18 @@ def main() -> None:
                 print(f"candidate {index} {label(fork)}: {found[fork][-1]:6.1f} s", flush=True)
         beside = {label(fork): bench.beside_itself(fork) for fork in (True, False)}
         reasons = nursery.reasons
+        with asked_of_workers() as commands:
+            whole_s = bench.seconds(without(reference, 0), fork=True, name="parts")[0]
+        parts = export_parts(without(reference, 0), target, Path(scratch))
     for name, row in beside.items():
         print(f"beside itself, {name}: {row}")
     figures = {label(fork): {"median_s": median(s), "all_s": s} for fork, s in found.items()}
     told = {"candidate_seconds": figures, "beside_itself": beside, "not_forked": reasons}
+    told |= {"commands_s": commands, "commands_wall_s": whole_s, "export_s": parts}
+    print(f"a candidate of {whole_s:.1f} s; seconds waited for answers, by command:")
+    for name, seconds in sorted(commands.items(), key=lambda item: -sum(item[1])):
+        print(f"  {name:<22} {sum(seconds):6.2f} in {len(seconds)}: longest {max(seconds):.2f}")
+    print("an export in this process: " + ", ".join(f"{k} {v:.2f} s" for k, v in parts.items()))
     print(json.dumps(told | {"target": target.model_dump(mode="json")}))
 
 
@@ -59,6 +76,70 @@ def label(fork: bool) -> str:
 def without(reference: StackSpec, index: int) -> StackSpec:
     """The stack less one block."""
     return reference.replace(blocks=reference.blocks[:index] + reference.blocks[index + 1 :])
+
+
+@contextmanager
+def asked_of_workers() -> Iterator[dict[str, list[float]]]:
+    """Seconds that this process waits for answers inside, by role and command."""
+    found: dict[str, list[float]] = defaultdict(list)
+    receive, began = WorkerProcess.receive, time.monotonic
+
+    def timed(self: WorkerProcess, request: Any) -> Any:
+        start = began()
+        try:
+            return receive(self, request)
+        finally:
+            found[f"{self.role} {request.__name__}"].append(began() - start)
+
+    WorkerProcess.receive = timed  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        WorkerProcess.receive = receive  # type: ignore[method-assign]
+
+
+def export_parts(spec: StackSpec, target: Target, scratch: Path) -> dict[str, float]:
+    """Seconds of each step of an export, made in this process, with its first use of the card."""
+    found: dict[str, float] = {}
+    runtime: Runtime = registry.get("runtimes", target.runtime)()
+    directory = scratch / "export"
+    directory.mkdir()
+
+    def timed(name: str, step: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        result = step()
+        found[name] = time.monotonic() - start
+        return result
+
+    timed("start of the engine", lambda: runtime.start(target.threads or 1))
+    place = "cuda" if runtime.on_card else "cpu"
+    decoder = timed("random weights", lambda: exporting.build_random(spec, 0, place))
+    weight_bytes = timed("writing", lambda: runtime.write(decoder, directory, target.quant))
+    checked = timed("checksums", lambda: exporting.checksums(directory))
+    case = timed(
+        "eager logits",
+        lambda: parity.make_case(
+            decoder,
+            runtime.reference_dtype(target.quant),
+            runtime.parity_tolerance[target.quant],
+            runtime.products(decoder, directory, target.quant),
+            runtime.attention(),
+        ),
+    )
+    manifest = Manifest(
+        spec=spec,
+        runtime=runtime.name,
+        version=runtime.version(),
+        quant=target.quant,
+        precision=runtime.precision(target.quant),
+        weight_bytes=weight_bytes,
+        files=checked,
+    )
+    load = lambda: runtime.load(directory, manifest, 1, case.num_tokens)  # noqa: E731
+    session = timed("loading", load)
+    timed("the engine's logits", lambda: parity.session_rows(session, case.parts, case.steps))
+    session.close()
+    return found
 
 
 class _Bench:

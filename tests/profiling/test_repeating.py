@@ -86,3 +86,21 @@ def test_another_look_keeps_what_was_set_aside(
     assert (found.num_processes, found.num_repeated) == (3, 2)
     kept = protocol.read_samples(tmp_path)
     assert [each.candidate for each in kept.disturbed] == [process(3.0), process(4.0)]
+
+
+@pytest.mark.parametrize(("on_card", "waited_s"), [(False, 5.0), (True, 0.0)])
+def test_a_card_held_alone_does_not_wait_for_its_machine(
+    monkeypatch: pytest.MonkeyPatch, on_card: bool, waited_s: float
+) -> None:
+    waited = []
+
+    def busy(_: Host, timeout_s: float) -> bool:
+        waited.append(timeout_s)
+        return False
+
+    first = [disturbed(3.0), disturbed(3.0)]
+    scripted = Scripted(monkeypatch, [], [])
+    monkeypatch.setattr(Host, "wait_until_ready", busy)
+    monkeypatch.setattr(type(scripted.of.runtime), "on_card", on_card)
+    assert scripted.of._repeated(0, first) == (first, [])
+    assert waited == [waited_s]

@@ -14,10 +14,13 @@ import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from archloop.search.deadline import OutOfTimeError
 from archloop.search.errors import DiskFullError
+from archloop.search.recipe.recipe import Recipe, RecipeError
 from archloop.search.study import Study
 from archloop.store import connection, folder, identity, reading, stages
 from archloop.store.record import StudyRecord
@@ -251,3 +254,29 @@ def test_lock_ends_with_its_process(tmp_path):
     process.kill()
     process.join()
     run_study(tmp_path, tmp_path / "log")
+
+
+def test_goes_on_under_an_archloop_whose_recipes_have_more_keys(tmp_path, monkeypatch):
+    plain = Recipe.plain
+
+    def earlier(self: Recipe) -> dict[str, Any]:
+        settings = plain(self)
+        del settings["until_still"], settings["profile"]["repeats"]
+        return settings
+
+    log = tmp_path / "log"
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "plain", earlier)
+        with pytest.raises(OutOfTimeError):
+            Study(SHORT, tmp_path, evaluator=StandIn(log, 0.05)).run(minutes=0.02)
+        done = log.read_text().splitlines()
+    assert len(done) > 2
+    other = [{"profile": {"repeats": 1}}, {"until_still": 9}, {"seed": 5}]
+    for changes in other:
+        with pytest.raises(RecipeError, match=r"repeats is 1|until_still is 9|seed is 5 and was 4"):
+            Study(recipe(num_trials=7, **changes), tmp_path, evaluator=StandIn()).run()
+    record = Study(SHORT, tmp_path, evaluator=StandIn(log)).run()
+    assert len(record.trials) >= 7
+    calls = log.read_text().splitlines()
+    assert len(calls) > len(done)
+    assert max(Counter(calls).values()) == 1

@@ -231,7 +231,7 @@ class _Measurement:
         disturbed = [index for index, pair in enumerate(pairs) if any(load_flags((pair,)))]
         for index in disturbed[: self.config.repeats]:
             # On a device that stays busy it would be disturbed again.
-            if not self.device.wait_until_ready(self.config.ready_timeout_s):
+            if not self.device.wait_until_ready(self._rest_s):
                 break
             again = self._pair(first_pair + index, 1.0, 0.0)
             if any(load_flags((again,))):
@@ -243,7 +243,7 @@ class _Measurement:
 
     def _pair(self, index: int, done: float, share: float) -> PairSamples:
         """Start a process for each spec, measure all contexts in turns, end the processes."""
-        was_ready = self.device.wait_until_ready(self.config.ready_timeout_s)
+        was_ready = self.device.wait_until_ready(self._rest_s)
         with self._subjects(index) as subjects:
             start(list(subjects.values()), self.threads)
             for role, subject in subjects.items():
@@ -328,6 +328,15 @@ class _Measurement:
         if not self._forks:
             return None
         return partial(self.nursery.run, DeviceChoice().open(), self.runtime)
+
+    @property
+    def _rest_s(self) -> float:
+        """How long to wait for a device that is busy; no time for a card that is held alone.
+
+        What keeps the processor busy beside it, such as trainings on other cards, may do so for as
+        long as the study lasts, and disturbs a card little.
+        """
+        return 0.0 if self.runtime.on_card else self.config.ready_timeout_s
 
     @property
     def _forks(self) -> bool:

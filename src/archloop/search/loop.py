@@ -55,7 +55,8 @@ class Loop:
         progress: Progress,
     ) -> None:
         self.home, self.database, self.executor = home, database, executor
-        self.key = plan.recipe.digest[:16]
+        # Of the study's own card: a recipe read by a later archloop may have keys that it had not.
+        self.key = str(database.attribute("card")["digest"])[:16]
         self._begin(plan)
         self.meter, self.progress = meter, progress
         self.workshop = Workshop(executor, meter, self._listener)

@@ -123,8 +123,8 @@ class Study(Shown):
         home = StudyFolder(self.folder)
         with faults.in_one_line(self.folder), ExitStack() as stack:
             resolved = plan.resolve(self.recipe)
-            card = Card.new(self.recipe.plain(), self.recipe.digest)
             try:
+                card = self._card(home)
                 database = stack.enter_context(
                     opened(home, card, self.recipe.source, self.recipe.storage)
                 )
@@ -142,6 +142,20 @@ class Study(Shown):
     def read(self) -> StudyRecord:
         """What the study has so far, from its store alone."""
         return reading.read(self.folder, self.recipe.storage)
+
+    def _card(self, home: StudyFolder) -> Card:
+        """Which study the recipe is; the one in the folder, where only newer keys tell them apart.
+
+        Raises:
+            UserError: the folder's card is damaged, or of another schema.
+        """
+        kept = home.read_card()
+        if kept is None:
+            return Card.new(self.recipe.plain(), self.recipe.digest)
+        if self.recipe.digest_beside(kept.settings) == kept.digest:
+            return kept
+        # Another study, by a key that both know or that the recipe names.
+        return Card.new(self.recipe.plain_beside(kept.settings), self.recipe.digest)
 
     def _executor(self, evaluator: Evaluator) -> Executor:
         if isinstance(evaluator, OnRay):

@@ -35,6 +35,7 @@ from archloop.ranking.objectives import MEASURED, OBJECTIVES
 from archloop.ranking.record import Objective
 from archloop.search.recipe import plain_yaml
 from archloop.search.recipe.code import what_runs
+from archloop.search.recipe.earlier import known_to
 from archloop.search.recipe.errors import RecipeError, boolean_for_number, describe
 from archloop.search.recipe.tables import TableSection, section_of
 from archloop.space.config import SpaceConfig
@@ -382,10 +383,33 @@ class Recipe(_Section):
     @property
     def digest(self) -> str:
         """Hash of all settings, tables and the plug-ins' code; layout and comments play no part."""
-        settings = {key: value for key, value in self.plain().items() if key != "executor"}
-        if not self.tables:
+        return self._digest_of(self.plain())
+
+    def digest_beside(self, kept: Mapping[str, Any]) -> str:
+        """The digest of this recipe as an earlier archloop, which had fewer keys, would give it.
+
+        A key that it did not have counts only where this recipe says something else than the
+        default. A default that has another value since counts as the change that it is.
+
+        Args:
+            kept: all settings of a recipe, as that archloop wrote them.
+        """
+        return self._digest_of(self.plain_beside(kept))
+
+    def plain_beside(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings but those that an earlier archloop did not have and this recipe leaves be.
+
+        Arguments as `digest_beside`.
+        """
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        found: dict[str, Any] = known_to(kept, self.plain(), said)
+        return found
+
+    def _digest_of(self, settings: Mapping[str, Any]) -> str:
+        settings = {key: value for key, value in settings.items() if key != "executor"}
+        if not settings.get("tables"):
             # So that a study from before there were tables is the same one still.
-            del settings["tables"]
+            settings.pop("tables", None)
         hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for file in (self.root / name for each in self.tables.values() for name in each.files):
             hasher.update(file.read_bytes() if file.is_file() else b"")

@@ -1,6 +1,8 @@
 """Plug-ins by file name: found, refused with a hint, and added from a folder."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,26 @@ def test_a_syntax_error_is_told_with_file_and_line(plugin: Any) -> None:
 def test_a_plugin_that_ends_the_process_keeps_its_name(plugin: Any) -> None:
     file = plugin("mixers", "leaver", "import sys\nsys.exit(3)\n")
     assert f"{file}, line 2 cannot be imported: SystemExit(3)" in refusal("mixers", "leaver")
+
+
+@pytest.mark.parametrize("where", ["folder", "archloop"])
+def test_threads_that_ask_at_once_get_one_class(
+    plugin: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    name = "s5" if where == "archloop" else "slow"
+    source = "import time\ntime.sleep(0.2)\nfrom archloop.blocks.mixers.s5 import S5\n"
+    plugin("mixers", "slow", f"{source}class Slow(S5):\n    class Config(S5.Config): pass\n")
+    imported = registry._import
+
+    def slowly(module: str) -> Any:
+        time.sleep(0.2)
+        return imported(module)
+
+    monkeypatch.setattr(registry, "_import", slowly)
+    registry._load.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: registry.get("mixers", name), range(4)))
+    assert len(set(found)) == 1
 
 
 def test_a_plugin_that_asks_for_itself_is_told_so(plugin: Any) -> None:

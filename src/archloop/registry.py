@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import threading
 import traceback
 from functools import cache
 from importlib import metadata
@@ -78,8 +79,18 @@ KINDS = {
 }
 
 _folders: dict[Path, None] = {}
-_importing: list[str | Path] = []
-"""Plug-ins whose files are being run, the outermost first."""
+_of_files = threading.RLock()
+"""Held while a plug-in of a folder is loaded, which would else be a class for each thread."""
+
+
+class _Importing(threading.local):
+    """Plug-ins whose files this thread runs, the outermost first."""
+
+    def __init__(self) -> None:
+        self.locations: list[str | Path] = []
+
+
+_importing = _Importing()
 
 
 def names(kind: str) -> list[str]:
@@ -102,7 +113,12 @@ def get(kind: str, name: str) -> Any:
     locations = _locations(kind)
     if name not in locations:
         raise UserError(f"unknown {_kind(kind).noun} {name!r}; {suggest(name, sorted(locations))}")
-    return _load(kind, name, locations[name])
+    location = locations[name]
+    if isinstance(location, str):
+        # Python itself has a module imported by one thread, for which others wait.
+        return _load(kind, name, location)
+    with _of_files:
+        return _load(kind, name, location)
 
 
 def add_folder(folder: Path) -> None:
@@ -221,9 +237,9 @@ def _imported(kind: str, location: str | Path) -> ModuleType:
         UserError: its own code raised, ended the process, or asks for itself.
     """
     where = location if isinstance(location, Path) else f"module {location}"
-    if location in _importing:
+    if location in _importing.locations:
         raise UserError(f"plug-in {where} asks for itself while it is imported; remove that import")
-    _importing.append(location)
+    _importing.locations.append(location)
     try:
         return _import_file(kind, location) if isinstance(location, Path) else _import(location)
     except UserError:
@@ -238,7 +254,7 @@ def _imported(kind: str, location: str | Path) -> ModuleType:
             f"plug-in {where}{line} cannot be imported: {error!r}; correct it"
         ) from error
     finally:
-        _importing.remove(location)
+        _importing.locations.remove(location)
 
 
 def _line(error: BaseException, location: str | Path) -> str:

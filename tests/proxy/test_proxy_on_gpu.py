@@ -1,5 +1,7 @@
-"""A proxy on a card: two rungs of which the second goes on where the first stopped, and scores."""
+"""A proxy on a card: rungs that go on where the last stopped, another card, a shared card."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,11 @@ import torch
 from archloop.proxy.config import ProxyConfig
 from archloop.proxy.mixture import ProxyData, make_task
 from archloop.proxy.proxy import train_and_score
-from archloop.proxy.record import TrainJob
+from archloop.proxy.record import Rung, TrainJob
+from archloop.proxy.trainer import Trainer
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.workers.mps import Mps, MpsError
+from proxy.test_proxy_worker import job, root  # noqa: F401  (a fixture)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,3 +92,33 @@ def test_a_second_rung_goes_on_where_the_first_stopped(tmp_path: Path, precision
     assert second.losses[0][0] == 16
     assert second.scores == whole.scores
     assert second.scores["bits_per_byte"].value < first.scores["bits_per_byte"].value
+
+
+def test_trainings_that_share_a_card_through_mps_are_those_of_a_card_alone(
+    root: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    try:
+        service = Mps()
+    except MpsError as error:
+        pytest.skip(str(error))
+    asked = [job(root, seed=seed) for seed in range(3)]
+    asked = [
+        each.model_copy(update={"config": each.config.model_copy(update={"device": "cuda"})})
+        for each in asked
+    ]
+
+    def trained(number: int, shared: Mps | None) -> Rung:
+        name = f"{number}-{shared is not None}"
+        with Trainer(300, mps=shared) as trainer:
+            return trainer.train(asked[number], tmp_path / name)
+
+    with closing(service), ThreadPoolExecutor(3) as pool:
+        folder = Path(service.env["CUDA_MPS_PIPE_DIRECTORY"])
+        together = list(pool.map(trained, range(3), [service] * 3))
+    assert not folder.exists()
+    assert all(rung.cuda_mps for rung in together)
+    for number, rung in enumerate(together):
+        alone = trained(number, None)
+        assert not alone.cuda_mps
+        assert (rung.losses, rung.scores) == (alone.losses, alone.scores)

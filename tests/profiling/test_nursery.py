@@ -41,3 +41,21 @@ def test_forked_processes_of_two_measurements_come_from_one_server(tmp_path, mon
     started = found.pairs[0].candidate.engine_empty
     for part in ("anonymous_bytes", "file_bytes"):
         assert getattr(empty, part) == pytest.approx(getattr(started, part), rel=0.05)
+
+
+def test_imports_that_cannot_be_forked_are_left_to_each_process(tmp_path, monkeypatch):
+    (tmp_path / "restless.py").write_text(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    groups = (("xml.dom",), ("restless",), ("archloop.no_such_module",))
+    monkeypatch.setattr(TorchEager, "likely_imports", groups)
+    with Nursery() as nursery:
+        found = measured(tmp_path / "a", nursery=nursery)
+        assert [pair.forked for pair in found.pairs] == [True, True]
+        assert nursery.reasons == {}
+        for server in nursery._servers.values():
+            asked = [str(word) for word in server._process.args]
+            assert "xml.dom" in asked
+            assert not {"restless", "archloop.no_such_module"} & set(asked)

@@ -10,6 +10,7 @@ forked is kept with the samples.
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO
 
 from archloop.devices.base import Device
@@ -17,8 +18,9 @@ from archloop.profiling.exporter import EXPORTER
 from archloop.runtimes.base import WORKER, Runtime
 from archloop.workers.forking import ForkedProcess, ForkError, ForkServer
 
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
-"""NumPy's library starts threads when it is imported, which a fork would lose."""
+_NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "TORCH_WARM_POOL": "0"}
+"""NumPy's library starts threads when it is imported, which a fork would lose, and PyTorch's
+compiler processes, which wait for work that a measuring process hardly has."""
 
 
 class Nursery:
@@ -75,10 +77,21 @@ class Nursery:
         key = (repr(device.config), runtime.name, module, tuple(sorted(env.items())), os.getpid())
         if key not in self._servers:
             try:
-                self._servers[key] = ForkServer(
-                    device, module, runtime.imports, {**env, **_ONE_THREAD}
-                )
+                self._servers[key] = _serving(device, module, runtime, {**env, **_NO_THREADS})
             except ForkError as error:
                 self.reasons[runtime.name] = str(error)
                 return None
         return self._servers[key]
+
+
+def _serving(device: Device, module: str, runtime: Runtime, env: Mapping[str, str]) -> ForkServer:
+    """A server with as many of a runtime's imports as can be forked.
+
+    Raises:
+        ForkError: not even those can that every process needs.
+    """
+    for count in range(len(runtime.likely_imports), 0, -1):
+        likely = [name for group in runtime.likely_imports[:count] for name in group]
+        with suppress(ForkError):
+            return ForkServer(device, module, [*runtime.imports, *likely], env)
+    return ForkServer(device, module, runtime.imports, env)

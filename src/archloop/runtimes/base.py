@@ -168,6 +168,9 @@ class Runtime(ABC):
         imports: modules that its Python process needs, and whose import starts no thread and
             reaches for no graphics card, so that processes may be forked from one that has them;
             empty: each process is started.
+        likely_imports: groups of modules that many stacks need besides, the surest first; whether
+            their import starts a thread or reaches for a card hangs on the versions of libraries,
+            so that those which do are left out.
     """
 
     name: ClassVar[str] = ""
@@ -178,6 +181,7 @@ class Runtime(ABC):
     rounds_by_artifact: ClassVar[bool] = True
     on_card: ClassVar[bool] = False
     imports: ClassVar[tuple[str, ...]] = ()
+    likely_imports: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     # --- what a subclass writes -------------------------------------------------------------
 

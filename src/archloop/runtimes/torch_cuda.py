@@ -31,6 +31,17 @@ class TorchCuda(Runtime):
     parity_tolerance: ClassVar[Mapping[str, float]] = {"bf16": 0.1}
     on_card: ClassVar[bool] = True
     imports = ("torch", "archloop.runtimes.cuda.model")
+    # Triton with the kernels that most stacks call, and the compiler of steps without kernels.
+    likely_imports = (
+        (
+            "archloop.runtimes.cuda.attention",
+            "archloop.runtimes.cuda.conv",
+            "archloop.runtimes.cuda.feed_forward",
+            "archloop.runtimes.cuda.prompts",
+            "archloop.runtimes._torch_weights",
+        ),
+        ("torch._inductor.compile_fx", "torch._inductor.async_compile"),
+    )
 
     def version(self) -> str:
         return metadata.version("torch")

@@ -66,6 +66,7 @@ KINDS = {
             "pieces",
             "random_weights",
             "rounding",
+            "streamed",
         ),
     ),
     "devices": Kind(

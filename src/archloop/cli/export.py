@@ -90,14 +90,16 @@ def _to_engine(
     engine: Runtime = registry.get("runtimes", runtime)()
     quant = quant or engine.quants[0]
     engine.check(quant)
-    if found.is_random and engine.streams and is_too_large(found.spec):
-        manifest, weights = stream(engine, found.spec, output, quant), "random, not compared"
+    streamed = found.is_random and engine.streams and is_too_large(found.spec)
+    if streamed:
+        manifest, weights = stream(engine, found.spec, output, quant), "random"
     else:
         decoder, weights = found.decoder(seed)
         manifest = write(engine, decoder, output, quant, tokenizer=found.folder)
     return {
         "directory": str(output),
         "weights": weights,
+        "streamed": streamed,
         "tokenizer": _copy_tokenizer(found.folder, output),
         "run_with": engine.command(output),
         **manifest.model_dump(mode="json", exclude={"spec", "files"}),
@@ -210,7 +212,8 @@ def _show(told: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     else:
-        console.print("not compared with eager PyTorch: the engine does not run here")
+        why = "memory does not hold it" if told["streamed"] else "the engine does not run here"
+        console.print(f"not compared with eager PyTorch: {why}")
     if told["run_with"]:
         console.print(f"run it with: {told['run_with']}", markup=False, soft_wrap=True)
 

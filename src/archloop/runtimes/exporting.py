@@ -242,7 +242,7 @@ def _compared(
     """The manifest with error and bound; or with the files that a device compares by."""
     import torch
 
-    from archloop.runtimes.parity import decided_experts, make_case, session_rows
+    from archloop.runtimes.parity import decided_experts, make_case, session_rows, settled
 
     # Pieces have their experts' biases already: they are compared as they are.
     deciding = nullcontext(False) if manifest.composed else decided_experts(decoder)
@@ -252,13 +252,10 @@ def _compared(
             home = (Path(folder) if runs_here else directory) / _DECIDED
             home.mkdir(exist_ok=True)
             runtime.write(decoder, home, manifest.quant)
-        case = make_case(
-            decoder,
-            runtime.reference_dtype(manifest.quant),
-            runtime.parity_tolerance[manifest.quant],
-            runtime.products(decoder, home, manifest.quant),
-            runtime.attention(),
-        )
+        dtype = runtime.reference_dtype(manifest.quant)
+        products = runtime.products(decoder, home, manifest.quant)
+        tolerance = runtime.parity_tolerance[manifest.quant]
+        case = make_case(decoder, dtype, tolerance, products, runtime.attention())
         if not runs_here:
             if is_changed:
                 case = case.model_copy(update={"artifact": _DECIDED})
@@ -267,7 +264,9 @@ def _compared(
         session = runtime.load(home, manifest, torch.get_num_threads(), case.num_tokens)
         rows = session_rows(session, case.parts, case.steps)
         session.close()
-    return agreed(manifest, case, case.error(rows), decoder)
+        is_exact = dtype == "float32" and not products
+        error = settled(case, rows, decoder) if is_exact else case.error(rows)
+    return agreed(manifest, case, error, decoder)
 
 
 def agreed(

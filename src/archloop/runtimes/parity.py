@@ -130,6 +130,24 @@ def make_case(
     )
 
 
+def settled(case: Case, rows_RV: Logits, decoder: Decoder) -> float:
+    """The error of logits in float32, if need be by exact ones.
+
+    Eager PyTorch in float32 rounds as well: where the two lie too far apart, that may be either's.
+    Logits of the same weights in float64 have no such rounding and decide, by the same bound.
+
+    Args:
+        case: of a decoder that is not quantised, in float32.
+        rows_RV: an engine's logits.
+        decoder: left as it was.
+    """
+    error = case.error(rows_RV)
+    if error <= case.bound or not case.is_finite:
+        return error
+    prompt = [token for part in case.parts for token in part]
+    return distance(rows_RV, eager_logits(decoder, prompt, list(case.steps), "float64"))
+
+
 def encoded(rows_RV: Logits) -> tuple[str, ...]:
     """Rows of logits as text; see `Case.rows`."""
     return tuple(base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows_RV)

@@ -97,10 +97,28 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # PyTorch's own exporter calls what PyTorch deprecates.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+    warnings.formatwarning = _warned
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A model may write, and a table may hold, what the terminal's encoding cannot say.
         sys.stdout.reconfigure(errors="replace")
     app()
+
+
+_format = warnings.formatwarning
+_OWN = str(Path(archloop.__file__).parent)
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of archloop's as one line that says what; where it was raised helps no user."""
+    if filename.startswith(_OWN):
+        return f"archloop: {message}\n"
+    return _format(message, category, filename, lineno, line)
 
 
 def _terminate(*_: object) -> None:

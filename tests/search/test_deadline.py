@@ -64,8 +64,13 @@ def test_a_job_begins_only_if_its_like_would_have_ended():
         with pytest.raises(OutOfTimeError):
             deadline.refuse_late("long")
         assert deadline.is_near
+        for seconds in (70, 58, 20, 30):
+            deadline.took("long", seconds)
+        # Half of them would have ended.
+        deadline.refuse_late("long")
         for _ in range(8):
             deadline.took("long", 20)
+        clock.now = 79
         # Those that compiled kernels are forgotten.
         deadline.refuse_late("long")
         clock.now = 101

@@ -1,20 +1,21 @@
 """A run of a study that is to be over by some time, with as little lost as can be.
 
-A job begins only if the longest of the latest of its like would have ended in time; what still runs
-when the time is over is given up. So a run that ends by its deadline loses at most what no earlier
-job foretold, and the same command goes on from what is finished.
+A job begins if the median of the latest of its like would have ended in time; what still runs when
+the time is over is given up. A device that waits for the end is lost time as well, so a job that
+probably ends is begun; the same command goes on from what is finished.
 """
 
 import threading
 from collections import deque
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
+from statistics import median
 
 from archloop.search.meter import Clock
 from archloop.workers.cancelling import cancelled_by
 
 _LATEST = 8
-"""Jobs of a kind whose longest foretells the next: the first ones may have compiled kernels."""
+"""Jobs of a kind whose median foretells the next: the first ones may have compiled kernels."""
 
 
 class OutOfTimeError(Exception):
@@ -58,12 +59,12 @@ class Deadline:
             like: equal for jobs that take about as long.
 
         Raises:
-            OutOfTimeError: it would not end in time.
+            OutOfTimeError: it would probably not end in time.
         """
         if self._end is None:
             return
         with self._lock:
-            needed = max(self._latest.get(like, (0.0,)))
+            needed = median(self._latest.get(like, (0.0,)))
         if self.is_over or self._clock() + needed > self._end:
             self._refused.set()
             raise OutOfTimeError("it would not end before the run's time is over")

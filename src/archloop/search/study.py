@@ -105,8 +105,8 @@ class Study(Shown):
                 are done instead, so that an extension that was stopped goes on.
             seeds: trainings of each trial at rung 0, from now on and of those told already; None
                 for as many as so far. Nothing is measured again for it.
-            minutes: that this run may take: nothing begins that would not end by then, as far as
-                its like so far tell, and what still runs then is given up.
+            minutes: that this run may take: nothing begins that would not end by then, by the
+                median of the latest of its like, and what still runs then is given up.
 
         Raises:
             OutOfTimeError: `minutes` are over and something is left; the same call goes on.

@@ -154,6 +154,15 @@ def test_no_program(home, monkeypatch):
         Mps()
 
 
+def test_another_users_folder_is_not_used(home):
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    (home / f"archloop-mps-{os.getuid()}").symlink_to(elsewhere)
+    with pytest.raises(MpsError, match="is another user's; remove it, or set TMPDIR"):
+        Mps()
+    assert calls(home) == []
+
+
 def test_no_permission(home):
     (home / "forbidden").touch()
     with pytest.raises(MpsError, match="did not start: Insufficient permissions"):

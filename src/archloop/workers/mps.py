@@ -107,6 +107,8 @@ class _Service:
             raise MpsError(f"{CONTROL}, which comes with NVIDIA's driver, is not on PATH")
         home = Path(tempfile.gettempdir()) / f"archloop-mps-{os.getuid()}"
         home.mkdir(mode=0o700, exist_ok=True)
+        if home.is_symlink() or home.stat().st_uid != os.getuid():
+            raise MpsError(f"{home} is another user's; remove it, or set TMPDIR")
         clear(home, quit_left)
         self._folder = Scratch("mps", home)
         self.env = _env(Path(self._folder.name))

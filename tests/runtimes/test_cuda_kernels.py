@@ -13,6 +13,7 @@ from archloop.blocks.mixers.swa import SWA
 from archloop.blocks.ops.rope import rotate
 from archloop.runtimes.cuda.choice import Choice
 from archloop.runtimes.cuda.kernels import attention, experts, gemv, gemv_experts, rows
+from archloop.runtimes.cuda.kernels.plans import Plan
 from archloop.runtimes.cuda.row import Row
 
 pytestmark = pytest.mark.gpu
@@ -41,7 +42,7 @@ def fresh_seed():
     torch.manual_seed(torch.seed() % 2**31)
 
 
-PLANS = [gemv.Plan(2, 4), gemv.Plan(4, 4, resident=1), gemv.Plan(1, 1, resident=3, early=True)]
+PLANS = [Plan(2, 4), Plan(4, 4, resident=1), Plan(1, 1, resident=3, early=True)]
 """A program for each piece; fewer programs than pieces, by fours and one by one."""
 
 

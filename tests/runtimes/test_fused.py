@@ -167,10 +167,9 @@ def test_rows_of_different_lengths_decode_and_refuse_prefill():
     ids = torch.randint(0, 512, (2, 9), device=DEVICE)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, :4] = False
-    plain = decoder.init_state(2, 16)
+    plain, mine = decoder.init_state(2, 16), fused.init_state(2, 16)
     decoder.prefill(ids, plain, mask_BT=mask)
-    mine = plain.snapshot()
-    fused.init_state(1, 16)
+    fused.decoder.prefill(ids, mine, mask_BT=mask)
     ref = decoder.step(ids[:, 0], plain)
     assert error(fused.step(ids[:, 0], mine), ref) < ERROR
     with pytest.raises(ValueError, match="different numbers"):

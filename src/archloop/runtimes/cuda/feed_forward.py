@@ -37,11 +37,5 @@ class FeedForwardHalf(Half):
     def one(self, row: Row, call: Call) -> None:
         del call
         hidden_F = row.x_D.new_empty(self.form.down.shape[1])
-        gemv.gate_up(
-            row.read() if gemv.GATE_UP_PLAN.resident else row.settled(),
-            self.norm,
-            self.form.gate_up,
-            hidden_F,
-            pdl=self.overlap,
-        )
+        gemv.gate_up(row.read(), self.norm, self.form.gate_up, hidden_F, pdl=self.overlap)
         self.output.one(row, hidden_F)

@@ -348,13 +348,7 @@ class FusedDecoder:
         head_VD = self.decoder.output_weight
         logits_V = row.x_D.new_empty(head_VD.shape[0], dtype=torch.float32)
         norm = _norm(self.decoder.norm)
-        self._gemv.linear(
-            row.read() if self._gemv.linear_plan(*head_VD.shape).resident else row.settled(),
-            head_VD,
-            logits_V,
-            norm=norm,
-            pdl=self.overlap,
-        )
+        self._gemv.linear(row.read(), head_VD, logits_V, norm=norm, pdl=self.overlap)
         divisor = self.decoder.spec.logits_divisor
         return logits_V if divisor == 1.0 else logits_V / divisor
 

@@ -8,33 +8,27 @@ With programmatic dependent launch (PDL) a kernel starts while the one before it
 its first weight loads, which depend on nobody, and only then waits for its input. `wait` must come
 before the first read of anything that an earlier kernel of the same step wrote.
 
-When a kernel lets the next one start depends on its programs (`Plan`). As many as the card holds at
-once, each with several pieces of the matrix to do, are all there from the beginning, so the next
-kernel may start at once beside them: its first weights are fetched while these are at work. A
-kernel with a program for each piece waits until its own loads are done: started earlier, the next
-kernel's few programs crowd the processors that have room and leave others idle, which at long
-contexts halved the speed.
+A kernel whose programs are all on the card from the beginning (`plans`) lets the next one start at
+once. Any other waits until its own loads are done: started earlier, the next kernel's few programs
+crowd the processors that have room and leave others idle, which at long contexts halved the speed.
 
 Small tensors are held by several warps at once, so a value that a program reads and then overwrites
 needs a barrier between: `tl.debug_barrier` is a plain block barrier.
 
-Where a norm stands behind a half, its output waits beside the stream, and a mixer's first kernel
-adds it on the way in (`row`): every program reads the whole row in any case, and the chain of
-kernels, which is what a step waits for, is one shorter. Kernels of many programs, a feed-forward's
-and the head's, leave that to a kernel of its own: each program would pay for the sum.
+Where a norm stands behind a half, its output waits beside the stream, and the kernel that reads the
+stream next adds it on the way in (`row`): the chain of kernels, which is what a step waits for, is
+one shorter.
 
 Shape suffixes: D model width, K input width, N output width, F hidden width, L past inputs.
 """
 
-import functools
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from archloop.runtimes.cuda.kernels import plans
+from archloop.runtimes.cuda.kernels.plans import Plan
 from archloop.runtimes.cuda.row import Incoming
 
 
@@ -88,6 +82,31 @@ def part_of_rows(w, rows, start, limit, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
+def fetch(w, first_row, limit, K: tl.constexpr, ROWS: tl.constexpr):
+    """Have rows of a matrix brought into the card's second-level cache; nobody waits for them."""
+    num_bytes = tl.minimum(limit - first_row, ROWS) * (
+        K * (w.dtype.element_ty.primitive_bitwidth // 8)
+    )
+    start = (w + first_row.to(tl.int64) * K).to(tl.int64)
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred go;
+        .reg .b32 thread;
+        mov.u32 thread, %tid.x;
+        setp.eq.u32 go, thread, 0;
+        setp.gt.and.s32 go, $2, 0, go;
+        @go cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.b32 $0, 0;
+        }""",
+        "=r,l,r",
+        [tl.zeros((1,), tl.int64) + start, tl.zeros((1,), tl.int32) + num_bytes],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def linear_kernel(
     x,
     y,
@@ -110,6 +129,7 @@ def linear_kernel(
     BLOCK_K: tl.constexpr,
     PIECES: tl.constexpr,
     PROGRAMS: tl.constexpr,
+    FETCHED: tl.constexpr,
     PDL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -117,6 +137,11 @@ def linear_kernel(
     first = tl.program_id(0)
     own_w, own_out, rows, limit = rows_of_piece(first, w, out, w_more, out_more, N, MORE, BLOCK_N)
     tile = part_of_rows(own_w, rows, 0, limit, K, BLOCK_K)
+    if FETCHED > 0 and K > BLOCK_K:
+        fetch(own_w, first * BLOCK_N, limit, K, BLOCK_N)
+    elif MORE == 0:
+        for later in tl.static_range(1, FETCHED + 1):
+            fetch(w, (first + later * PROGRAMS) * BLOCK_N, N, K, BLOCK_N)
     if EARLY:
         gdc_launch_dependents()
     if PDL:
@@ -220,6 +245,7 @@ def conv_kernel(
     BLOCK_K: tl.constexpr,
     PIECES: tl.constexpr,
     PROGRAMS: tl.constexpr,
+    FETCHED: tl.constexpr,
     PDL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -230,6 +256,10 @@ def conv_kernel(
     tile_b = part_of_rows(w, rows, 0, D, D, BLOCK_K)
     tile_c = part_of_rows(w_c, rows, 0, D, D, BLOCK_K)
     tile_u = part_of_rows(w_u, rows, 0, D, D, BLOCK_K)
+    for later in tl.static_range(1, FETCHED + 1):
+        fetch(w, (first + later * PROGRAMS) * BLOCK_D, D, D, BLOCK_D)
+        fetch(w_c, (first + later * PROGRAMS) * BLOCK_D, D, D, BLOCK_D)
+        fetch(w_u, (first + later * PROGRAMS) * BLOCK_D, D, D, BLOCK_D)
     if EARLY:
         gdc_launch_dependents()
     if PDL:
@@ -270,6 +300,7 @@ def gate_up_kernel(
     BLOCK_K: tl.constexpr,
     PIECES: tl.constexpr,
     PROGRAMS: tl.constexpr,
+    FETCHED: tl.constexpr,
     PDL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -279,6 +310,9 @@ def gate_up_kernel(
     w_up = w + F * K
     tile_gate = part_of_rows(w, rows, 0, F, K, BLOCK_K)
     tile_up = part_of_rows(w_up, rows, 0, F, K, BLOCK_K)
+    for later in tl.static_range(1, FETCHED + 1):
+        fetch(w, (first + later * PROGRAMS) * BLOCK_F, F, K, BLOCK_F)
+        fetch(w_up, (first + later * PROGRAMS) * BLOCK_F, F, K, BLOCK_F)
     if EARLY:
         gdc_launch_dependents()
     if PDL:
@@ -303,87 +337,12 @@ def gate_up_kernel(
 # --- launching --------------------------------------------------------------------------------
 
 
-TILE = 2048
-"""Weights of a row that a program reads in one go, where it need not hold the whole row."""
-
-
-class Plan(NamedTuple):
-    """How a product is shared out over the card.
-
-    Attributes:
-        rows: rows of the matrix a piece.
-        warps: of a program.
-        resident: programs a processor, which do the pieces in turn; None: a program for each piece.
-        early: the next kernel may start before this one has done its loads. For kernels all of
-            whose programs are on the card from the beginning.
-    """
-
-    rows: int
-    warps: int
-    resident: int | None = None
-    early: bool = False
-
-
-@functools.cache
-def num_processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a card; of Triton's interpreter, 2."""
-    if device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-class Grid(NamedTuple):
-    """A plan for one matrix: rows a piece, columns a tile, pieces, and programs that do them."""
-
-    rows: int
-    columns: int
-    pieces: int
-    programs: int
-
-
-def grid(plan: Plan, nums_rows: tuple[int, ...], width: int, w: Tensor, *, whole: bool) -> Grid:
-    """Share out matrices with so many rows.
-
-    Args:
-        plan: for rows of `TILE` numbers; of longer ones a piece has fewer.
-        nums_rows: of each matrix.
-        width: of all of them.
-        w: one of them.
-        whole: a program holds whole rows, as it must to norm its input.
-    """
-    columns = triton.next_power_of_2(width)
-    if columns > TILE and not whole:
-        columns, plan = TILE, plan._replace(resident=None)
-    rows = max(1, plan.rows * TILE // max(TILE, columns))
-    pieces = sum(triton.cdiv(num, rows) for num in nums_rows)
-    programs = plan.resident and plan.resident * num_processors(w.device)
-    return Grid(rows, columns, pieces, min(pieces, programs or pieces))
-
-
 def incoming(x: Tensor | Incoming) -> tuple[tuple[Tensor, ...], float, bool]:
     """The four addresses that a kernel is given of its input, an epsilon, and whether any waits."""
     if isinstance(x, Incoming):
         weight, eps = x.post_norm
         return (x.x_D, x.y_D, weight, x.total_D), eps, True
     return (x, x, x, x), 0.0, False  # Three of them are not read.
-
-
-def linear_plan(num_rows: int, width: int) -> Plan:
-    """What was fastest within whole steps of LFM2 and LFM3 on an H200.
-
-    ``benchmarks/gpu_kernels.py`` times each kernel alone.
-    """
-    if num_rows <= 256:
-        return Plan(1, 4)
-    if num_rows >= 32768:
-        return Plan(4, 4)
-    if width > TILE:
-        return Plan(8, 4)
-    return Plan(2, 8) if num_rows <= TILE else Plan(8, 8)
-
-
-CONV_PLAN = Plan(4, 4)
-GATE_UP_PLAN = Plan(2, 4)
 
 
 def linear(
@@ -402,16 +361,17 @@ def linear(
     `more` is a second matrix over the same input and where its product goes, in the same kernel.
     """
     num_rows, width = w_NK.shape
-    plan = plan or linear_plan(num_rows, width)
+    plan = plan or plans.linear(num_rows, width)
     given, post_eps, waits = incoming(x_K)
     weight, eps = norm or (given[0], 0.0)
     w_more, out_more = more or (w_NK, out_N)
     num_more = w_more.shape[0] if more else 0
-    shared = grid(plan, (num_rows, num_more), width, w_NK, whole=waits or norm is not None)
+    shared = plans.grid(
+        plan, (num_rows, num_more), width, w_NK, whole=waits or norm is not None, pdl=pdl
+    )
     linear_kernel[(shared.programs,)](
         *given, weight, w_NK, out_N, w_more, out_more, post_eps, eps, width, num_rows, num_more,
-        waits, norm is not None, residual, *shared, pdl, pdl and plan.early,
-        num_warps=plan.warps, launch_pdl=pdl,
+        waits, norm is not None, residual, *shared, num_warps=plan.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_N
 
@@ -428,12 +388,12 @@ def conv(
     pdl: bool = False,
 ) -> Tensor:
     """``c * conv(b * u)`` with ``(b, c, u) = w norm(x)``; advances `past_LD`. Returns `out_D`."""
-    (width, kernel), plan = conv_weight_DK.shape, plan or CONV_PLAN
+    (width, kernel), plan = conv_weight_DK.shape, plan or plans.CONV
     given, post_eps, waits = incoming(x_D)
-    shared = grid(plan, (width,), width, w, whole=True)
+    shared = plans.grid(plan, (width,), width, w, whole=True, pdl=pdl)
     conv_kernel[(shared.programs,)](
         *given, norm[0], w, conv_weight_DK, past_LD, out_D, post_eps, norm[1], width, kernel,
-        triton.next_power_of_2(kernel - 1), waits, *shared, pdl, pdl and plan.early,
+        triton.next_power_of_2(kernel - 1), waits, *shared,
         num_warps=plan.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_D
@@ -449,11 +409,11 @@ def gate_up(
     pdl: bool = False,
 ) -> Tensor:
     """Hidden layer of a SwiGLU whose gate and up rows are stacked in `w`. Returns `out_F`."""
-    hidden, width, plan = out_F.shape[0], w.shape[1], plan or GATE_UP_PLAN
+    hidden, width, plan = out_F.shape[0], w.shape[1], plan or plans.GATE_UP
     given, post_eps, waits = incoming(x_K)
-    shared = grid(plan, (hidden,), width, w, whole=True)
+    shared = plans.grid(plan, (hidden,), width, w, whole=True, pdl=pdl)
     gate_up_kernel[(shared.programs,)](
         *given, norm[0], w, out_F, post_eps, norm[1], width, hidden, waits, *shared,
-        pdl, pdl and plan.early, num_warps=plan.warps, launch_pdl=pdl,
+        num_warps=plan.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out_F

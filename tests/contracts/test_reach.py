@@ -42,6 +42,24 @@ def test_a_mixer_without_a_reach_sees_everything(name: str) -> None:
         assert farthest(config.build(D_MODEL).double()) == TIME - 1
 
 
+HALVES = {"cfc", "hgrn2"}
+"""Their first block forgets half of its state at each token, by their papers' design."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_past_counts_from_the_first_step_of_training_on(name: str) -> None:
+    """What is forgotten at once at the initial weights has no gradient to be learnt by."""
+    torch.manual_seed(0)
+    config = registry.get("mixers", name).Config()
+    if config.reach(D_MODEL) is not None:
+        pytest.skip("sees a few tokens")
+    x_BTD = torch.randn(1, TIME, D_MODEL, dtype=torch.float64, requires_grad=True)
+    y_BTD, _ = config.build(D_MODEL).double()(x_BTD)
+    (gradient_BTD,) = torch.autograd.grad(y_BTD[0, -1].square().sum(), x_BTD)
+    of_token_T = gradient_BTD[0].norm(dim=-1)
+    assert of_token_T[-33] > (2.0**-48 if name in HALVES else 1e-6) * of_token_T[-1]
+
+
 def test_full_attention_alone_is_global() -> None:
     found = {n for n in NAMES if registry.get("mixers", n).Config().is_global(D_MODEL)}
     assert found == {"gqa", "mla"}

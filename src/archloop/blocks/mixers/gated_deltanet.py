@@ -2,6 +2,10 @@
 
 ``g = -exp(A) softplus(W_a x + b)`` and ``beta = sigmoid(W_b x)`` per value head; the output is
 ``W_o(RMSNorm(o) * silu(W_z x))``, norm before gate. See `blocks.delta`.
+
+Biases of the decay begin as in its authors' layer, so that heads remember from one to a thousand
+tokens. transformers fills them with ones before it loads weights: with these a head forgets
+within a token, and what is trained from there learns no recall (``docs/log.md``).
 """
 
 from typing import Annotated
@@ -15,6 +19,7 @@ from archloop.blocks.delta import DeltaConfig, DeltaMixer
 from archloop.blocks.linear import Linear
 from archloop.blocks.ops.decay_gate import decay_gate
 from archloop.blocks.ops.precision import precise
+from archloop.blocks.ops.time_steps import initial_dt_bias
 
 
 class GatedDeltaNet(DeltaMixer):
@@ -49,7 +54,7 @@ class GatedDeltaNet(DeltaMixer):
         if self.recurrent and not consumer:
             self.decay_proj = Linear(d_model, 2 * self.num_heads)
             self.log_rate = nn.Parameter(torch.empty(self.num_heads).uniform_(0.01, 16).log())
-            self.dt_bias = nn.Parameter(torch.ones(self.num_heads))
+            self.dt_bias = nn.Parameter(initial_dt_bias(self.num_heads))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.decay_proj(x).chunk(2, -1)

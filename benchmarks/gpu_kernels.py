@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from archloop.runtimes.cuda.kernels import attention, experts, gemv, gemv_experts, rows
+from archloop.runtimes.cuda.kernels.plans import Plan
 
 D, F_DENSE, F_EXPERT, E, K, V, N, M, H = 2048, 8192, 1536, 64, 4, 65536, 32, 8, 64
 DTYPE = torch.bfloat16
@@ -133,26 +134,19 @@ def bench_gemv():
             for p in picks
         ],
     }
-    settings = [
-        (1, 1),
-        (2, 1),
-        (1, 2),
-        (2, 2),
-        (4, 2),
-        (2, 4),
-        (4, 4),
-        (8, 4),
-        (4, 8),
-        (8, 8),
-        (16, 8),
-    ]
+    small, large = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2)], [(8, 4), (4, 8), (8, 8), (16, 8)]
+    settings = [*small, (2, 4), (4, 4), *large]
     for name, make in cases.items():
+        of_experts = name.startswith("experts")
         for (block, warps), pdl in itertools.product(settings, (True, False)):
             if not pdl and (block, warps) != (4, 4):
                 continue
-            calls = make(block=block, warps=warps, pdl=pdl)
-            setting = f"block {block} warps {warps} pdl {int(pdl)}"
-            attempt("gemv", name, setting, calls, gb=GEMV_WEIGHTS[name] * 2e-9)
+            for resident in (None,) if of_experts or not pdl else (None, 2, 4, 6):
+                plan = Plan(block, warps, resident, early=resident is not None)
+                how = {"block": block, "warps": warps} if of_experts else {"plan": plan}
+                setting = f"block {block} warps {warps} resident {resident} pdl {int(pdl)}"
+                calls = make(**how, pdl=pdl)
+                attempt("gemv", name, setting, calls, gb=GEMV_WEIGHTS[name] * 2e-9)
     for name, w in (
         ("gate_up 16384x2048", slices(2 * F_DENSE, D)),
         ("out 2048x2048", slices(D, D)),

@@ -43,19 +43,25 @@ def normed_stream(
     writes the sum.
     """
     k = tl.arange(0, BLOCK_K)
+    # All loads before the first sum: each sum is a barrier that no later load is moved across.
     value = tl.load(x + k, mask=k < K, other=0.0)
+    added, post_factor, factor = value, value, value
     if WAITS:
-        added = tl.load(y + k, mask=k < K, other=0.0).to(tl.float32)
-        added *= tl.rsqrt(tl.sum(added * added, 0) / K + post_eps)
-        added *= tl.load(post_weight + k, mask=k < K, other=0.0).to(tl.float32)
-        value = (value.to(tl.float32) + added.to(value.dtype).to(tl.float32)).to(value.dtype)
+        added = tl.load(y + k, mask=k < K, other=0.0)
+        post_factor = tl.load(post_weight + k, mask=k < K, other=0.0)
+    if HAS_NORM:
+        factor = tl.load(norm_weight + k, mask=k < K, other=0.0)
+    if WAITS:
+        normed = added.to(tl.float32)
+        normed *= tl.rsqrt(tl.sum(normed * normed, 0) / K + post_eps) * post_factor.to(tl.float32)
+        value = (value.to(tl.float32) + normed.to(value.dtype).to(tl.float32)).to(value.dtype)
         if tl.program_id(0) == 0:
             tl.store(total + k, value, mask=k < K)
     value = value.to(tl.float32)
     scale = 1.0
     if HAS_NORM:
         scale = tl.rsqrt(tl.sum(value * value, 0) / K + eps)
-        value *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
+        value *= factor.to(tl.float32)
     return value[None, :], scale
 
 
@@ -82,31 +88,6 @@ def part_of_rows(w, rows, start, limit, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def fetch(w, first_row, limit, K: tl.constexpr, ROWS: tl.constexpr):
-    """Have rows of a matrix brought into the card's second-level cache; nobody waits for them."""
-    num_bytes = tl.minimum(limit - first_row, ROWS) * (
-        K * (w.dtype.element_ty.primitive_bitwidth // 8)
-    )
-    start = (w + first_row.to(tl.int64) * K).to(tl.int64)
-    tl.inline_asm_elementwise(
-        """{
-        .reg .pred go;
-        .reg .b32 thread;
-        mov.u32 thread, %tid.x;
-        setp.eq.u32 go, thread, 0;
-        setp.gt.and.s32 go, $2, 0, go;
-        @go cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.b32 $0, 0;
-        }""",
-        "=r,l,r",
-        [tl.zeros((1,), tl.int64) + start, tl.zeros((1,), tl.int32) + num_bytes],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def linear_kernel(
     x,
     y,
@@ -129,7 +110,6 @@ def linear_kernel(
     BLOCK_K: tl.constexpr,
     PIECES: tl.constexpr,
     PROGRAMS: tl.constexpr,
-    FETCHED: tl.constexpr,
     PDL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -137,11 +117,6 @@ def linear_kernel(
     first = tl.program_id(0)
     own_w, own_out, rows, limit = rows_of_piece(first, w, out, w_more, out_more, N, MORE, BLOCK_N)
     tile = part_of_rows(own_w, rows, 0, limit, K, BLOCK_K)
-    if FETCHED > 0 and K > BLOCK_K:
-        fetch(own_w, first * BLOCK_N, limit, K, BLOCK_N)
-    elif MORE == 0:
-        for later in tl.static_range(1, FETCHED + 1):
-            fetch(w, (first + later * PROGRAMS) * BLOCK_N, N, K, BLOCK_N)
     if EARLY:
         gdc_launch_dependents()
     if PDL:
@@ -245,7 +220,6 @@ def conv_kernel(
     BLOCK_K: tl.constexpr,
     PIECES: tl.constexpr,
     PROGRAMS: tl.constexpr,
-    FETCHED: tl.constexpr,
     PDL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -256,10 +230,6 @@ def conv_kernel(
     tile_b = part_of_rows(w, rows, 0, D, D, BLOCK_K)
     tile_c = part_of_rows(w_c, rows, 0, D, D, BLOCK_K)
     tile_u = part_of_rows(w_u, rows, 0, D, D, BLOCK_K)
-    for later in tl.static_range(1, FETCHED + 1):
-        fetch(w, (first + later * PROGRAMS) * BLOCK_D, D, D, BLOCK_D)
-        fetch(w_c, (first + later * PROGRAMS) * BLOCK_D, D, D, BLOCK_D)
-        fetch(w_u, (first + later * PROGRAMS) * BLOCK_D, D, D, BLOCK_D)
     if EARLY:
         gdc_launch_dependents()
     if PDL:
@@ -300,7 +270,6 @@ def gate_up_kernel(
     BLOCK_K: tl.constexpr,
     PIECES: tl.constexpr,
     PROGRAMS: tl.constexpr,
-    FETCHED: tl.constexpr,
     PDL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -310,9 +279,6 @@ def gate_up_kernel(
     w_up = w + F * K
     tile_gate = part_of_rows(w, rows, 0, F, K, BLOCK_K)
     tile_up = part_of_rows(w_up, rows, 0, F, K, BLOCK_K)
-    for later in tl.static_range(1, FETCHED + 1):
-        fetch(w, (first + later * PROGRAMS) * BLOCK_F, F, K, BLOCK_F)
-        fetch(w_up, (first + later * PROGRAMS) * BLOCK_F, F, K, BLOCK_F)
     if EARLY:
         gdc_launch_dependents()
     if PDL:

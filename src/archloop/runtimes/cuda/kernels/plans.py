@@ -28,15 +28,12 @@ class Plan(NamedTuple):
         resident: programs a processor, which do the pieces in turn; None: a program for each piece.
         early: the next kernel may start before this one has done its loads. For kernels all of
             whose programs are on the card from the beginning.
-        fetched: pieces after its first that a program has brought into the card's cache while it
-            waits for its input; where rows are longer than a tile, whether the first itself is.
     """
 
     rows: int
     warps: int
     resident: int | None = None
     early: bool = False
-    fetched: int = 0
 
 
 @functools.cache
@@ -57,7 +54,6 @@ class Grid(NamedTuple):
     columns: int
     pieces: int
     programs: int
-    fetched: int
     pdl: bool
     early: bool
 
@@ -81,8 +77,8 @@ def grid(
     rows = max(1, plan.rows * TILE // max(TILE, columns))
     pieces = sum(triton.cdiv(num, rows) for num in nums_rows)
     programs = plan.resident and plan.resident * num_processors(w.device)
-    fetched, early = (plan.fetched, plan.early) if pdl else (0, False)
-    return Grid(rows, columns, pieces, min(pieces, programs or pieces), fetched, pdl, early)
+    programs = min(pieces, programs or pieces)
+    return Grid(rows, columns, pieces, programs, pdl, pdl and plan.early)
 
 
 def linear(num_rows: int, width: int) -> Plan:
@@ -97,4 +93,4 @@ def linear(num_rows: int, width: int) -> Plan:
 
 
 CONV = Plan(2, 4, resident=3, early=True)
-GATE_UP = Plan(1, 4, resident=6, early=True)
+GATE_UP = Plan(2, 4, resident=5, early=True)

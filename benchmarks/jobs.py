@@ -1,7 +1,9 @@
 """Trainings shared out among processes of one card, a line of JSON for each that is finished.
 
 A key that has a line is not done again, so the same command goes on where an earlier one stopped.
-After the time is over no training is begun; what runs then is ended `GRACE` seconds later.
+After the time is over no training is begun; what runs then is ended `GRACE` seconds later. The
+processes join an MPS of their own where NVIDIA's program can start one (`workers.mps`); else they
+take turns at the card.
 """
 
 import json
@@ -11,9 +13,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from archloop.workers.mps import Mps, MpsError
 
 Record = dict[str, Any]
 GRACE = 20.0
@@ -53,7 +58,10 @@ def run(
     done = {record.get("key") for record in read(records)}
     todo = [key for key in keys if key not in done]
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as claims:
+    mps = _service()
+    with closing(mps) if mps else nullcontext(), tempfile.TemporaryDirectory() as claims:
+        shared = {} if mps is None else mps.env
+        os.environ.update(shared)
         given = (todo, train, records, Path(claims), began + seconds)
         processes = [context.Process(target=_work, args=given) for _ in range(workers)]
         for process in processes:
@@ -61,10 +69,23 @@ def run(
         for process in processes:
             process.join(max(0.0, began + seconds + GRACE - time.time()) if seconds < 1e9 else None)
             if process.is_alive():
+                if mps is not None and process.pid is not None:
+                    # A kill in the middle of its work would take the others along.
+                    mps.part(process.pid)
                 process.kill()
                 process.join()
+        for key in shared:
+            del os.environ[key]
     print(f"{time.time() - began:.0f} s in all", flush=True)
     return read(records)
+
+
+def _service() -> Mps | None:
+    try:
+        return Mps()
+    except MpsError as error:
+        print(f"without MPS: {error}", flush=True)
+        return None
 
 
 def _work(

@@ -76,7 +76,7 @@ def test_what_waits_is_added_on_the_way_in(width, plan):
     x, y = randn(width), randn(width)
     weight, post_weight = (1 + randn(width, scale=0.1) for _ in range(2))
     total = x.clone()[None]
-    rows.add_normed(total, y[None], post_weight, 1e-3)
+    rows.add_normed(total, y[None], (post_weight, 1e-3))
     mixer = ShortConv.Config(kernel=5).build(width).to(DEVICE, DTYPE)
     past = randn(4, width)
     w, norm = randn(48, width), (weight, 1e-5)
@@ -178,8 +178,25 @@ def test_norm_and_gates():
     close(rows.silu_mul(x), F.silu(gate) * up)
     stream = randn(7, 96)
     expected = stream + norm_of(x, weight)
-    rows.add_normed(stream, x, weight, 1e-5)
+    assert rows.add_normed(stream, x, (weight, 1e-5)) is None
     close(stream, expected)
+
+
+def test_what_is_added_normed_is_normed_for_who_reads_next():
+    x, y = randn(7, 96), randn(7, 96)
+    weight, after = (1 + randn(96, scale=0.1) for _ in range(2))
+    expected = x + norm_of(y, weight)
+    normed = rows.add_normed(x, y, (weight, 1e-5), after=(after, 1e-3))
+    close(x, expected)
+    close(normed, norm_of(x, after, 1e-3))
+
+
+@pytest.mark.parametrize("num_heads", [3, 40])
+def test_heads_are_scaled_by_their_gates(num_heads):
+    x, gate = randn(5, num_heads * 64), randn(5, num_heads)
+    expected = (x.view(5, num_heads, 64) * gate.sigmoid()[..., None]).flatten(1)
+    rows.gate_heads(x, gate)
+    close(x, expected)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

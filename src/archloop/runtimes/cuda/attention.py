@@ -16,7 +16,7 @@ from archloop.blocks.fast import CachedAttention
 from archloop.blocks.ops.attention import takes_windows, window_attention
 from archloop.blocks.ops.rope import Rope
 from archloop.runtimes.cuda.half import Call, Half, PlainMixer
-from archloop.runtimes.cuda.kernels import attention, gemv
+from archloop.runtimes.cuda.kernels import attention, gemv, rows
 from archloop.runtimes.cuda.output import Output
 from archloop.runtimes.cuda.row import Norm, Row
 from archloop.stack.state import DecoderState, MixerKey
@@ -78,7 +78,6 @@ class AttentionHalf(Half):
         self.output = Output(form.out_proj, post_norm, overlap)
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
-        del after
         assert h_XD is not None
         qkv_XH = F.linear(h_XD, self.form.qkv_proj)
         gate_proj = self.form.gate_proj
@@ -88,10 +87,8 @@ class AttentionHalf(Half):
         else:
             y_Xd = self._prompt(qkv_XH.view(-1, call.time, qkv_XH.shape[-1]), call)
             if gate_XN is not None:
-                y_XNH = y_Xd.view(*gate_XN.shape, -1)
-                y_Xd = (y_XNH * gate_XN.sigmoid()[..., None]).flatten(1)
-        self.output.rows(x_XD, y_Xd)
-        return None
+                rows.gate_heads(y_Xd, gate_XN)
+        return self.output.rows(x_XD, y_Xd, after)
 
     def one(self, row: Row, call: Call) -> None:
         qkv_proj, gate_proj = self.form.qkv_proj, self.form.gate_proj

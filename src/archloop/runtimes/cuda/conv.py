@@ -45,8 +45,7 @@ class ConvHalf(Half):
         else:
             bcu_BTE = bcu_XE.view(-1, call.time, bcu_XE.shape[-1])
             y_XD = rows.conv(bcu_BTE, form.taps_DK, past_BLD).flatten(0, 1)
-        self.output.rows(x_XD, y_XD)
-        return None
+        return self.output.rows(x_XD, y_XD, after)
 
     def one(self, row: Row, call: Call) -> None:
         form, past_LD = self.form, call.state.mixers[self.key]["conv"][0]

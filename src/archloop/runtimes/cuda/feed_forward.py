@@ -3,6 +3,7 @@
 Shape suffixes: as in `runtimes.cuda.half`; F hidden width.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,13 +27,15 @@ class FeedForwardHalf(Half):
         self.output = Output(form.down, post_norm, overlap)
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
-        del call, after
+        del call
         assert h_XD is not None
+        normed = []
         parts = zip(h_XD.split(TOKENS_AT_ONCE), x_XD.split(TOKENS_AT_ONCE), strict=True)
         for h_XD, x_XD in parts:
             hidden_XF = rows.silu_mul(F.linear(h_XD, self.form.gate_up))
-            self.output.rows(x_XD, hidden_XF)
-        return None
+            normed.append(self.output.rows(x_XD, hidden_XF, after))
+        found = [part for part in normed if part is not None]
+        return (found[0] if len(found) == 1 else torch.cat(found)) if found else None
 
     def one(self, row: Row, call: Call) -> None:
         del call

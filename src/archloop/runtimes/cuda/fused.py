@@ -252,6 +252,7 @@ class FusedDecoder:
             h_XD = half.rows(x_XD, h_XD, call, self._norm_after(at))
             if at == last_mixer:
                 x_XD = _last(x_XD, call.time or 1, 1, real_B)
+                h_XD = None if h_XD is None else _last(h_XD, call.time or 1, 1, real_B)
                 call = replace(call, time=1, real_B=None)
         if last_mixer < 0:
             x_XD, h_XD = _last(x_XD, time, 1, real_B), None

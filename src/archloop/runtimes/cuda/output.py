@@ -27,12 +27,16 @@ class Output:
     post_norm: Norm | None
     overlap: bool
 
-    def rows(self, x_XD: Tensor, y_XK: Tensor) -> None:
-        """Add what becomes of many tokens to the stream `x_XD`, in place."""
+    def rows(self, x_XD: Tensor, y_XK: Tensor, after: Norm) -> Tensor | None:
+        """Add what becomes of many tokens to the stream `x_XD`, in place.
+
+        Returns:
+            As `Half.rows`: a kernel that norms what it adds norms the sum on its way out.
+        """
         if self.post_norm is None:
             x_XD.addmm_(y_XK, self.matrix_DK.T)
-        else:
-            rows.add_normed(x_XD, F.linear(y_XK, self.matrix_DK), *self.post_norm)
+            return None
+        return rows.add_normed(x_XD, F.linear(y_XK, self.matrix_DK), self.post_norm, after=after)
 
     def one(self, row: Row, y_K: Tensor) -> None:
         """As `rows` in a decode step of one row."""

@@ -64,6 +64,6 @@ class Row:
             from archloop.runtimes.cuda.kernels import rows
 
             y_D, post_norm = self._waiting
-            rows.add_normed(self.x_D[None], y_D[None], *post_norm, pdl=self._overlap)
+            rows.add_normed(self.x_D[None], y_D[None], post_norm, pdl=self._overlap)
             self._waiting = None
         return self.x_D

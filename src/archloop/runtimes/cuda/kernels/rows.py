@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from archloop.runtimes.cuda.choice import Choice
+from archloop.runtimes.cuda.row import Norm
 
 
 @triton.jit
@@ -27,8 +28,14 @@ def norm_kernel(x, weight, out, eps, D: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def add_normed_kernel(x, y, weight, eps, D: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Adds one row of `blocks.norms.RMSNorm` to the stream, rounded as the norm rounds it."""
+def add_normed_kernel(
+    x, y, weight, out, next_weight, eps, next_eps,
+    D: tl.constexpr, BLOCK: tl.constexpr, HAS_NEXT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Adds one row of `blocks.norms.RMSNorm` to the stream, and norms the sum for who reads it.
+
+    Everything is rounded as the plain norm and sum round it.
+    """
     row = tl.program_id(0).to(tl.int64) * D
     cols = tl.arange(0, BLOCK)
     factor = tl.load(weight + cols, mask=cols < D, other=0.0).to(tl.float32)
@@ -39,9 +46,26 @@ def add_normed_kernel(x, y, weight, eps, D: tl.constexpr, BLOCK: tl.constexpr, P
     if PDL:
         gdc_launch_dependents()
     value *= tl.rsqrt(tl.sum(value * value, 0) / D + eps) * factor
-    total = held.to(tl.float32) + value.to(held.dtype).to(tl.float32)
+    total = (held.to(tl.float32) + value.to(held.dtype).to(tl.float32)).to(held.dtype)
     tl.debug_barrier()
-    tl.store(x + row + cols, total.to(x.dtype.element_ty), mask=cols < D)
+    tl.store(x + row + cols, total, mask=cols < D)
+    if HAS_NEXT:
+        total = total.to(tl.float32)
+        total *= tl.rsqrt(tl.sum(total * total, 0) / D + next_eps)
+        total *= tl.load(next_weight + cols, mask=cols < D, other=0.0).to(tl.float32)
+        tl.store(out + row + cols, total.to(out.dtype.element_ty), mask=cols < D)
+
+
+@triton.jit
+def gate_heads_kernel(x, gate, N: tl.constexpr, H: tl.constexpr, BLOCK_N: tl.constexpr):
+    """``x[n] *= sigmoid(gate[n])`` for BLOCK_N heads of a row."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    places = x + row * (N * H) + n[:, None] * H + tl.arange(0, H)[None, :]
+    share = tl.sigmoid(tl.load(gate + row * N + n, mask=n < N, other=0.0).to(tl.float32))
+    value = tl.load(places, mask=(n < N)[:, None], other=0.0)
+    scaled = value.to(tl.float32) * share.to(value.dtype).to(tl.float32)[:, None]
+    tl.store(places, scaled.to(value.dtype), mask=(n < N)[:, None])
 
 
 @triton.jit
@@ -181,17 +205,34 @@ def norm(x_XD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def add_normed(
-    x_XD: Tensor, y_XD: Tensor, weight_D: Tensor, eps: float, *, pdl: bool = False
-) -> None:
+    x_XD: Tensor, y_XD: Tensor, norm: Norm, *, after: Norm | None = None, pdl: bool = False
+) -> Tensor | None:
     """``x += rms_norm(y)`` over the last dimension, of contiguous rows.
 
     With `pdl` it may start while the kernel before it drains (`kernels.gemv`).
+
+    Returns:
+        The sum normed by `after`, if that is given.
     """
-    width = x_XD.shape[-1]
+    width, out_XD = x_XD.shape[-1], None if after is None else torch.empty_like(x_XD)
+    next_weight, next_eps = after or norm
     add_normed_kernel[(x_XD.numel() // width,)](
-        x_XD, y_XD, weight_D, eps, width, triton.next_power_of_2(width), pdl,
-        num_warps=4, launch_pdl=pdl,
+        x_XD, y_XD, norm[0], x_XD if out_XD is None else out_XD, next_weight, norm[1], next_eps,
+        width, triton.next_power_of_2(width), after is not None, pdl, num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
+    return out_XD
+
+
+def gate_heads(x_Xd: Tensor, gate_XN: Tensor) -> None:
+    """Scale heads, side by side in contiguous rows, by the sigmoids of their gates, in place.
+
+    Heads are as wide as a power of two.
+    """
+    num_rows, num_heads = gate_XN.shape
+    head_dim = x_Xd.shape[1] // num_heads
+    block = max(1, 2048 // head_dim)
+    grid = (num_rows, triton.cdiv(num_heads, block))
+    gate_heads_kernel[grid](x_Xd, gate_XN, num_heads, head_dim, block, num_warps=4)
 
 
 def silu_mul(x_XF: Tensor) -> Tensor:

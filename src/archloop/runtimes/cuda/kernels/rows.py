@@ -13,7 +13,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from archloop.runtimes.cuda.choice import Choice
-from archloop.runtimes.cuda.row import Norm
 
 
 @triton.jit
@@ -205,7 +204,12 @@ def norm(x_XD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def add_normed(
-    x_XD: Tensor, y_XD: Tensor, norm: Norm, *, after: Norm | None = None, pdl: bool = False
+    x_XD: Tensor,
+    y_XD: Tensor,
+    norm: tuple[Tensor, float],
+    *,
+    after: tuple[Tensor, float] | None = None,
+    pdl: bool = False,
 ) -> Tensor | None:
     """``x += rms_norm(y)`` over the last dimension, of contiguous rows.
 

@@ -18,9 +18,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 from archloop import load_preset, registry
 from archloop.profiling import ProfileConfig, Target, profile
@@ -91,11 +93,8 @@ def asked_of_workers() -> Iterator[dict[str, list[float]]]:
         finally:
             found[f"{self.role} {request.__name__}"].append(began() - start)
 
-    WorkerProcess.receive = timed  # type: ignore[method-assign]
-    try:
+    with patch.object(WorkerProcess, "receive", timed):
         yield found
-    finally:
-        WorkerProcess.receive = receive  # type: ignore[method-assign]
 
 
 def export_parts(spec: StackSpec, target: Target, scratch: Path) -> dict[str, float]:
@@ -135,8 +134,7 @@ def export_parts(spec: StackSpec, target: Target, scratch: Path) -> dict[str, fl
         weight_bytes=weight_bytes,
         files=checked,
     )
-    load = lambda: runtime.load(directory, manifest, 1, case.num_tokens)  # noqa: E731
-    session = timed("loading", load)
+    session = timed("loading", partial(runtime.load, directory, manifest, 1, case.num_tokens))
     timed("the engine's logits", lambda: parity.session_rows(session, case.parts, case.steps))
     session.close()
     return found

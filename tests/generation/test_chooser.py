@@ -7,17 +7,8 @@ from archloop.generation.generation import Generation, generate
 from archloop.generation.sampling import Sampling
 from archloop.generation.transcript import Transcript
 from archloop.stack.decoder import Decoder
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.stack.state import DecoderState
-
-SPEC = StackSpec(
-    d_model=64,
-    vocab_size=61,
-    blocks=tuple(
-        BlockSpec(mixers=(MixerSpec(name=name),), channel_mixer=ChannelMixerSpec(name="swiglu"))
-        for name in ("short_conv", "gqa")
-    ),
-)
+from small_stack import SPEC
 
 
 class Looked:

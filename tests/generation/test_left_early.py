@@ -5,16 +5,7 @@ import torch
 from archloop.generation.generation import Generation
 from archloop.generation.transcript import Transcript
 from archloop.stack.decoder import Decoder
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
-
-SPEC = StackSpec(
-    d_model=64,
-    vocab_size=61,
-    blocks=tuple(
-        BlockSpec(mixers=(MixerSpec(name=name),), channel_mixer=ChannelMixerSpec(name="swiglu"))
-        for name in ("short_conv", "gqa")
-    ),
-)
+from small_stack import SPEC
 
 
 def test_a_reply_begun_in_inference_mode_is_left_outside_it() -> None:

@@ -7,9 +7,9 @@
    the largest workspace that any kind needs.
 3. The shares are fitted to all measured stacks of a device together (`fitting`).
 
-Copies of one half stay in a processor's cache where a whole stack does not, so some whole stacks
-belong into a table beside its copies. The result is a `Prediction`, which no record, budget or
-front takes for a measurement.
+Whole stacks took up to twice what copies of their halves foretell, perhaps since copies stay in a
+processor's cache, so some whole stacks belong into a table beside its copies. The result is a
+`Prediction`, which no record, budget or front takes for a measurement.
 """
 
 from collections import Counter

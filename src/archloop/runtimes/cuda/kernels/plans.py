@@ -93,4 +93,6 @@ def linear(num_rows: int, width: int) -> Plan:
 
 
 CONV = Plan(2, 4, resident=3, early=True)
+"""Of a short convolution's input projection; more programs have no room beside its registers."""
 GATE_UP = Plan(2, 4, resident=5, early=True)
+"""Of a feed-forward's first matrices; likewise."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from archloop.findings.rerank import reranked
 from archloop.findings.targets import by_target, fastest
 from archloop.profiling.record import Interval, Profile
 from archloop.report import by_target as told
@@ -78,3 +79,19 @@ def test_reports_say_it_and_studies_of_one_target_do_not(study: StudyRecord) -> 
     assert plain["targets"]["phone"]["fastest"] == 0
     assert plain["targets"]["phone"]["left_out"] == {"3": "the phone cannot run block 2"}
     assert summarize(studies.study())["by_target"] is None
+
+
+def test_budgets_of_one_target_leave_the_others_to_be_seen_alone(study: StudyRecord) -> None:
+    """What is limited on the phone alone limits nothing on the host."""
+    budgets = [
+        {"metric": "decode_p50_ms", "limit": 9.0, "target": "phone"},
+        {"metric": "peak_memory_bytes", "limit": 1e12, "context": 1024},
+    ]
+    limited = study.model_copy(update={"recipe": {**study.recipe, "budgets": budgets}})
+    found = by_target(limited)
+    assert found is not None
+    assert set(found.verdicts) == {"host", "phone"}
+    told = reranked(limited, targets=["host"])
+    assert [each["metric"] for each in told.record.recipe["budgets"]] == ["peak_memory_bytes"]
+    assert "decode_p50_ms <= 9 on phone" in told.unknown[-1]
+    assert not reranked(limited).unknown

@@ -1,6 +1,7 @@
 """A study seen with other budgets, objectives or targets: the same measurements, judged anew.
 
-1. What is asked for is refused where it was not measured: it needs a new study.
+1. What is asked for is refused where it was not measured: it needs a new study. The study's own
+   budgets on targets that no longer count go with these.
 2. The reference preset's profiles give the noise and the reference point.
 3. The figures of each trial are read again, off its stored profiles and scores.
 4. Each trial is judged by the budgets as after a last look, which the estimates decide.
@@ -58,16 +59,23 @@ def reranked(
         raise UserError(
             f"the reference preset's measurement is lost: {'; '.join(reference.damaged)}"
         )
-    own = tuple(Budget.model_validate(each) for each in study.recipe.get("budgets", ()))
+    chosen = tuple(reference.profiles) if targets is None else tuple(dict.fromkeys(targets))
+    _check_targets(chosen, reference.profiles)
+    contexts = {target: reference.profiles[target].identity.contexts for target in chosen}
+    own = [Budget.model_validate(each) for each in study.recipe.get("budgets", ())]
+    kept = [each for each in own if limits.limits_any(each, contexts)]
     terms = _Terms(
         study,
-        own if budgets is None else tuple(budgets),
+        tuple(kept if budgets is None else budgets),
         study.objectives
         if objectives is None
         else figures.readable(_completed(objectives), study.scale),
-        tuple(reference.profiles) if targets is None else tuple(dict.fromkeys(targets)),
+        chosen,
     )
-    terms.check(reference.profiles)
+    try:
+        limits.check_budgets(terms.budgets, contexts, reference=True)
+    except UserError as error:
+        raise UserError(f"{error}; what was not measured needs a new study") from error
     try:
         first = terms.without_trials(reference)
         trials = [terms.read(trial) for trial in study.trials]
@@ -77,7 +85,21 @@ def reranked(
         known = pools([*first.noise, *(trial.readings for trial in trials)])
         trials = [terms.judged(trial, known) for trial in trials]
     record = first.model_copy(update={"trials": tuple(trials)})
-    return Reranked(record, tuple(terms.unknown(record)))
+    unknown = terms.unknown(record)
+    if budgets is None and len(kept) < len(own):
+        gone = ", ".join(str(each) for each in own if each not in kept)
+        unknown.append(f"budgets of the study on nothing that counts here: {gone}")
+    return Reranked(record, tuple(unknown))
+
+
+def _check_targets(chosen: Sequence[str], measured: Mapping[str, Profile]) -> None:
+    """Raise UserError for a target that was not measured."""
+    for target in chosen:
+        if target not in measured:
+            raise UserError(
+                f"target {target!r} was not measured; measured were {', '.join(measured)}, and "
+                "another one needs a new study"
+            )
 
 
 def _completed(given: Sequence[Objective]) -> tuple[Objective, ...]:
@@ -91,20 +113,6 @@ class _Terms(NamedTuple):
     budgets: tuple[Budget, ...]
     objectives: tuple[Objective, ...]
     targets: tuple[str, ...]
-
-    def check(self, measured: Mapping[str, Profile]) -> None:
-        """Raise UserError for a target, or a context of a budget, that was not measured."""
-        for target in self.targets:
-            if target not in measured:
-                raise UserError(
-                    f"target {target!r} was not measured; measured were {', '.join(measured)}, and "
-                    "another one needs a new study"
-                )
-        contexts = {target: measured[target].identity.contexts for target in self.targets}
-        try:
-            limits.check_budgets(self.budgets, contexts, reference=True)
-        except UserError as error:
-            raise UserError(f"{error}; what was not measured needs a new study") from error
 
     def without_trials(self, reference: TrialRecord) -> StudyRecord:
         """The record with all that was fixed before trial 0, under these terms."""
@@ -146,10 +154,11 @@ class _Terms(NamedTuple):
 
     def judged(self, trial: TrialRecord, known: Mapping[str, Pool]) -> TrialRecord:
         """A measured trial, rejected or not by these budgets."""
-        if not trial.profiles or trial.state in ("failed", "running"):
+        profiles = self._chosen(trial)
+        if not profiles or trial.state in ("failed", "running"):
             return trial
         looks = self.study.recipe.get("looks", 1)
-        found = limits.judged(limits.limited(trial.profiles, self.budgets), known, looks, looks)
+        found = limits.judged(limits.limited(profiles, self.budgets), known, looks, looks)
         state = "rejected" if found.broken or not trial.by_rung else "complete"
         update = {
             "state": state,

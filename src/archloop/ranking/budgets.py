@@ -103,6 +103,12 @@ def check_budgets(
             raise UserError(f"{where}.relative: name a reference preset, or give absolute limits")
 
 
+def limits_any(budget: Budget, contexts: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a budget limits anything that is measured, of contexts by target."""
+    own = contexts if budget.target is None else {budget.target: contexts.get(budget.target, ())}
+    return any(budget.context is None or budget.context in each for each in own.values() if each)
+
+
 def limited(profiles: Mapping[str, Profile], budgets: Sequence[Budget]) -> list[Limited]:
     """All that the budgets limit, of profiles by target."""
     return [

@@ -88,6 +88,31 @@ def test_what_is_measured_is_drawn_below_the_estimates(tmp_path: Path) -> None:
     assert sizes == [3, 6]
 
 
+@pytest.mark.parametrize("measured", [0, 1])
+def test_what_was_measured_before_a_stop_is_told(
+    measured: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, left = studies.profile(2.0), list(range(measured))
+    folders = []
+
+    def stopped_after(*_: object, directory: Path, artifacts: Path, **__: object) -> object:
+        folders.append((directory, artifacts))
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return told.model_copy(update={"ratios": {"256": {}, "1024": {}}})
+
+    monkeypatch.setattr("archloop.profiling.profile", stopped_after)
+    files = [spec_file(tmp_path, pattern) for pattern in ("AA", "CC", "AC")]
+    shown = CliRunner().invoke(app, ["compare", *files, "--contexts", "256,1024", "--json"])
+    assert shown.exit_code == 130
+    found = json.loads(shown.stdout) if measured else []
+    assert [each["name"] for each in found] == files[1 : 1 + measured]
+    # What the first model exports is there for all; each has a folder of its own beside it.
+    assert len({directory for directory, _ in folders}) == len(folders)
+    assert len({artifacts for _, artifacts in folders}) == 1
+
+
 def test_options_of_one_half_are_refused_by_the_other(tmp_path: Path) -> None:
     file = spec_file(tmp_path, "CC")
     for options, what in [

@@ -182,6 +182,21 @@ def test_doubts_are_flagged() -> None:
         assert any(word in flag for flag in flags), word
 
 
+@pytest.mark.parametrize(
+    ("memory", "cores", "is_told"),
+    [("device", 32, False), ("device", 2, True), ("device", 3, True), ("process", 32, True)],
+)
+def test_a_card_is_disturbed_by_programs_only_where_they_leave_it_no_core(
+    memory: str, cores: int, is_told: bool
+) -> None:
+    busy = pair(process(1.0), busy_s=22.0).model_copy(update={"was_ready": False})
+    made = samples(busy, pair(process(1.0)))
+    identity = made.identity.model_copy(update={"memory": memory})
+    device = made.device.model_copy(update={"num_cores": cores})
+    made = made.model_copy(update={"identity": identity, "device": device})
+    assert any("1.20 cores" in flag for flag in profile_from_samples(made).flags) == is_told
+
+
 def test_samples_survive_the_file(tmp_path: Path) -> None:
     made = samples(pair(process(1.0), process(2.0)), pair(process(1.1), process(2.0)))
     made.write(tmp_path)

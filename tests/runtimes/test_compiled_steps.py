@@ -4,14 +4,16 @@ On a CPU with the compiler's first half alone, which traces as on a GPU and gene
 `test_any_stack.py` has every mixer on a GPU.
 """
 
+from functools import cache, partial
+
 import pytest
 import torch
 
 from archloop.runtimes.cuda import compiled
-from archloop.runtimes.cuda.compiled import CompiledMixer, alone
+from archloop.runtimes.cuda.compiled import CompiledChannel, CompiledMixer
 from archloop.runtimes.cuda.fused import FusedDecoder
 from archloop.stack.decoder import Decoder
-from archloop.stack.spec import BlockSpec, MixerSpec, StackSpec
+from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 
 def decoder_of(*mixers: str, **fields) -> Decoder:
@@ -30,8 +32,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
         graphs.append(graph)
         return graph
 
-    step = torch.compile(compiled.added, dynamic=False, fullgraph=True, backend=keep)
-    monkeypatch.setattr(compiled, "_compiled", lambda: step)
+    compiler = cache(partial(torch.compile, dynamic=False, fullgraph=True, backend=keep))
+    monkeypatch.setattr(compiled, "_compiler", lambda: compiler)
     monkeypatch.setattr(compiled, "_worth", lambda x_BD: True)
     return graphs
 
@@ -68,7 +70,7 @@ def test_a_mixer_that_cannot_be_compiled_runs_as_written(
     def refuse(*arguments: object) -> torch.Tensor:
         raise torch._dynamo.exc.Unsupported("this is not known\nand more")
 
-    monkeypatch.setattr(compiled, "_compiled", lambda: refuse)
+    monkeypatch.setattr(compiled, "_compiler", lambda: lambda step: refuse)
     monkeypatch.setattr(compiled, "_uncompilable", set())
     decoder = decoder_of("linear_cfc", "linear_cfc")
     with pytest.warns(UserWarning, match="linear_cfc runs as written: this is not known$") as seen:
@@ -86,7 +88,38 @@ def test_what_is_compiled() -> None:
     assert kinds(decoder_of("gla", "mamba2")) == [True, True]
     # What it computes depends on its place, so each block would be compiled anew.
     assert kinds(decoder_of("hgrn2", "gla")) == [False, True]
-    assert kinds(decoder_of("gla", residual_multiplier=0.5)) == [False]
+    assert kinds(decoder_of("gla", residual_multiplier=0.5)) == [True]
     assert kinds(decoder_of("gla", post_norms=True)) == [True]
-    decoder = decoder_of("gla")
-    assert alone(decoder, 0, next(decoder.each_block()))
+    # What another block reads of it leaves the compiled step.
+    shared = decoder_of("gqa", "gla").spec.blocks
+    reader = BlockSpec(mixers=(MixerSpec(name="gqa", state_from=0),))
+    stack = StackSpec(d_model=64, vocab_size=50, blocks=(*shared, reader))
+    assert kinds(Decoder(stack).eval()) == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mixers": "gla gqa", "combine": "mean"},
+        {"mixers": "mamba2 gqa", "combine": "normed_mean"},
+        {"mixers": "gqa", "residual_multiplier": 0.25, "channel": "relu2"},
+    ],
+)
+def test_parallel_mixers_multipliers_and_channels_are_compiled_too(fields, traced) -> None:
+    mixers = [
+        MixerSpec(name=name, multiplier=0.5, input_multiplier=2.0)
+        for name in fields.pop("mixers").split()
+    ]
+    channel = fields.pop("channel", None)
+    more = {} if channel is None else {"channel_mixer": ChannelMixerSpec(name=channel)}
+    block = BlockSpec(mixers=tuple(mixers), **more, **fields)
+    torch.manual_seed(0)
+    decoder = Decoder(StackSpec(d_model=64, vocab_size=50, blocks=(block, block))).eval().double()
+    logits, state = steps(decoder, static=True)
+    assert len(traced) == (1 if channel is None else 2)
+    expected, expected_state = steps(decoder, static=False)
+    for out, ref in zip([*logits, *state], [*expected, *expected_state], strict=True):
+        assert torch.allclose(out, ref, rtol=1e-12, atol=1e-12)
+    if channel is not None:
+        halves = FusedDecoder(decoder, kernels=False).of_channels.values()
+        assert all(isinstance(half, CompiledChannel) for half in halves)

@@ -109,6 +109,35 @@ def lfm3():
     return spec().replace(blocks=blocks)
 
 
+def plain_heads():
+    """Attention as in Llama, Nemotron-H and Granite: heads without norms, or that do not turn."""
+    configs = (
+        {"head_dim": 64, "qk_norm": False, "queries_per_kv": 4},
+        {"head_dim": 128, "qk_norm": False, "rope_theta": None, "num_heads": 4, "scale": 0.05},
+        {"head_dim": 64, "rope_theta": None},
+    )
+    blocks = tuple(
+        BlockSpec(mixers=(MixerSpec(name="gqa", config=config),), channel_mixer=DENSE)
+        for config in configs
+    )
+    return spec().replace(blocks=blocks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 3])
+def test_heads_without_norms_or_turns(batch):
+    decoder, fused = models(plain_heads())
+    assert all(half.is_fused for half in fused.halves)
+    ids = torch.randint(0, 512, (batch, 24), device=DEVICE)
+    plain, mine = decoder.init_state(batch, 32), fused.init_state(batch, 32)
+    for part in (ids[:, :13], ids[:, 13:20]):
+        assert error(fused.prefill(part, mine), decoder.prefill(part, plain)) < ERROR
+    for t in range(20, 24):
+        ref = decoder.step(ids[:, t], plain)
+        assert error(fused.step(ids[:, t], mine), ref) < ERROR
+    check_states(mine, plain)
+
+
 @pytest.fixture
 def windows(monkeypatch):
     """Flash attention's windows, which exist on a GPU only, by a mask elsewhere."""

@@ -19,9 +19,9 @@ from archloop.blocks.config import matrix_flops
 from archloop.blocks.fast import CachedAttention
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops.attention import attention
+from archloop.blocks.ops.attention import attention, attention_step
 from archloop.blocks.ops.norm_rotate import norm_rotate
-from archloop.blocks.ops.rope import Rope
+from archloop.blocks.ops.rope import STILL, Rope
 from archloop.blocks.widths import count_heads, scaled_heads
 from archloop.errors import UserError
 
@@ -217,12 +217,15 @@ class Attention(SharingMixer):
         return self.out_proj(y_BTNH.flatten(2))
 
     def attend_step(
-        self, x_BD: Tensor, q_BN1H: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask_BS: Tensor
+        self, x_BD: Tensor, q_BN1H: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, positions_B: Tensor
     ) -> Tensor:
-        """As `attend` for one token: the queries of a group read their KV head once."""
+        """As `attend` for one token, which sees each slot up to its position.
+
+        The queries of a group read their KV head once.
+        """
         batch = q_BN1H.shape[0]
         q_BMGH = q_BN1H.view(batch, self.num_kv_heads, -1, self.head_dim)
-        y_BMGH = attention(q_BMGH, k_BMSH, v_BMSH, mask_BS[:, None, None], self.scale)
+        y_BMGH = attention_step(q_BMGH, k_BMSH, v_BMSH, positions_B, self.scale)
         return self.join(x_BD[:, None], y_BMGH.reshape(batch, -1, 1, self.head_dim))[:, 0]
 
     def _placed(
@@ -237,23 +240,19 @@ class Attention(SharingMixer):
 
     def cached_form(self, window: int | None) -> CachedAttention | None:
         """What engines may have a kernel for; None where it has settings that form lacks."""
-        q_norm, k_norm = self.q_norm, self.k_norm
-        if not isinstance(q_norm, RMSNorm) or not isinstance(k_norm, RMSNorm):
+        if self.channel_gate or self.adapter is not None or self.input_width != self.d_model:
             return None
-        if self.rope is None or self.channel_gate or self.adapter is not None:
-            return None
-        if self.input_width != self.d_model:
-            return None
+        norms, q_norm, k_norm = None, self.q_norm, self.k_norm
+        if isinstance(q_norm, RMSNorm) and isinstance(k_norm, RMSNorm):
+            norms = (q_norm.scale, k_norm.scale, q_norm.eps)
         return CachedAttention(
             self.qkv_proj.weight,
             self.out_proj.weight,
-            q_norm.scale,
-            k_norm.scale,
-            q_norm.eps,
+            norms,
             self.num_heads,
             self.head_dim,
             self.scale,
-            self.rope,
+            self.rope or STILL,
             window,
             None if self.gate_proj is None else self.gate_proj.weight,
         )

@@ -31,7 +31,7 @@ class GatedConv:
 
 @dataclass(frozen=True)
 class CachedAttention:
-    """Causal softmax attention over a KV cache, with norms of q and k and RoPE; state ``k``, ``v``.
+    """Causal softmax attention over a KV cache, q and k normed and turned; state ``k``, ``v``.
 
     With a window each query sees that many keys at most, its own included, and the state is a ring:
     position p has slot p modulo the slots.
@@ -39,21 +39,19 @@ class CachedAttention:
     Attributes:
         qkv_proj: rows of all query heads, then key heads, then value heads.
         out_proj: (D, query width).
-        q_norm: weight of the RMS norm of each query head, (H,); `k_norm` likewise.
-        eps: of both norms.
+        norms: weights of the RMS norm of each query head, (H,), and of each key head, and the
+            epsilon of both; None: heads are not normed.
         num_heads: of queries.
         head_dim: H.
         scale: factor on q.k.
-        rope: how pairs of a head turn.
+        rope: how pairs of a head turn; `STILL` where none does.
         window: keys that a query sees; None: all before it.
         gate_proj: (N, D); each head's output is scaled by the sigmoid of its row times the input.
     """
 
     qkv_proj: Tensor
     out_proj: Tensor
-    q_norm: Tensor
-    k_norm: Tensor
-    eps: float
+    norms: tuple[Tensor, Tensor, float] | None
     num_heads: int
     head_dim: int
     scale: float

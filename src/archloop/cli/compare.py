@@ -95,13 +95,14 @@ def compare(
     title = f"Designs at {at_budget} parameters, vocabulary of {vocab_size:,}"
     designs = _estimate(built, title, _lengths(contexts or CONTEXTS), plot, show=not as_json)
     measured: list[dict[str, Any]] = []
+    stopped: KeyboardInterrupt | None = None
     if profile:
         target = target_of(device, runtime, quant, threads, _lengths(contexts or MEASURED))
         found = _measured(_runnable(built, runtime), target, processes, show=not as_json)
-        measured = found.plain()
+        measured, stopped = found.plain(), found.stopped
         _draw(designs, f"{title}; {runtime}, {quant}", plot, found.curves())
     trained: dict[str, Any] = {}
-    if train is not None:
+    if train is not None and stopped is None:
         assert recipe is not None
         trained = _trained(recipe, runs, budget, built, train, show=not as_json)
     if as_json:
@@ -110,6 +111,8 @@ def compare(
         rows = [{"name": name, **found.model_dump()} for name, found in designs.items()]
         more = [by_name.get(row["name"], {}) | trained.get(row["name"], {}) for row in rows]
         print_json([row | found for row, found in zip(rows, more, strict=True)])
+    if stopped is not None:
+        raise stopped
 
 
 def _check(
@@ -155,6 +158,8 @@ def _measure(models: list[str], target: "Target", processes: int, as_json: bool)
     found = _measured(specs, target, processes, show=not as_json)
     if as_json:
         print_json(found.plain())
+    if found.stopped is not None:
+        raise found.stopped
 
 
 def _runnable(built: "dict[str, StackSpec]", runtime: str) -> "dict[str, StackSpec]":

@@ -53,10 +53,12 @@ class Comparison(NamedTuple):
     Attributes:
         first: its name.
         others: in the order in which they were named; the first itself, if it was alone.
+        stopped: what ended the measuring before all were measured.
     """
 
     first: str
     others: list[Compared]
+    stopped: KeyboardInterrupt | None = None
 
     def plain(self) -> list[dict[str, Any]]:
         """As JSON: one a model, with its figures, its ratios to the first and what they tell."""
@@ -106,32 +108,43 @@ def measured(
     """Measure each model beside the first, and the first beside itself if it is alone.
 
     Raises:
+        KeyboardInterrupt: it was stopped before any model was measured.
         UserError: the target names what there is not.
         WorkerError: a model cannot be run there, or a process died.
     """
     from archloop.devices.lease import held
     from archloop.profiling import profile
+    from archloop.profiling.nursery import Nursery
     from archloop.stack.footprint import footprint
 
     (first, reference), *others = specs.items()
     pairs = [(first, reference), *others] if len(specs) == 1 else others
     found: list[Compared] = []
-    with Scratch("compare") as scratch, held(target.claims()):
+    stopped: KeyboardInterrupt | None = None
+    with Scratch("compare") as scratch, held(target.claims()), Nursery() as nursery:
         for index, (name, spec) in enumerate(pairs):
 
             def say(share: float, what: str, done: int = index, name: str = name) -> None:
                 progress((done + share) / len(pairs), f"{name}: {what}")
 
-            told = profile(
-                spec,
-                target,
-                config,
-                reference=reference,
-                directory=Path(scratch) / str(index),
-                progress=say,
-            )
+            try:
+                told = profile(
+                    spec,
+                    target,
+                    config,
+                    reference=reference,
+                    directory=Path(scratch) / str(index),
+                    artifacts=Path(scratch) / "artifacts",
+                    progress=say,
+                    nursery=nursery,
+                )
+            except KeyboardInterrupt as interrupt:
+                if not found:
+                    raise
+                stopped = interrupt
+                break
             found.append(Compared(name, footprint(spec, list(target.contexts)), told))
-    return Comparison(first, found)
+    return Comparison(first, found, stopped)
 
 
 def verdict(ratio: "Interval") -> str:

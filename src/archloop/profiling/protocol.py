@@ -22,7 +22,7 @@ from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
 from archloop.profiling.record import Identity, Profile
 from archloop.profiling.samples import PairSamples, Samples, read_samples
-from archloop.profiling.summary import load_flags, profile_from_samples
+from archloop.profiling.summary import load_flags, profile_from_samples, spare_cores
 from archloop.profiling.target import Target
 from archloop.profiling.turns import Subject, foreseen_work, measure_context, start, wait_started
 from archloop.runtimes.artifact import Manifest
@@ -228,13 +228,14 @@ class _Measurement:
             The pairs that count, and those that do not.
         """
         found, left_out = list(pairs), []
-        disturbed = [index for index, pair in enumerate(pairs) if any(load_flags((pair,)))]
+        spare = spare_cores(self.about, self.runtime.on_card)
+        disturbed = [i for i, pair in enumerate(pairs) if any(load_flags((pair,), spare))]
         for index in disturbed[: self.config.repeats]:
             # On a device that stays busy it would be disturbed again.
             if not self.device.wait_until_ready(self._rest_s):
                 break
             again = self._pair(first_pair + index, 1.0, 0.0)
-            if any(load_flags((again,))):
+            if any(load_flags((again,), spare)):
                 left_out.append(again)
             else:
                 left_out.append(pairs[index])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from archloop.devices.base import DeviceInfo
 from archloop.profiling.record import Figures, Interval, Profile
 from archloop.profiling.samples import ContextSamples, PairSamples, ProcessSamples, Samples
 from archloop.profiling.statistics import geometric_mean, interval, ratio_interval
@@ -116,18 +117,32 @@ def _flags(samples: Samples) -> Iterator[str]:
         yield "a process was partly swapped out"
     if not all(process.can_reset_peak for process in processes):
         yield "the peak could not be reset between contexts: it is that of all contexts so far"
-    yield from load_flags(pairs)
+    yield from load_flags(pairs, spare_cores(samples.device, samples.identity.memory == "device"))
 
 
-def load_flags(pairs: tuple[PairSamples, ...]) -> Iterator[str]:
-    """What the device had to do beside the measurement, in plain words."""
+def spare_cores(device: DeviceInfo, on_card: bool) -> int:
+    """Cores that other programs may keep busy without harm.
+
+    A measurement that computes on a card needs one core, and one for whoever asks for it; one that
+    computes on the processor shares caches and memory with whatever runs on any core.
+    """
+    return max(0, device.num_cores - 2) if on_card else 0
+
+
+def load_flags(pairs: tuple[PairSamples, ...], spare: int) -> Iterator[str]:
+    """What the device had to do beside the measurement, in plain words.
+
+    Args:
+        pairs: at least one.
+        spare: see `spare_cores`.
+    """
     noisy = sum(not pair.was_ready for pair in pairs)
-    if noisy:
+    if noisy and not spare:
         yield f"the device was not at rest before {noisy} of {len(pairs)} processes"
     busy, stolen = max(map(_other_cores, pairs)), max(map(_stolen_share, pairs))
-    if busy > _BUSY_CORES:
+    if busy > max(_BUSY_CORES, spare):
         yield f"other programs used up to {busy:.2f} cores during a process"
-    if stolen > _STOLEN_SHARE:
+    if stolen > _STOLEN_SHARE * max(1, spare):
         yield f"the hypervisor withheld up to {stolen:.0%} of a core during a process"
     readings = [reading for pair in pairs for reading in (pair.before, pair.after)]
     clocks = [r.clock_mhz for r in readings if r.clock_mhz is not None]

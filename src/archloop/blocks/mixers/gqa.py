@@ -55,9 +55,7 @@ class GQA(Attention):
 
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
-        slots_S = torch.arange(shared["k"].shape[2], device=x_BD.device)
-        mask_BS = slots_S <= positions_B[:, None]
-        return self.attend_step(x_BD, q_BN1H, shared["k"], shared["v"], mask_BS)
+        return self.attend_step(x_BD, q_BN1H, shared["k"], shared["v"], positions_B)
 
     def fast_form(self) -> CachedAttention | None:
         return self.cached_form(None)

@@ -24,7 +24,7 @@ from archloop.blocks.config import matrix_flops
 from archloop.blocks.kv_cache import causal_mask, held_before, write_slots
 from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
-from archloop.blocks.ops.attention import attention
+from archloop.blocks.ops.attention import attention, attention_step
 from archloop.blocks.widths import count_heads, scaled_heads
 
 
@@ -164,12 +164,11 @@ class MLA(SharingMixer):
         up_NHR = self.up_proj.weight.reshape(2, self.num_heads, self.head_dim, self.latent_dim)
         q_BNR = torch.einsum("bnh,nhr->bnr", q_BNH, up_NHR[0])
         latent_B1SL = shared["latent"][:, None]
-        slots_S = torch.arange(latent_B1SL.shape[2], device=x_BD.device)
-        y_B1NR = attention(
+        y_B1NR = attention_step(
             torch.cat([q_BNR, q_BNP], -1)[:, None],
             latent_B1SL,
             latent_B1SL[..., : self.latent_dim],
-            (slots_S <= positions_B[:, None])[:, None, None],
+            positions_B,
             self.key_dim**-0.5,
         )
         y_BNH = torch.einsum("bnr,nhr->bnh", y_B1NR[:, 0], up_NHR[1])

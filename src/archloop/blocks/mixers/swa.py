@@ -150,9 +150,7 @@ class SWA(Attention):
 
     def step_read(self, x_BD: Tensor, shared: Features, positions_B: Tensor) -> Tensor:
         q_BN1H = self.queries(x_BD[:, None], positions_B[:, None])
-        slots_R = torch.arange(shared["k"].shape[2], device=x_BD.device)
-        mask_BR = slots_R <= positions_B[:, None]
-        return self.attend_step(x_BD, q_BN1H, shared["k"], shared["v"], mask_BR)
+        return self.attend_step(x_BD, q_BN1H, shared["k"], shared["v"], positions_B)
 
     def fast_form(self) -> CachedAttention | None:
         return self.cached_form(self.window)

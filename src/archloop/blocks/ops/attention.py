@@ -1,14 +1,18 @@
 """Softmax attention by PyTorch's kernels, within the limits that these have on a GPU.
 
 Their grids hold a batch on an axis of 65,535 programs; the ones that take a mask want keys for each
-query head, or they keep all scores; and sliding windows have no public name.
+query head, or they keep all scores; a single query leaves most of a GPU idle; and sliding windows
+have no public name.
 
-Shape suffixes: B batch, T queries, S keys, N query heads, M key and value heads, H head width.
+Shape suffixes: B batch, T queries, S keys, N query heads, M key and value heads, G query heads of
+each, H head width, K key width, V value width.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from archloop.blocks.ops import triton_kernels
 
 MOST_ROWS = 65_535
 """Rows that one launch of a GPU's attention takes."""
@@ -47,6 +51,51 @@ def attention(
         scale=scale,
         enable_gqa=grouped,
     )
+
+
+def attention_step(
+    q_BMGK: Tensor, k_BMSK: Tensor, v_BMSV: Tensor, last_B: Tensor, scale: float
+) -> Tensor:
+    """Output (B, M, G, V) of one query token a row, each of whose heads reads a KV head.
+
+    Args:
+        q_BMGK: query heads by the KV head that they read.
+        k_BMSK: keys in their slots.
+        v_BMSV: values, likewise.
+        last_B: the last slot that a row's query sees; it sees all before it, and all slots there
+            are if it lies behind them.
+        scale: factor on q.k.
+    """
+    if q_BMGK.is_cuda and not torch.is_grad_enabled():
+        y_BMGV: Tensor = _step_on_gpu(q_BMGK, k_BMSK, v_BMSV, last_B, scale)
+        return y_BMGV
+    return _masked_step(q_BMGK, k_BMSK, v_BMSV, last_B, scale)
+
+
+def _masked_step(
+    q_BMGK: Tensor, k_BMSK: Tensor, v_BMSV: Tensor, last_B: Tensor, scale: float
+) -> Tensor:
+    slots_S = torch.arange(k_BMSK.shape[2], device=q_BMGK.device)
+    mask_B11S = (slots_S <= last_B[:, None])[:, None, None]
+    return attention(q_BMGK, k_BMSK, v_BMSV, mask_B11S, scale)
+
+
+@torch.library.custom_op("archloop::attention_step", mutates_args=())
+def _step_on_gpu(
+    q_BMGK: Tensor, k_BMSK: Tensor, v_BMSV: Tensor, last_B: Tensor, scale: float
+) -> Tensor:
+    """One operator to PyTorch's compiler, which knows no way to split the slots."""
+    if triton_kernels.fusible(q_BMGK) and k_BMSK.dtype == q_BMGK.dtype:
+        from archloop.blocks.ops.gpu import step_attention as gpu
+
+        if max(q_BMGK.shape[-1], v_BMSV.shape[-1]) <= gpu.WIDEST:
+            return gpu.attention_step(q_BMGK, k_BMSK, v_BMSV, last_B, scale)
+    return _masked_step(q_BMGK, k_BMSK, v_BMSV, last_B, scale).contiguous()
+
+
+@_step_on_gpu.register_fake
+def _(q_BMGK: Tensor, k_BMSK: Tensor, v_BMSV: Tensor, last_B: Tensor, scale: float) -> Tensor:
+    return q_BMGK.new_empty(*q_BMGK.shape[:3], v_BMSV.shape[-1])
 
 
 def takes_windows(x: Tensor, rows: int, head_dim: int) -> bool:

@@ -57,6 +57,10 @@ class Rope(NamedTuple):
         return torch.where(wavelength_h < self.trained_context / high, freq_h, slowed_h)
 
 
+STILL = Rope(1.0, fraction=0.0)
+"""Turns nothing."""
+
+
 def rotate(x_BNTH: Tensor, positions_BT: Tensor, theta: float | Rope) -> Tensor:
     """Turn each pair (x_i, x_{i+H/2}) by position times its frequency (`Rope`, or its base).
 

@@ -74,7 +74,6 @@ class AttentionHalf(Half):
         self.form, self.key, self.norm, self.overlap = form, key, norm, overlap
         self.head, self.tables = (form.head_dim, form.rope), tables
         tables.heads.add(self.head)
-        self.norms = (form.q_norm, form.k_norm, form.eps)
         self.output = Output(form.out_proj, post_norm, overlap)
 
     def rows(self, x_XD: Tensor, h_XD: Tensor | None, call: Call, after: Norm) -> Tensor | None:
@@ -109,7 +108,7 @@ class AttentionHalf(Half):
         """Outputs (B, N H) of one token a row."""
         own = state.mixers[self.key]
         return attention.step(
-            qkv_BH, self.norms, self.tables[self.head], own["k"], own["v"],
+            qkv_BH, self.form.norms, self.tables[self.head], own["k"], own["v"],
             state.lengths_B, self.form.scale, gate_BN=gate_BN, pdl=overlap,
         )  # fmt: skip
 
@@ -119,7 +118,7 @@ class AttentionHalf(Half):
         own, width = call.state.mixers[self.key], self.form.num_heads * self.form.head_dim
         k_BMCH, v_BMCH, end = own["k"], own["v"], call.held + call.time
         lengths_B = call.state.lengths_B
-        attention.store(qkv_BTH, self.norms, self.tables[self.head], k_BMCH, v_BMCH, lengths_B)
+        attention.store(qkv_BTH, self.form.norms, self.tables[self.head], k_BMCH, v_BMCH, lengths_B)
         q_BNTH = qkv_BTH[..., :width].unflatten(-1, (-1, self.form.head_dim)).transpose(1, 2)
         mask = causal_lower_right(call.time, end) if call.held else None
         with sdpa_kernel(BACKENDS, set_priority=True):
@@ -156,7 +155,7 @@ class WindowHalf(AttentionHalf):
         assert form.window is not None
         lengths_B, tables = call.state.lengths_B, self.tables[self.head]
         attention.store(
-            qkv_BTH, self.norms, tables, own["k"], own["v"], lengths_B,
+            qkv_BTH, self.form.norms, tables, own["k"], own["v"], lengths_B,
             real_B=call.real_B, keys_too=True,
         )  # fmt: skip
         heads_BNTH = qkv_BTH.unflatten(-1, (-1, form.head_dim)).transpose(1, 2)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from archloop.blocks.fast import CachedAttention, GatedConv, GatedFeedForward, RoutedExperts
 from archloop.runtimes.cuda.choice import Choice
-from archloop.runtimes.cuda.compiled import CompiledMixer, alone
+from archloop.runtimes.cuda.compiled import CompiledChannel, CompiledMixer, by_itself
 from archloop.runtimes.cuda.graph import StepGraph
 from archloop.runtimes.cuda.half import Call, Half, PlainChannel, PlainMixer
 from archloop.runtimes.cuda.row import Norm, Row
@@ -45,7 +45,7 @@ class FusedDecoder:
         decoder: the model, whose parameters are used in place.
         overlap: let kernels of the batch-1 step start while the one before drains.
         kernels: False runs every half by its own code, which needs neither Triton nor a GPU.
-        compiles: a captured step of a mixer without kernels is compiled.
+        compiles: a captured step of a half without kernels is compiled.
 
     Attributes:
         halves: of all blocks, in order; `of_mixers` and `of_channels` have them by block.
@@ -120,13 +120,13 @@ class FusedDecoder:
             if form.window is not None:
                 return WindowHalf(PlainMixer(self.decoder, index, block, norm), *arguments)
             return AttentionHalf(*arguments)
-        if self.compiles and alone(self.decoder, index, block) and not block.mixers[0].placed:
+        if self.compiles and by_itself(self.decoder, index, block):
             return CompiledMixer(self.decoder, index, block, norm)
         return PlainMixer(self.decoder, index, block, norm)
 
     def _mixer_form(self, index: int, block: Block) -> Any:
         """The form of a block's mixer, where kernels can run it between norm and residual."""
-        if not self.has_kernels or not alone(self.decoder, index, block):
+        if not self.has_kernels or not self._alone(index, block):
             return None
         form = self.decoder.mixer(index, 0).fast_form()
         if isinstance(form, CachedAttention):
@@ -135,6 +135,15 @@ class FusedDecoder:
             width = form.num_heads * form.head_dim
             return form if form.head_dim in HEAD_DIMS and width % WIDTH_MULTIPLE == 0 else None
         return form
+
+    def _alone(self, index: int, block: Block) -> bool:
+        """Whether a block has one mixer, read by nobody else, whose output is added unscaled."""
+        if len(block.mixers) != 1 or block.output_norms:
+            return False
+        mixer = block.spec.mixers[0]
+        if {mixer.input_multiplier, mixer.multiplier, block.spec.residual_multiplier} != {1.0}:
+            return False
+        return mixer.state_from is None and not self.decoder.is_source(index, 0)
 
     def _channel_half(self, index: int, block: Block) -> Half:
         norm, post_norm = _norm(block.channel_norm), _norm_or_none(block.channel_post_norm)
@@ -148,6 +157,9 @@ class FusedDecoder:
 
             counts_E = self.counts_LE[self.moes.index(index), : form.router.shape[0]]
             return ExpertsHalf(form, norm, self.overlap, counts_E)
+        channel = block.channel_mixer
+        if self.compiles and channel is not None and not channel.asks_host:
+            return CompiledChannel(block, norm)
         return PlainChannel(block, norm)
 
     def _channel_form(self, block: Block) -> Any:

@@ -1,4 +1,4 @@
-"""Attention over a KV cache: QK-norm, RoPE and the cache write fused into their neighbours.
+"""Attention over a KV cache: QK-norm if any, RoPE and the cache write fused into their neighbours.
 
 Decoding one token reads the cache once. A program serves one KV head of one row, so the G query
 heads of a group share what it reads, and with few rows the context is split between programs whose
@@ -19,12 +19,13 @@ from archloop.blocks.ops.rope import Rope, frequencies
 
 
 @triton.jit
-def normed_rotated(low, high, weight, cos, sin, eps, H: tl.constexpr):
-    """QK-norm and rotate-half RoPE of heads given as halves (heads, H/2)."""
-    half = tl.arange(0, H // 2)
-    scale = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / H + eps)[:, None]
-    low *= scale * tl.load(weight + half).to(tl.float32)[None, :]
-    high *= scale * tl.load(weight + H // 2 + half).to(tl.float32)[None, :]
+def normed_rotated(low, high, weight, cos, sin, eps, H: tl.constexpr, NORMED: tl.constexpr):
+    """QK-norm, where there is one, and rotate-half RoPE of heads given as halves (heads, H/2)."""
+    if NORMED:
+        half = tl.arange(0, H // 2)
+        scale = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / H + eps)[:, None]
+        low *= scale * tl.load(weight + half).to(tl.float32)[None, :]
+        high *= scale * tl.load(weight + H // 2 + half).to(tl.float32)[None, :]
     return low * cos - high * sin, high * cos + low * sin
 
 
@@ -47,6 +48,7 @@ def store_kernel(
     H: tl.constexpr,
     N_PAD: tl.constexpr,
     M_PAD: tl.constexpr,
+    NORMED: tl.constexpr,
     PADDED: tl.constexpr,
     KEYS_TOO: tl.constexpr,
 ):
@@ -65,13 +67,13 @@ def store_kernel(
     n, m = tl.arange(0, N_PAD)[:, None], tl.arange(0, M_PAD)[:, None]
     low = tl.load(row + n * H + half, mask=n < N, other=0.0).to(tl.float32)
     high = tl.load(row + n * H + H // 2 + half, mask=n < N, other=0.0).to(tl.float32)
-    low, high = normed_rotated(low, high, q_weight, cos_h, sin_h, eps, H)
+    low, high = normed_rotated(low, high, q_weight, cos_h, sin_h, eps, H, NORMED)
     tl.store(row + n * H + half, low.to(qkv.dtype.element_ty), mask=n < N)
     tl.store(row + n * H + H // 2 + half, high.to(qkv.dtype.element_ty), mask=n < N)
     keys = row + N * H
     low = tl.load(keys + m * H + half, mask=m < M, other=0.0).to(tl.float32)
     high = tl.load(keys + m * H + H // 2 + half, mask=m < M, other=0.0).to(tl.float32)
-    low, high = normed_rotated(low, high, k_weight, cos_h, sin_h, eps, H)
+    low, high = normed_rotated(low, high, k_weight, cos_h, sin_h, eps, H, NORMED)
     if KEYS_TOO:
         tl.store(keys + m * H + half, low.to(qkv.dtype.element_ty), mask=m < M)
         tl.store(keys + m * H + H // 2 + half, high.to(qkv.dtype.element_ty), mask=m < M)
@@ -152,6 +154,7 @@ def step_kernel(
     G_PAD: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    NORMED: tl.constexpr,
     GATED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -175,12 +178,12 @@ def step_kernel(
     heads = row + (head * G + g)[:, None] * H
     low = tl.load(heads + half, mask=(g < G)[:, None], other=0.0).to(tl.float32)
     high = tl.load(heads + H // 2 + half, mask=(g < G)[:, None], other=0.0).to(tl.float32)
-    low, high = normed_rotated(low, high, q_weight, cos_h, sin_h, eps, H)
+    low, high = normed_rotated(low, high, q_weight, cos_h, sin_h, eps, H, NORMED)
     q_low, q_high = low.to(dtype), high.to(dtype)
     keys = row + (N + head) * H
     low = tl.load(keys + half).to(tl.float32)
     high = tl.load(keys + H // 2 + half).to(tl.float32)
-    low, high = normed_rotated(low, high, k_weight, cos_h, sin_h, eps, H)
+    low, high = normed_rotated(low, high, k_weight, cos_h, sin_h, eps, H, NORMED)
     k_low, k_high = low.to(dtype), high.to(dtype)
     v_new = tl.load(row + (N + M + head) * H + full)
     cache = (batch * M + head) * C * H
@@ -264,9 +267,13 @@ def rope_tables(
     return angles.cos(), angles.sin()
 
 
+Norms = tuple[Tensor, Tensor, float]
+"""Weights of the query and of the key norm, and their epsilon."""
+
+
 def store(
     qkv_BTH: Tensor,
-    norms: tuple[Tensor, Tensor, float],
+    norms: Norms | None,
     tables: tuple[Tensor, Tensor],
     k_BMCH: Tensor,
     v_BMCH: Tensor,
@@ -279,7 +286,7 @@ def store(
 
     Args:
         qkv_BTH: contiguous projections, last dimension (N + 2M) H.
-        norms: weights of the query and key norm, and their epsilon.
+        norms: of each query and key; None: none.
         tables: from `rope_tables`.
         k_BMCH: key cache; token t of row b goes to slot ``lengths_B[b] + t``, modulo the slots,
             unless a later token of the call takes it.
@@ -291,11 +298,13 @@ def store(
     batch, time, width = qkv_BTH.shape
     _, num_kv, slots, head_dim = k_BMCH.shape
     num_heads = width // head_dim - 2 * num_kv
+    q_weight, k_weight, eps = norms or (*tables, 0.0)  # Addresses that are not read.
     store_kernel[(batch * time,)](
-        qkv_BTH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B,
-        lengths_B if real_B is None else real_B, time, slots, norms[2],
+        qkv_BTH, q_weight, k_weight, *tables, k_BMCH, v_BMCH, lengths_B,
+        lengths_B if real_B is None else real_B, time, slots, eps,
         num_heads, num_kv, head_dim, triton.next_power_of_2(num_heads),
-        triton.next_power_of_2(num_kv), real_B is not None, keys_too, num_warps=4,
+        triton.next_power_of_2(num_kv), norms is not None, real_B is not None, keys_too,
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -313,7 +322,7 @@ def num_parts(batch: int, num_kv: int, slots: int) -> int:
 
 def step(
     qkv_BH: Tensor,
-    norms: tuple[Tensor, Tensor, float],
+    norms: Norms | None,
     tables: tuple[Tensor, Tensor],
     k_BMCH: Tensor,
     v_BMCH: Tensor,
@@ -337,15 +346,18 @@ def step(
     num_heads = width // head_dim - 2 * num_kv
     parts = parts or num_parts(batch, num_kv, slots)
     out_BNH = qkv_BH.new_empty(batch, num_heads * head_dim)
-    gate = out_BNH if gate_BN is None else gate_BN  # An address that is not read.
+    # Addresses that are not read, where there are no gates or no norms.
+    gate = out_BNH if gate_BN is None else gate_BN
+    q_weight, k_weight, eps = norms or (*tables, 0.0)
     shape = (batch * num_heads, parts) if parts > 1 else (1, 1)
     part_max, part_sum = (qkv_BH.new_empty(shape, dtype=torch.float32) for _ in range(2))
     part_out = qkv_BH.new_empty(*shape, head_dim, dtype=torch.float32)
     step_kernel[(batch * num_kv, parts)](
-        qkv_BH, norms[0], norms[1], *tables, k_BMCH, v_BMCH, lengths_B, gate, out_BNH,
-        part_max, part_sum, part_out, slots, norms[2], scale, num_heads, num_kv, head_dim,
+        qkv_BH, q_weight, k_weight, *tables, k_BMCH, v_BMCH, lengths_B, gate, out_BNH,
+        part_max, part_sum, part_out, slots, eps, scale, num_heads, num_kv, head_dim,
         max(16, triton.next_power_of_2(num_heads // num_kv)), parts, block,
-        gate_BN is not None, pdl, num_warps=warps, num_stages=stages, launch_pdl=pdl,
+        norms is not None, gate_BN is not None, pdl,
+        num_warps=warps, num_stages=stages, launch_pdl=pdl,
     )  # fmt: skip
     if parts > 1:
         join_kernel[(batch * num_heads,)](

@@ -42,16 +42,17 @@ class AutoEncoder(nn.Module):
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits of every token of the sequence, (B, T, V)."""
         last_BD = self.decoder.hidden(ids_BT)[:, -1]
-        places_TD = sine_positions(ids_BT.shape[1], last_BD.shape[1]).to(last_BD)
+        # Made on the device: a copy from the host would keep a card's step from being captured.
+        places_TD = sine_positions(ids_BT.shape[1], last_BD.shape[1], last_BD.device).to(last_BD)
         logits_BTV: Tensor = self.head(self.expand(last_BD[:, None] + places_TD))
         return logits_BTV
 
 
-def sine_positions(num_positions: int, width: int) -> Tensor:
-    """Sine-cosine positions (arXiv 1706.03762, section 3.5), (T, D)."""
-    steps_T1 = torch.arange(num_positions, dtype=torch.float32)[:, None]
-    rates_D = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
-    places_TD = torch.zeros(num_positions, width)
+def sine_positions(num_positions: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sine-cosine positions (arXiv 1706.03762, section 3.5), (T, D) in float32."""
+    steps_T1 = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None]
+    rates_D = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10_000.0) / width))
+    places_TD = torch.zeros(num_positions, width, device=device)
     places_TD[:, 0::2] = torch.sin(steps_T1 * rates_D)
     places_TD[:, 1::2] = torch.cos(steps_T1 * rates_D[: width // 2])
     return places_TD
@@ -60,4 +61,6 @@ def sine_positions(num_positions: int, width: int) -> Tensor:
 def reconstruction_loss(model: AutoEncoder, batch: Batch) -> Tensor:
     """Mean cross-entropy over the tokens to rebuild."""
     logits_BTV = model(batch.ids_BT)
-    return F.cross_entropy(logits_BTV.transpose(1, 2), batch.targets_BT, ignore_index=IGNORE)
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORE
+    )

@@ -37,7 +37,7 @@ def read(files: list[Path]) -> tuple[dict[str, Footprint], Comparison]:
                 found.append(Compared(row["name"], footprint, profile))
     if len(firsts) != 1 or len({each.profile.identity for each in found}) != 1:
         sys.exit("the files were not measured beside one design on one target")
-    return footprints, Comparison(firsts.pop(), found)
+    return footprints, Comparison(firsts.pop(), found, {})
 
 
 def printed(found: Comparison, name: str) -> None:

@@ -16,6 +16,7 @@ from archloop.profiling.record import Interval
 from archloop.report import designs as picture
 from archloop.search.study import Study
 from archloop.stack.footprint import footprint
+from archloop.workers.deaths import WorkerError
 from report import studies
 from search.stand_in import StandIn, no_time, recipe
 
@@ -58,7 +59,7 @@ def test_the_first_models_curve_is_what_its_ratios_say(tmp_path: Path) -> None:
     contexts = [str(at.context) for at in told.figures]
     told = told.model_copy(update={"ratios": {at: {"decode_p50_ms": ratio} for at in contexts}})
     shown = footprint(spec, [at.context for at in told.figures])
-    found = comparing.Comparison("a", [comparing.Compared("b", shown, told)])
+    found = comparing.Comparison("a", [comparing.Compared("b", shown, told)], {})
     curves = found.curves()
     assert list(curves) == ["decode_p50_ms"]
     for at in told.figures:
@@ -79,7 +80,7 @@ def test_what_is_measured_is_drawn_below_the_estimates(tmp_path: Path) -> None:
         }
     )
     drawn = {name: footprint(spec, contexts) for name in ("a", "b", "left out")}
-    found = comparing.Comparison("a", [comparing.Compared("b", drawn["b"], told)])
+    found = comparing.Comparison("a", [comparing.Compared("b", drawn["b"], told)], {})
     sizes = []
     for name, measured in (("estimates.svg", None), ("both.svg", found.curves())):
         file = tmp_path / name
@@ -111,6 +112,25 @@ def test_what_was_measured_before_a_stop_is_told(
     # What the first model exports is there for all; each has a folder of its own beside it.
     assert len({directory for directory, _ in folders}) == len(folders)
     assert len({artifacts for _, artifacts in folders}) == 1
+
+
+def test_a_model_that_cannot_be_measured_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_first(*_: object, directory: Path, **__: object) -> object:
+        if directory.name == "0":
+            raise WorkerError("crashed", "the process died")
+        return studies.profile(2.0).model_copy(update={"ratios": {"256": {}, "1024": {}}})
+
+    monkeypatch.setattr("archloop.profiling.profile", fails_first)
+    files = [spec_file(tmp_path, pattern) for pattern in ("AA", "CC", "AC")]
+    shown = CliRunner().invoke(app, ["compare", *files, "--contexts", "256,1024", "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert [each["name"] for each in json.loads(shown.stdout)] == files[2:]
+    assert f"{files[1]} is not measured: " in shown.stderr
+    assert "the process died" in shown.stderr
+    alone = CliRunner().invoke(app, ["compare", *files[:2], "--contexts", "256,1024"])
+    assert alone.exit_code != 0
 
 
 def test_options_of_one_half_are_refused_by_the_other(tmp_path: Path) -> None:

@@ -168,13 +168,16 @@ def _runnable(built: "dict[str, StackSpec]", runtime: str) -> "dict[str, StackSp
 
     engine = registry.get("runtimes", runtime)()
     lacking = {name: engine.unsupported(spec) for name, spec in built.items()}
-    for name, why in lacking.items():
-        if why is not None:
-            stderr.print(f"{name} is not measured: {why}", markup=False, soft_wrap=True)
+    _say_lacking({name: why for name, why in lacking.items() if why is not None})
     found = {name: spec for name, spec in built.items() if lacking[name] is None}
     if not found:
         raise UserError(f"--runtime {runtime} runs none of the designs")
     return found
+
+
+def _say_lacking(lacking: dict[str, str]) -> None:
+    for name, why in lacking.items():
+        stderr.print(f"{name} is not measured: {why}", markup=False, soft_wrap=True)
 
 
 def _measured(
@@ -190,6 +193,7 @@ def _measured(
     with watched(stderr) as progress:
         config = ProfileConfig(processes=processes)
         found = comparing.measured(specs, target, config, progress)
+    _say_lacking(found.lacking)
     if show:
         found.show(Console(highlight=False))
     return found

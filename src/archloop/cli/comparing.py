@@ -53,11 +53,13 @@ class Comparison(NamedTuple):
     Attributes:
         first: its name.
         others: in the order in which they were named; the first itself, if it was alone.
+        lacking: by name, why one could not be measured.
         stopped: what ended the measuring before all were measured.
     """
 
     first: str
     others: list[Compared]
+    lacking: dict[str, str]
     stopped: KeyboardInterrupt | None = None
 
     def plain(self) -> list[dict[str, Any]]:
@@ -110,16 +112,18 @@ def measured(
     Raises:
         KeyboardInterrupt: it was stopped before any model was measured.
         UserError: the target names what there is not.
-        WorkerError: a model cannot be run there, or a process died.
+        WorkerError: none of the models could be measured; why the last one could not.
     """
     from archloop.devices.lease import held
     from archloop.profiling import profile
     from archloop.profiling.nursery import Nursery
     from archloop.stack.footprint import footprint
+    from archloop.workers.deaths import WorkerError
 
     (first, reference), *others = specs.items()
     pairs = [(first, reference), *others] if len(specs) == 1 else others
     found: list[Compared] = []
+    lacking: dict[str, str] = {}
     stopped: KeyboardInterrupt | None = None
     with Scratch("compare") as scratch, held(target.claims()), Nursery() as nursery:
         for index, (name, spec) in enumerate(pairs):
@@ -143,8 +147,13 @@ def measured(
                     raise
                 stopped = interrupt
                 break
+            except WorkerError as error:
+                if index + 1 == len(pairs) and not found:
+                    raise
+                lacking[name] = str(error)
+                continue
             found.append(Compared(name, footprint(spec, list(target.contexts)), told))
-    return Comparison(first, found, stopped)
+    return Comparison(first, found, lacking, stopped)
 
 
 def verdict(ratio: "Interval") -> str:

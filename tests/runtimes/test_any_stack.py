@@ -206,10 +206,10 @@ def test_kernels_run_what_has_a_form_and_nothing_else() -> None:
         return [half.is_fused for half in FusedDecoder(decoder).halves]
 
     assert fused("conv-gla-gqa") == [True, True, False, True, True, True]
-    assert fused("post-norms") == [False, False, False, False]
+    assert fused("post-norms") == [True, True, False, False]
     assert fused("channel-moe") == [True, True, True, True]
     assert fused("granite-router") == [True, False]
     assert fused("partial-rope") == fused("slowed-rope") == [True]
-    assert fused("gated-heads") == [False]
+    assert fused("gated-heads") == [True]
     assert fused("narrow-window") == [True] * 4
     assert fused("shared-state") == [False, True, False, True, True, True]

@@ -53,13 +53,14 @@ def test_parts_of_the_slots_say_what_a_loop_over_rows_says(shape, dtype, monkeyp
     last[-1] = slots - 1
     for row, end in enumerate(last.tolist()):
         cache[row, :, end + 1 :] = torch.nan
-    out = gpu.attention_step(q, k, v, last, 0.2)
-    assert error(out, loop(q, k, v, last, 0.2)) < ERROR[dtype]
+    scale = key_width**-0.5
+    out = gpu.attention_step(q, k, v, last, scale)
+    assert error(out, loop(q, k, v, last, scale)) < ERROR[dtype]
     # Behind a ring's last slot every slot is seen.
     cache = torch.randn_like(cache)
     k, v = cache[:, :, :slots, :key_width], cache[:, :, :slots, -width:]
-    out = gpu.attention_step(q, k, v, last + slots, 0.2)
-    assert error(out, loop(q, k, v, last + slots, 0.2)) < ERROR[dtype]
+    out = gpu.attention_step(q, k, v, last + slots, scale)
+    assert error(out, loop(q, k, v, last + slots, scale)) < ERROR[dtype]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="a dispatcher knows devices, no interpreter")

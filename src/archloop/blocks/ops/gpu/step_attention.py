@@ -28,7 +28,7 @@ def _part_kernel(
     q_ptr, k_ptr, v_ptr, last_ptr, top_ptr, sum_ptr, out_ptr,
     q_b, q_m, q_g, k_b, k_m, k_s, v_b, v_m, v_s, scale, M, G, S,
     K: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, CHUNK: tl.constexpr, GP: tl.constexpr,
-    PARTS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Maximum, sum and unscaled output of some query heads over one part of the slots in use."""
     batch, m = (tl.program_id(0) // M).to(tl.int64), tl.program_id(0) % M
@@ -54,14 +54,14 @@ def _part_kernel(
             mask_k = (k < K)[:, None] & inside[None, :]
             q = tl.load(queries + k[None, :], mask=mask_q, other=0.0)
             key = tl.load(keys + place[None, :] * k_s + k[:, None], mask=mask_k, other=0.0)
-            score += tl.dot(q, key, input_precision=PRECISION)
+            score += tl.dot(q, key, input_precision="ieee")
         score = tl.where(inside[None, :], score * (scale * 1.4426950408889634), -1e30)
         new_top = tl.maximum(top, tl.max(score, 1))
         fade, weight = tl.exp2(top - new_top), tl.exp2(score - new_top[:, None])
         mask_v = inside[:, None] & (w < V)[None, :]
         v = tl.load(values + place[:, None] * v_s + w[None, :], mask=mask_v, other=0.0)
         total = total * fade + tl.sum(weight, 1)
-        out = out * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+        out = out * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
         top = new_top
     row = (tl.program_id(0).to(tl.int64) * G + g) * PARTS + part
     tl.store(top_ptr + row, top, mask=g < G)
@@ -116,7 +116,7 @@ def attention_step(
         *q_BMGK.stride()[:3], *k_BMSK.stride()[:3], *v_BMSV.stride()[:3], scale,
         num_kv, group, slots, key_width, width, max(16, triton.next_power_of_2(width)),
         min(128, max(16, triton.next_power_of_2(key_width))), heads, parts,
-        32 if is_wide or q_BMGK.dtype == torch.float32 else 64, "ieee",
+        32 if is_wide or q_BMGK.dtype == torch.float32 else 64,
         num_warps=8 if is_wide else 4, num_stages=2,
     )  # fmt: skip
     y_BMGV = q_BMGK.new_empty(batch, num_kv, group, width)

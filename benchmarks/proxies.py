@@ -15,6 +15,9 @@
     --million N      tokens of a training, in millions (default 12)
     --seeds N        default 2; of `ratios` 4
     --limit N        examples of an evaluation, as they were prepared (default 128)
+    --width N        of the stacks (default 192: 4 million parameters; 448: 20 million); by its
+                     width a stack's rate is scaled
+    --whole          no trainings of a tenth
     --blocks N       cut every stack to its first blocks, for a try
 """
 
@@ -92,10 +95,15 @@ RATIOS = {
 
 def keys(asked: argparse.Namespace) -> list[str]:
     """Names of the trainings, in the order in which they are worth most."""
+    end = "" if asked.width == WIDTH else f" {asked.width}"
     if asked.plan == "ratios":
-        return [f"ratios {s} {seed} 1" for seed in range(asked.seeds or 4) for s in RATIOS]
-    seeds = range(asked.seeds or 2)
-    return [f"reliability {s} {seed} {sh:g}" for sh in (1, TENTH) for seed in seeds for s in STACKS]
+        return [f"ratios {s} {seed} 1{end}" for seed in range(asked.seeds or 4) for s in RATIOS]
+    return [
+        f"reliability {stack} {seed} {share:g}{end}"
+        for share in ((1.0,) if asked.whole else (1.0, TENTH))
+        for seed in range(asked.seeds or 2)
+        for stack in STACKS
+    ]
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -220,24 +228,25 @@ def load(file: Path, limit: int) -> Data:
 # --- one training -------------------------------------------------------------------------------
 
 
-def spec_of(layout: str, expansion: float, vocab: int) -> Any:
+def spec_of(layout: str, expansion: float, vocab: int, width: int) -> Any:
     from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
     channel = ChannelMixerSpec(name="swiglu", config={"expansion": expansion})
     mixers = [MixerSpec(name=FAMILIES[x][0], config=FAMILIES[x][1]) for x in layout]
     blocks = tuple(BlockSpec(mixers=(mixer,), channel_mixer=channel) for mixer in mixers)
-    return StackSpec(d_model=WIDTH, vocab_size=vocab, blocks=blocks)
+    return StackSpec(d_model=width, vocab_size=vocab, blocks=blocks)
 
 
-def chosen_spec(plan_name: str, stack: str, blocks: int | None, vocab: int) -> Any:
+def chosen_spec(asked: argparse.Namespace, stack: str, vocab: int) -> Any:
     """Of `ratios` each has as many parameters as attention alone at an expansion of 2.5."""
     from archloop.stack import cost
 
-    if plan_name == "reliability":
+    blocks, width = asked.blocks, asked.width
+    if asked.plan == "reliability":
         layout, expansion = STACKS[stack]
-        return spec_of(layout[:blocks], expansion, vocab)
-    wanted = cost.num_params(spec_of(RATIOS["1:0"][:blocks], 2.5, vocab))
-    fits = [spec_of(RATIOS[stack][:blocks], 0.5 + i / 32, vocab) for i in range(128)]
+        return spec_of(layout[:blocks], expansion, vocab, width)
+    wanted = cost.num_params(spec_of(RATIOS["1:0"][:blocks], 2.5, vocab, width))
+    fits = [spec_of(RATIOS[stack][:blocks], 0.5 + i / 32, vocab, width) for i in range(128)]
     return min(fits, key=lambda spec: abs(cost.num_params(spec) - wanted))
 
 
@@ -251,9 +260,9 @@ def train_and_score(asked: argparse.Namespace, key: str) -> jobs.Record:
     from archloop.stack.decoder import Decoder
     from archloop.training.loop import TrainingConfig, train
 
-    _, stack, seed, share = key.split()
+    stack, seed, share = key.split()[1:4]
     data = load(asked.data, asked.limit)
-    spec = chosen_spec(asked.plan, stack, asked.blocks, data.mixture.vocab_size)
+    spec = chosen_spec(asked, stack, data.mixture.vocab_size)
     torch.manual_seed(int(seed))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = Decoder(spec).to(device)
@@ -320,6 +329,8 @@ def main() -> None:
     parser.add_argument("--million", type=float, default=12)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--limit", type=int, default=128)
+    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--blocks", type=int)
     asked = parser.parse_args()
     if asked.plan == "prepare":

@@ -94,25 +94,31 @@ def compare(
         _write(built, specs)
     title = f"Designs at {at_budget} parameters, vocabulary of {vocab_size:,}"
     designs = _estimate(built, title, _lengths(contexts or CONTEXTS), plot, show=not as_json)
-    measured: list[dict[str, Any]] = []
-    stopped: KeyboardInterrupt | None = None
+    found: "Comparison | None" = None
     if profile:
         target = target_of(device, runtime, quant, threads, _lengths(contexts or MEASURED))
         found = _measured(_runnable(built, runtime), target, processes, show=not as_json)
-        measured, stopped = found.plain(), found.stopped
         _draw(designs, f"{title}; {runtime}, {quant}", plot, found.curves())
+    stopped = None if found is None else found.stopped
     trained: dict[str, Any] = {}
     if train is not None and stopped is None:
         assert recipe is not None
         trained = _trained(recipe, runs, budget, built, train, show=not as_json)
     if as_json:
-        told = ("beside", "measured", "verdicts")
-        by_name = {row["name"]: {key: row[key] for key in told} for row in measured}
-        rows = [{"name": name, **found.model_dump()} for name, found in designs.items()]
-        more = [by_name.get(row["name"], {}) | trained.get(row["name"], {}) for row in rows]
-        print_json([row | found for row, found in zip(rows, more, strict=True)])
+        print_json(_rows(designs, found, trained))
     if stopped is not None:
         raise stopped
+
+
+def _rows(
+    designs: "dict[str, Footprint]", found: "Comparison | None", trained: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """As JSON: a design each, with what was measured and trained of it."""
+    rows = [{"name": name, **design.model_dump()} for name, design in designs.items()]
+    told = ("beside", "measured", "verdicts")
+    measured = [] if found is None else found.plain()
+    by_name = {row["name"]: {key: row[key] for key in told} for row in measured}
+    return [row | by_name.get(row["name"], {}) | trained.get(row["name"], {}) for row in rows]
 
 
 def _check(

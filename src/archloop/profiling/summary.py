@@ -129,7 +129,7 @@ def spare_cores(device: DeviceInfo, on_card: bool) -> int:
     return max(0, device.num_cores - 2) if on_card else 0
 
 
-def load_flags(pairs: tuple[PairSamples, ...], spare: int) -> Iterator[str]:
+def load_flags(pairs: tuple[PairSamples, ...], spare: int = 0) -> Iterator[str]:
     """What the device had to do beside the measurement, in plain words.
 
     Args:

@@ -94,7 +94,7 @@ def compare(
         _write(built, specs)
     title = f"Designs at {at_budget} parameters, vocabulary of {vocab_size:,}"
     designs = _estimate(built, title, _lengths(contexts or CONTEXTS), plot, show=not as_json)
-    found: "Comparison | None" = None
+    found: Comparison | None = None
     if profile:
         target = target_of(device, runtime, quant, threads, _lengths(contexts or MEASURED))
         found = _measured(_runnable(built, runtime), target, processes, show=not as_json)

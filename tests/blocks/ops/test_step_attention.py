@@ -75,3 +75,5 @@ def test_a_step_without_gradients_is_dispatched_and_one_with_them_is_not() -> No
         compiled = torch.compile(attention_step, fullgraph=True)
         for found in (attention_step(q, k, v, last, 0.2), compiled(q, k, v, last, 0.2)):
             assert error(found, loop(q, k, v, last, 0.2)) < ERROR[torch.float32]
+        few_bits = attention_step(q.bfloat16(), k, v, last, 0.2)
+        assert error(few_bits, loop(q, k, v, last, 0.2)) < ERROR[torch.bfloat16]

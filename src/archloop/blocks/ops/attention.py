@@ -67,6 +67,8 @@ def attention_step(
         scale: factor on q.k.
     """
     if q_BMGK.is_cuda and not torch.is_grad_enabled():
+        # Under autocast queries have fewer bits than a cache that was made outside.
+        k_BMSK, v_BMSV = k_BMSK.to(q_BMGK.dtype), v_BMSV.to(q_BMGK.dtype)
         y_BMGV: Tensor = _step_on_gpu(q_BMGK, k_BMSK, v_BMSV, last_B, scale)
         return y_BMGV
     return _masked_step(q_BMGK, k_BMSK, v_BMSV, last_B, scale)
@@ -85,7 +87,7 @@ def _step_on_gpu(
     q_BMGK: Tensor, k_BMSK: Tensor, v_BMSV: Tensor, last_B: Tensor, scale: float
 ) -> Tensor:
     """One operator to PyTorch's compiler, which knows no way to split the slots."""
-    if triton_kernels.fusible(q_BMGK) and k_BMSK.dtype == q_BMGK.dtype:
+    if triton_kernels.fusible(q_BMGK):
         from archloop.blocks.ops.gpu import step_attention as gpu
 
         if max(q_BMGK.shape[-1], v_BMSV.shape[-1]) <= gpu.WIDEST:

@@ -1,21 +1,23 @@
 """An Android phone over adb: programs run in its shell, artifacts lie where a shell may run them.
 
-There is no Python there, so a runtime needs a runner of its own for the phone's processor
-(`Runtime.runner`). The phone's own files tell load, clock, temperature and charge; a phone that is
-charging, or hot, is flagged like any other device, and not refused.
+There is no Python there, so a runtime needs a program of its own for the phone's processor
+(`Runtime.runner`). The phone's own files and services tell load, clock, temperature and charge; a
+phone that is charging, or hot, is flagged like any other device, and not refused.
 """
 
 import hashlib
+import re
 import shlex
 import shutil
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import DeviceError, DeviceInfo
-from archloop.devices.remote import RemoteDevice
+from archloop.devices.base import DeviceError, DeviceInfo, Readings
+from archloop.devices.remote import READINGS, RemoteDevice, parsed
 
 _PUSH_S = 600.0
 _GONE = ("device offline", "no devices", "not found", "unauthorized", "device still", "closed")
@@ -31,6 +33,14 @@ _ABOUT = linux.script(
         "kernel": ("uname", "-r"),
     },
 )
+_STATE = linux.script(
+    patterns={"caps": linux.CAPS},
+    commands={"battery": ("dumpsys", "battery"), "heat": ("dumpsys", "thermalservice")},
+)
+_CHARGING = "2"
+"""Of Android's `BatteryManager`: BATTERY_STATUS_CHARGING."""
+_CPU_HEAT = re.compile(r"mValue=(-?[\d.]+), mType=0,")
+"""A sensor of the processor, as the thermal service lists it."""
 
 
 class Android(RemoteDevice):
@@ -70,6 +80,11 @@ class Android(RemoteDevice):
             os=f"Android {told.get('release', '').strip()}, {told.get('kernel', '').strip()}",
         )
 
+    def readings(self) -> Readings:
+        printed = self.ask(f"{READINGS}\n{_STATE}")
+        state = _state(linux.sections(printed))
+        return parsed(printed, time.monotonic()).model_copy(update=state)
+
     def push(self, local: Path) -> str:
         # Named by its sender too: another study may push the same files, and remove its own.
         there = f"{self.config.folder}/{_digest(local)}-{self.sender}"
@@ -107,6 +122,28 @@ class Android(RemoteDevice):
     @property
     def label(self) -> str:
         return f"device android:{self.config.serial or 'the one connected'}"
+
+
+def _state(told: linux.Files) -> dict[str, Any]:
+    """Fields of readings that only a phone has, or tells in its own way; nonsense is left out."""
+    battery, heat = linux.table(told.get("battery", "")), told.get("heat", "")
+    level, scale = battery.get("level", ""), battery.get("scale", "")
+    status = battery.get("status", "")
+    throttling = linux.table(heat).get("Thermal Status", "")
+    # What is listed last is read from the sensors now; what is above it was kept from before.
+    now = heat.rpartition("Current temperatures from HAL")[2]
+    sensors = [float(value) for value in _CPU_HEAT.findall(now)]
+    state = {
+        # Phones end programs when memory runs short by one of their own, which no kernel counts.
+        "oom_kills": None,
+        "clock_cap_mhz": linux.mean_mhz(told.get("caps", "").split("\n")),
+        "throttling": int(throttling) if throttling.isdigit() else None,
+        "charging": status == _CHARGING if status.isdigit() else None,
+    }
+    if level.isdigit() and scale.isdigit() and int(scale):
+        state["battery_percent"] = 100 * int(level) / int(scale)
+    # The files of a phone's sensors have no unit in common, so that the service goes first.
+    return state | ({"temperature_c": max(sensors)} if sensors else {})
 
 
 def _says_gone(line: str) -> bool:

@@ -83,6 +83,11 @@ class Readings(BaseModel):
         governor: what chooses the clock of the processor's cores, as ``performance``; several are
             joined by commas.
         affinity: cores that archloop's own process may use, which its workers inherit.
+        clock_cap_mhz: mean over cores of the clock that the system allows at the moment, which is
+            lower while a phone is too warm.
+        throttling: how much the system says it slows down for heat, from 0, not at all, to 6.
+        battery_percent: charge of the battery.
+        charging: it is being charged, which warms the device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,6 +102,10 @@ class Readings(BaseModel):
     load: float | None = None
     governor: str | None = None
     affinity: tuple[int, ...] | None = None
+    clock_cap_mhz: float | None = None
+    throttling: int | None = None
+    battery_percent: float | None = None
+    charging: bool | None = None
 
 
 class Accelerator(BaseModel):
@@ -244,6 +253,10 @@ class Device(ABC):
 
     def python_argv(self) -> tuple[str, ...] | None:
         """The Python there that can import archloop, with its options; None if there is none."""
+        return None
+
+    def programs(self) -> Path | None:
+        """Folder of this machine with engines' own programs for the device; None: there is none."""
         return None
 
     def is_gone(self, status: int, last_line: str) -> bool:

@@ -11,6 +11,7 @@ from archloop.devices.base import Accelerator, Readings
 
 CPUINFO, MEMINFO, STAT, VMSTAT = "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/vmstat"
 CLOCKS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"
+CAPS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_max_freq"
 GOVERNORS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
 LOADAVG = "/proc/loadavg"
 SENSORS = "/sys/class/thermal/thermal_zone*/temp"
@@ -74,18 +75,23 @@ def readings(
     """
     busy_s, steal_s = _cpu_seconds(files, ticks)
     kills = table(files.get(VMSTAT, ""), " ").get("oom_kill", "")
-    mhz = _thousandths(clocks)
     return Readings(
         time_s=time_s,
         busy_s=busy_s,
         steal_s=steal_s,
-        clock_mhz=sum(mhz) / len(mhz) if mhz else None,
+        clock_mhz=mean_mhz(clocks),
         temperature_c=max(_thousandths(sensors), default=None),
         available_memory_bytes=_kib(files, "MemAvailable"),
         oom_kills=int(kills) if kills.isdigit() else None,
         load=_load(files.get(LOADAVG, "")),
         governor=",".join(sorted({word.strip() for word in governors} - {""})) or None,
     )
+
+
+def mean_mhz(clocks: Iterable[str]) -> float | None:
+    """Of files in kHz; None where there are none."""
+    mhz = _thousandths(clocks)
+    return sum(mhz) / len(mhz) if mhz else None
 
 
 def processor(files: Files) -> str | None:

@@ -12,13 +12,25 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import IO
+from pathlib import Path
+from typing import IO, Annotated
+
+from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import Device, DeviceError, Readings, full_disk, in_a_shell, piped
+from archloop.devices.base import (
+    QUIET_CORES,
+    Device,
+    DeviceError,
+    Readings,
+    full_disk,
+    in_a_shell,
+    piped,
+)
 
 ANSWER_S = 60.0
 """Within which a device must have answered."""
+_SAMPLE_S = 0.5
 READINGS = linux.script(
     files=(linux.STAT, linux.MEMINFO, linux.VMSTAT, linux.LOADAVG),
     patterns={
@@ -32,6 +44,18 @@ READINGS = linux.script(
 
 class RemoteDevice(Device):
     """A device that a program of this machine, the client, runs shell lines on."""
+
+    class Config(Device.Config):
+        """What such devices share.
+
+        Attributes:
+            programs: folder of this machine with engines' own programs, built for the device's
+                processor, such as ``llama-bench``: for a device without Python.
+        """
+
+        programs: Annotated[str, Field(min_length=1)] | None = None
+
+    config: Config
 
     @property
     @abstractmethod
@@ -54,6 +78,27 @@ class RemoteDevice(Device):
 
     def readings(self) -> Readings:
         return parsed(self.ask(READINGS), time.monotonic())
+
+    def wait_until_ready(self, timeout_s: float) -> bool:
+        """As every device; both readings of a sample come over one connection.
+
+        Making one keeps the far side busier than the limit allows.
+        """
+        deadline = time.monotonic() + timeout_s
+        pause = f"sleep {_SAMPLE_S}; echo '== next'"
+        while True:
+            first, _, second = self.ask(f"{READINGS}\n{pause}\n{READINGS}").partition("== next")
+            before, after = parsed(first, 0.0), parsed(second, _SAMPLE_S)
+            if before.busy_s is None or after.busy_s is None:
+                return True
+            if (after.busy_s - before.busy_s) / _SAMPLE_S <= QUIET_CORES:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+
+    def programs(self) -> Path | None:
+        folder = self.config.programs
+        return None if folder is None else Path(folder).expanduser().resolve()
 
     def remove(self, path: str) -> None:
         assert path.startswith(f"{self.pushed_to}/"), f"{path} was not pushed"

@@ -10,7 +10,6 @@ import io
 import shlex
 import shutil
 import tarfile
-import time
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +17,11 @@ from typing import Annotated
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import QUIET_CORES, DeviceError, DeviceInfo
-from archloop.devices.remote import ANSWER_S, READINGS, RemoteDevice, parsed
+from archloop.devices.base import DeviceError, DeviceInfo
+from archloop.devices.remote import ANSWER_S, RemoteDevice
 
 _BROKEN = 255
 """Exit status of the client when there is no connection, or none any more."""
-_SAMPLE_S = 0.5
 _WORD = r"[A-Za-z0-9_.:@%\[\]][A-Za-z0-9_.:@%\[\]-]*"
 """No leading dash, which would be an option, and nothing that a shell reads."""
 
@@ -89,23 +87,6 @@ class Ssh(RemoteDevice):
             os=told.get("system", "").strip(),
             accelerators=linux.accelerators(told.get("cards", "")),
         )
-
-    def wait_until_ready(self, timeout_s: float) -> bool:
-        """As every device; both readings of a sample come over one connection.
-
-        Making one keeps the far side busier than the limit allows.
-        """
-        deadline = time.monotonic() + timeout_s
-        pause = f"sleep {_SAMPLE_S}; echo '== next'"
-        while True:
-            first, _, second = self.ask(f"{READINGS}\n{pause}\n{READINGS}").partition("== next")
-            before, after = parsed(first, 0.0), parsed(second, _SAMPLE_S)
-            if before.busy_s is None or after.busy_s is None:
-                return True
-            if (after.busy_s - before.busy_s) / _SAMPLE_S <= QUIET_CORES:
-                return True
-            if time.monotonic() >= deadline:
-                return False
 
     def push(self, local: Path) -> str:
         packed = _packed(local)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from archloop.devices.base import DeviceInfo
+from archloop.devices.base import DeviceInfo, Readings
 from archloop.profiling.record import Figures, Interval, Profile
 from archloop.profiling.samples import ContextSamples, PairSamples, ProcessSamples, Samples
 from archloop.profiling.statistics import geometric_mean, interval, ratio_interval
@@ -11,6 +11,7 @@ _BUSY_CORES = 0.15
 _STOLEN_SHARE = 0.02
 _CLOCK_SHARE = 0.05
 _HOT_C = 85.0
+_LOW_BATTERY_PERCENT = 20
 
 Reading = Callable[[ProcessSamples, ContextSamples], float]
 
@@ -111,12 +112,15 @@ def _flags(samples: Samples) -> Iterator[str]:
     composed = sorted({at.context for at in at_contexts if not at.ttft_ms})
     for context in composed:
         yield f"TTFT at {context} is composed from prefill passes, not from whole prefills"
-    if any(not at.finite for at in at_contexts):
+    if any(at.finite is False for at in at_contexts):
         yield "some logits were not finite"
+    if any(at.finite is None for at in at_contexts):
+        yield "the engine showed no logits: that they are finite was seen at the export alone"
     if any(at.memory.swapped_bytes for at in at_contexts):
         yield "a process was partly swapped out"
     if not all(process.can_reset_peak for process in processes):
         yield "the peak could not be reset between contexts: it is that of all contexts so far"
+    yield from _battery_flags(pairs)
     yield from load_flags(pairs, spare_cores(samples.device, samples.identity.memory == "device"))
 
 
@@ -144,16 +148,43 @@ def load_flags(pairs: tuple[PairSamples, ...], spare: int = 0) -> Iterator[str]:
         yield f"other programs used up to {busy:.2f} cores during a process"
     if stolen > _STOLEN_SHARE * max(1, spare):
         yield f"the hypervisor withheld up to {stolen:.0%} of a core during a process"
-    readings = [reading for pair in pairs for reading in (pair.before, pair.after)]
-    clocks = [r.clock_mhz for r in readings if r.clock_mhz is not None]
-    if clocks and min(clocks) < (1 - _CLOCK_SHARE) * max(clocks):
-        yield f"the clock varied between {min(clocks):.0f} and {max(clocks):.0f} MHz"
+    yield from _clock_flags(pairs)
+    readings = _readings(pairs)
     governors = {r.governor for r in readings if r.governor is not None}
     if len(governors) > 1:
         yield f"the clock was governed in turn by {' and '.join(sorted(governors))}"
     hottest = max((r.temperature_c for r in readings if r.temperature_c is not None), default=0.0)
     if hottest > _HOT_C:
         yield f"the device reached {hottest:.0f} degrees Celsius"
+
+
+def _clock_flags(pairs: tuple[PairSamples, ...]) -> Iterator[str]:
+    """Whether the clock gave way; where the system tells what it allows, that and no more.
+
+    A phone at rest clocks down, and before and after a measurement it is at rest.
+    """
+    readings = _readings(pairs)
+    caps = [r.clock_cap_mhz for r in readings if r.clock_cap_mhz is not None]
+    clocks = caps or [r.clock_mhz for r in readings if r.clock_mhz is not None]
+    if clocks and min(clocks) < (1 - _CLOCK_SHARE) * max(clocks):
+        what = "the cap of the clock" if caps else "the clock"
+        yield f"{what} varied between {min(clocks):.0f} and {max(clocks):.0f} MHz"
+    if severity := max((r.throttling or 0 for r in readings), default=0):
+        yield f"the device slowed down for heat (severity {severity} of 6)"
+
+
+def _battery_flags(pairs: tuple[PairSamples, ...]) -> Iterator[str]:
+    """No disturbance that passes, so that nothing is measured again for it."""
+    readings = _readings(pairs)
+    if any(r.charging for r in readings):
+        yield "the battery was being charged, which warms the device"
+    charges = [r.battery_percent for r in readings if r.battery_percent is not None]
+    if charges and min(charges) < _LOW_BATTERY_PERCENT:
+        yield f"the battery fell to {min(charges):.0f}%, where a device may save power"
+
+
+def _readings(pairs: tuple[PairSamples, ...]) -> list[Readings]:
+    return [reading for pair in pairs for reading in (pair.before, pair.after)]
 
 
 def _other_cores(pair: PairSamples) -> float:

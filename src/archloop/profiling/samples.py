@@ -30,7 +30,8 @@ class ContextSamples(_Record):
 
     Attributes:
         open_s: loading the artifact.
-        state_bytes: of the state opened for the context and the decode steps.
+        state_bytes: of the state opened for the context and the decode steps; None where the
+            engine does not tell.
         ttft_ms: each timed prefill of the whole prompt, with sampling.
         prefill_pass_ms: where the prompt is too long to be timed whole, each timed prefill pass as
             (tokens in the state before it, ms).
@@ -38,19 +39,19 @@ class ContextSamples(_Record):
         decode_ms: each timed step, by step group.
         decode_joules: (steps, joules) of each step group, those not timed among the steps; empty
             where the device has no counter of its energy.
-        finite: all logits were finite.
+        finite: all logits were finite; None where the engine showed none.
     """
 
     context: int
     open_s: float
-    state_bytes: int
+    state_bytes: int | None
     ttft_ms: tuple[float, ...]
     prefill_pass_ms: tuple[tuple[int, float], ...]
     prefill_pass_tokens: int
     decode_ms: tuple[tuple[float, ...], ...]
     decode_joules: tuple[tuple[int, float], ...] = ()
     memory: Memory
-    finite: bool
+    finite: bool | None
 
     @property
     def prefill_ms(self) -> float:

@@ -51,12 +51,16 @@ class Subject:
         self.prefill_pass_ms: list[tuple[int, float]] = []
         self.decode_ms: list[tuple[float, ...]] = []
         self.decode_joules: list[tuple[int, float]] = []
-        self.finite = True
+        self.finite: bool | None = True
+
+    def _see(self, finite: bool | None) -> None:
+        """Logits of one more answer; what no answer showed stays unknown."""
+        self.finite = None if finite is None or self.finite is None else self.finite and finite
 
     def prefill(self, num_tokens: int, *, fresh: bool = True) -> float:
         """Milliseconds of one prefill."""
         answer = self.worker.ask(wire.Prefill(ids=self._ids(num_tokens, self.seed), fresh=fresh))
-        self.finite &= answer.finite
+        self._see(answer.finite)
         return answer.ms
 
     def pass_ms(self, depth: int) -> float:
@@ -87,7 +91,7 @@ class Subject:
         before = self.energy()
         answer = self.worker.ask(wire.Decode(ids=ids, untimed=untimed))
         joules = spent(before, self.energy())
-        self.finite &= answer.finite
+        self._see(answer.finite)
         if timed:
             self.decode_ms.append(answer.ms)
             if joules is not None:

@@ -9,6 +9,7 @@ import errno
 import signal
 from typing import Literal
 
+from archloop.devices.base import DeviceError
 from archloop.errors import UserError
 
 Cause = Literal["crash", "timeout", "memory", "disk", "gone", "missing", "unsupported"]
@@ -68,6 +69,8 @@ def of_status(status: int, last_line: str, *, memory_ran_out: bool) -> tuple[Cau
 
 def cause_of(error: BaseException) -> Cause:
     """The cause of an error that a worker lived to report."""
+    if isinstance(error, (DeviceError, WorkerError)):
+        return error.cause
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "disk"
     if isinstance(error, MemoryError) or _says_memory(str(error).lower()):

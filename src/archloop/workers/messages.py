@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from archloop.workers.deaths import Cause
 
-VERSION = 2
+VERSION = 3
 """Of the protocol: raised whenever a message changes, and equal on both sides."""
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from archloop import registry
 from archloop.version import __version__
-from archloop.workers.deaths import cause_of, one_line
+from archloop.workers.deaths import WorkerError, cause_of, one_line
 from archloop.workers.messages import VERSION, Failure, Hello, HelloAnswer, Message, Request, abi
 from archloop.workers.victim import prefer_as_victim
 
@@ -114,6 +114,8 @@ class _Server:
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, WorkerError):
+        return error.detail
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

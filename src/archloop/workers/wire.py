@@ -1,8 +1,9 @@
 """The measuring commands: what a runner on a device is asked, and what it answers.
 
 A runner is any program that reads these messages and drives one engine: archloop's own worker
-(`profiling.worker`), or a binary in C++ written from `docs/wire.md` alone. Tokens come from the
-study, so that candidate and reference read the same ones; times are taken by the runner, around
+(`profiling.worker`), the one that drives an engine's benchmark on a device from here
+(`profiling.bench_worker`), or a binary in C++ written from `docs/wire.md` alone. Tokens come from
+the study, so that candidate and reference read the same ones; times are taken by the runner, around
 what a user of its engine would call and nothing else.
 """
 
@@ -72,7 +73,7 @@ class Opened(Message):
 
     Attributes:
         open_s: seconds that loading took.
-        state_bytes: of the state for `max_context` tokens.
+        state_bytes: of the state for `max_context` tokens; null where the engine does not tell.
         prefill_pass: most tokens that one `prefill` takes in at once; a longer prompt goes in
             passes of so many.
         plans_by_shape: the first `prefill` of a length costs more than later ones, because the
@@ -80,7 +81,7 @@ class Opened(Message):
     """
 
     open_s: float
-    state_bytes: Bytes
+    state_bytes: Bytes | None
     prefill_pass: Annotated[int, Field(ge=1)]
     plans_by_shape: bool = False
 
@@ -119,11 +120,12 @@ class Prefilled(Message):
 
     Attributes:
         ms: milliseconds from the prompt to the id of the next token.
-        finite: all logits that the token was chosen by are finite.
+        finite: all logits that the token was chosen by are finite; null where the engine shows
+            none.
     """
 
     ms: float
-    finite: bool
+    finite: bool | None
 
 
 class Prefill(Request[Prefilled]):
@@ -144,11 +146,11 @@ class Decoded(Message):
 
     Attributes:
         ms: milliseconds of each timed step.
-        finite: all logits of the last step are finite.
+        finite: all logits of the last step are finite; null where the engine shows none.
     """
 
     ms: tuple[float, ...]
-    finite: bool
+    finite: bool | None
 
 
 class Decode(Request[Decoded]):

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-WIRE = 2
+WIRE = 3
 
 
 def rms_norm(x, weight, eps):

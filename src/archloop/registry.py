@@ -58,6 +58,7 @@ KINDS = {
         shared=(
             "artifact",
             "base",
+            "benchmark",
             "block_cache",
             "exporting",
             "graphs",

@@ -28,7 +28,12 @@ def read() -> dict[str, int]:
     """
     if not _STATUS.exists():
         return _told_by_psutil()
-    pairs = (line.partition(":") for line in _STATUS.read_text().splitlines())
+    return of_status(_STATUS.read_text())
+
+
+def of_status(text: str) -> dict[str, int]:
+    """As `read`, from the text of a process's ``/proc/PID/status``."""
+    pairs = (line.partition(":") for line in text.splitlines())
     table = {key: value.split() for key, _, value in pairs}
     # Some kernels leave out the split or the swap; a missing one counts as nothing.
     return {

@@ -11,7 +11,7 @@ How each number comes about is told in `docs/methodology.md`.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from archloop import registry
@@ -26,7 +26,7 @@ from archloop.profiling.summary import load_flags, profile_from_samples, spare_c
 from archloop.profiling.target import Target
 from archloop.profiling.turns import Subject, foreseen_work, measure_context, start, wait_started
 from archloop.runtimes.artifact import Manifest
-from archloop.runtimes.base import Runtime
+from archloop.runtimes.base import Runner, Runtime
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import Role, WorkerError
 from archloop.workers.forking import ForkedProcess, Start
@@ -164,6 +164,7 @@ class _Measurement:
         self.runtime: Runtime = registry.get("runtimes", target.runtime)()
         self.about = _described(self.device)
         self.threads = target.threads or self.about.num_cores
+        self.engine: str | None = None
         self._check()
 
     def measure(self, first_pair: int, num_pairs: int, nursery: Nursery | None) -> Samples:
@@ -251,9 +252,9 @@ class _Measurement:
                 self.progress(done, f"exporting the {role}")
                 subject.artifact = self.artifacts.on_device(role, self._runner)
             wait_started(list(subjects.values()))
-            before, parent_s = self.device.readings(), time.process_time()
+            before, parent_s = self.device.readings(), self._parent_s()
             self._contexts(list(subjects.values()), index, done, share)
-            after, parent_s = self.device.readings(), time.process_time() - parent_s
+            after, parent_s = self.device.readings(), self._parent_s() - parent_s
             forked = all(
                 isinstance(subject.worker.process, ForkedProcess) for subject in subjects.values()
             )
@@ -311,8 +312,9 @@ class _Measurement:
         return worker
 
     def _start_runner(self, role: Role, name: str) -> WorkerProcess:
-        runner = self.runtime.runner(self.device)
+        runner = self._program
         files = "" if runner.files is None else self.artifacts.push(runner.files)
+        run = partial(self.nursery.run, self.device, self.runtime) if self._forks else None
         return WorkerProcess(
             self.device,
             [part.replace("{files}", files) for part in runner.argv],
@@ -320,8 +322,17 @@ class _Measurement:
             threads=self.threads,
             time_limit_s=self.config.time_limit_s,
             role=role,
-            run=partial(self.nursery.run, self.device, self.runtime) if self._forks else None,
+            run=DeviceChoice().open().run if runner.here else run,
         )
+
+    @cached_property
+    def _program(self) -> Runner:
+        """What runs artifacts on the device."""
+        return self.runtime.runner(self.device)
+
+    def _parent_s(self) -> float:
+        """Processor time that this process has used of the device's: none of another machine's."""
+        return time.process_time() if self.device.is_here else 0.0
 
     @property
     def _export_run(self) -> Start | None:
@@ -345,17 +356,19 @@ class _Measurement:
         return self.runtime.on_card if self.config.fork is None else self.config.fork
 
     def _hello(self, worker: WorkerProcess) -> None:
-        worker.hello(
+        is_here = self._program.here
+        told = worker.hello(
             runtime=self.target.runtime,
-            plugins=plugin_folders(self.artifacts),
+            plugins=[*map(str, registry.folders())] if is_here else plugin_folders(self.artifacts),
             memory_limit_bytes=self.config.memory_limit_bytes,
         )
+        self.engine = told.engine
 
     def _identity(self, manifest: Manifest, engine_empty: Memory) -> Identity:
         return Identity(
             device=self.about.label,
             runtime=manifest.runtime,
-            runtime_version=manifest.version,
+            runtime_version=self._version(manifest),
             quant=manifest.quant,
             precision=manifest.precision,
             threads=self.threads,
@@ -363,6 +376,12 @@ class _Measurement:
             decode_tokens=self.config.decode_tokens,
             memory="process" if engine_empty.device_peak_bytes is None else "device",
         )
+
+    def _version(self, manifest: Manifest) -> str:
+        """Of the engine that exported, and of the one on the device if that says another."""
+        if self.engine in (None, f"{manifest.runtime} {manifest.version}"):
+            return manifest.version
+        return f"{manifest.version}, run by {self.engine}"
 
 
 def _described(device: Device) -> DeviceInfo:

@@ -3,13 +3,15 @@
 A runtime is one file in `runtimes/` with one subclass of `Runtime` and a `Session` of its own, in
 two halves. Writing an artifact happens where the search runs, and may need an exporter or compiler
 (`missing_to_export`). Running happens on the device (`missing_to_run`, asked there), by a program
-that speaks the wire protocol (`runner`): our Python worker, which uses `load`, or one of the
-engine's own. The file must import quickly: engines are imported inside methods, so that listing
-runtimes, or asking what one supports, needs none of them.
+that speaks the wire protocol (`runner`): our Python worker, which uses `load`, one of the engine's
+own, or one here that drives the engine's own benchmark on the device (`benchmark`). The file must
+import quickly: engines are imported inside methods, so that listing runtimes, or asking what one
+supports, needs none of them.
 
 Shape suffixes: V vocabulary.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archloop.devices.base import Device
+from archloop.devices.choice import DeviceChoice
 from archloop.errors import UserError
 from archloop.registry import suggest
 from archloop.runtimes.artifact import Manifest, read_manifest
+from archloop.runtimes.benchmark import Benchmark
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
@@ -36,18 +40,22 @@ Ids = NDArray[np.int64]
 
 WORKER = "archloop.profiling.worker"
 """The module that speaks the wire protocol for every runtime whose sessions are Python objects."""
+BENCH_WORKER = "archloop.profiling.bench_worker"
+"""The one that runs on this machine and drives an engine's own benchmark on the device."""
 
 
 class Runner(NamedTuple):
-    """The program that speaks the wire protocol on a device.
+    """The program that speaks the wire protocol for a device.
 
     Attributes:
         argv: program and arguments; ``{files}`` in them stands for the folder of `files` there.
         files: folder to push to the device beforehand; None where nothing has to be brought.
+        here: the program runs on this machine and reaches the device itself.
     """
 
     argv: tuple[str, ...]
     files: Path | None = None
+    here: bool = False
 
 
 class Session(ABC):
@@ -247,19 +255,40 @@ class Runtime(ABC):
         return None
 
     def runner(self, device: Device) -> Runner:
-        """The program that runs artifacts on a device: by default archloop's own worker there.
+        """The program that runs artifacts on a device.
+
+        By default archloop's own worker there; without a Python there, the engine's benchmark.
 
         Raises:
             UserError: there is none for this device; the message says what to do.
         """
-        python = device.python_argv()
-        if python is None:
+        if (python := device.python_argv()) is not None:
+            return Runner((*python, "-m", WORKER))
+        lacking = f"device {device.name} has no Python with archloop, which runtime {self.name}"
+        if (benchmark := self.benchmark()) is None:
             raise UserError(
-                f"device {device.name} has no Python with archloop, which runtime {self.name} "
-                "needs; give the device's setting for it, or choose a runtime with a runner of its "
-                "own"
+                f"{lacking} needs; give the device's setting for it, or choose a runtime with a "
+                "runner of its own"
             )
-        return Runner((*python, "-m", WORKER))
+        program, programs = benchmark.program, device.programs()
+        if programs is None:
+            raise UserError(
+                f"{lacking} can do without if the device's setting `programs` names a folder here "
+                f"with {program}, built for the device's processor (docs/methodology.md says how)"
+            )
+        if not (programs / program).is_file():
+            raise UserError(
+                f"device {device.name}: its `programs` {programs} holds no {program}; build it for "
+                "the device's processor (docs/methodology.md says how)"
+            )
+        settings = device.config.model_dump(mode="json", exclude_defaults=True)
+        reached = DeviceChoice(name=device.name, **settings).model_dump_json()
+        argv = (sys.executable, "-P", "-m", BENCH_WORKER, reached, "{files}")
+        return Runner(argv, files=programs, here=True)
+
+    def benchmark(self) -> Benchmark | None:
+        """The engine's own benchmark program, for devices without Python; None: not known here."""
+        return None
 
     def unsupported(self, spec: StackSpec) -> str | None:
         """Why the engine cannot run a stack, or None; search treats a reason as a constraint."""

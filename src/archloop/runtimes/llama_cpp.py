@@ -16,6 +16,8 @@ import numpy as np
 
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Ids, Logits, Runtime, Session
+from archloop.runtimes.benchmark import Benchmark
+from archloop.runtimes.gguf.bench import LlamaBench
 from archloop.runtimes.gguf.engine import engine, libraries
 from archloop.scratch import Scratch
 from archloop.stack.spec import StackSpec
@@ -101,6 +103,9 @@ class LlamaCpp(Runtime):
         if gguf_vocabulary.has_one(directory / MODEL):
             return f"llama-cli -m {directory / MODEL}"
         return f"llama-bench -m {directory / MODEL} -p 512 -n 128"
+
+    def benchmark(self) -> Benchmark:
+        return LlamaBench(MODEL)
 
     def load(self, directory: Path, manifest: Manifest, threads: int, max_context: int) -> Session:
         return _LlamaSession(directory, manifest.spec.vocab_size, threads, max_context)

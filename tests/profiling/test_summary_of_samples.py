@@ -13,6 +13,7 @@ from archloop.devices.base import Readings
 from archloop.profiling import ProfileConfig, profile_from_samples, read_samples, table
 from archloop.profiling.record import Interval, Profile
 from archloop.profiling.samples import SAMPLES, ContextSamples, ProcessSamples
+from archloop.profiling.summary import load_flags
 from archloop.profiling.target import Target
 from profiling.samples import memory, pair, process, samples
 
@@ -180,6 +181,35 @@ def test_doubts_are_flagged() -> None:
         "0.50 cores", "10% of a core", "2000 and 3000 MHz", "90 degrees",
     ):  # fmt: skip
         assert any(word in flag for flag in flags), word
+
+
+def test_a_phones_state_is_flagged() -> None:
+    first = process(1.0)
+    unseen = first.contexts[0].model_copy(update={"finite": None, "state_bytes": None})
+    first = first.model_copy(update={"contexts": (unseen, first.contexts[1])})
+    cool = Readings(time_s=0.0, clock_mhz=300, clock_cap_mhz=2000, battery_percent=21)
+    warm = Readings(
+        time_s=10.0,
+        clock_mhz=2000,
+        clock_cap_mhz=1500,
+        throttling=2,
+        battery_percent=19,
+        charging=True,
+    )
+    phone = pair(first).model_copy(update={"before": cool, "after": warm})
+    disturbances = list(load_flags((phone,), 0))
+    # The clock of a phone at rest tells nothing; what it is allowed to be does.
+    assert disturbances == [
+        "the cap of the clock varied between 1500 and 2000 MHz",
+        "the device slowed down for heat (severity 2 of 6)",
+    ]
+    flags = profile_from_samples(samples(phone, pair(process(1.0)))).flags
+    assert set(disturbances) < set(flags)
+    for words in ("no logits", "fell to 19%", "being charged"):
+        assert any(words in flag for flag in flags), words
+    still = cool.model_copy(update={"time_s": 10.0, "throttling": 0, "charging": False})
+    calm = pair(process(1.0)).model_copy(update={"before": cool, "after": still})
+    assert not profile_from_samples(samples(calm, calm)).flags
 
 
 @pytest.mark.parametrize(

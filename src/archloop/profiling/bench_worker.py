@@ -38,6 +38,11 @@ class BenchWorker:
         folder: on it, with the benchmark.
     """
 
+    # Set by `engine`, before which nothing else is asked.
+    _benchmark: Benchmark
+    _device: Device
+    _kills_before: int | None
+
     def __init__(self, choice: DeviceChoice, folder: str) -> None:
         self._choice, self._folder = choice, folder
         self._threads, self._cpu_s = 1, 0.0
@@ -171,11 +176,6 @@ class BenchWorker:
         )
         self._cpu_s += found.cpu_s
         return found
-
-    # Set by `engine`, before which nothing else is asked.
-    _benchmark: Benchmark
-    _device: Device
-    _kills_before: int | None
 
 
 def _own_limit() -> int | None:

@@ -7,6 +7,7 @@ side closes the shell's standard input, which the system does if this process di
 """
 
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple
@@ -104,15 +105,19 @@ def run(
         stderr.seek(0)
         said = stderr.read().decode(errors="replace")
     if status:
+        # The study keeps it as a log.
+        sys.stderr.write(said)
         lines = said.strip().splitlines() or [""]
         raise _failure(device, argv[0].rpartition("/")[2], status, lines[-1], kills_before)
     told = linux.sections(printed)
+    if "cpu" not in told:
+        raise WorkerError("gone", f"the answer of device {device.name} broke off")
     seen = told.get("memory", "")
     return Watched(
         printed=told.get("printed", ""),
         said=said,
         memory=wire.Memory(**memory.of_status(seen)) if "VmHWM" in seen else None,
-        cpu_s=_children_s(told.get("cpu", "")),
+        cpu_s=_children_s(told["cpu"]),
     )
 
 

@@ -108,6 +108,22 @@ def test_a_runtime_that_needs_python_says_so(choice: DeviceChoice, tmp_path: Pat
         profile(SPEC, target, QUICK, directory=tmp_path)
 
 
+def test_clocks_and_sensors_are_read_from_files_too(
+    choice: DeviceChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = (
+        "== clocks\n300000\n500000\n== sensors\n31000\n47500\n== caps\n1800000\n2400000\n"
+        "== battery\n  level: 3\n  scale: 0\n== heat\nCan't find service: thermalservice\n"
+    )
+    device = choice.open()
+    monkeypatch.setattr(type(device), "told", lambda *_, **__: answer)
+    found = device.readings()
+    assert (found.clock_mhz, found.clock_cap_mhz) == (400.0, 2100.0)
+    # Where no service tells the processor's temperature, it is the hottest sensor's.
+    assert (found.temperature_c, found.throttling) == (47.5, None)
+    assert (found.battery_percent, found.charging) == (None, None)
+
+
 def test_garbage_is_no_reading(
     phone: Path, choice: DeviceChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

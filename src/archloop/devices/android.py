@@ -39,7 +39,7 @@ _STATE = linux.script(
 )
 _CHARGING = "2"
 """Of Android's `BatteryManager`: BATTERY_STATUS_CHARGING."""
-_CPU_HEAT = re.compile(r"mValue=(-?[\d.]+), mType=0,")
+_CPU_HEAT = re.compile(r"mValue=(-?\d+(?:\.\d+)?), mType=0,")
 """A sensor of the processor, as the thermal service lists it."""
 
 

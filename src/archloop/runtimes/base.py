@@ -274,12 +274,12 @@ class Runtime(ABC):
         if programs is None:
             raise UserError(
                 f"{lacking} can do without if the device's setting `programs` names a folder here "
-                f"with {program}, built for the device's processor (docs/methodology.md says how)"
+                f"with {program}, built for the device's processor (docs/phones.md says how)"
             )
         if not (programs / program).is_file():
             raise UserError(
                 f"device {device.name}: its `programs` {programs} holds no {program}; build it for "
-                "the device's processor (docs/methodology.md says how)"
+                "the device's processor (docs/phones.md says how)"
             )
         settings = device.config.model_dump(mode="json", exclude_defaults=True)
         reached = DeviceChoice(name=device.name, **settings).model_dump_json()

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from archloop import registry
+from archloop.runtimes.deciding import decided_experts
 from archloop.runtimes.exporting import build_random, export
-from archloop.runtimes.parity import decided_experts, distance, eager_logits, session_rows
+from archloop.runtimes.parity import distance, eager_logits, session_rows
 from archloop.stack import presets
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 

@@ -60,6 +60,7 @@ KINDS = {
             "base",
             "benchmark",
             "block_cache",
+            "deciding",
             "exporting",
             "graphs",
             "openvino_weights",

@@ -11,8 +11,9 @@ import torch
 from archloop import registry
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.block_cache import BlockCache
+from archloop.runtimes.deciding import decided_experts
 from archloop.runtimes.exporting import build_random, compose, export
-from archloop.runtimes.parity import decided_experts, distance, eager_logits, session_rows
+from archloop.runtimes.parity import distance, eager_logits, session_rows
 from archloop.runtimes.pte import graph as executorch_graph
 from archloop.runtimes.pte import quantizing as executorch_quantizing
 from archloop.stack.decoder import Decoder

@@ -13,11 +13,12 @@ import torch
 import engines_table
 from archloop import registry
 from archloop.runtimes.artifact import Manifest
+from archloop.runtimes.deciding import decided_experts
 from archloop.runtimes.exporting import build_random, export
 from archloop.runtimes.graphs import StateGraph
 from archloop.runtimes.onnx import graph as onnx_graph
 from archloop.runtimes.onnx import parts as onnx_parts
-from archloop.runtimes.parity import decided_experts, distance, session_rows
+from archloop.runtimes.parity import distance, session_rows
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from archloop import registry
 from archloop.runtimes.artifact import read_manifest
+from archloop.runtimes.deciding import decided_experts
 from archloop.runtimes.exporting import build_random, export
-from archloop.runtimes.parity import decided_experts, distance, eager_logits, read_case
+from archloop.runtimes.parity import distance, eager_logits, read_case
 from archloop.runtimes.torch_compile import TorchCompile
 from archloop.runtimes.torch_eager import TorchEager, TorchSession
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec

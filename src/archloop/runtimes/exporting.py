@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["build_random", "compose", "export", "export_random", "is_too_large", "stream"]
 
-_DECIDED = "parity"
 _log = logging.getLogger(__name__)
-"""Folder of a second artifact, whose experts are decided; see `parity.decided_experts`."""
+_DECIDED = "parity"
+"""Folder of a second artifact, whose experts are decided; see `deciding.decided_experts`."""
 
 
 def export(
@@ -242,7 +242,8 @@ def _compared(
     """The manifest with error and bound; or with the files that a device compares by."""
     import torch
 
-    from archloop.runtimes.parity import decided_experts, make_case, session_rows, settled
+    from archloop.runtimes.deciding import decided_experts
+    from archloop.runtimes.parity import make_case, session_rows, settled
 
     # Pieces have their experts' biases already: they are compared as they are.
     deciding = nullcontext(False) if manifest.composed else decided_experts(decoder)

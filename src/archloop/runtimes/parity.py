@@ -10,15 +10,13 @@ V vocabulary.
 import base64
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from archloop.blocks.channel_mixers.moe import MoE
 from archloop.errors import UserError
 from archloop.files import write_atomic
 from archloop.runtimes.base import Logits, Session
@@ -107,8 +105,7 @@ def make_case(
         products: how a quantised engine rounds; none: not at all.
         attention: how it rounds in attention, beside its products.
     """
-    rng, num_tokens = np.random.default_rng(0), PROMPT_TOKENS + _STEPS
-    ids = rng.integers(decoder.spec.vocab_size, size=num_tokens).tolist()
+    ids = case_tokens(decoder.spec.vocab_size)
     prompt, steps = ids[:PROMPT_TOKENS], ids[PROMPT_TOKENS:]
     parts = (tuple(prompt[:-_LAST_PART]), tuple(prompt[-_LAST_PART:]))
     if products:
@@ -128,6 +125,13 @@ def make_case(
         rows=encoded(expected),
         bound=min(bound, _LARGEST_BOUND),
     )
+
+
+def case_tokens(vocab_size: int) -> list[int]:
+    """The random tokens of every case: the prompt's, then those of the steps."""
+    rng = np.random.default_rng(0)
+    ids: list[int] = rng.integers(vocab_size, size=PROMPT_TOKENS + _STEPS).tolist()
+    return ids
 
 
 def settled(case: Case, rows_RV: Logits, decoder: Decoder) -> float:
@@ -160,28 +164,6 @@ def decoded(rows: Sequence[str]) -> Logits:
         ValueError: they are no base64, or differ in length.
     """
     return np.stack([np.frombuffer(base64.b64decode(row, validate=True), "<f4") for row in rows])
-
-
-@contextmanager
-def decided_experts(decoder: Decoder) -> Iterator[bool]:
-    """While inside, selection biases are so far apart that they alone choose the experts.
-
-    Scores that nearly tie fall either way under any rounding, and another expert moves a logit by
-    standard deviations: no comparison of two engines survives that. Gives whether any bias was
-    another: not where no router has one.
-    """
-    routers = [m for m in decoder.modules() if isinstance(m, MoE) and m.config.use_bias]
-    before = [moe.expert_bias.clone() for moe in routers]
-    generator = torch.Generator().manual_seed(0)
-    for moe in routers:
-        # Scores lie between 0 and 1. Another order in each block, so that all indices occur.
-        moe.expert_bias.copy_(2.0 * torch.randperm(len(moe.expert_bias), generator=generator))
-    changed = [not moe.expert_bias.equal(old) for moe, old in zip(routers, before, strict=True)]
-    try:
-        yield any(changed)
-    finally:
-        for moe, bias in zip(routers, before, strict=True):
-            moe.expert_bias.copy_(bias)
 
 
 def distance(found: Logits, expected: Logits) -> float:

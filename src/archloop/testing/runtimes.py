@@ -11,8 +11,9 @@ import pytest
 from archloop import registry
 from archloop.runtimes.artifact import MANIFEST
 from archloop.runtimes.base import Session
+from archloop.runtimes.deciding import decided_experts
 from archloop.runtimes.exporting import build_random, export
-from archloop.runtimes.parity import decided_experts, session_rows
+from archloop.runtimes.parity import session_rows
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.testing.contract import Contract
 from archloop.testing.runtime_faults import RuntimeFaults, expected_rows, tokens

@@ -77,11 +77,12 @@ QUICK: Entries = {
 PROXY: Entries = {
     name: FULL[name]
     for name in (
-        *("bits_per_byte", "facts_capital", "facts_symbol", "facts_opposite", "facts_past"),
-        *("agreement_fr", "agreement_it", "arithmetic_comparison", "needle_frequent_words"),
+        *("bits_per_byte", "facts_capital", "facts_past", "multi_hop_brackets"),
+        *("instruction_num_words", "instruction_upper_case", "instruction_starts_with"),
+        *("arithmetic_comparison", "needle_common_words", "needle_frequent_words"),
     )
 }
-"""What told stacks of 4 million parameters apart by one training (docs/results/proxies.md)."""
+"""What told stacks of 20 million parameters apart by one training (docs/results/proxies.md)."""
 
 EXTERNAL: Entries = {
     **_each("exams", "language", exams.LANGUAGES),

@@ -10,9 +10,11 @@ arm pays them for another; processes start within each arm.
 
 Of an arm is printed what was measured: trials in their wall time, at so many tokens each. What that
 comes to at 100 million tokens a trial is reckoned: each training that much longer, scoring and the
-rest of a job as they were, all places busy. A profile, which must have its card alone, is added in
-whole to one card's share by `--profile-seconds`. A line of JSON an arm; an arm that has one is not
-run again.
+rest of a job as they were, all places busy. A training's seconds hold what it spends before its
+first step, which does not grow; an arm that was run at two lengths (`--million 6,20`) is reckoned
+by what the longer one took more, of one length alone the figure is a lower bound. A profile, which
+must have its card alone, is added in whole to one card's share by `--profile-seconds`. A line of
+JSON an arm and length; what has one is not run again.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import json
 import math
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,6 @@ def main() -> None:
     done = {record["key"] for record in jobs.read(asked.records)}
     base = pilot_shaped(asked.corpus, asked.device, asked.layers, asked.width)
     specs = drawn(base, asked.draws)
-    steps = math.ceil(asked.million * 1e6 / tokens_a_step(base))
     sizes = [cost.num_params(spec) / 1e6 for spec in specs]
     print(f"{len(specs)} stacks of {min(sizes):.2f} to {max(sizes):.2f} million parameters")
     longest = 0.0
@@ -58,20 +60,22 @@ def main() -> None:
             ended, wall_s, _ = run(base, places(asked.device, cards, 4), specs, WARM_STEPS, scratch)
             longest = wall_s
             print(f"kernels compiled in {wall_s:.0f} s, {_failed(ended)}", flush=True)
-        for arm in asked.arms:
-            if arm in done:
+        for million, arm in product(asked.million, asked.arms):
+            key = f"{arm} {million:g}M"
+            if key in done:
                 continue
             if time.monotonic() - began + longest > asked.seconds:
-                print(f"{arm}: no time is left")
+                print(f"{key}: no time is left")
                 continue
             cards, each = (int(word) for word in arm.split("x"))
+            steps = math.ceil(million * 1e6 / tokens_a_step(base))
             ended, wall_s, mps = run(base, places(asked.device, cards, each), specs, steps, scratch)
             longest = max(longest, wall_s)
-            record = {"key": arm, "cards": cards, "at_once": cards * each, "cuda_mps": mps}
-            record |= figures(ended, wall_s, cards * each)
+            record = {"key": key, "arm": arm, "cards": cards, "at_once": cards * each}
+            record |= {"cuda_mps": mps} | figures(ended, wall_s)
             with asked.records.open("a") as out:
                 out.write(json.dumps(record) + "\n")
-            print(f"{arm}: {wall_s:.0f} s, {_failed(ended)}", flush=True)
+            print(f"{key}: {wall_s:.0f} s, {_failed(ended)}", flush=True)
     table(jobs.read(asked.records), asked.profile_seconds)
 
 
@@ -162,10 +166,9 @@ def _filled(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def figures(ended: list[Ended], wall_s: float, at_once: int) -> dict[str, Any]:
-    """What an arm measured, and what is reckoned from it at `TOKENS` a trial."""
+def figures(ended: list[Ended], wall_s: float) -> dict[str, Any]:
+    """What an arm measured."""
     rungs = [(each.value, each.seconds) for each in ended if isinstance(each.value, Rung)]
-    long_s = [seconds + rung.train_s * (TOKENS / rung.num_tokens - 1) for rung, seconds in rungs]
     return {
         "trials": len(rungs),
         "failed": [str(each.error) for each in ended if each.error is not None],
@@ -178,34 +181,48 @@ def figures(ended: list[Ended], wall_s: float, at_once: int) -> dict[str, Any]:
         "shared": sum(rung.cuda_mps for rung, _ in rungs),
         "trials_an_hour": 3600 * len(rungs) / wall_s,
         "tokens_a_second": sum(rung.num_tokens for rung, _ in rungs) / wall_s,
-        "reckoned_an_hour": 3600 * at_once * len(rungs) / sum(long_s) if rungs else 0.0,
     }
+
+
+def reckoned(found: dict[str, Any], records: list[dict[str, Any]]) -> float:
+    """Trials an hour at `TOKENS` each, by an arm and what it took at fewer tokens, if it was run.
+
+    All trainings of an arm together: which of them ran beside which differs from run to run.
+    """
+    each, token_s = found["tokens"] / found["trials"], sum(found["train_s"]) / found["tokens"]
+    alike = [r for r in records if r["arm"] == found["arm"] and r["trials"] == found["trials"]]
+    if shorter := [record for record in alike if record["tokens"] < found["tokens"]]:
+        least = min(shorter, key=lambda record: int(record["tokens"]))
+        more_s = sum(found["train_s"]) - sum(least["train_s"])
+        token_s = more_s / (found["tokens"] - least["tokens"])
+    job_s = sum(found["job_s"]) / found["trials"] + token_s * (TOKENS - each)
+    return float(3600 * found["at_once"] / job_s)
 
 
 def table(records: list[dict[str, Any]], profile_s: float) -> None:
     """Print the arms, the first of one card as the measure of the others."""
     print(
-        "cards x at once | MPS | wall s | trials/h as run | Mtok/s in sum | "
+        "cards x at once, tokens | MPS | wall s | trials/h as run | Mtok/s in sum | "
         "trials/h at 100M, reckoned | with profiles"
     )
-    for found in records:
-        cards, rate = found["cards"], found["reckoned_an_hour"]
+    rates = {found["key"]: reckoned(found, records) for found in records if found["trials"]}
+    for found in (each for each in records if each["trials"]):
+        cards, rate = found["cards"], rates[found["key"]]
         # Its card trains nothing meanwhile; the others do.
-        alone_s = 3600 / (rate / cards) + profile_s if rate else math.inf
+        alone_s = 3600 / (rate / cards) + profile_s
         profiled = 3600 / alone_s + rate * (cards - 1) / cards
         print(
-            f"{found['key']:>15} | {found['cuda_mps'][:3]} | {found['wall_s']:6.1f} | "
+            f"{found['key']:>23} | {found['cuda_mps'][:3]} | {found['wall_s']:6.1f} | "
             f"{found['trials_an_hour']:8.1f} | {found['tokens_a_second'] / 1e6:6.3f} | "
             f"{rate:8.1f} | {profiled:8.1f}"
         )
-    one = {found["key"].partition("x")[2]: found for found in records if found["cards"] == 1}
     for found in records:
-        single = one.get(found["key"].partition("x")[2])
-        if found["cards"] > 1 and single is not None:
+        one = f"1x{found['key'].partition('x')[2]}"
+        if found["cards"] > 1 and one in rates and found["key"] in rates:
+            single = next(record for record in records if record["key"] == one)
             as_run = single["wall_s"] / found["wall_s"]
-            reckoned = found["reckoned_an_hour"] / single["reckoned_an_hour"]
-            pair = f"{found['key']} against {single['key']}"
-            print(f"{pair}: {as_run:.2f} as run, {reckoned:.2f} reckoned")
+            ratio = rates[found["key"]] / rates[one]
+            print(f"{found['key']} against {one}: {as_run:.2f} as run, {ratio:.2f} reckoned")
     print(json.dumps({"benchmark": "trials_per_hour", "profile_s": profile_s, "arms": records}))
 
 
@@ -220,7 +237,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--records", type=Path, default=Path("trials-per-hour.jsonl"))
     parser.add_argument("--arms", type=lambda text: text.split(","), default=["1x1", "1x6", "2x6"])
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--million", type=float, default=10.0, help="tokens of a training")
+    parser.add_argument(
+        "--million",
+        type=lambda text: [float(each) for each in text.split(",")],
+        default=[6.0, 20.0],
+        help="tokens of a training, one length or more",
+    )
     parser.add_argument(
         "--seconds", type=float, default=1e9, help="begin no arm that would end later"
     )

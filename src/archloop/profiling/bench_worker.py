@@ -11,18 +11,18 @@ with eager PyTorch where they are exported.
 import resource
 import sys
 import time
-from typing import Any
 
 from archloop import registry
 from archloop.devices.base import Device
 from archloop.devices.choice import DeviceChoice
 from archloop.errors import UserError
 from archloop.profiling import watched
+from archloop.profiling.measuring import Measuring
 from archloop.runtimes.benchmark import Arguments, Benchmark
 from archloop.workers import wire
 from archloop.workers.deaths import WorkerError
-from archloop.workers.messages import Done, Request
-from archloop.workers.serve import Engine, Handler, serve
+from archloop.workers.messages import Done
+from archloop.workers.serve import Engine
 
 _EMPTY_RUNS = 5
 """An engine without a model is there for some milliseconds; of each run another one is seen."""
@@ -30,7 +30,7 @@ _LOOKS = 3
 """Runs in which memory is looked for before that counts as a fault."""
 
 
-class BenchWorker:
+class BenchWorker(Measuring):
     """What would be in the engine's state; each method answers one command.
 
     Args:
@@ -48,20 +48,6 @@ class BenchWorker:
         self._threads, self._cpu_s = 1, 0.0
         self._artifact, self._room = "", 0
         self._held = self._prompt = 0
-
-    @property
-    def handlers(self) -> dict[type[Request[Any]], Handler]:
-        """By request, the methods that answer."""
-        return {
-            wire.Start: self.start,
-            wire.Open: self.open,
-            wire.Fill: self.fill,
-            wire.Prefill: self.prefill,
-            wire.Decode: self.decode,
-            wire.Logits: self.logits,
-            wire.ReadMemory: self.memory,
-            wire.Close: self.close,
-        }
 
     def engine(self, name: str) -> Engine:
         """The benchmark of a runtime, and which version it is."""
@@ -187,8 +173,7 @@ def _own_limit() -> int | None:
 def main() -> None:
     """Serve until the input closes."""
     reached, folder = sys.argv[1:]
-    worker = BenchWorker(DeviceChoice.model_validate_json(reached), folder)
-    serve(worker.handlers, worker.engine)
+    BenchWorker(DeviceChoice.model_validate_json(reached), folder).serve()
 
 
 if __name__ == "__main__":

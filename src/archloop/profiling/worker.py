@@ -10,39 +10,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from archloop import registry
 from archloop.profiling import memory
+from archloop.profiling.measuring import Measuring
 from archloop.runtimes.base import Runtime, Session
 from archloop.workers import heap, wire
-from archloop.workers.messages import Done, Request
-from archloop.workers.serve import Engine, Handler, serve
+from archloop.workers.messages import Done
+from archloop.workers.serve import Engine
 
 
-class Worker:
+class Worker(Measuring):
     """Holds the engine and the session between commands; each method answers one."""
 
     def __init__(self) -> None:
         self.runtime: Runtime | None = None
         self.session: Session | None = None
         self.threads = 1
-
-    @property
-    def handlers(self) -> dict[type[Request[Any]], Handler]:
-        """By request, the methods that answer."""
-        return {
-            wire.Start: self.start,
-            wire.Open: self.open,
-            wire.Fill: self.fill,
-            wire.Prefill: self.prefill,
-            wire.Decode: self.decode,
-            wire.Logits: self.logits,
-            wire.ReadMemory: self.memory,
-            wire.Close: self.close,
-        }
 
     def engine(self, name: str) -> Engine:
         """The runtime that `start` will load; it is not loaded yet."""
@@ -161,8 +147,7 @@ def _no_collection() -> Iterator[None]:
 
 def main() -> None:
     """Serve until the input closes."""
-    worker = Worker()
-    serve(worker.handlers, worker.engine)
+    Worker().serve()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from archloop.blocks.base import Span
-from archloop.blocks.channel_mixers.moe import sorted_experts
+from archloop.blocks.ops.experts import sorted_experts
 from archloop.blocks.stream import Stream
 from archloop.runtimes.cuda.half import Call
 from archloop.runtimes.cuda.kernels import experts, gemv, rows

@@ -1,20 +1,17 @@
-"""Both fast ways of running experts equal the plain one, outputs and gradients."""
-
-from collections.abc import Callable
+"""The fast ways of running experts equal the plain one, outputs and gradients."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from archloop.blocks.channel_mixers import moe
+from archloop.blocks.channel_mixers.moe import MoE
+from archloop.blocks.ops import experts
 
-Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-
-@pytest.mark.parametrize("fast", [moe.gathered_experts, moe.sorted_experts])
+@pytest.mark.parametrize("fast", [experts.gathered_experts, experts.sorted_experts])
 @pytest.mark.parametrize("hidden", [6, 12], ids=["relu2", "swiglu"])
 @pytest.mark.parametrize("tokens", [1, 17])
-def test_fast_forms_equal_the_plain_one(fast: Experts, hidden: int, tokens: int) -> None:
+def test_fast_forms_equal_the_plain_one(fast: experts.Experts, hidden: int, tokens: int) -> None:
     torch.manual_seed(tokens)
     num_experts, width, inner, top_k = 5, 8, 6, 2
     inputs = [
@@ -29,7 +26,7 @@ def test_fast_forms_equal_the_plain_one(fast: Experts, hidden: int, tokens: int)
     # The last expert acts on no token.
     experts_XK = torch.rand(tokens, num_experts - 1).topk(top_k).indices
     outputs = [
-        form(x_XD, weights_XK, experts_XK, gate_up, down) for form in (fast, moe.dense_experts)
+        form(x_XD, weights_XK, experts_XK, gate_up, down) for form in (fast, experts.dense_experts)
     ]
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
     weight_XD = torch.randn_like(outputs[0])
@@ -38,9 +35,67 @@ def test_fast_forms_equal_the_plain_one(fast: Experts, hidden: int, tokens: int)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
+def drawn(
+    tokens: int, hidden: int, width: int, inner: int, num_experts: int = 7
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Arguments of `experts.Experts`; the first expert acts on no token."""
+    generator = torch.Generator().manual_seed(tokens)
+    chosen_XK = 1 + torch.rand(tokens, num_experts - 1, generator=generator).topk(3).indices
+    shapes = (tokens, width), (tokens, 3), (num_experts, hidden, width), (num_experts, width, inner)
+    x, weights, gate_up, down = (torch.randn(shape, generator=generator) for shape in shapes)
+    return x, weights.sigmoid(), chosen_XK, gate_up / width**0.5, down / inner**0.5
+
+
+@pytest.mark.parametrize("hidden", [24, 48], ids=["relu2", "swiglu"])
+@pytest.mark.parametrize("tokens", [1, 2, 33])
+def test_groups_at_once_equal_one_after_another(hidden: int, tokens: int) -> None:
+    x, weights, chosen, gate_up, down = drawn(tokens, hidden, 16, 24)
+    own = [each.requires_grad_() for each in (x, weights, gate_up, down)]
+    outputs = [
+        form(x, weights, chosen, gate_up, down)
+        for form in (experts.grouped_experts, experts.sorted_experts)
+    ]
+    torch.testing.assert_close(*outputs, rtol=0, atol=2e-6)
+    weight = torch.randn_like(outputs[0])
+    grads = [torch.autograd.grad((y * weight).sum(), own) for y in outputs]
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_groups_are_multiplied_at_once_on_a_card_alone() -> None:
+    mixer = MoE.Config(num_experts=4).build(64).bfloat16()
+    assert not experts.multiplies_groups(mixer.gate_up, mixer.down)
+    assert mixer.asks_host
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="one kernel for groups needs a card")
+@pytest.mark.parametrize("hidden", [72, 144], ids=["relu2", "swiglu"])
+@pytest.mark.parametrize("tokens", [2, 33, 1000])
+def test_groups_on_a_card_are_held_by_a_graph(hidden: int, tokens: int) -> None:
+    arguments = [each.cuda() for each in drawn(tokens, hidden, 120, 72)]
+    x, weights, chosen, gate_up, down = (
+        each.bfloat16() if each.is_floating_point() else each for each in arguments
+    )
+    if not experts.multiplies_groups(gate_up, down):
+        pytest.skip("this card multiplies one group after another")
+    experts.grouped_experts(x, weights, chosen, gate_up, down)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = experts.grouped_experts(x, weights, chosen, gate_up, down)
+    for turned in range(2):
+        # Another routing than the one that was recorded.
+        chosen.copy_((chosen + turned) % gate_up.shape[0])
+        graph.replay()
+        exact = (each.double() for each in (x, weights, gate_up, down))
+        x64, weights64, gate_up64, down64 = exact
+        wanted = experts.sorted_experts(x64, weights64, chosen, gate_up64, down64)
+        torch.testing.assert_close(y.double(), wanted, rtol=0, atol=0.03 * float(wanted.std()))
+
+
 def test_float32_logits_are_float32_under_autocast_too() -> None:
     torch.manual_seed(0)
-    mixer, x_XD = moe.MoE.Config(router="kimi").build(64), torch.randn(50, 64)
+    mixer, x_XD = MoE.Config(router="kimi").build(64), torch.randn(50, 64)
     weights_XK, experts_XK = mixer.route(x_XD)
     with torch.autocast("cpu", torch.bfloat16):
         same_XK, the_same_XK = mixer.route(x_XD)

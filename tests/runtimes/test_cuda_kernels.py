@@ -6,10 +6,11 @@ from torch.nn import functional as F
 
 from accelerator import DEVICE, INTERPRETED
 from archloop.blocks.base import Span
-from archloop.blocks.channel_mixers.moe import MoE, sorted_experts
+from archloop.blocks.channel_mixers.moe import MoE
 from archloop.blocks.mixers.gqa import GQA
 from archloop.blocks.mixers.short_conv import ShortConv
 from archloop.blocks.mixers.swa import SWA
+from archloop.blocks.ops.experts import sorted_experts
 from archloop.blocks.ops.rope import rotate
 from archloop.runtimes.cuda.choice import Choice
 from archloop.runtimes.cuda.kernels import attention, experts, gemv, gemv_experts, rows

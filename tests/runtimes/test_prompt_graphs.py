@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from archloop.blocks.channel_mixers import moe
 from archloop.runtimes.cuda.fused import FusedDecoder
 from archloop.runtimes.cuda.prompts import LEAST_STEP, PromptGraphs, padded
 from archloop.stack.state import DecoderState
@@ -69,6 +70,21 @@ def test_nothing_that_is_recorded_waits_for_the_card(name: str) -> None:
     state = engine.init_state(1, ROOM)
     # Fake tensors have no numbers to be asked for: who asks gets an error.
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        logits_BV = engine.run_prompt(mode.from_tensor(ids), state, mode.from_tensor(real_B))
+    assert logits_BV.shape == (1, 300)
+
+
+@pytest.mark.parametrize("name", sorted(WAITING))
+def test_experts_whose_groups_are_multiplied_at_once_wait_for_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moe, "multiplies_groups", lambda *_: True)
+    # Without numbers, bfloat16 alone is multiplied in groups.
+    engine = FusedDecoder(decoder_of(name).bfloat16(), kernels=False)
+    assert not any(half.asks_host for half in engine.halves)
+    ids, real_B = torch.zeros(1, 72, dtype=torch.int64), torch.tensor([71])
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        state = engine.init_state(1, ROOM)
         logits_BV = engine.run_prompt(mode.from_tensor(ids), state, mode.from_tensor(real_B))
     assert logits_BV.shape == (1, 300)
 

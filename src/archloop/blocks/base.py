@@ -355,12 +355,9 @@ class ChannelMixer(nn.Module):
         name: the plug-in's name, set by the registry.
         no_decay: as of a `SequenceMixer`.
         lr_scale: likewise.
-        asks_host: for many tokens, `forward` waits for numbers from the device to decide what to
-            run next, which no CUDA graph can hold.
     """
 
     name: ClassVar[str] = ""
-    asks_host: ClassVar[bool] = False
     no_decay: ClassVar[frozenset[str]] = frozenset()
     lr_scale: ClassVar[Mapping[str, float]] = {}
 
@@ -380,6 +377,13 @@ class ChannelMixer(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Transform each token."""
         raise AssertionError(f"{type(self).__name__} must write forward")
+
+    @property
+    def asks_host(self) -> bool:
+        """Whether `forward` waits, for many tokens, for numbers from the device to decide what to
+        run next, which no CUDA graph can hold.
+        """
+        return False
 
     def fast_form(self) -> ChannelForm | None:
         """What this mixer computes, if an engine may have a kernel for it."""

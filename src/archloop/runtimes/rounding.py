@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from archloop.blocks.channel_mixers.moe import MoE, sorted_experts
+from archloop.blocks.channel_mixers.moe import MoE
+from archloop.blocks.ops.experts import sorted_experts
 from archloop.stack.decoder import Decoder
 
 Rounding = Callable[[Tensor], Tensor]

@@ -32,13 +32,16 @@ from archloop.blocks.config import matrix_flops
 from archloop.blocks.fast import RoutedExperts
 from archloop.blocks.feed_forward import hidden_width
 from archloop.blocks.linear import Linear
+from archloop.blocks.ops.experts import (
+    Experts,
+    dense_experts,
+    gathered_experts,
+    grouped_experts,
+    multiplies_groups,
+    sorted_experts,
+)
 from archloop.blocks.ops.precision import exact
 from archloop.errors import UserError
-
-Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Output (X, L) of tokens (X, L), given the weights (X, K) and indices (X, K) of their experts and
-the matrices of all experts: gate over up (E, 2F, L), or with squared ReLU up alone (E, F, L), and
-down (E, L, F)."""
 
 
 class MoESizes(TypedDict):
@@ -53,9 +56,6 @@ class MoESizes(TypedDict):
 
 class MoE(ChannelMixer):
     """Experts of width `expansion * d_model`, of which `top_k` act on each token."""
-
-    # The experts' products have as many rows as the router chose.
-    asks_host = True
 
     class Config(ChannelConfig):
         """LFM2-8B-A1B: 32 experts, top 4, expansion 0.875; LFM2-24B-A2B: 64, 4, 0.75."""
@@ -257,12 +257,20 @@ class MoE(ChannelMixer):
             config.routed_scale,
         )
 
+    @property
+    def asks_host(self) -> bool:
+        # One product an expert has as many rows as the router chose.
+        return not multiplies_groups(self.gate_up, self.down)
+
     def _form(self, num_tokens: int) -> Experts:
         """How to run the experts; compiled, exported or captured in a CUDA graph, shapes cannot
         depend on the routing.
         """
+        compiled = torch.compiler.is_compiling()
         captured = self.down.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not torch.compiler.is_compiling() and not captured:
+        if not compiled and num_tokens > 1 and multiplies_groups(self.gate_up, self.down):
+            return grouped_experts
+        if not compiled and not captured:
             return gathered_experts if num_tokens == 1 else sorted_experts
         # Gathering copies the weights of each token's experts. For many tokens these copies are
         # larger than all experts together, so every expert runs on every token.
@@ -330,52 +338,3 @@ class MoE(ChannelMixer):
             self.expert_bias = kept.to(moved.device)
             self.loads = self.loads.float()
         return self
-
-
-def dense_experts(
-    x_XD: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up: Tensor, down: Tensor
-) -> Tensor:
-    """The plain reference: every expert on every token, weighted by 0 where it does not act.
-
-    Static shapes, so it compiles and exports. Arguments and result as `Experts`.
-    """
-    mixed_XE = torch.zeros(x_XD.shape[0], gate_up.shape[0], dtype=x_XD.dtype, device=x_XD.device)
-    mixed_XE = mixed_XE.scatter(1, experts_XK, weights_XK.to(x_XD.dtype))
-    hidden_XEF = _activate(torch.einsum("xd,efd->xef", x_XD, gate_up), down)
-    y_XED = torch.einsum("xef,edf->xed", hidden_XEF, down)
-    return torch.einsum("xed,xe->xd", y_XED, mixed_XE)
-
-
-def gathered_experts(
-    x_XD: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up: Tensor, down: Tensor
-) -> Tensor:
-    """Reads each token's experts by index: for few tokens. Static shapes too; see `Experts`."""
-    hidden_XKF = _activate(torch.einsum("xd,xkfd->xkf", x_XD, gate_up[experts_XK]), down)
-    y_XKD = torch.einsum("xkf,xkdf->xkd", hidden_XKF, down[experts_XK])
-    return torch.einsum("xkd,xk->xd", y_XKD, weights_XK.to(x_XD.dtype))
-
-
-def sorted_experts(
-    x_XD: Tensor, weights_XK: Tensor, experts_XK: Tensor, gate_up: Tensor, down: Tensor
-) -> Tensor:
-    """Groups tokens by expert and runs one product for each expert that was hit; see `Experts`."""
-    top_k = experts_XK.shape[1]
-    order = experts_XK.flatten().argsort(stable=True)
-    counts = torch.bincount(experts_XK.flatten(), minlength=gate_up.shape[0]).tolist()
-    token = order // top_k
-    groups = x_XD[token].split(counts)
-    outputs = [x_XD[:0]]  # what there is of no tokens
-    for expert, group_XD in enumerate(groups):
-        if group_XD.shape[0]:
-            hidden_XF = _activate(F.linear(group_XD, gate_up[expert]), down)
-            outputs.append(F.linear(hidden_XF, down[expert]))
-    weighted = torch.cat(outputs) * weights_XK.flatten()[order, None].to(x_XD.dtype)
-    return torch.zeros_like(x_XD).index_add(0, token, weighted)
-
-
-def _activate(hidden: Tensor, down: Tensor) -> Tensor:
-    """SwiGLU where there are twice as many hidden values as `down` takes, else squared ReLU."""
-    if hidden.shape[-1] == down.shape[-1]:
-        return F.relu(hidden).square()
-    gate, up = hidden.chunk(2, -1)
-    return F.silu(gate) * up

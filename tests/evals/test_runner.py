@@ -149,6 +149,12 @@ class TestCommand:
         for each in (*scores[0].values(), *scores[1].values()):
             del each["seconds"]
         assert scores[0] == scores[1]
+        # As many as the file has, unless it is said; another number is refused.
+        unsaid = self.invoke(spec, "--json", "--packed", file, "--output", tmp_path / "packed")
+        assert unsaid.exit_code == 0, unsaid.stderr
+        assert "(known)" in unsaid.stderr
+        other = self.invoke(spec, "--limit", 7, "--packed", file)
+        assert (other.exit_code, "seed 0 and limit 6" in other.stderr) == (2, True)
         refused = self.invoke(*common, "--packed", file, "--tasks", "agreement_em")
         assert refused.exit_code == 2
         assert "did you mean 'agreement_en'" in refused.stderr

@@ -57,6 +57,22 @@ def test_rounding_swaps_no_experts_where_no_bias_chooses(
     assert manifest.parity_bound < 0.6
 
 
+def test_a_decoder_that_cannot_be_decided_is_left_as_it_was() -> None:
+    decoder = deep(**GRANITE).train()
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    last = [module for module in decoder.modules() if isinstance(module, MoE)][-1]
+    last.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no memory"), decided_experts(decoder):
+        pass
+    assert decoder.training
+    for name, tensor in decoder.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
 def test_all_experts_that_act_are_left_as_they_are() -> None:
     decoder = deep(router="granite", num_experts=2, top_k=2)
     with decided_experts(decoder) as is_changed:

@@ -12,6 +12,7 @@ from archloop.cli import app
 from archloop.errors import UserError
 from archloop.proxy.record import Rung, TrainJob
 from archloop.search import study as studies
+from archloop.search.errors import NoFeasibleTrial
 from archloop.search.recipe.recipe import load, parse
 from archloop.search.study import Study
 from archloop.store.record import StudyRecord
@@ -140,6 +141,42 @@ def test_more_trainings_that_were_stopped_go_on(tmp_path: Path) -> None:
     record = opened(tmp_path / "test", log).run()
     assert "AGAIN" not in log.read_text()
     assert all(len(t.scores_by_seed[0]) == 2 for t in record.trials if t.reached)
+
+
+def test_a_replicate_that_was_begun_waits_for_no_training_of_its_original(tmp_path: Path) -> None:
+    class Stopped(StandIn):
+        def _called(self, what: str, stage_file: Path) -> None:
+            super()._called(what, stage_file)
+            # Four trials are wanted, so this is the first replicate.
+            if "000004" in stage_file.parent.name:
+                raise KeyboardInterrupt
+
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(settings(num_trials=4, replicates=1)))))
+    with pytest.raises(KeyboardInterrupt):
+        Study(load(file), tmp_path, evaluator=Stopped(), clock=no_time).run()
+    # All are to be trained once more, the trial that the replicate repeats among them.
+    record = opened(tmp_path / "test").run(seeds=2)
+    repeated = [trial for trial in record.trials if trial.replicates is not None]
+    assert repeated
+    for trial in repeated:
+        assert trial.replicates is not None
+        assert trial.reached == record.trials[trial.replicates].reached
+        assert len(trial.scores_by_seed[0]) == 2
+
+
+def test_an_extension_without_a_feasible_trial_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tight = [{"metric": "decode_p50_ms", "limit": 0.2, "relative": True}]
+    with pytest.raises(NoFeasibleTrial):
+        begun(tmp_path, budgets=tight, initial=[])
+    monkeypatch.setattr(studies.Study, "_hardware", lambda _: StandIn())
+    asked = ["extend", str(tmp_path / "test"), "--trials", "2", "--json"]
+    result = CliRunner().invoke(app, asked)
+    assert (result.exit_code, "no feasible trial" in result.stderr) == (1, True)
+    assert len(json.loads(result.stdout)["trials"]) == 6
+    assert (tmp_path / "test" / "report.html").exists()
 
 
 def test_a_training_that_fails_later_loses_nothing(tmp_path: Path) -> None:

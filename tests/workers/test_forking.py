@@ -97,6 +97,15 @@ def test_a_killed_server_ends_its_workers_and_forks_no_more(serve, tmp_path):
             server.fork(log)
 
 
+def test_what_imports_print_is_no_answer(serve, tmp_path):
+    server = serve(f"print('an engine says hello', flush=True)\n{WORKER}")
+    with (tmp_path / "log").open("wb") as log:
+        worker = server.fork(log)
+    assert ask(worker, "hello")[0] == "1"
+    worker.stdin.close()
+    assert worker.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

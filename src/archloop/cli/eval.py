@@ -75,9 +75,12 @@ def eval(  # noqa: A001  (a command has its function's name)
         _pack(suite, chosen, pack, seed, _limit(suite, limit))
     else:
         assert model is not None
-        named, limit = find(model, trial), _limit(suite, limit)
+        named = find(model, trial)
         folder = output or Path("runs/eval") / Path(named.label).name
-        asked = _ready(suite, chosen) if packed is None else _unpacked(packed, chosen, seed, limit)
+        if packed is None:
+            limit, asked = _limit(suite, limit), _ready(suite, chosen)
+        else:
+            limit, asked = _unpacked(packed, chosen, seed, limit)
         _score(named, asked, folder, (seed, limit, batch_size), device, as_json)
 
 
@@ -141,14 +144,17 @@ def _pack(suite: str, chosen: list[str], file: Path, seed: int, limit: int | Non
 
 def _unpacked(
     file: Path, chosen: list[str], seed: int, limit: int | None
-) -> "tuple[dict[str, Evaluation], dict[str, str]]":
+) -> "tuple[int | None, tuple[dict[str, Evaluation], dict[str, str]]]":
+    """Examples of each evaluation, as many as the file has unless it was said; and as `_ready`."""
     from archloop.evals import packing
 
+    if limit is None:
+        limit = packing.limit_of(file)
     found = packing.unpack(file, seed, limit)
     for name in chosen:
         if name not in found:
             raise UserError(f"{file} has no {name!r}; {suggest(name, sorted(found))}")
-    return {name: found[name] for name in chosen or found}, {}
+    return limit, ({name: found[name] for name in chosen or found}, {})
 
 
 def _score(

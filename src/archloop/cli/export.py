@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from archloop.cli.command import AsJson, command, print_json
-from archloop.cli.models import MODEL_HELP, Named, Trial, find
+from archloop.cli.models import MOST_SEED, SOURCE_HELP, Named, Trial, find
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _OWN = "; --runtime torch_eager writes what archloop itself loads, whatever the 
 
 @command()
 def export(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder; must not exist yet.")],
     runtime: Annotated[str | None, typer.Option(help="Runtime plug-in that loads it.")] = None,
     format_: Annotated[
@@ -41,7 +41,7 @@ def export(
         ),
     ] = False,
     trial: Trial = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of random weights.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Export a model for a runtime or for transformers; a spec alone gets random weights.

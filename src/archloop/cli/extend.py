@@ -26,11 +26,16 @@ def extend(
     goes on with what it began, and adds nothing.
     """
     from archloop.report.live import display
+    from archloop.search.errors import NoFeasibleTrial
     from archloop.search.study import Study
 
     if not trials and seeds is None:
         raise UserError("say what to add: --trials, or --seeds (trainings of each trial)")
     opened = Study.open(study)
-    with display(stderr) as progress:
-        record = opened.run(progress, more=trials, seeds=seeds)
+    try:
+        with display(stderr) as progress:
+            record = opened.run(progress, more=trials, seeds=seeds)
+    except NoFeasibleTrial:
+        show(opened.read(), opened.folder, as_json)
+        raise
     show(record, opened.folder, as_json)

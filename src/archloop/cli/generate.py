@@ -9,7 +9,7 @@ import typer
 
 from archloop import registry
 from archloop.cli.command import command
-from archloop.cli.models import MODEL_HELP, Named, Trial, find, open_artifact
+from archloop.cli.models import MODEL_HELP, MOST_SEED, Named, Trial, find, open_artifact
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def generate(
     top_p: Annotated[float | None, typer.Option()] = None,
     min_p: Annotated[float | None, typer.Option()] = None,
     repetition_penalty: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
     chat_variable: Annotated[
         list[str] | None, typer.Option(help="For the template, such as enable_thinking=false.")

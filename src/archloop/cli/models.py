@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 Source = Literal["spec", "checkpoint", "trial", "artifact"]
 
-MODEL_HELP = (
-    "A preset, a spec's .json file, a checkpoint's folder or hub id, a study's trial "
-    "(runs/x:7, or runs/x with --trial 7), or an exported artifact's folder."
+SOURCE_HELP = (
+    "A preset, a spec's .json file, a checkpoint's folder or hub id, or a study's trial "
+    "(runs/x:7, or runs/x with --trial 7)."
 )
+MODEL_HELP = f"{SOURCE_HELP.removesuffix('.')}; or an exported artifact's folder."
+MOST_SEED = 2**63 - 1
+"""PyTorch takes none above."""
 Trial = Annotated[
     str | None, typer.Option(help="MODEL is a study; this trial of it: a number, or reference.")
 ]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from archloop.cli.command import AsJson, command, print_json, stderr
 from archloop.cli.counts import count
-from archloop.cli.models import MODEL_HELP, Named, Trial, find
+from archloop.cli.models import MODEL_HELP, MOST_SEED, Named, Trial, find
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,17 +52,19 @@ def train(
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer.json of archloop's; default: trained.")
     ] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Of a tokenizer that is trained.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="Of a tokenizer that is trained.")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or muon.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak; default the study's tuned one, or the recipe's.")
     ] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 512,
-    batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 16,
+    seq_len: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 16,
     precision: Annotated[
         str | None, typer.Option(help="float32, or bfloat16, which GPUs have by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     device: Annotated[
         str, typer.Option(help="PyTorch device, or several that share each step: cuda:0,cuda:1.")
     ] = "cpu",

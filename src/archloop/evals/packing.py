@@ -83,15 +83,10 @@ def unpack(file: Path, seed: int, limit: int | None = None) -> dict[str, Evaluat
         UserError: the file cannot be read, holds no evaluation, or was packed by another seed,
             number of examples or version of an evaluation.
     """
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
     found: dict[str, Evaluation] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            packed = Packed.model_validate_json(line)
-        except ValidationError:
+    for number, line in enumerate(_lines(file), start=1):
+        packed = _packed(line)
+        if packed is None:
             logger.warning("%s: line %d is no packed evaluation and left out", file, number)
             continue
         if (packed.seed, packed.limit) != (seed, limit):
@@ -103,6 +98,30 @@ def unpack(file: Path, seed: int, limit: int | None = None) -> dict[str, Evaluat
     if not found:
         raise UserError(f"{file} holds no evaluation; make one with archloop eval --pack")
     return found
+
+
+def limit_of(file: Path) -> int | None:
+    """The number of examples of each evaluation that a file was packed by; None: all they take.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    packed = next(filter(None, map(_packed, _lines(file))), None)
+    return None if packed is None else packed.limit
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _packed(line: str) -> Packed | None:
+    try:
+        return Packed.model_validate_json(line)
+    except ValidationError:
+        return None
 
 
 def _drawn(evaluation: Evaluation, seed: int, num: int) -> list[Any] | None:

@@ -55,7 +55,7 @@ class ProfileConfig(BaseModel):
     time_limit_s: float = Field(900.0, gt=0, le=_MONTH_S)
     memory_limit_bytes: Count | None = None
     ready_timeout_s: float = Field(5.0, ge=0, le=_MONTH_S)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     fork: bool | None = None
 
     @property

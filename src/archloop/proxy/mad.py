@@ -101,7 +101,7 @@ class MadConfig(BaseModel):
 
     @classmethod
     def quick(cls, tasks: tuple[str, ...] = tuple(CHANGES)) -> "MadConfig":
-        """About two minutes on a CPU: shorter sequences than MAD's, one training a task."""
+        """Minutes on a CPU: shorter sequences than MAD's, one training a task."""
         recall: dict[str, Setting] = {"seq_len": 32, "train_on": "answers"}
         defaults: dict[str, dict[str, Setting]] = {
             "in_context_recall": recall,

@@ -39,15 +39,14 @@ def decided_experts(decoder: Decoder) -> Iterator[bool]:
     touched: list[Tensor] = biases + [m.router.weight for m in others]
     before = [tensor.detach().clone() for tensor in touched]
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for bias_E in biases:
-            # Scores lie between 0 and 1. Another order in each block, so that all indices occur.
-            bias_E.copy_(2.0 * torch.randperm(len(bias_E), generator=generator))
-        if others:
-            _decide_by_weights(decoder, others, generator)
-    changed = [not tensor.equal(old) for tensor, old in zip(touched, before, strict=True)]
     try:
-        yield any(changed)
+        with torch.no_grad():
+            for bias_E in biases:
+                # Scores lie between 0 and 1. Another order in each block: all indices occur.
+                bias_E.copy_(2.0 * torch.randperm(len(bias_E), generator=generator))
+            if others:
+                _decide_by_weights(decoder, others, generator)
+        yield any(not now.equal(old) for now, old in zip(touched, before, strict=True))
     finally:
         with torch.no_grad():
             for tensor, old in zip(touched, before, strict=True):
@@ -73,14 +72,13 @@ def _decide_by_weights(decoder: Decoder, routers: list[MoE], generator: torch.Ge
             scores_E = _spread(moe.config.num_experts, moe.config.top_k, generator)
             moe.router.weight.copy_(scores_E[:, None] * direction_D)
 
-    was_training = decoder.training
     ids = case_tokens(decoder.spec.vocab_size)
-    with ExitStack() as hooks:
+    with ExitStack() as after:
+        after.callback(decoder.train, decoder.training)
         for moe in routers:
-            hooks.callback(moe.register_forward_pre_hook(decide).remove)
+            after.callback(moe.register_forward_pre_hook(decide).remove)
         decoder.eval()
         decoder.prefill(torch.tensor([ids]), decoder.init_state(1, len(ids)))
-        decoder.train(was_training)
 
 
 def _common_direction(x_XD: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -263,8 +263,8 @@ def _compared(
             case.write(directory)
             return manifest.model_copy(update={"files": checksums(directory)})
         session = runtime.load(home, manifest, torch.get_num_threads(), case.num_tokens)
-        rows = session_rows(session, case.parts, case.steps)
-        session.close()
+        with closing(session):
+            rows = session_rows(session, case.parts, case.steps)
         is_exact = dtype == "float32" and not products
         error = settled(case, rows, decoder) if is_exact else case.error(rows)
     return agreed(manifest, case, error, decoder)

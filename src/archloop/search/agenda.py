@@ -39,7 +39,8 @@ class Agenda:
         database: its rows.
         results: its told trials.
         num_trials: wanted, replicates aside.
-        begun: trials that a run before this one began and that are not told.
+        begun: trials that a run before this one began and that are not told, or of which something
+            is to be done once more.
         announce: called with the number of each trial that is asked for.
 
     Attributes:
@@ -61,6 +62,7 @@ class Agenda:
         self._plan, self._recipe, self._reference_run = plan, plan.recipe, reference_run
         self._home, self._database, self._results = home, database, results
         self._num_trials, self._announce = num_trials, announce
+        self._begun = {stored.number: stored.outcome for stored in begun}
         self._unfinished = [Due(stored, self._rung(stored)) for stored in begun]
         self._number = len(results.told.keys() | {stored.number for stored in begun})
 
@@ -86,7 +88,9 @@ class Agenda:
         """The rung that a trial is trained to: as before, or like the trial that it repeats."""
         outcome, repeated = stored.outcome, stored.candidate.replicates
         if outcome is None and repeated is not None:
-            outcome = self._results.told[repeated].result
+            # The trial that it repeats may itself have something to be done once more.
+            told = self._results.told.get(repeated)
+            outcome = self._begun.get(repeated) if told is None else told.result
         return 0 if outcome is None else max(0, len(outcome.by_rung) - 1)
 
     def _climb(self, pending: Sequence[Stored], spent_s: float) -> Due | None:

@@ -30,16 +30,19 @@ from archloop.workers import resident
 def main() -> None:
     """Serve until the standard input closes."""
     address, module, *imports = sys.argv[1:]
+    # Engines print while they are imported, which must not mix with what the server says.
+    answers = os.dup(1)
+    os.dup2(2, 1)
     for name in imports:
         importlib.import_module(name)
     worker = importlib.import_module(module)
     if (reason := _unsafe()) is not None:
-        _say({"cannot": reason})
+        _say(answers, {"cannot": reason})
         return
     # Collecting would write to every object, and so copy every page in every child.
     gc.collect()
     gc.freeze()
-    _Server(address, worker.main).serve()
+    _Server(address, worker.main).serve(answers)
 
 
 def _unsafe() -> str | None:
@@ -54,8 +57,8 @@ def _unsafe() -> str | None:
     return None
 
 
-def _say(what: dict[str, object]) -> None:
-    os.write(1, json.dumps(what).encode() + b"\n")
+def _say(answers: int, what: dict[str, object]) -> None:
+    os.write(answers, json.dumps(what).encode() + b"\n")
 
 
 class _Server:
@@ -71,9 +74,9 @@ class _Server:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(0, selectors.EVENT_READ)
 
-    def serve(self) -> None:
-        """Fork for whoever connects, and tell how children ended."""
-        _say({"ready": True})
+    def serve(self, answers: int) -> None:
+        """Fork for whoever connects, and tell how children ended; says once that it does."""
+        _say(answers, {"ready": True})
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:

@@ -148,7 +148,10 @@ class ForkServer:
                 last = log.splitlines()[-1] if log else "no message"
                 raise ForkError(f"the server that forks workers ended: {last}")
             line += part
-        told = json.loads(line)
+        try:
+            told = json.loads(line)
+        except ValueError as error:
+            raise ForkError(f"the server that forks workers said {line[:80]!r}") from error
         if "cannot" in told:
             raise ForkError(str(told["cannot"]))
 

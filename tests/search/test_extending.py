@@ -161,7 +161,7 @@ def test_a_replicate_that_was_begun_waits_for_no_training_of_its_original(tmp_pa
     assert repeated
     for trial in repeated:
         assert trial.replicates is not None
-        assert trial.reached == record.trials[trial.replicates].reached
+        assert len(trial.by_rung) == len(record.trials[trial.replicates].by_rung)
         assert len(trial.scores_by_seed[0]) == 2
 
 

@@ -75,12 +75,9 @@ def eval(  # noqa: A001  (a command has its function's name)
         _pack(suite, chosen, pack, seed, _limit(suite, limit))
     else:
         assert model is not None
-        named = find(model, trial)
+        named, limit = find(model, trial), _limit(suite, limit, packed)
         folder = output or Path("runs/eval") / Path(named.label).name
-        if packed is None:
-            limit, asked = _limit(suite, limit), _ready(suite, chosen)
-        else:
-            limit, asked = _unpacked(packed, chosen, seed, limit)
+        asked = _ready(suite, chosen) if packed is None else _unpacked(packed, chosen, seed, limit)
         _score(named, asked, folder, (seed, limit, batch_size), device, as_json)
 
 
@@ -115,11 +112,13 @@ def _list(suite: str, chosen: list[str], as_json: bool) -> None:
     Console().print(table)
 
 
-def _limit(suite: str, limit: int | None) -> int | None:
-    """Examples of each evaluation, as many as the suite says unless it was said."""
-    from archloop.evals import suites
+def _limit(suite: str, limit: int | None, packed: Path | None = None) -> int | None:
+    """Examples of each evaluation, as many as the suite says, or a file has, unless it was said."""
+    from archloop.evals import packing, suites
 
-    return suites.LIMITS.get(suite) if limit is None else limit
+    if limit is not None:
+        return limit
+    return suites.LIMITS.get(suite) if packed is None else packing.limit_of(packed)
 
 
 def _ready(suite: str, chosen: list[str]) -> "tuple[dict[str, Evaluation], dict[str, str]]":
@@ -144,17 +143,14 @@ def _pack(suite: str, chosen: list[str], file: Path, seed: int, limit: int | Non
 
 def _unpacked(
     file: Path, chosen: list[str], seed: int, limit: int | None
-) -> "tuple[int | None, tuple[dict[str, Evaluation], dict[str, str]]]":
-    """Examples of each evaluation, as many as the file has unless it was said; and as `_ready`."""
+) -> "tuple[dict[str, Evaluation], dict[str, str]]":
     from archloop.evals import packing
 
-    if limit is None:
-        limit = packing.limit_of(file)
     found = packing.unpack(file, seed, limit)
     for name in chosen:
         if name not in found:
             raise UserError(f"{file} has no {name!r}; {suggest(name, sorted(found))}")
-    return limit, ({name: found[name] for name in chosen or found}, {})
+    return {name: found[name] for name in chosen or found}, {}
 
 
 def _score(

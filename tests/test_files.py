@@ -35,6 +35,12 @@ def test_a_user_without_a_home_has_no_cache_of_their_own(
     assert usable_cache_dir(tmp_path) == tmp_path
 
 
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_path_without_a_name_is_no_file(path: str) -> None:
+    with pytest.raises(IsADirectoryError):
+        write_atomic(Path(path), b"new")
+
+
 def test_a_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a" / "file", b"old")
     write_atomic(tmp_path / "a" / "file", b"new")

@@ -4,6 +4,7 @@ A reader never sees half a file: data go to a temporary file in the same folder,
 disk, and are renamed into place.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -40,8 +41,11 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that it is whole or absent; parent folders are made.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; nothing is left behind.
+        OSError: the disk is full or the folder is not writable; nothing is left behind. Or the
+            path has no name, as "." and "/".
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not a private temporary file: whoever may read the folder may read what it holds.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

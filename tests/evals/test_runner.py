@@ -12,6 +12,7 @@ from archloop.evals import runner, suites
 from archloop.evals.codecs import ByteCodec, TokenizerCodec
 from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.summary import influence
+from archloop.evals.tasks.bits_per_byte import BitsPerByte
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -64,6 +65,27 @@ def test_another_model_or_other_examples_are_run(model, tmp_path, change):
     run(model, tmp_path)
     _, told = run(model, tmp_path, **change)
     assert not any(known for _, known in told)
+
+
+def test_another_text_is_asked(model, tmp_path):
+    settings = {
+        "corpus": {"source": "files", "paths": [str(tmp_path / "text")], "heldout_share": 0.4},
+        "num_chars": 64,
+    }
+    (tmp_path / "text").mkdir()
+    told = []
+    for words in ("the first text", "the first text", "another one, as long"):
+        for number in range(40):
+            (tmp_path / "text" / f"{number}.txt").write_text(f"{words} {number} " * 20)
+        runner.run(
+            model,
+            "a",
+            {"text": BitsPerByte(BitsPerByte.Config.model_validate(settings))},
+            tmp_path / "out",
+            limit=2,
+            on_result=lambda _, known: told.append(known),
+        )
+    assert told == [False, True, False]
 
 
 def test_a_damaged_file_is_run_again(model, tmp_path):
@@ -179,6 +201,28 @@ class TestCommand:
         )
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["identity"].startswith("weights:")
+
+    def test_a_corrected_tokenizer_or_stop_is_another_model(self, tmp_path):
+        from archloop.checkpoints.saving import save
+
+        torch.manual_seed(1)
+        save(Decoder(SPEC).eval(), tmp_path / "model")
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        asked = (tmp_path / "model", "--tasks", "addition", "--limit", 2)
+        for order in (letters, letters[::-1]):
+            tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(order)}, []))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            (tmp_path / "model" / "tokenizer.json").write_text(tokenizer.to_str())
+            assert "(known)" not in self.invoke(*asked, "--output", tmp_path / "out").stderr
+            assert "(known)" in self.invoke(*asked, "--output", tmp_path / "out").stderr
+        (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": 7}')
+        assert "(known)" not in self.invoke(*asked, "--output", tmp_path / "out").stderr
+
+    def test_a_file_that_is_a_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        done = self.invoke("--pack", ".", "--tasks", "addition", "--limit", 2)
+        assert (done.exit_code, done.stderr) == (1, "archloop: .: Is a directory\n")
 
     def test_weights_that_are_no_numbers(self, tmp_path):
         from archloop.checkpoints.saving import save

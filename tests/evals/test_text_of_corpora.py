@@ -15,6 +15,8 @@ from archloop.cli import app
 from archloop.errors import UserError
 from archloop.evals import contamination, suites
 from archloop.evals.base import Evaluation
+from archloop.evals.codecs import ByteCodec
+from archloop.evals.tasks.bits_per_byte import BitsPerByte
 from archloop.evals.tasks.corpus_facts import CorpusFacts
 from archloop.evals.tasks.language_text import LanguageText
 from archloop.evals.tasks.text_position import TextPosition
@@ -114,6 +116,30 @@ def test_a_quarter_of_a_document_is_scored_by_itself(tmp_path: Path, quarter: in
         values.append(score.value)
     assert values[quarter - 1] == pytest.approx(0.0, abs=0.1)
     assert sum(values) == pytest.approx(24.0, abs=0.3)
+
+
+@pytest.mark.parametrize("piece", ["é" * 64, "€" * 64, "x" + "é" * 63])
+def test_tokens_that_are_parts_of_a_character_are_given_whole(piece: str) -> None:
+    """A model that guesses bytes costs 8 bits for each, whatever character comes first."""
+
+    class Guessing(Answering):
+        start = ()
+        codec = ByteCodec()
+
+        def logs(self, row: Any) -> Any:
+            return np.full(len(row) - 1, -np.log(2) * 8)
+
+    class Whole(BitsPerByte):
+        def pieces(self, *_: object) -> list[str]:
+            return [piece] * 2
+
+    class Quarter(TextPosition):
+        def pieces(self, *_: object) -> list[str]:
+            return [piece] * 2
+
+    quarters = [Quarter(TextPosition.Config(quarter=quarter)) for quarter in (1, 2, 3, 4)]
+    for evaluation in (Whole(), *quarters):
+        assert evaluation.run(Guessing(), limit=2).value == pytest.approx(8.0)
 
 
 def test_the_full_suite_has_sixty_scores_and_six_in_each_of_seven_categories() -> None:

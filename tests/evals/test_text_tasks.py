@@ -6,8 +6,9 @@ from typing import get_args
 
 import pytest
 
+from archloop.errors import UserError
 from archloop.evals import suites
-from archloop.evals.tasks import needle
+from archloop.evals.tasks import multi_hop, needle
 from archloop.evals.tasks.facts import _FACTS, facts
 from archloop.evals.text_tasks import Question
 from archloop.testing.answering import Answering
@@ -66,6 +67,16 @@ class TestMultiHop:
                 else:
                     assert waiting.pop() == sign
             assert choices[right] == f" {waiting[-1]}"
+
+    @pytest.mark.parametrize("variant", get_args(multi_hop.Variant))
+    @pytest.mark.parametrize("hops", range(1, 7))
+    def test_every_number_of_hops_is_drawn_or_refused(self, variant, hops):
+        settings = {"variant": variant, "num_hops": hops}
+        if settings == {"variant": "assign", "num_hops": 6}:
+            with pytest.raises(UserError, match="num_hops=6: variant assign has letters enough"):
+                questions("multi_hop", **settings)
+        else:
+            assert len(questions("multi_hop", 10, **settings)) == 10
 
 
 class TestArithmetic:

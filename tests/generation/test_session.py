@@ -1,6 +1,7 @@
 """An engine's session generates what the decoder does, one row at a time."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from archloop.errors import UserError
 from archloop.generation.drafts import verify
 from archloop.generation.generation import generate
+from archloop.generation.model import Model, stream
 from archloop.generation.sampling import Sampling
 from archloop.generation.session import SessionModel
 from archloop.generation.transcript import Transcript
@@ -45,6 +47,24 @@ def test_the_same_tokens_over_several_turns(
     assert theirs.replace([9, 9, 9]) == 0
     (anew,) = generate(model, [8], 5, sampling, transcript=theirs)
     assert anew == generate(decoder, [9, 9, 9, 8], 5, sampling)[0]
+
+
+@pytest.mark.parametrize("longest", [48, 60, None])
+def test_a_reply_ends_where_the_session_is_full(tmp_path: Path, longest: int | None) -> None:
+    decoder = folders.decoder(folders.spec(vocab_size=261, max_context=longest))
+    speaking = Model(decoder, folders.tokenizer())
+    ids = [70, 71, 72, 73]
+    (wanted,) = generate(decoder, ids, 45, decode=speaking.decode)
+    runtime = TorchEager()
+    manifest = export(runtime, decoder, tmp_path / "artifact", "fp32")
+    with closing(runtime.load(tmp_path / "artifact", manifest, 1, 48)) as session:
+        engine = SessionModel(session, manifest.precision)
+        found = "".join(stream(speaking, ids, max_new_tokens=1000, engine=engine))
+        assert session.num_tokens == 48
+        with pytest.raises(UserError, match=r"prompt has 49 tokens and .* 48; shorten it"):
+            next(stream(speaking, [70] * 49, engine=engine))
+    assert found == wanted.text
+    assert len(wanted.ids) == 45
 
 
 def test_what_a_session_cannot_do_is_said(model: SessionModel) -> None:

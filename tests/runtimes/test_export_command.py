@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from archloop.checkpoints.saving import save
 from archloop.cli import app
+from archloop.generation.model import load_model, without_weights
 from archloop.runtimes.artifact import read_manifest
 from archloop.runtimes.exporting import build_random
 from archloop.runtimes.parity import session_rows
 from archloop.runtimes.torch_eager import TorchEager
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.text.special_tokens import SpecialTokens
 
 SPEC = StackSpec(
     d_model=64,
@@ -70,6 +72,25 @@ def test_a_checkpoint_keeps_its_weights_and_tokenizer(tmp_path: Path) -> None:
     (logits_V,) = session_rows(session, [[1, 2, 3]], [])
     expected = decoder.prefill(torch.tensor([[1, 2, 3]]), decoder.init_state(1, 8))[0]
     torch.testing.assert_close(torch.tensor(logits_V), expected)
+
+
+@pytest.mark.parametrize("asked", ["--runtime torch_eager", "--format transformers"])
+def test_templates_and_special_tokens_go_along(asked: str, tmp_path: Path) -> None:
+    """Also those tokens that only the configuration names, which an artifact does not have."""
+    source, out = tmp_path / "checkpoint", tmp_path / "out"
+    save(build_random(SPEC, seed=3), source, tokens=SpecialTokens(bos=1, eos=(3, 5)))
+    (source / "generation_config.json").write_text('{"temperature": 0.5}')
+    (source / "chat_template.jinja").write_text("plain")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    status, told, problem = export(str(source), *asked.split(), "-o", str(out), "--json")
+    assert status == 0, problem
+    assert "additional_chat_templates/tool_use.jinja" in json.loads(told)["tokenizer"]
+    found = without_weights(SPEC, out)
+    assert found.stop_ids == load_model(source).stop_ids == (3, 5)
+    assert found.chat_template is not None
+    assert found.chat_template.render([], name="tool_use") == "with tools"
+    assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.5
 
 
 def test_a_tokenizer_that_an_engines_file_cannot_hold_is_said(

@@ -174,6 +174,26 @@ def test_a_checkpoints_tokenizer_is_the_engines_too(checkpoint: Path, model: Pat
     assert LlamaCpp().command(model.parent) == f"llama-cli -m {model}"
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "{",
+        "{}",
+        "[]",
+        '{"model": {"type": "BPE"}, "pre_tokenizer": {"type": "ByteLevel"}}',
+        '{"model": {"type": "BPE", "vocab": []}, "pre_tokenizer": {"type": "ByteLevel"}}',
+        '{"model": {"type": "BPE", "vocab": {"a": 0}}, "pre_tokenizer": {"type": "ByteLevel"}}',
+    ],
+)
+def test_a_malformed_tokenizer_is_left_out(told: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    gguf_file.write(build_random(STACKS["llama"], 0), file)
+    before = file.read_bytes()
+    (tmp_path / "tokenizer.json").write_text(told)
+    assert vocabulary.add(file, tmp_path) == "its tokenizer.json is malformed"
+    assert file.read_bytes() == before
+
+
 @pytest.mark.ci
 def test_a_tokenizer_that_the_engine_cannot_cut_like_is_left_out(
     checkpoint: Path, model: Path, tmp_path: Path

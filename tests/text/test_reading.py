@@ -6,6 +6,7 @@ import lzma
 
 import pytest
 
+from archloop.errors import UserError
 from archloop.text.corpora import CorpusConfig, load, resolve
 from archloop.text.reading import MAX_CHUNK_CHARS, read_texts
 
@@ -47,6 +48,13 @@ def test_null_is_passed_over_as_in_parquet(tmp_path, name):
     rows = [{"text": "one"}, {"text": None}, {"text": "two"}]
     content = json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows))
     assert read(tmp_path, name, content) == ["one", "two"]
+
+
+def test_json_lines_end_at_newlines_alone(tmp_path):
+    texts = ["one\u2028two", "three\u2029four\x85five"]
+    lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    for name in ("a.json", "a.jsonl"):
+        assert read(tmp_path, name, lines + "\n") == texts
 
 
 def test_empty_cells_are_passed_over(tmp_path):
@@ -126,6 +134,11 @@ class TestFoldersAndPatterns:
         )
         corpus = load(config, root)
         assert len(corpus.train) + len(corpus.heldout) == 80
+
+    def test_stars_inside_a_name(self, root):
+        # Newer versions of Python take them for one star, and then no file is of that name.
+        with pytest.raises(UserError, match=r"data/b\*\*\.csv.*correct corpus\.paths"):
+            resolve("data/b**.csv", root)
 
     @pytest.mark.parametrize("path, expected", [("data/*.csv", "no file of that pattern")])
     def test_nothing_found(self, root, path, expected):

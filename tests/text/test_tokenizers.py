@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from archloop.errors import UserError
 from archloop.files import read_checked, write_atomic, write_checked
 from archloop.text import tokenizers
 from archloop.text.corpora import Corpus
@@ -76,6 +77,13 @@ def test_vocabulary_size_is_exact_and_bounded(tokenizer):
         tokenizers.train(DOCUMENTS, 256)
     with pytest.raises(ValueError, match="fills only"):
         tokenizers.train(["aaaa"], 5000)
+
+
+def test_special_tokens_need_room_too():
+    marks = ("<|im_start|>", "<|im_end|>")
+    with pytest.raises(UserError, match="and 2 special tokens more; give at least 259"):
+        tokenizers.train(DOCUMENTS, 258, marks)
+    assert tokenizers.train(DOCUMENTS, 259, marks).vocab_size == 259
 
 
 def test_training_repeats_in_a_fresh_process(tokenizer):

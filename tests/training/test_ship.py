@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from archloop.checkpoints.saving import save
 from archloop.errors import UserError
 from archloop.generation.model import load_model
+from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.text import tokenizers
 from archloop.text.encoded import Encoded
 from archloop.training import ship
-from archloop.training.ship import CHAT_MARKS, Shipped, ShipRun, train_to_ship
+from archloop.training.ship import CHAT_MARKS, Shipped, ShipRun, train_on_several, train_to_ship
 
 TOKENIZER = tokenizers.train(["the end of the text " * 200], 264, CHAT_MARKS)
 TEXT = Encoded(
@@ -91,6 +93,62 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         go(tmp_path, run_of(training={"learning_rate": 1e-4}))
 
 
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ("a file", "is a file"),
+        ("notes", "is not a checkpoint"),
+        ("a checkpoint", "archloop train did not leave"),
+    ],
+)
+def test_a_place_that_takes_no_checkpoint_is_refused_before_the_training(
+    tmp_path: Path, held: str, words: str
+) -> None:
+    output = tmp_path / "model"
+    if held == "a file":
+        output.write_text("mine")
+    elif held == "notes":
+        output.mkdir()
+        (output / "notes.txt").write_text("mine")
+    else:
+        save(Decoder(SPEC), output, "archloop")
+    with pytest.raises(UserError, match=words):
+        go(tmp_path, run_of(), on_step=lambda *_: pytest.fail("trained"))
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=words):
+        train_on_several(
+            run_of(), TEXT, tmp_path / "work", output, [cpu, cpu], lambda *_: pytest.fail("trained")
+        )
+    assert not (tmp_path / "work").exists()
+
+
+def test_killed_while_it_left_its_checkpoint_it_is_left_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ship, "_write_text_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, run_of())
+    assert not (tmp_path / "model" / ship.RECORD).exists()
+    go(tmp_path, run_of())
+    assert (tmp_path / "model" / ship.RECORD).exists()
+
+
+def test_a_damaged_state_says_what_to_remove(tmp_path: Path) -> None:
+    def killed(step: int, *_: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, run_of(), on_step=killed, save_every_s=0)
+    (tmp_path / "work" / "state.safetensors").write_bytes(b"nonsense" * 10)
+    with pytest.raises(UserError, match=r"remove \S+work to begin anew"):
+        go(tmp_path, run_of())
+
+
 def test_hours_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ship, "_steps_within", lambda *_: 5)
     shipped = go(tmp_path, run_of(hours=0.5))
@@ -119,6 +177,13 @@ def test_a_training_that_diverges_leaves_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lower --learning-rate"):
         go(tmp_path, wild)
     assert not (tmp_path / "model").exists()
+
+
+def test_steps_that_diverge_while_they_are_timed_are_no_run(tmp_path: Path) -> None:
+    training = {"learning_rate": 1e30, "grad_clip": None, "warmup_steps": 0}
+    with pytest.raises(UserError, match="lower --learning-rate"):
+        go(tmp_path, run_of(training=training, hours=0.01))
+    assert not (tmp_path / "work").exists()
 
 
 def test_too_little_text_is_said(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         UserError: `folder` holds files and is not a checkpoint, so that it may be a mistake.
     """
     folder = folder.resolve()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / f"{_STAGING}{secrets.token_hex(4)}"
@@ -217,7 +217,18 @@ def _is_replaced(path: Path) -> bool:
     return named or any(path.match(pattern) for pattern in _WEIGHT_PATTERNS)
 
 
-def _check_replaceable(folder: Path) -> None:
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder has the configuration that makes it a checkpoint."""
+    return any((folder / name).exists() for name in (CONFIG, SPEC))
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a place where `replacing` writes no checkpoint.
+
+    Raises:
+        UserError: a file is there, or a folder of files that is no checkpoint, so that it may be a
+            mistake.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -46,6 +46,8 @@ def blocks(
     from archloop.search.plan import resolve
     from archloop.search.recipe.recipe import load
 
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name the table's file")
     plan = resolve(load(recipe).varied(tables={}))
     names = list(plan.recipe.targets) if target is None else [target]
     if unknown := [name for name in names if name not in plan.recipe.targets]:

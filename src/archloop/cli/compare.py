@@ -257,9 +257,16 @@ def _design(name: str) -> "StackSpec":
 
 
 def _write(built: "dict[str, StackSpec]", folder: Path) -> None:
+    """A file for each design. A preset's name may hold dots, so only .json counts as an ending."""
+    files: dict[str, str] = {}
+    for name in built:
+        file = f"{Path(name).name.removesuffix('.json')}.json"
+        if file in files:
+            raise UserError(f"--specs: {files[file]} and {name} would both be {file}; rename one")
+        files[file] = name
     folder.mkdir(parents=True, exist_ok=True)
-    for name, spec in built.items():
-        (folder / f"{Path(name).stem}.json").write_text(spec.to_json() + "\n", encoding="utf-8")
+    for file, name in files.items():
+        (folder / file).write_text(built[name].to_json() + "\n", encoding="utf-8")
 
 
 def _sizes(designs: "dict[str, Footprint]") -> Table:

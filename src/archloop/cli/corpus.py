@@ -1,5 +1,6 @@
 """`archloop corpus`: build a corpus of text, pack it, unpack it."""
 
+import math
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archloop.cli.command import AsJson, Commands, app, command, print_json, stderr
+from archloop.errors import UserError
 
 group = typer.Typer(
     cls=Commands, help="Build a corpus of text, and pack it for a machine without network."
@@ -78,12 +80,15 @@ def pack(
     """Pack a corpus, and wheels if need be, into one file."""
     from archloop.text.fetch.pack import pack as write
 
+    max_bytes = max_mib * 2**20
+    if not math.isfinite(max_bytes):
+        raise UserError(f"--max-mib {max_mib} is no size of a file; give a number such as 64")
     files = [
         file
         for path in wheels or ()
         for file in (sorted(path.glob("*.whl")) if path.is_dir() else [path])
     ]
-    size = write(corpus, output, wheels=files, max_bytes=int(max_mib * 2**20))
+    size = write(corpus, output, wheels=files, max_bytes=int(max_bytes))
     stderr.print(f"{output}: {size / 2**20:.1f} MiB", markup=False)
 
 

@@ -1,8 +1,9 @@
 """Numbers as people write them on a command line: 350M, 2B, lists divided by commas."""
 
+import math
 import re
 
-from archloop.errors import UserError
+from archloop.errors import UserError, shown
 
 _SCALES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
@@ -19,7 +20,8 @@ def count(option: str, text: str, what: str) -> int:
         UserError: it is none.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.upper())
-    number = 0 if found is None else round(float(found[1]) * _SCALES[found[2]])
-    if number < 1:
-        raise UserError(f"{option} {text!r} is no number of {what} such as 5000, 100M or 2B")
-    return number
+    number = 0.0 if found is None else float(found[1]) * _SCALES[found[2]]
+    # Hundreds of digits are more than a float holds.
+    if not math.isfinite(number) or round(number) < 1:
+        raise UserError(f"{option} {shown(text)} is no number of {what} such as 5000, 100M or 2B")
+    return round(number)

@@ -1,5 +1,6 @@
 """`archloop export`: what an engine loads, or a model folder that transformers loads."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,7 +101,7 @@ def _to_engine(
         "directory": str(output),
         "weights": weights,
         "streamed": streamed,
-        "tokenizer": _copy_tokenizer(found.folder, output),
+        "tokenizer": _copy_text(found.folder, output),
         "run_with": engine.command(output),
         **manifest.model_dump(mode="json", exclude={"spec", "files"}),
     }
@@ -126,7 +127,7 @@ def _to_transformers(found: Named, output: Path, seed: int, pad: bool) -> dict[s
     return {
         "directory": str(output),
         "weights": weights,
-        "tokenizer": _copy_tokenizer(found.folder, output),
+        "tokenizer": _copy_text(found.folder, output),
         "format": "transformers",
         "layout": family.name,
         "model_type": config["model_type"],
@@ -218,12 +219,28 @@ def _show(told: dict[str, Any]) -> None:
         console.print(f"run it with: {told['run_with']}", markup=False, soft_wrap=True)
 
 
-def _copy_tokenizer(folder: Path | None, output: Path) -> list[str]:
-    """A checkpoint's tokenizer, and what it says of special tokens, go along with its artifact."""
+def _copy_text(folder: Path | None, output: Path) -> list[str]:
+    """A checkpoint's tokenizer, templates and special tokens go along with its artifact."""
     import shutil
 
-    found = [name for name in TOKENIZER_FILES if folder is not None and (folder / name).is_file()]
+    from archloop.checkpoints import files, tokens
+    from archloop.generation.model import MORE_TEMPLATES
+    from archloop.text.special_tokens import SpecialTokens
+
+    if folder is None or not folder.is_dir():
+        return []
+    templates = sorted(path.name for path in (folder / MORE_TEMPLATES).glob("*.jinja"))
+    names = [*TOKENIZER_FILES, *(f"{MORE_TEMPLATES}/{name}" for name in templates)]
+    found = [name for name in names if (folder / name).is_file()]
     for name in found:
-        assert folder is not None
+        (output / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(folder / name, output / name)
+    # Some checkpoints name them in their configuration alone, which an artifact does not have.
+    special = tokens.read(folder)
+    if special != SpecialTokens():
+        generation = files.read_json(output, tokens.GENERATION) or {}
+        generation |= tokens.settings(special)
+        text = json.dumps(generation, indent=2, sort_keys=True)
+        (output / tokens.GENERATION).write_text(text + "\n", encoding="utf-8")
+        found = list(dict.fromkeys([*found, tokens.GENERATION]))
     return found

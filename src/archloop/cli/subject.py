@@ -1,6 +1,8 @@
 """A named model, opened to be asked: its weights in PyTorch, or an artifact by its engine."""
 
 import hashlib
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from archloop.cli.command import stderr
@@ -8,6 +10,8 @@ from archloop.cli.models import Named, open_artifact
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from archloop.evals.verbs import Model
     from archloop.stack.decoder import Decoder
 
@@ -16,7 +20,7 @@ MAX_CONTEXT = 8192
 
 
 def open_subject(model: Named, device: str, batch_size: int) -> "tuple[Model, str]":
-    """A model under evaluation, and what tells its weights from others.
+    """A model under evaluation, and what tells it from others: its weights, and how it is asked.
 
     Args:
         model: that the command line names.
@@ -42,14 +46,12 @@ def open_subject(model: Named, device: str, batch_size: int) -> "tuple[Model, st
     if model.is_proxy():
         stderr.print(f"{model.label}: its trained proxy is asked", markup=False)
     codec = TokenizerCodec(loaded.tokenizer)
+    start = codec.start() or loaded.stop_ids[: model.is_proxy()]
     subject = DecoderModel(
-        loaded.decoder,
-        codec,
-        start=codec.start() or loaded.stop_ids[: model.is_proxy()],
-        stop_ids=loaded.stop_ids,
-        batch_size=batch_size,
+        loaded.decoder, codec, start=start, stop_ids=loaded.stop_ids, batch_size=batch_size
     )
-    return subject, f"weights:{_fingerprint(loaded.decoder)}"
+    in_text = _text_digest(loaded.tokenizer, start, loaded.stop_ids)
+    return subject, f"weights:{_fingerprint(loaded.decoder)}:{in_text}"
 
 
 def _random(model: Named, place: object, batch_size: int) -> "tuple[Model, str]":
@@ -95,7 +97,14 @@ def _artifact(model: Named) -> "tuple[Model, str]":
         stop_ids=text.stop_ids,
     )
     said = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
-    return subject, f"artifact:{said[:32]}"
+    in_text = _text_digest(text.tokenizer, subject.start, text.stop_ids)
+    return subject, f"artifact:{said[:32]}:{in_text}"
+
+
+def _text_digest(tokenizer: "Tokenizer", start: Sequence[int], stop_ids: Sequence[int]) -> str:
+    """A hash of how text becomes tokens and back: corrected, it makes another model's answers."""
+    parts = [tokenizer.to_str(), list(start), list(stop_ids)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _fingerprint(decoder: "Decoder") -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_VOCABULARY = 32_768
 """Tokens of a tokenizer that is trained, unless asked otherwise: corpora rarely fill more."""
+MOST_HOURS = 1e6
+"""More than a century: nobody means that."""
 TELL_EVERY_S = 10.0
 NUM_HELDOUT_WINDOWS = 64
 
@@ -45,7 +47,7 @@ def train(
         typer.Option("-o", "--output", help="The checkpoint's folder; a trial has one of its own."),
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="How long: tokens, as 100M or 2B.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0.0, help="Or hours.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Or hours.")] = None,
     corpus: Annotated[
         list[str] | None, typer.Option(help="Files, folders or patterns; default the recipe's.")
     ] = None,
@@ -76,10 +78,11 @@ def train(
     otherwise. The checkpoint has the tokenizer and a chat template; archloop generate, eval and
     export then take the trial by it.
     """
-    if (tokens is None) == (hours is None):
-        raise UserError("say how long to train: --tokens 100M, or --hours 2")
+    _check_duration(tokens, hours)
     places = _places(device)
     named = find(model, trial)
+    _check_length(named, seq_len)
+    work, folder = _folders(named, output)
     defaults = _defaults(model, named)
     changes = {
         "optimizer": optimizer,
@@ -92,7 +95,6 @@ def train(
     settings = _settings(defaults.training, changes)
     text = _corpus(corpus, defaults)
     made = _tokenizer(named, text, tokenizer, vocab_size)
-    work, folder = _folders(named, output)
     run = _run(named, settings, hours, seed, text, made)
     shipped, bits = _train(run, text, made, work, folder, places)
     _tell(shipped, bits, work, folder, as_json)
@@ -154,6 +156,24 @@ def _defaults(model: str, named: Named) -> _Defaults:
     return _Defaults(training, CorpusConfig.model_validate(proxy["corpus"]), about.recipe_folder)
 
 
+def _check_duration(tokens: str | None, hours: float | None) -> None:
+    if (tokens is None) == (hours is None):
+        raise UserError("say how long to train: --tokens 100M, or --hours 2")
+    # NaN is neither above nor below anything, and is refused by this form alone.
+    if hours is not None and not 0 < hours <= MOST_HOURS:
+        raise UserError(f"--hours {hours}: must be above 0, and at most {MOST_HOURS:,.0f}")
+
+
+def _check_length(named: Named, seq_len: int) -> None:
+    """Refuse sequences that the model is not made for: its held-out score would be refused."""
+    longest = named.spec.max_context
+    if longest is not None and seq_len > longest:
+        raise UserError(
+            f"--seq-len {seq_len}: {named.label} is made for contexts of {longest}; give at most "
+            "that"
+        )
+
+
 def _settings(base: "TrainingConfig", changes: dict[str, Any]) -> "TrainingConfig":
     from pydantic import ValidationError
 
@@ -198,22 +218,30 @@ def _tokenizer(
         except (OSError, UnicodeDecodeError, UserError) as error:
             raise UserError(f"--tokenizer {file}: {error}") from error
     else:
-        made = None
-    size = vocab_size or min(named.spec.vocab_size, MOST_VOCABULARY)
-    if made is not None:
-        size = made.vocab_size
-    if size > named.spec.vocab_size:
+        size = vocab_size or min(named.spec.vocab_size, MOST_VOCABULARY)
+        _check_fits(size, named)
+        made = tokenizers.cached(text, size, more_special=CHAT_MARKS)
+    # Also one from the cache, where an earlier version may have left it.
+    _check_fits(made.vocab_size, named)
+    return made
+
+
+def _check_fits(num_tokens: int, named: Named) -> None:
+    if num_tokens > named.spec.vocab_size:
         raise UserError(
-            f"a tokenizer of {size} tokens, and {named.label} has room for "
+            f"a tokenizer of {num_tokens} tokens, and {named.label} has room for "
             f"{named.spec.vocab_size}; give a smaller --vocab-size"
         )
-    return made or tokenizers.cached(text, size, more_special=CHAT_MARKS)
 
 
 def _folders(named: Named, output: Path | None) -> tuple[Path, Path]:
     """Folder of the run while it is under way, and that of the checkpoint."""
     if output is not None:
-        return output.with_name(f"{output.name}.training"), output
+        # Absolute: the folder that "." means has a name.
+        place = output.absolute()
+        if not place.name:
+            raise UserError(f"--output {output} has no name, and none beside it; give another")
+        return place.with_name(f"{place.name}.training"), output
     if named.source != "trial" or named.folder is None:
         raise UserError("name the folder of the checkpoint: --output")
     return named.folder.with_name("training"), named.folder

@@ -119,6 +119,15 @@ class Evaluation(ABC):
         """A name of its examples, by which evaluations that grade the same ones know each other."""
         return ""
 
+    @property
+    def data_digest(self) -> str:
+        """A hash of the data that its examples come from; empty where its settings say them all.
+
+        Raises:
+            UserError: the data cannot be read.
+        """
+        return ""
+
     def missing(self) -> str:
         """What it needs and is not here, such as data to fetch, with the remedy; or nothing."""
         return ""

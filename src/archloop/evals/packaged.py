@@ -142,7 +142,8 @@ def _lines(file: Path, changed_ns: int, member: str) -> list[Any]:
     except packages.DAMAGE as error:
         raise UserError(f"{file} is damaged ({error}); delete it to download it again") from error
     found, bad = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Text in JSON may hold any other line break.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -6,6 +6,8 @@ such a file, and its results are those of the suite itself: a line holds what `q
 nothing but themselves, and stand there by their settings alone.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,10 +113,12 @@ def limit_of(file: Path) -> int | None:
 
 
 def _lines(file: Path) -> list[str]:
+    """The lines of a file, cut at newlines alone: text in JSON may hold any other line break."""
     try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    return lines if lines[-1] else lines[:-1]
 
 
 def _packed(line: str) -> Packed | None:
@@ -142,6 +146,7 @@ def _opened(packed: Packed, file: Path) -> Evaluation:
     if packed.examples is None:
         return evaluation
     examples = _read(evaluation, packed.examples, f"{file}: {packed.name}")
+    digest = hashlib.sha256(json.dumps(packed.examples).encode()).hexdigest()
     # A subclass of the evaluation's own class, so that grading is that of the evaluation itself.
     graded: Any = type(evaluation)
 
@@ -155,6 +160,9 @@ def _opened(packed: Packed, file: Path) -> Evaluation:
         "pieces": drawn,
         "chance": property(lambda self: packed.chance),
         "missing": lambda self: "",
+        # Questions that were drawn ahead are asked as they are, whatever the model's tokens.
+        "fitted": lambda self, *_: self,
+        "data_digest": property(lambda self: digest),
     }
     opened: Evaluation = type(graded.__name__, (graded,), given)(evaluation.config)
     return opened

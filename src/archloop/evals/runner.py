@@ -1,7 +1,7 @@
 """Running a suite on a model: one file an evaluation, so that a stopped run goes on.
 
-1. An evaluation whose file is whole, and of the same model, settings, seed and number of examples,
-   is taken from it.
+1. An evaluation whose file is whole, and of the same model, settings, data, seed and number of
+   examples, is taken from it.
 2. Every other one is run; its score and the grade of each example are written in one step.
 3. The scores are summed up, see `evals.summary`.
 """
@@ -29,7 +29,7 @@ class Result(BaseModel):
     """One evaluation of one model.
 
     Attributes:
-        key: hash of model, evaluation, version, settings, seed and number of examples.
+        key: hash of model, evaluation, version, settings, data, seed and number of examples.
         grades: of each example.
         weights: what each grade is divided by; None: each counts one.
         examples: names the examples where other evaluations grade the same; empty: none does.
@@ -68,7 +68,7 @@ def run(
 
     Args:
         model: asked by each evaluation's verb.
-        identity: of the model: other weights, another identity.
+        identity: of the model: other weights or another tokenizer, another identity.
         evaluations: by the name that results stand under.
         folder: keeps ``<name>.json`` of each.
         seed: of the examples.
@@ -76,7 +76,8 @@ def run(
         on_result: told of each result and whether it was there already.
 
     Raises:
-        UserError: the model cannot be asked by one of the verbs, or its answers are no numbers.
+        UserError: the model cannot be asked by one of the verbs, its answers are no numbers, or
+            the data of an evaluation cannot be read.
         OSError: the folder cannot be written.
     """
     results: dict[str, Result] = {}
@@ -152,5 +153,5 @@ def _read(file: Path, key: str) -> Result | None:
 
 def _key(identity: str, evaluation: Evaluation, seed: int, limit: int | None) -> str:
     settings = evaluation.config.model_dump(mode="json")
-    parts = [identity, evaluation.name, evaluation.version, settings, seed, limit]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    asked = [evaluation.name, evaluation.version, settings, evaluation.data_digest, seed, limit]
+    return hashlib.sha256(json.dumps([identity, *asked], sort_keys=True).encode()).hexdigest()

@@ -3,10 +3,12 @@
 The text is cut into pieces of equal length in characters, so that models of different tokenizers
 are asked about the same bytes. Every token after the tokens that begin a text is predicted; where a
 tokenizer has none, the first token of a piece is given for nothing, and its bytes are not counted.
+Where that token is a part of a character, so are those that complete it, since a part has no text.
 A subclass says by its `Config` which text, and in pieces of how many characters (`num_chars`).
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from archloop.errors import UserError
 from archloop.evals.base import Grades, Split
 from archloop.evals.bits_per_byte import InBits
 from archloop.evals.text_tasks import codec_of
-from archloop.evals.verbs import Model
+from archloop.evals.verbs import Model, TextCodec
 from archloop.text import corpora
 from archloop.text.corpora import CorpusConfig
 
@@ -30,6 +32,11 @@ class PiecesInBits(InBits):
         """Where the text comes from."""
         found: CorpusConfig = self.config.corpus
         return found
+
+    @property
+    def data_digest(self) -> str:
+        """See `Evaluation.data_digest`."""
+        return corpora.load(self.corpus, Path.cwd()).digest
 
     def pieces(self, split: Split, seed: int, num_examples: int) -> list[str]:
         """Pieces of the held-out documents (of the others for ``train``), drawn evenly.
@@ -52,12 +59,22 @@ class PiecesInBits(InBits):
         codec = codec_of(model)
         pieces = self.pieces(split, seed, num_examples)
         rows = [[*model.start, *codec.encode(piece)] for piece in pieces]
-        free = [0 if model.start else len(codec.decode(row[:1]).encode()) for row in rows]
         logs = model.loglikelihood_rolling(rows)
-        # What begins a text has no bytes; of several such tokens only the last predicts text.
-        skipped = max(0, len(model.start) - 1)
-        bits_N = np.array([-row[skipped:].sum() / math.log(2) for row in logs])
-        bytes_N = np.array(
-            [len(p.encode()) - less for p, less in zip(pieces, free, strict=True)], dtype=float
-        )
-        return Grades(bits_N, bytes_N)
+        bits, sizes = [], []
+        for piece, row, log in zip(pieces, rows, logs, strict=True):
+            num_given, given_bytes = given(model, codec, row)
+            # The first number of a row's log is of its second token.
+            bits.append(-log[num_given - 1 :].sum() / math.log(2))
+            sizes.append(len(piece.encode()) - given_bytes)
+        return Grades(np.array(bits), np.array(sizes, dtype=float))
+
+
+def given(model: Model, codec: TextCodec, row: Sequence[int]) -> tuple[int, int]:
+    """Tokens of a row that are not predicted, at least one, and the bytes of text in them."""
+    if model.start:
+        return len(model.start), 0
+    # No character has more than four bytes, and so none is of more tokens.
+    ends = range(1, min(4, len(row)) + 1)
+    texts = {end: codec.decode(row[:end]) for end in ends}
+    num = next((end for end in ends if "\ufffd" not in texts[end]), ends[-1])
+    return num, len(texts[num].encode())

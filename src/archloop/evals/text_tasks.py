@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -116,10 +116,18 @@ class ReplyTask(Evaluation):
             return False
         return not any(answer.startswith(begun.strip()) for answer in question.answers)
 
+    def fitted(self, model: Model, split: Split, seed: int, num_examples: int) -> Self:
+        """The evaluation whose questions this model is asked: itself, unless a task makes their
+        length depend on the model's tokens. Arguments and errors as `grade`.
+        """
+        del model, split, seed, num_examples
+        return self
+
     def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
         """See `Evaluation.grade`."""
         codec = codec_of(model)
-        questions = self.questions(split, seed, num_examples)
+        asked = self.fitted(model, split, seed, num_examples)
+        questions = asked.questions(split, seed, num_examples)
         prompts = [
             Prompt(
                 [*model.start, *codec.encode(question.prompt)],

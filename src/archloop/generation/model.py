@@ -26,7 +26,8 @@ from archloop.text.streaming import TextStream
 
 _log = logging.getLogger(__name__)
 _MAX_TEMPLATE_BYTES = 1 << 20
-_MORE_TEMPLATES = "additional_chat_templates"
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of a checkpoint's chat templates beside the default one, each named by its file."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def stream(
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
     special_tokens: bool = False,
-    engine: protocol.Scorer | None = None,
+    engine: protocol.Model | None = None,
 ) -> Iterator[str]:
     """The reply to a prompt, in pieces of whole characters as they come.
 
@@ -183,7 +184,7 @@ def stream(
         prompt: plain text, chat messages, or token ids.
         sampling: default: the checkpoint's own.
         max_new_tokens: the reply ends here at the latest, or with the longest context that the
-            model is made for.
+            model is made for, or its engine opened for.
         stop_strings: the reply ends before the first of these, or of the checkpoint's own.
         chunk_size: tokens per prefill pass.
         transcript: a conversation so far, of one row. Chat messages are the whole conversation,
@@ -193,15 +194,16 @@ def stream(
         engine: what runs the model's weights; default: its decoder itself.
 
     Raises:
-        UserError: no tokenizer, no chat template, a prompt beyond the model's longest context, or
-            not enough room in the transcript.
+        UserError: no tokenizer, no chat template, a prompt beyond that longest context, or not
+            enough room in the transcript.
     """
     before = transcript.ids[0] if transcript is not None else []
     chat = {"tools": tools, "template": template, "variables": variables}
     ids, whole = _prompt_ids(model, prompt, chat, before)
     if transcript is None:
-        max_new_tokens = _within_context(model.decoder.spec, len(ids), max_new_tokens)
-        transcript = Transcript(engine or model.decoder, len(ids) + max_new_tokens)
+        max_new_tokens = _within_context(model.decoder.spec, engine, len(ids), max_new_tokens)
+        # The last new token is not read, so it needs no room.
+        transcript = Transcript(engine or model.decoder, max(1, len(ids) + max_new_tokens - 1))
     given = [stop_strings] if isinstance(stop_strings, str) else stop_strings
     decode = partial(model.decode, special_tokens=special_tokens)
     # The reply in a chat is decoded as a text of its own; any other reply continues the prompt's
@@ -267,13 +269,20 @@ def _warn_of_two_beginnings(model: Model, ids: list[int]) -> None:
         )
 
 
-def _within_context(spec: StackSpec, num_ids: int, max_new_tokens: int) -> int:
-    """New tokens that the longest context of a model leaves room for; the last one is not read."""
-    longest = spec.max_context or num_ids + max_new_tokens
+def _within_context(
+    spec: StackSpec, engine: protocol.Model | None, num_ids: int, max_new_tokens: int
+) -> int:
+    """New tokens that the longest context leaves room for; the last one is not read."""
+    limits = []
+    if spec.max_context is not None:
+        limits.append((spec.max_context, "the model is made for"))
+    if isinstance(engine, protocol.Bounded):
+        limits.append((engine.max_context, "its engine is opened for"))
+    if not limits:
+        return max_new_tokens
+    longest, why = min(limits)
     if num_ids > longest:
-        raise UserError(
-            f"the prompt has {num_ids} tokens and the model is made for {longest}; shorten it"
-        )
+        raise UserError(f"the prompt has {num_ids} tokens and {why} {longest}; shorten it")
     return min(max_new_tokens, longest - num_ids + 1)
 
 
@@ -286,8 +295,8 @@ def _load_template(folder: Path) -> ChatTemplate | None:
     source = files.read_text(folder, "chat_template.jinja", _MAX_TEMPLATE_BYTES)
     named: dict[str, Any] = {}
     if source is not None:
-        for path in sorted((folder / _MORE_TEMPLATES).glob("*.jinja")):
-            name = f"{_MORE_TEMPLATES}/{path.name}"
+        for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja")):
+            name = f"{MORE_TEMPLATES}/{path.name}"
             named[path.stem] = files.read_text(folder, name, _MAX_TEMPLATE_BYTES)
         named["default"] = source
     elif isinstance(listed := settings.get("chat_template"), list):

@@ -89,6 +89,17 @@ class Chooser(Protocol):
         """
 
 
+@runtime_checkable
+class Bounded(Protocol):
+    """An engine that was opened with room for so many tokens, and cannot have more.
+
+    Attributes:
+        max_context: tokens that a row has room for at most.
+    """
+
+    max_context: int
+
+
 class Scorer(Model, Protocol):
     """A model that also gives the logits of every token of a chunk, which drafts need."""
 

@@ -78,7 +78,7 @@ class SessionModel:
 
     def __init__(self, session: Session, precision: str) -> None:
         self.session, self.precision = session, precision
-        self.vocab_size = session.vocab_size
+        self.vocab_size, self.max_context = session.vocab_size, session.max_context
 
     def init_state(self, batch_size: int, max_context: int) -> SessionState:
         """The session's own state, emptied.
@@ -88,9 +88,9 @@ class SessionModel:
         """
         if batch_size != 1:
             raise UserError(f"an engine's session has one row, not {batch_size}")
-        if max_context > self.session.max_context:
+        if max_context > self.max_context:
             raise UserError(
-                f"{max_context} tokens do not fit into a session of {self.session.max_context}; "
+                f"{max_context} tokens do not fit into a session of {self.max_context}; "
                 "open it with a larger max_context"
             )
         self.session.reset()

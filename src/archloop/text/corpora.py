@@ -116,11 +116,21 @@ def resolve(path: str, root: Path) -> list[Path]:
     if not full.exists() and any(sign in path for sign in "*?["):
         start = Path(Path(path).anchor or base)
         pattern = str(Path(path).relative_to(start)) if Path(path).is_absolute() else path
-        return _inside(path, base, start, start.glob(pattern), "no file of that pattern")
+        found = _matching(path, start, pattern)
+        return _inside(path, base, start, found, "no file of that pattern")
     if not full.is_file():
         what = "is not a regular file" if full.exists() else "does not exist"
         raise UserError(f"corpus file {full} {what}; correct corpus.paths")
     return [full]
+
+
+def _matching(path: str, start: Path, pattern: str) -> list[Path]:
+    """What a pattern means below `start`."""
+    try:
+        return list(start.glob(pattern))
+    except ValueError as error:
+        # Up to version 3.12 Python takes ** for whole folders only, not inside a name.
+        raise UserError(f"corpus path {path!r}: {error}; correct corpus.paths") from error
 
 
 def _followed(path: str, base: Path) -> Path:

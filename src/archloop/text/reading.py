@@ -150,7 +150,8 @@ def _json(lines: Iterable[str], file: Path, field: str) -> Iterator[str]:
         entries = json.loads(content)
     except (ValueError, RecursionError) as error:
         if "Extra data" in str(error):
-            yield from _json_lines(content.splitlines(), file, field)
+            # Text in JSON may hold any other line break.
+            yield from _json_lines(content.split("\n"), file, field)
             return
         raise UserError(f"{file}: not JSON ({error}); correct it") from error
     if isinstance(entries, dict):

@@ -106,12 +106,15 @@ def train(documents: Sequence[str], vocab_size: int, more_special: Sequence[str]
         more_special: special tokens besides the end of text, which no text gives.
 
     Raises:
-        UserError: the vocabulary has no room for all bytes, or the text does not fill it.
+        UserError: the vocabulary has no room for all bytes and special tokens, or the text does
+            not fill it.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
+    least = MIN_VOCAB_SIZE + len(more_special)
+    if vocab_size < least:
+        others = f", and {len(more_special)} special tokens more" if more_special else ""
         raise UserError(
-            f"vocab_size={vocab_size} has no room for all bytes and the end of text; "
-            f"give at least {MIN_VOCAB_SIZE}"
+            f"vocab_size={vocab_size} has no room for all bytes and the end of text{others}; "
+            f"give at least {least}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -84,10 +84,19 @@ def _calls(text: str) -> list[ToolCall]:
     """Of one list, or of one call alone, in JSON or as Python."""
     text = text.strip()
     try:
-        found = json.loads(text, parse_constant=_no_number)
+        found = _loaded(text)
     except (ValueError, RecursionError):
         return _python(text)
     return [_from_json(call) for call in (found if isinstance(found, list) else [found])]
+
+
+def _loaded(text: str) -> Any:
+    """A value of JSON, whose numbers are all finite, so that it can be written back.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
 
 
 def _from_json(call: Any) -> ToolCall:
@@ -97,7 +106,7 @@ def _from_json(call: Any) -> ToolCall:
     if isinstance(arguments, str):
         # Some templates show arguments as JSON inside a string.
         try:
-            arguments = json.loads(arguments, parse_constant=_no_number)
+            arguments = _loaded(arguments)
         except (ValueError, RecursionError):
             arguments = None
     if not isinstance(arguments, dict):
@@ -142,8 +151,8 @@ def _value(node: ast.expr) -> Any:
             return value
         case ast.Name(id=word) if word in _WORDS:
             return _WORDS[word]
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-            return -number
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()) as positive):
+            return -_value(positive)
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_value(item) for item in items]
         case ast.Dict(keys=keys, values=values):
@@ -151,9 +160,13 @@ def _value(node: ast.expr) -> Any:
     raise ToolCallError(f"no plain value: {_short(ast.unparse(node))}")
 
 
-def _no_number(word: str) -> None:
-    """NaN and the infinities, which Python's reader of JSON takes and JSON does not have."""
-    raise ValueError(word)
+def _finite(word: str) -> float:
+    """A number, but not NaN and the infinities: Python's reader of JSON takes these words, which
+    JSON does not have, and makes an infinity of what is too large.
+    """
+    if not math.isfinite(number := float(word)):
+        raise ValueError(f"{word} is no finite number")
+    return number
 
 
 def _key(node: ast.expr | None) -> str:

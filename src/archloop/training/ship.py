@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from archloop.checkpoints.files import check_replaceable, has_checkpoint
 from archloop.checkpoints.loading import load
 from archloop.checkpoints.saving import save
 from archloop.errors import UserError
@@ -47,6 +48,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """ChatML. A model trained on plain text does not know it yet; what is tuned on chats later does."""
+RUN = "run.json"
+"""In the folder of a run under way: what it is."""
 RECORD = "training.json"
 """Beside a finished checkpoint: what its run was."""
 SAVE_EVERY_S = 300.0
@@ -114,8 +117,8 @@ def train_to_ship(
         ranks: this process among those that train together.
 
     Raises:
-        UserError: the folder has another run, the text is shorter than a sequence, or the training
-            diverged.
+        UserError: a folder has another run or something else, the state that was kept is damaged,
+            the text is shorter than a sequence, or the training diverged.
         OSError: the disk is full, or a folder cannot be written.
     """
     if len(text.train_T) <= run.training.seq_len:
@@ -124,18 +127,15 @@ def train_to_ship(
             f"seq_len={run.training.seq_len}; give more text"
         )
     _check_shares(run, ranks.count)
-    if ranks.agreed(lambda: _is_finished(run, output)):
+    if ranks.agreed(lambda: _is_finished(run, work, output)):
         return _finished(run, output, device)
     run = _begun(run, text, work, device, ranks)
     state = work / "state.safetensors"
-    start = checkpoints.read(state) if ranks.agreed(state.exists) else None
+    start = _kept(state) if ranks.agreed(state.exists) else None
     decoder = _initial(run, device)
     result = _train(decoder, run, text, work, start, on_step, save_every_s, ranks)
-    if result.diverged:
-        raise UserError(
-            f"the training diverged at step {result.losses[-1][0]}; give a lower --learning-rate "
-            f"and another folder, or remove {work}"
-        )
+    # The folder holds this run to its settings, so others need another folder.
+    _check_finite(result, f" and another folder, or remove {work}")
     ranks.agreed(lambda: _leave(decoder, run, work, output))
     return Shipped(decoder, run, result.losses)
 
@@ -154,7 +154,7 @@ def train_on_several(
         UserError: as there, or a process died.
     """
     _check_shares(run, len(devices))
-    if not _is_finished(run, output):
+    if not _is_finished(run, work, output):
         # The processes read one copy of the text.
         shared_T = torch.from_numpy(text.train_T).share_memory_()
         together(_Part(run, shared_T, work, output, on_step), devices)
@@ -167,6 +167,23 @@ def _check_shares(run: ShipRun, count: int) -> None:
             f"a step of {run.training.batch_size} sequences does not divide among {count} "
             "processes; give another --batch-size"
         )
+
+
+def _check_finite(result: TrainingResult, besides: str = "") -> None:
+    """Refuse a training that diverged; `besides` is what it takes more than a lower rate."""
+    if result.diverged:
+        raise UserError(
+            f"the training diverged at step {result.losses[-1][0]}; give a lower "
+            f"--learning-rate{besides}"
+        )
+
+
+def _kept(file: Path) -> Checkpoint:
+    """The state of a run that was stopped."""
+    try:
+        return checkpoints.read(file)
+    except ValueError as error:
+        raise UserError(f"{error}: remove {file.parent} to begin anew") from error
 
 
 @dataclass(frozen=True)
@@ -198,21 +215,29 @@ def _leave(decoder: Decoder, run: ShipRun, work: Path, output: Path) -> None:
     save(decoder, output, "archloop", tokens=ends)
     _write_text_files(run, output)
     write_atomic(output / RECORD, run.model_dump_json(indent=1).encode())
-    for name in ("state.safetensors", "run.json"):
+    for name in ("state.safetensors", RUN):
         (work / name).unlink(missing_ok=True)
 
 
-def _is_finished(run: ShipRun, output: Path) -> bool:
-    """Whether the same run left its checkpoint.
+def _is_finished(run: ShipRun, work: Path, output: Path) -> bool:
+    """Whether the same run left its checkpoint; where none did, one can be left at the end.
 
     Raises:
         UserError: the folder has something else.
     """
     file = output / RECORD
-    if not file.exists():
-        return False
-    _check_same(_read(file), run, output)
-    return True
+    if file.exists():
+        _check_same(_read(file), run, output)
+        return True
+    check_replaceable(output)
+    # A run that was killed after it saved its weights, and before it recorded what they are, finds
+    # them here. Its own folder still says that it was begun.
+    if has_checkpoint(output) and not (work / RUN).exists():
+        raise UserError(
+            f"{output} has a checkpoint that archloop train did not leave; name another --output, "
+            "or remove it"
+        )
+    return False
 
 
 def _finished(run: ShipRun, output: Path, device: torch.device) -> Shipped:
@@ -222,7 +247,7 @@ def _finished(run: ShipRun, output: Path, device: torch.device) -> Shipped:
 
 def _begun(run: ShipRun, text: Encoded, work: Path, device: torch.device, ranks: Ranks) -> ShipRun:
     """The run as it was begun, with its number of steps; begun now if it was not."""
-    file = work / "run.json"
+    file = work / RUN
 
     def kept() -> ShipRun | None:
         if not file.exists():
@@ -265,12 +290,16 @@ def _with_steps(run: ShipRun, num_steps: int) -> ShipRun:
 
 
 def _steps_within(run: ShipRun, text: Encoded, device: torch.device, ranks: Ranks = ALONE) -> int:
-    """Steps that the run's hours have room for, by a few on a copy of it."""
+    """Steps that the run's hours have room for, by a few on a copy of it.
+
+    Raises:
+        UserError: the few diverge.
+    """
     assert run.hours is not None
     short = _with_steps(run, PROBE_STEPS)
     times: list[float] = []
     decoder = _initial(short, device)
-    train(
+    result = train(
         decoder,
         lambda step: _batches(short, text, step),
         short.training,
@@ -279,6 +308,7 @@ def _steps_within(run: ShipRun, text: Encoded, device: torch.device, ranks: Rank
         wait_every=1,
         ranks=ranks,
     )
+    _check_finite(result)
     half = len(times) // 2
     step_s = (times[-1] - times[half - 1]) / (len(times) - half)
     return max(1, int(3600 * run.hours / step_s))

@@ -7,7 +7,10 @@ import tarfile
 import zipfile
 
 import pytest
+from typer.testing import CliRunner
 
+from archloop.cli import app
+from archloop.errors import UserError
 from archloop.text import corpora
 from archloop.text.fetch import build, cleaning, packages
 from archloop.text.fetch.documents import Member
@@ -166,6 +169,23 @@ def test_pack_and_unpack(downloads, tmp_path):
     (tmp_path / "c" / "library.jsonl.xz").write_bytes(b"rotten")
     with pytest.raises(ValueError, match="fetch library again"):
         pack(tmp_path / "c", tmp_path / "q.tar")
+
+
+def test_a_pack_that_breaks_off_is_said(downloads, tmp_path):
+    build.build(["library"], tmp_path / "c", downloads)
+    pack(tmp_path / "c", tmp_path / "p.tar")
+    zipped = gzip.compress((tmp_path / "p.tar").read_bytes())
+    (tmp_path / "p.tar.gz").write_bytes(zipped[: len(zipped) // 2])
+    with pytest.raises(UserError, match="no pack of a corpus, or damaged"):
+        unpack(tmp_path / "p.tar.gz", tmp_path / "there")
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "1e308"])
+def test_a_size_that_is_none_is_said(size, tmp_path):
+    asked = ["corpus", "pack", str(tmp_path), str(tmp_path / "p.tar"), "--max-mib", size]
+    found = CliRunner().invoke(app, asked)
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+    assert "--max-mib" in found.stderr
 
 
 def test_a_pack_cannot_write_outside(tmp_path):

@@ -17,7 +17,7 @@ from archloop.evals.base import Split
 from archloop.evals.questions import drawn
 from archloop.evals.text_tasks import Choice, ChoiceTask
 from archloop.text import corpora
-from archloop.text.corpora import CorpusConfig
+from archloop.text.corpora import Corpus, CorpusConfig
 
 NUM_CHOICES = 4
 
@@ -51,14 +51,22 @@ class CorpusFacts(ChoiceTask):
         folder = Path(self.config.file).parent
         return f"{self.config.file} is not here; run: archloop corpus fetch --output {folder}"
 
+    @property
+    def data_digest(self) -> str:
+        """See `Evaluation.data_digest`."""
+        return self._corpus().digest
+
+    def _corpus(self) -> Corpus:
+        config = CorpusConfig(source="files", paths=(self.config.file,))
+        return corpora.load(config, Path.cwd())
+
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
         """See `ChoiceTask.questions`.
 
         Raises:
             UserError: the file cannot be read, or holds too few definitions.
         """
-        config = CorpusConfig(source="files", paths=(self.config.file,))
-        facts = definitions(corpora.load(config, Path.cwd()).train)
+        facts = definitions(self._corpus().train)
         if len(facts) < 10 * NUM_CHOICES:
             raise UserError(f"{self.config.file} holds {len(facts)} definitions, too few")
 

@@ -7,10 +7,11 @@ turned over, and `brackets` closes what was opened (a Dyck language).
 """
 
 from collections.abc import Callable
-from typing import Literal
+from string import ascii_uppercase
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from archloop.evals.base import Split
 from archloop.evals.questions import drawn
@@ -18,6 +19,8 @@ from archloop.evals.text_tasks import Choice, ChoiceTask
 from archloop.evals.words import NAMES, THINGS
 
 Variant = Literal["kin", "boxes", "assign", "order", "coin", "brackets"]
+NUM_CHAINS = 4
+"""Of variables, whose values are the choices."""
 
 
 class MultiHop(ChoiceTask):
@@ -32,6 +35,16 @@ class MultiHop(ChoiceTask):
 
         variant: Variant = "kin"
         num_hops: int = Field(default=2, ge=1, le=6)
+
+        @model_validator(mode="after")
+        def _check_letters(self) -> Self:
+            most = len(ascii_uppercase) // NUM_CHAINS - 1
+            if self.variant == "assign" and self.num_hops > most:
+                raise ValueError(
+                    f"num_hops={self.num_hops}: variant assign has letters enough for {most}; "
+                    "give fewer"
+                )
+            return self
 
     config: Config
 
@@ -80,8 +93,8 @@ class MultiHop(ChoiceTask):
 
     def _assign(self, rng: np.random.Generator) -> Choice:
         hops = self.config.num_hops
-        letters = [str(x) for x in rng.permutation(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))]
-        values = [str(n) for n in rng.permutation(90)[:4] + 10]
+        letters = [str(x) for x in rng.permutation(list(ascii_uppercase))]
+        values = [str(n) for n in rng.permutation(90)[:NUM_CHAINS] + 10]
         said = []
         for chain, value in enumerate(values):
             names = letters[chain * (hops + 1) : (chain + 1) * (hops + 1)]

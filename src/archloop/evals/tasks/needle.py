@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from archloop.errors import UserError
-from archloop.evals.base import Grades, Split
+from archloop.evals.base import Split
 from archloop.evals.haystacks import HAYSTACKS
 from archloop.evals.questions import drawn
 from archloop.evals.text_tasks import Question, ReplyTask, codec_of
@@ -63,12 +63,6 @@ class Needle(ReplyTask):
         wanted = question.data
         return sum(needle in reply for needle in wanted) / len(wanted)
 
-    def grade(self, model: Model, split: Split, seed: int, num_examples: int) -> Grades:
-        """See `Evaluation.grade`."""
-        return super(Needle, self._fitted(model, split, seed, num_examples)).grade(
-            model, split, seed, num_examples
-        )
-
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         if (draw := HAYSTACKS.get(self.config.variant)) is not None:
             return drawn(lambda rng: draw(rng, self._num_chars), split, seed, num_examples)
@@ -82,7 +76,7 @@ class Needle(ReplyTask):
             return self.config.num_chars
         return self.config.num_tokens - self.max_new_tokens - 80
 
-    def _fitted(self, model: Model, split: Split, seed: int, num_examples: int) -> Self:
+    def fitted(self, model: Model, split: Split, seed: int, num_examples: int) -> Self:
         """The same evaluation with its length in characters, as long as this model's tokens are.
 
         Raises:

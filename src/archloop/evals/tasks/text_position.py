@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from archloop.errors import UserError
 from archloop.evals.base import Grades, Split
-from archloop.evals.text_pieces import PiecesInBits
+from archloop.evals.text_pieces import PiecesInBits, given
 from archloop.evals.text_tasks import codec_of
 from archloop.evals.verbs import Model
 from archloop.text import corpora
@@ -73,9 +73,10 @@ class TextPosition(PiecesInBits):
             cuts = [self._chars(piece, q) for q in (self.config.quarter - 1, self.config.quarter)]
             # A token that reaches over a cut belongs to the part in which it starts, or ends.
             first, last = (len(model.start) + len(codec.encode(piece[:cut])) for cut in cuts)
-            free = len(codec.decode(row[:1]).encode()) if first == 0 else 0
-            bits.append(-log[max(0, first - 1) : last - 1].sum() / math.log(2))
-            sizes.append(len(piece[cuts[0] : cuts[1]].encode()) - free)
+            num_given, given_bytes = given(model, codec, row)
+            bits.append(-log[max(first, num_given) - 1 : last - 1].sum() / math.log(2))
+            less = given_bytes if cuts[0] == 0 else 0
+            sizes.append(len(piece[cuts[0] : cuts[1]].encode()) - less)
         return Grades(np.array(bits), np.array(sizes, dtype=float))
 
     @staticmethod

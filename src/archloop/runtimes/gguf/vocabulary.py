@@ -26,6 +26,7 @@ PROBE = (
     "'M not sure I'LL make it, We'Ve a'lL\r\n end  "
 )
 """Most of the text by which llama.cpp's converter tells tokenizers apart."""
+MALFORMED = "its tokenizer.json is malformed"
 _KEY = "tokenizer."
 
 
@@ -50,10 +51,16 @@ def add(model: Path, folder: Path) -> str | None:
         return "the checkpoint has no tokenizer.json"
     reader = GGUFReader(model)
     size = int(_contents(reader, "vocab_size"))
-    vocabulary = _read(folder, size)
+    try:
+        vocabulary = _read(folder, size)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return MALFORMED
     if isinstance(vocabulary, str):
         return vocabulary
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # The library raises plain Exception.
+        return MALFORMED
     wanted = tokenizer.encode(PROBE, add_special_tokens=False).ids
     with Scratch("vocabulary", model.parent) as scratch:
         draft = Path(scratch) / "draft.gguf"
@@ -99,10 +106,14 @@ def _contents(reader: Any, name: str) -> Any:
 
 
 def _read(folder: Path, size: int) -> Vocabulary | str:
-    """The tokens of a checkpoint, or why llama.cpp has no way to hold them."""
+    """The tokens of a checkpoint, or why llama.cpp has no way to hold them.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the file is no tokenizer's.
+    """
     from gguf import TokenType
 
-    told = json.loads((folder / "tokenizer.json").read_text())
+    told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model, cut = told["model"], told.get("pre_tokenizer") or {}
     parts = [cut, *cut.get("pretokenizers", [])]
     if model.get("type") != "BPE" or all(part.get("type") != "ByteLevel" for part in parts):

@@ -70,7 +70,7 @@ def unpack(file: Path, output: Path) -> Path:
         with tarfile.open(file) as archive:
             # The filter refuses names that lead out of the folder, links and devices.
             archive.extractall(output, filter="data")
-    except (tarfile.TarError, OSError) as error:
+    except packages.DAMAGE as error:
         raise UserError(f"{file} is no pack of a corpus, or damaged ({error})") from error
     folder = output / CORPUS_FOLDER
     sources = read_manifest(folder).sources

@@ -48,6 +48,17 @@ def test_budgets_are_held_to_profiles_whose_readings_a_record_lacks(
     assert all(list(row.may_break) == named for row in found.verdict.rows)
 
 
+@pytest.mark.parametrize("limits", [(4.1,), (4.1, 6.0), (6.0, 4.1)])
+def test_of_several_budgets_on_one_figure_the_tightest_counts(limits: tuple[float, ...]) -> None:
+    record = studies.study()
+    budgets = [{"metric": "decode_p50_ms", "limit": limit} for limit in limits]
+    record = record.model_copy(update={"recipe": {**record.recipe, "budgets": budgets}})
+    found = Findings(record).verdict
+    assert found is not None
+    named = ("decode_p50_ms at 256 on host", "decode_p50_ms at 1024 on host")
+    assert all(row.may_break == named for row in found.rows)
+
+
 def test_a_frame_has_a_row_a_trial(study: Study) -> None:
     pandas = pytest.importorskip("pandas")
     frame = study.to_frame()

@@ -15,6 +15,8 @@ from archloop.profiling.record import Interval, Profile
 from archloop.profiling.samples import SAMPLES, ContextSamples, ProcessSamples
 from archloop.profiling.summary import load_flags
 from archloop.profiling.target import Target
+from archloop.ranking import objectives
+from archloop.ranking.record import Objective
 from profiling.samples import memory, pair, process, samples
 
 
@@ -105,15 +107,16 @@ def test_samples_from_before_devices_had_memory_still_read(tmp_path: Path) -> No
     assert read_samples(tmp_path) == made
 
 
-def test_energy_is_a_figure_where_every_process_counted_it() -> None:
-    def used(joules: float) -> ProcessSamples:
-        found = process(1.0)
-        counted = [
-            at.model_copy(update={"decode_joules": ((7, joules), (3, joules))})
-            for at in found.contexts
-        ]
-        return found.model_copy(update={"contexts": tuple(counted)})
+def used(joules: float) -> ProcessSamples:
+    """A process whose ten decode steps took twice so much energy."""
+    found = process(1.0)
+    counted = [
+        at.model_copy(update={"decode_joules": ((7, joules), (3, joules))}) for at in found.contexts
+    ]
+    return found.model_copy(update={"contexts": tuple(counted)})
 
+
+def test_energy_is_a_figure_where_every_process_counted_it() -> None:
     profile = profile_from_samples(samples(pair(used(5.0)), pair(used(20.0))))
     assert profile.figures[0].joules_per_token is not None
     assert profile.figures[0].joules_per_token.value == pytest.approx(2.0)
@@ -121,6 +124,19 @@ def test_energy_is_a_figure_where_every_process_counted_it() -> None:
     profile = profile_from_samples(samples(pair(used(5.0)), pair(process(1.0))))
     assert profile.figures[0].joules_per_token is None
     assert "J/token" not in printed(profile)
+
+
+def test_energy_is_a_ratio_where_the_reference_was_counted_too() -> None:
+    pairs = [pair(used(1.2 * joules), used(joules)) for joules in (5.0, 20.0)]
+    profile = profile_from_samples(samples(*pairs))
+    for ratios in profile.ratios.values():
+        assert ratios["joules_per_token"].value == near(1.2)
+    wanted = Objective(name="energy", direction="minimize", figure="joules_per_token")
+    found = objectives.device({"here": profile}, [wanted])
+    assert found["energy"].mean == near(1.2)
+    for other in (pair(used(5.0), process(1.0)), pair(process(1.0), used(5.0))):
+        profile = profile_from_samples(samples(pairs[0], other))
+        assert "joules_per_token" not in profile.ratios["100"]
 
 
 def printed(profile: Profile) -> str:

@@ -108,6 +108,12 @@ def test_nobody_is_promoted_before_three_have_finished() -> None:
     assert len(halving.promotable(exact(points), (), (0, 2), 0.5, seed=0)) == 1
 
 
+def test_a_share_that_is_a_whole_number_of_places_has_them_all() -> None:
+    points = [[-0.01 * n, 1 + 0.01 * n] for n in range(1, 101)]
+    assert 0.29 * len(points) < 29
+    assert len(halving.promotable(exact(points), (), (0, 3), 0.29, seed=0)) == 29
+
+
 def test_whoever_waits_is_reconsidered_when_places_open() -> None:
     """The second best goes on once there are places for two, late as that may be."""
     points = [[-0.6, 1.0], [-0.5, 0.9], [-0.1, 1.5], [-0.1, 1.6]]

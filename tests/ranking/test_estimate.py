@@ -10,6 +10,8 @@ from scipy import stats
 import fronts
 from archloop.ranking import estimate, variance
 from archloop.ranking.estimate import Estimate
+from archloop.ranking.estimates import pools
+from archloop.ranking.record import Readings
 from archloop.ranking.variance import Variance
 
 
@@ -59,6 +61,21 @@ def test_readings_that_are_all_equal_have_no_noise() -> None:
     assert pool.of_stack(Variance(0.0, 1)).value == 0.0
     with pytest.raises(ValueError, match="measured twice"):
         variance.pooled([Variance(1.0, 0)])
+
+
+def test_a_measurement_that_two_records_have_counts_once() -> None:
+    """Such as the study's of the reference preset, taken over by a trial that meets the preset."""
+    memory = Readings(mean=0.9, sd=0.01, n=5)
+    measured = {"latency": Readings(mean=1.0, sd=0.08, n=5), "memory": memory}
+    taken_over = {**measured, "quality": Readings(mean=0.5)}
+    other = {"latency": Readings(mean=1.1, sd=0.08, n=5), "memory": memory}
+    assert pools([measured, taken_over])["latency"].total_df == 4
+    # Another stack may have as much memory by chance.
+    found = pools([measured, taken_over, other])
+    assert (found["latency"].total_df, found["memory"].total_df) == (8, 8)
+    # Readings that do not vary are equal in many stacks, each measured for itself.
+    exact = {"memory": Readings(mean=1.0, sd=0.0, n=5)}
+    assert pools([exact, exact])["memory"].total_df == 8
 
 
 def test_few_degrees_of_freedom_of_a_prior_are_never_more_than_were_measured() -> None:

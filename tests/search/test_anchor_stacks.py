@@ -68,6 +68,13 @@ def test_what_cannot_anchor_is_refused_before_anything_runs(anchors, message):
         plan.resolve(recipe(anchors=anchors))
 
 
+def test_a_pair_for_what_is_no_score_is_refused(tmp_path):
+    pair = {"lacks": "short_conv", "has": "reference"}
+    with pytest.raises(UserError, match=r"anchors\.recal: neither a score .* mean 'recall'\?"):
+        study(tmp_path / "wrong", anchors={"recal": pair}).run()
+    assert study(tmp_path / "right", anchors={"recall": pair}).run().scale is not None
+
+
 def test_quality_is_read_between_the_anchor_stacks(tmp_path):
     evaluator = StandIn()
     record = study(tmp_path, evaluator).run()

@@ -89,3 +89,10 @@ def test_a_trial_that_runs_is_not_proposed_and_counts_as_it_is_believed(seed: in
     assert len({strategy.identity(entry.genome) for entry in running}) == 4
     again = Model(space, Model.Config(replicate_every=0)).ask(15, seed, history, running[:3])
     assert again.genome == running[3].genome
+
+
+def test_replicates_alone_would_never_end_a_study() -> None:
+    with pytest.raises(ValueError, match="give 0, or 2 or more"):
+        Model.Config(replicate_every=1)
+    assert Model.Config(replicate_every=0).replicate_every == 0
+    assert Model.Config(replicate_every=2).replicate_every == 2

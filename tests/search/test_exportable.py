@@ -16,7 +16,7 @@ MIXERS = {"short_conv": {"kernel": [3, 5]}, "gqa": {"head_dim": 32}, "gla": {"he
 
 def held(formats: list[str] | str, **changes: Any) -> Recipe:
     space = {**settings()["space"], "mixers": MIXERS, "scope": {}, "exportable_to": formats}
-    return recipe(space={**space, **changes})
+    return recipe(space={**space, **changes}, initial=[])
 
 
 @pytest.mark.parametrize("name", ["random", "nsga2"])

@@ -16,7 +16,11 @@ from archloop.search.errors import NoFeasibleTrial
 from archloop.search.recipe.recipe import load, parse
 from archloop.search.study import Study
 from archloop.store.record import StudyRecord
+from report.studies import spec
 from search.stand_in import StandIn, no_time, settings
+
+ONE_RUNG = {"rungs": [10]}
+"""Nothing climbs, so that a trial that was told stays as it is."""
 
 
 def begun(runs: Path, **changes: object) -> StudyRecord:
@@ -35,7 +39,7 @@ def originals(record: StudyRecord) -> list[int]:
 
 
 def test_an_extension_goes_on_where_the_study_ended(tmp_path: Path) -> None:
-    before = begun(tmp_path)
+    before = begun(tmp_path, proxy=ONE_RUNG)
     log = tmp_path / "log"
     record = opened(tmp_path / "test", log).run(more=3)
     assert "AGAIN" not in log.read_text()
@@ -88,6 +92,36 @@ def test_time_that_ended_a_study_does_not_end_its_extension(tmp_path: Path) -> N
     assert run() == extended
 
 
+def test_specs_that_were_not_reached_are_tried_whatever_was_replicated(tmp_path: Path) -> None:
+    specs = [spec(pattern) for pattern in ("CCCC", "CACA", "AAAA", "CCCA", "AAAC", "ACCC")]
+
+    class Slow(StandIn):
+        now = 0.0
+
+        def train(self, job: TrainJob, directory: Path) -> Rung:
+            Slow.now += 600
+            return super().train(job, directory)
+
+    def run(more: int = 0) -> StudyRecord:
+        changes = {"specs": [each.model_dump() for each in specs], "proxy": {"rungs": [10]}}
+        changes |= {"num_trials": 6, "max_hours": 1.9, "replicates": 1, "budgets": []}
+        study = Study(
+            parse(settings(**changes), "test.yaml"),
+            tmp_path,
+            evaluator=Slow(),
+            clock=lambda: Slow.now,
+        )
+        return study.run(more=more)
+
+    ended = run()
+    # Nine trainings of the reference and the anchors, and one of each trial.
+    assert ended.ended == "its time of 1.9 h is spent"
+    assert originals(ended) == [0, 1, 2]
+    assert len(ended.trials) > 3
+    extended = run(more=3)
+    assert [extended.trials[number].spec for number in originals(extended)] == specs
+
+
 def test_a_stopped_extension_goes_on_and_adds_nothing(tmp_path: Path) -> None:
     begun(tmp_path)
 
@@ -104,7 +138,7 @@ def test_a_stopped_extension_goes_on_and_adds_nothing(tmp_path: Path) -> None:
 
 
 def test_more_trainings_of_each_trial_measure_nothing_again(tmp_path: Path) -> None:
-    before = begun(tmp_path)
+    before = begun(tmp_path, proxy=ONE_RUNG)
     log = tmp_path / "log"
     record = opened(tmp_path / "test", log).run(seeds=3)
     calls = log.read_text().splitlines()
@@ -141,6 +175,21 @@ def test_more_trainings_that_were_stopped_go_on(tmp_path: Path) -> None:
     record = opened(tmp_path / "test", log).run()
     assert "AGAIN" not in log.read_text()
     assert all(len(t.scores_by_seed[0]) == 2 for t in record.trials if t.reached)
+
+
+def test_a_first_look_that_was_lost_is_named_and_taken_again(tmp_path: Path) -> None:
+    recipe = parse(settings(num_trials=14), "test.yaml")
+    study = Study(recipe, tmp_path, evaluator=StandIn(), clock=no_time)
+    before = study.run()
+    looked_twice = [t for t in before.trials if t.reached and "profile-2" in t.files]
+    number = looked_twice[0].number
+    (study.folder / f"trials/{number:06}/profile.json").unlink()
+    (damaged,) = study.read().trials[number].damaged
+    assert "profile.json: missing" in damaged
+    trial = study.run(seeds=2).trials[number]
+    assert not trial.damaged
+    assert trial.profiles == before.trials[number].profiles
+    assert len(trial.scores_by_seed[0]) == 2
 
 
 def test_a_replicate_that_was_begun_waits_for_no_training_of_its_original(tmp_path: Path) -> None:

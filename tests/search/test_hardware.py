@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from archloop.devices import host
 from archloop.devices.base import DeviceError
 from archloop.devices.host import Host
 from archloop.errors import UserError
+from archloop.profiling import protocol
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
+from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.hardware import HardwareEvaluator
 from archloop.search.recipe.recipe import Recipe
@@ -18,6 +21,7 @@ from archloop.search.study import Study
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import Cause, WorkerError
 from archloop.workers.mps import MpsError
+from profiling.samples import SPEC, pair, process, samples
 from search.stand_in import recipe
 
 
@@ -143,3 +147,27 @@ def test_without_a_service_trainings_take_turns_unless_the_recipe_insists(
     )
     with pytest.raises(UserError, match=r"executor\.cuda_mps: it is not installed; leave it out"):
         study.run()
+
+
+def test_a_card_that_is_not_there_is_said_of_its_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_cards", lambda: ())
+    asked = recipe(targets={"here": {"contexts": [64], "device": {"name": "host", "gpu": 7}}})
+    with pytest.raises(UserError, match=r"targets\.here: device host has no gpu 7.*leave gpu out"):
+        HardwareEvaluator(asked, tmp_path).prepare()
+
+
+def test_another_look_at_what_has_changed_ends_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe()
+    settings = {"target": asked.targets["here"], "config": asked.profile}
+    pairs = [pair(process(scale), process(1.0)) for scale in (1.0, 1.1)]
+    before = samples(*pairs).model_copy(update=settings)
+    before.write(tmp_path / "here")
+    identity = before.identity.model_copy(update={"threads": before.identity.threads + 1})
+    changed = before.model_copy(update={"identity": identity})
+    monkeypatch.setattr(protocol._Measurement, "measure", lambda *_, **__: changed)
+    with pytest.raises(StudyError, match=r"here: threads was \d, is \d; go back to what it was"):
+        HardwareEvaluator(asked, tmp_path).profile(SPEC, SPEC, 2, tmp_path)

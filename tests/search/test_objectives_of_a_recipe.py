@@ -83,6 +83,15 @@ def test_lists_that_cannot_work(objectives: list[object], message: str) -> None:
         recipe(objectives=objectives)
 
 
+def test_what_no_device_tells_ends_the_study_before_anything_is_trained(tmp_path: Path) -> None:
+    energy = {"name": "energy", "direction": "minimize", "figure": "joules_per_token"}
+    evaluator = StandIn()
+    asked = recipe(objectives=["quality", "latency", energy])
+    with pytest.raises(StudyError, match="objectives: the profile on here has no joules_per_token"):
+        Study(asked, tmp_path, evaluator=evaluator, clock=no_time).run()
+    assert [call.split()[0] for call in evaluator.calls] == ["profile", "close"]
+
+
 def test_objectives_are_part_of_what_a_study_is(tmp_path: Path) -> None:
     assert recipe(objectives=FOUR).digest != recipe().digest
     assert json.loads(json.dumps(recipe().plain()))["objectives"][0]["name"] == "quality"

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from archloop.cli import app
 from archloop.search import outlook, plan
+from archloop.search.evaluator import CandidateFailed
 from archloop.search.recipe import recipe as recipes
 from search.stand_in import StandIn, recipe, settings
 
@@ -48,6 +49,35 @@ def test_noise_decides_what_the_gate_resolves_and_seeds_a_ranking_takes(
     # 2 processes that differ by 8%, 4 after two looks, 1 degree of freedom: t is 12.7.
     figure = "decode_p50_ms/reference at 64 on here"
     assert quiet.resolved[figure] == pytest.approx(0.662, abs=0.01)
+
+
+class Diverging(StandIn):
+    """Stacks of convolutions alone diverge."""
+
+    def train(self, job, directory):
+        rung = super().train(job, directory)
+        lost = {"diverged": True, "scores": {}}
+        return rung.model_copy(update=lost) if "gqa" not in job.spec.layout else rung
+
+
+def test_a_probe_of_which_a_training_diverges_says_of_which_stack(
+    resolved: plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "all short_conv: its training diverged; lower proxy.training.learning_rate"
+    with pytest.raises(CandidateFailed, match=said):
+        outlook.probe(resolved, Diverging(), tmp_path, lambda _: None)
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(settings()))
+    monkeypatch.setattr("archloop.search.hardware.HardwareEvaluator", lambda *_: Diverging())
+    shown = CliRunner().invoke(app, ["plan", str(path)])
+    assert (shown.exit_code, f"the probe failed: {said}" in shown.stderr) == (1, True)
+
+
+def test_a_probe_whose_measurement_fails_says_so_of_the_reference(
+    resolved: plan.Plan, tmp_path: Path
+) -> None:
+    with pytest.raises(CandidateFailed, match="reference: worker: exit status 1"):
+        outlook.probe(resolved, StandIn(fails="profile "), tmp_path, lambda _: None)
 
 
 def test_time_adds_up_over_stages(resolved: plan.Plan) -> None:

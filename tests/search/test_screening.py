@@ -90,7 +90,7 @@ def decode_ratio(resolved: Plan, spec: StackSpec) -> float:
 
 
 def test_no_proposal_is_estimated_to_break_a_budget_by_more_than_the_slack(folder: Path) -> None:
-    resolved = plan.resolve(screened(folder))
+    resolved = plan.resolve(screened(folder, initial=[]))
     without = plan.resolve(recipe(initial=[]))
     free = []
     for number in range(2, 12):
@@ -120,7 +120,8 @@ def test_what_is_to_be_tried_first_is_tried_whatever_is_estimated(folder: Path) 
 
 def test_a_device_that_is_not_here_screens_by_budgets_of_its_table(folder: Path) -> None:
     budget = {"metric": "ttft_ms", "limit": 25.0, "context": CONTEXTS[1]}
-    found = recipe(tables={"phone": {"files": ["blocks.json"], "budgets": [budget], "slack": 0.0}})
+    tables = {"phone": {"files": ["blocks.json"], "budgets": [budget], "slack": 0.0}}
+    found = recipe(tables=tables, initial=[])
     found._file = folder / "recipe.yaml"
     resolved = plan.resolve(found)
     for number in range(2, 8):

@@ -13,6 +13,7 @@ from archloop.ranking.objectives import as_point
 from archloop.report import html
 from archloop.search.errors import NoFeasibleTrial, StudyError
 from archloop.search.evaluator import Unsupported
+from archloop.search.plan import Stream, stream_seed, training_seed
 from archloop.search.recipe.recipe import RecipeError
 from archloop.search.study import Study
 from archloop.store.lock import StudyBusyError, exclusive
@@ -173,6 +174,19 @@ def test_diverged_training_is_flagged_and_worth_no_more_than_guessing(tmp_path):
     assert told.front_size == 1
 
 
+def test_a_trial_of_which_one_training_of_several_diverged_is_kept_and_shown(tmp_path):
+    several = recipe(num_trials=3, budgets=[], seeds=2)
+    evaluator = Diverging("000001/rung-0-seed-1")
+    study = Study(several, tmp_path, evaluator=evaluator, clock=no_time)
+    record = study.run()
+    trial = record.trials[1]
+    assert (trial.state, trial.diverged, trial.reached) == ("complete", True, ())
+    assert trial.rungs[0].diverged
+    assert [bool(scores) for scores in trial.scores_by_seed[0]] == [True, False]
+    assert "diverged" in html.render(record)
+    assert study.run().trials[1].by_rung == trial.by_rung
+
+
 def test_a_study_of_nothing_but_diverged_trainings_has_no_winner(tmp_path):
     evaluator = Diverging("trials")
     with pytest.raises(NoFeasibleTrial, match=r"diverged.*lower proxy.training.learning_rate"):
@@ -247,6 +261,29 @@ def test_crash_of_the_reference_ends_the_study(tmp_path):
     study = Study(recipe(), tmp_path, evaluator=StandIn(fails="rung-0-seed-1"))
     with pytest.raises(StudyError, match="reference preset failed"):
         study.run()
+
+
+def test_no_trial_has_a_seed_of_what_is_trained_beside_the_trials(tmp_path):
+    seeds: dict[bool, set[int]] = {True: set(), False: set()}
+
+    class Listing(StandIn):
+        def train(self, job: TrainJob, directory: Path) -> Rung:
+            seeds["trials" in directory.parts].add(job.seed)
+            return super().train(job, directory)
+
+    tuning = {"num_steps": 5, "learning_rates": [0.001, 0.003, 0.01]}
+    several = recipe(num_trials=4, budgets=[], seeds=3, tuning=tuning)
+    Study(several, tmp_path, evaluator=Listing(), clock=no_time).run()
+    assert all(seeds.values())
+    assert not seeds[True] & seeds[False]
+    trials = [training_seed(7, number, index) for number in range(51) for index in range(10)]
+    others = [
+        stream_seed(7, stream, index, number)
+        for stream in Stream
+        for index in range(10)
+        for number in range(10)
+    ]
+    assert len({*trials, *others}) == len(trials) + len(others)
 
 
 def test_a_crash_while_tuning_is_told_as_such(tmp_path):

@@ -7,6 +7,7 @@ import optuna
 import pytest
 from rich.console import Console
 
+from archloop.errors import UserError
 from archloop.findings.rerank import reranked
 from archloop.findings.verdict import verdict
 from archloop.ranking.budgets import Budget
@@ -94,6 +95,13 @@ def test_screen_and_report_say_that_quality_is_not_ranked_and_what_may(ended, tm
     assert facts["unranked"][0] == "quality"
     assert {place["status"] for place in facts["places"]} <= {"tied", "dominated", "front"}
     static.write(record, tmp_path / "front.svg")
+
+
+def test_one_objective_is_drawn_against_nothing(tmp_path):
+    record = study(tmp_path, Dull(), objectives=["quality", "latency"]).run()
+    assert [objective.name for objective in record.objectives] == ["latency"]
+    with pytest.raises(UserError, match="test has no objective to draw latency against"):
+        static.write(record, tmp_path / "front.svg")
 
 
 def test_stopped_and_gone_on_with_it_is_the_same(ended, tmp_path):

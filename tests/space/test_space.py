@@ -121,6 +121,21 @@ def test_sharing_follows_its_source_when_blocks_move() -> None:
                 assert child.blocks[mixer.state_from].mixers[0].name == mixer.name
 
 
+def test_a_pattern_is_never_longer_than_its_stack() -> None:
+    interleaving = {"rule": "periodic", "period": [2, 6], "min_global": 2}
+    config = changed(interleaving=interleaving, num_blocks=[4, 8], budget=None)
+    space, rng = open_space(config), generator(0)
+    genome = sample(space, rng)
+    lengths = set()
+    for _ in range(500):
+        genome = mutate(space, genome, rng)
+        assert genome.period is not None
+        assert genome.period <= len(genome.blocks)
+        assert_valid(space, genome)
+        lengths.add((genome.period, len(genome.blocks)))
+    assert {(4, 4), (6, 8)} <= lengths
+
+
 @every_space
 def test_a_built_decoder_has_the_parameters_that_the_budget_counted(name: str) -> None:
     space, rng = named(name), generator(3)

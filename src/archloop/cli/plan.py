@@ -48,7 +48,7 @@ def plan(
                 with told_waiting(_say_waiting):
                     found = outlook.probe(resolved, evaluator, Path(scratch), _say)
             except CandidateFailed as error:
-                raise StudyError(f"the reference preset failed: {error}") from error
+                raise StudyError(f"the probe failed: {error}") from error
     if as_json:
         print_json(_plain(resolved, space, found, tested))
         return

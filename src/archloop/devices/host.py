@@ -18,6 +18,7 @@ from archloop.devices.base import Accelerator, Device, DeviceInfo, Readings, pip
 from archloop.devices.cores import usable_cores
 from archloop.devices.energy import Counters
 from archloop.devices.lease import Claim
+from archloop.errors import UserError
 
 HOST = "host"
 """What this machine's own lease goes by."""
@@ -105,8 +106,9 @@ class Host(Device):
         cards = _cards()
         if self.config.gpu is not None:
             if self.config.gpu >= len(cards):
-                raise ValueError(
-                    f"device host has no gpu {self.config.gpu}; nvidia-smi lists {len(cards)}"
+                raise UserError(
+                    f"device host has no gpu {self.config.gpu}; nvidia-smi lists {len(cards)}; "
+                    "give one of these, from 0, or leave gpu out"
                 )
             return (cards[self.config.gpu],)
         visible = _visible()

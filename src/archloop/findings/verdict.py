@@ -171,10 +171,14 @@ def _may_break(
     limits: dict[str, float] = {}
     logs: dict[str, list[Readings]] = {}
     for each in measured:
+        own: dict[str, Readings] = {}
         for figure in limited(each.profiles, budgets):
-            limits[figure.name] = figure.budget.limit
+            # Several budgets may limit one figure, which was read once.
+            limits[figure.name] = min(figure.budget.limit, limits.get(figure.name, math.inf))
             # A record without readings has them in its profile still, as the study read them.
-            logs.setdefault(figure.name, []).append(each.readings.get(figure.name, figure.logs))
+            own[figure.name] = each.readings.get(figure.name, figure.logs)
+        for name, readings in own.items():
+            logs.setdefault(name, []).append(readings)
     known = {**pools([{name: merged(each)} for name, each in logs.items()]), **known}
     return tuple(
         name

@@ -37,6 +37,10 @@ Progress = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and what is being done."""
 
 
+class ChangedIdentityError(ValueError):
+    """A measurement cannot be added to: what it was taken on is not the same any more."""
+
+
 def profile(
     spec: StackSpec,
     target: Target,
@@ -95,7 +99,8 @@ def extend(
         nursery: as `profile`.
 
     Raises:
-        ValueError: there are no samples, or the device or engine is no longer the same.
+        ValueError: there are no samples.
+        ChangedIdentityError: the device, the engine or the like is no longer the same.
         WorkerError: as `profile`.
     """
     old = read_samples(directory)
@@ -105,10 +110,7 @@ def extend(
     count = processes or old.config.processes
     new = measurement.measure(first_pair=len(old.pairs), num_pairs=count, nursery=nursery)
     if new.identity != old.identity:
-        raise ValueError(
-            f"{directory} was measured as {old.identity}, now it would be {new.identity}; "
-            "measure it afresh instead"
-        )
+        raise ChangedIdentityError(f"{directory}: {old.identity.changes(new.identity)}")
     changes = {
         "pairs": old.pairs + new.pairs,
         "disturbed": old.disturbed + new.disturbed,

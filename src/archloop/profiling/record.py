@@ -48,6 +48,14 @@ class Identity(_Record):
         """How many threads computed, in words."""
         return "1 thread" if self.threads == 1 else f"{self.threads} threads"
 
+    def changes(self, now: "Identity") -> str:
+        """What is not the same any more, in words: ``threads was 1, is 8``; empty if all is."""
+        return "; ".join(
+            f"{name} was {getattr(self, name)!r}, is {value!r}"
+            for name, value in now
+            if getattr(self, name) != value
+        )
+
 
 class Figures(_Record):
     """Gross values at one context, batch 1: estimates over fresh processes.

@@ -73,23 +73,35 @@ def _intervals(processes: list[ProcessSamples], index: int) -> dict[str, Interva
     found = {
         name: interval(_values(processes, index, reading)) for name, reading in FIGURES.items()
     }
+    joules = _joules_per_token(processes, index)
+    if joules is not None:
+        found["joules_per_token"] = interval(joules)
+    return found
+
+
+def _joules_per_token(processes: list[ProcessSamples], index: int) -> list[float] | None:
+    """Energy of a decode step, by process; None if it was not counted in each.
+
+    A mean over some of them would be of other conditions than the rest.
+    """
     joules = [process.contexts[index].joules_per_token for process in processes]
     counted = [value for value in joules if value is not None]
-    # All or none: a mean over some processes would be of other conditions than the rest.
-    if len(counted) == len(joules):
-        found["joules_per_token"] = interval(counted)
-    return found
+    return counted if len(counted) == len(joules) else None
 
 
 def _ratios(
     candidates: list[ProcessSamples], references: list[ProcessSamples], index: int
 ) -> dict[str, Interval]:
-    return {
+    found = {
         name: ratio_interval(
             _values(candidates, index, reading), _values(references, index, reading)
         )
         for name, reading in FIGURES.items()
     }
+    own, other = _joules_per_token(candidates, index), _joules_per_token(references, index)
+    if own is not None and other is not None:
+        found["joules_per_token"] = ratio_interval(own, other)
+    return found
 
 
 def _latency_ms(process: ProcessSamples, decode_tokens: int) -> float:

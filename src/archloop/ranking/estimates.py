@@ -36,15 +36,31 @@ def merged(readings: Sequence[Readings]) -> Readings:
 def pools(stacks: Iterable[Mapping[str, Readings]]) -> dict[str, Pool]:
     """The usual noise of each figure that some stack was read more than once of.
 
+    Of two stacks whose readings vary and agree to the last digit in every figure that both have,
+    one has taken over the other's measurement, as a trial of the reference preset does: it counts
+    once.
+
     Args:
         stacks: readings by figure.
     """
     found: dict[str, list[Variance]] = {}
+    first: dict[tuple[str, Readings], dict[str, Readings]] = {}
     for stack in stacks:
-        for name, readings in stack.items():
-            if (own := own_variance(readings)) is not None:
+        variances = {name: own_variance(readings) for name, readings in stack.items()}
+        varying = {name: stack[name] for name, own in variances.items() if own and own.value > 0}
+        alike = (first.get(each, {}) for each in varying.items())
+        taken_over = next((other for other in alike if _agree(other, varying)), {})
+        for name, own in variances.items():
+            if own is not None and name not in taken_over:
                 found.setdefault(name, []).append(own)
+        for each in varying.items():
+            first.setdefault(each, varying)
     return {name: variance.pooled(variances) for name, variances in found.items()}
+
+
+def _agree(one: Mapping[str, Readings], other: Mapping[str, Readings]) -> bool:
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(one[name] == other[name] for name in shared)
 
 
 def estimate(readings: Readings, pool: Pool) -> Estimate:

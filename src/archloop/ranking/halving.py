@@ -36,7 +36,8 @@ def promotable(
     count = len(table.mean_NM)
     if count < MIN_FINISHED:
         return []
-    places = max(1, int(share * count))
+    # A product such as 0.29 * 100 comes out a little below the whole number that it is.
+    places = max(1, int(share * count + 1e-9))
     values_NM = Draws(table, seed, NUM_DRAWS).means_NM
     return [i for i in greedy(values_NM, worst_M, places) if i not in gone]
 

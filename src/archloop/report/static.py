@@ -38,7 +38,8 @@ def write(study: StudyRecord, path: Path) -> None:
     """Draw what may be said of a study into a file; its suffix says the format (svg, png, pdf).
 
     Raises:
-        UserError: no trial was trained yet, or the suffix is none of these.
+        UserError: no trial was trained yet, there is one objective alone, or the suffix is none of
+            these.
         OSError: the file cannot be written.
     """
     check(path)
@@ -46,6 +47,10 @@ def write(study: StudyRecord, path: Path) -> None:
     if found is None:
         raise UserError(f"{study.name} has no trained trial to draw yet")
     first, *others = found.reference.place.estimates
+    if not others:
+        raise UserError(
+            f"{study.name} has no objective to draw {first} against; its report lists the trials"
+        )
     with mpl.rc_context({"svg.hashsalt": study.name, "font.size": 9}), distinct(study.mixers):
         figure = Figure(figsize=(4.5 * len(others), 3.8), layout="constrained")
         panels = figure.subplots(1, len(others), sharey=True, squeeze=False)[0]

@@ -130,15 +130,20 @@ class Agenda:
 
     def _is_short(self, pending: Sequence[Stored]) -> bool:
         """Whether fewer trials have begun than are asked for, replicates aside."""
+        return self._num_originals(pending) < self._num_trials
+
+    def _num_originals(self, pending: Sequence[Stored]) -> int:
+        """Trials that have begun, replicates aside."""
         begun = [*(each.stored for each in self._results.told.values()), *pending]
-        return self._number - sum(each.is_replicate for each in begun) < self._num_trials
+        # A told trial that is trained longer is pending too.
+        return self._number - len({each.number for each in begun if each.is_replicate})
 
     def _ask(self, pending: Sequence[Stored]) -> Stored:
         """A new trial: the next of the recipe's own specs, or what the strategy proposes."""
         self._announce(self._number)
-        given = self._plan.given
-        if self._number < len(given):
-            candidate, genome = given[self._number], None
+        given, index = self._plan.given, self._num_originals(pending)
+        if index < len(given):
+            candidate, genome = given[index], None
         else:
             contexts = {name: target.contexts for name, target in self._recipe.targets.items()}
             limits = telling.limits(self._recipe.budgets, contexts)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from archloop.errors import suggest
 from archloop.evals.base import Score
 from archloop.proxy import scoring
 from archloop.proxy.mixture import make_task
@@ -18,15 +19,13 @@ from archloop.ranking.objectives import of_scores
 from archloop.ranking.record import Readings
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed
-from archloop.search.plan import Plan, training_seed
+from archloop.search.plan import Plan, Stream, stream_seed
 from archloop.search.recipe.recipe import REFERENCE
 from archloop.search.workshop import Training, Workshop
 from archloop.space.checking import farthest
 from archloop.store.folder import StudyFolder
 from archloop.store.record import FamilyRate
 from archloop.store.reference_run import averaged, mean_rate
-
-_SEED_STREAM = 2**35
 
 
 class Anchoring(NamedTuple):
@@ -64,7 +63,7 @@ def wanted(
         files = folder.anchor(index, f"{key}:{spec.digest}")
         rate = mean_rate(rates, spec.layout)
         for number in range(plan.recipe.reference_seeds):
-            seed = training_seed(plan.recipe.seed, _SEED_STREAM + index, number)
+            seed = stream_seed(plan.recipe.seed, Stream.ANCHORS, index, number)
             num_steps = plan.recipe.proxy.rungs[0]
             job = TrainJob(spec=spec, num_steps=num_steps, seed=seed, learning_rate=rate)
             found.setdefault(name, []).append(Training(job, files, files.rung(0, number)))
@@ -141,7 +140,11 @@ def measured(
     Args:
         plan: of the study.
         stacks: scores of each training, by stack.
+
+    Raises:
+        RecipeError: a pair of anchors is for no score and no category that there is.
     """
+    _check_pairs(plan, next(iter(stacks.values()))[0])
     short = too_short(plan)
     long_enough = {
         name: [{k: score for k, score in scores.items() if k not in short} for scores in each]
@@ -149,6 +152,17 @@ def measured(
     }
     scale, dropped = anchors.measure(long_enough, plan.anchors.pairs, plan.anchors.default)
     return scale, {**dropped, **short}
+
+
+def _check_pairs(plan: Plan, scores: Mapping[str, Score]) -> None:
+    """Every pair is for something: its scores would have the default pair without a word."""
+    categories = (score.category for score in scores.values())
+    known = list(dict.fromkeys([*scores, *categories]))
+    for key in plan.anchors.pairs:
+        if key not in known:
+            raise plan.recipe.error(
+                f"anchors.{key}: neither a score nor a category; {suggest(key, known)}"
+            )
 
 
 def too_short(plan: Plan) -> dict[str, str]:

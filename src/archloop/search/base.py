@@ -164,8 +164,11 @@ class Strategy(ABC):
         genomes = [entry.genome for entry in told] + [entry.genome for entry in pending]
         tried = set(map(self._identity, genomes))
         rng = np.random.default_rng([seed, number])
-        if number < len(self.initial):
-            proposal = Proposal(self.initial[number], "preset")
+        # Not by number: trials that this strategy did not propose, such as repetitions of others,
+        # have numbers too.
+        first = next((genome for genome in self.initial if self._may_try(genome, tried)), None)
+        if first is not None:
+            proposal = Proposal(first, "preset")
         else:
             proposal = self.propose(number, rng, told, pending)
         if proposal.replicates is not None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal
 
 from archloop.evals.base import Score
+from archloop.profiling.record import Profile
 from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking import budgets, objectives
 from archloop.ranking.anchors import Scale
@@ -19,17 +20,13 @@ from archloop.ranking.record import Objective, Readings
 from archloop.search import anchoring
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed
-from archloop.search.plan import Plan, training_seed
+from archloop.search.plan import Plan, Stream, stream_seed
 from archloop.search.tuning import tune
 from archloop.search.workshop import Training, Workshop
 from archloop.store.folder import StudyFolder, TrialFolder
 from archloop.store.record import FamilyRate
 from archloop.store.reference_run import ReferenceRun, averaged, mean_rate
 from archloop.store.stages import Stage
-
-_SEED_STREAM = 2**32
-"""Added to the index of the reference preset's trainings: no trial has one of their seeds."""
-
 
 Announce = Callable[[Literal["tune", "reference"], str], None]
 """Called as a part begins, with a few words."""
@@ -59,6 +56,7 @@ def _establish(
     files = folder.reference(f"{key}:{plan.reference.digest}")
     announce("reference", "measured beside itself")
     measured = workshop.profile(plan.reference, plan.reference, 1, files)
+    _check_told(measured.value.profiles, recipe.objectives)
     anchored, trained, further = _trained(plan, workshop, folder, key, rates, files, announce)
     profiles = measured.value.profiles
     wanted = objectives.readable(recipe.objectives, anchored.scale)
@@ -95,6 +93,20 @@ def _establish(
             "tune": tuning_s,
         },
     )
+
+
+def _check_told(profiles: Mapping[str, Profile], wanted: Sequence[Objective]) -> None:
+    """Whether devices tell all that is to be read of each trial, before anything is trained.
+
+    Raises:
+        StudyError: they do not.
+    """
+    try:
+        objectives.device(profiles, wanted)
+    except ValueError as error:
+        raise StudyError(
+            f"objectives: {error}; leave that objective out, or name targets that can tell it"
+        ) from error
 
 
 def _trained(
@@ -162,7 +174,7 @@ def _training(
         spec=plan.reference_proxy,
         rung=rung,
         num_steps=recipe.proxy.rungs[rung],
-        seed=training_seed(recipe.seed, _SEED_STREAM + seed_index),
+        seed=stream_seed(recipe.seed, Stream.REFERENCE, seed_index),
         learning_rate=rate,
         resume_from=before if before.exists() else None,
         checkpoint_to=files.checkpoint(rung) if climbs and not last else None,

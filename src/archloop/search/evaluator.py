@@ -62,6 +62,7 @@ class Evaluator(Protocol):
         Raises:
             Unsupported: the runtime of a target that is not optional cannot run the spec.
             CandidateFailed: the candidate crashed, hung or ran out of memory.
+            StudyError: what it is measured on is not what the looks before were taken on.
         """
 
     def train(self, job: TrainJob, directory: Path) -> Rung:

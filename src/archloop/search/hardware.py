@@ -17,12 +17,14 @@ from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
+from archloop.profiling.protocol import ChangedIdentityError
 from archloop.profiling.record import Profile
 from archloop.profiling.target import Target
 from archloop.proxy import mixture
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
+from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.executors.places import places, training_threads, wants_mps
 from archloop.search.meter import waited_for
@@ -240,6 +242,11 @@ class HardwareEvaluator:
             for _ in range(looks, look):
                 found = extend(directory, artifacts=self._artifacts, nursery=self._nursery)
             return found
+        except ChangedIdentityError as error:
+            raise StudyError(
+                f"another look would not compare with those before: {error}; go back to what it "
+                "was, or start a study of another name"
+            ) from error
         except WorkerError as error:
             if error.cause == "unsupported" and error.role == "candidate":
                 raise Unsupported(f"{target.runtime}: {error.detail}") from error

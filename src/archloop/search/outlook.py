@@ -9,7 +9,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ from archloop.ranking.record import Readings
 from archloop.ranking.reliability import seeds_needed
 from archloop.ranking.table import table
 from archloop.search import anchoring
-from archloop.search.evaluator import Evaluator
+from archloop.search.evaluator import CandidateFailed, Evaluator
 from archloop.search.executors.places import places
-from archloop.search.plan import Plan, training_seed
+from archloop.search.plan import Plan, Stream, stream_seed
 from archloop.search.recipe.recipe import REFERENCE
 from archloop.space import size
 from archloop.stack.spec import StackSpec
@@ -35,7 +36,6 @@ PROBE_SEEDS = 2
 """Trainings of each probed stack: enough for a first sight of their noise."""
 SECOND_LOOKS = 0.1
 """Share of trials whose budgets one look leaves undecided: 4 of 48 in six quickstarts."""
-_SEED_STREAM = 2**34
 
 Say = Callable[[str], None]
 """Told what is probed, in a few words."""
@@ -89,13 +89,15 @@ def probe(plan: Plan, evaluator: Evaluator, folder: Path, say: Say) -> Probe:
         say: told of each step.
 
     Raises:
-        CandidateFailed: the reference preset cannot be measured, or a stack not be trained.
+        CandidateFailed: the reference preset cannot be measured, or a stack not be trained; it
+            names the stack.
     """
     say("text and tokenizer")
     evaluator.prepare()
     say("the reference preset beside itself")
     began = time.monotonic()
-    measured = evaluator.profile(plan.reference, plan.reference, 1, folder / "samples")
+    with _named(REFERENCE):
+        measured = evaluator.profile(plan.reference, plan.reference, 1, folder / "samples")
     profile_s = time.monotonic() - began
     limited = budgets.limited(measured.profiles, plan.recipe.budgets)
     scores: dict[str, list[Mapping[str, Score]]] = {}
@@ -104,7 +106,9 @@ def probe(plan: Plan, evaluator: Evaluator, folder: Path, say: Say) -> Probe:
         for index in range(PROBE_SEEDS):
             say(f"{name}, training {index + 1} of {PROBE_SEEDS}")
             began = time.monotonic()
-            scores.setdefault(name, []).append(_scores(plan, evaluator, folder, spec, index))
+            with _named(name):
+                found = _scores(plan, evaluator, folder, spec, index)
+            scores.setdefault(name, []).append(found)
             train_s.append(time.monotonic() - began)
     return Probe(
         profile_s,
@@ -158,12 +162,24 @@ def claim_seconds(plan: Plan, found: Probe) -> float:
     return recipe.replicates * (found.profile_s + recipe.seeds * found.train_s / workers)
 
 
+@contextmanager
+def _named(stack: str) -> Iterator[None]:
+    """CandidateFailed then says of which stack it is."""
+    try:
+        yield
+    except CandidateFailed as error:
+        raise CandidateFailed(f"{stack}: {error}", error.cause) from error
+
+
 def _scores(
     plan: Plan, evaluator: Evaluator, folder: Path, spec: StackSpec, index: int
 ) -> Mapping[str, Score]:
-    seed = training_seed(plan.recipe.seed, _SEED_STREAM + index)
+    seed = stream_seed(plan.recipe.seed, Stream.PROBE, index)
     job = TrainJob(spec=spec, num_steps=plan.recipe.proxy.rungs[0], seed=seed)
-    return evaluator.train(job, folder / f"{spec.digest[:12]}-{index}").scores
+    rung = evaluator.train(job, folder / f"{spec.digest[:12]}-{index}")
+    if rung.diverged:
+        raise CandidateFailed("its training diverged; lower proxy.training.learning_rate")
+    return rung.scores
 
 
 def _ranked(

@@ -3,6 +3,7 @@
 Everything that a recipe can be wrong about without measuring comes to light here.
 """
 
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -299,7 +300,31 @@ def _strategy(recipe: Recipe, space: Space, screen: Screen | None) -> Strategy:
     return strategy
 
 
+class Stream(IntEnum):
+    """What is trained beside the trials."""
+
+    REFERENCE = 1
+    TUNING = 2
+    PROBE = 3
+    ANCHORS = 4
+
+
 def training_seed(study_seed: int, number: int, index: int = 0) -> int:
     """Seed of a trial's training, from the study's seed, the trial's number and which it is."""
     key = [study_seed, number, index] if index else [study_seed, number]
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def stream_seed(study_seed: int, stream: Stream, index: int = 0, number: int = 0) -> int:
+    """Seed of a training that is none of a trial: no trial has one of these.
+
+    Args:
+        study_seed: of the study.
+        stream: what is trained.
+        index: of the stack, or of the training where there is one stack.
+        number: of the training, where there are several stacks.
+    """
+    # A key that is longer than a trial's is another one. A large number in a key as short would not
+    # do: NumPy reads keys as words of 32 bits, so that it would be a trial's number and an index.
+    key = [study_seed, 0, 0, 0, stream, index, number]
     return int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -142,15 +142,15 @@ class Trial:
             _check_identity(self._context.reference_run, stage.value.profiles)
             return stage.value.profiles
 
-        first = 1
-        while first < recipe.looks and self._files.load(self._files.profile(first + 1), Profiled):
-            look_at(first)
-            first += 1
         # A trial that has trained already passed the gate earlier. The noise is estimated anew as
         # trials are told, and must neither reject it now nor ask for another look.
         trained = self._files.load(self._files.rung(0), Rung) is not None
-        num_looks = first if trained else recipe.looks
+        first = 1
         try:
+            while first < recipe.looks and self._has_look(first + 1):
+                look_at(first)
+                first += 1
+            num_looks = first if trained else recipe.looks
             earlier = self._context.earlier()
             verdict = gate.judge(look_at, recipe.budgets, earlier, num_looks, first)
         except _Needed as needed:
@@ -202,6 +202,9 @@ class Trial:
         if index >= self._to_rung or self._diverged:
             self._complete(None)
         return None
+
+    def _has_look(self, look: int) -> bool:
+        return self._files.load(self._files.profile(look), Profiled) is not None
 
     def _look_size(self, look: int) -> int | None:
         """Processes of a look, all of a trial's being of one size; None for the recipe's."""
@@ -303,12 +306,8 @@ def _check_identity(reference_run: ReferenceRun, profiles: dict[str, Profile]) -
     for target, profile in profiles.items():
         expected = reference_run.identities[target]
         if profile.identity != expected:
-            fields = [
-                f"{name} was {getattr(expected, name)!r}, is {value!r}"
-                for name, value in profile.identity
-                if getattr(expected, name) != value
-            ]
             raise StudyError(
                 f"measurements on {target} would not compare with the reference preset's: "
-                f"{'; '.join(fields)}; go back to what it was, or start a study of another name"
+                f"{expected.changes(profile.identity)}; go back to what it was, or start a study "
+                "of another name"
             )

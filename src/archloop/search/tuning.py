@@ -13,13 +13,12 @@ from archloop.proxy.record import Rung, TrainJob
 from archloop.search.anchors import alone
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed
-from archloop.search.plan import Plan, training_seed
+from archloop.search.plan import Plan, Stream, stream_seed
 from archloop.search.workshop import Training, Workshop
 from archloop.store.folder import StudyFolder
 from archloop.store.record import FamilyRate
 
 TEXT = "bits_per_byte"
-_SEED_STREAM = 2**33
 
 
 def tune(
@@ -38,7 +37,7 @@ def tune(
         spec = alone(plan.space, mixer, plan.vocab_size)
         files = folder.tuning(mixer, f"{key}:{spec.digest}")
         for index, rate in enumerate(tuning.learning_rates):
-            seed = training_seed(plan.recipe.seed, _SEED_STREAM)
+            seed = stream_seed(plan.recipe.seed, Stream.TUNING)
             job = TrainJob(spec=spec, num_steps=tuning.num_steps, seed=seed, learning_rate=rate)
             wanted[mixer, rate] = Training(job, files, files.rate(index))
     announce(", ".join(plan.space.mixers))

@@ -175,8 +175,11 @@ def delete_blocks(space: Space, genome: Genome, rng: np.random.Generator) -> Gen
     shallower = [depth for depth in space.config.num_blocks if depth < len(genome.blocks)]
     if not shallower:
         return None
-    keep = rng.choice(len(genome.blocks), size=shallower[-1], replace=False)
-    return _reordered(genome, sorted(int(i) for i in keep))
+    depth = shallower[-1]
+    keep = rng.choice(len(genome.blocks), size=depth, replace=False)
+    child = _reordered(genome, sorted(int(i) for i in keep))
+    # A pattern that is longer than what is left is all of it.
+    return child if child.period is None else child.replace(period=min(child.period, depth))
 
 
 def toggle_sharing(space: Space, genome: Genome, rng: np.random.Generator) -> Genome | None:

@@ -139,8 +139,10 @@ def trial_record(home: StudyFolder, stored: Stored) -> TrialRecord:
     """A trial as the database and its files have it; `damaged` names the files that are lost."""
     outcome = stored.outcome or Outcome(state="running")
     files = _Files(home.trial(stored.number), outcome.files)
-    look = TrialFolder.last_look(outcome.files)
-    profiled = files.read(TrialFolder.profile(look), Profiled) if look else None
+    # The last look has the samples of those before; these are read for whether they are whole.
+    looks = range(1, TrialFolder.last_look(outcome.files) + 1)
+    looked = [files.read(TrialFolder.profile(look), Profiled) for look in looks]
+    profiled = looked[-1] if looked else None
     trainings = {}
     # Of a study of devices no trial was trained.
     trained = TrialFolder.rung(0) in outcome.files

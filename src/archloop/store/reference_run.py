@@ -73,7 +73,13 @@ def averaged(by_seed: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
 
 
 def one_rung(by_seed: Sequence[Rung]) -> Rung:
-    """A rung that was trained with several seeds, as a record has it: scores averaged over them."""
+    """A rung that was trained with several seeds, as a record has it: scores averaged over them.
+
+    A training that diverged has no scores, so that there is no average: the rung is that training.
+    """
+    for rung in by_seed:
+        if rung.diverged:
+            return rung
     scores = averaged([rung.scores for rung in by_seed])
     return by_seed[0].model_copy(update={"scores": scores} if len(by_seed) > 1 else {})
 

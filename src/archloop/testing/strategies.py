@@ -92,13 +92,22 @@ class StrategyContract(Contract):
                 assert (first.state, first.replicates) == ("complete", None)
 
     def test_initial_genomes_come_first(self, name: str) -> None:
-        strategy = make(name)
+        strategy, seen = make(name), list[Told]()
         for number, genome in enumerate(strategy.initial):
-            proposal = strategy.ask(number, SEED, [])
+            proposal = strategy.ask(number, SEED, seen)
             assert (proposal.genome, proposal.origin) == (genome, "preset")
-        assert strategy.ask(2, SEED, []).origin != "preset"
-        seen = [Told(0, strategy.initial[1], "complete")]
-        assert strategy.ask(1, SEED, seen).genome != strategy.initial[1]
+            seen.append(Told(number, genome, "failed"))
+        assert strategy.ask(2, SEED, seen).origin != "preset"
+        # One that was proposed otherwise is not tried again.
+        assert strategy.ask(1, SEED, seen[1:]).genome == strategy.initial[0]
+
+    def test_initial_genomes_come_whatever_was_repeated_between(self, name: str) -> None:
+        strategy = make(name)
+        first, second = strategy.initial
+        seen = [Told(0, first, "complete")]
+        seen += [Told(number, first, "complete", replicates=0) for number in (1, 2)]
+        proposal = strategy.ask(3, SEED, seen)
+        assert (proposal.genome, proposal.origin) == (second, "preset")
 
     def test_a_fresh_strategy_proposes_what_an_old_one_does(self, name: str) -> None:
         history, old = study(name, 30), make(name)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from archloop.ranking import front
 from archloop.ranking.improvement import improvements
@@ -77,12 +77,19 @@ class Model(Strategy):
         Attributes:
             start: random trials before the model is asked, initial genomes among them.
             candidates: compared for each proposal.
-            replicate_every: so many trials, the last is a replicate; 0 for none.
+            replicate_every: so many trials, the last is a replicate; at least 2, or 0 for none.
         """
 
         start: Annotated[int, Field(ge=4)] = 8
         candidates: Annotated[int, Field(ge=8, le=4096)] = 96
         replicate_every: Annotated[int, Field(ge=0)] = 5
+
+        @field_validator("replicate_every")
+        @classmethod
+        def _check_replicates(cls, every: int) -> int:
+            if every == 1:
+                raise ValueError("leaves no trial for anything new; give 0, or 2 or more")
+            return every
 
     def __init__(self, space: Space, *arguments: Any, **options: Any) -> None:
         super().__init__(space, *arguments, **options)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from archloop.text.corpora import CorpusConfig, load, resolve
+from archloop.text.corpora import CorpusConfig, load, load_kept, resolve
 
 
 def write_jsonl(path, texts, field="text"):
@@ -172,3 +172,14 @@ def test_suffix_may_be_of_either_case(tmp_path):
     write_jsonl(tmp_path / "a.JSONL", [f"document {i}" for i in range(40)])
     corpus = load(files("a.JSONL", heldout_share=0.3), tmp_path)
     assert len(corpus.train) + len(corpus.heldout) == 40
+
+
+def test_a_corpus_that_is_kept_is_read_again_once_it_changed(tmp_path: Path) -> None:
+    for index in range(40):
+        (tmp_path / f"{index}.txt").write_text(f"document {index} of some words")
+    config = CorpusConfig(source="files", paths=(str(tmp_path),))
+    kept = load_kept(config, tmp_path)
+    assert load_kept(config, tmp_path) is kept
+    assert kept == load(config, tmp_path)
+    (tmp_path / "0.txt").write_text("another document")
+    assert load_kept(config, tmp_path) == load(config, tmp_path) != kept

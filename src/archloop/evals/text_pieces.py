@@ -36,7 +36,7 @@ class PiecesInBits(InBits):
     @property
     def data_digest(self) -> str:
         """See `Evaluation.data_digest`."""
-        return corpora.load(self.corpus, Path.cwd()).digest
+        return corpora.load_kept(self.corpus, Path.cwd()).digest
 
     def pieces(self, split: Split, seed: int, num_examples: int) -> list[str]:
         """Pieces of the held-out documents (of the others for ``train``), drawn evenly.
@@ -44,7 +44,7 @@ class PiecesInBits(InBits):
         Raises:
             UserError: the corpus cannot be read, or holds fewer than two whole pieces.
         """
-        corpus = corpora.load(self.corpus, Path.cwd())
+        corpus = corpora.load_kept(self.corpus, Path.cwd())
         text = "\n\n".join(corpus.heldout if split == "test" else corpus.train)
         num, size = len(text) // self.config.num_chars, self.config.num_chars
         if num < 2:

@@ -8,6 +8,7 @@ content, so it stays where it is when other documents come or go.
 import hashlib
 import sysconfig
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -92,6 +93,21 @@ def load(config: CorpusConfig, root: Path) -> Corpus:
             f"give more text or change heldout_share={config.heldout_share}"
         )
     return Corpus(train, heldout, digest.hexdigest())
+
+
+def load_kept(config: CorpusConfig, root: Path) -> Corpus:
+    """As `load`, but read once for callers in a row that want the same, until a file changes."""
+    files = [] if config.source == "stdlib" else config.paths
+    found = dict.fromkeys(file for path in files for file in resolve(path, root))
+    stats = {file: file.stat() for file in found}
+    stamps = tuple((file, each.st_mtime_ns, each.st_size) for file, each in stats.items())
+    return _kept(config, root, stamps)
+
+
+@lru_cache(maxsize=1)
+def _kept(config: CorpusConfig, root: Path, stamps: tuple[tuple[Path, int, int], ...]) -> Corpus:
+    del stamps  # They tell a file from what it was.
+    return load(config, root)
 
 
 def resolve(path: str, root: Path) -> list[Path]:

@@ -58,7 +58,7 @@ class CorpusFacts(ChoiceTask):
 
     def _corpus(self) -> Corpus:
         config = CorpusConfig(source="files", paths=(self.config.file,))
-        return corpora.load(config, Path.cwd())
+        return corpora.load_kept(config, Path.cwd())
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
         """See `ChoiceTask.questions`.

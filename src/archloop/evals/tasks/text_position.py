@@ -49,7 +49,7 @@ class TextPosition(PiecesInBits):
         Raises:
             UserError: the corpus cannot be read, or has fewer than two such pieces.
         """
-        size, corpus = self.config.num_chars, corpora.load(self.corpus, Path.cwd())
+        size, corpus = self.config.num_chars, corpora.load_kept(self.corpus, Path.cwd())
         found = [
             text[start : start + size]
             for text in (corpus.heldout if split == "test" else corpus.train)

@@ -23,6 +23,27 @@ ONE_RUNG = {"rungs": [10]}
 """Nothing climbs, so that a trial that was told stays as it is."""
 
 
+class Clock:
+    """Stands still but for who moves it."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow(StandIn):
+    """Each training takes ten minutes of a clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def train(self, job: TrainJob, directory: Path) -> Rung:
+        self.clock.now += 600
+        return super().train(job, directory)
+
+
 def begun(runs: Path, **changes: object) -> StudyRecord:
     file = runs / "recipe.yaml"
     runs.mkdir(exist_ok=True)
@@ -67,16 +88,11 @@ def test_replicates_that_were_made_count_for_nothing(tmp_path: Path) -> None:
 
 
 def test_time_that_ended_a_study_does_not_end_its_extension(tmp_path: Path) -> None:
-    class Slow(StandIn):
-        now = 0.0
-
-        def train(self, job: TrainJob, directory: Path) -> Rung:
-            Slow.now += 600
-            return super().train(job, directory)
+    clock = Clock()
 
     def run(more: int = 0) -> StudyRecord:
         recipe = parse(settings(num_trials=14, max_hours=3), "test.yaml")
-        study = Study(recipe, tmp_path, evaluator=Slow(), clock=lambda: Slow.now)
+        study = Study(recipe, tmp_path, evaluator=Slow(clock), clock=clock)
         return study.run(more=more)
 
     ended = run()
@@ -95,12 +111,7 @@ def test_time_that_ended_a_study_does_not_end_its_extension(tmp_path: Path) -> N
 def test_specs_that_were_not_reached_are_tried_whatever_was_replicated(tmp_path: Path) -> None:
     specs = [spec(pattern) for pattern in ("CCCC", "CACA", "AAAA", "CCCA", "AAAC", "ACCC")]
 
-    class Slow(StandIn):
-        now = 0.0
-
-        def train(self, job: TrainJob, directory: Path) -> Rung:
-            Slow.now += 600
-            return super().train(job, directory)
+    clock = Clock()
 
     def run(more: int = 0) -> StudyRecord:
         changes = {"specs": [each.model_dump() for each in specs], "proxy": {"rungs": [10]}}
@@ -108,8 +119,8 @@ def test_specs_that_were_not_reached_are_tried_whatever_was_replicated(tmp_path:
         study = Study(
             parse(settings(**changes), "test.yaml"),
             tmp_path,
-            evaluator=Slow(),
-            clock=lambda: Slow.now,
+            evaluator=Slow(clock),
+            clock=clock,
         )
         return study.run(more=more)
 

@@ -96,7 +96,14 @@ def load(config: CorpusConfig, root: Path) -> Corpus:
 
 
 def load_kept(config: CorpusConfig, root: Path) -> Corpus:
-    """As `load`, but read once for callers in a row that want the same, until a file changes."""
+    """As `load`, but read once for callers in a row that want the same, until a file changes.
+
+    What it gives is shared: leave it as it is.
+
+    Raises:
+        OSError: a file was taken away meanwhile.
+        UserError: as `load`.
+    """
     files = [] if config.source == "stdlib" else config.paths
     found = dict.fromkeys(file for path in files for file in resolve(path, root))
     stats = {file: file.stat() for file in found}

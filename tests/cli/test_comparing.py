@@ -68,6 +68,24 @@ def test_the_first_models_curve_is_what_its_ratios_say(tmp_path: Path) -> None:
         assert of_first.low == of_first.value == of_first.high == 2 * at.decode_p50_ms.value
 
 
+def test_a_figure_that_the_first_measurement_lacks_is_told_of_another(tmp_path: Path) -> None:
+    told, point = studies.profile(2.0), Interval.point(0.5)
+    contexts = [at.context for at in told.figures]
+    shown = footprint(studies.spec("CC"), contexts)
+    given = [{"decode_p50_ms": point}, {"decode_p50_ms": point, "ttft_ms": point}]
+    others = [
+        comparing.Compared(
+            name, shown, told.model_copy(update={"ratios": {str(at): ratios for at in contexts}})
+        )
+        for name, ratios in zip("bc", given, strict=True)
+    ]
+    curves = comparing.Comparison("a", others, {}).curves()
+    assert list(curves["decode_p50_ms"]) == ["a", "b", "c"]
+    assert list(curves["ttft_ms"]) == ["a", "c"]
+    for at in told.figures:
+        assert curves["ttft_ms"]["a"][at.context].value == 2 * at.ttft_ms.value
+
+
 def test_what_is_measured_is_drawn_below_the_estimates(tmp_path: Path) -> None:
     spec = studies.spec("CC")
     told = studies.profile(2.0)

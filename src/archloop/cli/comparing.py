@@ -83,16 +83,16 @@ class Comparison(NamedTuple):
     def curves(self) -> "Measured":
         """By figure and model, its value by context, to be drawn.
 
-        The first model was measured anew beside each other one; the measurement beside the first
-        of them stands for it, a point without an interval, as its ratios are what has one.
+        The first model was measured anew beside each other one; the first of these measurements
+        that has a figure stands for it, a point without an interval, as its ratios are what has
+        one.
         """
         found: dict[str, dict[str, dict[int, Interval]]] = {}
-        for context, name, own, ratio in self.others[0].figures():
-            point = own.point(own.value / ratio.value)
-            found.setdefault(name, {}).setdefault(self.first, {})[context] = point
         for each in self.others:
-            for context, name, own, _ in each.figures():
-                found.setdefault(name, {}).setdefault(each.name, {})[context] = own
+            for context, name, own, ratio in each.figures():
+                curves = found.setdefault(name, {self.first: {}})
+                curves[self.first].setdefault(context, own.point(own.value / ratio.value))
+                curves.setdefault(each.name, {})[context] = own
         return found
 
     def show(self, console: Console) -> None:

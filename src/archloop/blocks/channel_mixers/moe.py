@@ -266,12 +266,12 @@ class MoE(ChannelMixer):
         """How to run the experts; compiled, exported or captured in a CUDA graph, shapes cannot
         depend on the routing.
         """
-        compiled = torch.compiler.is_compiling()
-        captured = self.down.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not compiled and num_tokens > 1 and multiplies_groups(self.gate_up, self.down):
-            return grouped_experts
-        if not compiled and not captured:
-            return gathered_experts if num_tokens == 1 else sorted_experts
+        if not torch.compiler.is_compiling():
+            if num_tokens > 1 and multiplies_groups(self.gate_up, self.down):
+                return grouped_experts
+            # Asked here alone: the compiler cannot trace the question.
+            if not (self.down.is_cuda and torch.cuda.is_current_stream_capturing()):
+                return gathered_experts if num_tokens == 1 else sorted_experts
         # Gathering copies the weights of each token's experts. For many tokens these copies are
         # larger than all experts together, so every expert runs on every token.
         few = num_tokens * self.config.top_k <= self.config.num_experts

@@ -15,7 +15,15 @@ import pytest
 from archloop.devices import host
 from archloop.devices.choice import DeviceChoice
 from archloop.devices.host import card_name, training_claims
-from archloop.devices.lease import Claim, LeaseCancelledError, exclude, held, lease, told_waiting
+from archloop.devices.lease import (
+    Claim,
+    LeaseCancelledError,
+    exclude,
+    held,
+    is_free,
+    lease,
+    told_waiting,
+)
 
 fork = multiprocessing.get_context("fork")
 
@@ -243,3 +251,14 @@ def test_another_job_of_the_same_process_is_called_so(tmp_path, monkeypatch):
     ):
         pass
     assert told == ["host, which another job of this process uses"]
+
+
+def test_what_would_have_to_wait_is_not_free(tmp_path):
+    measuring, training = (Claim("card", alone=True),), (Claim("card", alone=False),)
+    assert is_free(measuring, folder=tmp_path)
+    with held(training, folder=tmp_path):
+        assert is_free(training, folder=tmp_path)
+        assert not is_free(measuring, folder=tmp_path)
+    with held(measuring, folder=tmp_path):
+        assert not is_free(training, folder=tmp_path)
+    assert is_free(measuring, folder=tmp_path)

@@ -5,11 +5,17 @@ from typing import Any
 
 import pytest
 
-from archloop.profiling import ProfileConfig, Target, profile
+from archloop.devices import host
+from archloop.devices.base import Accelerator
+from archloop.devices.host import Host
+from archloop.profiling import ProfileConfig, Target, exporter, extend, profile
+from archloop.profiling.artifacts import Exporting
 from archloop.profiling.nursery import Nursery
+from archloop.profiling.protocol import prepare
 from archloop.profiling.samples import Samples, read_samples
-from archloop.runtimes.torch_eager import TorchEager
+from archloop.runtimes.torch_eager import TorchEager, TorchSession
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.workers.deaths import WorkerError
 
 BLOCK = BlockSpec(
     mixers=(MixerSpec(name="short_conv"),), channel_mixer=ChannelMixerSpec(name="swiglu")
@@ -59,3 +65,76 @@ def test_imports_that_cannot_be_forked_are_left_to_each_process(tmp_path, monkey
             asked = [str(word) for word in server._process.args]
             assert "xml.dom" in asked
             assert not {"restless", "archloop.no_such_module"} & set(asked)
+
+
+def test_what_was_exported_before_is_measured_as_it_is(tmp_path, monkeypatch):
+    target, opened = Target(contexts=(64,), threads=1), []
+    config = ProfileConfig(processes=2, timed_steps=4, warmup_steps=1, ready_timeout_s=0, fork=True)
+    export = Exporting.export
+
+    def counted(*arguments: Any) -> None:
+        opened.append(arguments[3])
+        export(*arguments)
+
+    monkeypatch.setattr(Exporting, "export", counted)
+    made = tmp_path / "made"
+    with Nursery() as nursery:
+        named = {"made": made, "logs": tmp_path, "device": Host(), "threads": 1}
+        prepare(SPEC, target, config, nursery=nursery, **named)
+        assert len(opened) == 1
+        named = {"directory": tmp_path / "samples", "made": made, "nursery": nursery}
+        found = profile(SPEC, target, config, **named)
+        again = extend(tmp_path / "samples", made=made, nursery=nursery)
+    assert (found.num_processes, again.num_processes) == (2, 4)
+    assert len(opened) == 1
+    assert opened[0].is_dir()
+
+
+class _Engine(TorchEager):
+    """Stands in for an engine in this process."""
+
+    def start(self, threads: int) -> None:
+        """Nothing: what the real one sets would stay set for the tests after this one."""
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_artifact_runs_the_prompts_that_it_will_be_measured_with(
+    tmp_path, monkeypatch, caplog, full
+):
+    prompts, prefill, get = [], TorchSession.prefill, exporter.registry.get
+
+    def engine(kind: str, name: str) -> Any:
+        return _Engine if kind == "runtimes" else get(kind, name)
+
+    def told(session: TorchSession, ids: Any) -> Any:
+        if len(ids) == 16 and full:
+            raise RuntimeError("out of memory")
+        prompts.append((len(ids), session.max_context))
+        return prefill(session, ids)
+
+    monkeypatch.setattr(TorchSession, "prefill", told)
+    monkeypatch.setattr(exporter.registry, "get", engine)
+    asked = exporter.Export(
+        spec=SPEC, seed=0, runtime="torch_eager", quant="fp32", directory=tmp_path / "a",
+        threads=1, warm=(8, 16), warm_room=1,
+    )  # fmt: skip
+    exporter._export(asked)
+    # What cannot run ahead has been exported all the same.
+    assert (tmp_path / "a" / "manifest.json").exists()
+    assert prompts[-1] == ((8, 9) if full else (16, 17))
+    assert ("not run ahead: out of memory" in caplog.text) == full
+
+
+def test_an_export_is_run_on_the_part_of_the_machine_that_is_measured(tmp_path, monkeypatch):
+    asked = []
+
+    def export(exporting: Exporting, *_: object) -> None:
+        asked.append(exporting.device.config)
+        raise WorkerError("crash", "enough")
+
+    monkeypatch.setattr(Exporting, "export", export)
+    monkeypatch.setattr(host, "_cards", lambda: (Accelerator(name="a"), Accelerator(name="b")))
+    target = Target.model_validate({"contexts": [8], "device": {"name": "host", "gpu": 1}})
+    with pytest.raises(WorkerError, match="enough"):
+        profile(SPEC, target, ProfileConfig(processes=2, fork=False), directory=tmp_path / "a")
+    assert [config.gpu for config in asked] == [1]

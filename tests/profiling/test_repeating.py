@@ -21,7 +21,7 @@ class Scripted:
     ) -> None:
         self.asked: list[int] = []
         config = ProfileConfig(repeats=2)
-        self.of = protocol._Measurement(SPEC, Target(), config, None, Path("no"), None, None)
+        self.of = protocol._Measurement(SPEC, Target(), config, None, Path("no"), None, None, None)
 
         def measured(_: object, index: int, done: float, share: float) -> PairSamples:
             self.asked.append(index)

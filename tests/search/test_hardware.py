@@ -1,5 +1,6 @@
 """The evaluator of real studies: what it asks of its workers."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from archloop.devices import host
 from archloop.devices.base import DeviceError
 from archloop.devices.host import Host
+from archloop.devices.lease import LeaseCancelledError, lease, told_waiting
 from archloop.errors import UserError
 from archloop.profiling import protocol
 from archloop.proxy.record import Rung, TrainJob
@@ -19,6 +21,7 @@ from archloop.search.hardware import HardwareEvaluator
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.study import Study
 from archloop.stack.spec import StackSpec
+from archloop.workers.cancelling import cancelled_by
 from archloop.workers.deaths import Cause, WorkerError
 from archloop.workers.mps import MpsError
 from profiling.samples import SPEC, pair, process, samples
@@ -171,3 +174,134 @@ def test_another_look_at_what_has_changed_ends_the_study(
     monkeypatch.setattr(protocol._Measurement, "measure", lambda *_, **__: changed)
     with pytest.raises(StudyError, match=r"here: threads was \d, is \d; go back to what it was"):
         HardwareEvaluator(asked, tmp_path).profile(SPEC, SPEC, 2, tmp_path)
+
+
+def _trained_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Devices of trainings, as they begin."""
+    found: list[str] = []
+
+    def train(_: Trainer, asked: Train, directory: Path) -> Rung:
+        found.append(asked.config.device)
+        raise WorkerError("crash", "enough")
+
+    monkeypatch.setattr(Trainer, "train", train)
+    return found
+
+
+def test_a_training_takes_the_place_whose_card_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_LEASES", str(tmp_path / "leases"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found, spec = _trained_on(monkeypatch), StackSpec(d_model=64, vocab_size=8, blocks=())
+    asked = recipe(
+        proxy={"rungs": [10], "device": "cuda"}, executor={"devices": ["cuda:0", "cuda:1"]}
+    )
+    evaluator = HardwareEvaluator(asked, tmp_path)
+    job = TrainJob(spec=spec, num_steps=5, seed=0)
+    # The first card is being measured on, for as long as anyone cares to wait.
+    with lease("host card 0", alone=True):
+        for _ in range(2):
+            with pytest.raises(CandidateFailed):
+                evaluator.train(job, tmp_path)
+    assert found == ["cuda:1", "cuda:1"]
+    with lease("host card 1", alone=True), pytest.raises(CandidateFailed):
+        evaluator.train(job, tmp_path)
+    assert found[2:] == ["cuda:0"]
+
+
+def test_a_training_leaves_the_card_that_is_measured_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_LEASES", str(tmp_path / "leases"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    target = {"runtime": "torch_cuda", "quant": "bf16", "device": {"name": "host", "gpu": 0}}
+    asked = recipe(
+        targets={"card": target},
+        budgets=[],
+        proxy={"rungs": [10], "device": "cuda"},
+        executor={"devices": ["cuda:0", "cuda:1", "cuda:1"]},
+    )
+    evaluator = HardwareEvaluator(asked, tmp_path)
+    with evaluator._place() as first, evaluator._place() as second, evaluator._place() as third:
+        assert [place.device for place in (first, second, third)] == ["cuda:1", "cuda:1", "cuda:0"]
+
+
+def test_a_training_that_finds_no_free_card_stands_in_line_at_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_LEASES", str(tmp_path / "leases"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("archloop.search.hardware.IN_LINE_S", 0.0)
+    found = _trained_on(monkeypatch)
+    asked = recipe(
+        proxy={"rungs": [10], "device": "cuda"}, executor={"devices": ["cuda:0", "cuda:1"]}
+    )
+    job = TrainJob(spec=StackSpec(d_model=64, vocab_size=8, blocks=()), num_steps=5, seed=0)
+    evaluator = HardwareEvaluator(asked, tmp_path)
+    in_line = threading.Event()
+
+    def listen(what: str) -> None:
+        if what.startswith("host card 0"):
+            in_line.set()
+
+    def train() -> None:
+        with told_waiting(listen), pytest.raises(CandidateFailed):
+            evaluator.train(job, tmp_path)
+
+    monkeypatch.setattr("archloop.devices.lease.TELL_AFTER_S", 0.0)
+    training = threading.Thread(target=train)
+    with lease("host card 1", alone=True):
+        with lease("host card 0", alone=True):
+            training.start()
+            assert in_line.wait(60)
+        # The gate was kept meanwhile, so it is the first to have the card.
+        training.join(60)
+    assert found == ["cuda:0"]
+
+
+def test_who_waits_for_a_place_says_so_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_LEASES", str(tmp_path / "leases"))
+    monkeypatch.setattr("archloop.devices.lease.TELL_AFTER_S", 0.0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found, told = _trained_on(monkeypatch), threading.Event()
+    asked = recipe(
+        proxy={"rungs": [10], "device": "cuda"}, executor={"devices": ["cuda:0", "cuda:1"]}
+    )
+    evaluator = HardwareEvaluator(asked, tmp_path)
+    words: list[str] = []
+
+    def listen(what: str) -> None:
+        words.append(what)
+        told.set()
+
+    job = TrainJob(spec=StackSpec(d_model=64, vocab_size=8, blocks=()), num_steps=5, seed=0)
+    with (
+        lease("host card 0", alone=True),
+        lease("host card 1", alone=True),
+        told_waiting(listen),
+        cancelled_by(told),
+        pytest.raises(LeaseCancelledError),
+    ):
+        evaluator.train(job, tmp_path)
+    assert words == ["a place to train"]
+    assert found == []
+
+
+def test_what_was_measured_is_told_again_while_the_device_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_LEASES", str(tmp_path / "leases"))
+    asked, stop = recipe(), threading.Event()
+    pairs = [pair(process(scale), process(1.0)) for scale in (1.0, 1.1)]
+    settings = {"target": asked.targets["here"], "config": asked.profile}
+    samples(*pairs).model_copy(update=settings).write(tmp_path / "here")
+    stop.set()
+    with lease("host", alone=True), cancelled_by(stop):
+        evaluator = HardwareEvaluator(asked, tmp_path)
+        found = evaluator.profile(SPEC, SPEC, 1, tmp_path).profiles["here"]
+        assert found.num_processes == 2
+        with pytest.raises(LeaseCancelledError):
+            evaluator.profile(SPEC, SPEC, 2, tmp_path)

@@ -67,8 +67,8 @@ class Host(Device):
     def energy(self, on_card: bool) -> Counters | None:
         if not on_card:
             return energy.of_processor()
-        number = self._card_claim().removeprefix(f"{HOST} card ")
-        return energy.of_card(int(number)) if number.isdigit() else None
+        index = card_of(self.claims(on_card))
+        return None if index is None else energy.of_card(index)
 
     def claims(self, on_card: bool) -> tuple[Claim, ...]:
         # What computes on a card leaves the machine to others, which may train on other cards.
@@ -129,6 +129,24 @@ def training_claims(torch_device: str) -> tuple[Claim, ...]:
     if device_type != "cuda":
         return (here,)
     return here, Claim(card_name(int(index or 0)), alone=False)
+
+
+def card_index(torch_device: str) -> int | None:
+    """How ``nvidia-smi`` counts a card; None of what is no card, or one that it does not list.
+
+    Args:
+        torch_device: as `training_claims`.
+    """
+    return card_of(training_claims(torch_device))
+
+
+def card_of(claims: Sequence[Claim]) -> int | None:
+    """As `card_index`, of the card among what work takes."""
+    for claim in claims:
+        number = claim.name.removeprefix(f"{HOST} card ")
+        if number.isdigit():
+            return int(number)
+    return None
 
 
 def card_name(index: int) -> str:

@@ -6,9 +6,9 @@ trainings. What work takes is a list of claims: a graphics card is measured with
 a share of its machine. The lease is a lock on a file of this machine: it holds between threads,
 processes, studies and users, and the system frees it however its process ends.
 
-Who waits to measure keeps the gate, at which new trainings queue, so that one training after
-another cannot keep a measurement from its turn for ever. Who waits inside `told_waiting` says for
-what, and who has it.
+Who waits to measure keeps the gate, at which new trainings in line queue, so that one training
+after another cannot keep a measurement from its turn for ever. Who waits inside `told_waiting` says
+for what, and who has it.
 """
 
 import fcntl
@@ -94,6 +94,15 @@ def held(
         yield
 
 
+def is_free(claims: Sequence[Claim], *, folder: Path | None = None) -> bool:
+    """Whether work that takes these would not have to wait now. Arguments as `held`."""
+    try:
+        with held(claims, cancelled=lambda: True, folder=folder):
+            return True
+    except LeaseCancelledError:
+        return False
+
+
 @contextmanager
 def lease(
     device: str,
@@ -118,7 +127,7 @@ def lease(
     _make(folder)
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", device)
     gate, held = (_open(folder / f"{name}.{suffix}") for suffix in ("gate", "lease"))
-    wait = _Wait(device, (held, gate), cancelled)
+    wait = Wait(device, (held, gate), cancelled)
     try:
         _take(gate, fcntl.LOCK_EX, wait)
         _take(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, wait)
@@ -135,17 +144,19 @@ def lease(
         os.close(held)
 
 
-class _Wait:
-    """A wait for one device: ended when nobody wants it any more, told when it takes long.
+class Wait:
+    """A wait for a turn: ended when nobody wants it any more, told when it takes long.
 
     Args:
-        device: its name.
-        files: whose locks stand in the way, the nearest first.
+        what: is waited for, such as a device's name.
+        files: whose locks stand in the way, the nearest first; none says nothing of who has it.
         cancelled: whether to wait no longer.
     """
 
-    def __init__(self, device: str, files: tuple[int, ...], cancelled: Callable[[], bool]) -> None:
-        self._device, self._files, self._cancelled = device, files, cancelled
+    def __init__(
+        self, what: str, files: tuple[int, ...] = (), cancelled: Callable[[], bool] = _never
+    ) -> None:
+        self._what, self._files, self._cancelled = what, files, cancelled
         self._began = time.monotonic()
         self._told = False
 
@@ -157,27 +168,34 @@ class _Wait:
         """
         if self._cancelled():
             raise LeaseCancelledError("cancelled while waiting for a device")
-        if not self._told and time.monotonic() - self._began > TELL_AFTER_S:
+        if not self._told and self.lasted > TELL_AFTER_S:
             self._told = True
-            _listener.get()(f"{self._device}, {self._who()}")
+            _listener.get()(", ".join([self._what, *self._who()]))
         time.sleep(POLL_S)
 
+    @property
+    def lasted(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
+
     def over(self) -> None:
-        """The device is held."""
+        """What was waited for is there."""
         if self._told:
             _listener.get()("")
 
-    def _who(self) -> str:
+    def _who(self) -> list[str]:
+        if not self._files:
+            return []
         # This process has its own, open gate among the locks while it waits for the lease.
         found = next(filter(None, map(holders.holders, self._files)), [])
         if not found:
-            return "which another process uses"
+            return ["which another process uses"]
         if os.getpid() in found:
-            return "which another job of this process uses"
-        return f"which {' and '.join(map(holders.in_words, found))} uses"
+            return ["which another job of this process uses"]
+        return [f"which {' and '.join(map(holders.in_words, found))} uses"]
 
 
-def _take(file: int, how: int, wait: _Wait) -> None:
+def _take(file: int, how: int, wait: Wait) -> None:
     while True:
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)

@@ -43,6 +43,60 @@ class Wanted(NamedTuple):
     time_limit_s: float
     logs: Path
 
+    def name(self, role: Role) -> str:
+        """Of an artifact's folder: another for all that another artifact would come of."""
+        target = self.target
+        runtime: Runtime = registry.get("runtimes", target.runtime)()
+        engine = f"{target.runtime}-{runtime.version()}-{target.quant}"
+        return f"{self.specs[role].digest}-{engine}-{self.seed}"
+
+
+class Exporting(NamedTuple):
+    """Where artifacts are exported.
+
+    Attributes:
+        device: this machine, or the part of it that exporting processes may use.
+        run: starts these processes; None starts Python anew.
+        threads: of each; None takes one per core.
+        warm: prompt lengths that each artifact runs once, so that what a measurement needs is
+            compiled.
+        warm_room: tokens beyond these.
+    """
+
+    device: Device
+    run: Start | None = None
+    threads: int | None = None
+    warm: tuple[int, ...] = ()
+    warm_room: int = 2
+
+    def export(self, wanted: Wanted, role: Role, home: Path) -> None:
+        """Put an artifact into a folder, whole.
+
+        Raises:
+            WorkerError: the process crashed, hung or ran out of memory, or the export is refused.
+        """
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with Scratch("export", home.parent) as made:
+            asked = Export(
+                spec=wanted.specs[role],
+                seed=wanted.seed,
+                runtime=wanted.target.runtime,
+                quant=wanted.target.quant,
+                directory=Path(made) / home.name,
+                threads=self.threads or self.device.describe().num_cores,
+                warm=self.warm,
+                warm_room=self.warm_room,
+            )
+            log = wanted.logs / f"export-{role}.log"
+            limit_s = wanted.time_limit_s
+            export_apart(asked, self.device, log, time_limit_s=limit_s, role=role, run=self.run)
+            try:
+                asked.directory.rename(home)
+            except OSError:
+                # Another study that shares the folder was faster; its artifact is the same.
+                if not home.exists():
+                    raise
+
 
 class Artifacts:
     """Artifacts by role, in a folder here and on a device.
@@ -52,7 +106,8 @@ class Artifacts:
         runtime: that writes them.
         device: that they are brought to.
         kept: folder of those that are used again: the reference's.
-        scratch: folder of this measurement's own.
+        own: folder of this measurement's own.
+        exporting: where those are made that are not in their folder yet.
     """
 
     def __init__(
@@ -61,11 +116,11 @@ class Artifacts:
         runtime: Runtime,
         device: Device,
         kept: Path,
-        scratch: Path,
-        run: Start | None = None,
+        own: Path,
+        exporting: Exporting,
     ) -> None:
         self._wanted, self._runtime, self._device = wanted, runtime, device
-        self._kept, self._scratch, self._run = kept, scratch, run
+        self._kept, self._own, self._exporting = kept, own, exporting
         self._pushed: dict[Path, str] = {}
 
     def manifest(self, role: Role) -> Manifest:
@@ -80,7 +135,7 @@ class Artifacts:
         """
         home = self._home(role)
         if not home.exists():
-            self._export(role, home)
+            self._exporting.export(self._wanted, role, home)
         path = self.push(home)
         if (home / "parity.json").exists() and self.manifest(role).parity_error is None:
             self._compare(role, home, path, start_runner)
@@ -104,36 +159,10 @@ class Artifacts:
                 return
 
     def _home(self, role: Role) -> Path:
-        spec, target = self._wanted.specs[role], self._wanted.target
-        engine = f"{target.runtime}-{self._runtime.version()}-{target.quant}"
         # Another measurement of the candidate, such as a replicate's, may run beside this one and
         # end first, so the candidate's artifact is this measurement's alone.
-        is_kept = spec == self._wanted.specs.get("reference")
-        folder = self._kept if is_kept else self._scratch
-        return folder / f"{spec.digest}-{engine}-{self._wanted.seed}"
-
-    def _export(self, role: Role, home: Path) -> None:
-        """Put the artifact into the folder, whole."""
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with Scratch("export", home.parent) as made:
-            asked = Export(
-                spec=self._wanted.specs[role],
-                seed=self._wanted.seed,
-                runtime=self._wanted.target.runtime,
-                quant=self._wanted.target.quant,
-                directory=Path(made) / home.name,
-                threads=DeviceChoice().open().describe().num_cores,
-            )
-            log = self._wanted.logs / f"export-{role}.log"
-            export_apart(
-                asked, log, time_limit_s=self._wanted.time_limit_s, role=role, run=self._run
-            )
-            try:
-                asked.directory.rename(home)
-            except OSError:
-                # Another study that shares the folder was faster; its artifact is the same.
-                if not home.exists():
-                    raise
+        is_kept = self._wanted.specs[role] == self._wanted.specs.get("reference")
+        return (self._kept if is_kept else self._own) / self._wanted.name(role)
 
     def _compare(self, role: Role, home: Path, path: str, start_runner: StartRunner) -> None:
         """Compare on the device what could not be compared when it was exported."""
@@ -168,7 +197,8 @@ def held_artifacts(
     *,
     kept: Path | None,
     scratch: Path,
-    run: Start | None = None,
+    exporting: Exporting | None = None,
+    made: Path | None = None,
 ) -> Iterator[Artifacts]:
     """Artifacts for the time of a measurement.
 
@@ -178,10 +208,13 @@ def held_artifacts(
         device: that they are brought to.
         kept: folder that keeps the reference's, to be used again; None keeps nothing.
         scratch: folder for those that are not kept.
-        run: starts exporting processes; None starts Python anew.
+        exporting: where they are made; by default on this machine.
+        made: folder that has what was made before (`Exporting.export`), and gets the rest.
     """
+    exporting = exporting or Exporting(DeviceChoice().open())
     with Scratch("artifacts", scratch) as temporary:
-        found = Artifacts(wanted, runtime, device, kept or Path(temporary), Path(temporary), run)
+        own = made or Path(temporary)
+        found = Artifacts(wanted, runtime, device, kept or own, own, exporting)
         try:
             yield found
         finally:

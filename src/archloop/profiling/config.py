@@ -58,6 +58,10 @@ class ProfileConfig(BaseModel):
     seed: int = Field(0, ge=0, le=2**63 - 1)
     fork: bool | None = None
 
+    def forks(self, on_card: bool) -> bool:
+        """Whether processes of a runtime, on a graphics card or not, are to be forked."""
+        return on_card if self.fork is None else self.fork
+
     @property
     def step_groups(self) -> list[int]:
         """Timed steps of each group."""

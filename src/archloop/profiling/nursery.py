@@ -9,6 +9,8 @@ forked is kept with the samples.
 
 import os
 import subprocess
+import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO
@@ -32,6 +34,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._servers: dict[object, ForkServer] = {}
+        self._starting: defaultdict[object, threading.Lock] = defaultdict(threading.Lock)
         self.reasons: dict[str, str] = {}
 
     def __enter__(self) -> "Nursery":
@@ -75,13 +78,15 @@ class Nursery:
             self.reasons[runtime.name] = "its processes are no copies of a Python process here"
             return None
         key = (repr(device.config), runtime.name, module, tuple(sorted(env.items())), os.getpid())
-        if key not in self._servers:
-            try:
-                self._servers[key] = _serving(device, module, runtime, {**env, **_NO_THREADS})
-            except ForkError as error:
-                self.reasons[runtime.name] = str(error)
-                return None
-        return self._servers[key]
+        # Measurements and exports on several devices ask at once, and share a server.
+        with self._starting[key]:
+            if key not in self._servers:
+                try:
+                    self._servers[key] = _serving(device, module, runtime, {**env, **_NO_THREADS})
+                except ForkError as error:
+                    self.reasons[runtime.name] = str(error)
+                    return None
+            return self._servers[key]
 
 
 def _serving(device: Device, module: str, runtime: Runtime, env: Mapping[str, str]) -> ForkServer:

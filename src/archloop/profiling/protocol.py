@@ -17,7 +17,7 @@ from pathlib import Path
 from archloop import registry
 from archloop.devices.base import Device, DeviceError, DeviceInfo
 from archloop.devices.choice import DeviceChoice
-from archloop.profiling.artifacts import Wanted, held_artifacts, plugin_folders
+from archloop.profiling.artifacts import Exporting, Wanted, held_artifacts, plugin_folders
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
 from archloop.profiling.record import Identity, Profile
@@ -29,7 +29,7 @@ from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Runner, Runtime
 from archloop.stack.spec import StackSpec
 from archloop.workers.deaths import Role, WorkerError
-from archloop.workers.forking import ForkedProcess, Start
+from archloop.workers.forking import ForkedProcess
 from archloop.workers.process import WorkerProcess
 from archloop.workers.wire import Memory
 
@@ -49,6 +49,7 @@ def profile(
     reference: StackSpec | None = None,
     directory: Path,
     artifacts: Path | None = None,
+    made: Path | None = None,
     progress: Progress | None = None,
     nursery: Nursery | None = None,
 ) -> Profile:
@@ -62,6 +63,7 @@ def profile(
         directory: gets `samples.json`, and logs of processes that had something to say.
         artifacts: folder of artifacts to use; the reference's is added to it for later runs, the
             candidate's only for this one. By default nothing is kept.
+        made: folder in which `prepare` put the candidate's artifact; by default it is exported.
         progress: called as work is done.
         nursery: starts the processes; one for this measurement alone if None.
 
@@ -72,7 +74,9 @@ def profile(
             memory; it says which one and how.
     """
     config = config or ProfileConfig.model_validate({})
-    measurement = _Measurement(spec, target, config, reference, directory, artifacts, progress)
+    measurement = _Measurement(
+        spec, target, config, reference, directory, artifacts, made, progress
+    )
     samples = measurement.measure(first_pair=0, num_pairs=config.processes, nursery=nursery)
     samples.write(directory)
     return profile_from_samples(samples)
@@ -83,6 +87,7 @@ def extend(
     processes: int | None = None,
     *,
     artifacts: Path | None = None,
+    made: Path | None = None,
     progress: Progress | None = None,
     nursery: Nursery | None = None,
 ) -> Profile:
@@ -95,6 +100,7 @@ def extend(
         directory: of `profile`.
         processes: how many more; by default as many as a look has.
         artifacts: as `profile`.
+        made: as `profile`.
         progress: as `profile`.
         nursery: as `profile`.
 
@@ -105,7 +111,7 @@ def extend(
     """
     old = read_samples(directory)
     measurement = _Measurement(
-        old.spec, old.target, old.config, old.reference, directory, artifacts, progress
+        old.spec, old.target, old.config, old.reference, directory, artifacts, made, progress
     )
     count = processes or old.config.processes
     new = measurement.measure(first_pair=len(old.pairs), num_pairs=count, nursery=nursery)
@@ -139,6 +145,44 @@ def noise_floor(
     return profile(spec, target, config, reference=spec, directory=directory, progress=progress)
 
 
+def prepare(
+    spec: StackSpec,
+    target: Target,
+    config: ProfileConfig,
+    *,
+    made: Path,
+    logs: Path,
+    device: Device,
+    threads: int,
+    nursery: Nursery,
+) -> None:
+    """Export a candidate ahead of `profile` or `extend`, on another part of this machine.
+
+    What a measurement compiles is compiled here already, so that the target's own device is held
+    for timing alone. Worth it where that part is like the target's: a card of the same kind.
+
+    Args:
+        spec: the candidate.
+        target: that it will be measured on.
+        config: how it will be measured.
+        made: folder that gets the artifact.
+        logs: folder of the exporting process's log.
+        device: where to export.
+        threads: of the exporting process.
+        nursery: starts the process.
+
+    Raises:
+        WorkerError: as `profile`.
+    """
+    runtime: Runtime = registry.get("runtimes", target.runtime)()
+    if reason := runtime.unsupported(spec):
+        raise WorkerError("unsupported", reason, "candidate")
+    wanted = Wanted({"candidate": spec}, target, config.seed, config.time_limit_s, logs)
+    run = partial(nursery.run, device, runtime) if config.forks(runtime.on_card) else None
+    exporting = Exporting(device, run, threads, target.contexts, config.room)
+    exporting.export(wanted, "candidate", made / wanted.name("candidate"))
+
+
 class _Measurement:
     """One call of `profile` or `extend`: device, runtime, artifacts, then pair after pair."""
 
@@ -150,6 +194,7 @@ class _Measurement:
         reference: StackSpec | None,
         directory: Path,
         artifacts: Path | None,
+        made: Path | None,
         progress: Progress | None,
     ) -> None:
         self.started_s = time.monotonic()
@@ -159,7 +204,7 @@ class _Measurement:
         self.target = target
         self.config = config
         self.directory = directory
-        self.kept = artifacts
+        self.kept, self.made = artifacts, made
         self.progress = progress or (lambda share, doing: None)
         target.check()
         self.device = target.device.open()
@@ -194,7 +239,8 @@ class _Measurement:
             self.device,
             kept=self.kept,
             scratch=self.directory,
-            run=self._export_run,
+            exporting=self._exporting,
+            made=self.made,
         ) as self.artifacts:
             pairs = [
                 self._pair(first_pair + index, index / num_pairs, 1 / num_pairs)
@@ -316,7 +362,8 @@ class _Measurement:
     def _start_runner(self, role: Role, name: str) -> WorkerProcess:
         runner = self._program
         files = "" if runner.files is None else self.artifacts.push(runner.files)
-        run = partial(self.nursery.run, self.device, self.runtime) if self._forks else None
+        forks = self.config.forks(self.runtime.on_card)
+        run = partial(self.nursery.run, self.device, self.runtime) if forks else None
         return WorkerProcess(
             self.device,
             [part.replace("{files}", files) for part in runner.argv],
@@ -337,11 +384,11 @@ class _Measurement:
         return time.process_time() if self.device.is_here else 0.0
 
     @property
-    def _export_run(self) -> Start | None:
-        """How an exporting process starts, which is one of this machine whatever the device is."""
-        if not self._forks:
-            return None
-        return partial(self.nursery.run, DeviceChoice().open(), self.runtime)
+    def _exporting(self) -> Exporting:
+        """On this machine, whatever the device is; on the card of the device if it is a part."""
+        here = self.device if self.device.is_here else DeviceChoice().open()
+        forks = self.config.forks(self.runtime.on_card)
+        return Exporting(here, partial(self.nursery.run, here, self.runtime) if forks else None)
 
     @property
     def _rest_s(self) -> float:
@@ -351,11 +398,6 @@ class _Measurement:
         long as the study lasts, and disturbs a card little.
         """
         return 0.0 if self.runtime.on_card else self.config.ready_timeout_s
-
-    @property
-    def _forks(self) -> bool:
-        """Whether processes are forked where that can be done."""
-        return self.runtime.on_card if self.config.fork is None else self.config.fork
 
     def _hello(self, worker: WorkerProcess) -> None:
         is_here = self._program.here

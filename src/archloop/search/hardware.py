@@ -1,17 +1,17 @@
 """The evaluator of real studies: devices are measured, proxies trained, each in its own process."""
 
 import platform
-import queue
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from archloop.devices.host import training_claims
-from archloop.devices.lease import held
+from archloop.devices.lease import LeaseCancelledError, Wait, exclude, held
 from archloop.errors import UserError
 from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
@@ -19,11 +19,13 @@ from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
 from archloop.profiling.protocol import ChangedIdentityError
 from archloop.profiling.record import Profile
+from archloop.profiling.samples import Samples
 from archloop.profiling.target import Target
 from archloop.proxy import mixture
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
+from archloop.search.ahead import Ahead
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed, Unsupported
 from archloop.search.executors.places import places, training_threads, wants_mps
@@ -33,10 +35,12 @@ from archloop.search.revision import revision
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
 from archloop.version import __version__
-from archloop.workers.cancelling import POLL_S, check, is_cancelled
+from archloop.workers.cancelling import is_cancelled
 from archloop.workers.deaths import WorkerError
 from archloop.workers.mps import Mps, MpsError
 
+IN_LINE_S = 5.0
+"""How long a training looks for a free device before it stands in line at one."""
 _PACKAGES = ("torch", "numpy", "optuna", "moocore", "pydantic")
 
 
@@ -46,10 +50,21 @@ class _Place(NamedTuple):
     Attributes:
         device: in PyTorch's words.
         trainer: the process that trains there.
+        is_measured: whether a target is measured on the same card.
     """
 
     device: str
     trainer: Trainer
+    is_measured: bool
+
+
+class _Wanted(NamedTuple):
+    """What is measured, beside what, on what and how."""
+
+    spec: StackSpec
+    reference: StackSpec | None
+    target: Target
+    config: ProfileConfig
 
 
 class HardwareEvaluator:
@@ -68,20 +83,27 @@ class HardwareEvaluator:
         self._threads = training_threads(recipe)
         self._nursery = Nursery()
         self._mps: Mps | None = None
+        self._ahead = Ahead(
+            recipe.targets, places(recipe), self._nursery, self._threads, artifacts / "ahead"
+        )
         self._all_places: list[_Place] = []
-        self._places: queue.Queue[_Place] = queue.Queue()
+        self._idle: list[_Place] = []
+        self._choosing = threading.Lock()
         self._lay_out()
 
     def _lay_out(self) -> None:
         """A place for each training at once, its process not started yet."""
         limit_s = self._recipe.time_limits.train_s
+        measured = [target.claims() for target in self._recipe.targets.values()]
         self._all_places = [
-            _Place(name, Trainer(limit_s, mps=self._mps if name.startswith("cuda") else None))
+            _Place(
+                name,
+                Trainer(limit_s, mps=self._mps if name.startswith("cuda") else None),
+                any(exclude(training_claims(name), claims) for claims in measured),
+            )
             for name in places(self._recipe)
         ]
-        self._places = queue.Queue()
-        for place in self._all_places:
-            self._places.put(place)
+        self._idle = list(self._all_places)
 
     def _share_cards(self) -> str:
         """Have trainings share their cards through MPS, where they are to.
@@ -148,11 +170,9 @@ class HardwareEvaluator:
             config = config.model_copy(update={"processes": processes})
         profiles, left_out = {}, {}
         for name, target in self._recipe.targets.items():
+            wanted = _Wanted(spec, reference, target, config)
             try:
-                with waited_for(held(target.claims(), cancelled=is_cancelled)):
-                    profiles[name] = self._profile(
-                        target, config, spec, reference, look, directory / name
-                    )
+                profiles[name] = self._profile(name, wanted, look, directory / name)
             except Unsupported as reason:
                 if not target.optional:
                     raise Unsupported(f"{name}: {reason}") from reason
@@ -161,25 +181,47 @@ class HardwareEvaluator:
 
     def train(self, job: TrainJob, directory: Path) -> Rung:
         """As `Evaluator.train`."""
-        with (
-            waited_for(self._free_place()) as place,
-            waited_for(held(training_claims(place.device), cancelled=is_cancelled)),
-        ):
+        with waited_for(self._place()) as place:
             return self._train(job, directory, place)
 
     @contextmanager
-    def _free_place(self) -> Iterator["_Place"]:
-        """One that is free, waited for."""
-        while True:
+    def _place(self) -> Iterator["_Place"]:
+        """An idle one, its device held to train on, waited for."""
+        wait = Wait("a place to train", cancelled=is_cancelled)
+        with ExitStack() as stack:
+            while (chosen := self._chosen(wait.lasted > IN_LINE_S, stack)) is None:
+                wait.once()
+            wait.over()
+            place, is_held = chosen
             try:
-                place = self._places.get(timeout=POLL_S)
-                break
-            except queue.Empty:
-                check()
-        try:
-            yield place
-        finally:
-            self._places.put(place)
+                if not is_held:
+                    claims = training_claims(place.device)
+                    stack.enter_context(held(claims, cancelled=is_cancelled))
+                yield place
+            finally:
+                self._idle.append(place)
+
+    def _chosen(self, in_line: bool, stack: ExitStack) -> "tuple[_Place, bool] | None":
+        """A place, idle no more, and whether the stack holds its device; None if there is none now.
+
+        Of several devices one that is free, best one on which nothing is measured: a device on
+        which many are measured in turn would be waited for while places on another fall idle. The
+        only device has to be waited for in line, and so has any `in_line`, lest others that do so
+        always come before.
+        """
+        one = len({place.device for place in self._all_places}) == 1
+        with self._choosing:
+            idle = sorted(self._idle, key=lambda place: place.is_measured)
+            for place in () if one else idle:
+                with suppress(LeaseCancelledError):
+                    claims = training_claims(place.device)
+                    stack.enter_context(held(claims, cancelled=lambda: True))
+                    self._idle.remove(place)
+                    return place, True
+            if not idle or not (one or in_line):
+                return None
+            self._idle.remove(idle[0])
+            return idle[0], False
 
     def _train(self, job: TrainJob, directory: Path, place: "_Place") -> Rung:
         asked = Train(
@@ -202,52 +244,70 @@ class HardwareEvaluator:
             self._mps.close()
         self._nursery.close()
 
-    def _profile(
-        self,
-        target: Target,
-        config: ProfileConfig,
-        spec: StackSpec,
-        reference: StackSpec,
-        look: int,
-        directory: Path,
-    ) -> Profile:
-        try:
-            samples = read_samples(directory)
-        except ValueError:
-            samples = None
-        wanted = (spec, reference, target, config)
-        if samples is not None and wanted == (
-            samples.spec,
-            samples.reference,
-            samples.target,
-            samples.config,
-        ):
-            looks, found = samples.looks, profile_from_samples(samples)
-        else:
+    def _profile(self, name: str, wanted: _Wanted, look: int, directory: Path) -> Profile:
+        """Figures of as many looks as asked for; those that there are are not taken again."""
+        samples = _samples(wanted, directory)
+        if samples is not None and samples.looks >= look:
+            return profile_from_samples(samples)
+        if samples is None:
             shutil.rmtree(directory, ignore_errors=True)
-            looks, found = 0, None
+        # The reference's own artifact is kept, and made where it is kept.
+        ahead = (
+            nullcontext()
+            if wanted.spec == wanted.reference
+            else self._ahead.made(name, wanted.spec, wanted.config, directory / "logs")
+        )
         try:
-            if found is None:
-                looks = 1
-                found = profile(
-                    spec,
-                    target,
-                    config,
-                    reference=reference,
-                    directory=directory,
-                    artifacts=self._artifacts,
-                    nursery=self._nursery,
-                )
-            # Samples of an earlier look may be lost: then this one takes as many as both had.
-            for _ in range(looks, look):
-                found = extend(directory, artifacts=self._artifacts, nursery=self._nursery)
-            return found
+            with (
+                ahead as made,
+                waited_for(held(wanted.target.claims(), cancelled=is_cancelled)),
+            ):
+                return self._measured(wanted, samples, look, directory, made)
         except ChangedIdentityError as error:
             raise StudyError(
-                f"another look would not compare with those before: {error}; go back to what it "
-                "was, or start a study of another name"
+                f"another look would not compare with those before: {error}; go back to what "
+                "it was, or start a study of another name"
             ) from error
         except WorkerError as error:
             if error.cause == "unsupported" and error.role == "candidate":
-                raise Unsupported(f"{target.runtime}: {error.detail}") from error
+                raise Unsupported(f"{wanted.target.runtime}: {error.detail}") from error
             raise CandidateFailed(f"profiling: {error}", error.cause) from error
+
+    def _measured(
+        self,
+        wanted: _Wanted,
+        samples: Samples | None,
+        look: int,
+        directory: Path,
+        made: Path | None,
+    ) -> Profile:
+        found, looks = None, 0 if samples is None else samples.looks
+        # Samples of an earlier look may be lost: then this one takes as many as both had.
+        for index in range(looks, look):
+            if index:
+                found = extend(
+                    directory, artifacts=self._artifacts, made=made, nursery=self._nursery
+                )
+                continue
+            found = profile(
+                wanted.spec,
+                wanted.target,
+                wanted.config,
+                reference=wanted.reference,
+                directory=directory,
+                artifacts=self._artifacts,
+                made=made,
+                nursery=self._nursery,
+            )
+        assert found is not None
+        return found
+
+
+def _samples(wanted: _Wanted, directory: Path) -> Samples | None:
+    """What was measured of this very thing."""
+    try:
+        found = read_samples(directory)
+    except ValueError:
+        return None
+    own = _Wanted(found.spec, found.reference, found.target, found.config)
+    return found if own == wanted else None

@@ -68,7 +68,9 @@ class WorkerProcess:
         self._kills_before = device.readings().oom_kills
         self._buffer = b""
         self._asked: list[type[Request[Any]]] = []
-        counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        # The last is of PyTorch's compiler, which else starts a process for each core.
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+        counts = dict.fromkeys(names, str(threads))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stderr:
             start = device.run if run is None else run

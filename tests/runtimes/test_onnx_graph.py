@@ -12,6 +12,7 @@ import torch
 
 import engines_table
 from archloop import registry
+from archloop.blocks.ops.attention import attention
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.deciding import decided_experts
 from archloop.runtimes.exporting import build_random, export
@@ -53,6 +54,40 @@ def test_only_features_of_mixers_that_trace_as_they_are_can_be_shared() -> None:
     reason = "block 1 reads the features of another block's gla"
     assert reason in (onnx_graph.unsupported(sharing("gla")) or "")
     assert onnx_graph.unsupported(stack("gla")) is None
+
+
+@pytest.mark.ci
+def test_a_cache_is_read_as_it_was_written(tmp_path: Path) -> None:
+    import onnx
+
+    onnx_graph.write(build_random(stack("gqa", 1), 0), tmp_path)
+    nodes = onnx.load(tmp_path / onnx_graph.MODEL, load_external_data=False).graph.node
+    readers = {name: [at for at in nodes if name in at.input] for at in nodes for name in at.output}
+    assert not [at for at in nodes if at.op_type == "ScatterND"]
+    keys, values = (readers[at.output[0]] for at in nodes if at.op_type == "ScatterElements")
+    # Neither is copied for each query head, nor transposed but right before the product.
+    assert [at.op_type for at in keys] == ["Transpose"]
+    assert [at.op_type for at in readers[keys[0].output[0]]] == ["MatMul"]
+    assert [at.op_type for at in values] == ["MatMul"]
+
+
+def test_attention_that_is_exported_is_the_one_that_runs() -> None:
+    class Attend(torch.nn.Module):
+        def forward(
+            self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
+        ) -> torch.Tensor:
+            return attention(q, k, v, mask, 0.3)
+
+    torch.manual_seed(0)
+    for heads, kv_heads, rows in ((6, 2, 1), (4, 4, 2), (3, 1, 2)):
+        q, k = torch.randn(2, heads, 5, 8), torch.randn(2, kv_heads, 9, 8)
+        v = torch.randn(2, kv_heads, 9, 8)
+        mask = torch.rand(rows, 1, 5, 9) < 0.6
+        mask[..., 0] = True
+        exported = torch.export.export(Attend(), (q, k, v, mask), strict=False)
+        assert "scaled_dot_product" not in str(exported.graph)
+        got, plain = exported.module()(q, k, v, mask), Attend()(q, k, v, mask)
+        torch.testing.assert_close(got, plain, rtol=0, atol=2e-6)
 
 
 def test_the_slots_of_a_cache_are_found() -> None:

@@ -13,14 +13,23 @@ from archloop.blocks.span import Span
 from archloop.blocks.state import State
 
 
-def write_slots(cache_BC: Tensor, new_BT: Tensor, span: Span) -> None:
+def write_slots(cache_BC: Tensor, new_BT: Tensor, span: Span, axis: int = 1) -> None:
     """Put each token into the slot of its position; padding leaves its slot as it was.
 
     Args:
-        cache_BC: (B, C, ...), written in place.
-        new_BT: (B, T, ...), of any float dtype.
+        cache_BC: (B, C, ...) with the slots on that axis, written in place.
+        new_BT: (B, T, ...) likewise, of any float dtype.
         span: the call's tokens; the real ones have room.
+        axis: of slots and tokens.
     """
+    if torch.compiler.is_exporting() and span.valid_BT is None:
+        # One copy of the cache with its axes as they are: around an indexed write an engine puts
+        # two transpositions of all of it.
+        shape = [size if at in (0, axis) else 1 for at, size in enumerate(new_BT.shape)]
+        slots = span.positions_BT.reshape(shape).expand(new_BT.shape)
+        cache_BC.scatter_(axis, slots, new_BT.to(cache_BC.dtype))
+        return
+    cache_BC, new_BT = cache_BC.transpose(1, axis), new_BT.transpose(1, axis)
     # A row has at most C real tokens and they stand first, so what is behind is padding.
     num_slots = cache_BC.shape[1]
     new_BT = new_BT[:, :num_slots].to(cache_BC.dtype)

@@ -36,7 +36,7 @@ class GQA(Attention):
         if state is None:
             return {"k": k_BMTH, "v": v_BMTH}
         for name, new_BMTH in (("k", k_BMTH), ("v", v_BMTH)):
-            write_slots(state[name].transpose(1, 2), new_BMTH.transpose(1, 2), span)
+            write_slots(state[name], new_BMTH, span, axis=2)
         found = _filled(state, state.reach(x_BTD.shape[1]), x_BTD.dtype)
         return found | held_before(state, span)
 

@@ -25,7 +25,7 @@ def attention(
 ) -> Tensor:
     """Output of each query, (B, N, T, H); `mask` is True where allowed, None for causal.
 
-    The mask broadcasts to (B, N, T, S).
+    The mask broadcasts to (B, N, T, S), and is the same for all heads.
     """
     rows = q_BNTH.shape[0]
     if q_BNTH.is_cuda and rows > MOST_ROWS:
@@ -37,6 +37,8 @@ def attention(
                 own = mask[part]
             parts.append(attention(q_BNTH[part], k_BMSH[part], v_BMSH[part], own, scale))
         return torch.cat(parts)
+    if torch.compiler.is_exporting() and mask is not None:
+        return _written_out(q_BNTH, k_BMSH, v_BMSH, mask, scale)
     grouped = q_BNTH.shape[1] != k_BMSH.shape[1]
     if grouped and mask is not None and q_BNTH.is_cuda:
         each = q_BNTH.shape[1] // k_BMSH.shape[1]
@@ -51,6 +53,23 @@ def attention(
         scale=scale,
         enable_gqa=grouped,
     )
+
+
+def _written_out(
+    q_BNTH: Tensor, k_BMSH: Tensor, v_BMSH: Tensor, mask_B1TS: Tensor, scale: float
+) -> Tensor:
+    """As products and a softmax, between which an engine need not copy the keys and values.
+
+    Query heads are rows of the KV head that they read, which is not repeated for each; and keys are
+    transposed right before their product, with which engines fuse that.
+    """
+    each = q_BNTH.shape[1] // k_BMSH.shape[1]
+    # g: a group's heads, one after another, with all their queries.
+    q_BMgH = q_BNTH.unflatten(1, (-1, each)).flatten(2, 3)
+    scores_BMgS = (q_BMgH * scale) @ k_BMSH.transpose(-1, -2)
+    weights_BMgS = scores_BMgS.where(mask_B1TS.repeat(1, 1, each, 1), -torch.inf).softmax(-1)
+    y_BNTH: Tensor = (weights_BMgS @ v_BMSH).unflatten(2, (each, -1)).flatten(1, 2)
+    return y_BNTH
 
 
 def attention_step(

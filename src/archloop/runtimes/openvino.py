@@ -64,16 +64,17 @@ class OpenVino(Runtime):
 
         from archloop.runtimes.onnx import graph as onnx_graph
 
-        # Which matrices are compressed, and to what, nncf decides by the whole graph: in `join`.
-        del quant
         onnx_graph.write(copy.deepcopy(decoder), directory, part)
-        return onnx_graph.weight_bytes(directory / onnx_graph.MODEL)
+        return _compressed(directory, quant, part)
 
     def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
+        from archloop.runtimes import openvino_linking, openvino_weights
+        from archloop.runtimes.onnx import graph as onnx_graph
         from archloop.runtimes.onnx import linking as onnx_linking
 
-        onnx_linking.link(pieces, directory)
-        return _compressed(directory, quant)
+        if quant == "fp32":
+            return onnx_graph.weight_bytes(onnx_linking.link(pieces, directory))
+        return openvino_weights.weight_bytes(openvino_linking.link(pieces, directory))
 
     def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
         from archloop.runtimes import openvino_weights
@@ -102,7 +103,7 @@ class OpenVino(Runtime):
         openvino.Core().get_versions("CPU")
 
 
-def _compressed(directory: Path, quant: str) -> dict[str, int]:
+def _compressed(directory: Path, quant: str, part: "PartName | None" = None) -> dict[str, int]:
     """Compress a folder's ONNX model where that is asked for; returns weight bytes by precision."""
     from archloop.runtimes import openvino_weights
     from archloop.runtimes.onnx import graph as onnx_graph
@@ -110,7 +111,7 @@ def _compressed(directory: Path, quant: str) -> dict[str, int]:
     model = directory / onnx_graph.MODEL
     if quant == "fp32":
         return onnx_graph.weight_bytes(model)
-    compressed = openvino_weights.write(model, quant)
+    compressed = openvino_weights.write(model, quant, part)
     onnx_graph.remove(model)
     return openvino_weights.weight_bytes(compressed)
 

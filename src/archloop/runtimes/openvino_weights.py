@@ -9,7 +9,7 @@ any other.
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from archloop.runtimes.rounding import Product, Rounding, groups_to_int8, matrices
 
 if TYPE_CHECKING:
+    from archloop.runtimes.pieces import PartName
     from archloop.stack.decoder import Decoder
 
 MODEL = "model.xml"
@@ -42,8 +43,14 @@ _INPUTS: Rounding = groups_to_int8(32)
 """The CPU plug-in's own default (`DYNAMIC_QUANTIZATION_GROUP_SIZE`)."""
 
 
-def write(onnx_model: Path, quant: str) -> Path:
-    """Write a compressed model beside an ONNX file; returns its place."""
+def write(onnx_model: Path, quant: str, part: "PartName | None" = None) -> Path:
+    """Write a compressed model beside an ONNX file; returns its place.
+
+    Args:
+        onnx_model: in float32.
+        quant: int8 or int4.
+        part: of a stack that the model is alone; None: it is a whole stack.
+    """
     import nncf
     import openvino
 
@@ -56,6 +63,9 @@ def write(onnx_model: Path, quant: str) -> Path:
             "mode": nncf.CompressWeightsMode.INT4_SYM,
             "group_size": GROUP,
             "ratio": 1.0,
+            # The last product of a model keeps 8 bits, which is meant for heads: that of a half of
+            # a block has 4 bits, as it has inside its stack.
+            "all_layers": part in ("mixers", "channel"),
             "advanced_parameters": nncf.AdvancedCompressionParameters(
                 group_size_fallback_mode=ignore
             ),
@@ -63,8 +73,8 @@ def write(onnx_model: Path, quant: str) -> Path:
     compressed = onnx_model.with_name(MODEL)
     # Read from an ONNX file, a model holds nodes that nothing reads, and nncf stumbles over those
     # of loops; read from its own file it does not.
-    openvino.save_model(_read(onnx_model), str(compressed), compress_to_fp16=False)
-    model = _read(compressed)
+    openvino.save_model(read(onnx_model), str(compressed), compress_to_fp16=False)
+    model = read(compressed)
     # It draws a progress bar on standard output, which is the command's own.
     with redirect_stdout(StringIO()):
         model = nncf.compress_weights(model, **settings)
@@ -86,14 +96,15 @@ def _compress_bodies(model: Any) -> None:
     """
     import openvino
 
-    nodes, values_of = model.get_ordered_ops(), _Values()
+    nodes = model.get_ordered_ops()
+    products = [node for node in nodes if node.get_type_name() == "MatMul"]
+    sources = [node.input_value(1).get_node() for node in products]
     outside = [
         (source, values)
-        for node in nodes
-        if node.get_type_name() == "MatMul"
-        and (values := values_of(source := node.input_value(1).get_node())) is not None
+        for source, values in zip(sources, _values(sources), strict=True)
+        if values is not None
     ]
-    bodies = [node.get_function() for node in nodes if hasattr(node, "get_function")]
+    bodies = [body for node in nodes if (body := _body(node)) is not None]
     for node in (node for body in bodies for node in _nodes(body)):
         source = node.input_value(1).get_node() if node.get_type_name() == "MatMul" else None
         if source is None or source.get_type_name() != "Constant":
@@ -109,47 +120,72 @@ def _compress_bodies(model: Any) -> None:
 def weight_bytes(file: Path) -> dict[str, int]:
     """Bytes of a file's weights by precision."""
     sizes: dict[str, int] = {}
-    for node in _nodes(_read(file)):
-        if node.get_type_name() == "Constant":
-            dtype = _NAMES.get(node.get_element_type().get_type_name())
-            if dtype is not None:
-                sizes[dtype] = sizes.get(dtype, 0) + int(node.get_byte_size())
+    for node in _nodes(read(file)):
+        if is_weight(node):
+            dtype = _NAMES[node.get_element_type().get_type_name()]
+            sizes[dtype] = sizes.get(dtype, 0) + int(node.get_byte_size())
     return sizes
+
+
+def is_weight(node: Any) -> bool:
+    """Whether a node is a constant that counts as weights: not a shape or a position."""
+    return node.get_type_name() == "Constant" and node.get_element_type().get_type_name() in _NAMES
 
 
 def products(decoder: "Decoder", file: Path) -> dict[str, Product]:
     """Every matrix of a decoder that a file holds rounded."""
     own = matrices(decoder)
-    found: dict[str, Product] = {}
     # Copies of a piece hold the same numbers: once found, they are found for all.
-    for values, looked_up in dict.fromkeys(_rounded(_read(file))):
-        for turned in (values, values.T):
-            for name, first in _nearest(turned, own):
-                before = found.get(name, Product(own[name]))
-                weight = before.weight.clone()
-                weight[first : first + len(turned)] = turned
-                found[name] = Product(
-                    weight,
-                    before.inputs if looked_up else _INPUTS,
-                    looked_up or before.in_lookups,
-                )
+    rounded = [
+        (turned, looked_up)
+        for values, looked_up in dict.fromkeys(_rounded(read(file)))
+        for turned in (values, values.T)
+    ]
+    found: dict[str, Product] = {}
+    places = _nearest([values for values, _ in rounded], own)
+    for (values, looked_up), at in zip(rounded, places, strict=True):
+        for name, first in at:
+            before = found.get(name, Product(own[name]))
+            weight = before.weight.clone()
+            weight[first : first + len(values)] = values
+            found[name] = Product(
+                weight, before.inputs if looked_up else _INPUTS, looked_up or before.in_lookups
+            )
     return found
 
 
-def _nearest(values: Tensor, own: dict[str, Tensor]) -> list[tuple[str, int]]:
-    """The matrix whose rows these are, rounded, and the first of them; equal matrices are several.
+def _nearest(rounded: Sequence[Tensor], own: dict[str, Tensor]) -> list[list[tuple[str, int]]]:
+    """For each, the matrix whose rows it is, rounded, and the first of them; equal ones are all.
 
     Mixers that multiply by parts of one matrix (queries, keys, values) leave constants of its rows.
     """
-    found: dict[tuple[str, int], float] = {}
+    far: list[dict[tuple[str, int], float]] = [{} for _ in rounded]
+    longest = [int(values.square().sum(1).argmax()) for values in rounded]
     for name, weight in own.items():
-        if weight.shape[1] == values.shape[1] and len(weight) >= len(values):
-            first = 0
-            if len(weight) > len(values):
-                first = int((weight - values[0]).norm(dim=1).argmin())
-            found[name, first] = _far(values, weight[first : first + len(values)])
-    least = min(found.values(), default=math.inf)
-    return [place for place, far in found.items() if far == least < _FARTHEST]
+        fitting = [
+            index
+            for index, values in enumerate(rounded)
+            if values.shape[1] == weight.shape[1] and len(values) <= len(weight)
+        ]
+        if not fitting:
+            continue
+        # Where no row is near to the longest one of a matrix, its rows are not here. That tells
+        # most matrices, and one product says it of all.
+        rows = torch.stack([rounded[index][longest[index]] for index in fitting])
+        square = weight.square().sum(1, keepdim=True)
+        near = square - 2 * (weight @ rows.T) + rows.square().sum(1) < _FARTHEST**2 * square
+        for index, is_near in zip(fitting, near.T, strict=True):
+            values, at = rounded[index], longest[index]
+            end = at + len(weight) - len(values) + 1
+            if is_near[at:end].any():
+                first = int((weight[at:end] - values[at]).norm(dim=1).argmin())
+                part = weight[first : first + len(values)]
+                far[index][name, first] = _far(values.contiguous(), part)
+    least = [min(found.values(), default=math.inf) for found in far]
+    return [
+        [place for place, distance in found.items() if distance == nearest < _FARTHEST]
+        for found, nearest in zip(far, least, strict=True)
+    ]
 
 
 def _far(values: Tensor, original: Tensor) -> float:
@@ -161,40 +197,49 @@ def _far(values: Tensor, original: Tensor) -> float:
 
 def _rounded(model: Any) -> Iterator[tuple[Tensor, bool]]:
     """Matrices that products or lookups read from integers, and whether it is a lookup."""
-    values_of = _Values()
-    for node in _nodes(model):
-        op_type = node.get_type_name()
-        if op_type in ("MatMul", "Gather"):
-            source = node.input_value(0 if op_type == "Gather" else 1).get_node()
-            if (values := values_of(source)) is not None:
-                yield values, op_type == "Gather"
+    read_by = [
+        (node.input_value(0 if op_type == "Gather" else 1).get_node(), op_type == "Gather")
+        for node in _nodes(model)
+        if (op_type := node.get_type_name()) in ("MatMul", "Gather")
+    ]
+    made = _values([source for source, _ in read_by])
+    for (_, looked_up), values in zip(read_by, made, strict=True):
+        if values is not None:
+            yield values, looked_up
 
 
-class _Values:
-    """The matrix that a node makes of integers, computed once where several make it of the same."""
+def _values(sources: Sequence[Any]) -> list[Tensor | None]:
+    """The matrices that nodes make of integers, one tensor where several make the same.
 
-    def __init__(self) -> None:
-        self._known: dict[bytes, Tensor | None] = {}
+    None of a node that makes no matrix, or makes it of no integers. The engine computes them all in
+    one go, since compiling takes it longer than multiplying.
+    """
+    import openvino
 
-    def __call__(self, source: Any) -> Tensor | None:
-        """None of a node that makes no matrix, or makes it of no integers."""
-        import openvino
+    keys = [_digest(source) if _comes_from_integers(source) else None for source in sources]
+    distinct = {key: source for key, source in zip(keys, sources, strict=True) if key is not None}
+    if not distinct:
+        return [None] * len(sources)
+    alone = openvino.Model([source.output(0) for source in distinct.values()], [])
+    made = openvino.Core().compile_model(alone, "CPU")([])
+    known: dict[bytes | None, Tensor | None] = {None: None}
+    for index, key in enumerate(distinct):
+        is_matrix = made[index].ndim == 2
+        known[key] = torch.from_numpy(np.array(made[index], np.float32)) if is_matrix else None
+    return [known[key] for key in keys]
 
-        if not _comes_from_integers(source):
-            return None
-        alone = openvino.Model([source.output(0)], [])
-        digest = hashlib.sha256()
-        for node in alone.get_ordered_ops():
-            digest.update(f"{node.get_type_name()} {node.get_output_shape(0)}".encode())
-            if node.get_type_name() == "Constant":
-                digest.update(node.get_data().tobytes())
-        key = digest.digest()
-        if key not in self._known:
-            values = openvino.Core().compile_model(alone, "CPU")([])[0]
-            is_matrix = values.ndim == 2
-            numbers = torch.from_numpy(np.array(values, np.float32)) if is_matrix else None
-            self._known[key] = numbers
-        return self._known[key]
+
+def _digest(source: Any) -> bytes:
+    """Of all that a node makes its numbers of."""
+    digest, left = hashlib.sha256(), [source]
+    while left:
+        node = left.pop()
+        kind = f"{node.get_type_name()} {node.get_element_type()} {node.get_output_shape(0)}"
+        digest.update(kind.encode())
+        if node.get_type_name() == "Constant":
+            digest.update(node.get_data().tobytes())
+        left += [value.get_node() for value in node.input_values()]
+    return digest.digest()
 
 
 def _comes_from_integers(node: Any) -> bool:
@@ -211,12 +256,19 @@ def _comes_from_integers(node: Any) -> bool:
 def _nodes(model: Any) -> Iterator[Any]:
     """Every node, those of bodies too."""
     for node in model.get_ordered_ops():
-        if hasattr(node, "get_function"):
-            yield from _nodes(node.get_function())
+        if (body := _body(node)) is not None:
+            yield from _nodes(body)
         yield node
 
 
-def _read(file: Path) -> Any:
+def _body(node: Any) -> Any | None:
+    """What a loop repeats; None of other nodes."""
+    # Asked of the type: a node that lacks an attribute takes long to say so.
+    return node.get_function() if hasattr(type(node), "get_function") else None
+
+
+def read(file: Path) -> Any:
+    """A file's model."""
     import openvino
 
     return openvino.Core().read_model(str(file))

@@ -25,29 +25,34 @@ def link(pieces: Sequence[Lowered], directory: Path) -> Path:
     """
     linker, held = _Linker(), []
     for index, (placed, home, _) in enumerate(pieces):
-        tensors = onnx_graph.read_state(home)
-        # A piece's only block is block 0 to it.
-        names = {
-            name: _in_block(name, placed.block)
-            for each in tensors
-            for name in (each.name, each.next_name)
-        }
-        model = ir.load(home / onnx_graph.MODEL)
-        linker.add(model, names, f"p{index}.", _copy_of(placed))
-        held += [
-            each._replace(name=names[each.name], next_name=names[each.next_name])
-            for each in tensors
-        ]
+        names, tensors = state_of(placed, home)
+        linker.add(ir.load(home / onnx_graph.MODEL), names, f"p{index}.", copy_of(placed))
+        held += tensors
     file = directory / onnx_graph.MODEL
     ir.save(linker.model(), file, external_data=f"{file.name}.data")
     onnx_graph.write_state(directory, held)
     return file
 
 
-def _copy_of(placed: Placed) -> str:
+def copy_of(placed: Placed) -> str:
     """Which copy of weights a piece reads: a tied head reads the embedding's."""
     is_end = placed.block is None
     return "ends" if is_end else f"{placed.piece.part} {placed.weights}"
+
+
+def state_of(placed: Placed, home: Path) -> tuple[dict[str, str], list[onnx_graph.StateTensor]]:
+    """The state of a piece in a stack: names there by the piece's own, and the tensors."""
+    tensors = onnx_graph.read_state(home)
+    # A piece's only block is block 0 to it.
+    names = {
+        name: _in_block(name, placed.block)
+        for each in tensors
+        for name in (each.name, each.next_name)
+    }
+    renamed = [
+        each._replace(name=names[each.name], next_name=names[each.next_name]) for each in tensors
+    ]
+    return names, renamed
 
 
 def _in_block(name: str, block: int | None) -> str:

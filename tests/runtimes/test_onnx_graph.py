@@ -69,6 +69,10 @@ def test_a_cache_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [at.op_type for at in keys] == ["Transpose"]
     assert [at.op_type for at in readers[keys[0].output[0]]] == ["MatMul"]
     assert [at.op_type for at in values] == ["MatMul"]
+    # So an engine may write it where it lies; the window's ring is turned before it is written.
+    assert [held.in_place for held in onnx_graph.read_state(tmp_path)] == [True, True]
+    onnx_graph.write(build_random(stack("swa", 1), 0), tmp_path)
+    assert not any(held.in_place for held in onnx_graph.read_state(tmp_path))
 
 
 def test_attention_that_is_exported_is_the_one_that_runs() -> None:

@@ -17,6 +17,7 @@ from archloop.runtimes.base import Ids, Logits, Runtime, Session
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    from archloop.runtimes.onnx.graph import StateTensor
     from archloop.runtimes.pieces import Lowered, PartName
     from archloop.runtimes.rounding import Products
     from archloop.stack.decoder import Decoder
@@ -120,7 +121,7 @@ def _write(
 
 
 class _OnnxSession(Session):
-    """A model and two sets of its state."""
+    """A model and two sets of its state, which share what is written in place."""
 
     def __init__(self, directory: Path, vocab_size: int, threads: int, max_context: int) -> None:
         import onnxruntime
@@ -138,7 +139,11 @@ class _OnnxSession(Session):
         )
         self._ort = onnxruntime.OrtValue.ortvalue_from_numpy
         self._held = onnx_graph.read_state(directory)
-        self._sets = [self._zeros(), self._zeros()]
+        self._sets: list[dict[str, Any]] = [{}, {}]
+        for held in self._held:
+            first = self._zeros(held)
+            second = first if held.in_place else self._zeros(held)
+            self._sets[0][held.name], self._sets[1][held.name] = first, second
         self._length = self._ort(np.zeros(1, np.int64))
         self._one = self._ort(np.zeros((1, 1), np.int64))
         self._token = self._ort(np.zeros(1, np.int64))
@@ -175,8 +180,8 @@ class _OnnxSession(Session):
         self._set_length(0)
         self.check_room(self.num_tokens, num_tokens)
         rng = np.random.default_rng(seed)
-        # The state exists twice, since the engine reads one set and writes the other. After the
-        # first filling only the set that the next step reads is written anew.
+        # Most of a state exists twice, since the engine reads one set and writes the other. After
+        # the first filling only the set that the next step reads is written anew.
         sets = self._sets if self._filled_with is None else self._sets[self._now : self._now + 1]
         for values in sets:
             for held in self._held:
@@ -201,11 +206,8 @@ class _OnnxSession(Session):
         self._steps, self._sets = [], []
         self._engine = None
 
-    def _zeros(self) -> dict[str, Any]:
-        return {
-            held.name: self._ort(np.zeros(held.sized(self.max_context), held.dtype))
-            for held in self._held
-        }
+    def _zeros(self, held: "StateTensor") -> Any:
+        return self._ort(np.zeros(held.sized(self.max_context), held.dtype))
 
     def _bound(self, ids: Any, now: int) -> Any:
         """A call's inputs and outputs, the state read from one set and written to the other."""

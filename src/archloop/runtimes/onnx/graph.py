@@ -15,6 +15,8 @@ from archloop.runtimes.onnx import parts as onnx_parts
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from archloop.runtimes.pieces import PartName
     from archloop.stack.decoder import Decoder
 
@@ -36,6 +38,8 @@ class StateTensor(NamedTuple):
         shape: with any number where the slots stand.
         dtype: NumPy's name.
         slots: axis of the slots; None where there is none.
+        in_place: the output is the input but for some numbers, and nothing else reads the input:
+            an engine may give both the same memory.
     """
 
     name: str
@@ -43,6 +47,7 @@ class StateTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     slots: int | None
+    in_place: bool = False
 
     def sized(self, max_context: int) -> tuple[int, ...]:
         """Shape with room for so many tokens."""
@@ -104,10 +109,21 @@ def write(decoder: "Decoder", directory: Path, part: "PartName | None" = None) -
                 held.shape,
                 str(held.dtype).removeprefix("torch."),
                 held.slots,
+                _in_place(made.model, held.name, held.next_name),
             )
             for held in graph.held
         ],
     )
+
+
+def _in_place(model: "ir.Model", name: str, next_name: str) -> bool:
+    """Whether an input is read to be written into alone, and what comes of that is the output."""
+    (value,) = (each for each in model.graph.inputs if each.name == name)
+    # Its shape is the same before and after.
+    readers = [use.node for use in value.uses() if use.node.op_type != "Shape"]
+    return [(node.op_type, node.outputs[0].name) for node in readers] == [
+        ("ScatterElements", next_name)
+    ]
 
 
 def write_state(directory: Path, held: Sequence[StateTensor]) -> None:

@@ -284,6 +284,13 @@ def test_the_verdict_stands_on_top_with_the_next_command() -> None:
     assert f"--seeds {why.seeds}`" in why.words
 
 
+def test_a_study_that_was_stopped_goes_on_before_it_is_extended() -> None:
+    study = noisy()
+    last = study.trials[-1].model_copy(update={"state": "running", "by_rung": ()})
+    stopped = study.model_copy(update={"trials": (*study.trials[:-1], last)})
+    assert top(stopped, verdict(stopped), "runs/x").command == "archloop search runs/x"
+
+
 def test_the_next_command_names_the_study_wherever_it_lies() -> None:
     study = studies.study().model_copy(update={"trials": ()})
     assert top(study, None, "my runs/x").command == "archloop search 'my runs/x'"

@@ -61,13 +61,15 @@ def top(study: StudyRecord, found: Verdict | None, folder: str) -> Top:
         folder: of the study, for the command.
     """
     where = shlex.quote(folder)
-    more = f"archloop extend {where} --trials 20"
+    is_stopped = any(trial.state == "running" for trial in study.trials)
+    goes_on = f"archloop search {where}"
+    more = goes_on if is_stopped else f"archloop extend {where} --trials 20"
     if found is None:
         return _before_any(study, where, more)
     if (why := unranked(study, found)) is not None:
         words = "Quality is not known well enough to recommend a stack."
-        deeper = f"archloop extend {where} --seeds {why.seeds}"
-        return Top(None, words, (), "" if why.seeds is None else deeper)
+        deeper = "" if why.seeds is None else f"archloop extend {where} --seeds {why.seeds}"
+        return Top(None, words, (), goes_on if is_stopped else deeper)
     row = _recommended(study, found)
     if row is None:
         words = "No stack is on the front beyond doubt: the reference preset stays."

@@ -29,6 +29,7 @@ def measured(directory: Path, **named: Any) -> Samples:
     return read_samples(directory)
 
 
+@pytest.mark.ci
 def test_forked_processes_of_two_measurements_come_from_one_server(tmp_path, monkeypatch):
     with Nursery() as nursery:
         for name in "ab":
@@ -49,6 +50,7 @@ def test_forked_processes_of_two_measurements_come_from_one_server(tmp_path, mon
         assert getattr(empty, part) == pytest.approx(getattr(started, part), rel=0.05)
 
 
+@pytest.mark.ci
 def test_imports_that_cannot_be_forked_are_left_to_each_process(tmp_path, monkeypatch):
     (tmp_path / "restless.py").write_text(
         "import threading, time\n"
@@ -67,6 +69,7 @@ def test_imports_that_cannot_be_forked_are_left_to_each_process(tmp_path, monkey
             assert not {"restless", "archloop.no_such_module"} & set(asked)
 
 
+@pytest.mark.ci
 def test_what_was_exported_before_is_measured_as_it_is(tmp_path, monkeypatch):
     target, opened = Target(contexts=(64,), threads=1), []
     config = ProfileConfig(processes=2, timed_steps=4, warmup_steps=1, ready_timeout_s=0, fork=True)

@@ -48,14 +48,16 @@ def printed(found: Comparison, name: str) -> None:
     print(f"| design | {' | '.join(f'{context:,}' for context in contexts)} |")
     print(f"|---{'|---' * len(contexts)}|")
     curve = found.curves()[name][found.first]
-    print(f"| {found.first} | {' | '.join(f'{curve[c].value / unit:,.2f}' for c in contexts)} |")
+    rows = {found.first: {at: f"{point.value / unit:,.2f}" for at, point in curve.items()}}
     for each in found.others:
-        cells = [
-            f"{own.value / unit:,.2f}; {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-            for _, figure, own, ratio in each.figures()
+        rows[each.name] = {
+            at: f"{own.value / unit:,.2f}; {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+            for at, figure, own, ratio in each.figures()
             if figure == name
-        ]
-        print(f"| {each.name} | {' | '.join(cells)} |")
+        }
+    # A device need not tell each figure at each context.
+    for design, cells in rows.items():
+        print(f"| {design} | {' | '.join(cells.get(context, '') for context in contexts)} |")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from archloop.profiling import artifacts
 from archloop.profiling.artifacts import Wanted, held_artifacts
 from archloop.profiling.exporter import Export
 from archloop.profiling.target import Target
+from archloop.runtimes.artifact import Manifest, checksums
 from archloop.runtimes.torch_eager import TorchEager
 from archloop.stack.spec import StackSpec
 
@@ -24,7 +25,17 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def write(asked: Export, *_: object, **__: object) -> None:
         asked.directory.mkdir()
-        (asked.directory / "manifest.json").write_text("{}")
+        (asked.directory / "weights").write_bytes(b"float32")
+        manifest = Manifest(
+            spec=asked.spec,
+            runtime=asked.runtime,
+            version="1",
+            quant=asked.quant,
+            precision="float32",
+            weight_bytes={},
+            files=checksums(asked.directory),
+        )
+        manifest.write(asked.directory)
         widths.append(asked.spec.d_model)
 
     monkeypatch.setattr(artifacts, "export_apart", write)
@@ -68,3 +79,22 @@ def test_the_references_is_exported_once_and_stays(tmp_path: Path, written: list
             path = Path(found.on_device("reference", no_runner))
     assert (path / "manifest.json").exists()
     assert written == [64]
+
+
+@pytest.mark.parametrize("damage", ["lost", "changed", "no manifest"])
+def test_a_kept_one_that_is_not_whole_is_exported_again(
+    damage: str, tmp_path: Path, written: list[int]
+) -> None:
+    with held(tmp_path / "kept", tmp_path / "first") as found:
+        path = Path(found.on_device("reference", no_runner))
+    if damage == "lost":
+        (path / "weights").unlink()
+    elif damage == "changed":
+        (path / "weights").write_bytes(b"float16")
+    else:
+        (path / "manifest.json").unlink()
+    with held(tmp_path / "kept", tmp_path / "second") as found:
+        assert Path(found.on_device("reference", no_runner)) == path
+        assert found.manifest("reference").spec == REFERENCE
+    assert (path / "weights").read_bytes() == b"float32"
+    assert written == [64, 64]

@@ -99,6 +99,19 @@ def test_why_a_worker_died_stays_known(
     assert told.value.cause == cause
 
 
+def test_a_reference_that_cannot_be_measured_any_more_is_no_fault_of_a_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise WorkerError("unsupported", "model.safetensors is gone", "reference")
+
+    monkeypatch.setattr("archloop.search.hardware.profile", refused)
+    spec = StackSpec(d_model=64, vocab_size=8, blocks=())
+    evaluator = HardwareEvaluator(recipe(), tmp_path)
+    with pytest.raises(StudyError, match=r"here: the reference cannot be measured.*is gone.*on$"):
+        evaluator.profile(spec, spec.replace(d_model=128), 1, tmp_path / "samples")
+
+
 class _Service:
     """Stands in for NVIDIA's."""
 

@@ -3,6 +3,7 @@
 What nobody asked to keep is removed at the end, here and on the device.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,20 +123,25 @@ class Artifacts:
         self._wanted, self._runtime, self._device = wanted, runtime, device
         self._kept, self._own, self._exporting = kept, own, exporting
         self._pushed: dict[Path, str] = {}
+        self._whole: set[Path] = set()
 
     def manifest(self, role: Role) -> Manifest:
         """What an artifact is; it must have been exported."""
         return read_manifest(self._home(role))
 
     def on_device(self, role: Role, start_runner: StartRunner) -> str:
-        """The artifact's folder on the device, exported and compared if it was not before.
+        """The artifact's folder on the device, exported and compared if it is not whole.
 
         Raises:
             WorkerError: the export or the comparison failed.
         """
         home = self._home(role)
-        if not home.exists():
-            self._exporting.export(self._wanted, role, home)
+        if home not in self._whole:
+            if not _is_whole(home):
+                # Of one that was kept, files may be lost or changed since.
+                shutil.rmtree(home, ignore_errors=True)
+                self._exporting.export(self._wanted, role, home)
+            self._whole.add(home)
         path = self.push(home)
         if (home / "parity.json").exists() and self.manifest(role).parity_error is None:
             self._compare(role, home, path, start_runner)
@@ -187,6 +193,15 @@ class Artifacts:
             agreed(self.manifest(role), case, error).write(home)
         except UserError as problem:
             raise WorkerError("unsupported", str(problem), role) from problem
+
+
+def _is_whole(home: Path) -> bool:
+    """Whether an artifact is there with all of its files, unchanged."""
+    try:
+        read_manifest(home)
+    except UserError:
+        return False
+    return True
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class OpenVino(Runtime):
 
         from archloop.runtimes.onnx import graph as onnx_graph
 
-        onnx_graph.write(copy.deepcopy(decoder), directory)
+        onnx_graph.write(copy.deepcopy(decoder), directory, writes_out_softplus=True)
         return _compressed(directory, quant)
 
     def lower(
@@ -64,7 +64,7 @@ class OpenVino(Runtime):
 
         from archloop.runtimes.onnx import graph as onnx_graph
 
-        onnx_graph.write(copy.deepcopy(decoder), directory, part)
+        onnx_graph.write(copy.deepcopy(decoder), directory, part, writes_out_softplus=True)
         return _compressed(directory, quant, part)
 
     def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:

@@ -271,6 +271,12 @@ class HardwareEvaluator:
         except WorkerError as error:
             if error.cause == "unsupported" and error.role == "candidate":
                 raise Unsupported(f"{wanted.target.runtime}: {error.detail}") from error
+            if error.cause == "unsupported" and error.role == "reference":
+                # It was measured before, so what it lacks now every candidate would be blamed for.
+                raise StudyError(
+                    f"{name}: the reference cannot be measured any more: {error.detail}; once "
+                    "that is mended, the same command goes on"
+                ) from error
             raise CandidateFailed(f"profiling: {error}", error.cause) from error
 
     def _measured(

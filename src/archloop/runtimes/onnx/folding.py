@@ -19,7 +19,7 @@ def fold(graph: ir.Graph) -> None:
 
     Initialisers that nothing reads any more are removed.
     """
-    for node in list(_nodes(graph)):
+    for node in list(nodes_of(graph)):
         given = [ir.convenience.get_const_tensor(value) for value in node.inputs if value]
         left = node.op_type in _LEFT or node.domain not in ("", "ai.onnx")
         if left or not given or any(tensor is None for tensor in given):
@@ -34,12 +34,12 @@ def fold(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
-def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+def nodes_of(graph: ir.Graph) -> Iterator[ir.Node]:
     """Every node, those of bodies too, in an order in which each comes after what it reads."""
     for node in graph:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
-                yield from _nodes(attribute.as_graph())
+                yield from nodes_of(attribute.as_graph())
         yield node
 
 

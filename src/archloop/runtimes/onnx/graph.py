@@ -63,18 +63,26 @@ def unsupported(spec: StackSpec) -> str | None:
     return None
 
 
-def write(decoder: "Decoder", directory: Path, part: "PartName | None" = None) -> None:
+def write(
+    decoder: "Decoder",
+    directory: Path,
+    part: "PartName | None" = None,
+    *,
+    writes_out_softplus: bool = False,
+) -> None:
     """Write `model.onnx`, its weights beside it, and `state.json`, in float32.
 
     Args:
         decoder: cast to float32.
         directory: to write into.
         part: as in `StateGraph`.
+        writes_out_softplus: by other operators, for an engine whose own is not accurate.
     """
     import torch
     from torch.export import Dim
 
     from archloop.runtimes.onnx import filling as onnx_filling
+    from archloop.runtimes.onnx import softplus as onnx_softplus
 
     graph = StateGraph(decoder.float(), part)
     given_BT = torch.zeros(1, _TRACED_TOKENS, dtype=torch.int64)
@@ -99,6 +107,8 @@ def write(decoder: "Decoder", directory: Path, part: "PartName | None" = None) -
         )
     assert made is not None
     onnx_filling.fill_in(made.model, parts)
+    if writes_out_softplus:
+        onnx_softplus.write_out(made.model.graph)
     made.save(str(directory / MODEL), external_data=True)
     write_state(
         directory,

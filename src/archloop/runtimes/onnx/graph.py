@@ -16,6 +16,7 @@ from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch.onnx import ONNXProgram
 
     from archloop.runtimes.pieces import PartName
     from archloop.stack.decoder import Decoder
@@ -78,37 +79,16 @@ def write(
         part: as in `StateGraph`.
         writes_out_softplus: by other operators, for an engine whose own is not accurate.
     """
-    import torch
-    from torch.export import Dim
-
     from archloop.runtimes.onnx import filling as onnx_filling
     from archloop.runtimes.onnx import softplus as onnx_softplus
 
     graph = StateGraph(decoder.float(), part)
-    given_BT = torch.zeros(1, _TRACED_TOKENS, dtype=torch.int64)
-    if not graph.embeds:
-        given_BT = torch.zeros(1, _TRACED_TOKENS, decoder.spec.d_model)
-    length_B = torch.zeros(1, dtype=torch.int64)
-    slots = Dim("slots", min=3, max=_MOST_SLOTS)
-    shapes: dict[str, Any] = {
-        "given": {1: Dim("tokens", min=2, max=_MOST_TOKENS)},
-        "length_B": None,
-        "tensors": [None if held.slots is None else {held.slots: slots} for held in graph.held],
-    }
     parts = _parts(graph)
-    inputs, outputs = graph.names
-    with torch.no_grad():
-        with onnx_parts.placeholders(graph.decoder, parts):
-            program = torch.export.export(
-                graph, (given_BT, length_B, graph.empty), dynamic_shapes=shapes, strict=False
-            )
-        made = torch.onnx.export(
-            program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False
-        )
-    assert made is not None
-    onnx_filling.fill_in(made.model, parts)
+    made = _traced(graph, parts)
+    model = made.model
+    onnx_filling.fill_in(model, parts)
     if writes_out_softplus:
-        onnx_softplus.write_out(made.model.graph)
+        onnx_softplus.write_out(model.graph)
     made.save(str(directory / MODEL), external_data=True)
     write_state(
         directory,
@@ -119,11 +99,39 @@ def write(
                 held.shape,
                 str(held.dtype).removeprefix("torch."),
                 held.slots,
-                _in_place(made.model, held.name, held.next_name),
+                _in_place(model, held.name, held.next_name),
             )
             for held in graph.held
         ],
     )
+
+
+def _traced(graph: StateGraph, parts: dict[str, onnx_parts.Placed]) -> "ONNXProgram":
+    """The graph with placeholders for parts, and any number of tokens and slots."""
+    import torch
+    from torch.export import Dim
+
+    given_BT = torch.zeros(1, _TRACED_TOKENS, dtype=torch.int64)
+    if not graph.embeds:
+        given_BT = torch.zeros(1, _TRACED_TOKENS, graph.decoder.spec.d_model)
+    length_B = torch.zeros(1, dtype=torch.int64)
+    slots = Dim("slots", min=3, max=_MOST_SLOTS)
+    shapes: dict[str, Any] = {
+        "given": {1: Dim("tokens", min=2, max=_MOST_TOKENS)},
+        "length_B": None,
+        "tensors": [None if held.slots is None else {held.slots: slots} for held in graph.held],
+    }
+    inputs, outputs = graph.names
+    with torch.no_grad():
+        with onnx_parts.placeholders(graph.decoder, parts):
+            program = torch.export.export(
+                graph, (given_BT, length_B, graph.empty), dynamic_shapes=shapes, strict=False
+            )
+        made = torch.onnx.export(
+            program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False
+        )
+    assert made is not None
+    return made
 
 
 def _in_place(model: "ir.Model", name: str, next_name: str) -> bool:

@@ -3,16 +3,20 @@
     PYTHONPATH=src python benchmarks/candidate_seconds.py --runtime torch_cuda --quant bf16
 
 Each candidate is the preset with one of its first blocks left out, beside the preset itself, at
-4,096 and 32,768 tokens. The first one is measured once before, so that its kernels are compiled and
-the preset's artifact is there. Then the preset is measured beside itself both ways: the ratios and
+4,096 and 32,768 tokens; with `--mixer`, the candidates' short convolutions are that mixer instead.
+The first one is measured once before, so that its kernels are compiled and the preset's artifact is
+there. Then the preset is measured beside itself both ways: the ratios and
 the memory of empty engines say whether forked processes measure alike. Where the seconds of the
 last forked candidate went is told by what its processes were asked (two are asked at once where
 that disturbs nothing, so these add up to more than the wall), and, made here step by step, by the
-parts of an export. Prints tables and a JSON line.
+parts of an export, of which `--calls` names the functions that loading and the first prompt spend
+it in. Prints tables and a JSON line.
 """
 
 import argparse
+import cProfile
 import json
+import pstats
 import tempfile
 import time
 from collections import defaultdict
@@ -32,13 +36,14 @@ from archloop.profiling.samples import read_samples
 from archloop.runtimes import exporting, parity
 from archloop.runtimes.artifact import Manifest
 from archloop.runtimes.base import Runtime
-from archloop.stack.spec import StackSpec
+from archloop.stack.spec import MixerSpec, StackSpec
 from archloop.workers.process import WorkerProcess
 
 
 def main() -> None:
     asked = _arguments()
     reference = load_preset(asked.preset)
+    base = with_mixer(reference, asked.mixer) if asked.mixer else reference
     target = Target(
         runtime=asked.runtime,
         quant=asked.quant,
@@ -47,18 +52,18 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as scratch, Nursery() as nursery:
         bench = _Bench(reference, target, asked.processes, Path(scratch), nursery)
-        bench.seconds(without(reference, 0), fork=True, name="warm")
+        bench.seconds(without(base, 0), fork=True, name="warm")
         found: dict[bool, list[float]] = {True: [], False: []}
         for index in range(asked.candidates):
-            spec = without(reference, index)
+            spec = without(base, index)
             for fork in (True, False) if index % 2 == 0 else (False, True):
                 found[fork].append(bench.seconds(spec, fork, f"{index}-{fork}")[0])
                 print(f"candidate {index} {label(fork)}: {found[fork][-1]:6.1f} s", flush=True)
         beside = {label(fork): bench.beside_itself(fork) for fork in (True, False)}
         reasons = nursery.reasons
         with asked_of_workers() as commands:
-            whole_s = bench.seconds(without(reference, 0), fork=True, name="parts")[0]
-        parts = export_parts(without(reference, 0), target, Path(scratch))
+            whole_s = bench.seconds(without(base, 0), fork=True, name="parts")[0]
+        parts = export_parts(without(base, 0), target, Path(scratch), asked.calls)
     for name, row in beside.items():
         print(f"beside itself, {name}: {row}")
     figures = {label(fork): {"median_s": median(s), "all_s": s} for fork, s in found.items()}
@@ -80,6 +85,17 @@ def without(reference: StackSpec, index: int) -> StackSpec:
     return reference.replace(blocks=reference.blocks[:index] + reference.blocks[index + 1 :])
 
 
+def with_mixer(reference: StackSpec, name: str) -> StackSpec:
+    """The stack with another mixer in place of its short convolutions."""
+    blocks = [
+        block.model_copy(update={"mixers": (MixerSpec(name=name),)})
+        if block.mixers[0].name == "short_conv"
+        else block
+        for block in reference.blocks
+    ]
+    return reference.replace(blocks=tuple(blocks))
+
+
 @contextmanager
 def asked_of_workers() -> Iterator[dict[str, list[float]]]:
     """Seconds that this process waits for answers inside, by role and command."""
@@ -97,8 +113,11 @@ def asked_of_workers() -> Iterator[dict[str, list[float]]]:
         yield found
 
 
-def export_parts(spec: StackSpec, target: Target, scratch: Path) -> dict[str, float]:
-    """Seconds of each step of an export, made in this process, with its first use of the card."""
+def export_parts(spec: StackSpec, target: Target, scratch: Path, calls: int) -> dict[str, float]:
+    """Seconds of each step of an export, made in this process, with its first use of the card.
+
+    Prints the functions, so many as `calls`, in which loading and the first prompt spend most.
+    """
     found: dict[str, float] = {}
     runtime: Runtime = registry.get("runtimes", target.runtime)()
     directory = scratch / "export"
@@ -134,8 +153,14 @@ def export_parts(spec: StackSpec, target: Target, scratch: Path) -> dict[str, fl
         weight_bytes=weight_bytes,
         files=checked,
     )
+    profiler = cProfile.Profile()
+    if calls:
+        profiler.enable()
     session = timed("loading", partial(runtime.load, directory, manifest, 1, case.num_tokens))
     timed("the engine's logits", lambda: parity.session_rows(session, case.parts, case.steps))
+    if calls:
+        profiler.disable()
+        pstats.Stats(profiler).sort_stats("cumulative").print_stats(calls)
     session.close()
     return found
 
@@ -183,11 +208,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="lfm2-350m")
     parser.add_argument("--runtime", default="torch_eager")
+    parser.add_argument("--mixer", help="in place of the candidates' short convolutions")
     parser.add_argument("--quant", default="bf16")
     parser.add_argument("--contexts", default="4096,32768")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--candidates", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=0, help="functions to name")
     return parser.parse_args()
 
 

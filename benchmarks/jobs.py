@@ -95,7 +95,11 @@ def _work(
     claims: Path,
     deadline: float,
 ) -> None:
+    parent = multiprocessing.parent_process()
     for key in todo:
+        if parent is not None and not parent.is_alive():
+            # Nobody is left who would end it when its time is over.
+            return
         if time.time() > deadline or not _claimed(claims, key):
             continue
         began = time.time()

@@ -30,9 +30,13 @@ def save(decoder: Decoder, directory: Path) -> dict[str, int]:
 
 def load(directory: Path, dtype: torch.dtype) -> Decoder:
     """The decoder of an artifact whose weights are in `dtype`, ready for inference."""
+    return _filled(unfilled(_spec(directory)).to(dtype), directory)
+
+
+def unfilled(spec: StackSpec) -> Decoder:
+    """A decoder of which only constants have their values: whoever asks fills in all weights."""
     with _WithoutRandomFilling():
-        decoder = Decoder(_spec(directory))
-    return _filled(decoder.to(dtype), directory)
+        return Decoder(spec).eval().requires_grad_(False)
 
 
 def load_onto(device: torch.device, directory: Path, dtype: torch.dtype) -> Decoder:

@@ -341,6 +341,13 @@ class Runtime(ABC):
         del decoder, directory, quant
         return {}
 
+    def joined_products(
+        self, pieces: "Sequence[Lowered]", decoder: "Decoder", directory: Path, quant: str
+    ) -> "Products":
+        """As `products`, of what `join` made of pieces; the default looks at that alone."""
+        del pieces
+        return self.products(decoder, directory, quant)
+
     def attention(self) -> "Attending | None":
         """How the engine rounds in attention, beside its products; None: it does not."""
         return None

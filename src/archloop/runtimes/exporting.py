@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,9 +104,7 @@ def compose(
         ]
         weight_bytes = runtime.join(found, draft, quant)
         decoder = pieces.assembled(spec)
-        return _finished(
-            runtime, decoder, draft, quant, weight_bytes, parity=parity, is_composed=True
-        )
+        return _finished(runtime, decoder, draft, quant, weight_bytes, parity=parity, joined=found)
 
 
 def export_random(
@@ -205,12 +203,16 @@ def _finished(
     weight_bytes: dict[str, int],
     *,
     parity: bool,
-    is_composed: bool = False,
+    joined: Sequence[pieces.Lowered] = (),
 ) -> Manifest:
-    """The manifest of files that are written, compared where that is asked for."""
-    manifest = _manifest(runtime, decoder.spec, directory, quant, weight_bytes, is_composed)
+    """The manifest of files that are written, compared where that is asked for.
+
+    Args:
+        joined: the pieces that the files were put together of.
+    """
+    manifest = _manifest(runtime, decoder.spec, directory, quant, weight_bytes, bool(joined))
     if parity:
-        manifest = _compared(runtime, decoder, directory, manifest)
+        manifest = _compared(runtime, decoder, directory, manifest, joined)
     manifest.write(directory)
     return manifest
 
@@ -237,7 +239,11 @@ def _manifest(
 
 
 def _compared(
-    runtime: Runtime, decoder: "Decoder", directory: Path, manifest: Manifest
+    runtime: Runtime,
+    decoder: "Decoder",
+    directory: Path,
+    manifest: Manifest,
+    joined: Sequence[pieces.Lowered],
 ) -> Manifest:
     """The manifest with error and bound; or with the files that a device compares by."""
     import torch
@@ -254,7 +260,11 @@ def _compared(
             home.mkdir(exist_ok=True)
             runtime.write(decoder, home, manifest.quant)
         dtype = runtime.reference_dtype(manifest.quant)
-        products = runtime.products(decoder, home, manifest.quant)
+        quant = manifest.quant
+        if joined:
+            products = runtime.joined_products(joined, decoder, home, quant)
+        else:
+            products = runtime.products(decoder, home, quant)
         tolerance = runtime.parity_tolerance[manifest.quant]
         case = make_case(decoder, dtype, tolerance, products, runtime.attention())
         if not runs_here:

@@ -65,7 +65,12 @@ class OpenVino(Runtime):
         from archloop.runtimes.onnx import graph as onnx_graph
 
         onnx_graph.write(copy.deepcopy(decoder), directory, part, writes_out_softplus=True)
-        return _compressed(directory, quant, part)
+        weight_bytes = _compressed(directory, quant, part)
+        if quant != "fp32":
+            from archloop.runtimes import piece_products
+
+            piece_products.keep(self.products(decoder, directory, quant), directory)
+        return weight_bytes
 
     def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
         from archloop.runtimes import openvino_linking, openvino_weights
@@ -82,6 +87,16 @@ class OpenVino(Runtime):
         if quant == "fp32":
             return {}
         return openvino_weights.products(decoder, directory / openvino_weights.MODEL)
+
+    def joined_products(
+        self, pieces: Sequence["Lowered"], decoder: "Decoder", directory: Path, quant: str
+    ) -> "Products":
+        from archloop.runtimes import openvino_weights, piece_products
+
+        del decoder, directory
+        if quant == "fp32":
+            return {}
+        return piece_products.joined(pieces, openvino_weights.INPUTS)
 
     def command(self, directory: Path) -> str:
         from archloop.runtimes.onnx import graph as onnx_graph

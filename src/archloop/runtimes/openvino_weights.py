@@ -39,7 +39,7 @@ _NAMES = {
 _FARTHEST = 0.5
 """Norm of a difference over that of the original; matrices that have nothing in common lie 1.4
 apart, int4 rounds by a tenth."""
-_INPUTS: Rounding = groups_to_int8(32)
+INPUTS: Rounding = groups_to_int8(32)
 """The CPU plug-in's own default (`DYNAMIC_QUANTIZATION_GROUP_SIZE`)."""
 
 
@@ -149,7 +149,7 @@ def products(decoder: "Decoder", file: Path) -> dict[str, Product]:
             weight = before.weight.clone()
             weight[first : first + len(values)] = values
             found[name] = Product(
-                weight, before.inputs if looked_up else _INPUTS, looked_up or before.in_lookups
+                weight, before.inputs if looked_up else INPUTS, looked_up or before.in_lookups
             )
     return found
 

@@ -154,7 +154,9 @@ def assembled(spec: StackSpec) -> "Decoder":
     """The decoder of a stack whose weights are those of its pieces."""
     import torch
 
-    decoder = build_random(spec, 0)
+    from archloop.runtimes._torch_weights import unfilled
+
+    decoder = unfilled(spec)
     built: dict[Piece, Decoder] = {}
     with torch.no_grad():
         for placed in pieces(spec):

@@ -66,6 +66,7 @@ KINDS = {
             "openvino_linking",
             "openvino_weights",
             "parity",
+            "piece_products",
             "pieces",
             "random_weights",
             "rounding",

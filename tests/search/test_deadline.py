@@ -2,12 +2,19 @@
 
 import time
 from collections import Counter
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
+from archloop.proxy.record import TrainJob
 from archloop.search.deadline import Deadline, OutOfTimeError
+from archloop.search.executors.base import Train
+from archloop.search.executors.serial import Serial
+from archloop.search.meter import Stopwatch, waited_for
 from archloop.search.study import Study
 from archloop.workers import cancelling
+from profiling.samples import SPEC
 from search.stand_in import StandIn, recipe
 
 
@@ -78,6 +85,56 @@ def test_a_job_begins_only_if_its_like_would_have_ended():
             deadline.refuse_late("never seen")
     finally:
         deadline.close()
+
+
+def test_jobs_that_still_run_foretell_the_next_where_only_quick_ones_have_ended():
+    clock = Clock()
+    deadline = Deadline(clock, 1000)
+    try:
+        watches = [Stopwatch(clock) for _ in range(3)]
+        with ExitStack() as stack:
+            for watch in watches:
+                stack.enter_context(deadline.running("training", watch))
+            deadline.took("training", 40)
+            deadline.took("training", 50)
+            clock.now = 700
+            # One has waited for its turn since 10 s after the start.
+            watches[2].waits_since = 10
+            deadline.refuse_late("training", spent=80)
+            with pytest.raises(OutOfTimeError):
+                # The median of 40, 50, 700 and 700.
+                deadline.refuse_late("training")
+        # What began and was given up tells nothing later.
+        deadline.refuse_late("training")
+    finally:
+        deadline.close()
+
+
+def test_a_job_whose_turn_comes_too_late_does_not_begin():
+    clock, worked = Clock(), []
+
+    @contextmanager
+    def turn():
+        clock.now += 70
+        yield
+
+    class Queueing(StandIn):
+        def train(self, job, directory):
+            with waited_for(turn()):
+                worked.append(job)
+                return super().train(job, directory)
+
+    executor = Serial(Queueing(), clock)
+    executor.deadline = Deadline(clock, 100)
+    try:
+        job = Train(TrainJob(spec=SPEC, num_steps=5, seed=0), Path("unused"))
+        executor.deadline.took(("train", 0, 5), 40)
+        executor.submit(job)
+        assert isinstance(executor.wait().error, OutOfTimeError)
+        assert not worked
+        assert executor.deadline.is_near
+    finally:
+        executor.deadline.close()
 
 
 def test_without_a_deadline_nothing_is_refused():

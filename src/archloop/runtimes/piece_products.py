@@ -6,13 +6,12 @@ pieces of a stack hold the same integers wherever they stand.
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from archloop.runtimes.pieces import Lowered, Placed
 from archloop.runtimes.rounding import Product, Products, Rounding
+from archloop.stack import weights
 
 FILE = "products.safetensors"
 _HOW = "how"
@@ -21,8 +20,8 @@ _HOW = "how"
 def keep(products: Products, home: Path) -> None:
     """Write a piece's products into its folder."""
     how = {name: [each.inputs is not None, each.in_lookups] for name, each in products.items()}
-    weights = {name: each.weight.contiguous() for name, each in products.items()}
-    save_file(weights, home / FILE, {_HOW: json.dumps(how)})
+    rounded = {name: each.weight for name, each in products.items()}
+    weights.write(rounded, home / FILE, {_HOW: json.dumps(how)})
 
 
 def joined(pieces: Sequence[Lowered], inputs: Rounding) -> dict[str, Product]:
@@ -50,11 +49,11 @@ def joined(pieces: Sequence[Lowered], inputs: Rounding) -> dict[str, Product]:
 
 
 def _read(home: Path, inputs: Rounding) -> dict[str, Product]:
-    with safe_open(home / FILE, "pt") as file:
-        how = json.loads(file.metadata()[_HOW])
+    with ExitStack() as stack:
+        stored = weights.Stored(home / FILE, stack)
         return {
-            name: Product(file.get_tensor(name), inputs if rounds else None, looked_up)
-            for name, (rounds, looked_up) in how.items()
+            name: Product(stored.tensor(name), inputs if rounds else None, looked_up)
+            for name, (rounds, looked_up) in json.loads(stored.header[_HOW]).items()
         }
 
 

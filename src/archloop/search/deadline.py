@@ -1,17 +1,19 @@
 """A run of a study that is to be over by some time, with as little lost as can be.
 
 A job begins if the median of the latest of its like would have ended in time; what still runs when
-the time is over is given up. A device that waits for the end is lost time as well, so a job that
-probably ends is begun; the same command goes on from what is finished.
+the time is over is given up. Those that still run count too once they have taken longer than the
+median of those that ended: else the quick ones alone, which end first, would foretell the slow. A
+device that waits for the end is lost time as well, so a job that probably ends is begun; the same
+command goes on from what is finished.
 """
 
 import threading
 from collections import deque
-from collections.abc import Hashable
-from contextlib import AbstractContextManager
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from statistics import median
 
-from archloop.search.meter import Clock
+from archloop.search.meter import Clock, Stopwatch
 from archloop.workers.cancelling import cancelled_by
 
 _LATEST = 8
@@ -34,6 +36,7 @@ class Deadline:
         self._clock = clock
         self._end = None if seconds is None else clock() + seconds
         self._latest: dict[Hashable, deque[float]] = {}
+        self._running: dict[Hashable, list[Stopwatch]] = {}
         self._lock = threading.Lock()
         self._over, self._refused = threading.Event(), threading.Event()
         self._timer: threading.Timer | None = None
@@ -52,22 +55,43 @@ class Deadline:
         """Whether a job did not begin, or was given up: then nothing new is to begin either."""
         return self._refused.is_set() or self.is_over
 
-    def refuse_late(self, like: Hashable) -> None:
-        """Let a job begin, or not.
+    def refuse_late(self, like: Hashable, spent: float = 0.0) -> None:
+        """Let a job begin, or go on after it waited for its turn, or not.
 
         Args:
             like: equal for jobs that take about as long.
+            spent: seconds that it has been worked on.
 
         Raises:
             OutOfTimeError: it would probably not end in time.
         """
         if self._end is None:
             return
-        with self._lock:
-            needed = median(self._latest.get(like, (0.0,)))
+        needed = max(0.0, self._needed(like) - spent)
         if self.is_over or self._clock() + needed > self._end:
             self._refused.set()
             raise OutOfTimeError("it would not end before the run's time is over")
+
+    def _needed(self, like: Hashable) -> float:
+        """Seconds that a job takes, as far as is known."""
+        with self._lock:
+            ended = list(self._latest.get(like, ()))
+            running = [watch.seconds() for watch in self._running.get(like, ())]
+        if not ended:
+            return 0.0
+        usual = median(ended)
+        return median([*ended, *(seconds for seconds in running if seconds > usual)])
+
+    @contextmanager
+    def running(self, like: Hashable, watch: Stopwatch) -> Iterator[None]:
+        """A job that is worked on inside; what it has taken so far says something of its like."""
+        with self._lock:
+            self._running.setdefault(like, []).append(watch)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[like].remove(watch)
 
     def took(self, like: Hashable, seconds: float) -> None:
         """A job has ended that took so long."""

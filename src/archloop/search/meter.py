@@ -1,7 +1,8 @@
 """Where the time goes: wall time by phase, and what the main process spends besides.
 
 A job that waits for its turn at a device is not worked on. Whoever waits does so by `waited_for`,
-and the `Stopwatch` of the job, which its thread started, leaves that out.
+and the `Stopwatch` of the job, which its thread started, leaves that out. Whoever wants to know
+that a turn has come, since much time may have gone by, is asked inside `at_each_turn`.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,12 @@ Clock = Callable[[], float]
 """Seconds from some fixed point, never going back."""
 
 
+def _nobody() -> None:
+    pass
+
+
 _watch: ContextVar["Stopwatch | None"] = ContextVar("watch", default=None)
+_turn: ContextVar[Callable[[], None]] = ContextVar("turn", default=_nobody)
 
 
 class Stopwatch:
@@ -23,12 +29,24 @@ class Stopwatch:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.waited = 0.0
+        self.waits_since: float | None = None
         self._began = clock()
         _watch.set(self)
 
     def seconds(self) -> float:
-        """Since the start."""
-        return self.clock() - self._began - self.waited
+        """Since the start; also to be asked by another thread."""
+        since = self.waits_since
+        return (self.clock() if since is None else since) - self._began - self.waited
+
+
+@contextmanager
+def at_each_turn(called: Callable[[], None]) -> Iterator[None]:
+    """Inside, in this thread, `called` is called whenever a wait for a turn is over."""
+    token = _turn.set(called)
+    try:
+        yield
+    finally:
+        _turn.reset(token)
 
 
 @contextmanager
@@ -37,11 +55,16 @@ def waited_for(turn: AbstractContextManager[T]) -> Iterator[T]:
     watch = _watch.get()
     with ExitStack() as stack:
         began = 0.0 if watch is None else watch.clock()
+        if watch is not None:
+            watch.waits_since = began
         try:
             given = stack.enter_context(turn)
         finally:
             if watch is not None:
-                watch.waited += watch.clock() - began
+                # In this order another thread counts a moment twice at most, and not a whole wait.
+                watch.waits_since, waited = None, watch.clock() - began
+                watch.waited += waited
+        _turn.get()()
         yield given
 
 

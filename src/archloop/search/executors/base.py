@@ -13,7 +13,7 @@ from archloop.devices.lease import LeaseCancelledError
 from archloop.proxy.record import Rung, TrainJob
 from archloop.search.deadline import Deadline, OutOfTimeError
 from archloop.search.evaluator import Evaluator
-from archloop.search.meter import Clock, Stopwatch
+from archloop.search.meter import Clock, Stopwatch, at_each_turn
 from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
 from archloop.workers.cancelling import CancelledError
@@ -115,7 +115,11 @@ class Executor(ABC):
         error: Exception | None = None
         try:
             self.deadline.refuse_late(like)
-            with self.deadline.given_up_then():
+            with (
+                self.deadline.given_up_then(),
+                self.deadline.running(like, watch),
+                at_each_turn(lambda: self.deadline.refuse_late(like, watch.seconds())),
+            ):
                 value = self._value(job)
             self.deadline.took(like, watch.seconds())
         except (CancelledError, LeaseCancelledError) as failure:

@@ -61,9 +61,10 @@ def waited_for(turn: AbstractContextManager[T]) -> Iterator[T]:
             given = stack.enter_context(turn)
         finally:
             if watch is not None:
-                # In this order another thread counts a moment twice at most, and not a whole wait.
-                watch.waits_since, waited = None, watch.clock() - began
-                watch.waited += waited
+                # In this order another thread that asks in between is told too little, and never
+                # that the wait was work.
+                watch.waited += watch.clock() - began
+                watch.waits_since = None
         _turn.get()()
         yield given
 

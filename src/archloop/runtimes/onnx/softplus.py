@@ -1,9 +1,9 @@
 """Softplus by other operators, for an engine whose own rounds too much.
 
-OpenVINO computes ``log(1 + exp(x))``, and beside 1 little is left of a small exp(x): at -4 the
-result is off by up to 2e-3 of itself at the smallest steps, and by 1.2e-7 on the average, always to
-one side. Decays are such steps times a rate, multiplied over all tokens, so a state that reads them
-drifts. ``log(1 + e)`` is also ``2 atanh(e / (2 + e))``, which loses nothing.
+OpenVINO computes ``log(1 + exp(x))``, and beside 1 little is left of a small exp(x): around -4 the
+result is off by 1.2e-7 (root mean square), and where it is smallest by up to 2e-3 of itself. Decays
+are such steps times a rate, multiplied over all tokens, so a state that reads them drifts.
+``log(1 + e)`` is also ``2 atanh(e / (2 + e))``, which loses nothing.
 """
 
 import onnx_ir as ir

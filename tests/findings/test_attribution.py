@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from typer.testing import CliRunner
 from archloop.cli import app
 from archloop.errors import UserError
 from archloop.findings.attribution import Attribution, attribution
+from archloop.ranking.estimates import pools
 from archloop.ranking.record import Objectives, Readings
 from archloop.ranking.regression import fit
 from archloop.ranking.shapley import shapley
+from archloop.ranking.variance import Pool
 from archloop.search import design
 from archloop.search.recipe.recipe import load
 from archloop.search.study import Study
@@ -93,6 +96,36 @@ def test_shares_add_up_and_what_breaks_budgets_adds_nothing() -> None:
     assert alone.get("gqa", 0) == 0
     # What was rejected was measured all the same, and still tells of latency.
     assert ("gqa", "latency") in clear(again, "family")
+
+
+def test_replicates_show_noise_that_the_anchor_stacks_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two trials' replicates lie .2 and .4 of quality from them; the anchors' noise is .001."""
+    pooled: list[dict[str, Pool]] = []
+
+    def kept(stacks: Iterable[Mapping[str, Readings]]) -> dict[str, Pool]:
+        pooled.append(pools(stacks))
+        return pooled[-1]
+
+    monkeypatch.setattr("archloop.findings.attribution.pools", kept)
+    study = made(slow=0.1, noise=0.001)
+    trials = []
+    for trial, far in zip(study.trials[:2], (0.2, 0.4), strict=True):
+        read = trial.by_rung[0].values
+        quality = Readings(mean=read["quality"].mean + far)
+        more = {"number": 24 + trial.number, "replicates": trial.number}
+        values = Objectives(values={**read, "quality": quality})
+        trials.append(trial.model_copy(update={**more, "by_rung": (values,)}))
+    several = study.model_copy(update={"trials": (*study.trials, *trials)})
+    attribution(study, num_draws=2)
+    attribution(several, num_draws=2)
+    # The same stacks in another study may be the same draws.
+    attribution(study, [several.model_copy(update={"trials": tuple(trials)})], num_draws=2)
+    alone, replicated, beside = pooled
+    assert (alone["quality"].total_df, replicated["quality"].total_df) == (8, 10)
+    assert replicated["quality"].value > alone["quality"].value
+    assert beside["quality"] == alone["quality"]
 
 
 def test_with_two_stacks_nothing_is_said() -> None:

@@ -33,6 +33,33 @@ def test_the_front_is_what_the_report_calls_so() -> None:
     assert found.verdict is not None
 
 
+def test_a_trial_beside_its_replicate_shows_how_trainings_differ() -> None:
+    """Of quality, which each reads once; its latency was read by several processes in each."""
+    record = studies.study()
+    before = Findings(record).verdict
+    values = studies.objectives(0.50, 0.71, 0.6)
+    again = studies.trial(6, "CCCC", by_rung=(values,), origin="replicate", replicates=1)
+    after = Findings(record.model_copy(update={"trials": (*record.trials, again)})).verdict
+    assert before is not None
+    assert after is not None
+    df = {name: each.total_df for name, each in before.comparison.pools.items()}
+    assert {name: each.total_df for name, each in after.comparison.pools.items()} == {
+        **df,
+        "quality": df["quality"] + 1,
+    }
+    # Trained at .40 and .50 where the anchors' trainings differ by .01.
+    noise = (df["quality"] * 0.01**2 + 0.1**2 / 2) / (df["quality"] + 1)
+    assert after.comparison.pools["quality"].value == pytest.approx(noise)
+    row = after.row(1)
+    assert row is not None
+    assert row.place.estimates["quality"].mean == 0.50
+    # A second replicate adds one degree of freedom, not two.
+    more = studies.trial(7, "CCCC", by_rung=(values,), origin="replicate", replicates=1)
+    both = Findings(record.model_copy(update={"trials": (*record.trials, again, more)})).verdict
+    assert both is not None
+    assert both.comparison.pools["quality"].total_df == df["quality"] + 2
+
+
 @pytest.mark.parametrize(("limit", "broken"), [(4.1, ["at 256", "at 1024"]), (6.0, [])])
 def test_budgets_are_held_to_profiles_whose_readings_a_record_lacks(
     limit: float, broken: list[str]

@@ -10,7 +10,8 @@ from scipy import stats
 import fronts
 from archloop.ranking import estimate, variance
 from archloop.ranking.estimate import Estimate
-from archloop.ranking.estimates import pools
+from archloop.ranking.estimates import estimate as estimated
+from archloop.ranking.estimates import merged, pools, repeated
 from archloop.ranking.record import Readings
 from archloop.ranking.variance import Variance
 
@@ -92,3 +93,47 @@ def test_bars_of_quality_hold_the_truth() -> None:
 def test_bars_of_device_figures_hold_the_truth(unequal: bool) -> None:
     share = fronts.device_coverage(10, processes=4, unequal=unequal, studies=400, seed=2)
     assert 0.93 <= share <= 0.97
+
+
+def test_runs_of_a_stack_show_noise_of_what_each_read_once() -> None:
+    values = [0.40, 0.47, 0.44]
+    runs = [
+        {"quality": Readings(mean=value), "latency": Readings(mean=1 + value, sd=0.1, n=3)}
+        for value in values
+    ]
+    pair = repeated(runs[0], runs[1:2])
+    assert set(pair) == {"quality"}
+    assert (pair["quality"].n, pair["quality"].sd) == (2, pytest.approx(np.std(values[:2], ddof=1)))
+    # With what the others show among themselves it is all that the three show.
+    squares = repeated(runs[0], runs[1:])["quality"].sd ** 2 + np.var(values[1:], ddof=1)
+    assert squares == pytest.approx(2 * np.var(values, ddof=1))
+    # A figure that holds by definition was not read, and a run alone shows nothing.
+    exact = {"quality": Readings(mean=1.0, n=0)}
+    assert repeated(runs[0], [exact]) == repeated(exact, runs) == repeated(runs[0], []) == {}
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_noise_with_repeats_of_the_best_hides_none(spread: float, unequal: bool) -> None:
+    """20 stacks trained once, the best three again; spread is in the noise of a training."""
+    rng = np.random.default_rng(4)
+    found, held, held_by_anchors = [], 0, 0
+    for _ in range(800):
+        sd = np.sqrt(4 / rng.chisquare(4, 23)) if unequal else np.ones(23)
+        anchors = sd[20:, None] * rng.standard_normal((3, 2))
+        known = [{"quality": merged([Readings(mean=x) for x in row])} for row in anchors]
+        true = spread * rng.standard_normal(20)
+        first, again = true + sd[:20] * rng.standard_normal((2, 20))
+        best = np.argsort(first)[-3:]
+        runs = [[{"quality": Readings(mean=x)} for x in row[best]] for row in (first, again)]
+        repeats = [repeated(one, [other]) for one, other in zip(*runs, strict=True)]
+        found.extend([each["quality"].sd ** 2 for each in repeats] / sd[best] ** 2)
+        for index, other in zip(best, runs[1], strict=True):
+            low, high = estimated(other["quality"], pools(known + repeats)["quality"]).interval()
+            held += low <= true[index] <= high
+            low, high = estimated(other["quality"], pools(known)["quality"]).interval()
+            held_by_anchors += low <= true[index] <= high
+    assert np.mean(found) > 1.0
+    # Of intervals of 95%; the anchor stacks alone know too little where noise is unequal.
+    assert held / len(found) > 0.95
+    assert held > held_by_anchors

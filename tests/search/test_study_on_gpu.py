@@ -94,6 +94,22 @@ def start(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
         )
 
 
+def of_trainings_under_way(home: Path) -> set[Path]:
+    """Folders in which trainings work; each goes once its result lies beside it."""
+    return {path for path in home.glob("*/**/rung-*") if path.is_dir()}
+
+
+def results(home: Path) -> dict[Path, bytes]:
+    """What finished stages left of the reference, the anchor stacks and the trials."""
+    passing = of_trainings_under_way(home)
+    return {
+        file: file.read_bytes()
+        for part in ("reference", "anchors", "trials")
+        for file in home.glob(f"{part}/**/*.json")
+        if not passing.intersection(file.parents)
+    }
+
+
 def test_a_killed_study_goes_on_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(RECIPE))
     home, log = tmp_path / "runs" / "card", tmp_path / "log"
@@ -106,17 +122,15 @@ def test_a_killed_study_goes_on_to_its_end(tmp_path: Path) -> None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {
-        file: file.read_bytes()
-        for part in ("reference", "anchors", "trials")
-        for file in home.glob(f"{part}/**/*.json")
-    }
-    assert len(list(home.glob("trials/*/rung-0.json"))) == 3
+    kept = results(home)
+    for stage in ("profile", "rung-0"):
+        assert len(kept.keys() & set(home.glob(f"trials/*/{stage}.json"))) == 3
     assert not list(home.glob("trials/*/rung-1.json"))
     process = start(tmp_path, log)
     assert process.wait(timeout=deadline - time.monotonic()) == 0, log.read_text()[-3000:]
     for file, content in kept.items():
         assert file.read_bytes() == content, file
+    assert not of_trainings_under_way(home)
     record = reading.read(home)
     assert len(record.trials) == 3
     assert all(trial.state == "complete" for trial in record.trials), log.read_text()[-3000:]

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archloop.errors import UserError
+from archloop.findings.verdict import replicates
 from archloop.ranking.estimate import Estimate
-from archloop.ranking.estimates import estimate, merged, pools
+from archloop.ranking.estimates import estimate, merged, pools, repeated
 from archloop.ranking.front import hypervolume
 from archloop.ranking.objectives import of_scores
 from archloop.ranking.record import Objective, Readings
@@ -139,7 +140,8 @@ def _stacks(study: StudyRecord, extra: Sequence[StudyRecord]) -> list[_Stack]:
             if trial.readings:
                 grouped.setdefault(trial.spec.digest, []).append(trial)
     readings = [[_readings(study, trial) for trial in trials] for trials in grouped.values()]
-    known = pools([*study.noise, *(each for several in readings for each in several)])
+    seen = [each for several in readings for each in several]
+    known = pools([*study.noise, *_repeats(study, extra), *seen])
     stacks = []
     for trials, several in zip(grouped.values(), readings, strict=True):
         names = dict.fromkeys(name for each in several for name in each)
@@ -154,6 +156,21 @@ def _stacks(study: StudyRecord, extra: Sequence[StudyRecord]) -> list[_Stack]:
         within = all(trial.state == "complete" for trial in trials)
         stacks.append(_Stack(trials[0].spec, estimates, within))
     return stacks
+
+
+def _repeats(study: StudyRecord, extra: Sequence[StudyRecord]) -> Iterator[dict[str, Readings]]:
+    """How much trainings of a replicated trial differ: each replicate beside the runs before it.
+
+    Of two studies of one seed, trials of one number and stack may be the same draw, so what both
+    tried shows nothing of noise.
+    """
+    for record in (study, *extra):
+        for trial in record.trials:
+            if trial.reached:
+                runs = [trial, *replicates(trial, record.trials)]
+                read = [_readings(study, each) for each in runs]
+                for number in range(1, len(read)):
+                    yield repeated(read[number], read[:number])
 
 
 def _readings(study: StudyRecord, trial: TrialRecord) -> dict[str, Readings]:

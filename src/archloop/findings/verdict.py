@@ -7,7 +7,7 @@ from typing import NamedTuple
 from archloop.ranking import comparison, membership
 from archloop.ranking.budgets import Budget, limited
 from archloop.ranking.comparison import Comparison, Place
-from archloop.ranking.estimates import estimate, merged, pools
+from archloop.ranking.estimates import estimate, merged, pools, repeated
 from archloop.ranking.membership import Status, Volume
 from archloop.ranking.record import Objectives, Readings
 from archloop.ranking.reliability import NEEDED, seeds_needed
@@ -118,15 +118,20 @@ def _compare(study: StudyRecord, num_trials: int, num_draws: int) -> Verdict | N
     trials = [trial for trial in seen if trial.reached and trial.replicates is None]
     if not trials:
         return None
-    again = [_again(trial, seen) for trial in trials]
+    again = [replicates(trial, seen) for trial in trials]
     stacks = [
-        _merged([replicate.reached for replicate in replicates]) if replicates else trial.reached
-        for trial, replicates in zip(trials, again, strict=True)
+        _merged([each.reached for each in others]) if others else trial.reached
+        for trial, others in zip(trials, again, strict=True)
+    ]
+    # A place is of the replicates alone; how far the trial lies from them is noise all the same.
+    repeats = [
+        repeated(trial.reached[0].values, [each.reached[0].values for each in others])
+        for trial, others in zip(trials, again, strict=True)
     ]
     found = comparison.compared(
         study.reference.by_rung,
         stacks,
-        study.noise,
+        [*study.noise, *repeats],
         study.reference_point,
         study.objectives,
         num_draws=num_draws,
@@ -134,14 +139,15 @@ def _compare(study: StudyRecord, num_trials: int, num_draws: int) -> Verdict | N
     known = pools([*study.noise, *(trial.readings for trial in study.trials)])
     budgets = [Budget.model_validate(budget) for budget in study.recipe.get("budgets", ())]
     rows = tuple(
-        Row(trial, place, replicates, _may_break(_measured(trial, seen), budgets, known))
-        for trial, place, replicates in zip(trials, found.places, again, strict=True)
+        Row(trial, place, others, _may_break(_measured(trial, seen), budgets, known))
+        for trial, place, others in zip(trials, found.places, again, strict=True)
     )
-    replicates_ = bool(study.recipe.get("replicates", 0))
-    return Verdict(found, Row(study.reference, found.reference), rows, replicates_)
+    replicated = bool(study.recipe.get("replicates", 0))
+    return Verdict(found, Row(study.reference, found.reference), rows, replicated)
 
 
-def _again(trial: TrialRecord, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+def replicates(trial: TrialRecord, trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """Those of these trials that replicate one and were trained."""
     return tuple(each for each in trials if each.replicates == trial.number and each.reached)
 
 

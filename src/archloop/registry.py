@@ -63,6 +63,7 @@ KINDS = {
             "deciding",
             "exporting",
             "graphs",
+            "openvino_attention",
             "openvino_linking",
             "openvino_weights",
             "parity",

@@ -42,11 +42,12 @@ for call in (prompt, *([token] for token in steps)):
 
 OPENVINO = """
 import openvino
-compiled = openvino.Core().compile_model(folder + "/model.onnx", "CPU", {
+compiled = openvino.Core().compile_model(folder + "/model.xml", "CPU", {
     "INFERENCE_PRECISION_HINT": "f32"})
 state = {}
 for each in json.load(open(folder + "/state.json")):
-    shape = [64 if axis == each["slots"] else size for axis, size in enumerate(each["shape"])]
+    slots = 0 if each["grows"] else 64
+    shape = [slots if axis == each["slots"] else size for axis, size in enumerate(each["shape"])]
     state[each["name"]] = np.zeros(shape, each["dtype"])
 rows, length = [], 0
 for call in (prompt, *([token] for token in steps)):

@@ -80,9 +80,14 @@ def test_a_stack_of_pieces_computes_what_its_whole_graph_computes(
 
 
 @pytest.mark.ci
-def test_copies_have_weights_of_their_own_and_shared_ones_are_there_once(tmp_path: Path) -> None:
-    runtime = engine("onnx_runtime")
-    cache = BlockCache("onnx_runtime", runtime.version(), "fp32", tmp_path / "cache")
+@pytest.mark.parametrize(
+    ("name", "weights"), [("onnx_runtime", "model.onnx.data"), ("openvino", "model.bin")]
+)
+def test_copies_have_weights_of_their_own_and_shared_ones_are_there_once(
+    name: str, weights: str, tmp_path: Path
+) -> None:
+    runtime = engine(name)
+    cache = BlockCache(name, runtime.version(), "fp32", tmp_path / "cache")
     lent = MixerSpec(name="short_conv", weights_from=0)
     borrows = CONV.model_copy(update={"mixers": (lent,)})
     sizes = {}
@@ -90,7 +95,7 @@ def test_copies_have_weights_of_their_own_and_shared_ones_are_there_once(tmp_pat
         spec = SPEC.replace(blocks=(CONV, last))
         home = tmp_path / str(index)
         sizes[index] = compose(runtime, spec, home, "fp32", cache=cache).weight_bytes["float32"]
-        data = (home / "model.onnx.data").stat().st_size
+        data = (home / weights).stat().st_size
         assert sizes[index] <= data + 4096
         params = list(pieces.assembled(spec).parameters())
         matrices = sum(p.numel() for p in params if p.dim() > 1)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PREFILL_PASS = 512
 """Tokens per call in prefill: bounds the memory of activations."""
+_HEADS = 8
+"""Of which the width of heads is a multiple where its attention takes them."""
 _GROUP = 32
 """Numbers of a row that share a scale in int4."""
 
@@ -111,7 +113,8 @@ def _write(
     from archloop.runtimes.onnx import experts as onnx_experts
     from archloop.runtimes.onnx import graph as onnx_graph
 
-    onnx_graph.write(copy.deepcopy(decoder), directory, part)
+    dialect = onnx_graph.Dialect(attends=True, head_multiple=_HEADS)
+    onnx_graph.write(copy.deepcopy(decoder), directory, dialect, part)
     model = directory / onnx_graph.MODEL
     if quant != "fp32":
         # In int4 too: the engine's product with four bits wants a constant.

@@ -1,4 +1,7 @@
-"""OpenVINO on a CPU: the state graph's tensors become variables that the engine keeps."""
+"""OpenVINO on a CPU: the state graph's tensors become variables that the engine keeps.
+
+Caches of attention grow (`openvino_attention`); all others keep the size that they are opened with.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -22,10 +25,7 @@ PREFILL_PASS = 512
 
 
 class OpenVino(Runtime):
-    """OpenVINO; the artifact is an ONNX file, or with int8 and int4 OpenVINO's own (`model.xml`).
-
-    The engine compiles either when it opens it.
-    """
+    """OpenVINO; the artifact is its own file (`model.xml`), compiled when it is opened."""
 
     quants = ("fp32", "int8", "int4")
     lowers_pieces = True
@@ -50,22 +50,12 @@ class OpenVino(Runtime):
         return onnx_graph.unsupported(spec)
 
     def write(self, decoder: "Decoder", directory: Path, quant: str) -> dict[str, int]:
-        import copy
-
-        from archloop.runtimes.onnx import graph as onnx_graph
-
-        onnx_graph.write(copy.deepcopy(decoder), directory, writes_out_softplus=True)
-        return _compressed(directory, quant)
+        return _write(decoder, None, directory, quant)
 
     def lower(
         self, decoder: "Decoder", part: "PartName", directory: Path, quant: str
     ) -> dict[str, int]:
-        import copy
-
-        from archloop.runtimes.onnx import graph as onnx_graph
-
-        onnx_graph.write(copy.deepcopy(decoder), directory, part, writes_out_softplus=True)
-        weight_bytes = _compressed(directory, quant, part)
+        weight_bytes = _write(decoder, part, directory, quant)
         if quant != "fp32":
             from archloop.runtimes import piece_products
 
@@ -74,11 +64,8 @@ class OpenVino(Runtime):
 
     def join(self, pieces: Sequence["Lowered"], directory: Path, quant: str) -> dict[str, int]:
         from archloop.runtimes import openvino_linking, openvino_weights
-        from archloop.runtimes.onnx import graph as onnx_graph
-        from archloop.runtimes.onnx import linking as onnx_linking
 
-        if quant == "fp32":
-            return onnx_graph.weight_bytes(onnx_linking.link(pieces, directory))
+        del quant
         return openvino_weights.weight_bytes(openvino_linking.link(pieces, directory))
 
     def products(self, decoder: "Decoder", directory: Path, quant: str) -> "Products":
@@ -99,12 +86,13 @@ class OpenVino(Runtime):
         return piece_products.joined(pieces, openvino_weights.INPUTS)
 
     def command(self, directory: Path) -> str:
+        from archloop.runtimes import openvino_weights
         from archloop.runtimes.onnx import graph as onnx_graph
 
         held = onnx_graph.read_state(directory)
         shapes = "".join(f",{each.name}[{','.join(map(str, each.sized(1024)))}]" for each in held)
         return (
-            f"benchmark_app -m {_model(directory)} -d CPU -hint latency "
+            f"benchmark_app -m {directory / openvino_weights.MODEL} -d CPU -hint latency "
             f"-shape ids[1,1],length[1]{shapes}"
         )
 
@@ -118,17 +106,21 @@ class OpenVino(Runtime):
         openvino.Core().get_versions("CPU")
 
 
-def _compressed(directory: Path, quant: str, part: "PartName | None" = None) -> dict[str, int]:
-    """Compress a folder's ONNX model where that is asked for; returns weight bytes by precision."""
+def _write(
+    decoder: "Decoder", part: "PartName | None", directory: Path, quant: str
+) -> dict[str, int]:
+    """The files of a decoder, or of a piece; returns weight bytes by precision."""
+    import copy
+
     from archloop.runtimes import openvino_weights
     from archloop.runtimes.onnx import graph as onnx_graph
 
+    dialect = onnx_graph.Dialect(attends=False, writes_out_softplus=True)
+    onnx_graph.write(copy.deepcopy(decoder), directory, dialect, part)
     model = directory / onnx_graph.MODEL
-    if quant == "fp32":
-        return onnx_graph.weight_bytes(model)
-    compressed = openvino_weights.write(model, quant, part)
+    written = openvino_weights.write(model, quant, part)
     onnx_graph.remove(model)
-    return openvino_weights.weight_bytes(compressed)
+    return openvino_weights.weight_bytes(written)
 
 
 class _OpenVinoSession(Session):
@@ -148,6 +140,8 @@ class _OpenVinoSession(Session):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
+            # By itself the engine rounds keys and values to eight bits.
+            "KV_CACHE_PRECISION": "f32",
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
         model = stateful(directory, max_context)
@@ -180,11 +174,19 @@ class _OpenVinoSession(Session):
     def fill(self, num_tokens: int, seed: int) -> None:
         self.num_tokens = 0
         self.check_room(self.num_tokens, num_tokens)
-        if self._filled_with != seed:
-            rng = np.random.default_rng(seed)
-            for variable in self._request.query_state():
-                shape = tuple(variable.state.shape)
-                numbers = rng.standard_normal(shape, np.float32)
+        rng = np.random.default_rng(seed)
+        growing = {held.name: held for held in self._held if held.grows}
+        # Caches of one shape are filled with the same numbers, since drawing them takes longest.
+        drawn: dict[tuple[int, ...], Any] = {}
+        for variable in self._request.query_state():
+            if (held := growing.get(variable.name)) is not None:
+                # It has grown since, so it is set anew.
+                shape = held.sized(num_tokens)
+                if shape not in drawn:
+                    drawn[shape] = self._tensor(rng.standard_normal(shape, np.float32))
+                variable.state = drawn[shape]
+            elif self._filled_with != seed:
+                numbers = rng.standard_normal(tuple(variable.state.shape), np.float32)
                 variable.state = self._tensor(numbers.astype(variable.state.data.dtype))
         self._filled_with = seed
         self.num_tokens = num_tokens
@@ -214,24 +216,26 @@ class _OpenVinoSession(Session):
 
 def stateful(directory: Path, max_context: int) -> Any:
     """An artifact's model with its state as variables, with room for so many tokens."""
-    import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
 
-    from archloop.runtimes import graphs
+    from archloop.runtimes import graphs, openvino_attention, openvino_weights
     from archloop.runtimes.onnx import graph as onnx_graph
 
     held = onnx_graph.read_state(directory)
-    model = openvino.Core().read_model(str(_model(directory)))
-    sizes = {each.name: list(each.sized(max_context)) for each in held}
-    model.reshape({graphs.IDS: [1, -1], graphs.LENGTH: [1], **sizes})
-    apply_make_stateful_transformation(model, {each.name: each.next_name for each in held})
-    return model
-
-
-def _model(directory: Path) -> Path:
-    """The file that the engine opens."""
-    from archloop.runtimes import openvino_weights
-    from archloop.runtimes.onnx import graph as onnx_graph
-
-    compressed = directory / openvino_weights.MODEL
-    return compressed if compressed.exists() else directory / onnx_graph.MODEL
+    model = openvino_weights.read(directory / openvino_weights.MODEL)
+    model.reshape(
+        {
+            graphs.IDS: [1, -1],
+            graphs.LENGTH: [1],
+            **{
+                each.name: [
+                    -1 if each.grows and axis == each.slots else size
+                    for axis, size in enumerate(each.sized(max_context))
+                ]
+                for each in held
+            },
+        }
+    )
+    fixed = {each.name: each.next_name for each in held if not each.grows}
+    apply_make_stateful_transformation(model, fixed)
+    return openvino_attention.with_variables(model, [each for each in held if each.grows])

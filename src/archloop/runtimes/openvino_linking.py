@@ -8,12 +8,16 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from archloop.runtimes import openvino_weights
 from archloop.runtimes.graphs import IDS, LENGTH, LOGITS, STREAM, STREAM_NEXT, TOKEN
 from archloop.runtimes.onnx import graph as onnx_graph
 from archloop.runtimes.onnx.linking import copy_of, state_of
 from archloop.runtimes.pieces import Lowered
+
+_ALIGNED = 64
+"""Bytes at whose multiples the library places numbers."""
 
 
 def link(pieces: Sequence[Lowered], directory: Path) -> Path:
@@ -25,15 +29,49 @@ def link(pieces: Sequence[Lowered], directory: Path) -> Path:
     import openvino
 
     linker, held = _Linker(), []
+    copies = [copy_of(placed) for placed, _, _ in pieces]
     for index, (placed, home, _) in enumerate(pieces):
         names, tensors = state_of(placed, home)
         model = openvino_weights.read(home / openvino_weights.MODEL)
-        linker.add(model, names, f"p{index}.", copy_of(placed))
+        linker.add(model, names, f"p{index}.", copies[index])
         held += tensors
     file = directory / openvino_weights.MODEL
     openvino.save_model(linker.model(), str(file), compress_to_fp16=False)
+    _separate(file, copies)
     onnx_graph.write_state(directory, held)
     return file
+
+
+def _separate(file: Path, copies: Sequence[str]) -> None:
+    """Give every copy of weights a place of its own in a saved model.
+
+    The library writes equal numbers once, and copies of a piece are equal until they are trained:
+    the engine would map a stack of eight equal blocks from the bytes of one.
+
+    Args:
+        file: whose nodes are named by their pieces' numbers.
+        copies: which copy each piece reads.
+    """
+    tree = ElementTree.parse(file)
+    layers = tree.getroot().find("layers")
+    assert layers is not None, "a saved model has nodes"
+    owner: dict[int, str] = {}
+    own: dict[tuple[str, int], int] = {}
+    with file.with_suffix(".bin").open("r+b") as weights:
+        for layer in layers:
+            for data in layer.iter("data"):
+                if "offset" not in data.attrib:
+                    continue
+                number = layer.get("name", "").split(".")[0].removeprefix("p")
+                copy, place = copies[int(number)], int(data.attrib["offset"])
+                if owner.setdefault(place, copy) != copy and (copy, place) not in own:
+                    weights.seek(place)
+                    numbers = weights.read(int(data.attrib["size"]))
+                    end = weights.seek(0, 2)
+                    own[copy, place] = end + -end % _ALIGNED
+                    weights.write(bytes(-end % _ALIGNED) + numbers)
+                data.set("offset", str(own.get((copy, place), place)))
+    tree.write(file, encoding="utf-8", xml_declaration=True)
 
 
 class _Linker:

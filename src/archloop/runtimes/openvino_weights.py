@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -44,13 +45,29 @@ INPUTS: Rounding = groups_to_int8(32)
 
 
 def write(onnx_model: Path, quant: str, part: "PartName | None" = None) -> Path:
-    """Write a compressed model beside an ONNX file; returns its place.
+    """Write OpenVINO's own model beside an ONNX file; returns its place.
 
     Args:
         onnx_model: in float32.
-        quant: int8 or int4.
+        quant: fp32, int8 or int4.
         part: of a stack that the model is alone; None: it is a whole stack.
     """
+    import openvino
+
+    from archloop.runtimes import openvino_attention
+
+    # Read from an ONNX file, a model holds nodes that nothing reads, and nncf stumbles over those
+    # of loops; read from its own file it does not.
+    written = onnx_model.with_name(MODEL)
+    model = openvino_attention.read(onnx_model)
+    openvino.save_model(model, str(written), compress_to_fp16=False)
+    if quant != "fp32":
+        _compress(written, quant, part)
+    return written
+
+
+def _compress(file: Path, quant: str, part: "PartName | None") -> None:
+    """Round a model's matrices, in its file."""
     import nncf
     import openvino
 
@@ -70,21 +87,16 @@ def write(onnx_model: Path, quant: str, part: "PartName | None" = None) -> Path:
                 group_size_fallback_mode=ignore
             ),
         }
-    compressed = onnx_model.with_name(MODEL)
-    # Read from an ONNX file, a model holds nodes that nothing reads, and nncf stumbles over those
-    # of loops; read from its own file it does not.
-    openvino.save_model(read(onnx_model), str(compressed), compress_to_fp16=False)
-    model = read(compressed)
+    model = read(file)
     # It draws a progress bar on standard output, which is the command's own.
     with redirect_stdout(StringIO()):
         model = nncf.compress_weights(model, **settings)
     _compress_bodies(model)
-    whole = compressed.with_name("compressed.xml")
+    whole = file.with_name("compressed.xml")
     openvino.save_model(model, str(whole), compress_to_fp16=False)
     del model
     for suffix in (".xml", ".bin"):
-        whole.with_suffix(suffix).replace(compressed.with_suffix(suffix))
-    return compressed
+        whole.with_suffix(suffix).replace(file.with_suffix(suffix))
 
 
 def _compress_bodies(model: Any) -> None:
@@ -118,12 +130,16 @@ def _compress_bodies(model: Any) -> None:
 
 
 def weight_bytes(file: Path) -> dict[str, int]:
-    """Bytes of a file's weights by precision."""
+    """Bytes of a file's weights by precision, each counted once, however many nodes read it."""
     sizes: dict[str, int] = {}
-    for node in _nodes(read(file)):
-        if is_weight(node):
-            dtype = _NAMES[node.get_element_type().get_type_name()]
-            sizes[dtype] = sizes.get(dtype, 0) + int(node.get_byte_size())
+    found = {
+        data.attrib["offset"]: data.attrib
+        for data in ElementTree.parse(file).iter("data")
+        if "offset" in data.attrib and data.attrib["element_type"] in _NAMES
+    }
+    for constant in found.values():
+        dtype = _NAMES[constant["element_type"]]
+        sizes[dtype] = sizes.get(dtype, 0) + int(constant["size"])
     return sizes
 
 

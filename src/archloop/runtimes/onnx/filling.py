@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from archloop.runtimes.onnx import attention
 from archloop.runtimes.onnx.folding import fold
 from archloop.runtimes.onnx.parts import DOMAIN, PASS, Pass, Placed, Step, traced
 
@@ -31,17 +32,23 @@ Value = Any
 """An `onnx_ir.Value`, which the library's own signatures give up to None."""
 
 
-def fill_in(model: ir.Model, parts: Mapping[str, Placed]) -> None:
+def fill_in(model: ir.Model, parts: Mapping[str, Placed], *, attends: bool = True) -> None:
     """Give each placeholder of a traced decoder its content, in place.
 
     Args:
         model: with nodes of domain `DOMAIN`.
         parts: mixers by the placeholders' names.
+        attends: attention over a cache becomes ONNX Runtime's operator; else it is left.
     """
     graph = model.graph
-    for index, node in enumerate([node for node in graph if node.domain == DOMAIN]):
+    left = [] if attends else attention.cached(graph)
+    given = [node for node in graph if node.domain == DOMAIN and node not in left]
+    for index, node in enumerate(given):
         writer = _Writer(f"part_{index}")
-        if node.op_type == "Experts":
+        if node.op_type == attention.CACHED:
+            graph.opset_imports[attention.CONTRIBUTED] = 1
+            results = attention.contributed(writer, node)
+        elif node.op_type == "Experts":
             gated = bool(node.attributes["gated"].as_int())
             results = _experts(writer, *node.inputs, gated=gated)
         else:
@@ -75,9 +82,13 @@ class _Nodes:
         self.nodes: list[ir.Node] = []
         self._writer = writer
 
-    def op(self, op_type: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Value:
+    def op(
+        self, op_type: str, *inputs: Value, outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> Value:
         """A node's result, or its results where it has several."""
-        node = ir.node(op_type, list(inputs), attributes or None, num_outputs=outputs)
+        node = ir.node(
+            op_type, list(inputs), attributes or None, num_outputs=outputs, domain=domain
+        )
         self._writer.rename(node)
         self.nodes.append(node)
         return node.outputs[0] if outputs == 1 else list(node.outputs)

@@ -41,6 +41,8 @@ class StateTensor(NamedTuple):
         slots: axis of the slots; None where there is none.
         in_place: the output is the input but for some numbers, and nothing else reads the input:
             an engine may give both the same memory.
+        grows: the input has a slot for each token that is held, and the output those of the new
+            tokens behind them.
     """
 
     name: str
@@ -49,10 +51,26 @@ class StateTensor(NamedTuple):
     dtype: str
     slots: int | None
     in_place: bool = False
+    grows: bool = False
 
     def sized(self, max_context: int) -> tuple[int, ...]:
         """Shape with room for so many tokens."""
         return tuple(max_context if i == self.slots else size for i, size in enumerate(self.shape))
+
+
+class Dialect(NamedTuple):
+    """What an engine reads besides ONNX's own operators, and which of these it computes badly.
+
+    Attributes:
+        attends: it has ONNX Runtime's operator for attention over a cache; else that is left for
+            the engine's reader (`onnx.attention`).
+        head_multiple: of head widths that its operator for attention takes.
+        writes_out_softplus: by other operators, since its own is not accurate.
+    """
+
+    attends: bool
+    head_multiple: int = 1
+    writes_out_softplus: bool = False
 
 
 def unsupported(spec: StackSpec) -> str | None:
@@ -65,29 +83,27 @@ def unsupported(spec: StackSpec) -> str | None:
 
 
 def write(
-    decoder: "Decoder",
-    directory: Path,
-    part: "PartName | None" = None,
-    *,
-    writes_out_softplus: bool = False,
+    decoder: "Decoder", directory: Path, dialect: Dialect, part: "PartName | None" = None
 ) -> None:
     """Write `model.onnx`, its weights beside it, and `state.json`, in float32.
 
     Args:
-        decoder: cast to float32.
+        decoder: cast to float32, and its mixers to what the engine has operators for.
         directory: to write into.
+        dialect: the engine's.
         part: as in `StateGraph`.
-        writes_out_softplus: by other operators, for an engine whose own is not accurate.
     """
+    from archloop.runtimes.onnx import attention as onnx_attention
     from archloop.runtimes.onnx import filling as onnx_filling
     from archloop.runtimes.onnx import softplus as onnx_softplus
 
+    onnx_attention.fuse(decoder, dialect.head_multiple)
     graph = StateGraph(decoder.float(), part)
     parts = _parts(graph)
     made = _traced(graph, parts)
     model = made.model
-    onnx_filling.fill_in(model, parts)
-    if writes_out_softplus:
+    onnx_filling.fill_in(model, parts, attends=dialect.attends)
+    if dialect.writes_out_softplus:
         onnx_softplus.write_out(model.graph)
     made.save(str(directory / MODEL), external_data=True)
     write_state(
@@ -99,7 +115,7 @@ def write(
                 held.shape,
                 str(held.dtype).removeprefix("torch."),
                 held.slots,
-                _in_place(model, held.name, held.next_name),
+                *_goes_on(model, held.name, held.next_name),
             )
             for held in graph.held
         ],
@@ -134,14 +150,20 @@ def _traced(graph: StateGraph, parts: dict[str, onnx_parts.Placed]) -> "ONNXProg
     return made
 
 
-def _in_place(model: "ir.Model", name: str, next_name: str) -> bool:
-    """Whether an input is read to be written into alone, and what comes of that is the output."""
+def _goes_on(model: "ir.Model", name: str, next_name: str) -> tuple[bool, bool]:
+    """Whether what comes of an input may lie in its place, and whether it grows.
+
+    In its place: it is read to be written into alone, and what comes of that is the output.
+    """
+    from archloop.runtimes.onnx.attention import CACHED
+
     (value,) = (each for each in model.graph.inputs if each.name == name)
     # Its shape is the same before and after.
     readers = [use.node for use in value.uses() if use.node.op_type != "Shape"]
-    return [(node.op_type, node.outputs[0].name) for node in readers] == [
-        ("ScatterElements", next_name)
-    ]
+    if len(readers) != 1 or next_name not in [made.name for made in readers[0].outputs]:
+        return False, False
+    op_type = readers[0].op_type
+    return op_type in ("ScatterElements", "GroupQueryAttention"), op_type == CACHED
 
 
 def write_state(directory: Path, held: Sequence[StateTensor]) -> None:

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import fronts
-from archloop.ranking import membership
+from archloop.ranking import membership, variance
 from archloop.ranking.estimate import Estimate
 from archloop.ranking.front import nondominated
 from archloop.ranking.membership import standing, surely_dominated
@@ -64,9 +65,9 @@ def test_the_simultaneous_width_is_students_for_one_and_wider_for_many() -> None
         stacks += [{"latency": Estimate(mean=1.0, se=0.1, df=df)} for _ in range(count)]
         return table(stacks, [LATENCY])
 
-    one = membership.critical(column(1, 5), 0, num_draws=40_000)
+    (one,) = membership.critical(column(1, 5), 0, num_draws=40_000)
     assert one == pytest.approx(2.571, rel=0.03)  # Student's t, 5 degrees of freedom
-    many = membership.critical(column(20, 1e6), 0, num_draws=40_000)
+    (many,) = membership.critical(column(20, 1e6), 0, num_draws=40_000)
     sidak = 3.016  # normal quantile at 1 - (1 - .95 ** (1 / 20)) / 2
     assert many == pytest.approx(sidak, rel=0.02)
 
@@ -79,7 +80,25 @@ def test_a_pool_is_wrong_for_all_at_once() -> None:
     pooled = own._replace(shared_NM=np.ones(shape, np.bool_))
     scales = pooled.scales(np.random.default_rng(0), 50)
     assert (scales == scales[:, :1]).all()
-    assert membership.critical(pooled, 0) < 0.9 * membership.critical(own, 0)
+    assert membership.critical(pooled, 0)[0] < 0.9 * membership.critical(own, 0)[0]
+
+
+@pytest.mark.parametrize("quality_df", [0.5, 3.0, math.inf])
+def test_an_objective_known_badly_does_not_widen_the_others(quality_df: float) -> None:
+    """Quality from a few trainings says nothing of latencies that were read hundreds of times."""
+    shape = (20, 2)
+    df_NM = np.full(shape, (quality_df, math.inf))
+    both = Table(np.zeros(shape), np.ones(shape), df_NM, np.zeros(shape, np.bool_))
+    both.se_NM[0] = 0
+    alone = both._replace(
+        **{name: getattr(both, name)[:, 1:] for name in ("mean_NM", "se_NM", "df_NM", "shared_NM")}
+    )
+    widths_M = membership.critical(both, 0, num_draws=40_000)
+    (width,) = membership.critical(alone, 0, num_draws=40_000)
+    assert width < widths_M[1] < 1.1 * width
+    # And all intervals hold at once in 95% of the cases, whatever the objective.
+    errors_KNM = np.abs(both.errors(np.random.default_rng(1), 40_000)[:, 1:])
+    assert (errors_KNM <= widths_M).all((1, 2)).mean() == pytest.approx(0.95, abs=0.005)
 
 
 def test_true_values_lie_where_the_posterior_says() -> None:
@@ -101,7 +120,7 @@ def test_true_values_lie_where_the_posterior_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["quiet machine, quiet seeds", "measured seeds, busy machine"])
-@pytest.mark.parametrize("count, studies", [(8, 100), (30, 40), (100, 20)])
+@pytest.mark.parametrize("count, studies", [(8, 400), (30, 40), (100, 20)])
 def test_equal_stacks_give_no_front(name: str, count: int, studies: int) -> None:
     found = fronts.equal(count, fronts.NOISES[name], studies, seed=count)
     assert found["either"] <= 0.05
@@ -133,6 +152,39 @@ def test_reliability_is_the_share_of_true_variance() -> None:
         )
         found = Draws(seen, 0, 400).reliability_M[0]
         assert found == pytest.approx(1 / (1 + se**2), abs=0.07)
+
+
+def test_more_stacks_make_noise_of_few_degrees_of_freedom_no_less_reliable() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for count in (10, 40, 160):
+        shape = (count, 1)
+        se_NM, own_NM = np.full(shape, 0.1), np.zeros(shape, np.bool_)
+        truth_NM = rng.standard_normal(shape)
+        seen = Table(truth_NM, se_NM, np.full(shape, 0.7), own_NM)
+        found.append(Draws(seen, 0, 400).reliability_M[0])
+    assert max(found) - min(found) < 0.1
+
+
+@pytest.mark.parametrize(("noise", "apart"), [(0.1, 2.0), (0.5, 0.0), (0.5, 1.0)])
+def test_reliability_promises_no_more_than_a_repetition_keeps(noise: float, apart: float) -> None:
+    """Stacks whose noise differs by a factor e^apart, known from seven of them trained twice."""
+    rng, count = np.random.default_rng(0), 38
+    promised, kept = [], []
+    for seed in range(24):
+        sd_N = noise * np.exp(apart * rng.standard_normal(count))
+        truth_N = rng.standard_normal(count)
+        first_N, again_N = (truth_N + sd_N * rng.standard_normal(count) for _ in range(2))
+        seen_twice = noise * np.exp(apart * rng.standard_normal(7))
+        pairs = [variance.of_values(sd * rng.standard_normal(2)) for sd in seen_twice]
+        own = variance.pooled(pairs).of_stack()
+        shape = (count, 1)
+        se_NM, df_NM = np.full(shape, own.value**0.5), np.full(shape, own.df)
+        table_ = Table(first_N[:, None], se_NM, df_NM, np.full(shape, own.shared))
+        promised.append(Draws(table_, seed, 200).reliability_M[0])
+        kept.append(stats.spearmanr(first_N, again_N)[0])
+    assert np.median(promised) < np.median(kept) + 0.05
+    assert np.median(promised) > np.median(kept) - 0.2
 
 
 def test_the_draws_are_the_seeds_alone() -> None:

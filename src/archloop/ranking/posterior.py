@@ -13,7 +13,7 @@ Shape suffixes: K draws, N stacks, M objectives, G cells of the grid.
 import math
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 from archloop.ranking.table import Floats, Table
 
@@ -29,8 +29,13 @@ class Draws:
     Attributes:
         values_KNM: true values.
         means_NM: their means, with less chance in them than the mean of `values_KNM` has.
-        spread_KM: standard deviation between stacks.
-        noise_KM: root mean square of the estimates' standard errors.
+        reliability_M: how well the estimates rank stacks: the rank correlation to expect between
+            this study and its repetition, 1 where both order stacks alike, 0 where estimates are
+            noise. It is the square of the mean rank correlation of estimates and true values, which
+            for equal noise is the share of the estimates' variance that is variance of the true
+            values (intraclass correlation). That share itself says little where noise is not equal:
+            with few degrees of freedom the mean of its variance is that of the noisiest stack, and
+            grows with the number of stacks.
     """
 
     def __init__(self, table: Table, seed: int, num_draws: int) -> None:
@@ -38,8 +43,7 @@ class Draws:
         num_stacks, num_objectives = table.mean_NM.shape
         self.values_KNM = np.empty((num_draws, num_stacks, num_objectives))
         self.means_NM = np.empty((num_stacks, num_objectives))
-        self.spread_KM = np.empty((num_draws, num_objectives))
-        self.noise_KM = np.empty((num_draws, num_objectives))
+        self.reliability_M = np.empty(num_objectives)
         scales_KNM = table.scales(rng, num_draws)
         for column in range(num_objectives):
             self._draw(table, column, rng, scales_KNM[:, :, column])
@@ -81,17 +85,17 @@ class Draws:
         self.means_NM[:, column] = given_KN.mean(0)
         noise_KN = np.sqrt(variance_KN * (1 - pull_KN))
         self.values_KNM[:, :, column] = given_KN + noise_KN * rng.standard_normal(given_KN.shape)
-        self.spread_KM[:, column] = spread_K
-        self.noise_KM[:, column] = np.sqrt(variance_KN.mean(1))
+        self.reliability_M[column] = _reliability(y_N, self.values_KNM[:, :, column])
 
-    @property
-    def reliability_M(self) -> Floats:
-        """Share of the variance of estimates that is variance of the true values, (M,).
 
-        The intraclass correlation: 1 where a repeated study would rank stacks alike, 0 where the
-        estimates are noise. The median over the posterior.
-        """
-        true_KM = self.spread_KM**2
-        seen_KM = true_KM + self.noise_KM**2
-        share: Floats = np.median(true_KM / np.where(seen_KM > 0, seen_KM, 1.0), axis=0)
-        return share
+def _reliability(estimates_N: Floats, values_KN: Floats) -> float:
+    """As `Draws.reliability_M`, of one objective; 1 where nothing is left open."""
+    if (values_KN == estimates_N).all():
+        return 1.0
+    # Of equal estimates none is ahead, whatever the true values.
+    ranks_N = stats.rankdata(estimates_N)
+    ranks_KN = stats.rankdata(values_KN, axis=1)
+    centred_N, centred_KN = ranks_N - ranks_N.mean(), ranks_KN - ranks_KN.mean(1, keepdims=True)
+    size_K = np.linalg.norm(centred_N) * np.linalg.norm(centred_KN, axis=1)
+    correlation_K = centred_KN @ centred_N / np.where(size_K > 0, size_K, 1.0)
+    return float(max(0.0, correlation_K.mean()) ** 2)

@@ -49,6 +49,7 @@ def allocates() -> Iterator[tuple[str, float]]:
     yield "peak_mib", 1024 * peak
 
 
+@pytest.mark.ci
 def test_figures_are_kept_however_it_ends() -> None:
     multiprocessing.set_forkserver_preload(["torch"])
     for run, limit_s, end in (

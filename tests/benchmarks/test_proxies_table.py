@@ -75,6 +75,7 @@ def test_a_diverged_training_takes_its_stack_out():
     assert values_SR.shape == (4, 2)
 
 
+@pytest.mark.ci
 def test_the_tables_are_printed(tmp_path, capsys):
     file = tmp_path / "records.jsonl"
     lines = [json.dumps(each) for each in records()]

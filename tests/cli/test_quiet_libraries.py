@@ -10,6 +10,7 @@ import pytest
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 
+@pytest.mark.ci
 def test_an_export_for_transformers_says_nothing_on_standard_error(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     block = BlockSpec(

@@ -88,6 +88,7 @@ def test_a_runner_of_its_own_is_measured_there(
     assert not list((phone / "data").iterdir()), "what was pushed stayed"
 
 
+@pytest.mark.ci
 def test_a_phone_that_disappears_ends_the_measurement(
     phone: Path, choice: DeviceChoice, plain: str, tmp_path: Path
 ) -> None:

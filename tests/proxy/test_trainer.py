@@ -101,6 +101,7 @@ def test_bit_equal_to_new_processes_from_one_process(root, tmp_path, pids):  # n
     assert len(pids) == 3
 
 
+@pytest.mark.ci
 def test_who_dies_of_old_age_leaves_its_job_to_a_new_process(root, tmp_path, plugin, pids):  # noqa: F811
     asked = job(root, spec=stack("restless"))
     with Trainer(60) as trainer:
@@ -121,6 +122,7 @@ def test_who_dies_of_old_age_leaves_its_job_to_a_new_process(root, tmp_path, plu
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.ci
 def test_failed_jobs_and_changed_settings_end_the_process(root, tmp_path, plugin, pids):  # noqa: F811
     restless = job(root, spec=stack("restless"))
     with Trainer(60) as trainer:
@@ -159,6 +161,7 @@ def joined(pid: int) -> bool:
     return b"CUDA_MPS_PIPE_DIRECTORY=/joined" in Path(f"/proc/{pid}/environ").read_bytes()
 
 
+@pytest.mark.ci
 def test_who_shares_a_card_says_so_and_parts_before_it_is_killed(root, tmp_path, pids):  # noqa: F811
     service = Service()
     with Trainer(60, mps=service) as trainer:
@@ -176,6 +179,7 @@ def test_who_shares_a_card_says_so_and_parts_before_it_is_killed(root, tmp_path,
     assert plain(apart).model_copy(update={"cuda_mps": True}) == plain(first)
 
 
+@pytest.mark.ci
 def test_what_befalls_a_job_beside_others_is_said_of_it_only_if_it_does_alone(
     root,  # noqa: F811
     tmp_path,

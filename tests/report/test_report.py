@@ -320,6 +320,7 @@ def test_each_trial_has_its_place_badges_and_lineage() -> None:
     assert next(each.name for each in trials.shown(study, verdict(study))) == "reference"
 
 
+@pytest.mark.ci
 def test_a_page_of_300_trials_is_below_6_megabytes() -> None:
     """Sixteen blocks each, of five families, trained to the second rung."""
     rng = np.random.default_rng(0)

@@ -131,8 +131,17 @@ def moe(width=128, num_experts=8, top_k=3):
 @torch.no_grad()
 def test_experts_of_one_token():
     module, x, weight = moe(), randn(128), 1 + randn(128, scale=0.1)
-    ref, norm = module(norm_of(x, weight)[None])[0], (weight, 1e-5)
-    logits = gemv.linear(x, module.router.weight, randn(8), norm=norm)
+    normed_1D, norm = norm_of(x, weight)[None], (weight, 1e-5)
+    logits = module.router(normed_1D)[0]
+    close(gemv.linear(x, module.router.weight, randn(8), norm=norm), logits)
+    # Of the same logits, so that both choose and weigh alike; and exactly, since the plain form's
+    # own bfloat16 is as far from exact as the kernels may be.
+    _, chosen = module.route(normed_1D)
+    scores_1K = logits.sigmoid().double()[None].gather(1, chosen)
+    weights = 1.5 * scores_1K / scores_1K.sum()
+    exact_1D = norm_of(x.double(), weight.double())[None]
+    up, down = module.gate_up.double(), module.down.double()
+    ref = sorted_experts(exact_1D, weights, chosen, up, down)[0]
     hidden = torch.full((3, 64), torch.nan, device=DEVICE, dtype=DTYPE)
     gemv_experts.experts_up(x, norm, logits, module.expert_bias, module.gate_up, hidden)
     out = torch.zeros_like(x)

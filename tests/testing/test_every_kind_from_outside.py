@@ -151,6 +151,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", FILES)
 def test_one_file_is_all_that_it_takes(kind: str, outcomes: dict[str, list[str]]) -> None:
     for kit in FILES[kind][0].split(", "):

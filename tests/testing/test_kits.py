@@ -90,15 +90,18 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Said:
     return Said(passed, failed, done.stdout)
 
 
+@pytest.mark.ci
 def test_a_sound_mixer_passes_the_whole_kit(said: Said) -> None:
     assert not [name for name in said.failed if "sound" in name], said.printed
     assert sum("sound" in name for name in said.passed) > 30
 
 
 @pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.ci
 def test_a_broken_one_fails_where_it_is_broken(name: str, said: Said) -> None:
     assert [each for each in said.failed if each.startswith(BROKEN[name][2]) and name in each]
 
 
+@pytest.mark.ci
 def test_a_kit_without_plugins_says_what_to_set(said: Said) -> None:
     assert "set folder to one with mixers/*.py" in said.printed

@@ -61,6 +61,7 @@ def same(one: Shipped, other: Shipped, tolerance: float) -> None:
         torch.testing.assert_close(mine, yours, rtol=0, atol=tolerance, msg=name)
 
 
+@pytest.mark.ci
 def test_two_processes_killed_and_gone_on_with_give_the_weights_of_one(tmp_path: Path) -> None:
     run = run_of(training={"batch_size": 4, "num_steps": 8})
     single = alone(tmp_path / "one", run)

@@ -29,13 +29,8 @@ class Draws:
     Attributes:
         values_KNM: true values.
         means_NM: their means, with less chance in them than the mean of `values_KNM` has.
-        reliability_M: how well the estimates rank stacks: the rank correlation to expect between
-            this study and its repetition, 1 where both order stacks alike, 0 where estimates are
-            noise. It is the square of the mean rank correlation of estimates and true values, which
-            for equal noise is the share of the estimates' variance that is variance of the true
-            values (intraclass correlation). That share itself says little where noise is not equal:
-            with few degrees of freedom the mean of its variance is that of the noisiest stack, and
-            grows with the number of stacks.
+        reliability_M: how well the estimates rank stacks: the correlation to expect between this
+            study and its repetition, 1 where both order stacks alike, 0 where estimates are noise.
     """
 
     def __init__(self, table: Table, seed: int, num_draws: int) -> None:
@@ -85,13 +80,30 @@ class Draws:
         self.means_NM[:, column] = given_KN.mean(0)
         noise_KN = np.sqrt(variance_KN * (1 - pull_KN))
         self.values_KNM[:, :, column] = given_KN + noise_KN * rng.standard_normal(given_KN.shape)
-        self.reliability_M[column] = _reliability(y_N, self.values_KNM[:, :, column])
+        is_equal = bool((shared_N | (se_N == 0)).all())
+        self.reliability_M[column] = (
+            _share(spread_K, np.sqrt(variance_KN.mean(1)))
+            if is_equal
+            else _kept(y_N, self.values_KNM[:, :, column])
+        )
 
 
-def _reliability(estimates_N: Floats, values_KN: Floats) -> float:
-    """As `Draws.reliability_M`, of one objective; 1 where nothing is left open."""
-    if (values_KN == estimates_N).all():
-        return 1.0
+def _share(spread_K: Floats, noise_K: Floats) -> float:
+    """The share of the variance of estimates that is variance of the true values.
+
+    The intraclass correlation, for noise that is equal over stacks; the median over the posterior.
+    """
+    seen_K = spread_K**2 + noise_K**2
+    return float(np.median(spread_K**2 / np.where(seen_K > 0, seen_K, 1.0)))
+
+
+def _kept(estimates_N: Floats, values_KN: Floats) -> float:
+    """The square of the mean rank correlation of estimates and true values.
+
+    For noise that is not equal over stacks. The share above would be that of the mean variance,
+    which is the noisiest stack's: known with few degrees of freedom it may be of any size, the more
+    so the more stacks there are.
+    """
     # Of equal estimates none is ahead, whatever the true values.
     ranks_N = stats.rankdata(estimates_N)
     ranks_KN = stats.rankdata(values_KN, axis=1)

@@ -1,8 +1,8 @@
 """Can a study rank at all? Reliability of its estimates, and what more of them would take.
 
-The reliability of a figure is the rank correlation to expect between a study and its repetition;
-for equal noise that is the share of the variance of its estimates that is variance of the true
-values (an intraclass correlation). `posterior.Draws` has it; here is what follows from it.
+The reliability of a figure is the correlation to expect between a study and its repetition: for
+equal noise the share of the variance of its estimates that is variance of the true values (an
+intraclass correlation). `posterior.Draws` has it; here is what follows from it.
 """
 
 import math

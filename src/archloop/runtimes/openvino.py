@@ -223,19 +223,12 @@ def stateful(directory: Path, max_context: int) -> Any:
 
     held = onnx_graph.read_state(directory)
     model = openvino_weights.read(directory / openvino_weights.MODEL)
-    model.reshape(
-        {
-            graphs.IDS: [1, -1],
-            graphs.LENGTH: [1],
-            **{
-                each.name: [
-                    -1 if each.grows and axis == each.slots else size
-                    for axis, size in enumerate(each.sized(max_context))
-                ]
-                for each in held
-            },
-        }
-    )
+    shapes: dict[str, list[int]] = {graphs.IDS: [1, -1], graphs.LENGTH: [1]}
+    for each in held:
+        shapes[each.name] = list(each.sized(max_context))
+        if each.grows and each.slots is not None:
+            shapes[each.name][each.slots] = -1
+    model.reshape(shapes)
     fixed = {each.name: each.next_name for each in held if not each.grows}
     apply_make_stateful_transformation(model, fixed)
     return openvino_attention.with_variables(model, [each for each in held if each.grows])

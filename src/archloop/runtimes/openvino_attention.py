@@ -7,8 +7,8 @@ where the cache lies and reads the filled slots alone: a variable, rows of it pi
 repeated by a product with ones, since by a ``Broadcast`` (2026.4) the pattern is not recognised and
 every step copies the cache.
 
-Shape suffixes: B batch (1), T new tokens, S tokens with the new ones, N query heads, M KV heads,
-G = N/M queries of a KV head, H head width.
+Shape suffixes: B batch (1), T new tokens, s tokens held before, S with the new ones, N query heads,
+M KV heads, H head width.
 """
 
 from collections.abc import Iterable
@@ -38,20 +38,22 @@ def _converted(node: Any) -> list[Any]:
 
     q_BNTH, *new, k_past, v_past = (node.get_input(index) for index in range(5))
     num_heads, kv_heads = (node.get_attribute(name) for name in ("heads", "kv_heads"))
-    only_row = ov.constant(np.zeros(1, np.int32))
+    only_row, batch = ov.constant(np.zeros(1, np.int32)), ov.constant(np.int64(0))
+    caches = [
+        ov.concat([ov.gather(past_BMsH, only_row, batch), new_BMTH], 2)
+        for past_BMsH, new_BMTH in zip((k_past, v_past), new, strict=True)
+    ]
+    width = q_BNTH.get_partial_shape()[3].get_length()
     ones = ov.constant(np.ones((1, 1, num_heads // kv_heads, 1, 1), np.float32))
-    caches, repeated = [], []
-    for past_BMsH, new_BMTH in zip((k_past, v_past), new, strict=True):
-        held = ov.gather(past_BMsH, only_row, ov.constant(np.int64(0)))
-        cache_BMSH = ov.concat([held, new_BMTH], 2)
-        each_BMGSH = ov.multiply(ov.unsqueeze(cache_BMSH, ov.constant(np.array([2]))), ones)
-        shape = ov.constant(
-            np.array([0, num_heads, -1, int(q_BNTH.get_partial_shape()[3].get_length())])
+    as_heads = ov.constant(np.array([0, num_heads, -1, width]))
+    repeated = [
+        ov.reshape(
+            ov.multiply(ov.unsqueeze(cache, ov.constant(np.array([2]))), ones), as_heads, True
         )
-        caches.append(cache_BMSH)
-        repeated.append(ov.reshape(each_BMGSH, shape, True))
-    mask = _causal(q_BNTH, k_past)
+        for cache in caches
+    ]
     scale = ov.constant(np.float32(node.get_attribute("scale")))
+    mask = _causal(q_BNTH, k_past)
     y_BNTH = ov.scaled_dot_product_attention(q_BNTH, *repeated, mask, scale)
     return [value.output(0) for value in (y_BNTH, *caches)]
 

@@ -119,16 +119,8 @@ def test_true_values_lie_where_the_posterior_says() -> None:
     assert (np.mean(shrunk, (0, 1)) < np.mean(raw, (0, 1))).all()
 
 
-# Equal stacks with more noise are the same ones on another scale: one of the two is drawn often.
-@pytest.mark.parametrize(
-    ("name", "count", "studies"),
-    [
-        ("quiet machine, quiet seeds", 8, 400),
-        ("quiet machine, quiet seeds", 30, 40),
-        ("measured seeds, busy machine", 30, 40),
-        ("measured seeds, busy machine", 100, 20),
-    ],
-)
+@pytest.mark.parametrize("name", ["quiet machine, quiet seeds", "measured seeds, busy machine"])
+@pytest.mark.parametrize("count, studies", [(8, 400), (30, 40), (100, 20)])
 def test_equal_stacks_give_no_front(name: str, count: int, studies: int) -> None:
     found = fronts.equal(count, fronts.NOISES[name], studies, seed=count)
     assert found["either"] <= 0.05

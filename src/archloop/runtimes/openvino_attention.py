@@ -4,8 +4,8 @@ The engine's plug-in for processors takes a pattern for one operator that writes
 where the cache lies and reads the filled slots alone: a variable, rows of it picked by an index
 (which beam goes on), the new tokens behind them, each KV head repeated for its queries, and
 ``ScaledDotProductAttention``. The index is needed although there is one row; and heads must be
-repeated by a product with ones, since by a ``Broadcast`` (2026.4) the pattern is not recognised and
-every step copies the cache.
+repeated by a product with ones: by the ``Broadcast`` that was tried (2026.4) the pattern was not
+recognised, and every step copied the cache.
 
 Shape suffixes: B batch (1), T new tokens, s tokens held before, S with the new ones, N query heads,
 M KV heads, H head width.

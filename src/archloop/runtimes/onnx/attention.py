@@ -4,16 +4,14 @@ Written out by products, a step's work is that of all slots there are, filled or
 passes through it. Engines have an operator of their own, which looks at the filled slots alone and
 keeps the cache where it lies: ONNX Runtime's is ``GroupQueryAttention``, OpenVINO's a product over
 a cache that grows (`openvino_attention`). So while a decoder is traced, such attention is a node
-without content, `CACHED`. A cache that several blocks read is written out as before: neither
-operator gives it to a second reader.
+without content, `CACHED`, which gets that of the engine afterwards: in `onnx.filling`, or where
+OpenVINO reads the file. A cache that several blocks read is written out as before: neither operator
+gives it to a second reader.
 
 Shape suffixes: B batch (1), T new tokens, C slots of the cache, D model width, N query heads,
 M KV heads, H head width.
 """
 
-from typing import Any
-
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -23,8 +21,6 @@ from archloop.runtimes.onnx.parts import DOMAIN
 from archloop.stack.decoder import Decoder
 
 CACHED = "CachedAttention"
-CONTRIBUTED = "com.microsoft"
-"""Domain of ONNX Runtime's own operators."""
 
 
 def fuse(decoder: Decoder, multiple: int = 1) -> None:
@@ -69,47 +65,3 @@ class CachedGQA(GQA):
         for cache, new in zip(caches, after, strict=True):
             cache.copy_(new)
         return self.join(x_BTD, y_BNTH)
-
-
-def cached(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes of a graph that stand for attention over a cache."""
-    return [node for node in graph if (node.domain, node.op_type) == (DOMAIN, CACHED)]
-
-
-def contributed(writer: Any, node: ir.Node) -> list[Any]:
-    """``GroupQueryAttention`` in a node's place: its output (B, N, T, H), the caches after it.
-
-    It takes heads side by side, and how many tokens there are with the new ones. Where an engine
-    binds a cache and the one after it to the same memory, the new tokens are all that is written.
-
-    Args:
-        writer: of the nodes (`filling`).
-        node: `CACHED`.
-    """
-    op, number = writer.main.op, writer.number
-    q_BNTH, k_BMTH, v_BMTH, *caches, length_B = node.inputs
-    heads, kv_heads = (node.attributes[name].as_int() for name in ("heads", "kv_heads"))
-    flat = [
-        op("Reshape", op("Transpose", x, perm=[0, 2, 1, 3]), number([0, 0, -1]))
-        for x in (q_BNTH, k_BMTH, v_BMTH)
-    ]
-    tokens_1 = op("Gather", op("Shape", q_BNTH), number([2]))
-    total = op("Cast", op("Add", length_B, tokens_1), to=ir.DataType.INT32)
-    last = op("Sub", total, number(1, "int32"))
-    y_BTd, *after = op(
-        "GroupQueryAttention",
-        *flat,
-        *caches,
-        last,
-        total,
-        outputs=3,
-        domain=CONTRIBUTED,
-        num_heads=heads,
-        kv_num_heads=kv_heads,
-        scale=node.attributes["scale"].as_float(),
-    )
-    y_BTNH = op("Reshape", y_BTd, number([0, 0, heads, -1]))
-    for cache, new in zip(caches, after, strict=True):
-        assert cache is not None
-        new.shape, new.type = cache.shape, cache.type
-    return [op("Transpose", y_BTNH, perm=[0, 2, 1, 3]), *after]

@@ -24,15 +24,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from archloop.runtimes.onnx import attention
+from archloop.runtimes.onnx.attention import CACHED
 from archloop.runtimes.onnx.folding import fold
 from archloop.runtimes.onnx.parts import DOMAIN, PASS, Pass, Placed, Step, traced
 
 Value = Any
 """An `onnx_ir.Value`, which the library's own signatures give up to None."""
+_CONTRIBUTED = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 
 
-def fill_in(model: ir.Model, parts: Mapping[str, Placed], *, attends: bool = True) -> None:
+def fill_in(model: ir.Model, parts: Mapping[str, Placed], *, attends: bool) -> None:
     """Give each placeholder of a traced decoder its content, in place.
 
     Args:
@@ -41,13 +43,14 @@ def fill_in(model: ir.Model, parts: Mapping[str, Placed], *, attends: bool = Tru
         attends: attention over a cache becomes ONNX Runtime's operator; else it is left.
     """
     graph = model.graph
-    left = [] if attends else attention.cached(graph)
-    given = [node for node in graph if node.domain == DOMAIN and node not in left]
+    given = [node for node in graph if node.domain == DOMAIN]
     for index, node in enumerate(given):
+        if node.op_type == CACHED and not attends:
+            continue
         writer = _Writer(f"part_{index}")
-        if node.op_type == attention.CACHED:
-            graph.opset_imports[attention.CONTRIBUTED] = 1
-            results = attention.contributed(writer, node)
+        if node.op_type == CACHED:
+            graph.opset_imports[_CONTRIBUTED] = 1
+            results = _attention(writer, node)
         elif node.op_type == "Experts":
             gated = bool(node.attributes["gated"].as_int())
             results = _experts(writer, *node.inputs, gated=gated)
@@ -238,6 +241,41 @@ def _passes(
     given = [x_BCD, body.op("Add", length_B, start), *now, body.op("Unsqueeze", left, number([0]))]
     *after, y_BCD = writer.inline(Pass(part), PASS, given, body)
     return writer.loop(passes, body, tensors, index=index, now=now, after=after, adds=[y_BCD])
+
+
+def _attention(writer: _Writer, node: ir.Node) -> list[Value]:
+    """``GroupQueryAttention`` in a node's place: its output (B, N, T, H), the caches after it.
+
+    It takes heads side by side, and how many tokens there are with the new ones. Where an engine
+    binds a cache and the one after it to the same memory, the new tokens are all that is written.
+    """
+    op, number = writer.main.op, writer.number
+    q_BNTH, k_BMTH, v_BMTH, *caches, length_B = node.inputs
+    heads, kv_heads = (node.attributes[name].as_int() for name in ("heads", "kv_heads"))
+    flat = [
+        op("Reshape", op("Transpose", x, perm=[0, 2, 1, 3]), number([0, 0, -1]))
+        for x in (q_BNTH, k_BMTH, v_BMTH)
+    ]
+    tokens_1 = op("Gather", op("Shape", q_BNTH), number([2]))
+    total = op("Cast", op("Add", length_B, tokens_1), to=ir.DataType.INT32)
+    last = op("Sub", total, number(1, np.int32))
+    y_BTd, *after = op(
+        "GroupQueryAttention",
+        *flat,
+        *caches,
+        last,
+        total,
+        outputs=3,
+        domain=_CONTRIBUTED,
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        scale=node.attributes["scale"].as_float(),
+    )
+    y_BTNH = op("Reshape", y_BTd, number([0, 0, heads, -1]))
+    for cache, new in zip(caches, after, strict=True):
+        assert cache is not None
+        new.shape, new.type = cache.shape, cache.type
+    return [op("Transpose", y_BTNH, perm=[0, 2, 1, 3]), *after]
 
 
 def _experts(

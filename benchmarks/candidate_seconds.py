@@ -5,12 +5,12 @@
 Each candidate is the preset with one of its first blocks left out, beside the preset itself, at
 4,096 and 32,768 tokens; with `--mixer`, the candidates' short convolutions are that mixer instead.
 The first one is measured once before, so that its kernels are compiled and the preset's artifact is
-there. Then the preset is measured beside itself both ways: the ratios and
-the memory of empty engines say whether forked processes measure alike. Where the seconds of the
-last forked candidate went is told by what its processes were asked (two are asked at once where
-that disturbs nothing, so these add up to more than the wall), and, made here step by step, by the
-parts of an export, of which `--calls` names the functions that loading and the first prompt spend
-it in. Prints tables and a JSON line.
+there. Then the preset is measured beside itself both ways: the ratios and the memory of empty
+engines say whether forked processes measure alike. Where the seconds of the last forked candidate
+went is told by what its processes were asked (two are asked at once where that disturbs nothing, so
+these add up to more than the wall), and, made here step by step, by the parts of an export, of
+which `--calls` names the functions that loading and the first prompt spend it in; `--candidates 0`
+tells these alone. Prints tables and a JSON line.
 """
 
 import argparse
@@ -59,14 +59,15 @@ def main() -> None:
             for fork in (True, False) if index % 2 == 0 else (False, True):
                 found[fork].append(bench.seconds(spec, fork, f"{index}-{fork}")[0])
                 print(f"candidate {index} {label(fork)}: {found[fork][-1]:6.1f} s", flush=True)
-        beside = {label(fork): bench.beside_itself(fork) for fork in (True, False)}
+        ways = (True, False) if asked.candidates else ()
+        beside = {label(fork): bench.beside_itself(fork) for fork in ways}
         reasons = nursery.reasons
         with asked_of_workers() as commands:
             whole_s = bench.seconds(without(base, 0), fork=True, name="parts")[0]
         parts = export_parts(without(base, 0), target, Path(scratch), asked.calls)
     for name, row in beside.items():
         print(f"beside itself, {name}: {row}")
-    figures = {label(fork): {"median_s": median(s), "all_s": s} for fork, s in found.items()}
+    figures = {label(f): {"median_s": median(s), "all_s": s} for f, s in found.items() if s}
     told = {"candidate_seconds": figures, "beside_itself": beside, "not_forked": reasons}
     told |= {"commands_s": commands, "commands_wall_s": whole_s, "export_s": parts}
     print(f"a candidate of {whole_s:.1f} s; seconds waited for answers, by command:")

@@ -131,6 +131,12 @@ def test_a_tokenizer_larger_than_the_model_is_refused_however_it_was_made(
     asked = ["train", str(file), "--corpus", corpus, "-o", str(tmp_path / "model")]
     status, _, problem = run(*asked, *QUICK[:-2])
     assert (status, "a tokenizer of 259 tokens" in problem) == (2, True)
+    large = tmp_path / "large.json"
+    large.write_text(made.to_json())
+    status, _, problem = run(*asked, "--tokens", "1K", "--tokenizer", str(large))
+    assert (status, f"--tokenizer {large}: a tokenizer of 259" in problem) == (2, True)
+    # What makes a tokenizer smaller is no remedy for one that was given.
+    assert "--vocab-size" not in problem
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,31 @@ def test_a_measurement_gets_its_turn_among_trainings_without_end(tmp_path):
     assert order == ["measured"]
 
 
+def test_jobs_of_one_process_are_served_in_the_order_in_which_they_came(tmp_path):
+    served: list[int] = []
+    in_line = [threading.Event() for _ in range(8)]
+
+    def work(index: int) -> None:
+        # Whoever waits is asked whether to wait on, so being asked tells that it stands in line.
+        with lease(
+            "host",
+            alone=index % 3 != 0,
+            folder=tmp_path,
+            cancelled=lambda: in_line[index].set() or False,
+        ):
+            served.append(index)
+            time.sleep(0.01 * (index % 2))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    with lease("host", alone=True, folder=tmp_path):
+        for thread, event in zip(threads, in_line, strict=True):
+            thread.start()
+            assert event.wait(10)
+    for thread in threads:
+        thread.join()
+    assert served == list(range(8))
+
+
 def test_who_waits_can_be_told_to_stop(tmp_path):
     asked = iter([False, False, True])
     with (

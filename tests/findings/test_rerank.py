@@ -43,6 +43,12 @@ def test_under_the_same_terms_a_study_is_what_it_was(study: StudyRecord) -> None
     assert found.record.reference == study.reference
 
 
+def test_an_objective_that_is_named_twice_counts_once(study: StudyRecord) -> None:
+    memory = phrases.objective("memory")
+    once, twice = (reranked(study, objectives=[memory] * count) for count in (1, 2))
+    assert twice.record == once.record
+
+
 def test_tighter_budgets_reject_what_breaks_them(study: StudyRecord) -> None:
     found = reranked(study, budgets=[decode(0.9, relative=True)])
     for before, after in zip(study.trials, found.record.trials, strict=True):

@@ -73,6 +73,16 @@ def test_two_measurements_of_one_candidate_at_once_do_not_share_its_artifact(
     assert written == [128, 128]
 
 
+def test_other_code_exports_the_reference_again(
+    tmp_path: Path, written: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code in ("old", "new", "new"):
+        monkeypatch.setattr(artifacts, "code_digest", lambda code=code: code)
+        with held(tmp_path / "kept", tmp_path / f"{code}{len(written)}") as found:
+            found.on_device("reference", no_runner)
+    assert written == [64, 64]
+
+
 def test_the_references_is_exported_once_and_stays(tmp_path: Path, written: list[int]) -> None:
     for name in ("first", "second"):
         with held(tmp_path / "kept", tmp_path / name) as found:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from archloop.errors import UserError
-from archloop.findings.verdict import unranked, verdict
+from archloop.findings.verdict import Row, unranked, verdict
 from archloop.ranking import front
 from archloop.ranking.record import Readings
 from archloop.report import html, layout, static, summary, trials
@@ -289,6 +289,28 @@ def test_a_study_that_was_stopped_goes_on_before_it_is_extended() -> None:
     last = study.trials[-1].model_copy(update={"state": "running", "by_rung": ()})
     stopped = study.model_copy(update={"trials": (*study.trials[:-1], last)})
     assert top(stopped, verdict(stopped), "runs/x").command == "archloop search runs/x"
+
+
+def test_a_study_that_was_stopped_between_two_trials_goes_on() -> None:
+    stopped = noisy().model_copy(update={"num_trials": 20})
+    assert top(stopped, verdict(stopped), "runs/x").command == "archloop search runs/x"
+    ended = stopped.model_copy(update={"ended": "its time of 3 h is spent"})
+    assert top(ended, verdict(ended), "runs/x").command.startswith("archloop extend runs/x")
+
+
+def test_what_is_better_without_proof_is_tied_and_never_a_price() -> None:
+    study = studies.study()
+    found = verdict(study)
+    assert found is not None
+
+    def unproven(row: Row) -> Row:
+        member = row.place.member._replace(better_in=(2,))
+        return row._replace(place=row.place._replace(member=member))
+
+    first = top(study, found._replace(rows=tuple(map(unproven, found.rows))), "runs/x")
+    said = {line.what: line.verdict for line in first.lines}
+    assert (said["latency"], said["memory"]) == ("tied", "better")
+    assert "in latency" not in first.words
 
 
 def test_the_next_command_names_the_study_wherever_it_lies() -> None:

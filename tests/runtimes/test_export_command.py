@@ -93,6 +93,18 @@ def test_templates_and_special_tokens_go_along(asked: str, tmp_path: Path) -> No
     assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.5
 
 
+def test_no_file_from_outside_the_checkpoint_goes_along(tmp_path: Path) -> None:
+    source, out = tmp_path / "checkpoint", tmp_path / "out"
+    save(build_random(SPEC, seed=3), source)
+    (tmp_path / "secret").write_text("{}")
+    (source / "tokenizer.json").symlink_to(tmp_path / "secret")
+    status, _, problem = export(str(source), "--runtime", "torch_eager", "-o", str(out))
+    assert status == 2
+    assert "outside the checkpoint's folder" in problem
+    # Refused before anything is written, so that the same command works once it is mended.
+    assert not out.exists()
+
+
 def test_a_tokenizer_that_an_engines_file_cannot_hold_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -89,6 +89,15 @@ def test_every_mixer_in_parts_has_a_state_of_one_size() -> None:
         assert [held.slots for held in graph.held] == [None] * len(graph.held), name
 
 
+def test_a_window_wider_than_what_is_traced_is_no_part() -> None:
+    def of(window: int) -> StackSpec:
+        mixer = MixerSpec(name="swa", config={"head_dim": 16, "window": window})
+        return StackSpec(d_model=32, vocab_size=8, blocks=(BlockSpec(mixers=(mixer,)),))
+
+    assert onnx_graph.unsupported(of(4096)) is None
+    assert onnx_graph.unsupported(of(4097)) == "block 0: swa keeps more than 4,096 tokens"
+
+
 def test_a_table_of_what_was_found_says_what_ran() -> None:
     found = [
         {"part": "gqa", "engine": "onnx_runtime", "version": "1.32.0", "error": 0.5},

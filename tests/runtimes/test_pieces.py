@@ -61,6 +61,23 @@ def test_what_depends_on_other_blocks_is_inseparable() -> None:
     assert pieces.inseparable(stack(block(), block(GQA))) is None
 
 
+def test_halves_that_share_weights_and_are_no_copies_are_inseparable() -> None:
+    def beside(*mixers: MixerSpec) -> BlockSpec:
+        return BlockSpec(mixers=mixers, combine="mean")
+
+    lent = GQA.model_copy(update={"weights_from": 0})
+    mamba2 = MixerSpec(name="mamba2")
+    no_copy = "block 1 has weights of block 0 and is no copy of it"
+    alone = "block 1 has weights of another block in some of its mixers alone"
+    assert pieces.inseparable(stack(beside(GQA, CONV), block(lent))) == no_copy
+    assert pieces.inseparable(stack(beside(GQA, mamba2), beside(lent, CONV))) == alone
+    assert pieces.inseparable(stack(beside(GQA, CONV), beside(lent, CONV))) == alone
+    other = block(GQA).model_copy(update={"residual_multiplier": 0.5})
+    borrows = other.model_copy(update={"mixers": (lent,)})
+    assert pieces.inseparable(stack(block(GQA), borrows)) == no_copy
+    assert pieces.inseparable(stack(other, borrows)) is None
+
+
 def test_a_stack_has_the_weights_of_its_pieces() -> None:
     spec = stack(block(), block(GQA), block()).replace(tie_embeddings=False)
     decoder = pieces.assembled(spec)

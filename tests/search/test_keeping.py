@@ -11,10 +11,11 @@ from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking.objectives import OBJECTIVES
 from archloop.ranking.record import Objectives, Readings
 from archloop.report.outcome import print_outcome
-from archloop.search.keeping import may_be_on_a_front
+from archloop.search.keeping import Keeper, may_be_on_a_front
 from archloop.search.rungs import Standings
 from archloop.search.study import Study
 from archloop.stack.spec import StackSpec
+from archloop.store.folder import StudyFolder
 from archloop.store.record import StudyRecord
 from search.stand_in import StandIn, no_time, recipe
 
@@ -65,22 +66,40 @@ def test_those_of_the_front_are_kept(tmp_path: Path) -> None:
     assert front <= found
 
 
-def test_a_trial_that_noise_alone_puts_behind_another_keeps_its_weights() -> None:
-    def values(quality: float, latency: float) -> Objectives:
+NOISE = [{"quality": Readings(mean=0.6, sd=0.02, n=7)}]
+
+
+def standings() -> Standings:
+    """Trial 1 is behind 0 by less than the noise, 2 by far more; 3 is the fastest."""
+    found = Standings()
+    for number, (quality, latency) in enumerate(
+        [(0.60, 1.0), (0.59, 1.01), (0.3, 1.2), (0.3, 0.8)]
+    ):
         readings = {
             "quality": Readings(mean=quality),
             "latency": Readings(mean=latency, sd=0.02, n=4),
             "memory": Readings(mean=1.0, n=0),
         }
-        return Objectives(values=readings)
+        found.add(number, Objectives(values=readings))
+    return found
 
-    standings = Standings()
-    for number, each in enumerate([(0.60, 1.0), (0.59, 1.01), (0.30, 1.2), (0.30, 0.8)]):
-        standings.add(number, values(*each))
-    noise = [{"quality": Readings(mean=0.6, sd=0.02, n=7)}]
-    # 1 is behind 0 by less than the noise, 2 by far more; 3 is the fastest.
-    assert may_be_on_a_front([standings], noise, OBJECTIVES) == {0, 1, 3}
-    assert may_be_on_a_front([Standings()], noise, OBJECTIVES) == set()
+
+def test_a_trial_that_noise_alone_puts_behind_another_keeps_its_weights() -> None:
+    assert may_be_on_a_front([standings()], NOISE, OBJECTIVES) == {0, 1, 3}
+    assert may_be_on_a_front([Standings()], NOISE, OBJECTIVES) == set()
+
+
+def test_a_trial_under_way_keeps_the_checkpoint_that_it_goes_on_from(tmp_path: Path) -> None:
+    home = StudyFolder(tmp_path / "test")
+    place = home.trial(2).checkpoint(0)
+    place.parent.mkdir(parents=True)
+    place.write_text("rung 0")
+    keeper = Keeper(home, recipe())
+    keeper.remember(2)
+    keeper.forget([standings()], NOISE, busy={2})
+    assert place.exists()
+    keeper.forget([standings()], NOISE)
+    assert not place.exists()
 
 
 def test_each_trial_has_its_spec_to_ship(tmp_path: Path) -> None:

@@ -58,10 +58,12 @@ def export(
     if output.exists():
         raise UserError(f"--output {output} exists already; name another folder")
     found = find(model, trial)
+    text = _text_files(found.folder)
     if runtime is None:
         told = _to_transformers(found, output, seed, pad)
     else:
         told = _to_engine(found, runtime, output, seed, quant)
+    told["tokenizer"] = _copy_text(found.folder, output, text)
     if as_json:
         print_json(told)
     else:
@@ -101,7 +103,6 @@ def _to_engine(
         "directory": str(output),
         "weights": weights,
         "streamed": streamed,
-        "tokenizer": _copy_text(found.folder, output),
         "run_with": engine.command(output),
         **manifest.model_dump(mode="json", exclude={"spec", "files"}),
     }
@@ -127,7 +128,6 @@ def _to_transformers(found: Named, output: Path, seed: int, pad: bool) -> dict[s
     return {
         "directory": str(output),
         "weights": weights,
-        "tokenizer": _copy_text(found.folder, output),
         "format": "transformers",
         "layout": family.name,
         "model_type": config["model_type"],
@@ -219,19 +219,31 @@ def _show(told: dict[str, Any]) -> None:
         console.print(f"run it with: {told['run_with']}", markup=False, soft_wrap=True)
 
 
-def _copy_text(folder: Path | None, output: Path) -> list[str]:
-    """A checkpoint's tokenizer, templates and special tokens go along with its artifact."""
-    import shutil
+def _text_files(folder: Path | None) -> list[str]:
+    """Names of a checkpoint's tokenizer, templates and special tokens.
 
-    from archloop.checkpoints import files, tokens
+    Raises:
+        UserError: one of them links to a file outside the checkpoint's folder.
+    """
+    from archloop.checkpoints import files
     from archloop.generation.model import MORE_TEMPLATES
-    from archloop.text.special_tokens import SpecialTokens
 
     if folder is None or not folder.is_dir():
         return []
     templates = sorted(path.name for path in (folder / MORE_TEMPLATES).glob("*.jinja"))
     names = [*TOKENIZER_FILES, *(f"{MORE_TEMPLATES}/{name}" for name in templates)]
-    found = [name for name in names if (folder / name).is_file()]
+    return [name for name in names if files.inside(folder, name).is_file()]
+
+
+def _copy_text(folder: Path | None, output: Path, found: list[str]) -> list[str]:
+    """A checkpoint's tokenizer, templates and special tokens go along with its artifact."""
+    import shutil
+
+    from archloop.checkpoints import files, tokens
+    from archloop.text.special_tokens import SpecialTokens
+
+    if folder is None or not folder.is_dir():
+        return []
     for name in found:
         (output / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(folder / name, output / name)

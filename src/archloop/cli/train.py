@@ -222,15 +222,17 @@ def _tokenizer(
         _check_fits(size, named)
         made = tokenizers.cached(text, size, more_special=CHAT_MARKS)
     # Also one from the cache, where an earlier version may have left it.
-    _check_fits(made.vocab_size, named)
+    _check_fits(made.vocab_size, named, file)
     return made
 
 
-def _check_fits(num_tokens: int, named: Named) -> None:
+def _check_fits(num_tokens: int, named: Named, file: Path | None = None) -> None:
     if num_tokens > named.spec.vocab_size:
+        where = "" if file is None else f"--tokenizer {file}: "
+        remedy = "give a smaller --vocab-size" if file is None else "name a smaller one, or none"
         raise UserError(
-            f"a tokenizer of {num_tokens} tokens, and {named.label} has room for "
-            f"{named.spec.vocab_size}; give a smaller --vocab-size"
+            f"{where}a tokenizer of {num_tokens} tokens, and {named.label} has room for "
+            f"{named.spec.vocab_size}; {remedy}"
         )
 
 

@@ -7,14 +7,16 @@ a share of its machine. The lease is a lock on a file of this machine: it holds 
 processes, studies and users, and the system frees it however its process ends.
 
 Who waits to measure keeps the gate, at which new trainings in line queue, so that one training
-after another cannot keep a measurement from its turn for ever. Who waits inside `told_waiting` says
-for what, and who has it.
+after another cannot keep a measurement from its turn for ever. The threads of a process are served
+in the order in which they came; between processes it is chance. Who waits inside `told_waiting`
+says for what, and who has it.
 """
 
 import fcntl
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -129,9 +131,10 @@ def lease(
     gate, held = (_open(folder / f"{name}.{suffix}") for suffix in ("gate", "lease"))
     wait = Wait(device, (held, gate), cancelled)
     try:
-        _take(gate, fcntl.LOCK_EX, wait)
-        _take(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, wait)
-        fcntl.flock(gate, fcntl.LOCK_UN)
+        with _turn(str(folder / name), wait):
+            _take(gate, fcntl.LOCK_EX, wait)
+            _take(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, wait)
+            fcntl.flock(gate, fcntl.LOCK_UN)
         wait.over()
         # Systems delete files in such folders that nobody has touched for days; a lock file that is
         # deleted while held would be made, and locked, a second time.
@@ -193,6 +196,29 @@ class Wait:
         if os.getpid() in found:
             return ["which another job of this process uses"]
         return [f"which {' and '.join(map(holders.in_words, found))} uses"]
+
+
+_lines: dict[tuple[int, str], deque[object]] = {}
+"""Who waits for a lock, by process and path. A forked child finds its parent's lines under the
+parent's number, so that it does not wait for threads that it does not have."""
+
+
+@contextmanager
+def _turn(path: str, wait: Wait) -> Iterator[None]:
+    """Wait until no other thread of this process has waited longer for the same lock.
+
+    A lock that all of them asked for at once would go to whoever happens to ask first after it was
+    freed, and one could lose every time.
+    """
+    line = _lines.setdefault((os.getpid(), path), deque())
+    place = object()
+    line.append(place)
+    try:
+        while line[0] is not place:
+            wait.once()
+        yield
+    finally:
+        line.remove(place)
 
 
 def _take(file: int, how: int, wait: Wait) -> None:

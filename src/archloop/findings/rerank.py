@@ -103,7 +103,8 @@ def _check_targets(chosen: Sequence[str], measured: Mapping[str, Profile]) -> No
 
 
 def _completed(given: Sequence[Objective]) -> tuple[Objective, ...]:
-    return (*_ALWAYS, *(each for each in given if each not in _ALWAYS))
+    # One that is named twice counts once.
+    return tuple(dict.fromkeys((*_ALWAYS, *given)))
 
 
 class _Terms(NamedTuple):

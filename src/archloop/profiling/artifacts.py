@@ -17,6 +17,7 @@ from archloop.profiling.exporter import Export, export_apart
 from archloop.profiling.target import Target
 from archloop.runtimes.artifact import Manifest, read_manifest
 from archloop.runtimes.base import Runtime
+from archloop.runtimes.pieces import code_digest
 from archloop.scratch import Scratch
 from archloop.stack.spec import StackSpec
 from archloop.workers import wire
@@ -48,7 +49,8 @@ class Wanted(NamedTuple):
         """Of an artifact's folder: another for all that another artifact would come of."""
         target = self.target
         runtime: Runtime = registry.get("runtimes", target.runtime)()
-        engine = f"{target.runtime}-{runtime.version()}-{target.quant}"
+        # Other code may write another graph of the same stack, or read other files of it.
+        engine = f"{target.runtime}-{runtime.version()}-{target.quant}-{code_digest()}"
         return f"{self.specs[role].digest}-{engine}-{self.seed}"
 
 

@@ -6,12 +6,13 @@ reference excludes 1, an objective where the comparison of all stacks at once sa
 """
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from archloop.findings.preference import preferred
 from archloop.findings.verdict import Row, Verdict, unranked
 from archloop.profiling.record import Figures, Interval, Profile
+from archloop.ranking.record import Objective
 from archloop.store.record import StudyRecord, TrialRecord
 
 _FIGURES = (
@@ -61,20 +62,19 @@ def top(study: StudyRecord, found: Verdict | None, folder: str) -> Top:
         folder: of the study, for the command.
     """
     where = shlex.quote(folder)
-    is_stopped = any(trial.state == "running" for trial in study.trials)
     goes_on = f"archloop search {where}"
-    more = goes_on if is_stopped else f"archloop extend {where} --trials 20"
+    more = goes_on if study.is_stopped else f"archloop extend {where} --trials 20"
     if found is None:
         return _before_any(study, where, more)
     if (why := unranked(study, found)) is not None:
         words = "Quality is not known well enough to recommend a stack."
         deeper = "" if why.seeds is None else f"archloop extend {where} --seeds {why.seeds}"
-        return Top(None, words, (), goes_on if is_stopped else deeper)
+        return Top(None, words, (), goes_on if study.is_stopped else deeper)
     row = _recommended(study, found)
     if row is None:
         words = "No stack is on the front beyond doubt: the reference preset stays."
         return Top(None, words, (), more)
-    objectives = tuple(_objectives(found, row))
+    objectives = tuple(_objectives(found, row, study.objectives))
     lines = (*objectives, *_measured(row.trial))
     words = f"Trial {row.trial.number} is recommended: {found.place_in_words(row)}."
     if worse := [line.what for line in objectives if line.verdict == "worse"]:
@@ -115,19 +115,22 @@ def _recommended(study: StudyRecord, found: Verdict) -> Row | None:
     return None
 
 
-def _objectives(found: Verdict, row: Row) -> Iterator[Line]:
-    for column, (name, own) in enumerate(row.place.estimates.items()):
-        theirs = found.reference.place.estimates[name]
+def _objectives(found: Verdict, row: Row, wanted: Sequence[Objective]) -> Iterator[Line]:
+    for column, objective in enumerate(wanted):
+        name = objective.name
+        own, theirs = (each.place.estimates[name] for each in (row, found.reference))
         is_better = column in row.place.member.better_in
         # Whether it is worse follows from the two intervals alone, which is careful: they overlap
-        # more often than the interval of the difference contains 0.
-        apart = own.interval()[0] > theirs.interval()[1] or own.interval()[1] < theirs.interval()[0]
+        # more often than the interval of the difference contains 0. Apart on the better side is no
+        # more than tied: what is called better holds for all stacks and figures at once.
+        less, more = (theirs, own) if objective.direction == "minimize" else (own, theirs)
+        is_worse = less.interval()[1] < more.interval()[0]
         yield Line(
             name,
             f"{own.mean:.3f} ± {own.half_width():.3f}",
             f"{theirs.mean:.3f} ± {theirs.half_width():.3f}",
             f"{own.mean - theirs.mean:+.3f}",
-            "better" if is_better else "worse" if apart else "tied",
+            "better" if is_better else "worse" if is_worse else "tied",
         )
 
 

@@ -99,6 +99,23 @@ def inseparable(spec: StackSpec) -> str | None:
                 return f"block {index} reads the state of block {mixer.state_from}"
             if registry.get("mixers", mixer.name).placed:
                 return f"block {index}: {mixer.name} depends on its place in the stack"
+    return _lent_apart(spec)
+
+
+def _lent_apart(spec: StackSpec) -> str | None:
+    """Which half has weights of another that is no copy of it, or None.
+
+    A piece's random weights follow from all that it computes, so two halves that compute different
+    things would want different numbers in the one copy of the weights that they share.
+    """
+    for index, block in enumerate(spec.blocks):
+        if len({mixer.weights_from for mixer in block.mixers}) > 1:
+            return f"block {index} has weights of another block in some of its mixers alone"
+    found = [each for each in pieces(spec) if each.block is not None]
+    at = {(each.piece.part, each.block): each.piece for each in found}
+    for each in found:
+        if at[each.piece.part, each.weights] != each.piece:
+            return f"block {each.block} has weights of block {each.weights} and is no copy of it"
     return None
 
 

@@ -4,7 +4,7 @@ A trial that climbs though its checkpoint is gone is trained again from its seed
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -38,14 +38,21 @@ class Keeper:
         if files.weights.exists():
             self.with_weights.add(number)
 
-    def forget(self, at_rung: Sequence[Standings], noise: Sequence[Mapping[str, Readings]]) -> None:
+    def forget(
+        self,
+        at_rung: Sequence[Standings],
+        noise: Sequence[Mapping[str, Readings]],
+        busy: Collection[int] = (),
+    ) -> None:
         """Remove checkpoints of trials that have left the front, and weights where `keep` is front.
 
         Args:
             at_rung: the told trials at each rung.
             noise: readings of stacks that are no trials and were read several times.
+            busy: trials under way: a training that waits for its turn was told which checkpoint to
+                go on from, so these keep theirs until they are told themselves.
         """
-        worth = may_be_on_a_front(at_rung, noise, self._recipe.objectives)
+        worth = may_be_on_a_front(at_rung, noise, self._recipe.objectives) | set(busy)
         for number in self.with_checkpoint - worth:
             self._home.trial(number).forget_checkpoints()
         self.with_checkpoint &= worth

@@ -247,7 +247,8 @@ class Loop:
         self.database.tell(stored.number, result)
         self.results.remember(stored, result)
         self.keeper.remember(stored.number)
-        self.keeper.forget(self.results.at_rung, reference_run.noise)
+        busy = {each.stored.number for each in under_way.values()}
+        self.keeper.forget(self.results.at_rung, reference_run.noise, busy)
         self.num_told_here += before is None
         detail = feasible.in_words(result)
         self._say("told", stored.number, state=result.state, detail=detail, front=reference_run)

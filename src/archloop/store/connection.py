@@ -92,7 +92,10 @@ def open_for_reading(folder: Path, url: str | None, name: str | None) -> Databas
         scratch()
         remedy = "; restore the database from a copy"
         if url is not None:
-            remedy = "; does its database take a password? Give --storage"
+            remedy = (
+                "; does its database take a password? Give --storage, or PGPASSWORD in the "
+                "environment of a command that has no such option"
+            )
         what = f"study {name!r}" if name else "the study"
         raise UserError(f"{folder}: {what} cannot be read: {cause(error)}{remedy}") from error
 

@@ -62,6 +62,7 @@ def read(folder: str | Path, storage: str | None = None) -> StudyRecord:
         noise=() if reference_run is None else reference_run.noise,
         learning_rates={} if reference_run is None else reference_run.learning_rates,
         ended=attributes.get("ended"),
+        num_trials=attributes.get("num_trials") or card.settings.get("num_trials") or 0,
         trials=tuple(trials),
         seconds_by_phase=seconds,
         overhead=_overhead(seconds),

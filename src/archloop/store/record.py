@@ -163,6 +163,7 @@ class StudyRecord(_Record):
         learning_rates: by mixer; empty when they were not tuned. A claim about a family of mixers
             needs them and is not proved by them: each rate was tried in a single training.
         ended: why the study stopped before its last trial; None otherwise.
+        num_trials: asked for, replicates aside.
         seconds_by_phase: wall time: setup, profile, train, evaluate, search, ...
         overhead: share of wall time spent in the main process besides.
     """
@@ -178,9 +179,17 @@ class StudyRecord(_Record):
     noise: tuple[dict[str, Readings], ...] = ()
     learning_rates: dict[str, FamilyRate] = {}
     ended: str | None = None
+    num_trials: int = 0
     trials: tuple[TrialRecord, ...]
     seconds_by_phase: dict[str, float]
     overhead: float | None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it has still to do what was asked for: a trial runs, or there are too few."""
+        told = [trial for trial in self.trials if trial.state != "running"]
+        is_short = sum(trial.replicates is None for trial in told) < self.num_trials
+        return len(told) < len(self.trials) or (is_short and self.ended is None)
 
     @property
     def admitted(self) -> tuple[str, ...]:

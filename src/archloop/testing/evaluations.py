@@ -45,27 +45,38 @@ class EvaluationContract(Contract):
             pytest.skip(evaluation.missing())
         return evaluation
 
-    def test_a_perfect_oracle_scores_perfect(self, evaluation: Any) -> None:
-        score = evaluation.run(Oracle(evaluation, 5), seed=5, limit=NUM)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def answered(cls, evaluation: Any) -> tuple[Oracle, Any]:
+        """Who knows every answer, and the score of what it said: one run for all that ask of it."""
+        oracle = Oracle(evaluation, 5)
+        return oracle, evaluation.run(oracle, seed=5, limit=NUM)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def guessed(cls, evaluation: Any) -> Any:
+        """The score of who guesses."""
+        return evaluation.run(Guesser(evaluation, 0), seed=5, limit=NUM)
+
+    def test_a_perfect_oracle_scores_perfect(self, answered: Any) -> None:
+        _, score = answered
         assert score.value == pytest.approx(score.perfect)
         assert score.normalized == pytest.approx(1.0)
 
-    def test_a_guesser_scores_chance_within_its_error(self, evaluation: Any) -> None:
-        score = evaluation.run(Guesser(evaluation, 0), seed=5, limit=NUM)
+    def test_a_guesser_scores_chance_within_its_error(self, evaluation: Any, guessed: Any) -> None:
         # A chance of nothing at all may still be met by luck.
         slack = 0.05 if isinstance(evaluation, ReplyTask) else 0.0
-        assert score.value == pytest.approx(score.chance, abs=4 * score.standard_error + slack)
+        error = 4 * guessed.standard_error + slack
+        assert guessed.value == pytest.approx(guessed.chance, abs=error)
 
-    def test_it_asks_by_its_own_verb_alone(self, evaluation: Any) -> None:
-        oracle = Oracle(evaluation, 5)
-        evaluation.run(oracle, seed=5, limit=NUM)
+    def test_it_asks_by_its_own_verb_alone(self, evaluation: Any, answered: Any) -> None:
+        oracle, _ = answered
         assert oracle.used == {evaluation.verb}
 
-    def test_more_examples_shrink_the_error(self, evaluation: Any) -> None:
-        few = evaluation.run(Guesser(evaluation, 0), limit=50)
-        many = evaluation.run(Guesser(evaluation, 0), limit=NUM)
-        assert many.num_examples <= NUM
-        assert many.standard_error <= few.standard_error * 1.05
+    def test_more_examples_shrink_the_error(self, evaluation: Any, guessed: Any) -> None:
+        few = evaluation.run(Guesser(evaluation, 0), seed=5, limit=50)
+        assert guessed.num_examples <= NUM
+        assert guessed.standard_error <= few.standard_error * 1.05
 
     def test_it_says_what_it_is(self, evaluation: Any) -> None:
         assert evaluation.category

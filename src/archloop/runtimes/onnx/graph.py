@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from archloop.runtimes.graphs import StateGraph
+from archloop.runtimes.graphs import TRACED_SLOTS, StateGraph
 from archloop.runtimes.onnx import parts as onnx_parts
+from archloop.stack import cost
 from archloop.stack.spec import StackSpec
 
 if TYPE_CHECKING:
@@ -77,8 +78,14 @@ def unsupported(spec: StackSpec) -> str | None:
     """Why a stack has no such graph, or None."""
     for index, block in enumerate(spec.blocks):
         for mixer in block.mixers:
-            if mixer.state_from is not None and mixer.name not in FREE:
+            if mixer.name in FREE:
+                continue
+            if mixer.state_from is not None:
                 return f"block {index} reads the features of another block's {mixer.name}"
+            # What is no part of the traced graph is traced with a state of one size.
+            sized = cost.mixer_config(mixer).state_layout
+            if sized(spec.d_model, TRACED_SLOTS) != sized(spec.d_model, 2 * TRACED_SLOTS):
+                return f"block {index}: {mixer.name} keeps more than {TRACED_SLOTS:,} tokens"
     return None
 
 

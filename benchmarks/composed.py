@@ -65,7 +65,7 @@ def seconds(runtime: Runtime, asked: argparse.Namespace, scratch: Path) -> dict[
     if not runtime.lowers_pieces:
         return seconds_whole(runtime, asked, scratch)
     rng = random.Random(asked.seed)
-    cache = BlockCache(runtime.name, runtime.version(), asked.quant, asked.cache)
+    cache = BlockCache(runtime.name, runtime.written_by(), asked.quant, asked.cache)
     specs = [drawn(rng, 768, 8, 16_384) for _ in range(asked.stacks)]
     wanted = {placed.piece for spec in specs for placed in pieces.pieces(spec)}
 
@@ -118,7 +118,7 @@ def seconds_whole(runtime: Runtime, asked: argparse.Namespace, scratch: Path) ->
 def ranks(runtime: Runtime, asked: argparse.Namespace, scratch: Path) -> dict[str, object]:
     """Whether stacks from pieces are ordered as stacks that were lowered whole."""
     rng = random.Random(asked.seed)
-    cache = BlockCache(runtime.name, runtime.version(), asked.quant, asked.cache)
+    cache = BlockCache(runtime.name, runtime.written_by(), asked.quant, asked.cache)
     kept = scratch if asked.keep is None else asked.keep / f"{runtime.name}-{asked.quant}"
     sessions: list[dict[str, Session]] = []
     whole_s = []

@@ -1,8 +1,10 @@
 """Configurations that cannot be built are refused with field, value and what is allowed."""
 
 import pytest
+import torch
 
 from archloop import blocks, registry
+from archloop.blocks.ops.rope import Rope
 
 REFUSED = [
     ("swa", {"window": 0}, ["window", "0", "greater than or equal to 1"]),
@@ -77,3 +79,14 @@ def test_every_mixer_is_imported_by_its_class_name_alone() -> None:
         blocks.gqa  # noqa: B018
     with pytest.raises(AttributeError, match=r"'Mamba4'; did you mean .*'Mamba3'"):
         blocks.Mamba4  # noqa: B018
+
+
+def test_the_least_share_of_pairs_that_is_allowed_turns() -> None:
+    gqa = registry.get("mixers", "gqa").Config
+    settings = {"head_dim": 98, "num_heads": 1, "rope_over": "turning"}
+    with pytest.raises(ValueError, match="turns nothing") as refusal:
+        gqa(rope_fraction=0.001, **settings).sizes(98)
+    least = float(str(refusal.value).rsplit(maxsplit=1)[-1])
+    gqa(rope_fraction=least, **settings).sizes(98)
+    freq_h = Rope(1e4, fraction=0.29).frequencies(100, torch.float64, torch.device("cpu"))
+    assert int((freq_h > 0).sum()) == 29

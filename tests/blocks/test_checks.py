@@ -172,3 +172,8 @@ def test_the_global_generator_is_left_as_it_was() -> None:
 def test_every_mixer_of_the_library_passes_at_the_width_of_a_proxy(kind: str) -> None:
     for name in registry.shipped(kind):
         checks.check(registry.get(kind, name).Config(), 128)
+
+
+def test_a_mixer_that_reads_the_embedding_too_passes() -> None:
+    gqa = registry.get("mixers", "gqa").Config
+    checks.check(gqa(head_dim=16, beside_embedding=True, adapter_rank=4), WIDTH)

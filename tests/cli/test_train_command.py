@@ -71,8 +71,9 @@ def test_a_trial_is_trained_and_taken_by_the_other_commands(
     assert status == 0, problem
     assert json.loads(told)["weights"] == "checkpoint"
     assert "tokenizer.json" in json.loads(told)["tokenizer"]
-    again = run("train", str(study), "--trial", "0", "--corpus", corpus, *QUICK, "--json")
-    assert json.loads(again[1]) == found
+    status, again, problem = run("train", f"{study}:0", "--corpus", corpus, *QUICK, "--json")
+    assert status == 0, problem
+    assert json.loads(again) == found
 
 
 def test_any_spec_is_trained_into_a_named_folder(study: Path, corpus: str, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import torch
 
 from archloop import registry
 from archloop.blocks import checks
+from archloop.blocks.ops import delta_rule
+from archloop.testing.work import WorkCounter
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mamba3": [{}, {"rank": 2}, {"rank": 4}],
@@ -61,3 +63,18 @@ def test_a_count_that_is_wrong_names_the_part() -> None:
 
     with pytest.raises(checks.ContractError, match=r"the module has 16576 \(conv 7, not 192\)"):
         checks.parameters_equal_the_module(plugin.Config().build(64), Config(), 64)
+
+
+def test_value_heads_of_a_key_head_share_its_scores() -> None:
+    declared, measured = [], []
+    for keys, per_key in ((1, 4), (4, 1)):
+        config = registry.get("mixers", "gated_deltanet").Config(
+            head_dim=16, num_key_heads=keys, values_per_key=per_key
+        )
+        declared.append(config.flop_terms(64, 64, 0, consumer=True)["read"])
+        qk, v = torch.randn(1, keys, 64, 16), torch.randn(1, 4, 64, 16)
+        g, states = -torch.rand(1, 4, 64, 1), torch.zeros(1, 4, 2, 16, 16)
+        with WorkCounter() as work:
+            delta_rule.read(qk, qk, v, g, states)
+        measured.append(work.matmul_flops)
+    assert declared[1] - declared[0] == measured[1] - measured[0] > 0

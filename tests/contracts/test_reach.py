@@ -74,3 +74,11 @@ def test_configs_coincide_where_only_sizes_differ_by_rounding() -> None:
     # Four heads of 16: four queries to a key is what none given comes to.
     explicit = gqa(head_dim=16, queries_per_kv=4)
     assert explicit.signature(64) == gqa(head_dim=16).signature(64)
+
+
+def test_configs_with_other_key_heads_do_not_coincide() -> None:
+    delta = registry.get("mixers", "gated_deltanet").Config
+    one = delta(head_dim=16, num_key_heads=4, values_per_key=1)
+    other = delta(head_dim=16, num_key_heads=2, values_per_key=2)
+    assert one.num_params(64) != other.num_params(64)
+    assert one.signature(64) != other.signature(64)

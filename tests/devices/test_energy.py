@@ -39,6 +39,15 @@ def test_no_counter_is_no_energy(tmp_path):
     assert spent(some, Counters({"b": 2.0}, {})) is None
 
 
+def test_the_counter_of_the_whole_machine_is_no_package(tmp_path):
+    for name, called in (("intel-rapl:0", "package-0"), ("intel-rapl:1", "psys")):
+        zone(tmp_path, name, 5)
+        (tmp_path / name / "name").write_text(f"{called}\n")
+    found = of_processor(tmp_path)
+    assert found is not None
+    assert list(found.joules) == ["intel-rapl:0"]
+
+
 class Library:
     """The part of NVIDIA's library that is called, for a machine with one card."""
 

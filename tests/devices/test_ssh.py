@@ -132,3 +132,25 @@ def test_equal_folders_are_packed_alike(tmp_path: Path) -> None:
     assert _packed(tmp_path / "one") == _packed(tmp_path / "two")
     (tmp_path / "two" / "inner" / "file").write_text("other")
     assert _packed(tmp_path / "one") != _packed(tmp_path / "two")
+
+
+def test_a_push_that_is_stopped_leaves_nothing_there(
+    client: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client(LOCAL)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("some")
+    far, ask = tmp_path / "far", Ssh.ask
+
+    def stopped(self: Ssh, commands: str, given: bytes = b"", limit_s: float = 60.0) -> str:
+        if not given:
+            return ask(self, commands, given, limit_s)
+        # Before the last step, which gives what arrived its name.
+        ask(self, f"{commands.rpartition(' && ')[0]}; fi", given, limit_s)
+        assert list(far.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ssh, "ask", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Ssh(Ssh.Config(host="box", folder=str(far))).push(tmp_path / "folder")
+    assert not list(far.iterdir())

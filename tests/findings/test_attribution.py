@@ -12,11 +12,14 @@ from typer.testing import CliRunner
 from archloop.cli import app
 from archloop.errors import UserError
 from archloop.findings.attribution import Attribution, attribution
+from archloop.proxy.record import Rung, TrainJob
 from archloop.ranking.estimates import pools
-from archloop.ranking.record import Objectives, Readings
+from archloop.ranking.objectives import OBJECTIVES
+from archloop.ranking.record import Objective, Objectives, Readings
 from archloop.ranking.regression import fit
 from archloop.ranking.shapley import shapley
 from archloop.ranking.variance import Pool
+from archloop.report.attributed import attributed
 from archloop.search import design
 from archloop.search.recipe.recipe import load
 from archloop.search.study import Study
@@ -215,3 +218,48 @@ def test_a_design_is_a_study_beside_that_counts_too(tmp_path: Path) -> None:
         "short_conv",
         "gqa",
     }
+
+
+def test_scores_under_a_name_of_their_own_contribute_points_and_no_percent() -> None:
+    study = made(slow=0.1, noise=0.01)
+    recall = Objective(name="recall", direction="maximize", figure="quality:recall")
+
+    def more(values: Objectives) -> Objectives:
+        return Objectives(values={**values.values, "recall": values.values["quality"]})
+
+    trials = tuple(
+        each.model_copy(update={"by_rung": (more(each.by_rung[0]),)}) for each in study.trials
+    )
+    assert study.reference_point is not None
+    wanted = [each.model_dump() for each in (*OBJECTIVES, recall)]
+    changes = {
+        "trials": trials,
+        "reference_point": more(study.reference_point),
+        "recipe": {**study.recipe, "objectives": wanted},
+    }
+    found = attributed(study.model_copy(update=changes))
+    cell = found.tables[0].rows[0][1][found.objectives.index("recall")]
+    assert cell is not None
+    assert "%" not in cell.text
+
+
+class Lost(StandIn):
+    """Trainings of designed stacks diverge."""
+
+    def train(self, job: TrainJob, directory: Path) -> Rung:
+        rung = super().train(job, directory)
+        if "-design/trials" not in str(directory):
+            return rung
+        return rung.model_copy(update={"diverged": True, "scores": {}})
+
+
+def test_a_design_none_of_which_is_feasible_counts_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings(num_trials=4, budgets=[])))
+    given = load(tmp_path / "recipe.yaml")
+    Study(given, tmp_path, evaluator=StandIn(), clock=no_time).run()
+    monkeypatch.setattr(Study, "_hardware", lambda _: Lost())
+    shown = CliRunner().invoke(app, ["attribute", str(tmp_path / "test"), "--design", "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["by_design"] == 3

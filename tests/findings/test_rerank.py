@@ -17,6 +17,7 @@ from archloop.findings.rerank import reranked
 from archloop.findings.verdict import verdict
 from archloop.ranking import phrases
 from archloop.ranking.budgets import Budget
+from archloop.report import html, trials
 from archloop.store import reading
 from archloop.store.record import StudyRecord
 
@@ -70,6 +71,10 @@ def test_looser_budgets_name_the_stacks_that_were_never_trained(study: StudyReco
     (line,) = found.unknown
     assert "never trained" in line
     assert [int(n) for n in re.findall(r"\d+", line)] == rejected
+    # Nor is it said of them that they broke a budget, of which there is none.
+    shown = trials.shown(found.record, verdict(found.record))
+    assert {each.place for each in shown if each.trial.number in rejected} == {"never trained"}
+    assert html.NEVER_TRAINED in html.render(found.record).replace("&#39;", "'")
 
 
 def test_another_objective_is_read_off_the_stored_scores_of_each_training(

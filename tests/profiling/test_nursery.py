@@ -141,3 +141,14 @@ def test_an_export_is_run_on_the_part_of_the_machine_that_is_measured(tmp_path, 
     with pytest.raises(WorkerError, match="enough"):
         profile(SPEC, target, ProfileConfig(processes=2, fork=False), directory=tmp_path / "a")
     assert [config.gpu for config in asked] == [1]
+
+
+def test_a_target_elsewhere_does_not_end_forking_here():
+    class Elsewhere(Host):
+        is_here = False
+
+    device = Elsewhere()
+    argv = [*(device.python_argv() or ()), "-m", "archloop.profiling.worker"]
+    with Nursery() as nursery:
+        assert nursery._server(device, TorchEager(), argv, {}) is None
+        assert nursery.reasons == {}

@@ -243,3 +243,17 @@ def test_a_table_is_a_file_that_says_when_it_is_damaged(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
     with pytest.raises(UserError, match="no table of blocks of version 3"):
         read_table(path)
+
+
+def test_weights_that_are_lent_are_in_memory_once() -> None:
+    spec = stack(128, [("short_conv", 2.0)] * 4)
+    first, *others = spec.blocks
+    assert first.channel_mixer is not None
+    lent = first.channel_mixer.model_copy(update={"weights_from": 0})
+    borrowing = [block.model_copy(update={"channel_mixer": lent}) for block in others]
+    shared = spec.replace(blocks=(first, *borrowing))
+    known = [stack(width, [("gqa", 2.0), ("short_conv", 2.0)]) for width in (128, 256)]
+    predicted = Predictor(table(known, whole=True), WHERE, 1024).predict(shared)
+    assert predicted.num_unmeasured == 0
+    net = measured(shared).figures[0].peak_memory_bytes.value - EMPTY_BYTES
+    assert predicted.memory_bytes_estimate == pytest.approx(net, rel=0.05)

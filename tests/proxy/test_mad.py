@@ -19,6 +19,13 @@ TINY = {
 }
 
 
+def test_parallel_mixers_stay_so_and_blocks_without_any_are_left_out():
+    spec = mad_spec(["short_conv+gqa", "-", "gqa"])
+    assert spec.layout == ["short_conv+gqa", "gqa"]
+    assert [len(block.mixers) for block in spec.blocks] == [2, 1]
+    Decoder(spec.replace(vocab_size=32))
+
+
 def small_spec():
     return mad_spec(["short_conv", "gqa"]).replace(d_model=64)
 

@@ -47,6 +47,6 @@ def test_objectives_by_their_figure() -> None:
     recall = phrases.objective("quality:recall")
     assert (recall.category, recall.direction) == ("recall", "maximize")
     assert phrases.objective("ttft_ms@worst").contexts == "worst"
-    for wrong in ("speed", "ttft_ms@best"):
+    for wrong in ("speed", "ttft_ms@best", "latency@worst", "quality:recall@worst"):
         with pytest.raises(UserError, match="objective"):
             phrases.objective(wrong)

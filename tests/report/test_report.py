@@ -313,6 +313,49 @@ def test_what_is_better_without_proof_is_tied_and_never_a_price() -> None:
     assert "in latency" not in first.words
 
 
+def test_more_trainings_of_the_first_rung_are_no_remedy_for_a_higher_one() -> None:
+    study = noisy()
+    longer = {0: (0.61, 0.95, 0.9), 1: (0.47, 0.70, 0.6), 3: (0.35, 0.80, 0.7)}
+    climbed = tuple(
+        each.model_copy(
+            update={"by_rung": (each.by_rung[0], studies.objectives(*longer[each.number]))}
+        )
+        if each.number in longer
+        else each
+        for each in study.trials
+    )
+    study = study.model_copy(update={"trials": climbed})
+    found = verdict(study)
+    assert found is not None
+    assert found.comparison.rung == 1
+    why = unranked(study, found)
+    assert why is not None
+    assert why.seeds is None
+    assert "archloop extend" not in why.words
+    assert top(study, found, "runs/x").command == ""
+
+
+def test_where_all_that_was_trained_diverged_budgets_are_not_blamed() -> None:
+    rung = studies.rung(0).model_copy(update={"diverged": True, "scores": {}})
+    worst = studies.objectives(0.0, 0.9, 0.9)
+    lost = studies.trial(0, "CCCC", rungs=(rung,), by_rung=(worst,), diverged=True)
+    study = studies.study()
+    study = study.model_copy(update={"trials": (lost, study.trials[2])})
+    first = top(study, verdict(study), "runs/x")
+    assert "diverged" in first.words
+    assert first.command == ""
+
+
+def test_a_longer_training_that_diverged_is_said_beside_the_place() -> None:
+    study = studies.study()
+    hurt = study.trials[0].model_copy(update={"diverged": True})
+    study = study.model_copy(update={"trials": (hurt, *study.trials[1:])})
+    shown = {each.trial.number: each for each in trials.shown(study, verdict(study))}
+    assert shown[0].row is not None
+    assert "diverged at rung 1" in [badge.words for badge in shown[0].badges]
+    assert "diverged at rung 1" in html.render(study)
+
+
 def test_the_next_command_names_the_study_wherever_it_lies() -> None:
     study = studies.study().model_copy(update={"trials": ()})
     assert top(study, None, "my runs/x").command == "archloop search 'my runs/x'"

@@ -91,6 +91,12 @@ ODD |= {
         BlockSpec(mixers=(MixerSpec(name="swa", config={"window": 8}),), channel_mixer=DENSE),
         block("short_conv"),
     ),
+    "beside-embedding": (
+        block("short_conv"),
+        BlockSpec(
+            mixers=(MixerSpec(name="gqa", config={"beside_embedding": True}),), channel_mixer=DENSE
+        ),
+    ),
     "gated-heads": (BlockSpec(mixers=(MixerSpec(name="gqa", config={"head_gate": True}),)),),
 }
 STACKS = ALONE | BETWEEN | OF_CHANNELS | ODD

@@ -168,3 +168,27 @@ def twice(runtime: Any, decoder: Decoder, folder: Path) -> float:
     session.close()
     assert np.isfinite(first).all()
     return distance(first, eager_logits(decoder, prompt, steps, "float32"))
+
+
+def windowed(window: int) -> StackSpec:
+    mixer = MixerSpec(name="swa", config={"head_dim": 32, "window": window})
+    return StackSpec(d_model=128, vocab_size=64, blocks=(BlockSpec(mixers=(mixer,)),))
+
+
+def test_a_ring_is_as_long_as_its_window() -> None:
+    part = executorch_graph.whole(build_random(windowed(512), 0))
+    assert [each.shape[2] for each in part.held] == [512, 512]
+    assert executorch_graph.unsupported(windowed(4096)) is None
+    reason = executorch_graph.unsupported(windowed(4097))
+    assert reason == "block 0: swa keeps more than 4,096 tokens"
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(900)
+def test_a_window_of_many_passes_is_seen_whole(runtime: Any, tmp_path: Path) -> None:
+    decoder = build_random(windowed(300), 0)
+    runtime.write(decoder, tmp_path, "fp32")
+    ids = np.random.default_rng(0).integers(64, size=404).tolist()
+    session = runtime.load(tmp_path, described(runtime, decoder, "fp32"), 1, 404)
+    found = session_rows(session, [ids[:400]], ids[400:])
+    assert distance(found, eager_logits(decoder, ids[:400], ids[400:], "float32")) < 1e-4

@@ -214,3 +214,37 @@ def test_a_tokenizer_that_the_engine_cannot_cut_like_is_left_out(
     assert "byte-level BPE" in (vocabulary.add(model, tmp_path) or "")
     assert model.read_bytes() == before
     assert LlamaCpp().command(tmp_path).startswith("llama-bench")
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"use_bias": False}, "a router has a selection bias there"),
+        ({"normalize": False}, "experts' weights are divided by their sum there"),
+        ({"routed_scale": 2.5}, "experts' weights are not scaled there"),
+    ],
+)
+def test_experts_that_llama_cpp_lacks_are_refused(setting: dict[str, float], reason: str) -> None:
+    odd = MOE.model_copy(update={"config": MOE.config | setting})
+    assert reason in (gguf_file.unsupported(stack((CONV, SWIGLU), (GQA, odd))) or "")
+
+
+def test_a_convolution_of_one_token_is_refused() -> None:
+    one = MixerSpec(name="short_conv", config={"kernel": 1})
+    reason = gguf_file.unsupported(stack((one, SWIGLU), (GQA, SWIGLU)))
+    assert "see two tokens at least there" in (reason or "")
+
+
+@pytest.mark.ci
+def test_windowed_blocks_keep_their_window_alone(tmp_path: Path) -> None:
+    runtime = LlamaCpp()
+    if missing := runtime.missing_to_export():
+        pytest.skip(missing)
+    export(runtime, build_random(STACKS["gemma3"], 1), tmp_path / "a", "f16")
+    session = runtime.open(tmp_path / "a", threads=1, max_context=4096)
+    session.prefill(session.prepare([1] * 4096))
+    # 256 bytes a token and block: one block of 4,096 tokens and six of 768; all seven are 7.3 MB.
+    assert session._llama.llama_state_get_size(session._context) < 3e6
+    # Of the state for any number of tokens it tells nothing.
+    assert session.state_bytes is None
+    session.close()

@@ -1,12 +1,15 @@
 """Pieces of stacks: which there are, whose weights they have, how they are kept."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+from archloop import registry
 from archloop.runtimes import pieces
 from archloop.runtimes.block_cache import BlockCache
+from archloop.runtimes.torch_eager import TorchEager
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
 CONV, GQA = MixerSpec(name="short_conv"), MixerSpec(name="gqa", config={"head_dim": 32})
@@ -58,6 +61,9 @@ def test_what_depends_on_other_blocks_is_inseparable() -> None:
     assert reason == "block 1 reads the state of block 0"
     reason = pieces.inseparable(stack(block(MixerSpec(name="hgrn2"))))
     assert reason == "block 0: hgrn2 depends on its place in the stack"
+    wide = MixerSpec(name="gqa", config={"head_dim": 32, "beside_embedding": True})
+    reason = pieces.inseparable(stack(block(), block(wide)))
+    assert reason == "block 1 reads the embedding beside the stream"
     assert pieces.inseparable(stack(block(), block(GQA))) is None
 
 
@@ -131,6 +137,19 @@ def test_a_piece_is_lowered_once_for_a_runtime_version_and_quantisation(
     for other in ("engine", "2", "fp32"), ("engine", "1", "int8"), ("another", "1", "fp32"):
         BlockCache(*other, tmp_path).get(piece, lower)
     assert lower.calls == 4
+
+
+def test_what_is_kept_hangs_on_the_packages_that_write_it_too() -> None:
+    class Written(TorchEager):
+        writers = ("pytest", "no-such-package")
+
+    with_others = f"{TorchEager().version()}+pytest{metadata.version('pytest')}+no-such-package-"
+    assert (TorchEager().written_by(), Written().written_by()) == (
+        TorchEager().version(),
+        with_others,
+    )
+    for name in ("onnx_runtime", "openvino", "executorch"):
+        assert "torch" in registry.get("runtimes", name).writers
 
 
 @pytest.mark.parametrize("damage", ["changed", "lost", "index"])

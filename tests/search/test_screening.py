@@ -17,6 +17,7 @@ from archloop.space.specs import to_spec
 from archloop.space.variation import sample
 from archloop.stack import cost
 from archloop.stack.spec import StackSpec
+from archloop.workers.deaths import WorkerError
 from search.stand_in import CONTEXTS, IDENTITY, StandIn, recipe
 
 MEASURED_ON = IDENTITY.model_copy(update={"runtime": "torch_eager"})
@@ -192,3 +193,18 @@ def test_measurements_of_pieces_are_not_taken_twice(tmp_path: Path) -> None:
         asked.unlink()
     assert table(tmp_path, recipe()) == first
     assert not list(tmp_path.rglob("asked"))
+
+
+def test_what_the_engine_refuses_is_left_out_of_a_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refusing(spec: StackSpec, home: Path) -> Profile:
+        if EXPENSIVE in spec.layout:
+            raise WorkerError("unsupported", "no attention here", "candidate")
+        return said(spec, home)
+
+    wanted = piecework.halves(plan.resolve(recipe()).reference, [])
+    found = piecework.table(wanted, (), refusing, tmp_path)
+    assert found.rows
+    assert not any(EXPENSIVE in row.spec.layout for row in found.rows)
+    assert "left out of the table: no attention here" in caplog.text

@@ -11,6 +11,7 @@ import torch
 
 from archloop.space.budget import trained_target
 from archloop.space.config import SpaceConfig
+from archloop.space.encoding import proxied
 from archloop.space.genome import Genome
 from archloop.space.opening import open_space
 from archloop.space.operators import applicable
@@ -268,3 +269,32 @@ def test_proxies_are_equal_in_parameters_where_the_recipe_asks_for_it() -> None:
         if trained:
             assert all(abs(count - target) <= 0.02 * target for count in counts)
     assert spreads[False] > 2 * spreads[True]
+
+
+def test_a_block_that_gains_a_global_mixer_has_as_many_as_its_space_asks() -> None:
+    structure = {"halves": ["both", "channel_mixer"], "num_mixers": 2}
+    rules = {"structure": structure, "interleaving": {"min_global": 4}}
+    space = open_space(SpaceConfig(**(SHARED | {"num_blocks": 4} | rules)))
+    for seed in range(8):
+        assert_valid(space, sample(space, np.random.default_rng(seed)))
+
+
+def test_a_given_stack_takes_every_value_that_is_another_at_proxy_width() -> None:
+    """Also those of blocks and of the stack, and one that it leaves to its default."""
+    swa = {"window": {"ship": 512, "proxy": 32}, "multiplier": {"ship": 0.5, "proxy": 1.0}}
+    config = SHARED | {
+        "num_blocks": 1,
+        "mixers": {"swa": swa},
+        "block": {"residual_multiplier": {"ship": 0.2, "proxy": 0.4}},
+        "stack": {"embedding_multiplier": {"ship": 12.0, "proxy": 6.0}},
+    }
+    space = open_space(SpaceConfig(**config))
+    block = BlockSpec(
+        mixers=(mixer("swa", multiplier=0.5),),
+        channel_mixer=ChannelMixerSpec(name="swiglu"),
+        residual_multiplier=0.2,
+    )
+    given = StackSpec(d_model=128, vocab_size=512, blocks=(block,), embedding_multiplier=12.0)
+    found = proxied(space, given, 300)
+    assert found.blocks[0].mixers[0] == mixer("swa", {"window": 32}, multiplier=1.0)
+    assert (found.blocks[0].residual_multiplier, found.embedding_multiplier) == (0.4, 6.0)

@@ -298,6 +298,13 @@ def rich_mixer(**genes: Any) -> dict[str, Any]:
         ({"budget": {"num_params": 28e6, "free": "swigl.expansion"}}, "did you mean 'swiglu'"),
         ({"budget": {"num_params": 28e6, "free": "moe.top_k"}}, "list the values that top_k may"),
         (
+            {
+                "channel_mixers": {"moe": {"top_k": [1, 2]}},
+                "budget": {"num_params": 28e6, "free": "moe.top_k"},
+            },
+            r"free='moe.top_k': 1 and 2 have equally many parameters",
+        ),
+        (
             {"channel_mixers": {"swiglu": {"expansion": [1 + i / 4 for i in range(9)]}}},
             "9 values; give at most 8",
         ),

@@ -158,3 +158,14 @@ def test_whole_numbers_are_one_setting_however_they_are_written() -> None:
     other = StackSpec.from_json(text.replace('"head_dim":64', '"head_dim":64.0'))
     assert other == spec
     assert (other.digest, hash(other)) == (spec.digest, hash(spec))
+
+
+def test_a_twin_keeps_the_factors_of_its_preset() -> None:
+    name = "falcon-h1-0.5b"
+    block, twin = presets.load(name).blocks[0], presets.load(f"{name}-attention")
+    assert block.channel_mixer is not None
+    assert {each.multiplier for each in (*block.mixers, block.channel_mixer)} != {1.0}
+    for other in twin.blocks:
+        assert other.mixers == (block.mixers[1],)
+        assert other.channel_mixer is not None
+        assert other.channel_mixer.multiplier == block.channel_mixer.multiplier

@@ -21,7 +21,7 @@ from archloop.blocks.linear import Linear
 from archloop.blocks.norms import RMSNorm
 from archloop.blocks.ops.attention import attention, attention_step
 from archloop.blocks.ops.norm_rotate import norm_rotate
-from archloop.blocks.ops.rope import STILL, Rope
+from archloop.blocks.ops.rope import STILL, Rope, turning_pairs
 from archloop.blocks.widths import count_heads, scaled_heads
 from archloop.errors import UserError
 
@@ -95,7 +95,7 @@ class AttentionConfig(MixerConfig):
             )
         if self.channel_gate and self.head_gate:
             raise UserError("channel_gate and head_gate exclude each other; allowed: one of them")
-        turning = int(self.rope_fraction * (self.head_dim // 2))
+        turning = turning_pairs(self.rope_fraction, self.head_dim // 2)
         if self.rope_over == "turning" and not turning:
             raise UserError(
                 f"rope_fraction={self.rope_fraction} turns nothing of head_dim={self.head_dim}; "

@@ -62,7 +62,8 @@ def _check(config: Config, d_model: int) -> None:
 def _check_mixer(config: MixerConfig, d_model: int) -> None:
     mixer = config.build(d_model)
     counts_equal_the_module(mixer, config, d_model)
-    x_BTD = random_inputs(LENGTH, d_model)
+    # A mixer may read the embedding beside the stream, which together are twice as wide.
+    x_BTD = random_inputs(LENGTH, mixer.input_width)
     gradients_are_finite(mixer, x_BTD.float())
     gradients_reach_no_later_token(mixer, x_BTD.float(), LENGTH // 2)
     move_parameters(mixer, 0.3)

@@ -93,8 +93,9 @@ class DeltaConfig(MixerConfig):
         if self.core == "conv":
             return terms
         heads, widths = self.sizes(d_model)["num_heads"], (self.head_dim, self.head_dim)
-        vector = self._vector()
-        terms["read"] = heads * delta_rule.read_flops(num_tokens, *widths, vector=vector)
+        vector, shared = self._vector(), self._values_per_key()
+        read = delta_rule.read_flops(num_tokens, *widths, shared, vector=vector)
+        terms["read"] = heads // shared * read
         if not consumer:
             corrected = delta_rule.corrected_flops(num_tokens, *widths, vector=vector)
             terms["corrected"] = heads * corrected

@@ -65,12 +65,17 @@ def _designed(folder: Path, run: bool) -> "list[StudyRecord]":
     if run:
         from archloop.report.live import display
         from archloop.search.design import by_design
+        from archloop.search.errors import NoFeasibleTrial
         from archloop.search.study import Study
 
         study = Study(by_design(Study.open(folder).recipe), folder.parent)
         study.folder = beside
-        with display(stderr) as progress:
-            return [study.run(progress)]
+        try:
+            with display(stderr) as progress:
+                return [study.run(progress)]
+        except NoFeasibleTrial:
+            # Stacks that broke a budget or diverged were measured, and tell of devices.
+            return [study.read()]
     return [read(beside)] if StudyFolder(beside).has_card() else []
 
 

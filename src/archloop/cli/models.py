@@ -53,6 +53,7 @@ class Named:
         folder: of the checkpoint or artifact; of a trial, that of its trained model, which is
             there only after `archloop train`.
         proxy: folder of a trial's proxy, which is there only if the study kept it.
+        study: folder of the study that a trial is of.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Named:
     spec: "StackSpec"
     folder: Path | None = None
     proxy: Path | None = None
+    study: Path | None = None
 
     @property
     def is_random(self) -> bool:
@@ -229,7 +231,8 @@ def _trial(study: "StudyFolder", trial: str | None) -> Named:
         if trial != "reference"
         else (f"{study.path.name}-reference")
     )
-    return Named(label, "trial", load_spec(str(files.spec)), files.trained, files.weights)
+    spec = load_spec(str(files.spec))
+    return Named(label, "trial", spec, files.trained, files.weights, study.path)
 
 
 def _trial_folder(study: "StudyFolder", trial: str) -> "TrialFolder | None":

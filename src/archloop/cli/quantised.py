@@ -1,5 +1,6 @@
 """`archloop quantised`: the front's proxies in the numbers of each target's quantisation."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from archloop.errors import UserError
 
 if TYPE_CHECKING:
     from archloop.findings.quantised import Loss
+    from archloop.stack.decoder import Decoder
 
 
 @command(takes_plugins=False)
@@ -32,25 +34,31 @@ def quantised(
 
 
 def _losses(folder: Path) -> "list[Loss]":
-    import torch
-
     from archloop import registry
-    from archloop.cli.models import find
+    from archloop.cli.own_plugins import add_plugins_of
     from archloop.findings import quantised as findings
     from archloop.findings.verdict import verdict
     from archloop.proxy import mixture, quantised, scoring
     from archloop.search.study import Study
+    from archloop.store.folder import StudyFolder
 
     opened = Study.open(folder)
     recipe, record = opened.recipe, opened.read()
     found = verdict(record)
     if found is None or record.scale is None:
         raise UserError(f"{folder} has no front with scores yet; let `archloop search` go on")
+    # Its tasks may be its own.
+    add_plugins_of(StudyFolder(folder))
     data = mixture.prepare(recipe.proxy, None, recipe.root)
-    losses = []
-    for row in findings.front(found):
-        named = find(str(folder), str(row.trial.number))
-        decoder = named.text_model(torch.float32).decoder.eval()
+    rows, losses, gone = findings.front(found), [], []
+    for row in rows:
+        try:
+            decoder = _proxy(folder, row.trial.number)
+        except UserError as error:
+            # What is let go while a stack is off the front is not there when it is back.
+            gone.append(error)
+            stderr.print(str(error), markup=False)
+            continue
         before = scoring.evaluate(decoder, data, recipe.proxy)
         for engine in dict.fromkeys((at.runtime, at.quant) for at in recipe.targets.values()):
             runtime = registry.get("runtimes", engine[0])()
@@ -60,16 +68,45 @@ def _losses(folder: Path) -> "list[Loss]":
                 stderr.print(f"trial {row.trial.number}, {' '.join(engine)}: {error}", markup=False)
                 continue
             losses.append(findings.loss(record, found, row, engine, before, after))
+    if gone and len(gone) == len(rows):
+        raise gone[0]
     return losses
+
+
+def _proxy(folder: Path, number: int) -> "Decoder":
+    """A trial's trained proxy, also where its model to ship was trained, with another tokenizer.
+
+    Raises:
+        UserError: the study did not keep it, or it cannot be loaded.
+    """
+    import torch
+
+    from archloop.checkpoints.loading import load
+    from archloop.cli.models import find
+
+    named = find(str(folder), str(number))
+    if named.proxy is None or not named.proxy.is_dir():
+        raise UserError(
+            f"{named.label} has no proxy here: the study did not keep its proxy, or was copied "
+            "without; search under another name with keep: all"
+        )
+    # Kept in float16 to be small; it was trained in float32.
+    return load(named.proxy, torch.float32)
 
 
 def _plain(loss: "Loss") -> dict[str, Any]:
     return {
         **loss._asdict(),
-        "before": {name: score.value for name, score in loss.before.items()},
-        "after": {name: score.value for name, score in loss.after.items()},
+        "lost": _finite(loss.lost),
+        "before": {name: _finite(score.value) for name, score in loss.before.items()},
+        "after": {name: _finite(score.value) for name, score in loss.after.items()},
         "is_marked": loss.is_marked,
     }
+
+
+def _finite(value: float) -> float | None:
+    """A number that JSON has; None for a score that overflowed."""
+    return value if math.isfinite(value) else None
 
 
 def _show(losses: "list[Loss]", console: Console) -> None:

@@ -83,7 +83,7 @@ def train(
     named = find(model, trial)
     _check_length(named, seq_len)
     work, folder = _folders(named, output)
-    defaults = _defaults(model, named)
+    defaults = _defaults(named)
     changes = {
         "optimizer": optimizer,
         "learning_rate": learning_rate,
@@ -139,7 +139,7 @@ def _tell(shipped: "Shipped", bits: float, work: Path, folder: Path, as_json: bo
     )
 
 
-def _defaults(model: str, named: Named) -> _Defaults:
+def _defaults(named: Named) -> _Defaults:
     from archloop.text.corpora import CorpusConfig
     from archloop.training.loop import TrainingConfig
 
@@ -148,7 +148,8 @@ def _defaults(model: str, named: Named) -> _Defaults:
     from archloop.store import reading
     from archloop.store.reference_run import mean_rate
 
-    about = reading.about(model)
+    assert named.study is not None
+    about = reading.about(named.study)
     proxy = about.settings["proxy"]
     training = TrainingConfig.model_validate(proxy["training"])
     if tuned := mean_rate(about.learning_rates, named.spec.layout):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import DeviceError, DeviceInfo, Readings
+from archloop.devices.base import DeviceInfo, Readings
 from archloop.devices.remote import READINGS, RemoteDevice, parsed
 
 _PUSH_S = 600.0
@@ -96,7 +96,8 @@ class Android(RemoteDevice):
         try:
             self.told([*self._adb(), "push", str(local), there], limit_s=_PUSH_S)
             self.ask(f"touch {shlex.quote(marked)}")
-        except DeviceError:
+        except BaseException:
+            # Also when the user stops it: nobody else knows of what is there by now.
             self.forget(there)
             raise
         return there

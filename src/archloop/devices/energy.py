@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 ZONES = Path("/sys/class/powercap")
 _PACKAGE = re.compile(r"(intel|amd)-rapl:\d+")
 """A whole processor; zones below it (cores, memory) have a second number."""
+_PLATFORM = "psys"
+"""Name of a zone beside the packages that counts the whole machine, and so them too."""
 _MICRO, _MILLI = 1e-6, 1e-3
 
 
@@ -46,12 +48,20 @@ def of_processor(zones: Path = ZONES) -> Counters | None:
     joules, ranges = {}, {}
     try:
         for zone in sorted(zones.iterdir()):
-            if _PACKAGE.fullmatch(zone.name):
+            if _PACKAGE.fullmatch(zone.name) and _called(zone) != _PLATFORM:
                 joules[zone.name] = int((zone / "energy_uj").read_text()) * _MICRO
                 ranges[zone.name] = int((zone / "max_energy_range_uj").read_text()) * _MICRO
     except (OSError, ValueError):
         return None
     return Counters(joules, ranges) if joules else None
+
+
+def _called(zone: Path) -> str:
+    """What the kernel calls a zone, such as ``package-0``; empty where it does not say."""
+    try:
+        return (zone / "name").read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def of_card(index: int) -> Counters | None:

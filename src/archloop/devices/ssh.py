@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import Field
 
 from archloop.devices import linux
-from archloop.devices.base import DeviceError, DeviceInfo
+from archloop.devices.base import DeviceInfo
 from archloop.devices.remote import ANSWER_S, RemoteDevice
 
 _BROKEN = 255
@@ -101,7 +101,8 @@ class Ssh(RemoteDevice):
         )
         try:
             self.ask(commands, packed, ANSWER_S + len(packed) / 1e6)
-        except DeviceError:
+        except BaseException:
+            # Also when the user stops it: nobody else knows of what is there by now.
             self.forget(part)
             raise
         return there

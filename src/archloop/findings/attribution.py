@@ -52,6 +52,7 @@ class Contribution(NamedTuple):
             the outcomes, the covariance of its part with all that was fitted. Those of one fit add
             up to what the fit explains.
         num_stacks: that have it.
+        is_ratio: whether the objective is one.
     """
 
     factor: Factor
@@ -62,6 +63,7 @@ class Contribution(NamedTuple):
     high: float
     importance: float
     num_stacks: int
+    is_ratio: bool
 
     @property
     def is_clear(self) -> bool:
@@ -216,7 +218,7 @@ def _of_objective(
         ends = (value.mean, *value.interval())
         middle, low, high = (math.expm1(end) for end in ends) if is_ratio else ends
         return Contribution(
-            factor, what, objective.name, middle, low, high, float(importance), int(count)
+            factor, what, objective.name, middle, low, high, float(importance), int(count), is_ratio
         )
 
     centred_NK = shares_NK - shares_NK.mean(0)

@@ -38,8 +38,10 @@ class Loss(NamedTuple):
 
     @property
     def is_marked(self) -> bool:
-        """Whether it loses more than it leads by."""
-        return self.lead is not None and self.lost > self.lead
+        """Whether it leads, and loses more than it leads by."""
+        # The front is that of shrunk means, so that one of it may not lead by its estimates. A loss
+        # that is no number, as of scores that overflowed, is larger than any lead.
+        return self.lead is not None and self.lead >= 0 and not self.lost <= self.lead
 
 
 def front(found: Verdict) -> list[Row]:

@@ -221,6 +221,13 @@ def unranked(study: StudyRecord, found: Verdict) -> Unranked | None:
     text = (
         f"this study cannot rank quality: its reliability is {share:.2f}, and {NEEDED:g} is needed"
     )
+    if rung := found.comparison.rung:
+        # `extend --seeds` trains more at rung 0 alone: values of a higher rung stay as they are.
+        words = (
+            f"{text}; its values are of rung {rung}, to which each stack is trained once; one rung "
+            "of that length (proxy.rungs) with several seeds may, in a recipe of another name"
+        )
+        return Unranked(words, None)
     now = max(1, min(row.place.estimates["quality"].n for row in found.rows))
     needed = seeds_needed(share, now)
     if needed is None:

@@ -50,7 +50,7 @@ class Wanted(NamedTuple):
         target = self.target
         runtime: Runtime = registry.get("runtimes", target.runtime)()
         # Other code may write another graph of the same stack, or read other files of it.
-        engine = f"{target.runtime}-{runtime.version()}-{target.quant}-{code_digest()}"
+        engine = f"{target.runtime}-{runtime.written_by()}-{target.quant}-{code_digest()}"
         return f"{self.specs[role].digest}-{engine}-{self.seed}"
 
 

@@ -69,13 +69,13 @@ class Nursery:
     def _server(
         self, device: Device, runtime: Runtime, argv: Sequence[str], env: Mapping[str, str]
     ) -> ForkServer | None:
-        if runtime.name in self.reasons:
-            return None
         python = device.python_argv() or ()
         *program, module = argv
         ours = tuple(program) == (*python, "-m") and module in (WORKER, EXPORTER)
         if not (ours and device.is_here and runtime.imports):
-            self.reasons[runtime.name] = "its processes are no copies of a Python process here"
+            # No reason against the same runtime on another target, which may be forked.
+            return None
+        if runtime.name in self.reasons:
             return None
         key = (repr(device.config), runtime.name, module, tuple(sorted(env.items())), os.getpid())
         # Measurements and exports on several devices ask at once, and share a server.

@@ -7,6 +7,7 @@
 Each measurement stays in a folder, so that an interrupted run goes on.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ from archloop.profiling.block_table import (
 from archloop.profiling.record import Profile
 from archloop.runtimes.pieces import Piece, inseparable, pieces
 from archloop.stack.spec import StackSpec
+from archloop.workers.deaths import WorkerError
 
+_log = logging.getLogger(__name__)
 COPIES = 4
 """Of a half in the stack that is measured for it: more of them drown less in the ends' noise."""
 
@@ -75,17 +78,30 @@ def table(
         count: copies of a half in its stack.
 
     Raises:
-        UserError: there is nothing to measure.
+        UserError: there is nothing to measure, or the engine runs nothing of it.
     """
     if not wanted:
         raise UserError("none of the stacks is made of pieces: their blocks share features")
     rows: list[BlockRow] = []
     for ends, own in wanted.items():
         for spec in (ends, *(copies(piece, ends, count) for piece in own)):
-            rows += rows_of(spec, _kept(spec, measure, folder))
+            rows += _rows(spec, measure, folder)
     for spec in stacks:
-        rows += rows_of(spec, _kept(spec, measure, folder))
+        rows += _rows(spec, measure, folder)
+    if not rows:
+        raise UserError("the engine runs none of the pieces and stacks; choose another runtime")
     return BlockTable(rows=tuple(rows))
+
+
+def _rows(spec: StackSpec, measure: Measure, folder: Path) -> list[BlockRow]:
+    """A stack's rows; none if the engine refuses it: others may still tell of its pieces."""
+    try:
+        return rows_of(spec, _kept(spec, measure, folder))
+    except WorkerError as error:
+        if error.cause != "unsupported":
+            raise
+        _log.warning("left out of the table: %s", error.detail)
+        return []
 
 
 def _kept(spec: StackSpec, measure: Measure, folder: Path) -> Profile:

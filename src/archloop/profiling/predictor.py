@@ -61,10 +61,12 @@ class _Piece(NamedTuple):
 
     Attributes:
         spec: a stack with that part alone.
+        is_lent: it has the weights of another block, which are in memory once.
     """
 
     kind: _Kind
     spec: StackSpec
+    is_lent: bool = False
 
 
 class _Share(NamedTuple):
@@ -145,7 +147,7 @@ class Predictor:
             if reason := pieces.inseparable(spec):
                 raise UserError(f"no sum of pieces predicts this stack: {reason}")
             alone = spec.replace(blocks=(_own_weights(block),))
-            self._known[key] = self._shares.of(_halves(alone))
+            self._known[key] = self._shares.of(_as_in(block, _halves(alone)))
         return self._known[key]
 
 
@@ -159,8 +161,8 @@ class _Shares:
     def __init__(self, rows: list[BlockRow], context: int) -> None:
         self._context = context
         counts = [Counter([_ends(row.spec), *_halves(row.spec)]) for row in rows]
-        self._measured = {piece for count in counts for piece in count}
-        self._kinds = sorted({piece.kind for piece in self._measured})
+        self._measured = {piece.spec for count in counts for piece in count}
+        self._kinds = sorted({piece.kind for count in counts for piece in count})
         groups = np.array([_PARTS.index(kind.part) for kind in self._kinds])
         decode, prefill = (
             pooled(self._summed(counts, features), _values(rows, name), groups)
@@ -198,7 +200,7 @@ class _Shares:
             if at is not None:
                 own = float(self._workspace[at] @ _workspace(piece, self._context))
                 workspace = max(workspace, own)
-        return _Share(added, workspace, sum(piece not in self._measured for piece in found))
+        return _Share(added, workspace, sum(piece.spec not in self._measured for piece in found))
 
     def _index(self, kind: _Kind) -> int | None:
         """A kind's row of shares; None of one that was never measured but has its like."""
@@ -221,7 +223,8 @@ class _Shares:
         largest: bool = False,
     ) -> Array:
         """Features of each row's pieces by kind: (rows, kinds, features), summed or the largest."""
-        of = {piece: features(piece, self._context) for piece in self._measured}
+        every = {piece for count in counts for piece in count}
+        of = {piece: features(piece, self._context) for piece in every}
         found = np.zeros((len(counts), len(self._kinds), len(next(iter(of.values())))))
         for into, count in zip(found, counts, strict=True):
             for piece, times in count.items():
@@ -247,8 +250,19 @@ def _halves(spec: StackSpec) -> list[_Piece]:
             (block,) = placed.piece.spec.blocks
             channel = block.channel_mixer
             name = "+".join(m.name for m in block.mixers) or (channel.name if channel else "")
-            found.append(_Piece(_Kind(placed.piece.part, name), placed.piece.spec))
+            kind, is_lent = _Kind(placed.piece.part, name), placed.weights != placed.block
+            found.append(_Piece(kind, placed.piece.spec, is_lent))
     return found
+
+
+def _as_in(block: BlockSpec, halves: list[_Piece]) -> list[_Piece]:
+    """Halves of a block that stands alone, with whose weights they have where it stood."""
+    channel = block.channel_mixer
+    lent = {
+        "mixers": any(mixer.weights_from is not None for mixer in block.mixers),
+        "channel": channel is not None and channel.weights_from is not None,
+    }
+    return [half._replace(is_lent=lent[half.kind.part]) for half in halves]
 
 
 def _own_weights(block: BlockSpec) -> BlockSpec:
@@ -282,7 +296,10 @@ def _in_a_prompt(piece: _Piece, context: int) -> Array:
 def _kept(piece: _Piece, context: int) -> Array:
     """Parameters and state bytes."""
     params = cost.num_params(piece.spec)
-    if piece.spec.blocks:
+    if piece.is_lent:
+        # What is lent is counted with its lender; the norms are the half's own.
+        params = cost.num_norm_params(piece.spec, piece.spec.blocks[0])
+    elif piece.spec.blocks:
         params -= cost.num_embedding_params(piece.spec)
     return np.array([float(params), _state_bytes(piece.spec, context)])
 

@@ -48,15 +48,23 @@ def circumstances(target: Target, config: ProfileConfig) -> str:
         UserError: the device cannot be reached.
     """
     runtime: Runtime = registry.get("runtimes", target.runtime)()
+    device = target.device.open()
     found = {
         "target": target.model_dump(mode="json"),
         "config": config.model_dump(mode="json"),
-        "device": target.device.open().describe().model_dump(mode="json"),
-        "engine": runtime.version(),
+        "device": device.describe().model_dump(mode="json"),
+        "engine": runtime.written_by(),
+        "programs": _contents(device.programs()),
         "archloop": __version__,
         "code": code_digest(),
     }
     return _digest(json.dumps(found, sort_keys=True))
+
+
+def _contents(folder: Path | None) -> dict[str, str]:
+    """Digests of a folder's files by name: a program may be built anew in the same place."""
+    files = [] if folder is None else sorted(each for each in folder.rglob("*") if each.is_file())
+    return {str(each): hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
 
 
 def _digest(text: str) -> str:

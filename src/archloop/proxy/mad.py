@@ -180,12 +180,20 @@ class MadReport(BaseModel):
 def mad_spec(mixers: Sequence[str]) -> StackSpec:
     """MAD's backbone: each mixer followed by a SwiGLU, at width 128, untied.
 
+    Mixers are named as in `StackSpec.layout`: parallel ones stay so, and blocks without any are
+    left out, since a SwiGLU follows each mixer as it is.
+
     >>> mad_spec(["gqa", "gqa"]).layout
     ['gqa', 'gqa']
     """
     channel = ChannelMixerSpec(name="swiglu")
     blocks = tuple(
-        BlockSpec(mixers=(MixerSpec(name=name),), channel_mixer=channel) for name in mixers
+        BlockSpec(
+            mixers=tuple(MixerSpec(name=name) for name in parallel.split("+")),
+            channel_mixer=channel,
+        )
+        for parallel in mixers
+        if parallel != "-"
     )
     return StackSpec(d_model=D_MODEL, vocab_size=1, blocks=blocks, tie_embeddings=False)
 

@@ -81,6 +81,12 @@ def objective(text: str) -> Objective:
     known = next((each for each in OBJECTIVES if each.name == figure), None)
     if known is not None and contexts in ("", "mean"):
         return known
+    if contexts == "worst" and (figure == "latency" or figure.startswith(f"{QUALITY}:")):
+        # A profile has the latency of requests over all contexts, and a score has no context.
+        raise UserError(
+            f"objective {text!r}: {figure} is not known by context; leave out @worst, or give "
+            "ttft_ms@worst and decode_p50_ms@worst"
+        )
     if not figure.startswith(f"{QUALITY}:") and figure not in MEASURED:
         names = [QUALITY, *MEASURED]
         raise UserError(

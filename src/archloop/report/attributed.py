@@ -71,7 +71,7 @@ def attributed(study: StudyRecord) -> Attributed:
 
 def in_words(each: Contribution) -> str:
     """Value and interval: points of quality, percent of a ratio."""
-    if each.objective.partition(":")[0] == "quality":
+    if not each.is_ratio:
         return f"{each.value:+.2f} ({each.low:+.2f} to {each.high:+.2f})"
     return f"{each.value:+.1%} ({each.low:+.1%} to {each.high:+.1%})"
 

@@ -32,6 +32,9 @@ from archloop.report.palette import colour, distinct, label
 from archloop.report.top import noise_floor, top
 from archloop.store.record import StudyRecord
 
+NEVER_TRAINED = "never trained, as the study's own budgets rejected it"
+"""Of a stack that keeps the budgets at hand, which are others than the study's."""
+
 
 def render(study: StudyRecord, folder: str | None = None, *, is_running: bool = False) -> str:
     """The page's text.
@@ -167,6 +170,7 @@ def _context(study: StudyRecord, folder: str) -> dict[str, Any]:
         "columns": _columns(objectives),
         "diverged": [t for t in study.trials if t.state == "complete" and not t.reached],
         "rejected": [t for t in study.trials if t.state == "rejected"],
+        "never_trained": NEVER_TRAINED,
         "unsupported": [t for t in study.trials if t.state == "unsupported"],
         "damaged": [t for t in (study.reference, *study.trials) if t is not None and t.damaged],
         "failed": [t for t in study.trials if t.state == "failed"],

@@ -10,7 +10,7 @@ from archloop.findings.floors import floors
 from archloop.findings.verdict import Row, Verdict, unranked, verdict
 from archloop.profiling.record import Profile
 from archloop.report.by_target import lines
-from archloop.report.html import count, duration, estimate, headline
+from archloop.report.html import NEVER_TRAINED, count, duration, estimate, headline
 from archloop.report.measures import quality_in_words
 from archloop.report.palette import distinct, label
 from archloop.report.telling import telling
@@ -119,7 +119,7 @@ def _print_others(study: StudyRecord, console: Console) -> None:
                 + (" x reference" if b.relative else "")
                 for b in trial.broken
             )
-            text = f"rejected {trial.number} {_pattern(trial)}: {reasons}"
+            text = f"rejected {trial.number} {_pattern(trial)}: {reasons or NEVER_TRAINED}"
             console.print(text, markup=False, soft_wrap=True)
         elif trial.state in ("unsupported", "failed"):
             why = f"{trial.state} {trial.number} {_pattern(trial)}: {trial.error}"

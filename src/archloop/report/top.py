@@ -101,6 +101,15 @@ def _before_any(study: StudyRecord, where: str, more: str) -> Top:
     states = {trial.state for trial in study.trials}
     if study.reference is None or not states or "running" in states:
         return Top(None, "Nothing can be compared yet.", (), f"archloop search {where}")
+    if "complete" in states:
+        words = (
+            "Every stack that was trained diverged: lower proxy.training.learning_rate in a "
+            "recipe of another name."
+        )
+        return Top(None, words, (), "")
+    if any(trial.state == "rejected" and not trial.broken for trial in study.trials):
+        words = "No stack within these budgets was trained: a study of another name trains them."
+        return Top(None, words, (), "")
     if "rejected" in states:
         words = "No stack kept the budgets: try more, or wider ones in a recipe of another name."
         return Top(None, words, (), more)

@@ -115,13 +115,19 @@ def _place(trial: TrialRecord, row: Row | None, found: Verdict | None) -> tuple[
             return "replicate", f"repeats {trial.replicates}"
         return ("diverged", "diverged") if trial.diverged else ("running", "not compared yet")
     if trial.state == "rejected":
-        broken = trial.broken[0] if trial.broken else None
-        what = "" if broken is None else f": {broken.metric} at {broken.context}"
-        return "rejected", f"broke a budget{what}"
+        if not trial.broken:
+            # By other budgets than the study's own, which rejected it before any training.
+            return "rejected", "never trained"
+        broken = trial.broken[0]
+        return "rejected", f"broke a budget: {broken.metric} at {broken.context}"
     return trial.state, trial.state
 
 
 def _badges(trial: TrialRecord, row: Row | None) -> Iterator[Badge]:
+    if trial.diverged and trial.reached:
+        rung = len(trial.reached)
+        more = f"the training to rung {rung} diverged; what is said rests on the rungs before"
+        yield Badge(f"diverged at rung {rung}", more)
     for budget in trial.straddles:
         yield Badge(f"straddles {_short(budget)}", budget)
     said = {_short(budget) for budget in trial.straddles}

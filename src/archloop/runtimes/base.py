@@ -14,6 +14,7 @@ Shape suffixes: V vocabulary.
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -145,8 +146,8 @@ class Session(ABC):
 
     @property
     @abstractmethod
-    def state_bytes(self) -> int:
-        """Bytes that the state occupies."""
+    def state_bytes(self) -> int | None:
+        """Bytes that the state occupies; None where the engine does not tell."""
 
     @property
     def prefill_pass(self) -> int:
@@ -172,6 +173,7 @@ class Runtime(ABC):
         streams: it writes `write_streamed`, for stacks that memory does not hold.
         rounds_by_artifact: `products` reads the artifact's files; not where it follows from the
             decoder alone.
+        writers: packages besides the engine whose versions decide what an artifact holds.
         on_card: it computes on a graphics card, which a measurement then needs alone.
         imports: modules that its Python process needs, and whose import starts no thread and
             reaches for no graphics card, so that processes may be forked from one that has them;
@@ -187,6 +189,7 @@ class Runtime(ABC):
     lowers_pieces: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     rounds_by_artifact: ClassVar[bool] = True
+    writers: ClassVar[tuple[str, ...]] = ()
     on_card: ClassVar[bool] = False
     imports: ClassVar[tuple[str, ...]] = ()
     likely_imports: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -307,6 +310,18 @@ class Runtime(ABC):
         """
         del directory, folder
         return None
+
+    def written_by(self) -> str:
+        """Versions of all that decides what an artifact holds; one that is not installed is "-"."""
+
+        def version(name: str) -> str:
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                return "-"
+
+        others = (f"{name}{version(name)}" for name in self.writers)
+        return "+".join((self.version(), *others))
 
     def command(self, directory: Path) -> str | None:
         """A command of the engine's own that runs an artifact, without archloop; None if none."""

@@ -1,7 +1,7 @@
-"""Lowered pieces on disk, by what they compute, for which engine, at which version.
+"""Lowered pieces on disk, by what they compute, for which engine, at which versions.
 
 A folder of the user's cache holds one folder a piece; its name is a hash of the piece, runtime,
-quantisation, the engine's version and this package's code. A piece appears whole or not at all,
+quantisation, `Runtime.written_by` and this package's code. A piece appears whole or not at all,
 and its checksums are compared each time it is read; what was damaged is lowered again. Nothing is
 ever changed, so processes may share the folder.
 """
@@ -23,14 +23,20 @@ _INDEX = "piece.json"
 class BlockCache:
     """Lowered pieces of one runtime and quantisation.
 
+    Args:
+        runtime: the plug-in's name.
+        writers: versions of all that lowers them.
+        quant: of the pieces.
+        folder: if None, the user's cache.
+
     Attributes:
         hits: pieces that were there.
         misses: pieces that were lowered.
     """
 
-    def __init__(self, runtime: str, version: str, quant: str, folder: Path | None = None) -> None:
+    def __init__(self, runtime: str, writers: str, quant: str, folder: Path | None = None) -> None:
         self._folder = folder or default_cache_dir() / "pieces"
-        self._of = f"{runtime} {version} {quant} {code_digest()}"
+        self._of = f"{runtime} {writers} {quant} {code_digest()}"
         self.hits = self.misses = 0
 
     def get(

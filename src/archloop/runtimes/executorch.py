@@ -35,6 +35,7 @@ class ExecuTorch(Runtime):
 
     quants = ("fp32", "8da4w")
     lowers_pieces = True
+    writers = ("torch", "torchao")
     rounds_by_artifact = False
     parity_tolerance: ClassVar[Mapping[str, float]] = {"fp32": 1e-4, "8da4w": 1e-4}
 

@@ -92,7 +92,7 @@ def compose(
         UserError: as `export`.
     """
     _check(runtime, spec, quant)
-    cache = cache or BlockCache(runtime.name, runtime.version(), quant)
+    cache = cache or BlockCache(runtime.name, runtime.written_by(), quant)
 
     def lower(piece: pieces.Piece, home: Path) -> dict[str, int]:
         return runtime.lower(pieces.build(piece), piece.part, home, quant)

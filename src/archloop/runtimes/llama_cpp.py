@@ -130,6 +130,8 @@ class _LlamaSession(Session):
         settings.n_ctx = max_context
         settings.n_batch = settings.n_ubatch = PREFILL_PASS
         settings.n_threads = settings.n_threads_batch = threads
+        # As in llama.cpp's own programs: windowed blocks keep their window, not the whole context.
+        settings.swa_full = False
         self._context = llama.llama_init_from_model(self._model, settings)
         if not self._context:
             raise ValueError(f"llama.cpp has no memory for a context of {max_context} tokens")
@@ -173,8 +175,9 @@ class _LlamaSession(Session):
         self._saved[num_tokens, seed] = self._save(f"{num_tokens}-{seed}")
 
     @property
-    def state_bytes(self) -> int:
-        return int(self._llama.llama_state_get_size(self._context))
+    def state_bytes(self) -> None:
+        # What llama.cpp tells is the size of a saved state, which has the tokens so far alone.
+        return None
 
     @property
     def prefill_pass(self) -> int:

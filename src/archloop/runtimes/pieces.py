@@ -88,9 +88,13 @@ def summed_bytes(lowered: Sequence[Lowered]) -> dict[str, int]:
 
 def inseparable(spec: StackSpec) -> str | None:
     """Why a stack is not made of pieces, or None."""
+    from archloop.stack import cost
+
     for index, block in enumerate(spec.blocks):
         if block.side or block.norms_from is not None:
             return f"block {index} is a side block, or has the norms of another"
+        if cost.input_width(spec, block) != spec.d_model:
+            return f"block {index} reads the embedding beside the stream"
         for part in (*block.mixers, block.channel_mixer):
             if part is not None and part.weights_from is not None and adapted(part):
                 return f"block {index} has adapters of its own beside the weights of another"

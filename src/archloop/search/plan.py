@@ -162,7 +162,7 @@ def _resolve(recipe: Recipe) -> Plan:
             f"space.proxy.vocab_size={said}: text and tasks need {vocab_size}; leave it out"
         )
     reference, genome = _prefixed("reference", _reference, recipe, space)
-    reference_proxy = proxied(space, reference, vocab_size)
+    reference_proxy = _prefixed("reference", proxied, space, reference, vocab_size)
     if genome:
         reference_proxy = to_spec(space, Genome.model_validate(genome), "proxy", vocab_size)
     for given in recipe.specs:
@@ -265,7 +265,7 @@ def _given(
         if spec == reference[0]:
             proxy_spec = reference[1]
         else:
-            proxy_spec = own or proxied(space, spec, vocab_size)
+            proxy_spec = own or _prefixed(key, proxied, space, spec, vocab_size)
         for each in (spec, proxy_spec):
             _prefixed(key, cost.check, each)
         candidates.append(Candidate(spec=spec, proxy_spec=proxy_spec, genome=None, origin=origin))

@@ -1,7 +1,11 @@
 """From a genome to a spec, at ship or proxy width."""
 
+from typing import Any
+
+from pydantic import BaseModel
+
 from archloop.space.config import BLOCK, STACK
-from archloop.space.families import Scale, place_fields
+from archloop.space.families import PLACE_FIELDS, Scale, place_fields, plugin_config
 from archloop.space.genome import BlockGenes, ChannelGenes, Genes, Genome, MixerGenes
 from archloop.space.space import Space
 from archloop.stack.spec import (
@@ -9,7 +13,6 @@ from archloop.stack.spec import (
     ChannelMixerSpec,
     MixerSpec,
     Scalar,
-    Settings,
     StackSpec,
 )
 
@@ -79,27 +82,45 @@ def proxied(space: Space, spec: StackSpec, vocab_size: int) -> StackSpec:
     """
     blocks = []
     for block in spec.blocks:
-        mixers = [
-            mixer.model_copy(update={"config": _at_proxy(space, mixer.name, mixer.config)})
-            for mixer in block.mixers
-        ]
         channel = block.channel_mixer
-        if channel is not None:
-            config = _at_proxy(space, channel.name, channel.config)
-            channel = channel.model_copy(update={"config": config})
-        blocks.append(block.model_copy(update={"mixers": tuple(mixers), "channel_mixer": channel}))
+        halves = {
+            "mixers": tuple(
+                mixer.model_copy(update=_at_proxy(space, mixer)) for mixer in block.mixers
+            ),
+            "channel_mixer": channel and channel.model_copy(update=_at_proxy(space, channel)),
+        }
+        blocks.append(block.model_copy(update=halves | _place_at_proxy(space, BLOCK, block)))
     return spec.replace(
         d_model=space.config.proxy.d_model,
         vocab_size=vocab_size,
         blocks=[block.model_dump() for block in blocks],
+        **_place_at_proxy(space, STACK, spec),
     )
 
 
-def _at_proxy(space: Space, name: str, config: Settings) -> Settings:
-    family = space.families.get(name)
+def _at_proxy(space: Space, part: MixerSpec | ChannelMixerSpec) -> dict[str, Any]:
+    """What of a mixer or channel mixer is another at proxy width."""
+    family = space.families.get(part.name)
     if family is None:
-        return config
-    return {k: family.at_proxy.get(k, {}).get(v, v) for k, v in config.items()}
+        return {}
+    # With defaults filled in: a spec need not name the value that is another at proxy width.
+    said = plugin_config(family.section, part.name, part.config).model_dump()
+    moved = {
+        gene: other[said[gene]]
+        for gene, other in family.at_proxy.items()
+        if gene in said and said[gene] in other
+    }
+    return {"config": {**part.config, **moved}, **_place_at_proxy(space, part.name, part)}
+
+
+def _place_at_proxy(space: Space, name: str, place: BaseModel) -> dict[str, Any]:
+    """Fields of the spec itself that are others at proxy width."""
+    family = space.families[name]
+    return {
+        gene: other[getattr(place, gene)]
+        for gene, other in family.at_proxy.items()
+        if gene in PLACE_FIELDS[family.section] and getattr(place, gene) in other
+    }
 
 
 def _block(space: Space, genome: Genome, block: BlockGenes, scale: Scale) -> BlockSpec:

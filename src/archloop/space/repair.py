@@ -9,6 +9,8 @@ In this order, since each needs what comes before it:
 Everything here is deterministic.
 """
 
+from itertools import cycle, islice
+
 from archloop.space.budget import on_budget
 from archloop.space.checking import check
 from archloop.space.genome import BlockGenes, ChannelGenes, Genome, MixerGenes, Part, Slot
@@ -136,14 +138,21 @@ def _like_channel(space: Space, own: ChannelGenes | None, model: ChannelGenes) -
 
 
 def _made_global(space: Space, block: BlockGenes) -> BlockGenes:
-    """The block with its first mixer exchanged for the recipe's first global one."""
+    """The block with its first mixer exchanged for the recipe's first global one.
+
+    A block without mixers gets as few as the space allows, of as many families as it has.
+    """
     name = space.global_mixers[0]
-    first = MixerGenes(name=name, genes=space.first_genes(name))
+    first, rest = MixerGenes(name=name, genes=space.first_genes(name)), block.mixers[1:]
     if block.mixers:
         old = block.mixers[0]
         shared = {"weights_from": old.weights_from, "state_from": old.state_from}
         first = first.model_copy(update=shared)
-    changes: dict[str, object] = {"mixers": (first, *block.mixers[1:])}
+    else:
+        others = cycle([*(each for each in space.mixers if each != name), name])
+        names = islice(others, min(space.config.structure.num_mixers) - 1)
+        rest = tuple(MixerGenes(name=each, genes=space.first_genes(each)) for each in names)
+    changes: dict[str, object] = {"mixers": (first, *rest)}
     if not block.mixers and "both" not in space.halves:
         changes["channel_mixer"] = None
     return _in_order(space, block.model_copy(update=changes))

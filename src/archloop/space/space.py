@@ -8,6 +8,7 @@ What is done with it stands beside it, one verb each:
     ['short_conv', 'short_conv', 'gqa', 'short_conv']
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -234,4 +235,12 @@ def _free(config: SpaceConfig, families: dict[str, Family]) -> FreeGene | None:
         count: int = family.config({**first, gene: value}).num_params(width)
         return count
 
-    return FreeGene(name, gene, tuple(sorted(grid, key=num_params)))
+    sizes = {value: num_params(value) for value in grid}
+    ordered = tuple(sorted(grid, key=sizes.__getitem__))
+    for less, more in itertools.pairwise(ordered):
+        if sizes[less] == sizes[more]:
+            raise UserError(
+                f"{key}: {less!r} and {more!r} have equally many parameters; name a gene that "
+                f"changes their number, such as {name}.expansion"
+            )
+    return FreeGene(name, gene, ordered)

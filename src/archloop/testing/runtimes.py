@@ -137,7 +137,7 @@ class RuntimeContract(RuntimeFaults, Contract):
         empty = session.logits()
         assert np.isfinite(first).all()
         assert np.abs(first - empty).max() > 0
-        assert session.state_bytes > 0
+        assert session.state_bytes is None or session.state_bytes > 0
 
     def test_full_session_says_so(self, exported: Any) -> None:
         *_, session = exported
@@ -179,6 +179,7 @@ class RuntimeContract(RuntimeFaults, Contract):
         before = runtime.device_peak_bytes()
         another = runtime.open(folder, threads=1, max_context=1 << 16)
         opened = runtime.device_peak_bytes() - before
+        assert another.state_bytes is not None
         assert opened >= another.state_bytes + sum(manifest.weight_bytes.values())
         assert opened <= 1.2 * another.state_bytes + 128 * MIB
         another.close()

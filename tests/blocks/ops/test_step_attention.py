@@ -77,3 +77,11 @@ def test_a_step_without_gradients_is_dispatched_and_one_with_them_is_not() -> No
             assert error(found, loop(q, k, v, last, 0.2)) < ERROR[torch.float32]
         few_bits = attention_step(q.bfloat16(), k, v, last, 0.2)
         assert error(few_bits, loop(q, k, v, last, 0.2)) < ERROR[torch.bfloat16]
+
+
+def test_positions_may_be_a_view() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(3, 1, 4, 64, device=DEVICE)
+    k, v = (torch.randn(3, 1, 70, 64, device=DEVICE) for _ in range(2))
+    last = torch.tensor([[60, 0], [50, 1], [69, 2]], device=DEVICE)[:, 0]
+    assert error(gpu.attention_step(q, k, v, last, 0.1), loop(q, k, v, last, 0.1)) < 2e-6

@@ -30,7 +30,6 @@ class GatedDeltaNet(DeltaMixer):
     class Config(DeltaConfig):
         """Qwen3-Next: head_dim 128, two value heads to a key head."""
 
-        through_sizes = frozenset({"values_per_key", "num_key_heads"})
         values_per_key: Annotated[int, Gene((1, 2))] = Field(2, ge=1, le=16)
 
         def _values_per_key(self) -> int:

@@ -179,11 +179,14 @@ def corrected_flops(time: int, key_width: int, value_width: int, *, vector: bool
     return scores + inverse + apply + carried
 
 
-def read_flops(time: int, key_width: int, value_width: int, *, vector: bool) -> int:
-    """FLOPs of `read` for one head."""
+def read_flops(
+    time: int, key_width: int, value_width: int, heads_per_key: int = 1, *, vector: bool
+) -> int:
+    """FLOPs of `read` for one key head; with a decay a head its value heads share the scores."""
     if vector:
-        return linear_attention.read_flops(time, key_width, value_width, largest=CHUNK)
-    return ssd.read_flops(time, key_width, value_width, largest=CHUNK, smallest=LEAF)
+        head = linear_attention.read_flops(time, key_width, value_width, largest=CHUNK)
+        return heads_per_key * head
+    return ssd.read_flops(time, key_width, value_width, heads_per_key, largest=CHUNK, smallest=LEAF)
 
 
 def advance_flops(key_width: int, value_width: int) -> int:

@@ -34,7 +34,7 @@ class Rope(NamedTuple):
 
     def frequencies(self, half: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Angle by which each of a head's `half` pairs turns from one position to the next."""
-        turning = int(self.fraction * half)
+        turning = turning_pairs(self.fraction, half)
         steps_h = torch.arange(half, device=device, dtype=dtype)
         exponents_h = steps_h / (half if self.over == "head" else turning)
         # Reciprocal of the power, not power of the negative: the rounding that checkpoints expect.
@@ -59,6 +59,15 @@ class Rope(NamedTuple):
 
 STILL = Rope(1.0, fraction=0.0)
 """Turns nothing."""
+
+
+def turning_pairs(fraction: float, half: int) -> int:
+    """How many of a head's `half` pairs turn.
+
+    A share such as 1/49 is not exact in binary: the product may fall just below the whole number
+    that is meant, and would be rounded down.
+    """
+    return int(fraction * half * (1 + 1e-12))
 
 
 def rotate(x_BNTH: Tensor, positions_BT: Tensor, theta: float | Rope) -> Tensor:

@@ -9,6 +9,7 @@ theirs turns (i and i + R/2 of the first R) changes places.
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from archloop.blocks.ops.rope import turning_pairs
 from archloop.checkpoints.keys import MOST_LAYERS, Keys
 from archloop.checkpoints.layouts import parts
 from archloop.checkpoints.layouts.base import (
@@ -330,7 +331,7 @@ def _by_head(
 def _turned(values: dict[str, Any]) -> list[tuple[slice, slice]]:
     """Where channels of a head stand in theirs, and where in ours."""
     half = values["head_dim"] // 2
-    turning = int(values["rope_fraction"] * half)
+    turning = turning_pairs(values["rope_fraction"], half)
     pairs = [
         (slice(0, turning), slice(0, turning)),
         (slice(turning, 2 * turning), slice(half, half + turning)),

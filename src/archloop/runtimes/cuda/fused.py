@@ -23,6 +23,7 @@ from archloop.runtimes.cuda.half import Call, Half, PlainChannel, PlainMixer
 from archloop.runtimes.cuda.row import Norm, Row
 from archloop.runtimes.cuda.side import WholeStack
 from archloop.stack.block import Block
+from archloop.stack.cost import reads_embedding
 from archloop.stack.decoder import Decoder
 from archloop.stack.state import DecoderState, check_rows, full
 
@@ -80,7 +81,8 @@ class FusedDecoder:
         self.halves: list[Half] = []
         self.of_mixers: dict[int, Half] = {}
         self.of_channels: dict[int, Half] = {}
-        if any(block.spec.side for block in self.blocks):
+        # Halves of blocks hand on the stream alone, no embedding and nothing that side blocks made.
+        if reads_embedding(decoder.spec) or any(block.spec.side for block in self.blocks):
             self.halves.append(WholeStack(decoder, _norm(decoder.norm)))
             return
         for index, block in enumerate(self.blocks):

@@ -1,7 +1,7 @@
-"""A stack with side blocks as the engine runs it: all its blocks as they are written, in one half.
+"""A stack with side blocks, or with blocks that read the embedding: all as written, in one half.
 
-What a side block makes goes along beside the residual stream, and halves of blocks hand on nothing
-but the stream. So the whole stack is one half: captured as any other, without fused kernels.
+What these need goes along beside the residual stream, and halves of blocks hand on nothing but the
+stream. So the whole stack is one half: captured as any other, without fused kernels.
 
 Shape suffixes: as in `half`.
 """

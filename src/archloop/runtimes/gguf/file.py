@@ -90,6 +90,20 @@ def _refused(spec: StackSpec, config: dict[str, Any]) -> str | None:
         heads, head_dim = config["num_attention_heads"], _head_dim(config)
         if heads * head_dim != spec.d_model:
             return f"heads must be as wide as the model there, not {heads} of {head_dim}"
+        if config["conv_L_cache"] < 2:
+            return "short convolutions see two tokens at least there"
+    if model_type == "lfm2_moe":
+        return _refused_experts(config)
+    return None
+
+
+def _refused_experts(config: dict[str, Any]) -> str | None:
+    if not config["use_expert_bias"]:
+        return "a router has a selection bias there"
+    if not config["norm_topk_prob"]:
+        return "experts' weights are divided by their sum there"
+    if config["routed_scaling_factor"] != 1.0:
+        return "experts' weights are not scaled there"
     return None
 
 

@@ -22,6 +22,7 @@ from archloop.blocks.stream import Stream
 from archloop.runtimes.pieces import PartName, adapted
 from archloop.runtimes.pte import attention as executorch_attention
 from archloop.runtimes.pte import cell as executorch_cell
+from archloop.stack import cost
 from archloop.stack.block import Block
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import StackSpec
@@ -31,7 +32,8 @@ PASS = 64
 """Tokens of a pass: the chunk that most families work in anyway."""
 PREFILL, DECODE = "prefill", "decode"
 """Names of the two methods of a program."""
-_TRACED_SLOTS = 256
+_TRACED_SLOTS = 4096
+"""A ring of recent tokens is as long as its window only where the traced state has room for it."""
 _MOST_SLOTS = 2**20
 
 
@@ -63,6 +65,12 @@ def unsupported(spec: StackSpec) -> str | None:
         for mixer in block.mixers:
             if adapted(mixer) or mixer.config.get("beside_embedding"):
                 return f"block {index}: {mixer.name} has adapters, or reads the embedding"
+            if mixer.name in executorch_attention.CACHES:
+                continue
+            # All but these caches are as large as they were traced.
+            sized = cost.mixer_config(mixer).state_layout
+            if sized(spec.d_model, _TRACED_SLOTS) != sized(spec.d_model, 2 * _TRACED_SLOTS):
+                return f"block {index}: {mixer.name} keeps more than {_TRACED_SLOTS:,} tokens"
     return None
 
 

@@ -22,7 +22,7 @@ import yaml
 
 from archloop import registry
 from archloop.errors import UserError
-from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
+from archloop.stack.spec import BlockSpec, StackSpec
 
 TWIN_SUFFIX = "-attention"
 
@@ -104,21 +104,23 @@ def twin(spec: StackSpec) -> StackSpec:
     attention = next(
         (m for _, _, m in cost.mixers(spec) if cost.mixer_config(m).is_global(spec.d_model)), None
     )
-    dense = [
-        index
+    dense = {
+        index: block.channel_mixer
         for index, block in enumerate(spec.blocks)
         if block.channel_mixer is not None and block.channel_mixer.name in ("swiglu", "geglu")
-    ]
+    }
     if attention is None or not dense:
         raise UserError("a twin needs a block with full attention and one with a dense FFN")
     if any(block.side for block in spec.blocks):
         raise UserError("a stack with side blocks has no twin: their attention reads another width")
-    plain = MixerSpec(name=attention.name, config=attention.config)
+    plain = attention.model_copy(update={"weights_from": None, "state_from": None})
     if all(block.mixers == (plain,) for block in spec.blocks):
         raise UserError("a stack of full attention alone is its own twin")
     blocks = [b.model_copy(update={"mixers": (plain,) if b.mixers else ()}) for b in spec.blocks]
     missing = cost.num_params(spec) - cost.num_params(spec.replace(blocks=blocks))
-    extra = missing / (3 * spec.d_model * len(dense)) / spec.d_model
+    # One with the weights of another is widened like it and has no parameters of its own.
+    num_own = sum(channel.weights_from is None for channel in dense.values())
+    extra = missing / (3 * spec.d_model * num_own) / spec.d_model
     for index in dense:
         blocks[index] = _widened(blocks[index], extra)
     return spec.replace(blocks=blocks)
@@ -132,9 +134,8 @@ def _widened(block: BlockSpec, extra: float) -> BlockSpec:
     settings: Any = channel_config(channel)
     expansion = settings.expansion
     config = {**channel.config, "expansion": expansion + extra}
-    return block.model_copy(
-        update={"channel_mixer": ChannelMixerSpec(name=channel.name, config=config)}
-    )
+    widened = channel.model_copy(update={"config": config})
+    return block.model_copy(update={"channel_mixer": widened})
 
 
 def _parse(text: str) -> StackSpec:

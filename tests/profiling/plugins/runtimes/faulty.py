@@ -66,5 +66,5 @@ class _FaultySession(Session):
         self.inner.fill(num_tokens, seed)
 
     @property
-    def state_bytes(self) -> int:
+    def state_bytes(self) -> int | None:
         return self.inner.state_bytes

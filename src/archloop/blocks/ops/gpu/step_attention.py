@@ -102,6 +102,8 @@ def attention_step(
     q_BMGK, k_BMSK, v_BMSV = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (q_BMGK, k_BMSK, v_BMSV)
     )
+    # Positions may be one number for all rows, expanded; the kernel reads them one after another.
+    last_B = last_B.contiguous()
     batch, num_kv, group, key_width = q_BMGK.shape
     slots, width = v_BMSV.shape[2:]
     is_wide = max(key_width, width) > 256

@@ -60,6 +60,14 @@ STACKS = {
 }
 
 
+@pytest.fixture
+def runtime() -> LlamaCpp:
+    found = LlamaCpp()
+    if missing := found.missing_to_export():
+        pytest.skip(missing)
+    return found
+
+
 @pytest.mark.parametrize("architecture", STACKS)
 def test_a_file_names_its_architecture(architecture: str, tmp_path: Path) -> None:
     from gguf import GGUFReader
@@ -93,10 +101,9 @@ def test_what_no_architecture_has_is_refused() -> None:
 @pytest.mark.ci
 @pytest.mark.parametrize("quant", LlamaCpp.quants)
 @pytest.mark.parametrize("architecture", STACKS)
-def test_logits_are_those_of_eager_pytorch(architecture: str, quant: str, tmp_path: Path) -> None:
-    runtime = LlamaCpp()
-    if missing := runtime.missing_to_export():
-        pytest.skip(missing)
+def test_logits_are_those_of_eager_pytorch(
+    architecture: str, quant: str, runtime: LlamaCpp, tmp_path: Path
+) -> None:
     # The export itself compares: prefill in two parts, then decode steps.
     manifest = export(runtime, build_random(STACKS[architecture], 1), tmp_path / "a", quant)
     assert manifest.parity_error is not None
@@ -107,10 +114,7 @@ def test_logits_are_those_of_eager_pytorch(architecture: str, quant: str, tmp_pa
 
 
 @pytest.mark.ci
-def test_a_deep_context_comes_back_from_its_file(tmp_path: Path) -> None:
-    runtime = LlamaCpp()
-    if missing := runtime.missing_to_export():
-        pytest.skip(missing)
+def test_a_deep_context_comes_back_from_its_file(runtime: LlamaCpp, tmp_path: Path) -> None:
     export(runtime, build_random(STACKS["lfm2"], 1), tmp_path / "a", "f16")
     session = runtime.open(tmp_path / "a", threads=1, max_context=700)
     taken = []
@@ -146,9 +150,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    if missing := LlamaCpp().missing_to_export():
-        pytest.skip(missing)
+def model(runtime: LlamaCpp, tmp_path: Path) -> Path:
+    del runtime  # It is there, or the test is passed over.
     spec = STACKS["llama"].replace(vocab_size=310)
     gguf_file.write(build_random(spec, 0), tmp_path / "model.gguf")
     return tmp_path / "model.gguf"
@@ -236,10 +239,7 @@ def test_a_convolution_of_one_token_is_refused() -> None:
 
 
 @pytest.mark.ci
-def test_windowed_blocks_keep_their_window_alone(tmp_path: Path) -> None:
-    runtime = LlamaCpp()
-    if missing := runtime.missing_to_export():
-        pytest.skip(missing)
+def test_windowed_blocks_keep_their_window_alone(runtime: LlamaCpp, tmp_path: Path) -> None:
     export(runtime, build_random(STACKS["gemma3"], 1), tmp_path / "a", "f16")
     session = runtime.open(tmp_path / "a", threads=1, max_context=4096)
     session.prefill(session.prepare([1] * 4096))

@@ -72,6 +72,12 @@ def input_width(spec: StackSpec, block: BlockSpec) -> int:
     return mixer_config(block.mixers[0]).input_width(spec.d_model)
 
 
+def keeps_more_than(spec: StackSpec, mixer: MixerSpec, num_tokens: int) -> bool:
+    """Whether a mixer's state still grows behind so many tokens."""
+    layout = mixer_config(mixer).state_layout
+    return layout(spec.d_model, num_tokens) != layout(spec.d_model, 2 * num_tokens)
+
+
 def reads_embedding(spec: StackSpec) -> bool:
     """Whether any block reads the embedding beside the stream."""
     return any(input_width(spec, block) != spec.d_model for block in spec.blocks)

@@ -83,8 +83,7 @@ def unsupported(spec: StackSpec) -> str | None:
             if mixer.state_from is not None:
                 return f"block {index} reads the features of another block's {mixer.name}"
             # What is no part of the traced graph is traced with a state of one size.
-            sized = cost.mixer_config(mixer).state_layout
-            if sized(spec.d_model, TRACED_SLOTS) != sized(spec.d_model, 2 * TRACED_SLOTS):
+            if cost.keeps_more_than(spec, mixer, TRACED_SLOTS):
                 return f"block {index}: {mixer.name} keeps more than {TRACED_SLOTS:,} tokens"
     return None
 

@@ -68,8 +68,7 @@ def unsupported(spec: StackSpec) -> str | None:
             if mixer.name in executorch_attention.CACHES:
                 continue
             # All but these caches are as large as they were traced.
-            sized = cost.mixer_config(mixer).state_layout
-            if sized(spec.d_model, _TRACED_SLOTS) != sized(spec.d_model, 2 * _TRACED_SLOTS):
+            if cost.keeps_more_than(spec, mixer, _TRACED_SLOTS):
                 return f"block {index}: {mixer.name} keeps more than {_TRACED_SLOTS:,} tokens"
     return None
 

@@ -17,10 +17,11 @@ import argparse
 import cProfile
 import json
 import pstats
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -64,15 +65,13 @@ def main() -> None:
         reasons = nursery.reasons
         with asked_of_workers() as commands:
             whole_s = bench.seconds(without(base, 0), fork=True, name="parts")[0]
+        print_commands(whole_s, commands)
         parts = export_parts(without(base, 0), target, Path(scratch), asked.calls)
     for name, row in beside.items():
         print(f"beside itself, {name}: {row}")
     figures = {label(f): {"median_s": median(s), "all_s": s} for f, s in found.items() if s}
     told = {"candidate_seconds": figures, "beside_itself": beside, "not_forked": reasons}
     told |= {"commands_s": commands, "commands_wall_s": whole_s, "export_s": parts}
-    print(f"a candidate of {whole_s:.1f} s; seconds waited for answers, by command:")
-    for name, seconds in sorted(commands.items(), key=lambda item: -sum(item[1])):
-        print(f"  {name:<22} {sum(seconds):6.2f} in {len(seconds)}: longest {max(seconds):.2f}")
     print("an export in this process: " + ", ".join(f"{k} {v:.2f} s" for k, v in parts.items()))
     print(json.dumps(told | {"target": target.model_dump(mode="json")}))
 
@@ -112,6 +111,15 @@ def asked_of_workers() -> Iterator[dict[str, list[float]]]:
 
     with patch.object(WorkerProcess, "receive", timed):
         yield found
+
+
+def print_commands(whole_s: float, commands: Mapping[str, Sequence[float]]) -> None:
+    """A line for each command that workers were asked, the longest in all first."""
+    print(f"a candidate of {whole_s:.1f} s; seconds waited for answers, by command:")
+    for name, seconds in sorted(commands.items(), key=lambda item: -sum(item[1])):
+        print(f"  {name:<22} {sum(seconds):6.2f} in {len(seconds)}: longest {max(seconds):.2f}")
+    # What follows takes as long again, and may be cut off.
+    sys.stdout.flush()
 
 
 def export_parts(spec: StackSpec, target: Target, scratch: Path, calls: int) -> dict[str, float]:

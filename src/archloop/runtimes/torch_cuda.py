@@ -31,7 +31,8 @@ class TorchCuda(Runtime):
     parity_tolerance: ClassVar[Mapping[str, float]] = {"bf16": 0.1}
     on_card: ClassVar[bool] = True
     imports = ("torch", "archloop.runtimes.cuda.model")
-    # Triton with the kernels that most stacks call, and the compiler of steps without kernels.
+    # Triton with the kernels that most stacks call, the compiler of steps without kernels, and what
+    # both would work out anew in each process.
     likely_imports = (
         (
             "archloop.runtimes.cuda.attention",
@@ -41,6 +42,7 @@ class TorchCuda(Runtime):
             "archloop.runtimes._torch_weights",
         ),
         ("torch._inductor.compile_fx", "torch._inductor.async_compile"),
+        ("archloop.runtimes.cuda.preload",),
     )
 
     def version(self) -> str:

@@ -2,7 +2,9 @@
 
 Followed, where asked, by a bias and silu: what went into silu is computed again on the way back.
 
-Sums are float32 whatever the dtype. Imported only where Triton is installed.
+Sums are float32 whatever the dtype. A row may hold more values than 32 bits count, so a program
+finds its first token in 64 bits, and what stands around that token in 32. Imported only where
+Triton is installed.
 
 Shape suffixes: B batch, T time, D channels, K kernel, L = K-1 past inputs.
 """
@@ -24,26 +26,31 @@ ROUNDS = 4
 
 @triton.jit
 def _convolved(
-    x_ptr, w_ptr, past_ptr, bias_ptr, t, d, num_steps, num_channels, x_t,
+    x_ptr, w_ptr, past_ptr, bias_ptr, start, step, d, num_steps, num_channels, x_t,
     K: tl.constexpr, PAST: tl.constexpr, BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Outputs before silu at the tokens t and channels d of the row that the pointers begin."""
+    """Outputs before silu at the channels d of the tokens start + step of a row.
+
+    `x_ptr` stands at the token `start`, `past_ptr` at the first input before the row.
+    """
     d_in = d < num_channels
+    t = start + step
     mask = (t < num_steps)[:, None] & d_in[None, :]
     y = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
     if BIAS:
         y += tl.load(bias_ptr + d, mask=d_in, other=0.0).to(tl.float32)[None, :]
     for back in tl.static_range(K):
         w = tl.load(w_ptr + d * K + (K - 1 - back), mask=d_in, other=0.0)
-        at = t - back
         x = tl.load(
-            x_ptr + at[:, None] * x_t + d[None, :], mask=mask & (at >= 0)[:, None], other=0.0
+            x_ptr + (step - back)[:, None] * x_t + d[None, :],
+            mask=mask & (t >= back)[:, None],
+            other=0.0,
         ).to(tl.float32)
         if PAST:
             x += tl.load(
-                past_ptr + (K - 1 + at)[:, None] * num_channels + d[None, :],
-                mask=mask & (at < 0)[:, None],
+                past_ptr + (K - 1 + t - back)[:, None] * num_channels + d[None, :],
+                mask=mask & (t < back)[:, None],
                 other=0.0,
             ).to(tl.float32)
         y += w.to(tl.float32)[None, :] * x
@@ -57,17 +64,18 @@ def _forward_kernel(
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
-    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    start, step = block * BLOCK_T, tl.arange(0, BLOCK_T)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    x_ptr += row * x_b + start.to(tl.int64) * x_t
     y = _convolved(
-        x_ptr + row * x_b, w_ptr, past_ptr + row * (K - 1) * num_channels, bias_ptr, t, d,
+        x_ptr, w_ptr, past_ptr + row * (K - 1) * num_channels, bias_ptr, start, step, d,
         num_steps, num_channels, x_t, K, PAST, BIAS, BLOCK_T, BLOCK_D,
     )  # fmt: skip
     if SILU:
         y *= tl.sigmoid(y)
-    y_ptr += row * num_steps * num_channels
-    mask = (t < num_steps)[:, None] & (d < num_channels)[None, :]
-    at = t[:, None] * num_channels + d[None, :]
+    y_ptr += (row * num_steps + start) * num_channels
+    mask = (start + step < num_steps)[:, None] & (d < num_channels)[None, :]
+    at = step[:, None] * num_channels + d[None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -79,19 +87,21 @@ def _through_silu_kernel(
 ):  # fmt: skip
     """Gradient of what went into silu."""
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
-    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    start, step = block * BLOCK_T, tl.arange(0, BLOCK_T)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    x_ptr += row * x_b + start.to(tl.int64) * x_t
     u = _convolved(
-        x_ptr + row * x_b, w_ptr, past_ptr + row * (K - 1) * num_channels, bias_ptr, t, d,
+        x_ptr, w_ptr, past_ptr + row * (K - 1) * num_channels, bias_ptr, start, step, d,
         num_steps, num_channels, x_t, K, PAST, BIAS, BLOCK_T, BLOCK_D,
     )  # fmt: skip
-    mask = (t < num_steps)[:, None] & (d < num_channels)[None, :]
-    at = t[:, None] * num_channels + d[None, :]
-    start = row * num_steps * num_channels
-    dy = tl.load(dy_ptr + start + at, mask=mask, other=0.0).to(tl.float32)
+    dy_ptr += (row * num_steps + start) * num_channels
+    du_ptr += (row * num_steps + start) * num_channels
+    mask = (start + step < num_steps)[:, None] & (d < num_channels)[None, :]
+    at = step[:, None] * num_channels + d[None, :]
+    dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
     gate = tl.sigmoid(u)
     du = dy * gate * (1 + u * (1 - gate))
-    tl.store(du_ptr + start + at, du.to(du_ptr.dtype.element_ty), mask=mask)
+    tl.store(du_ptr + at, du.to(du_ptr.dtype.element_ty), mask=mask)
 
 
 @any_length()
@@ -102,42 +112,46 @@ def _backward_kernel(
 ):  # fmt: skip
     """Gradients, none of a past; those of weights and bias are partial sums, one a program."""
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
+    start = block * (ROUNDS * BLOCK_T)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     d_in = d < num_channels
-    x_ptr += row * x_b
-    dx_ptr += row * dx_b
-    dy_ptr += row * num_steps * num_channels
+    x_ptr += row * x_b + start.to(tl.int64) * x_t
+    dx_ptr += row * dx_b + start.to(tl.int64) * dx_t
+    dy_ptr += (row * num_steps + start) * num_channels
     part = tl.program_id(0).to(tl.int64) * num_channels + d
     for back in tl.static_range(K):
         # One weight at a time: its products add up in registers over all rounds.
         dw = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
         for turn in range(ROUNDS):
-            t = (block * ROUNDS + turn) * BLOCK_T + tl.arange(0, BLOCK_T)
-            at = t - back
+            step = turn * BLOCK_T + tl.arange(0, BLOCK_T)
+            t = start + step
             mask = (t < num_steps)[:, None] & d_in[None, :]
-            dy = tl.load(dy_ptr + t[:, None] * num_channels + d[None, :], mask=mask, other=0.0)
+            dy = tl.load(dy_ptr + step[:, None] * num_channels + d[None, :], mask=mask, other=0.0)
             x = tl.load(
-                x_ptr + at[:, None] * x_t + d[None, :], mask=mask & (at >= 0)[:, None], other=0.0
+                x_ptr + (step - back)[:, None] * x_t + d[None, :],
+                mask=mask & (t >= back)[:, None],
+                other=0.0,
             )
             dw += x.to(tl.float32) * dy.to(tl.float32)
         tl.store(dw_ptr + part * K + (K - 1 - back), tl.sum(dw, 0), mask=d_in)
     dbias = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
     for turn in range(ROUNDS):
-        t = (block * ROUNDS + turn) * BLOCK_T + tl.arange(0, BLOCK_T)
+        step = turn * BLOCK_T + tl.arange(0, BLOCK_T)
         dx = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
         for back in tl.static_range(K):
             w = tl.load(w_ptr + d * K + (K - 1 - back), mask=d_in, other=0.0).to(tl.float32)
-            later = t + back
+            later = step + back
             dy = tl.load(
                 dy_ptr + later[:, None] * num_channels + d[None, :],
-                mask=(later < num_steps)[:, None] & d_in[None, :],
+                mask=(start + later < num_steps)[:, None] & d_in[None, :],
                 other=0.0,
             ).to(tl.float32)
             if BIAS and back == 0:
                 dbias += dy
             dx += w[None, :] * dy
-        mask = (t < num_steps)[:, None] & d_in[None, :]
-        tl.store(dx_ptr + t[:, None] * dx_t + d[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        mask = (start + step < num_steps)[:, None] & d_in[None, :]
+        dx_at = step[:, None] * dx_t + d[None, :]
+        tl.store(dx_ptr + dx_at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if BIAS:
         tl.store(dbias_ptr + part, tl.sum(dbias, 0), mask=d_in)
 

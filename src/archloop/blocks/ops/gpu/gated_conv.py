@@ -1,8 +1,9 @@
 """`ops.gated_conv` on a GPU: gates and convolution in one pass forward and one back.
 
 A program takes a tile of tokens and channels and reads the few tokens around it again, which the
-cache holds. Sums are float32. Imported only where Triton is installed. Shape suffixes: B batch,
-T time, D channels, K kernel; E = 3D, the gate b, the gate c and the input u side by side.
+cache holds. Its first token it finds in 64 bits, as in `gpu.conv`. Sums are float32. Imported only
+where Triton is installed. Shape suffixes: B batch, T time, D channels, K kernel; E = 3D, the gate
+b, the gate c and the input u side by side.
 """
 
 from typing import Any
@@ -21,9 +22,9 @@ BACKWARD_WARPS = 2
 
 
 @triton.jit
-def _gated(x_ptr, t, d, mask, D: tl.constexpr):
-    """``b * u`` at the tokens t of a row, in float32; 0 outside the mask."""
-    at = t[:, None] * (3 * D) + d[None, :]
+def _gated(x_ptr, step, d, mask, D: tl.constexpr):
+    """``b * u`` at the tokens `step` behind that of `x_ptr`, in float32; 0 outside the mask."""
+    at = step[:, None] * (3 * D) + d[None, :]
     b = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     return b * tl.load(x_ptr + at + 2 * D, mask=mask, other=0.0).to(tl.float32)
 
@@ -34,19 +35,20 @@ def _forward_kernel(
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
-    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    step = tl.arange(0, BLOCK_T)
+    t = block * BLOCK_T + step
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    x_ptr += row * num_steps * (3 * D)
+    first = row * num_steps + block * BLOCK_T
+    x_ptr += first * (3 * D)
+    y_ptr += first * D
     mask = (t < num_steps)[:, None] & (d < D)[None, :]
     mixed = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
     for back in tl.static_range(K):
         w = tl.load(w_ptr + d * K + (K - 1 - back), mask=d < D, other=0.0).to(tl.float32)
-        before = t - back
-        mixed += w[None, :] * _gated(x_ptr, before, d, mask & (before >= 0)[:, None], D)
-    c = tl.load(x_ptr + t[:, None] * (3 * D) + D + d[None, :], mask=mask, other=0.0)
+        mixed += w[None, :] * _gated(x_ptr, step - back, d, mask & (t >= back)[:, None], D)
+    c = tl.load(x_ptr + step[:, None] * (3 * D) + D + d[None, :], mask=mask, other=0.0)
     y = c.to(tl.float32) * mixed
-    at = (row * num_steps + t)[:, None] * D + d[None, :]
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + step[:, None] * D + d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @any_length()
@@ -56,30 +58,32 @@ def _backward_kernel(
 ):  # fmt: skip
     """Gradients of b, c and u; that of the weights is a partial sum, one a tile."""
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
-    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    step = tl.arange(0, BLOCK_T)
+    t = block * BLOCK_T + step
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    x_ptr += row * num_steps * (3 * D)
-    dy_ptr += row * num_steps * D
+    first = row * num_steps + block * BLOCK_T
+    x_ptr += first * (3 * D)
+    dx_ptr += first * (3 * D)
+    dy_ptr += first * D
     mask = (t < num_steps)[:, None] & (d < D)[None, :]
-    at = t[:, None] * (3 * D) + d[None, :]
-    dy = tl.load(dy_ptr + t[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    at = step[:, None] * (3 * D) + d[None, :]
+    dy = tl.load(dy_ptr + step[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
     dmixed = dy * tl.load(x_ptr + at + D, mask=mask, other=0.0).to(tl.float32)
     mixed = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
     dgated = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
     part = (tl.program_id(0).to(tl.int64) * D + d) * K
     for back in tl.static_range(K):
         w = tl.load(w_ptr + d * K + (K - 1 - back), mask=d < D, other=0.0).to(tl.float32)
-        before, after = t - back, t + back
-        z = _gated(x_ptr, before, d, mask & (before >= 0)[:, None], D)
+        z = _gated(x_ptr, step - back, d, mask & (t >= back)[:, None], D)
         mixed += w[None, :] * z
         tl.store(dw_ptr + part + (K - 1 - back), tl.sum(dmixed * z, 0), mask=d < D)
-        inside = (after < num_steps)[:, None] & (d < D)[None, :]
+        after = step + back
+        inside = (t + back < num_steps)[:, None] & (d < D)[None, :]
         later = tl.load(dy_ptr + after[:, None] * D + d[None, :], mask=inside, other=0.0)
         c = tl.load(x_ptr + after[:, None] * (3 * D) + D + d[None, :], mask=inside, other=0.0)
         dgated += w[None, :] * later.to(tl.float32) * c.to(tl.float32)
     b = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     u = tl.load(x_ptr + at + 2 * D, mask=mask, other=0.0).to(tl.float32)
-    dx_ptr += row * num_steps * (3 * D)
     dtype = dx_ptr.dtype.element_ty
     tl.store(dx_ptr + at, (dgated * u).to(dtype), mask=mask)
     tl.store(dx_ptr + at + D, (dy * mixed).to(dtype), mask=mask)

@@ -45,18 +45,20 @@ def _sum_kernel(
     """
     row, chunk = tl.program_id(0).to(tl.int64) // num_chunks, tl.program_id(0) % num_chunks
     batch, head = row // num_heads, row % num_heads
-    t = chunk * CHUNK + tl.arange(0, CHUNK)[:, None]
+    step = tl.arange(0, CHUNK)[:, None]
+    start = chunk.to(tl.int64) * CHUNK
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    x_ptr += batch * x_b + head * x_n
-    y_ptr += batch * y_b + head * y_n
+    here = start + step < num_steps
+    x_ptr += batch * x_b + head * x_n + start * x_t
+    y_ptr += batch * y_b + head * y_n + start * y_t
     if REVERSE:
-        x = tl.load(x_ptr + t * x_t + key, mask=key < K, other=0.0)
+        x = tl.load(x_ptr + step * x_t + key, mask=key < K, other=0.0)
         y = tl.cumsum(x, 0, reverse=True)
-        tl.store(y_ptr + t * y_t + key, y, mask=(t < num_steps) & (key < K))
+        tl.store(y_ptr + step * y_t + key, y, mask=here & (key < K))
     else:
-        y = decay_sums(x_ptr + t * x_t + key, (t < num_steps) & (key < K))
-        end = tl.sum(tl.where(t == num_steps - 1, y, 0.0), 0)
-        tl.store(y_ptr + t * y_t + key, tl.where(t < num_steps, y, end[None, :]), mask=key < K)
+        y = decay_sums(x_ptr + step * x_t + key, here & (key < K))
+        end = tl.sum(tl.where(start + step == num_steps - 1, y, 0.0), 0)
+        tl.store(y_ptr + step * y_t + key, tl.where(here, y, end[None, :]), mask=key < K)
 
 
 @any_length()

@@ -79,8 +79,8 @@ def _backward_kernel(
         # The inverse rotation: the sine with the opposite sign.
         sin = tl.where(k < half, 1.0, -1.0)[None, :] * sin
     dw = tl.zeros([BLOCK_T, HP], dtype=tl.float32)
+    g_at = ((token // num_steps) * g_b + (token % num_steps) * g_t)[:, None]
     for head in range(N):
-        g_at = ((token // num_steps) * g_b + (token % num_steps) * g_t)[:, None] + head * g_n
         g = tl.load(grad_ptr + g_at + k[None, :], mask=mask, other=0.0).to(tl.float32)
         if ROTATE:
             partner = tl.load(grad_ptr + g_at + other[None, :], mask=mask, other=0.0)
@@ -95,6 +95,8 @@ def _backward_kernel(
             g = inverse * (g - unit * (tl.sum(g * unit, 1) / H)[:, None])
         dx_at = (token * N + head)[:, None] * H + k[None, :]
         tl.store(dx_ptr + dx_at, g.to(dx_ptr.dtype.element_ty), mask=mask)
+        # Not head * g_n: heads may lie further apart than 32 bits count.
+        grad_ptr += g_n
     if NORM:
         tl.store(dw_ptr + tl.program_id(0).to(tl.int64) * H + k, tl.sum(dw, 0), mask=k < H)
 

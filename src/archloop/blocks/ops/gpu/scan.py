@@ -53,7 +53,7 @@ def _scan_kernel(
 ):  # fmt: skip
     # Rows may be folded into features, so both share the axis that holds the most programs.
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
-    f = block * BLOCK_F + tl.arange(0, BLOCK_F)
+    f = block.to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
     inside = f < num_features
     carry = tl.load(start_ptr + row * num_features + f, mask=inside, other=0.0)
     carryi = carry

@@ -31,7 +31,8 @@ def _part_kernel(
     PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Maximum, sum and unscaled output of some query heads over one part of the slots in use."""
-    batch, m = (tl.program_id(0) // M).to(tl.int64), tl.program_id(0) % M
+    row = tl.program_id(0).to(tl.int64)
+    batch, m = row // M, row % M
     part = tl.program_id(1)
     g = tl.program_id(2) * GP + tl.arange(0, GP)
     c, w, offset = tl.arange(0, CHUNK), tl.arange(0, VP), tl.arange(0, BLOCK)
@@ -63,11 +64,11 @@ def _part_kernel(
         total = total * fade + tl.sum(weight, 1)
         out = out * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
         top = new_top
-    row = (tl.program_id(0).to(tl.int64) * G + g) * PARTS + part
-    tl.store(top_ptr + row, top, mask=g < G)
-    tl.store(sum_ptr + row, total, mask=g < G)
+    own = (row * G + g) * PARTS + part
+    tl.store(top_ptr + own, top, mask=g < G)
+    tl.store(sum_ptr + own, total, mask=g < G)
     mask_out = (g < G)[:, None] & (w < V)[None, :]
-    tl.store(out_ptr + row[:, None] * V + w[None, :], out, mask=mask_out)
+    tl.store(out_ptr + own[:, None] * V + w[None, :], out, mask=mask_out)
 
 
 @triton.jit

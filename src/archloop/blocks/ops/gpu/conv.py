@@ -213,12 +213,12 @@ class CausalConv(torch.autograd.Function):
         )  # fmt: skip
         dweight_DK = parts.sum(0)
         if ctx.past:
-            dweight_DK += _past_gradient(past, dy_BTD)
+            dweight_DK += past_gradient(past, dy_BTD)
         dbias = bias_parts.sum(0).to(bias.dtype) if options["BIAS"] else None
         return dx_BTE, dweight_DK.to(weight_DK.dtype), dbias, None, None
 
 
-def _past_gradient(past_BLD: Tensor, dy_BTD: Tensor) -> Tensor:
+def past_gradient(past_BLD: Tensor, dy_BTD: Tensor) -> Tensor:
     """What the inputs before the first add to the gradient of the weights, (D, K)."""
     _, length, channels = past_BLD.shape
     first = dy_BTD[:, :length].float()

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archloop.blocks.ops.gpu.conv import past_gradient
 from archloop.blocks.ops.gpu.lengths import any_length
 
 BLOCK_T = 32
@@ -76,9 +77,9 @@ def _forward_kernel(
 
 @any_length()
 def _output_gradient_kernel(
-    x_ptr, w_ptr, dq_ptr, dk_ptr, dv_ptr, dz_ptr, num_steps, num_channels, num_blocks, key_heads,
-    x_b, x_t, scale, eps, H: tl.constexpr, BLOCK_H: tl.constexpr, K: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    x_ptr, w_ptr, past_ptr, dq_ptr, dk_ptr, dv_ptr, dz_ptr, num_steps, num_channels, num_blocks,
+    key_heads, x_b, x_t, scale, eps, H: tl.constexpr, BLOCK_H: tl.constexpr, K: tl.constexpr,
+    PAST: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the convolution's outputs."""
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
@@ -86,8 +87,8 @@ def _output_gradient_kernel(
     t, j = block * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_H)
     mask = (t < num_steps)[:, None] & (j < H)[None, :]
     z = _convolved(
-        x_ptr, w_ptr, x_ptr, row, t, head * H + j, mask, num_channels, x_b, x_t,
-        K, False, BLOCK_T, BLOCK_H,
+        x_ptr, w_ptr, past_ptr, row, t, head * H + j, mask, num_channels, x_b, x_t,
+        K, PAST, BLOCK_T, BLOCK_H,
     )  # fmt: skip
     s = tl.sigmoid(z)
     y = tl.where(mask, z * s, 0.0)
@@ -115,7 +116,7 @@ def _input_gradient_kernel(
     x_ptr, w_ptr, dz_ptr, dx_ptr, dw_ptr, num_steps, num_channels, num_blocks, x_b, x_t,
     K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the inputs; that of the weights is a partial sum, one a program."""
+    """Gradients, none of a past; that of the weights is a partial sum, one a program."""
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     d_in = (d < num_channels)[None, :]
@@ -166,7 +167,10 @@ class UnitConv(torch.autograd.Function):
             x_BTD, weight_DK, past, q, k, v, *_sizes(x_BTD), key_heads, *x_BTD.stride()[:2],
             head_dim**-0.5, eps, PAST=past_BLD is not None, **_constants(weight_DK, head_dim),
         )  # fmt: skip
-        ctx.save_for_backward(x_BTD, weight_DK)
+        ctx.past = past_BLD is not None
+        if ctx.past and any(ctx.needs_input_grad):
+            past = past.clone()  # the caller's is written in place before gradients are asked for
+        ctx.save_for_backward(x_BTD, weight_DK, past)
         ctx.sizes = key_heads, head_dim, eps
         return q, k, v
 
@@ -174,13 +178,14 @@ class UnitConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of inputs and weights."""
-        x_BTD, weight_DK = ctx.saved_tensors
+        x_BTD, weight_DK, past = ctx.saved_tensors
         key_heads, head_dim, eps = ctx.sizes
         batch, time, channels = x_BTD.shape
         dz_BTD = torch.empty(x_BTD.shape, dtype=x_BTD.dtype, device=x_BTD.device)
         _output_gradient_kernel[_grid(x_BTD, head_dim)](
-            x_BTD, weight_DK, *(grad.contiguous() for grad in grads), dz_BTD, *_sizes(x_BTD),
-            key_heads, *x_BTD.stride()[:2], head_dim**-0.5, eps, **_constants(weight_DK, head_dim),
+            x_BTD, weight_DK, past, *(grad.contiguous() for grad in grads), dz_BTD,
+            *_sizes(x_BTD), key_heads, *x_BTD.stride()[:2], head_dim**-0.5, eps,
+            PAST=ctx.past, **_constants(weight_DK, head_dim),
         )  # fmt: skip
         blocks, dx_BTD = triton.cdiv(time, BLOCK_T * BLOCKS), torch.empty_like(dz_BTD)
         parts = torch.empty(
@@ -190,7 +195,10 @@ class UnitConv(torch.autograd.Function):
             x_BTD, weight_DK, dz_BTD, dx_BTD, parts, time, channels, blocks, *x_BTD.stride()[:2],
             K=weight_DK.shape[1], BLOCK_T=BLOCK_T, BLOCK_D=64, BLOCKS=BLOCKS,
         )  # fmt: skip
-        return dx_BTD, parts.sum(0).T.to(weight_DK.dtype), None, None, None, None
+        dweight_DK = parts.sum(0).T
+        if ctx.past:
+            dweight_DK = dweight_DK + past_gradient(past, dz_BTD)
+        return dx_BTD, dweight_DK.to(weight_DK.dtype), None, None, None, None
 
 
 def _grid(x_BTD: Tensor, head_dim: int) -> tuple[int, int]:

@@ -46,6 +46,19 @@ def test_experts_are_fused_where_the_kernels_are_right(config, is_fused):
     assert [half.is_fused for half in fused.halves] == [True, is_fused]
 
 
+@pytest.mark.gpu
+def test_kernels_overlap_only_on_cards_that_can(monkeypatch):
+    """Before Hopper the assembler refuses the instructions by which they wait for one another."""
+    from archloop.runtimes.cuda import fused as engine
+
+    monkeypatch.setattr(engine, "OVERLAPS_FROM", (99, 0))
+    fused = engine.FusedDecoder(Decoder(spec(mixers="CA", channels="DM")).to(DEVICE, DTYPE))
+    assert all(half.is_fused and not half.overlap for half in fused.halves)
+    state = fused.init_state(1, 4)
+    logits = fused.step(torch.ones(1, dtype=torch.int64, device=DEVICE), state)
+    assert torch.isfinite(logits).all()
+
+
 def models(built=None, **kwargs):
     from archloop.runtimes.cuda.fused import FusedDecoder
 

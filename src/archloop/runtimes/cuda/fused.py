@@ -37,6 +37,8 @@ WIDTH_MULTIPLE = 64
 """Widths of the stream and of projections that the kernels take."""
 EXPERT_MULTIPLE = 128
 """Widths of the stream and of an expert that the experts' kernels take: whole tiles."""
+OVERLAPS_FROM = (9, 0)
+"""Compute capability of cards with the instructions by which a kernel waits for the one before."""
 
 
 class FusedDecoder:
@@ -44,7 +46,8 @@ class FusedDecoder:
 
     Args:
         decoder: the model, whose parameters are used in place.
-        overlap: let kernels of the batch-1 step start while the one before drains.
+        overlap: let kernels of the batch-1 step start while the one before drains, on cards that
+            can (`OVERLAPS_FROM`).
         kernels: False runs every half by its own code, which needs neither Triton nor a GPU.
         compiles: a captured step of a half without kernels is compiled.
 
@@ -69,7 +72,7 @@ class FusedDecoder:
         self.decoder = decoder.eval().requires_grad_(False)
         self.blocks: list[Block] = list(decoder.each_block())
         self.has_kernels = kernels and decoder.spec.d_model % WIDTH_MULTIPLE == 0
-        self.overlap = overlap
+        self.overlap = overlap and _overlaps(decoder.embedding.weight.device)
         self._tables: RopeTables | None = None
         if self.has_kernels:
             self._import_kernels()
@@ -370,6 +373,10 @@ class FusedDecoder:
     def _reach(self, max_context: int) -> None:
         if self._tables is not None:
             self._tables.reach(max_context)
+
+
+def _overlaps(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= OVERLAPS_FROM
 
 
 def _norm(norm: Any) -> Norm:

@@ -167,3 +167,20 @@ def test_a_graph_holds_no_more_memory_than_a_prompt_takes() -> None:
     graphs = PromptGraphs(engine, state)
     # A library's workspace on the recording stream comes on top.
     assert peak(graphs.prefill, "reserved") <= tensors + 64 * 2**20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs need a CUDA device")
+def test_a_graph_keeps_the_angles_that_it_reads() -> None:
+    """A longer state of the same engine takes longer tables, and drops these."""
+    engine = FusedDecoder(decoder_of("gqa").to("cuda", torch.bfloat16))
+    state = engine.init_state(1, ROOM)
+    graphs = PromptGraphs(engine, state)
+    ids = torch.randint(0, 300, (1, 72), device="cuda")
+    ref = graphs.prefill(ids)
+    shape = engine.tables()[0].shape
+    engine.init_state(1, 2 * ROOM)
+    taken = [torch.full(shape, torch.nan, device="cuda") for _ in range(100)]
+    state.reset()
+    assert error(graphs.prefill(ids), ref) < 5e-2
+    assert len(taken) == 100  # Whoever has the memory now holds it to the end.

@@ -298,14 +298,20 @@ class FusedDecoder:
         """Record a decode step over `state` as a CUDA graph."""
         self._reach(state.max_context)
         touched = [tensor for half in self.halves for tensor in half.touched(state)]
-        kept = [] if self._tables is None else self._tables.held()
 
         def run(choice: Choice) -> Tensor:
             logits_BV = self._logits_of_step(choice.ids_B, state)
             self._choose(logits_BV, choice, state)
             return logits_BV
 
-        return StepGraph(state, run, touched, kept)
+        return StepGraph(state, run, touched, self.tables())
+
+    def tables(self) -> list[Tensor]:
+        """What passes read besides parameters and state.
+
+        A longer state takes other tables, so whoever records a pass keeps those that it reads.
+        """
+        return [] if self._tables is None else self._tables.held()
 
     def _logits_of_step(self, ids_B: Tensor, state: DecoderState) -> Tensor:
         """As `step`, without counting the tokens; `_choose` counts them on the device."""

@@ -88,7 +88,7 @@ class PromptGraphs:
             self._captures = False
             self._prompts.clear()
             return
-        prompt.graph = graph
+        prompt.graph, prompt.kept = graph, self.engine.tables()
 
 
 class _Prompt:
@@ -99,6 +99,7 @@ class _Prompt:
         real_B: tokens of each row that are not padding; None where all are.
         graph: once recorded.
         logits_BV: that it writes.
+        kept: what it reads besides parameters and state, at the addresses of when it was recorded.
     """
 
     def __init__(self, like_BT: Tensor, size: int) -> None:
@@ -106,6 +107,7 @@ class _Prompt:
         self.ids_BT = like_BT.new_zeros(batch, size)
         self.real_B = None if size == time else like_BT.new_zeros(batch)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.kept: list[Tensor] = []
         self.logits_BV: Tensor
 
     def take(self, ids_BT: Tensor) -> None:

@@ -108,6 +108,20 @@ def test_prefill_and_steps(batch, width):
     check_states(mine, plain)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="a card is asked")
+def test_experts_run_as_written_where_their_tiles_have_no_room(monkeypatch):
+    from archloop.runtimes.cuda import fused as engine
+
+    monkeypatch.setattr(engine, "TILE_BYTES", 1 << 30)
+    decoder, fused = models(mixers="CA", channels="DM")
+    assert [half.is_fused for half in fused.halves] == [True, True, True, False]
+    ids = torch.randint(0, 512, (1, 24), device=DEVICE)
+    plain, mine = decoder.init_state(1, 32), fused.init_state(1, 32)
+    assert error(fused.prefill(ids, mine), decoder.prefill(ids, plain)) < ERROR
+    assert error(fused.step(ids[:, 0], mine), decoder.step(ids[:, 0], plain)) < ERROR
+
+
 def lfm3():
     """The kinds of block of LFM3: norms behind both halves, gates on heads, half-turned heads."""
     gated = {"head_dim": 64, "head_gate": True}

@@ -37,6 +37,8 @@ WIDTH_MULTIPLE = 64
 """Widths of the stream and of projections that the kernels take."""
 EXPERT_MULTIPLE = 128
 """Widths of the stream and of an expert that the experts' kernels take: whole tiles."""
+TILE_BYTES = 192 << 10
+"""Shared memory that the largest of these tiles takes, all stages of its loads."""
 OVERLAPS_FROM = (9, 0)
 """Compute capability of cards with the instructions by which a kernel waits for the one before."""
 
@@ -180,7 +182,8 @@ class FusedDecoder:
         # Whole tiles of expert rows only: past an expert's last row comes the next expert. And the
         # kernel that joins the experts' outputs adds them to the stream itself.
         is_whole = all(width % EXPERT_MULTIPLE == 0 for width in form.down.shape[1:])
-        return form if is_whole and block.channel_post_norm is None else None
+        runs = is_whole and block.channel_post_norm is None and _has_room(form.down.device)
+        return form if runs else None
 
     def _routed(self, block: Block) -> RoutedExperts | None:
         form = self._channel_form(block)
@@ -379,6 +382,13 @@ class FusedDecoder:
     def _reach(self, max_context: int) -> None:
         if self._tables is not None:
             self._tables.reach(max_context)
+
+
+def _has_room(device: torch.device) -> bool:
+    """Whether a processor of the card holds the experts' tiles, as those before Hopper do not."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > TILE_BYTES
 
 
 def _overlaps(device: torch.device) -> bool:

@@ -68,6 +68,21 @@ def test_groups_are_multiplied_at_once_on_a_card_alone() -> None:
     assert mixer.asks_host
 
 
+@pytest.mark.parametrize(
+    ("capability", "has_kernel"),
+    [((8, 9), False), ((9, 0), True), ((10, 3), True), ((12, 0), False)],
+)
+def test_groups_are_multiplied_at_once_where_pytorch_has_a_kernel(
+    capability: tuple[int, int], has_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere PyTorch asks the card for the groups, which a CUDA graph cannot hold."""
+    mixer = MoE.Config(num_experts=4).build(64).bfloat16()
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert experts.multiplies_groups(mixer.gate_up, mixer.down) is has_kernel
+    assert mixer.asks_host is not has_kernel
+
+
 def test_what_is_compiled_does_not_ask_whether_it_is_being_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

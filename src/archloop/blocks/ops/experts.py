@@ -20,8 +20,9 @@ down (E, D, F)."""
 
 _ROW_BYTES = 16
 """Rows of a grouped product begin at multiples of this."""
-_GROUPS_FROM = (9, 0)
-"""Compute capability from which PyTorch multiplies bfloat16 groups in one kernel."""
+_GROUPED_BY = (9, 10)
+"""Major compute capabilities of cards on which PyTorch multiplies bfloat16 groups in one kernel. On
+others, later ones too (12), it asks the card for the groups and multiplies them in turn."""
 
 
 def dense_experts(
@@ -92,7 +93,7 @@ def multiplies_groups(gate_up: Tensor, down: Tensor) -> bool:
         return False
     if any(each.shape[-1] * each.element_size() % _ROW_BYTES for each in (gate_up, down)):
         return False
-    return torch.cuda.get_device_capability(gate_up.device) >= _GROUPS_FROM
+    return torch.cuda.get_device_capability(gate_up.device)[0] in _GROUPED_BY
 
 
 def _activate(hidden: Tensor, down: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def stack(*blocks: tuple[MixerSpec, ChannelMixerSpec | None]) -> StackSpec:
     )
 
 
-def gemma(**attention: float) -> StackSpec:
+def gemma(num_blocks: int = 7, **attention: float) -> StackSpec:
     """Every sixth block sees everything; norms multiply by 1 + w."""
     shared = {"head_dim": 64, "norm_offset": True, "norm_eps": 1e-6} | attention
     window = MixerSpec(name="swa", config={"window": 4, **shared})
@@ -43,7 +43,7 @@ def gemma(**attention: float) -> StackSpec:
     return StackSpec(
         d_model=128,
         vocab_size=256,
-        blocks=(*(block,) * 5, full, block),
+        blocks=tuple(block if (index + 1) % 6 else full for index in range(num_blocks)),
         norm_offset=True,
         norm_eps=1e-6,
         embedding_multiplier=128**0.5,
@@ -96,6 +96,25 @@ def test_what_no_architecture_has_is_refused() -> None:
     assert "the width of a head there" in (gguf_file.unsupported(gemma(scale=0.1)) or "")
     reason = gguf_file.unsupported(gemma(rope_theta=5e4))
     assert "rotary base of windowed attention is 10000 there" in (reason or "")
+
+
+WIDTH_OVER_HEADS = {"num_heads": 4, "scale": 32**-0.5}
+"""Heads of 64 in a stack 128 wide, whose queries are scaled as if they were 32 wide."""
+
+
+def test_the_27b_gemma_is_known_by_its_layers_and_scales_by_the_width_over_the_heads() -> None:
+    assert gguf_file.unsupported(gemma(62, **WIDTH_OVER_HEADS)) is None
+    reason = gguf_file.unsupported(gemma(62, num_heads=4))
+    assert "the width over the heads in 62 layers there" in (reason or "")
+    reason = gguf_file.unsupported(gemma(61, **WIDTH_OVER_HEADS))
+    assert "the width of a head there" in (reason or "")
+    assert gguf_file.unsupported(gemma(61, num_heads=4)) is None
+
+
+@pytest.mark.ci
+def test_62_layers_of_gemma_scale_as_eager_pytorch_does(runtime: LlamaCpp, tmp_path: Path) -> None:
+    decoder = build_random(gemma(62, **WIDTH_OVER_HEADS), 1)
+    assert export(runtime, decoder, tmp_path / "a", "f16").parity_error is not None
 
 
 @pytest.mark.ci

@@ -36,6 +36,9 @@ ARCHITECTURES = {
 GEMMA_PERIOD, GEMMA_THETA = 6, 1e4
 """What llama.cpp takes for given in Gemma 3: the layers that are not windowed, and the base of RoPE
 in those that are."""
+GEMMA_27B = 62
+"""Layers by which llama.cpp knows the 27B model: its queries are scaled by the width over heads,
+those of any other stack by the width of a head."""
 BLOCK = 32
 """Numbers of a row that share a scale in Q4_0 and Q8_0."""
 _ALIGNED = 32
@@ -111,8 +114,12 @@ def _refused_gemma(config: dict[str, Any]) -> str | None:
     for index, kind in enumerate(config["layer_types"]):
         if (kind == "full_attention") != ((index + 1) % GEMMA_PERIOD == 0):
             return f"every {GEMMA_PERIOD}th layer and no other has full attention there"
-    if config["query_pre_attn_scalar"] != config["head_dim"]:
-        return "attention is scaled by the width of a head there"
+    width, of_what = config["head_dim"], "of a head"
+    if len(config["layer_types"]) == GEMMA_27B:
+        width = config["hidden_size"] // config["num_attention_heads"]
+        of_what = f"over the heads in {GEMMA_27B} layers"
+    if config["query_pre_attn_scalar"] != width:
+        return f"attention is scaled by the width {of_what} there"
     for kind, rope in config["rope_parameters"].items():
         if rope.get("rope_type", "default") != "default":
             return "scaled rotary embeddings are not written"

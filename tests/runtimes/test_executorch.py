@@ -142,6 +142,24 @@ def test_8da4w_is_the_model_that_torchao_quantised(runtime: Any, tmp_path: Path)
     assert distance(found, torch.cat(expected).numpy()) < 0.2
 
 
+@pytest.mark.ci
+def test_8da4w_leaves_matrices_for_what_they_are_and_not_for_their_names(
+    runtime: Any, tmp_path: Path
+) -> None:
+    """ReLU2 has an `up_proj` as MLA has, and the linear cell has `heads` as CfC has."""
+
+    def rounded(name: str) -> set[str]:
+        return set(runtime.products(build_random(stack(name), 0), tmp_path, "8da4w"))
+
+    mixer, channel = "blocks.0.mixers.0", "blocks.0.channel_mixer"
+    assert f"{channel}.up_proj.weight" in rounded("relu2")
+    assert f"{mixer}.heads.weight" in rounded("linear_cfc")
+    # These are read as tensors, or choose.
+    assert f"{mixer}.up_proj.weight" not in rounded("mla")
+    assert not {f"{mixer}.heads.weight", f"{mixer}.recurrent.weight"} & rounded("cfc")
+    assert f"{channel}.router.weight" not in rounded("moe")
+
+
 def described(runtime: Any, decoder: Decoder, quant: str) -> Manifest:
     return Manifest(
         spec=decoder.spec,

@@ -7,11 +7,14 @@ no module of its own stay float32.
 Shape suffixes: N outputs of a matrix, K its inputs.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from archloop.blocks.channel_mixers.moe import MoE
+from archloop.blocks.mixers.cfc import CfC
+from archloop.blocks.mixers.mla import MLA
 from archloop.runtimes.pte.graph import Part
 from archloop.runtimes.rounding import Product
 from archloop.stack.decoder import Decoder
@@ -20,9 +23,13 @@ GROUP = 32
 """Numbers of a row that share a scale."""
 _INT4 = "int4"
 """A dtype that PyTorch has and its types do not mention."""
-_FLOAT = ("router", "up_proj", "recurrent", "heads")
-"""Modules left as they are: a router's choice is no matter of rounding; MLA's `up_proj` and CfC's
-`recurrent` and `heads` are read as tensors, never called."""
+_FLOAT: Mapping[type[nn.Module], tuple[str, ...]] = {
+    MoE: ("router",),
+    MLA: ("up_proj",),
+    CfC: ("recurrent", "heads"),
+}
+"""By class, its matrices that are left as they are: a router's choice is no matter of rounding, the
+others are read as tensors and never called. Matrices of other classes may have the same names."""
 
 
 def quantize(part: Part) -> dict[str, int]:
@@ -52,12 +59,17 @@ def products(decoder: Decoder) -> dict[str, Product]:
 
 def _chosen(module: nn.Module) -> dict[str, nn.Linear]:
     """The matrices that are quantised, by name."""
+    left = {
+        id(getattr(owner, name))
+        for owner in module.modules()
+        for kind, names in _FLOAT.items()
+        if isinstance(owner, kind)
+        for name in names
+    }
     return {
         name: each
         for name, each in module.named_modules()
-        if isinstance(each, nn.Linear)
-        and each.in_features % GROUP == 0
-        and name.rsplit(".", 1)[-1] not in _FLOAT
+        if isinstance(each, nn.Linear) and each.in_features % GROUP == 0 and id(each) not in left
     }
 
 

@@ -121,7 +121,11 @@ def test_a_stack_of_lowered_pieces_is_the_whole_stack(runtime: Any, tmp_path: Pa
 def test_8da4w_is_the_model_that_torchao_quantised(runtime: Any, tmp_path: Path) -> None:
     decoder = build_random(stack("gqa"), 0)
     weight_bytes = runtime.write(decoder, tmp_path, "8da4w")
-    assert set(weight_bytes) == {"int4", "float32"}
+    matrices = sum(p.numel() for p in decoder.parameters() if p.dim() == 2)
+    assert weight_bytes["int4"] == matrices // 2
+    assert weight_bytes["bfloat16"] == 2 * matrices // 32
+    norms = sum(p.numel() for p in decoder.parameters() if p.dim() == 1)
+    assert weight_bytes["float32"] == 4 * (norms + decoder.embedding.weight.numel())
     ids = torch.randint(64, (72,), generator=torch.Generator().manual_seed(0))
     part = executorch_graph.whole(decoder)
     executorch_quantizing.quantize(part)
@@ -158,6 +162,23 @@ def test_8da4w_leaves_matrices_for_what_they_are_and_not_for_their_names(
     assert f"{mixer}.up_proj.weight" not in rounded("mla")
     assert not {f"{mixer}.heads.weight", f"{mixer}.recurrent.weight"} & rounded("cfc")
     assert f"{channel}.router.weight" not in rounded("moe")
+
+
+def test_a_tied_embedding_is_counted_as_a_table_and_as_the_heads_matrix() -> None:
+    spec = stack("gqa")
+    for tied in (True, False):
+        decoder = build_random(spec.replace(tie_embeddings=tied), 0)
+        held = executorch_graph.whole(decoder).weights().values()
+        own = sum(p.numel() for p in decoder.parameters())
+        again = decoder.embedding.weight.numel() if tied else 0
+        assert sum(p.numel() for p in held) == own + again
+
+
+@pytest.mark.ci
+def test_8da4w_is_compared_with_the_scales_that_xnnpack_holds(runtime: Any, tmp_path: Path) -> None:
+    for name, each in runtime.products(build_random(stack("gqa"), 0), tmp_path, "8da4w").items():
+        # Integers up to 8 times 8 bits are float16's; times a scale of 24 bits they are not.
+        assert torch.equal(each.weight.half().float(), each.weight), name
 
 
 def described(runtime: Any, decoder: Decoder, quant: str) -> Manifest:

@@ -138,8 +138,12 @@ class Part(nn.Module):
         return tensors, [None if each.slots is None else {each.slots: slots} for each in self.held]
 
     def weights(self) -> dict[int, Tensor]:
-        """The parameters that the part computes with, by identity, each once."""
-        found: list[Tensor] = [self.decoder.embedding.weight] if self.embeds else []
+        """The parameters that the part's program holds: each once, by identity; the table by 0.
+
+        The table of tokens' embeddings is there beside a head that it is tied to, of whose matrix
+        XNNPACK has a copy of its own, in another order.
+        """
+        found: list[Tensor] = []
         if self.head is not None:
             found += [self.head.weight, *self.decoder.norm.parameters()]
         blocks = list(self.decoder.each_block())
@@ -149,7 +153,8 @@ class Part(nn.Module):
                 for name, parameter in blocks[index].named_parameters()
                 if name.startswith("channel") != is_mixer
             ]
-        return {id(parameter): parameter for parameter in found}
+        table = {0: self.decoder.embedding.weight} if self.embeds else {}
+        return {id(parameter): parameter for parameter in found} | table
 
     def through(
         self, stream: Stream, mix: Callable[[int, Block, dict[MixerKey, Any]], None]

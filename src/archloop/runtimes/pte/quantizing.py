@@ -1,13 +1,14 @@
 """Quantising a part of a decoder for XNNPACK: 8da4w, as models for ExecuTorch are shipped.
 
-Weights of matrices become int4, each 32 of a row with a scale of their own; activations become int8
-as they come, with a scale a token. The embedding, convolutions, norms, experts, routers and what is
-no module of its own stay float32.
+Weights of matrices become int4, each 32 of a row with a scale of their own in bfloat16; activations
+become int8 as they come, with a scale a token. The embedding, convolutions, norms, experts, routers
+and what is no module of its own stay float32.
 
 Shape suffixes: N outputs of a matrix, K its inputs.
 """
 
 from collections.abc import Container, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +34,19 @@ others are read as tensors and never called. Matrices of other classes may have 
 
 
 def quantize(part: Part) -> dict[str, int]:
-    """Quantise in place; returns weight bytes by precision, scales among float32."""
+    """Quantise in place; returns weight bytes by precision, scales as bfloat16."""
     from torchao.utils import unwrap_tensor_subclass
 
     chosen = _chosen(part)
     kept = {key: parameter.numel() for key, parameter in part.weights().items()}
     num_int4 = sum(kept.pop(id(module.weight), 0) for module in chosen.values())
-    if part.embeds:
-        # A tied embedding is there twice: as a table in float32, and as the head's matrix.
-        kept[-1] = part.decoder.embedding.weight.numel()
-        kept.pop(id(part.decoder.embedding.weight), None)
     _quantize(part, chosen)
     unwrap_tensor_subclass(part)
-    scales = num_int4 // GROUP
-    return {"int4": num_int4 // 2, "float32": 4 * (sum(kept.values()) + scales)}
+    return {
+        "int4": num_int4 // 2,
+        "bfloat16": 2 * (num_int4 // GROUP),
+        "float32": 4 * sum(kept.values()),
+    }
 
 
 def products(decoder: Decoder) -> dict[str, Product]:
@@ -85,11 +85,13 @@ def _quantize(module: nn.Module, names: Container[str]) -> None:
 
 
 def _rounded(weight_NK: Tensor) -> Tensor:
-    """A matrix's weights as torchao rounds them."""
+    """A matrix's weights as torchao rounds them and XNNPACK holds them, its scales in bfloat16."""
     alone = nn.Sequential(nn.Linear(weight_NK.shape[1], weight_NK.shape[0], bias=False))
     alone[0].weight = nn.Parameter(weight_NK.detach().float().clone(), requires_grad=False)
     _quantize(alone, ("0",))
-    whole: Tensor = alone[0].weight.dequantize()
+    held: Any = alone[0].weight
+    held.scale.copy_(held.scale.bfloat16())
+    whole: Tensor = held.dequantize()
     return whole
 
 

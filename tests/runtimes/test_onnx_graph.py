@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,30 @@ def test_experts_have_eight_bits(quant: str, activation: str, tmp_path: Path) ->
     assert manifest.weight_bytes["float32"] <= scales + others + 4096
     products = runtime.products(decoder, tmp_path / "a", quant)
     assert {name for name, p in decoder.named_parameters() if p.dim() == 3} <= set(products)
+
+
+@pytest.mark.ci
+def test_filling_and_emptying_a_state_takes_no_memory_beside_it(tmp_path: Path) -> None:
+    """It would count in the peak of a measurement."""
+    decoder = build_random(stack("gqa", 1), 0)
+    pytest.importorskip("onnxruntime")
+    registry.get("runtimes", "onnx_runtime")().write(decoder, tmp_path, "fp32")
+    session = load("onnx_runtime", decoder.spec, tmp_path, 4096)
+    session.decode_step(3)
+    first = session.logits().copy()
+    session.fill(8, seed=0)
+    tracemalloc.start()
+    try:
+        session.fill(4000, seed=0)
+        session.reset()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Keys alone, of one head 32 wide, are twice as large.
+    assert peak < 2**18
+    session.decode_step(3)
+    np.testing.assert_array_equal(session.logits(), first)
+    session.close()
 
 
 def eager_rows(decoder: Decoder, ids: list[int]) -> np.ndarray:

@@ -143,7 +143,7 @@ class _OnnxSession(Session):
         )
         self._ort = onnxruntime.OrtValue.ortvalue_from_numpy
         self._held = onnx_graph.read_state(directory)
-        self._sets: list[dict[str, Any]] = [{}, {}]
+        self._sets: list[dict[str, tuple[Any, Any]]] = [{}, {}]
         for held in self._held:
             first = self._zeros(held)
             second = first if held.in_place else self._zeros(held)
@@ -177,8 +177,8 @@ class _OnnxSession(Session):
     def reset(self) -> None:
         self._filled_with = None
         self._set_length(0)
-        for value in self._sets[self._now].values():
-            value.update_inplace(np.zeros(value.shape(), value.numpy().dtype))
+        for _, array in self._sets[self._now].values():
+            array.fill(0)
 
     def fill(self, num_tokens: int, seed: int) -> None:
         self._set_length(0)
@@ -188,9 +188,8 @@ class _OnnxSession(Session):
         # the first filling only the set that the next step reads is written anew.
         sets = self._sets if self._filled_with is None else self._sets[self._now : self._now + 1]
         for values in sets:
-            for held in self._held:
-                numbers = rng.standard_normal(held.sized(self.max_context), np.float32)
-                values[held.name].update_inplace(numbers.astype(held.dtype))
+            for _, array in values.values():
+                rng.standard_normal(dtype=array.dtype, out=array)
         self._filled_with = seed
         self._set_length(num_tokens)
 
@@ -210,8 +209,13 @@ class _OnnxSession(Session):
         self._steps, self._sets = [], []
         self._engine = None
 
-    def _zeros(self, held: "StateTensor") -> Any:
-        return self._ort(np.zeros(held.sized(self.max_context), held.dtype))
+    def _zeros(self, held: "StateTensor") -> tuple[Any, Any]:
+        """A tensor of the state as the engine has it, and the array whose memory that is.
+
+        What is written goes into the array: a copy beside it would count in a peak of memory.
+        """
+        array = np.zeros(held.sized(self.max_context), held.dtype)
+        return self._ort(array), array
 
     def _bound(self, ids: Any, now: int) -> Any:
         """A call's inputs and outputs, the state read from one set and written to the other."""
@@ -221,8 +225,8 @@ class _OnnxSession(Session):
         binding.bind_ortvalue_output(self._names.TOKEN, self._token)
         binding.bind_ortvalue_output(self._names.LOGITS, self._logits)
         for held in self._held:
-            binding.bind_ortvalue_input(held.name, self._sets[now][held.name])
-            binding.bind_ortvalue_output(held.next_name, self._sets[1 - now][held.name])
+            binding.bind_ortvalue_input(held.name, self._sets[now][held.name][0])
+            binding.bind_ortvalue_output(held.next_name, self._sets[1 - now][held.name][0])
         return binding
 
     def _run(self, binding: Any, num_new: int) -> None:

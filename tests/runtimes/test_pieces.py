@@ -148,8 +148,22 @@ def test_what_is_kept_hangs_on_the_packages_that_write_it_too() -> None:
         TorchEager().version(),
         with_others,
     )
-    for name in ("onnx_runtime", "openvino", "executorch"):
+    for name in ("onnx_runtime", "openvino", "executorch", "llama_cpp"):
         assert "torch" in registry.get("runtimes", name).writers
+    assert "gguf" in registry.get("runtimes", "llama_cpp").writers
+    for name in ("onnx_runtime", "openvino"):
+        assert "onnx_ir" in registry.get("runtimes", name).writers
+
+
+def test_what_is_kept_hangs_on_all_code_that_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+    pieces._own_code.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(pieces, "_add_code", lambda digest, folder: read.add(folder.name))
+        pieces.code_digest()
+    pieces._own_code.cache_clear()
+    # A GGUF file has the tensors that a layout of checkpoints names.
+    assert read >= {"blocks", "checkpoints", "runtimes", "stack"}
 
 
 @pytest.mark.parametrize("damage", ["changed", "lost", "index"])

@@ -38,6 +38,7 @@ class LlamaCpp(Runtime):
 
     quants = ("f16", "q8_0", "q4_0")
     streams = True
+    writers = ("gguf", "torch")
     parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 0.02)
 
     def version(self) -> str:

@@ -35,7 +35,7 @@ class OnnxRuntime(Runtime):
 
     quants = ("fp32", "int8", "int4")
     lowers_pieces = True
-    writers = ("onnx", "onnxscript", "torch")
+    writers = ("onnx", "onnx_ir", "onnxscript", "torch")
     rounds_by_artifact = False
     parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 1e-4)
 

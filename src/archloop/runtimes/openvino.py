@@ -29,7 +29,7 @@ class OpenVino(Runtime):
 
     quants = ("fp32", "int8", "int4")
     lowers_pieces = True
-    writers = ("nncf", "onnx", "onnxscript", "torch")
+    writers = ("nncf", "onnx", "onnx_ir", "onnxscript", "torch")
     parity_tolerance: ClassVar[Mapping[str, float]] = dict.fromkeys(quants, 1e-4)
 
     def version(self) -> str:

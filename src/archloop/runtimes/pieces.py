@@ -205,7 +205,7 @@ def _copy_half(source: "Decoder", decoder: "Decoder", part: PartName, index: int
 
 
 def code_digest() -> str:
-    """Short hash of all that decides what a stack computes: this package's code and plug-ins'."""
+    """Short hash of all code that decides what an artifact holds: this package's and plug-ins'."""
     digest = hashlib.sha256(_own_code())
     for folder in registry.folders():
         _add_code(digest, folder)
@@ -215,7 +215,8 @@ def code_digest() -> str:
 @cache
 def _own_code() -> bytes:
     home, digest = Path(__file__).parents[1], hashlib.sha256()
-    for folder in ("blocks", "stack", "runtimes"):
+    # Layouts of checkpoints decide what is in a GGUF file.
+    for folder in ("blocks", "checkpoints", "runtimes", "stack"):
         _add_code(digest, home / folder)
     return digest.digest()
 

@@ -184,7 +184,9 @@ class _OpenVinoSession(Session):
                 # It has grown since, so it is set anew.
                 shape = held.sized(num_tokens)
                 if shape not in drawn:
-                    drawn[shape] = self._tensor(rng.standard_normal(shape, np.float32))
+                    # Drawn where they lie: numbers beside them would count in a peak of memory.
+                    drawn[shape] = self._tensor(np.dtype(np.float32), shape)
+                    rng.standard_normal(dtype=np.float32, out=drawn[shape].data)
                 variable.state = drawn[shape]
             elif self._filled_with != seed:
                 numbers = rng.standard_normal(tuple(variable.state.shape), np.float32)

@@ -53,6 +53,7 @@ def test_a_table_has_ends_halves_and_whole_stacks(
     rows = [row for row in read_table(file).rows if row.context == CONTEXTS[0]]
     sizes = sorted(len(row.spec.blocks) for row in rows)
     assert sizes == [0, 4, 4, 4, 4, 4], "ends, four copies of three halves, stacks of four blocks"
+    assert all(row.where.written_by and row.where.doubt is None for row in rows)
     whole = [row.spec for row in rows if all(b.channel_mixer and b.mixers for b in row.spec.blocks)]
     assert len([spec for spec in whole if spec.blocks]) == 2
     assert len(measured) == 6

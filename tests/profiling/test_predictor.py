@@ -1,5 +1,6 @@
 """Stacks predicted from others: sums, kinds drawn together, the largest workspace, tables."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ from archloop.profiling.block_table import (
     copies,
     read_table,
     rows_of,
+    writing,
 )
 from archloop.profiling.fitting import pooled, with_largest
 from archloop.profiling.predictor import Prediction, Predictor
 from archloop.profiling.record import Figures, Identity, Interval, Profile
 from archloop.runtimes import pieces
+from archloop.runtimes.pieces import code_digest
+from archloop.runtimes.torch_eager import TorchEager
 from archloop.stack import cost
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -196,6 +200,7 @@ def test_rows_of_another_device_engine_or_context_do_not_count() -> None:
     for where, context in (
         (WHERE.model_copy(update={"device": "phone"}), 1024),
         (WHERE.model_copy(update={"quant": "int8"}), 1024),
+        (WHERE.model_copy(update={"written_by": "engine 1 other-code"}), 1024),
         (WHERE, 4096),
     ):
         with pytest.raises(UserError, match="no stack for engine 1"):
@@ -240,9 +245,44 @@ def test_a_table_is_a_file_that_says_when_it_is_damaged(tmp_path: Path) -> None:
     assert read_table(path) == found
     with pytest.raises(UserError, match=r"none\.json does not exist"):
         read_table(tmp_path / "none.json")
-    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 2'))
-    with pytest.raises(UserError, match="no table of blocks of version 3"):
+    path.write_text(path.read_text().replace('"schema_version": 4', '"schema_version": 2'))
+    with pytest.raises(UserError, match="no table of blocks of version 4: Input should be 3 or 4"):
         read_table(path)
+
+
+def test_rows_say_what_exported_their_graphs_and_those_of_other_code_stay_apart() -> None:
+    spec, now = stack(128, [("gqa", 2.0)]), writing(TorchEager())
+    assert now == f"{TorchEager().written_by()} {code_digest()}"
+    new, old = (
+        [
+            row.model_copy(update={"where": Where.of(IDENTITY, by)})
+            for row in table([spec], whole=True).rows
+        ]
+        for by in (now, "engine-0.9 0123abcd")
+    )
+    assert rows_of(spec, measured(spec), now) == new[-1:]
+    slow = [row.model_copy(update={"decode_ms": exact(9 * row.decode_ms.value)}) for row in old]
+    newer = BlockTable(rows=tuple(new))
+    joined = BlockTable(rows=tuple(slow)).joined([newer])
+    assert joined.rows == (*slow, *new), "the same stacks, but not the same graphs"
+    where = new[0].where
+    alone, beside = (Predictor(each, where, 1024).predict(spec) for each in (newer, joined))
+    assert alone == beside
+    assert where.doubt is None
+    assert "other code than this exported" in (old[0].where.doubt or "")
+    assert "engine-0.9 0123abcd" in (old[0].where.doubt or "")
+
+
+def test_a_table_of_before_is_read_and_says_what_it_lacks(tmp_path: Path) -> None:
+    found, path = table([stack(128, [("gqa", 2.0)])]), tmp_path / "blocks.json"
+    content = json.loads(found.model_dump_json())
+    content["schema_version"] = 3
+    for row in content["rows"]:
+        del row["where"]["written_by"]
+    path.write_text(json.dumps(content))
+    assert read_table(path).rows == found.rows
+    (where,) = {row.where for row in read_table(path).rows}
+    assert "do not say which code exported" in (where.doubt or "")
 
 
 def test_weights_that_are_lent_are_in_memory_once() -> None:

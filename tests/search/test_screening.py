@@ -1,5 +1,6 @@
 """Tables of measured blocks: what they rule out is drawn again, what is left is measured."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from archloop.profiling import piecework
 from archloop.profiling.block_table import BlockTable
 from archloop.profiling.predictor import Prediction, Predictor
 from archloop.profiling.record import Figures, Interval, Profile
+from archloop.runtimes.pieces import code_digest
 from archloop.search import plan, screening
 from archloop.search.plan import Plan
 from archloop.search.recipe.recipe import Recipe, RecipeError
@@ -185,6 +187,23 @@ def test_tables_that_cannot_screen_are_refused(section: Any, message: str, folde
 def test_a_table_that_limits_nothing_is_refused(folder: Path) -> None:
     with pytest.raises(RecipeError, match="nothing is limited"):
         plan.resolve(screened(folder, budgets=[]))
+
+
+def test_rows_of_graphs_that_other_code_exported_are_told_and_never_mixed(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = folder / "blocks.json"
+    plan.resolve(screened(folder))
+    assert "tables.here: its rows do not say which code exported" in caplog.text
+    content = json.loads(file.read_text())
+    for row in content["rows"]:
+        row["where"]["written_by"] = f"1 {code_digest()}"
+    (folder / "new.json").write_text(json.dumps(content))
+    caplog.clear()
+    plan.resolve(screened(folder, "new.json"))
+    assert "tables.here" not in caplog.text
+    with pytest.raises(RecipeError, match="different code exported, by code that is not known and"):
+        plan.resolve(screened(folder, ["blocks.json", "new.json"]))
 
 
 def test_measurements_of_pieces_are_not_taken_twice(tmp_path: Path) -> None:

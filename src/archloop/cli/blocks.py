@@ -66,8 +66,10 @@ def _table(
     plan: "Plan", name: str, folder: Path, most: int, copies: int, stacks: int
 ) -> "BlockTable":
     """Rows of one target."""
+    from archloop import registry
     from archloop.devices.lease import held, told_waiting
     from archloop.profiling import piecework, profile, remembered
+    from archloop.profiling.block_table import writing
 
     target = plan.recipe.targets[name]
     # Every half of the reference preset comes first: ratios and budgets refer to it.
@@ -93,7 +95,8 @@ def _table(
 
     # What was measured with other settings, or by another version of the engine, does not count.
     place = folder / remembered.circumstances(target, plan.recipe.profile)
-    return piecework.table(kept, whole, measure, place, copies)
+    written_by = writing(registry.get("runtimes", target.runtime)())
+    return piecework.table(kept, whole, measure, place, copies, written_by)
 
 
 def _in_words(spec: "StackSpec") -> str:

@@ -4,7 +4,8 @@ A row is what one small or whole stack was measured to take on one device, engin
 context: of ends alone (embedding and head), of several copies of half a block between them, or of
 a whole stack. What a piece costs is no row: it is fitted to all of them together (`predictor`), so
 that no row is the difference of two noisy measurements. Tables of one device may be joined; rows
-of different devices never meet.
+of different devices never meet, nor do rows of graphs that different code exported, which may take
+another time for the same stack.
 """
 
 from collections.abc import Iterable
@@ -16,14 +17,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from archloop.errors import UserError
 from archloop.files import write_atomic
 from archloop.profiling.record import Identity, Interval, Profile
-from archloop.runtimes.pieces import Piece
+from archloop.runtimes.base import Runtime
+from archloop.runtimes.pieces import Piece, code_digest
 from archloop.stack.spec import StackSpec
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 
 
 class Where(BaseModel):
-    """What must be equal for rows to count together: a measurement's identity but contexts."""
+    """What must be equal for rows to count together: a measurement's identity but contexts.
+
+    The graphs that were measured are part of it.
+
+    Attributes:
+        written_by: what exported the graphs (`writing`); None in tables of version 3, which did
+            not keep it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,11 +42,28 @@ class Where(BaseModel):
     quant: str
     precision: str
     threads: int
+    written_by: str | None = None
 
     @classmethod
-    def of(cls, identity: Identity) -> "Where":
-        """Of a measurement."""
-        return cls(**{name: getattr(identity, name) for name in cls.model_fields})
+    def of(cls, identity: Identity, written_by: str | None = None) -> "Where":
+        """Of a measurement, and of what exported the graphs that were measured."""
+        names = cls.model_fields.keys() & Identity.model_fields.keys()
+        return cls(**{name: getattr(identity, name) for name in names}, written_by=written_by)
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the same stacks may take another time by now, in words; None: no reason is known."""
+        if self.written_by is None:
+            return (
+                "its rows do not say which code exported the graphs that were measured, which "
+                "tables of version 3 did not keep; `archloop blocks` measures anew"
+            )
+        if self.written_by.rpartition(" ")[2] == code_digest():
+            return None
+        return (
+            f"other code than this exported the graphs that were measured ({self.written_by}), so "
+            "that stacks may take another time by now; `archloop blocks` measures anew"
+        )
 
 
 class BlockRow(BaseModel):
@@ -68,7 +94,7 @@ class BlockTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[3, 4] = SCHEMA
     rows: tuple[BlockRow, ...] = ()
 
     def joined(self, others: Iterable["BlockTable"]) -> "BlockTable":
@@ -88,7 +114,7 @@ def read_table(path: Path) -> BlockTable:
     """A table from its file.
 
     Raises:
-        UserError: there is none, or it is damaged or of another version.
+        UserError: there is none, or it is damaged or of a version that is not read.
     """
     try:
         return BlockTable.model_validate_json(path.read_bytes())
@@ -104,11 +130,25 @@ def copies(piece: Piece, ends: StackSpec, count: int) -> StackSpec:
     return ends.replace(blocks=piece.spec.blocks * count)
 
 
-def rows_of(spec: StackSpec, profile: Profile) -> list[BlockRow]:
-    """Rows of a stack that was measured, one a context."""
+def writing(runtime: Runtime) -> str:
+    """What exports a runtime's graphs now: versions of all that writes them, and the code's digest.
+
+    With other code the same stack may be another graph, which takes another time.
+    """
+    return f"{runtime.written_by()} {code_digest()}"
+
+
+def rows_of(spec: StackSpec, profile: Profile, written_by: str | None = None) -> list[BlockRow]:
+    """Rows of a stack that was measured, one a context.
+
+    Args:
+        spec: the stack.
+        profile: of it.
+        written_by: what exported the graphs that were measured, as `writing` says it.
+    """
     return [
         BlockRow(
-            where=Where.of(profile.identity),
+            where=Where.of(profile.identity, written_by),
             spec=spec,
             context=at.context,
             decode_ms=at.decode_p50_ms,

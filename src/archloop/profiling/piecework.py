@@ -67,6 +67,7 @@ def table(
     measure: Measure,
     folder: Path,
     count: int = COPIES,
+    written_by: str | None = None,
 ) -> BlockTable:
     """Rows of ends, halves and whole stacks.
 
@@ -76,6 +77,7 @@ def table(
         measure: called for what the folder does not have yet.
         folder: of profiles that were measured under the same circumstances (`remembered`).
         count: copies of a half in its stack.
+        written_by: what exports the graphs that are measured (`block_table.writing`).
 
     Raises:
         UserError: there is nothing to measure, or the engine runs nothing of it.
@@ -85,18 +87,20 @@ def table(
     rows: list[BlockRow] = []
     for ends, own in wanted.items():
         for spec in (ends, *(copies(piece, ends, count) for piece in own)):
-            rows += _rows(spec, measure, folder)
+            rows += _rows(spec, measure, folder, written_by)
     for spec in stacks:
-        rows += _rows(spec, measure, folder)
+        rows += _rows(spec, measure, folder, written_by)
     if not rows:
         raise UserError("the engine runs none of the pieces and stacks; choose another runtime")
     return BlockTable(rows=tuple(rows))
 
 
-def _rows(spec: StackSpec, measure: Measure, folder: Path) -> list[BlockRow]:
+def _rows(
+    spec: StackSpec, measure: Measure, folder: Path, written_by: str | None
+) -> list[BlockRow]:
     """A stack's rows; none if the engine refuses it: others may still tell of its pieces."""
     try:
-        return rows_of(spec, _kept(spec, measure, folder))
+        return rows_of(spec, _kept(spec, measure, folder), written_by)
     except WorkerError as error:
         if error.cause != "unsupported":
             raise

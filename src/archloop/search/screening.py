@@ -8,6 +8,7 @@ An estimate only ever says that a stack is not worth measuring. What a study tel
 on a front are measurements of those that were left.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -38,6 +39,8 @@ _ESTIMATES = {
     "peak_memory_bytes": "peak_memory_bytes_estimate",
 }
 """By metric of a budget, the field of a prediction."""
+
+_log = logging.getLogger(__name__)
 
 
 class Limit(NamedTuple):
@@ -138,8 +141,8 @@ def read(recipe: Recipe, reference: StackSpec) -> Screen | None:
     """The recipe's tables; None where it has none.
 
     Raises:
-        UserError: a file is missing or damaged, its rows are of several devices or of none that was
-            asked for, or nothing of it is limited.
+        UserError: a file is missing or damaged, its rows are of several devices, of graphs that
+            different code exported or of nothing that was asked for, or nothing of it is limited.
     """
     tables = {}
     for name, section in recipe.tables.items():
@@ -151,6 +154,8 @@ def read(recipe: Recipe, reference: StackSpec) -> Screen | None:
             tables[name] = _screened(recipe, section, target, budgets, reference)
         except UserError as error:
             raise UserError(f"tables.{name}: {error}") from error
+        if (doubt := tables[name].where.doubt) is not None:
+            _log.warning("tables.%s: %s", name, doubt)
     return Screen(tables) if tables else None
 
 
@@ -207,6 +212,13 @@ def _where(table: BlockTable, section: TableSection, target: Target | None) -> W
     fitting = [w for w in found if all(getattr(w, n) == v for n, v in wanted.items())]
     if len(fitting) == 1:
         return fitting[0]
+    if len({where.model_copy(update={"written_by": None}) for where in fitting}) == 1:
+        # Nothing that the recipe can say tells these apart, and they must not be fitted together.
+        writers = " and by ".join(where.written_by or "code that is not known" for where in fitting)
+        raise UserError(
+            f"rows of graphs that different code exported, by {writers}; name files of one alone, "
+            "or measure again with `archloop blocks`"
+        )
     there = "; ".join(
         f"{w.device}, {w.runtime} {w.runtime_version} {w.quant}, {w.threads} threads"
         for w in fitting or found

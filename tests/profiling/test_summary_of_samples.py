@@ -116,7 +116,7 @@ def used(joules: float) -> ProcessSamples:
     return found.model_copy(update={"contexts": tuple(counted)})
 
 
-def test_energy_is_a_figure_where_every_process_counted_it() -> None:
+def test_energy_is_a_figure_where_two_processes_counted_it() -> None:
     profile = profile_from_samples(samples(pair(used(5.0)), pair(used(20.0))))
     assert profile.figures[0].joules_per_token is not None
     assert profile.figures[0].joules_per_token.value == pytest.approx(2.0)
@@ -137,6 +137,27 @@ def test_energy_is_a_ratio_where_the_reference_was_counted_too() -> None:
     for other in (pair(used(5.0), process(1.0)), pair(process(1.0), used(5.0))):
         profile = profile_from_samples(samples(pairs[0], other))
         assert "joules_per_token" not in profile.ratios["100"]
+
+
+def test_a_counter_that_failed_in_one_process_leaves_out_that_pair_alone() -> None:
+    pairs = [pair(used(1.2 * joules), used(joules)) for joules in (5.0, 20.0)]
+    whole = profile_from_samples(samples(*pairs))
+    wanted = Objective(name="energy", direction="minimize", figure="joules_per_token")
+    for failed in (pair(process(1.0), used(500.0)), pair(used(500.0), process(1.0))):
+        profile = profile_from_samples(samples(*pairs, failed))
+        for found, expected in zip(profile.figures, whole.figures, strict=True):
+            assert found.joules_per_token == expected.joules_per_token is not None
+        assert profile.ratios["100"]["joules_per_token"].value == near(1.2)
+        assert (profile.num_processes, profile.num_energy_processes) == (3, 2)
+        assert profile.processes_behind("latency") == 3
+        assert objectives.device({"here": profile}, [wanted])["energy"].n == 2
+        assert [flag for flag in profile.flags if "energy" in flag] == [
+            f"energy at {context} was counted in 2 of 3 processes, and its figure is of those"
+            for context in (100, 200)
+        ]
+    alone = profile_from_samples(samples(pairs[0], pair(process(1.0), used(5.0))))
+    assert alone.num_energy_processes is None
+    assert "energy at 100 was counted in 1 of 2 processes, too few for a figure" in alone.flags
 
 
 def printed(profile: Profile) -> str:

@@ -97,6 +97,9 @@ class Profile(_Record):
         num_processes: fresh processes behind each estimate.
         num_repeated: processes that were disturbed and measured again; the estimates are without
             them.
+        num_energy_processes: processes behind estimates of energy, the fewest of all contexts,
+            where the device's counter may have failed in some; None where there is no such
+            estimate, and in profiles of before.
         seconds: wall time that measuring took.
     """
 
@@ -108,4 +111,11 @@ class Profile(_Record):
     flags: tuple[str, ...] = ()
     num_processes: int
     num_repeated: int = 0
+    num_energy_processes: int | None = None
     seconds: float
+
+    def processes_behind(self, figure: str) -> int:
+        """How many fresh processes are behind a figure or a ratio of that name."""
+        if figure == "joules_per_token" and self.num_energy_processes is not None:
+            return self.num_energy_processes
+        return self.num_processes

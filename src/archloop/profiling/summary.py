@@ -1,6 +1,7 @@
 """From raw samples to a profile: figures with intervals, ratios to the reference, flags."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from archloop.devices.base import DeviceInfo, Readings
 from archloop.profiling.record import Figures, Interval, Profile
@@ -25,13 +26,23 @@ FIGURES: dict[str, Reading] = {
 }
 
 
+class _Energy(NamedTuple):
+    """Joules of a decode step in one pair's processes; None without a reference."""
+
+    candidate: float
+    reference: float | None
+
+
 def profile_from_samples(samples: Samples) -> Profile:
     """The profile that the samples amount to; nothing else enters."""
     candidates = [pair.candidate for pair in samples.pairs]
     references = [pair.reference for pair in samples.pairs if pair.reference is not None]
     contexts = samples.target.contexts
+    # Each context's energy is of the pairs that counted it there; of one there is no interval.
+    by_context = [_counted(samples.pairs, index) for index in range(len(contexts))]
+    energies = [counted if len(counted) > 1 else [] for counted in by_context]
     figures = tuple(
-        Figures(context=context, **_intervals(candidates, index))
+        Figures(context=context, **_intervals(candidates, energies[index], index))
         for index, context in enumerate(contexts)
     )
     profile = Profile(
@@ -40,12 +51,13 @@ def profile_from_samples(samples: Samples) -> Profile:
         flags=tuple(_flags(samples)),
         num_processes=len(candidates),
         num_repeated=len(samples.disturbed),
+        num_energy_processes=min(map(len, filter(None, energies)), default=None),
         seconds=samples.seconds,
     )
     if not references:
         return profile
     ratios = {
-        str(context): _ratios(candidates, references, index)
+        str(context): _ratios(candidates, references, energies[index], index)
         for index, context in enumerate(contexts)
     }
     tokens = samples.config.decode_tokens
@@ -69,28 +81,38 @@ def _values(processes: list[ProcessSamples], index: int, reading: Reading) -> li
     return [reading(process, process.contexts[index]) for process in processes]
 
 
-def _intervals(processes: list[ProcessSamples], index: int) -> dict[str, Interval]:
+def _intervals(
+    processes: list[ProcessSamples], energies: list[_Energy], index: int
+) -> dict[str, Interval]:
     found = {
         name: interval(_values(processes, index, reading)) for name, reading in FIGURES.items()
     }
-    joules = _joules_per_token(processes, index)
-    if joules is not None:
-        found["joules_per_token"] = interval(joules)
+    if energies:
+        found["joules_per_token"] = interval([energy.candidate for energy in energies])
     return found
 
 
-def _joules_per_token(processes: list[ProcessSamples], index: int) -> list[float] | None:
-    """Energy of a decode step, by process; None if it was not counted in each.
+def _counted(pairs: tuple[PairSamples, ...], index: int) -> list[_Energy]:
+    """Energy of a decode step at a context, of each pair in which it was counted.
 
-    A mean over some of them would be of other conditions than the rest.
+    A counter that failed once leaves out the partner's process as well, so that candidate and
+    reference are compared under the same conditions.
     """
-    joules = [process.contexts[index].joules_per_token for process in processes]
-    counted = [value for value in joules if value is not None]
-    return counted if len(counted) == len(joules) else None
+    found = []
+    for pair in pairs:
+        other = pair.reference
+        own = pair.candidate.contexts[index].joules_per_token
+        beside = None if other is None else other.contexts[index].joules_per_token
+        if own is not None and (other is None or beside is not None):
+            found.append(_Energy(own, beside))
+    return found
 
 
 def _ratios(
-    candidates: list[ProcessSamples], references: list[ProcessSamples], index: int
+    candidates: list[ProcessSamples],
+    references: list[ProcessSamples],
+    energies: list[_Energy],
+    index: int,
 ) -> dict[str, Interval]:
     found = {
         name: ratio_interval(
@@ -98,10 +120,21 @@ def _ratios(
         )
         for name, reading in FIGURES.items()
     }
-    own, other = _joules_per_token(candidates, index), _joules_per_token(references, index)
-    if own is not None and other is not None:
-        found["joules_per_token"] = ratio_interval(own, other)
+    if energies:
+        found["joules_per_token"] = interval(
+            [each.candidate / each.reference for each in energies if each.reference is not None]
+        )
     return found
+
+
+def _energy_flags(samples: Samples) -> Iterator[str]:
+    """Where some processes' energy was counted and others' was not."""
+    num_pairs = len(samples.pairs)
+    for index, context in enumerate(samples.target.contexts):
+        count = len(_counted(samples.pairs, index))
+        if 0 < count < num_pairs:
+            what = "too few for a figure" if count < 2 else "and its figure is of those"
+            yield f"energy at {context} was counted in {count} of {num_pairs} processes, {what}"
 
 
 def _latency_ms(process: ProcessSamples, decode_tokens: int) -> float:
@@ -132,6 +165,7 @@ def _flags(samples: Samples) -> Iterator[str]:
         yield "a process was partly swapped out"
     if not all(process.can_reset_peak for process in processes):
         yield "the peak could not be reset between contexts: it is that of all contexts so far"
+    yield from _energy_flags(samples)
     yield from _battery_flags(pairs)
     yield from load_flags(pairs, spare_cores(samples.device, samples.identity.memory == "device"))
 

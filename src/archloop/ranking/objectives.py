@@ -177,7 +177,7 @@ def _score(scale: Scale, scores: Mapping[str, Score], category: str) -> float:
 def _worst(profiles: Mapping[str, Profile], objective: Objective) -> tuple[Interval, int]:
     """The worst ratio over targets, and the number of processes behind it."""
     found = [
-        (_ratio(profile, target, objective), profile.num_processes)
+        (_ratio(profile, target, objective), profile.processes_behind(objective.of))
         for target, profile in profiles.items()
     ]
     if not found:

@@ -13,6 +13,8 @@ from archloop.report.summary import summarize
 from archloop.search.errors import StudyError
 from archloop.search.recipe.recipe import RecipeError
 from archloop.search.study import Study
+from archloop.stack.spec import StackSpec
+from archloop.store.stages import Profiled
 from search.stand_in import StandIn, no_time, recipe
 
 FOUR = [
@@ -90,6 +92,41 @@ def test_what_no_device_tells_ends_the_study_before_anything_is_trained(tmp_path
     with pytest.raises(StudyError, match="objectives: the profile on here has no joules_per_token"):
         Study(asked, tmp_path, evaluator=evaluator, clock=no_time).run()
     assert [call.split()[0] for call in evaluator.calls] == ["profile", "close"]
+
+
+class Metered(StandIn):
+    """Counts energy, but for the first candidate, during which the counter cannot be read."""
+
+    lost = ""
+
+    def profile(
+        self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
+    ) -> Profiled:
+        made = super().profile(spec, reference, look, directory)
+        if spec != reference and not self.lost:
+            self.lost = spec.digest
+        if spec.digest == self.lost:
+            return made
+        profile = made.profiles["here"]
+        ratios = {
+            context: {**by_name, "joules_per_token": by_name["decode_p50_ms"]}
+            for context, by_name in profile.ratios.items()
+        }
+        return Profiled(profiles={"here": profile.model_copy(update={"ratios": ratios})})
+
+
+def test_what_a_device_does_not_tell_of_one_trial_fails_that_trial_alone(tmp_path: Path) -> None:
+    energy = {"name": "energy", "direction": "minimize", "figure": "joules_per_token"}
+    asked = recipe(objectives=["quality", "latency", energy], num_trials=8)
+    evaluator = Metered()
+    record = Study(asked, tmp_path, evaluator=evaluator, clock=no_time).run()
+    (failed,) = (trial for trial in record.trials if trial.state == "failed")
+    assert failed.spec.digest == evaluator.lost
+    assert failed.error is not None
+    assert failed.error.startswith("profiling: the profile on here has no joules_per_token ratio")
+    assert any(trial.by_rung for trial in record.trials)
+    again = Study(asked, tmp_path, evaluator=Metered(), clock=no_time).run()
+    assert again == record, "the same command goes on"
 
 
 def test_objectives_are_part_of_what_a_study_is(tmp_path: Path) -> None:

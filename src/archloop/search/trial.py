@@ -160,6 +160,11 @@ class Trial:
             return Measure(spec, plan.reference, needed.look, self._files.samples, size)
         self._seconds["profile"] = sum(seconds.values())
         self._verdict = verdict
+        if (reason := _untold(verdict.profiles, recipe.objectives)) is not None:
+            # Such as energy, where the device's counter failed meanwhile: this trial has no place
+            # in the ranking, and no other is the worse for it.
+            self._end(Outcome(state="failed", error=f"profiling: {reason}"))
+            return None
         if verdict.broken and not trained:
             self._end(
                 Outcome(
@@ -299,6 +304,15 @@ def _objectives(
         trainings = [rung.scores for rung in trained]
         scored = objectives.of_scores(reference_run.scale, trainings, wanted)
     return objectives.objectives(profiles, scored, wanted)
+
+
+def _untold(profiles: Mapping[str, Profile], wanted: Sequence[Objective]) -> str | None:
+    """What the devices did not tell, though they told it of the reference preset; or None."""
+    try:
+        objectives.device(profiles, wanted)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _check_identity(reference_run: ReferenceRun, profiles: dict[str, Profile]) -> None:

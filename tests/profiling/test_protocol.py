@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from archloop import registry
 from archloop.devices.energy import Counters
@@ -199,6 +200,7 @@ class _Recorder:
             open_s=0.0, state_bytes=0, prefill_pass=prefill_pass, plans_by_shape=plans
         )
         self.pending: list[Any] = []
+        self.role = "candidate"
 
     def send(self, asked: Any) -> None:
         assert not self.busy, f"{asked.command} of {self.name} while {self.busy} is timed"
@@ -252,6 +254,27 @@ def test_turns_alternate_and_never_overlap() -> None:
     measure_context(subjects, 2048, QUICK, first=1)
     assert events[:2] == ["r prefill 512", "c prefill 512"]
     assert len(subjects[0].contexts[1].prefill_pass_ms) == 5 * QUICK.prefill_repeats
+
+
+@pytest.mark.parametrize("extra", [-1, 2])
+def test_an_answer_without_a_time_for_each_step_is_none(
+    extra: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects, _ = recorded(prefill_pass=512)
+    answer = wire.Decoded(ms=(1.0,) * (5 + extra), finite=True)
+    monkeypatch.setattr(subjects[0].worker, "ask", lambda asked: answer)
+    words = f"{5 + extra} times were answered where 5 steps were to be timed"
+    with pytest.raises(WorkerError, match=words) as caught:
+        subjects[0].decode(2, 5)
+    assert (caught.value.cause, caught.value.role) == ("crash", "candidate")
+
+
+@pytest.mark.parametrize("ms", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_that_has_no_logarithm_is_no_answer(ms: float) -> None:
+    with pytest.raises(ValidationError):
+        wire.Prefilled.model_validate({"ms": ms, "finite": True})
+    with pytest.raises(ValidationError):
+        wire.Decoded.model_validate({"ms": [1.0, ms], "finite": True})
 
 
 def test_each_subject_is_charged_what_was_used_while_it_decoded() -> None:

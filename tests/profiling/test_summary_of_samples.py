@@ -97,6 +97,12 @@ def test_memory_is_that_of_the_device_that_computes() -> None:
     assert profile.memory_ratio.value == near(2.0)
 
 
+def test_an_engine_that_holds_nothing_before_it_has_a_model_is_measured() -> None:
+    found = profile_from_samples(samples(pair(process(1.0, empty=0)), pair(process(1.1, empty=0))))
+    assert found.figures[0].peak_memory_bytes.value == near(300)
+    assert found.figures[0].engine_empty_bytes.value == near(1)
+
+
 def test_samples_from_before_devices_had_memory_still_read(tmp_path: Path) -> None:
     made = samples(pair(process(1.0)), pair(process(1.1)))
     made.write(tmp_path)

@@ -22,7 +22,8 @@ FIGURES: dict[str, Reading] = {
     "decode_p50_ms": lambda _, at: at.decode_quantile_ms(0.5),
     "decode_p95_ms": lambda _, at: at.decode_quantile_ms(0.95),
     "peak_memory_bytes": lambda _, at: at.memory.engine_peak_bytes,
-    "engine_empty_bytes": lambda process, _: process.engine_empty.engine_peak_bytes,
+    # An engine may hold nothing of a card before it has a model, and nothing has no logarithm.
+    "engine_empty_bytes": lambda process, _: max(process.engine_empty.engine_peak_bytes, 1),
 }
 
 

@@ -13,6 +13,7 @@ from archloop.devices.energy import Counters, spent
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.samples import ContextSamples, ProcessSamples
 from archloop.workers import wire
+from archloop.workers.deaths import WorkerError
 from archloop.workers.process import WorkerProcess
 
 _PASS_DEPTHS = 5
@@ -85,12 +86,19 @@ class Subject:
         return [deepest * index // (_PASS_DEPTHS - 1) for index in range(_PASS_DEPTHS)]
 
     def decode(self, untimed: int, timed: int) -> None:
-        """One group of decode steps; it is kept if any of them is timed."""
+        """One group of decode steps; it is kept if any of them is timed.
+
+        Raises:
+            WorkerError: the answer has another number of times than steps were to be timed.
+        """
         # Another seed for each group: the tokens differ between groups, not between subjects.
         ids = self._ids(untimed + timed, self.seed + len(self.decode_ms))
         before = self.energy()
         answer = self.worker.ask(wire.Decode(ids=ids, untimed=untimed))
         joules = spent(before, self.energy())
+        if len(answer.ms) != timed:
+            detail = f"{len(answer.ms)} times were answered where {timed} steps were to be timed"
+            raise WorkerError("crash", detail, self.worker.role)
         self._see(answer.finite)
         if timed:
             self.decode_ms.append(answer.ms)

@@ -15,6 +15,8 @@ from archloop.workers.messages import Done, Hello, Message, Request
 
 Ids = tuple[Annotated[int, Field(ge=0)], ...]
 Bytes = Annotated[int, Field(ge=0)]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Of work that was done: figures are means of logarithms, which only positive times have."""
 
 
 class Memory(Message):
@@ -124,7 +126,7 @@ class Prefilled(Message):
             none.
     """
 
-    ms: float
+    ms: Milliseconds
     finite: bool | None
 
 
@@ -149,7 +151,7 @@ class Decoded(Message):
         finite: all logits of the last step are finite; null where the engine shows none.
     """
 
-    ms: tuple[float, ...]
+    ms: tuple[Milliseconds, ...]
     finite: bool | None
 
 

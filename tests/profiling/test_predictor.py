@@ -297,3 +297,17 @@ def test_weights_that_are_lent_are_in_memory_once() -> None:
     assert predicted.num_unmeasured == 0
     net = measured(shared).figures[0].peak_memory_bytes.value - EMPTY_BYTES
     assert predicted.memory_bytes_estimate == pytest.approx(net, rel=0.05)
+
+
+def test_a_known_block_is_refused_where_it_has_weights_of_no_copy_of_it() -> None:
+    spec = stack(128, [("short_conv", 2.0)] * 2)
+    own = spec.blocks[0]
+    other = own.model_copy(update={"residual_multiplier": 0.5})
+    assert other.channel_mixer is not None
+    lent = other.channel_mixer.model_copy(update={"weights_from": 0})
+    borrows = other.model_copy(update={"channel_mixer": lent})
+    predictor = Predictor(table([spec]), WHERE, 1024)
+    predictor.predict(spec)
+    predictor.predict(spec.replace(blocks=(other, borrows)))
+    with pytest.raises(UserError, match="block 1 has weights of block 0 and is no copy of it"):
+        predictor.predict(spec.replace(blocks=(own, borrows)))

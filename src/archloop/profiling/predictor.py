@@ -115,6 +115,9 @@ class Predictor:
         Raises:
             UserError: it is not made of pieces, or nothing like one of them was measured.
         """
+        if _lends(spec):
+            # What a block is alone is known by then, and not whose weights it has in this stack.
+            _check_separable(spec)
         shares = [self._ends(spec), *(self._block(spec, block) for block in spec.blocks)]
         decode, prefill, memory = sum(share.added for share in shares) + self._shares.constant
         memory += max(share.workspace_bytes for share in shares)
@@ -144,8 +147,7 @@ class Predictor:
         """What a block takes: found once, since thousands of stacks are made of few blocks."""
         key = spec.d_model, spec.norm_eps, spec.norm_offset, block.model_dump_json()
         if key not in self._known:
-            if reason := pieces.inseparable(spec):
-                raise UserError(f"no sum of pieces predicts this stack: {reason}")
+            _check_separable(spec)
             alone = spec.replace(blocks=(_own_weights(block),))
             self._known[key] = self._shares.of(_as_in(block, _halves(alone)))
         return self._known[key]
@@ -236,6 +238,20 @@ class _Shares:
 
 def _values(rows: list[BlockRow], name: str) -> Array:
     return np.array([getattr(row, name).value for row in rows])
+
+
+def _lends(spec: StackSpec) -> bool:
+    """Whether any half of a block has the weights of another block."""
+    halves = ((*block.mixers, block.channel_mixer) for block in spec.blocks)
+    return any(
+        part is not None and part.weights_from is not None for parts in halves for part in parts
+    )
+
+
+def _check_separable(spec: StackSpec) -> None:
+    """Refuse a stack that is no sum of pieces."""
+    if reason := pieces.inseparable(spec):
+        raise UserError(f"no sum of pieces predicts this stack: {reason}")
 
 
 def _ends(spec: StackSpec) -> _Piece:

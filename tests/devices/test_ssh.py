@@ -108,6 +108,18 @@ def test_two_studies_that_push_the_same_files_keep_their_own(
     assert [path.name for path in (tmp_path / "far").iterdir()] == [Path(second).name]
 
 
+def test_a_tilde_is_the_home_folder_there(client: Script, tmp_path: Path) -> None:
+    """Words are quoted there: else a folder called ``~`` is made, and no interpreter is found."""
+    client(f"import os\nos.chdir({str(tmp_path)!r})\n{LOCAL}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("some")
+    found = Ssh(Ssh.Config(host="box", folder="~/far/", python="~/venv/bin/python"))
+    assert Path(found.push(tmp_path / "folder")).parent == tmp_path / "far"
+    assert found.python_argv() == (f"{tmp_path}/venv/bin/python", "-P")
+    plain = Ssh(Ssh.Config(host="box", folder="near", python="python3"))
+    assert (plain.pushed_to, plain.python_argv()) == (f"{tmp_path}/near", ("python3", "-P"))
+
+
 def test_garbage_is_no_reading(client: Script) -> None:
     client(
         r"print('== /proc/stat\ncpu many few\n== /proc/meminfo\nMemAvailable: lots\n== ticks\nx')"

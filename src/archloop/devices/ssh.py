@@ -108,7 +108,10 @@ class Ssh(RemoteDevice):
         return there
 
     def python_argv(self) -> tuple[str, ...] | None:
-        return None if self.config.python is None else (self.config.python, "-P")
+        python = self.config.python
+        if python is not None and python.startswith("~/"):
+            python = self._from_home(python)
+        return None if python is None else (python, "-P")
 
     def is_gone(self, status: int, last_line: str) -> bool:
         del last_line
@@ -118,9 +121,15 @@ class Ssh(RemoteDevice):
     def pushed_to(self) -> str:
         """Whole path of the folder that gets what is pushed."""
         folder = self.config.folder
-        if folder.startswith("/"):
-            return folder.rstrip("/")
-        return f"{self.ask('pwd').strip()}/{folder.rstrip('/')}"
+        whole = folder if folder.startswith("/") else self._from_home(folder)
+        return whole.rstrip("/")
+
+    def _from_home(self, path: str) -> str:
+        """Whole path of what lies in the home folder there, with ``~/`` before it or without.
+
+        All words are quoted, so that no shell there writes the folder for ``~``.
+        """
+        return f"{self.ask('pwd').strip()}/{path.removeprefix('~/')}"
 
     def client(self, line: str) -> list[str]:
         config = self.config

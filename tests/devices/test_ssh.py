@@ -1,6 +1,7 @@
 """The ssh device: what it hands to the client, and what it makes of the client's answers."""
 
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,25 @@ def test_two_studies_that_push_the_same_files_keep_their_own(
     assert (Path(second) / "file").read_text() == "same"
     assert not Path(first).exists()
     assert [path.name for path in (tmp_path / "far").iterdir()] == [Path(second).name]
+
+
+def test_what_a_killed_process_left_there_is_removed_by_the_next(
+    client: Script, tmp_path: Path
+) -> None:
+    client(LOCAL)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("some")
+    far = tmp_path / "far"
+    kept = Path(Ssh(Ssh.Config(host="box", folder=str(far))).push(tmp_path / "folder")).name
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    digest, machine, _, token = kept.split("-")
+    left = f"{digest}-{machine}-{ended.pid}-{token}"
+    others = [f"{digest}-of-its-own-{ended.pid}-{token}", "not archloop's"]
+    for name in (left, f"{left}.part", *others):
+        (far / name).mkdir()
+    new = Path(Ssh(Ssh.Config(host="box", folder=str(far))).push(tmp_path / "folder")).name
+    assert {path.name for path in far.iterdir()} == {kept, new, *others}
 
 
 def test_a_tilde_is_the_home_folder_there(client: Script, tmp_path: Path) -> None:

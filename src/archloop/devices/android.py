@@ -86,8 +86,7 @@ class Android(RemoteDevice):
         return parsed(printed, time.monotonic()).model_copy(update=state)
 
     def push(self, local: Path) -> str:
-        # Named by its sender too: another study may push the same files, and remove its own.
-        there = f"{self.config.folder}/{_digest(local)}-{self.sender}"
+        there = self.place(_digest(local))
         marked = f"{there}/.whole"
         if self.ask(f"test -e {shlex.quote(marked)} && echo yes; true").strip() == "yes":
             return there

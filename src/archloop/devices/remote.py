@@ -3,12 +3,20 @@
 Everything there is done by lines of a POSIX shell, whose words are quoted. What goes wrong is told
 apart by the program's exit status and last words: the device is gone, its disk is full, or the
 line failed there. Readings are the text of ``/proc`` and ``/sys``.
+
+What is pushed goes with the measurement. A process that is killed leaves it there, so its name says
+which process of which machine it is from, and the next one of that machine removes it.
 """
 
+import hashlib
+import os
+import platform
+import re
 import secrets
 import shlex
 import subprocess
 import time
+import uuid
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -56,6 +64,8 @@ class RemoteDevice(Device):
         programs: Annotated[str, Field(min_length=1)] | None = None
 
     config: Config
+    _is_tidy = False
+    """What killed processes left there has been removed."""
 
     @property
     @abstractmethod
@@ -111,10 +121,33 @@ class RemoteDevice(Device):
         # a lost line.
         return piped(self.client(in_a_shell(argv, env)), stderr)
 
+    def place(self, digest: str) -> str:
+        """Whole path there of a folder to push, by the digest of its content.
+
+        It is named by its sender too: another study may push the same files, and remove its own.
+        """
+        if not self._is_tidy:
+            self._remove_left()
+            self._is_tidy = True
+        return f"{self.pushed_to}/{digest}-{self._sender}"
+
     @cached_property
-    def sender(self) -> str:
-        """Stands in what is pushed: another study may push the same files, and remove its own."""
-        return secrets.token_hex(4)
+    def _sender(self) -> str:
+        return f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+    def _remove_left(self) -> None:
+        """Remove what processes of this machine pushed that were killed before they removed it."""
+        listed = self.ask(f"ls {shlex.quote(self.pushed_to)} 2>/dev/null; true").splitlines()
+        if left := [f"{self.pushed_to}/{name}" for name in listed if self._is_left(name)]:
+            # What another user left there may not be removed, which is no fault of this push.
+            self.ask(f"rm -rf -- {shlex.join(left)} 2>/dev/null; true")
+
+    @staticmethod
+    def _is_left(name: str) -> bool:
+        """Whether a folder there is of a process of this machine that has ended."""
+        pattern = rf"[0-9a-f]{{24}}-{_machine()}-(\d{{1,9}})-[0-9a-f]{{8}}(\.part)?"
+        found = re.fullmatch(pattern, name)
+        return found is not None and not _is_running(int(found[1]))
 
     def ask(self, commands: str, given: bytes = b"", limit_s: float = ANSWER_S) -> str:
         """Standard output of shell commands there; what is put in them must be quoted."""
@@ -152,6 +185,29 @@ class RemoteDevice(Device):
             self.ask(f"rm -rf -- {shlex.quote(path)}")
         except DeviceError:
             return
+
+
+def _machine() -> str:
+    """What tells this machine from others that use a device.
+
+    Many machines have one and the same name, and containers number their processes apart. Where one
+    is taken for another, the files of a process that runs there would be removed.
+    """
+    try:
+        numbering = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        numbering = 0
+    told = f"{platform.node()} {uuid.getnode()} {numbering}"
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        # A process that may not be asked is another user's, and runs.
+        return isinstance(error, PermissionError)
+    return True
 
 
 def parsed(text: str, time_s: float) -> Readings:

@@ -90,9 +90,7 @@ class Ssh(RemoteDevice):
 
     def push(self, local: Path) -> str:
         packed = _packed(local)
-        # Named by its sender too: another study may push the same files, and remove its own.
-        name = f"{hashlib.sha256(packed).hexdigest()[:24]}-{self.sender}"
-        there = f"{self.pushed_to}/{name}"
+        there = self.place(hashlib.sha256(packed).hexdigest()[:24])
         part = f"{there}.part"
         commands = (
             f"if test -d {shlex.quote(there)}; then cat > /dev/null; else "

@@ -3,8 +3,11 @@
 import shlex
 import subprocess
 import sys
+import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 from pydantic import ValidationError
@@ -158,12 +161,42 @@ def test_no_client_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_equal_folders_are_packed_alike(tmp_path: Path) -> None:
+    def packed(folder: Path) -> bytes:
+        with _packed(folder) as stream:
+            return stream.read()
+
     for name in ("one", "two"):
         (tmp_path / name / "inner").mkdir(parents=True)
         (tmp_path / name / "inner" / "file").write_text("same")
-    assert _packed(tmp_path / "one") == _packed(tmp_path / "two")
+    assert packed(tmp_path / "one") == packed(tmp_path / "two")
     (tmp_path / "two" / "inner" / "file").write_text("other")
-    assert _packed(tmp_path / "one") != _packed(tmp_path / "two")
+    assert packed(tmp_path / "one") != packed(tmp_path / "two")
+
+
+def test_a_push_needs_no_memory_for_what_it_brings(client: Script, tmp_path: Path) -> None:
+    client(LOCAL)
+    local, num_bytes = tmp_path / "folder", 32 << 20
+    (local / "inner").mkdir(parents=True)
+    with (local / "inner" / "program").open("wb") as file:
+        file.truncate(num_bytes)
+    (local / "inner" / "program").chmod(0o755)
+    there = Ssh(Ssh.Config(host="box", folder=str(tmp_path / "far")))
+    tracemalloc.start()
+    try:
+        pushed = Path(there.push(local))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < num_bytes / 4
+    arrived = (pushed / "inner" / "program").stat()
+    assert (arrived.st_size, arrived.st_mode & 0o777) == (num_bytes, 0o755)
+    # A line that breaks in the middle ends the push, and what is sent with it.
+    client("sys.stdin.buffer.read(100000); sys.stderr.write('it broke\\n'); sys.exit(255)")
+    before = threading.active_count()
+    with pytest.raises(DeviceError, match="it broke") as caught:
+        there.push(local)
+    assert caught.value.cause == "gone"
+    assert threading.active_count() == before
 
 
 def test_a_push_that_is_stopped_leaves_nothing_there(
@@ -174,8 +207,10 @@ def test_a_push_that_is_stopped_leaves_nothing_there(
     (tmp_path / "folder" / "file").write_text("some")
     far, ask = tmp_path / "far", Ssh.ask
 
-    def stopped(self: Ssh, commands: str, given: bytes = b"", limit_s: float = 60.0) -> str:
-        if not given:
+    def stopped(
+        self: Ssh, commands: str, given: IO[bytes] | None = None, limit_s: float = 60.0
+    ) -> str:
+        if given is None:
             return ask(self, commands, given, limit_s)
         # Before the last step, which gives what arrived its name.
         ask(self, f"{commands.rpartition(' && ')[0]}; fi", given, limit_s)

@@ -5,7 +5,6 @@ There is no Python there, so a runtime needs a program of its own for the phone'
 phone that is charging, or hot, is flagged like any other device, and not refused.
 """
 
-import hashlib
 import re
 import shlex
 import shutil
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from archloop.devices import linux
 from archloop.devices.base import DeviceInfo, Readings
-from archloop.devices.remote import READINGS, RemoteDevice, parsed
+from archloop.devices.remote import READINGS, RemoteDevice, digest_of, parsed
 
 _PUSH_S = 600.0
 _GONE = ("device offline", "no devices", "not found", "unauthorized", "device still", "closed")
@@ -86,7 +85,7 @@ class Android(RemoteDevice):
         return parsed(printed, time.monotonic()).model_copy(update=state)
 
     def push(self, local: Path) -> str:
-        there = self.place(_digest(local))
+        there = self.place(digest_of(local))
         marked = f"{there}/.whole"
         if self.ask(f"test -e {shlex.quote(marked)} && echo yes; true").strip() == "yes":
             return there
@@ -148,13 +147,3 @@ def _state(told: linux.Files) -> dict[str, Any]:
 
 def _says_gone(line: str) -> bool:
     return line.startswith(("adb:", "error:")) and any(word in line for word in _GONE)
-
-
-def _digest(folder: Path) -> str:
-    """Names a folder by the names and contents of its files."""
-    hasher = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        hasher.update(str(path.relative_to(folder)).encode() + b"\0")
-        with path.open("rb") as file:
-            hasher.update(hashlib.file_digest(file, "sha256").digest())
-    return hasher.hexdigest()[:24]

@@ -149,19 +149,28 @@ class RemoteDevice(Device):
         found = re.fullmatch(pattern, name)
         return found is not None and not _is_running(int(found[1]))
 
-    def ask(self, commands: str, given: bytes = b"", limit_s: float = ANSWER_S) -> str:
-        """Standard output of shell commands there; what is put in them must be quoted."""
+    def ask(self, commands: str, given: IO[bytes] | None = None, limit_s: float = ANSWER_S) -> str:
+        """Standard output of shell commands there; what is put in them must be quoted.
+
+        Args:
+            commands: lines of a POSIX shell.
+            given: an open file, of which their standard input is the rest.
+            limit_s: within which they must have ended.
+        """
         return self.told(self.client(shlex.join(["sh", "-c", commands])), given, limit_s)
 
-    def told(self, argv: Sequence[str], given: bytes = b"", limit_s: float = ANSWER_S) -> str:
+    def told(
+        self, argv: Sequence[str], given: IO[bytes] | None = None, limit_s: float = ANSWER_S
+    ) -> str:
         """Standard output of the client.
 
         Raises:
             DeviceError: it failed, or did not end in time.
         """
+        stdin = subprocess.DEVNULL if given is None else given
         try:
             done = subprocess.run(
-                argv, input=given, capture_output=True, check=False, timeout=limit_s
+                argv, stdin=stdin, capture_output=True, check=False, timeout=limit_s
             )
         except subprocess.TimeoutExpired:
             raise DeviceError("gone", f"{self.label} did not answer in {limit_s:.0f} s") from None
@@ -185,6 +194,16 @@ class RemoteDevice(Device):
             self.ask(f"rm -rf -- {shlex.quote(path)}")
         except DeviceError:
             return
+
+
+def digest_of(folder: Path) -> str:
+    """Names a folder by the names and contents of its files."""
+    hasher = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        hasher.update(str(path.relative_to(folder)).encode() + b"\0")
+        with path.open("rb") as file:
+            hasher.update(hashlib.file_digest(file, "sha256").digest())
+    return hasher.hexdigest()[:24]
 
 
 def _machine() -> str:

@@ -5,20 +5,22 @@ a folder of ours and are removed again, readings are the text of ``/proc`` and `
 are quoted for the shell on the far side, every one of them, and settings never become options.
 """
 
-import hashlib
-import io
+import os
 import shlex
 import shutil
 import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 from pydantic import Field
 
 from archloop.devices import linux
 from archloop.devices.base import DeviceInfo
-from archloop.devices.remote import ANSWER_S, RemoteDevice
+from archloop.devices.remote import ANSWER_S, RemoteDevice, digest_of
 
 _BROKEN = 255
 """Exit status of the client when there is no connection, or none any more."""
@@ -89,16 +91,17 @@ class Ssh(RemoteDevice):
         )
 
     def push(self, local: Path) -> str:
-        packed = _packed(local)
-        there = self.place(hashlib.sha256(packed).hexdigest()[:24])
+        there = self.place(digest_of(local))
         part = f"{there}.part"
         commands = (
             f"if test -d {shlex.quote(there)}; then cat > /dev/null; else "
             f"mkdir -p {shlex.quote(part)} && tar -xf - -C {shlex.quote(part)} && "
             f"mv {shlex.quote(part)} {shlex.quote(there)}; fi"
         )
+        num_bytes = sum(path.stat().st_size for path in local.rglob("*") if path.is_file())
         try:
-            self.ask(commands, packed, ANSWER_S + len(packed) / 1e6)
+            with _packed(local) as stream:
+                self.ask(commands, stream, ANSWER_S + num_bytes / 1e6)
         except BaseException:
             # Also when the user stops it: nobody else knows of what is there by now.
             self.forget(part)
@@ -153,10 +156,27 @@ class Ssh(RemoteDevice):
         return f"check that `ssh {self.config.host}` works without a password"
 
 
-def _packed(folder: Path) -> bytes:
-    """A folder as a tar stream that depends on names, modes and contents alone."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
+@contextmanager
+def _packed(folder: Path) -> Iterator[IO[bytes]]:
+    """A folder as a tar stream, written as it is read: memory need not hold an artifact."""
+    reading, writing = os.pipe()
+    thread = threading.Thread(target=_pack, args=(folder, writing))
+    thread.start()
+    try:
+        with os.fdopen(reading, "rb") as stream:
+            yield stream
+    finally:
+        # Nobody reads any more, so the thread ends if it has not yet.
+        thread.join()
+
+
+def _pack(folder: Path, into: int) -> None:
+    """Write a folder into an open file as a tar stream, until nobody reads it."""
+    with (
+        suppress(BrokenPipeError),
+        os.fdopen(into, "wb") as pipe,
+        tarfile.open(fileobj=pipe, mode="w|") as tar,
+    ):
         for path in sorted(folder.rglob("*")):
             if "__pycache__" in path.parts or not (path.is_file() or path.is_dir()):
                 continue
@@ -169,4 +189,3 @@ def _packed(folder: Path) -> bytes:
                     tar.addfile(entry, file)
             else:
                 tar.addfile(entry)
-    return packed.getvalue()

@@ -12,6 +12,7 @@ import pytest
 
 from archloop.devices.host import Host
 from archloop.errors import UserError
+from archloop.workers import wire
 from archloop.workers.deaths import WorkerError, cause_of, of_status
 from archloop.workers.messages import VERSION, Hello
 from archloop.workers.process import WorkerProcess
@@ -105,3 +106,19 @@ def test_two_sides_that_do_not_fit_part_at_once(
     finally:
         worker.kill()
     assert caught.value.cause == ("crash" if "abi" not in answer else "missing")
+
+
+def test_a_worker_that_takes_nothing_in_is_given_up_in_time(tmp_path: Path) -> None:
+    hello = json.dumps({"ok": {"wire": VERSION, "abi": "x"}})
+    program = f"read x; echo '{hello}'; exec sleep 60"
+    worker = WorkerProcess(
+        Host(), ["sh", "-c", program], tmp_path / "log", threads=1, time_limit_s=1.5
+    )
+    try:
+        worker.hello()
+        with pytest.raises(WorkerError, match="no answer within the time limit of 1.5 s") as caught:
+            # More than a pipe holds.
+            worker.ask(wire.Prefill(ids=(1,) * 200_000, fresh=True))
+    finally:
+        worker.kill()
+    assert caught.value.cause == "timeout"

@@ -115,13 +115,19 @@ class WorkerProcess:
         self.log_start = self.log.stat().st_size
 
     def send(self, request: Request[Any]) -> None:
-        """Put a request; the worker starts on it at once."""
-        assert self.process.stdin is not None
+        """Put a request; the worker starts on it at once.
+
+        Raises:
+            WorkerError: the worker died, or took nothing in for as long as it had time.
+        """
         self._asked.append(type(request))
+        start = time.monotonic()
         try:
-            self.process.stdin.write(request.model_dump_json().encode() + b"\n")
+            self._write(request.model_dump_json().encode() + b"\n")
         except BrokenPipeError:
             raise self._died() from None
+        finally:
+            self.time_left_s -= time.monotonic() - start
 
     def receive(self, request: type[Request[A]]) -> A:
         """Wait for the answer to the oldest request, which was such a request.
@@ -167,16 +173,23 @@ class WorkerProcess:
         if self.log.exists() and not self.log.stat().st_size:
             self.log.unlink()
 
+    def _write(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        descriptor = self.process.stdin.fileno()
+        deadline = time.monotonic() + self.time_left_s
+        rest = memoryview(line)
+        while rest:
+            # Of a pipe that has room, the system takes so many bytes without waiting. More of them
+            # would wait for ever for a worker that hangs, or that a dead line leads to.
+            if self._is_ready([], [descriptor], deadline):
+                rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]
+
     def _line(self) -> bytes:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         deadline = time.monotonic() + self.time_left_s
         while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise self._timed_out()
-            cancelling.check()
-            if not select.select([descriptor], [], [], min(left, cancelling.POLL_S))[0]:
+            if not self._is_ready([descriptor], [], deadline):
                 continue
             part = os.read(descriptor, 1 << 16)
             if not part:
@@ -184,6 +197,18 @@ class WorkerProcess:
             self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+    def _is_ready(self, to_read: list[int], to_write: list[int], deadline: float) -> bool:
+        """Wait a moment; whether one of these pipes can be read or written by then.
+
+        Raises:
+            WorkerError: the deadline is over.
+        """
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise self._timed_out()
+        cancelling.check()
+        return any(select.select(to_read, to_write, [], min(left, cancelling.POLL_S)))
 
     def _timed_out(self) -> WorkerError:
         detail = f"no answer within the time limit of {self.time_limit_s:g} s"

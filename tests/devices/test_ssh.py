@@ -78,6 +78,18 @@ def test_the_signal_that_ended_a_program_is_told(client: Script, tmp_path: Path)
     assert device().is_gone(255, "")
 
 
+def test_a_program_that_ends_with_the_clients_own_status_is_no_lost_line(
+    client: Script, tmp_path: Path
+) -> None:
+    client(LOCAL)
+    for said, told in ((255, 254), (3, 3), (0, 0)):
+        with (tmp_path / "err").open("wb") as stderr:
+            process = device().run(["sh", "-c", f"exit {said}"], env={}, stderr=stderr)
+            process.communicate(timeout=20)
+        assert process.returncode == told
+        assert not device().is_gone(process.returncode, "")
+
+
 @pytest.mark.parametrize(
     ("body", "cause", "words"),
     [

@@ -63,10 +63,12 @@ def in_a_shell(argv: Sequence[str], env: Mapping[str, str]) -> str:
     """A program as a line for a shell elsewhere.
 
     A shell of its own stands around the program: a signal that ends the program is then told as
-    128 + its number.
+    128 + its number. A program's status of 255, which C programs give as -1, is told as 254: ssh
+    ends with 255 where there is no connection any more.
     """
     settings = [f"{key}={value}" for key, value in env.items()]
-    return shlex.join(["sh", "-c", '"$@"; exit $?', "sh", "env", *settings, *argv])
+    script = '"$@"; status=$?; [ $status != 255 ] || status=254; exit $status'
+    return shlex.join(["sh", "-c", script, "sh", "env", *settings, *argv])
 
 
 class Readings(BaseModel):

@@ -1,4 +1,4 @@
-"""Configurations of Falcon-H1, Kimi Linear, Qwen3-Next and Qwen3.5: names, and what is refused."""
+"""Configurations of families: names that files of the hub use, and what is refused."""
 
 from typing import Any
 
@@ -37,6 +37,39 @@ def test_kimi_linear_as_the_hub_has_it() -> None:
     assert [n for n, kind in enumerate(four.layout) if kind == "mla"] == [4, 8]
 
 
+HUB_KEYS: dict[str, dict[str, Any]] = {
+    # SmolLM2, written by nanotron, with settings of transformers.js.
+    "llama": {
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+    "gemma3": {"cache_implementation": "hybrid", "final_logit_softcapping": None},
+    "falcon_h1": {"mlp_expansion_factor": 8, "mamba_use_mlp": True},
+    "mamba2": {"rms_norm": True, "norm_before_gate": True},
+    "qwen3_5": {
+        "attn_output_gate": True,
+        "mamba_ssm_dtype": "float32",
+        "mlp_only_layers": [],
+        "partial_rotary_factor": 0.25,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 1e7,
+            "rope_type": "default",
+        },
+    },
+}
+"""What files on the hub say beside the keys that transformers 5 writes."""
+
+
+@pytest.mark.parametrize("name", HUB_KEYS)
+def test_keys_of_the_hub_change_nothing(name: str) -> None:
+    layout, ours = families.layout(name), example(name)
+    assert layout.read({**ours, **HUB_KEYS[name]}) == layout.read(ours)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
@@ -72,7 +105,9 @@ def test_kimi_linear_as_the_hub_has_it() -> None:
         ("qwen3_next", {"mlp_only_layers": ["a"]}, "mlp_only_layers"),
         ("qwen3_next", {"hidden_act": "gelu"}, "hidden_act"),
         ("qwen3_5_moe", {"intermediate_size": 40}, "intermediate_size.*not understood"),
-        ("qwen3_5_moe", {"mlp_only_layers": [0]}, "mlp_only_layers.*not understood"),
+        ("qwen3_5_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers.*only \[\] is supported"),
+        ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
+        ("mamba2", {"rms_norm": False}, "rms_norm"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(

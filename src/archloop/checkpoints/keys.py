@@ -18,12 +18,14 @@ def _keys(text: str) -> frozenset[str]:
 INERT = _keys(
     # Who wrote the file, and labels of classification heads.
     "model_type architectures transformers_version _name_or_path name_or_path _commit_hash "
-    "unsloth_version unsloth_fixed id2label label2id problem_type num_labels finetuning_task "
+    "unsloth_version unsloth_fixed is_llama_config transformers.js_config "
+    "id2label label2id problem_type num_labels finetuning_task "
     "task_specific_params tokenizer_class dtype torch_dtype use_bfloat16 "
     # What a call returns or caches, and by which implementation.
     "output_hidden_states output_attentions output_router_logits return_dict use_return_dict "
     "use_cache chunk_size_feed_forward attn_implementation _attn_implementation torchscript "
     "_attn_implementation_autoset pretraining_tp tf_legacy_loss use_mamba_kernels "
+    "cache_implementation "
     # Training.
     "initializer_range initializer_factor attention_dropout hidden_dropout resid_pdrop embd_pdrop "
     "attn_pdrop dropout router_aux_loss_coef router_jitter_noise "

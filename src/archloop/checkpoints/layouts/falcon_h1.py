@@ -148,8 +148,10 @@ def _check_fixed(keys: Keys) -> None:
     keys.fixed("mamba_use_mlp", True)
     keys.fixed("attn_layer_indices", None)
     check_time_step_limit(keys.get("time_step_limit", [0.0, math.inf]))
-    # How sums are cut, and how many logits a call of theirs returns.
+    # How sums are cut, how many logits a call of theirs returns, and a ratio for the feed-forward,
+    # whose width `intermediate_size` says outright.
     keys.ignore("mamba_chunk_size num_logits_to_keep layer_types layers_block_type")
+    keys.ignore("mlp_expansion_factor")
 
 
 def _factors(keys: Keys, key: str, num: int) -> list[float]:

@@ -47,6 +47,9 @@ class Mamba2(Layout):
         # The first time steps, and how sums are cut into chunks.
         keys.ignore("time_step_min time_step_max time_step_floor time_step_rank chunk_size")
         keys.ignore("rescale_prenorm_residual residual_in_fp32")
+        # transformers 4 writes these two as well. Its norm comes after the gate whatever it writes.
+        keys.ignore("norm_before_gate")
+        keys.fixed("rms_norm", True)
         keys.fixed("use_bias", False)
         keys.fixed("use_conv_bias", True)
         check_time_step_limit(keys.get("time_step_limit", [0.0, math.inf]))

@@ -72,6 +72,7 @@ def rope(
     rope_types: Collection[str] = ("default",),
     *,
     turning: float | None = None,
+    inert: Collection[str] = (),
 ) -> dict[str, Scalar]:
     """Settings of RoPE, which may be said in several places that must agree.
 
@@ -81,6 +82,7 @@ def rope(
         rope_types: values of ``rope_type`` that are built.
         turning: default share of a head's channels that turn, the first ones, with frequencies
             that run over these; None: all turn.
+        inert: names beside the base that change nothing for text.
 
     Raises:
         UserError: they contradict each other, or another type.
@@ -93,6 +95,7 @@ def rope(
         turning = keys.real("partial_rotary_factor", turning)
     for key in ("rope_parameters", "rope_scaling"):
         with keys.inside(key) as inner:
+            inner.ignore(" ".join(f"{key}.{name}" for name in inert))
             if f"{key}.rope_theta" in inner:
                 said[f"{key}.rope_theta"] = inner.real(f"{key}.rope_theta")
             share = f"{key}.partial_rotary_factor"

@@ -29,6 +29,8 @@ class Qwen35(Qwen3Next):
 
     has_experts = False
     kv_heads = 4
+    # How positions in pictures are told apart; those of text are equal in all sections.
+    inert_rope = ("mrope_section", "mrope_interleaved")
     model_types = {"qwen3_5_text": "Qwen3_5ForCausalLM"}
     examples = (
         {
@@ -51,6 +53,10 @@ class Qwen35(Qwen3Next):
     def to_spec(self, keys: Keys) -> StackSpec:
         # Of a head that predicts further tokens, which transformers does not build.
         keys.ignore("mtp_num_hidden_layers mtp_use_dedicated_embeddings")
+        # Precision of the state, which is at least float32 here.
+        keys.ignore("mamba_ssm_dtype")
+        keys.fixed("attn_output_gate", True)
+        keys.fixed("mlp_only_layers", [])
         return super().to_spec(keys)
 
     def projection_pieces(

@@ -55,6 +55,7 @@ class Qwen3Next(Layout):
         has_dense: a configuration may have feed-forwards, in some blocks or in all.
         kv_heads, num_experts, top_k: defaults of ``num_key_value_heads``, ``num_experts`` and
             ``num_experts_per_tok``.
+        inert_rope: what `rope_parameters` may say beside base and share, without effect on text.
     """
 
     has_experts: ClassVar[bool] = True
@@ -62,6 +63,7 @@ class Qwen3Next(Layout):
     kv_heads: ClassVar[int] = 2
     num_experts: ClassVar[int] = 512
     top_k: ClassVar[int] = 10
+    inert_rope: ClassVar[tuple[str, ...]] = ()
 
     model_types = {"qwen3_next": "Qwen3NextForCausalLM"}
     keeps_float32 = ("A_log", "dt_bias")
@@ -179,7 +181,7 @@ class Qwen3Next(Layout):
             "norm_offset": True,
             "channel_gate": True,
             **parts.heads(keys, width, default_kv_heads=self.kv_heads, head_dim=256),
-            **parts.rope(keys, 1e4, turning=_TURNING),
+            **parts.rope(keys, 1e4, turning=_TURNING, inert=self.inert_rope),
         }
 
     def _channels(self, keys: Keys, width: int, layer_types: list[str]) -> list[ChannelMixerSpec]:

@@ -12,7 +12,7 @@ import transformers
 from safetensors import safe_open
 
 from archloop import checkpoints, registry
-from archloop.checkpoints import files
+from archloop.checkpoints import families, files
 from archloop.stack import weights
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
@@ -25,6 +25,17 @@ def assert_same(ours: Decoder, theirs: Decoder) -> None:
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5"])
+def test_a_head_for_further_tokens_is_left_out(name: str, tmp_path: Path) -> None:
+    """Files on the hub hold it beside the model, in any dtype."""
+    layout = families.layout(name)
+    wanted = folders.decoder(layout.read(layout.examples[0]))
+    checkpoints.save(wanted, tmp_path / "model", layout=name)
+    extra = {"mtp.fc.weight": torch.ones(4, 8, dtype=torch.bfloat16)}
+    folders.edit_tensors(tmp_path / "model" / files.WEIGHTS, lambda held: held.update(extra))
+    assert_same(checkpoints.load(tmp_path / "model"), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

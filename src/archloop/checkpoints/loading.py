@@ -180,15 +180,17 @@ def _pieces(stored: StoredTensors, layout: Layout, spec: StackSpec) -> list[Piec
     """The pieces of a family's layout, all there and as they must be."""
     pieces = layout.pieces(spec, layout.variant(stored.shapes))
     head, embedding = layout.head, layout.embedding
+    unbuilt = {name for name in stored.shapes if name.startswith(layout.unbuilt)}
     if not spec.tie_embeddings or head not in stored.shapes:
-        return _checked(stored, pieces)
+        return _checked(stored, pieces, unbuilt)
     if embedding in stored.shapes:
-        checked = _checked(stored, pieces, {head})
+        checked = _checked(stored, pieces, {head} | unbuilt)
         _check_tied_head(stored, head, embedding)
         return checked
     # A matrix that is embedding and head at once is stored once, and writers differ in which of the
     # two names they keep.
-    return _checked(stored, (replace(p, name=head) if p.name == embedding else p for p in pieces))
+    renamed = (replace(p, name=head) if p.name == embedding else p for p in pieces)
+    return _checked(stored, renamed, unbuilt)
 
 
 def _checked(
@@ -241,7 +243,12 @@ def _check_tied_head(stored: StoredTensors, head: str, embedding: str) -> None:
 def _dtype(stored: StoredTensors, layout: Layout | None, config: dict[str, Any]) -> torch.dtype:
     """The one dtype of all weights, which the configuration may state but not contradict."""
     kept = layout.keeps_float32 if layout is not None else ()
-    codes = {code for name, code in stored.dtypes.items() if not name.endswith(kept)}
+    unbuilt = layout.unbuilt if layout is not None else ()
+    codes = {
+        code
+        for name, code in stored.dtypes.items()
+        if not name.endswith(kept) and not name.startswith(unbuilt)
+    }
     said = config.get("dtype") or config.get("torch_dtype")
     found = sorted(str(DTYPES[code]).removeprefix("torch.") for code in codes)
     if len(found) != 1 or said not in (None, found[0]):

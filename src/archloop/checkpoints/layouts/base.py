@@ -39,6 +39,8 @@ class Layout(ABC):
         embedding, head: the checkpoint's names of the tensors that a tied model has one of.
         keeps_float32: ends of names of tensors that are float32 in a model of any dtype, so that a
             checkpoint may store them so beside others.
+        unbuilt: beginnings of names of tensors that a checkpoint may hold beside the model's, of
+            parts that neither we nor transformers build.
     """
 
     name: ClassVar[str] = ""
@@ -49,6 +51,7 @@ class Layout(ABC):
     embedding: ClassVar[str] = "model.embed_tokens.weight"
     head: ClassVar[str] = "lm_head.weight"
     keeps_float32: ClassVar[tuple[str, ...]] = ()
+    unbuilt: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def to_spec(self, keys: Keys) -> StackSpec:

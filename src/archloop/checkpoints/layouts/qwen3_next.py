@@ -67,6 +67,8 @@ class Qwen3Next(Layout):
 
     model_types = {"qwen3_next": "Qwen3NextForCausalLM"}
     keeps_float32 = ("A_log", "dt_bias")
+    # A head that predicts further tokens.
+    unbuilt = ("mtp.",)
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {
             **_EXAMPLE,

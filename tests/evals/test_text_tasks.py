@@ -28,6 +28,8 @@ class TestMultiHop:
                 name = mothers[name]
             assert choices[right] == f" {name}."
             assert len(set(choices)) == 4
+            # That a mother is not told does not give the answer away: two of the four have none.
+            assert sum(choice.strip(" .") not in mothers for choice in choices) == 2
 
     def test_boxes(self):
         for context, choices, right in questions("multi_hop", variant="boxes", num_hops=3):

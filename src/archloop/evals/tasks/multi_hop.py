@@ -26,6 +26,7 @@ NUM_CHAINS = 4
 class MultiHop(ChoiceTask):
     """Chains of statements."""
 
+    version = 2
     category = "reasoning"
 
     class Config(BaseModel):
@@ -66,8 +67,8 @@ class MultiHop(ChoiceTask):
 
     def _kin(self, rng: np.random.Generator) -> Choice:
         hops = self.config.num_hops
-        # With one chain the answer would be the only name whose mother is not told; with two there
-        # are two such names.
+        # With one chain the answer would be the only name whose mother is not told. With two there
+        # are two such names, the ends of the chains, and both are among the choices.
         names = [str(name) for name in rng.permutation(NAMES)[: 2 * (hops + 1)]]
         chains = (names[: hops + 1], names[hops + 1 :])
         said = [
@@ -75,9 +76,9 @@ class MultiHop(ChoiceTask):
         ]
         context = " ".join(said[i] for i in rng.permutation(len(said)))
         asked = "the mother of " * hops + chains[0][0]
-        others = [name for name in names if name != chains[0][-1]]
-        others += [str(n) for n in NAMES if n not in names]
-        return _choice(rng, f"{context} So {asked} is", chains[0][-1], others)
+        (*_, right), (*_, end) = chains
+        others = [end, *(name for name in names if name not in (right, end))]
+        return _choice(rng, f"{context} So {asked} is", right, others)
 
     def _boxes(self, rng: np.random.Generator) -> Choice:
         held = [str(thing) for thing in rng.permutation(THINGS)[:4]]

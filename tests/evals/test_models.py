@@ -229,6 +229,14 @@ class TestArtifact:
         with pytest.raises(ValueError, match="room for 300"):
             ArtifactModel(session, 256).loglikelihood_rolling(rows(400))
 
+    def test_the_last_new_token_needs_no_room(self, decoder, session):
+        (row,) = rows(297)
+        asked = [Prompt(row, (), 4)]
+        there = ArtifactModel(session, 256, Bytes())
+        assert there.generate_until(asked) == DecoderModel(decoder, Bytes()).generate_until(asked)
+        with pytest.raises(ValueError, match="301 tokens.*room for 300"):
+            there.generate_until([Prompt(row, (), 5)])
+
 
 @pytest.fixture
 def text(tmp_path):

@@ -83,7 +83,9 @@ class ArtifactModel(Model):
         return [self._reply(request, self.codec) for request in requests]
 
     def _reply(self, request: Prompt, codec: TextCodec) -> str:
-        self._check(request.max_new_tokens, len(request.ids) + request.max_new_tokens)
+        # The last new token is never fed back.
+        num_fed = request.max_new_tokens - 1
+        self._check(num_fed, len(request.ids) + num_fed)
         stream = TextStream(
             lambda ids: str(codec.decode(list(ids))), list(request.stops), request.ids
         )

@@ -22,6 +22,13 @@ def test_a_gene_that_varies_once_counts_once() -> None:
     assert size.log10_size(by_family) == pytest.approx(math.log10(2 * (2 + 4)))
 
 
+def test_a_gene_of_several_families_counts_once() -> None:
+    heads = {"head_dim": [32, 64]}
+    mixers = {"gqa": heads, "swa": {**heads, "window": 32}}
+    space = open_space(SpaceConfig(**SMALL | {"mixers": mixers, "scope": {"head_dim": "global"}}))
+    assert size.log10_size(space) == pytest.approx(math.log10(2 * (2 + 4)))
+
+
 def test_a_periodic_space_counts_its_periods() -> None:
     periodic = SMALL | {
         "num_blocks": [4],

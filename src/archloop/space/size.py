@@ -43,8 +43,9 @@ def log10_size(space: Space) -> float:
     choices = sum(by_half[half] for half in config.structure.halves) * _values(
         space, BLOCK, "block"
     )
-    scopes: tuple[Scope, ...] = ("global", "family")
-    once = math.prod(_values(space, name, scope) for name in space.families for scope in scopes)
+    # A global gene has one value for all families that know it.
+    once = math.prod(len(values) for values in space.global_genes.values())
+    once *= math.prod(_values(space, name, "family") for name in space.families)
     first, last = config.interleaving.period
     is_periodic = config.interleaving.rule == "periodic"
     stacks = sum(

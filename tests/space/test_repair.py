@@ -11,7 +11,7 @@ from archloop.space.budget import OutOfReachError
 from archloop.space.genome import CHANNEL, ChannelGenes, Genome, Slot
 from archloop.space.opening import open_space
 from archloop.space.repair import repair
-from archloop.space.seeding import from_layout
+from archloop.space.seeding import from_layout, pure
 from archloop.space.space import Space
 from archloop.space.specs import to_spec
 from archloop.space.variation import sample
@@ -100,6 +100,23 @@ def test_budgets_within_the_grid_are_met(target: int, tolerance: float) -> None:
         genome = sample(space, np.random.default_rng(seed))
         total = cost.num_params(to_spec(space, genome, "ship"))
         assert abs(total - target) <= tolerance * target
+
+
+def test_what_borrowers_of_weights_keep_is_in_the_budget() -> None:
+    """Their adapters are as wide as the lender's hidden layer."""
+    target, tolerance = 14_800_000, 0.02
+    swiglu = {"expansion": [1, 1.5, 2, 2.5, 3, 3.5, 4], "adapter_rank": 128}
+    config = changed(
+        num_blocks=6,
+        channel_mixers={"swiglu": swiglu},
+        sharing={"channel_weights": True},
+        budget={"num_params": target, "tolerance": tolerance},
+    )
+    space = open_space(config)
+    lent = {f"_{i}": {"weights_from": 0} for i in range(1, 6)}
+    genome = repair(space, with_channels(pure(space, "gqa"), **lent))
+    total = cost.num_params(to_spec(space, genome, "ship"))
+    assert abs(total - target) <= tolerance * target
 
 
 def test_a_layout_without_the_free_family_may_be_out_of_reach() -> None:

@@ -68,19 +68,27 @@ def trained_target(space: Space) -> int:
 
 def _nearest(space: Space, genome: Genome, scale: Scale, target: int) -> tuple[Genome, int]:
     """The nearest genome to a target, and what it comes to."""
-    free = space.free
-    owners = [i for i in _with_family(genome, free) if not _lent(genome, i)]
+    free, budget = space.free, space.config.budget
+    users = _with_family(genome, free)
+    owners = [i for i in users if not _lent(genome, i)]
     genome = _with_free(space, genome, dict.fromkeys(owners, 0))
-    total, step, num_up = _num_params(space, genome, scale), 0, 0
-    if free is not None and owners:
-        sizes = [_size(space, genome, owners[0], scale, value) for value in range(len(free.grid))]
-        step, num_up = _step(sizes, len(owners), target - total)
-        budget = space.config.budget
-        if budget is not None and budget.uniform:
-            step, num_up = step + (2 * num_up > len(owners)), 0
-        total += len(owners) * (sizes[step] - sizes[0])
-        total += num_up * (sizes[min(step + 1, len(sizes) - 1)] - sizes[step])
-    return _with_free(space, genome, _spread(owners, step, num_up)), total
+    total = _num_params(space, genome, scale)
+    if free is None or not owners:
+        return genome, total
+    found = [_sizes(space, genome, owners[0], scale, value) for value in range(len(free.grid))]
+    num_lent = len(users) - len(owners)
+    # Where weights are lent, each owner stands for its share of what their borrowers keep.
+    sizes = [own + kept * num_lent // len(owners) for own, kept in found]
+    step, num_up = _step(sizes, len(owners), target - total)
+    if budget is not None and budget.uniform:
+        step, num_up = step + (2 * num_up > len(owners)), 0
+    genome = _with_free(space, genome, _spread(owners, step, num_up))
+    if num_lent and found[-1][1]:
+        # Owners may have more borrowers than others.
+        return genome, _num_params(space, genome, scale)
+    total += len(owners) * (sizes[step] - sizes[0])
+    total += num_up * (sizes[min(step + 1, len(sizes) - 1)] - sizes[step])
+    return genome, total
 
 
 def _num_params(space: Space, genome: Genome, scale: Scale) -> int:
@@ -131,16 +139,18 @@ def _spread(indices: list[int], step: int, num_up: int) -> dict[int, int]:
     }
 
 
-def _size(space: Space, genome: Genome, index: int, scale: Scale, value: int) -> int:
-    """Parameters of the free family's channel mixer at a grid value."""
+def _sizes(space: Space, genome: Genome, index: int, scale: Scale, value: int) -> tuple[int, int]:
+    """Parameters of the free family's channel mixer at a grid value, and how many of them are a
+    block's own where another lends it the others.
+    """
     free, channel = space.free, genome.blocks[index].channel_mixer
     assert free is not None
     assert channel is not None
     # No other gene of this family varies by block (see `Space`), so one stands for all.
     values = {**space.values(genome, free.family, channel.genes), free.gene: free.grid[value]}
     width = space.config.ship.d_model if scale == "ship" else space.config.proxy.d_model
-    count: int = space.families[free.family].config(values, scale).num_params(width)
-    return count
+    config = space.families[free.family].config(values, scale)
+    return config.num_params(width), config.num_unshared_params(width)
 
 
 def _with_free(space: Space, genome: Genome, grid_index: dict[int, int]) -> Genome:

@@ -122,6 +122,26 @@ def test_a_width_by_block_is_filled_up_with_zeros(tmp_path: Path) -> None:
     torch.testing.assert_close(found_BTV, decoder(ids_BT), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["swiglu", "relu2"])
+def test_an_adapter_is_filled_up_as_what_it_adds_to(name: str) -> None:
+    blocks = tuple(
+        BlockSpec(
+            channel_mixer=ChannelMixerSpec(
+                name=name, config={"expansion": width, "adapter_rank": 4}
+            )
+        )
+        for width in (2.0, 3.0)
+    )
+    decoder = build_random(StackSpec(d_model=64, vocab_size=128, blocks=blocks), 3)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.normal_(std=0.3)
+    ids_BT = torch.arange(60).reshape(2, 30)
+    torch.testing.assert_close(
+        padding.padded(decoder)(ids_BT), decoder(ids_BT), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_stacks_of_the_quickstart_are_of_a_family_once_their_widths_are_one() -> None:
     recipe = plan.resolve(load(RECIPES / "quickstart.yaml"))
     layouts = {

@@ -12,6 +12,9 @@ from archloop.stack import cost, weights
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, StackSpec
 
+_INTO = ("up_proj.weight", "adapter.up.0.weight")
+"""Ends of names of the matrices into a hidden layer."""
+
 
 def padded_spec(spec: StackSpec) -> StackSpec:
     """The spec with every feed-forward as wide as the widest of its plug-in."""
@@ -33,12 +36,24 @@ def padded(decoder: Decoder) -> Decoder:
     with torch.no_grad():
         for name, tensor in weights.tensors(wide).items():
             tensor.zero_()
-            # Gate and up projection are one matrix, each filled up at its own end.
-            halves = 2 if name.endswith("gate_up_proj.weight") else 1
-            for whole, part in zip(tensor.chunk(halves), narrow[name].chunk(halves), strict=True):
+            num = _num_parts(decoder.spec, name)
+            for whole, part in zip(tensor.chunk(num), narrow[name].chunk(num), strict=True):
                 _corner(whole, part).copy_(part)
     wide.special_tokens = decoder.special_tokens
     return wide.eval()
+
+
+def _num_parts(spec: StackSpec, name: str) -> int:
+    """Parts of a tensor that are each filled up at their own end: gate and up projection are one
+    matrix, to which an adapter adds.
+    """
+    match name.split("."):
+        case ["blocks", index, "channel_mixer", *_] if name.endswith(_INTO):
+            channel = spec.blocks[int(index)].channel_mixer
+            assert channel is not None
+            parts: int = getattr(cost.channel_config(channel), "into", 1)
+            return parts
+    return 1
 
 
 def _corner(whole: Tensor, part: Tensor) -> Tensor:

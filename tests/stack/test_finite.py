@@ -45,6 +45,17 @@ def test_the_part_at_fault_is_named(parameter: str, part: str) -> None:
     assert first_not_finite(broken(parameter), IDS) == part
 
 
+def test_of_blocks_that_share_norms_the_right_one_is_named() -> None:
+    spec = SPEC.replace(
+        blocks=(*SPEC.blocks[:2], SPEC.blocks[2].model_copy(update={"norms_from": 0}))
+    )
+    torch.manual_seed(0)
+    decoder = Decoder(spec).eval()
+    with torch.no_grad():
+        decoder.get_parameter("blocks.1.channel_mixer.down_proj.weight")[0, 0] = float("nan")
+    assert first_not_finite(decoder, IDS) == "channel mixer swiglu of blocks[1]"
+
+
 def test_a_sound_decoder_has_none() -> None:
     assert first_not_finite(broken("norm.weight", 1.0), IDS) is None
 

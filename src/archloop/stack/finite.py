@@ -4,7 +4,6 @@ Every half of a block adds its output to the residual stream, which the next nor
 norm whose input is not finite stands right behind the part at fault.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,17 +21,17 @@ def first_not_finite(decoder: Decoder, ids_BT: Tensor) -> str | None:
         ids_BT: tokens to run it on.
     """
     found: list[str] = []
+    waiting: dict[nn.Module, list[str]] = {}
+    for norm, before in _norms_and_parts(decoder):
+        # Blocks may share a norm, which is then called once for each, in their order.
+        waiting.setdefault(norm, []).append(before)
 
-    def look(what: str) -> Callable[[nn.Module, Any], None]:
-        def hook(_: nn.Module, inputs: Any) -> None:
-            if not found and not bool(torch.isfinite(inputs[0]).all()):
-                found.append(what)
+    def look(norm: nn.Module, inputs: Any) -> None:
+        before = waiting[norm].pop(0)
+        if not found and not bool(torch.isfinite(inputs[0]).all()):
+            found.append(before)
 
-        return hook
-
-    hooks = [
-        norm.register_forward_pre_hook(look(before)) for norm, before in _norms_and_parts(decoder)
-    ]
+    hooks = [norm.register_forward_pre_hook(look) for norm in waiting]
     try:
         logits_BTV = decoder(ids_BT)
     finally:

@@ -67,6 +67,13 @@ def test_a_reply_ends_where_the_session_is_full(tmp_path: Path, longest: int | N
     assert len(wanted.ids) == 45
 
 
+def test_a_reply_may_fill_the_session(decoder: Decoder, model: SessionModel) -> None:
+    ids = [3, 1, 4, 1]
+    assert generate(model, ids, 45) == generate(decoder, ids, 45)
+    with pytest.raises(UserError, match="49 tokens do not fit into a session of 48"):
+        generate(model, ids, 46)
+
+
 def test_what_a_session_cannot_do_is_said(model: SessionModel) -> None:
     with pytest.raises(UserError, match="has one row, not 2"):
         generate(model, [[1], [2]], 3)

@@ -290,7 +290,8 @@ def generate(
     if transcript is None:
         rows = as_rows(prompts)
         longest = max((len(row) for row in rows), default=0)
-        transcript = Transcript(model, max(1, longest + max_new_tokens), len(rows))
+        # The last new token is not read, so it needs no room.
+        transcript = Transcript(model, max(1, longest + max_new_tokens - 1), len(rows))
     with transcript.unless_refused():
         transcript.extend(prompts)
         starts = [len(row) for row in transcript.ids]

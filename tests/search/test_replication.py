@@ -5,10 +5,18 @@ from contextlib import closing
 import pytest
 
 from archloop.findings.verdict import verdict
+from archloop.ranking.anchors import Scale
+from archloop.ranking.record import Objectives, Readings
 from archloop.report import summary
+from archloop.search import plan, so_far
+from archloop.search.replication import due
 from archloop.search.study import Study
+from archloop.search.telling import Finished
+from archloop.stack.spec import StackSpec
 from archloop.store.connection import open_for_reading
-from archloop.store.record import StudyRecord
+from archloop.store.database import Stored
+from archloop.store.record import Candidate, Costs, Outcome, StudyRecord
+from archloop.store.reference_run import ReferenceRun
 from search.stand_in import StandIn, no_time, recipe
 
 
@@ -152,3 +160,110 @@ def test_a_study_ends_when_its_front_stands_still_or_its_time_is_spent(tmp_path)
     assert 1 <= len(timed.trials) < 14
     with closing(open_for_reading(tmp_path / "b" / "test", None, "test")) as database:
         assert database.attribute("spent_s") == Slow.now
+
+
+# --- what is due ----------------------------------------------------------------------------------
+
+EXACT = Readings(mean=1.0, n=0)
+
+
+def read(quality: float, latency: float = 1.0, n: int = 1) -> Objectives:
+    """Quality in one training whose noise is known; latency and memory without noise."""
+    known = {"latency": Readings(mean=latency, n=0), "memory": EXACT}
+    return Objectives(values={"quality": Readings(mean=quality, n=n), **known})
+
+
+@pytest.fixture(scope="module")
+def spec() -> StackSpec:
+    return plan.resolve(recipe()).reference
+
+
+@pytest.fixture(scope="module")
+def reference_run() -> ReferenceRun:
+    """Quality .5; trainings differ by .001, as 30 of them showed."""
+    return ReferenceRun.model_construct(
+        objectives=(read(0.5, n=0),),
+        noise=({"quality": Readings(mean=0.0, sd=0.001, n=30)},),
+        worst=Objectives(
+            values={
+                "quality": Readings(mean=0.0, n=0),
+                "latency": Readings(mean=2.0, n=0),
+                "memory": Readings(mean=2.0, n=0),
+            }
+        ),
+    )
+
+
+def told(
+    spec: StackSpec, number: int, values: Objectives | None, replicates: int | None = None
+) -> Finished:
+    """A trial that has ended; one without values runs."""
+    candidate = Candidate(
+        spec=spec, proxy_spec=spec, genome=None, origin="test", replicates=replicates
+    )
+    costs = Costs(num_params=1, num_active_params=1, state_bytes={}, decode_flops={})
+    stored = Stored(number=number, candidate=candidate, costs=costs)
+    if values is None:
+        return Finished(stored, None, Outcome(state="running"))
+    return Finished(stored, None, Outcome(state="complete", by_rung=(values,)))
+
+
+def test_who_comes_to_the_front_by_anothers_replicates_is_replicated_too(
+    spec: StackSpec, reference_run: ReferenceRun
+) -> None:
+    """Trial 0 was lucky and stood before trial 1, which is the best once that luck is gone."""
+    trials = [told(spec, number, read(q)) for number, q in enumerate((0.9, 0.8, 0.3))]
+    asked = recipe(replicates=1)
+    assert due(trials, reference_run, asked) == 0
+    assert due([*trials, told(spec, 3, None, replicates=0)], reference_run, asked) is None
+    again = [*trials, told(spec, 3, read(0.5), replicates=0)]
+    assert due(again, reference_run, asked) == 1
+    assert due([*again, told(spec, 4, None, replicates=1)], reference_run, asked) is None
+
+
+def test_nothing_is_replicated_for_a_claim_that_replicates_have_shown_to_be_noise(
+    spec: StackSpec, reference_run: ReferenceRun
+) -> None:
+    """Trial 1 is better than the reference by 20 standard errors, until trial 0 is repeated."""
+    trials = [told(spec, 0, read(0.9, latency=1.2)), told(spec, 1, read(0.52, latency=1.1))]
+    asked = recipe(replicates=1)
+    begun = [*trials, told(spec, 2, None, replicates=0)]
+    assert due(trials, reference_run, asked) == 0
+    assert due(begun, reference_run, asked) == 1
+    ended = [*trials, told(spec, 2, read(0.5, latency=1.2), replicates=0)]
+    assert due(ended, reference_run, asked) is None
+
+
+def test_a_trial_gets_all_its_replicates_whatever_the_first_one_is(
+    spec: StackSpec, reference_run: ReferenceRun
+) -> None:
+    trials = [told(spec, number, read(q)) for number, q in enumerate((0.9, 0.8, 0.3))]
+    asked = recipe(replicates=2)
+    first = [*trials, told(spec, 3, read(0.5), replicates=0)]
+    assert due(first, reference_run, asked) == 0
+    assert due([*first, told(spec, 4, read(0.6), replicates=0)], reference_run, asked) != 0
+
+
+def test_the_likely_front_of_a_running_study_is_that_of_replicates_too(
+    spec: StackSpec, reference_run: ReferenceRun
+) -> None:
+    trials = [told(spec, number, read(q)) for number, q in enumerate((0.9, 0.8, 0.3))]
+    known = {"candidate": trials[0].stored.candidate, "scale": Scale(anchors={}, spreads={})}
+    begun = reference_run.model_copy(update=known)
+    before = {each.number: each for each in so_far.standings(trials, begun, recipe())}
+    assert before[1].probability < 0.1 < before[0].probability
+    again = [*trials, told(spec, 3, read(0.5), replicates=0)]
+    after = {each.number: each for each in so_far.standings(again, begun, recipe())}
+    assert after[0].values["quality"] == pytest.approx(0.5)
+    assert after[0].probability < 0.1 < after[1].probability
+
+
+@pytest.mark.parametrize("name", ["quiet", "lucky"])
+def test_whatever_the_verdict_puts_on_the_front_was_replicated(studies, name: str) -> None:
+    record = studies[name]
+    found = verdict(record)
+    counts = replicates(record)
+    assert set(counts.values()) <= {2}
+    for row in found.rows if found.ranks_quality else ():
+        if row.place.member.status == "front":
+            assert counts.get(row.trial.number) == 2

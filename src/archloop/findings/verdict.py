@@ -7,9 +7,9 @@ from typing import NamedTuple
 from archloop.ranking import comparison, membership
 from archloop.ranking.budgets import Budget, limited
 from archloop.ranking.comparison import Comparison, Place
-from archloop.ranking.estimates import estimate, merged, pools, repeated
+from archloop.ranking.estimates import estimate, merged, pools
 from archloop.ranking.membership import Status, Volume
-from archloop.ranking.record import Objectives, Readings
+from archloop.ranking.record import Readings
 from archloop.ranking.reliability import NEEDED, seeds_needed
 from archloop.ranking.variance import Pool
 from archloop.store.record import StudyRecord, TrialRecord
@@ -119,15 +119,12 @@ def _compare(study: StudyRecord, num_trials: int, num_draws: int) -> Verdict | N
     if not trials:
         return None
     again = [replicates(trial, seen) for trial in trials]
-    stacks = [
-        _merged([each.reached for each in others]) if others else trial.reached
-        for trial, others in zip(trials, again, strict=True)
-    ]
-    # A place is of the replicates alone; how far the trial lies from them is noise all the same.
-    repeats = [
-        repeated(trial.reached[0].values, [each.reached[0].values for each in others])
-        for trial, others in zip(trials, again, strict=True)
-    ]
+    stacks, repeats = comparison.with_replicates(
+        [
+            [trial.reached, *(each.reached for each in others)]
+            for trial, others in zip(trials, again, strict=True)
+        ]
+    )
     found = comparison.compared(
         study.reference.by_rung,
         stacks,
@@ -155,19 +152,6 @@ def _measured(trial: TrialRecord, trials: Sequence[TrialRecord]) -> tuple[TrialR
     """Its replicates, those that broke a budget too: leaving them out would choose by outcome."""
     found = tuple(each for each in trials if each.replicates == trial.number and each.readings)
     return found or (trial,)
-
-
-def _merged(stacks: Sequence[Sequence[Objectives]]) -> tuple[Objectives, ...]:
-    """Replicates as one stack, at the rungs that all of them reached."""
-    return tuple(
-        Objectives(
-            values={
-                name: merged([objectives.values[name] for objectives in rungs])
-                for name in rungs[0].values
-            }
-        )
-        for rungs in zip(*stacks, strict=False)
-    )
 
 
 def _may_break(

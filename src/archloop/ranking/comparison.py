@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from archloop.ranking import lift, membership
 from archloop.ranking.estimate import Estimate
-from archloop.ranking.estimates import estimate, pools
+from archloop.ranking.estimates import estimate, merged, pools, repeated
 from archloop.ranking.membership import Member, Volume
 from archloop.ranking.objectives import OBJECTIVES, as_point
 from archloop.ranking.record import QUALITY, Objective, Objectives, Readings
@@ -109,6 +109,44 @@ def compared(
         standing.volume,
         dict(zip(names, standing.reliability_M, strict=True)),
         known,
+    )
+
+
+def with_replicates(
+    runs: Sequence[Sequence[Sequence[Objectives]]],
+) -> tuple[list[Sequence[Objectives]], list[dict[str, Readings]]]:
+    """What stands for each stack where some were tried again, and the noise that this shows.
+
+    A stack that was replicated stands by its replicates alone, which were not chosen for being
+    good. How far its first run lies from them is noise all the same.
+
+    Args:
+        runs: by stack, what was read by rung: of the trial that tried it first, then of each
+            replicate of it.
+
+    Returns:
+        What was read of each stack by rung, and further readings for the noise: what `compared`
+        takes as its stacks and, beside the study's own, as its noise.
+    """
+    stacks: list[Sequence[Objectives]] = [
+        _merged(again) if again else first for first, *again in runs
+    ]
+    noise = [
+        repeated(first[0].values, [each[0].values for each in again]) for first, *again in runs
+    ]
+    return stacks, noise
+
+
+def _merged(runs: Sequence[Sequence[Objectives]]) -> tuple[Objectives, ...]:
+    """Runs as one stack, at the rungs that all of them reached."""
+    return tuple(
+        Objectives(
+            values={
+                name: merged([objectives.values[name] for objectives in rungs])
+                for name in rungs[0].values
+            }
+        )
+        for rungs in zip(*runs, strict=False)
     )
 
 

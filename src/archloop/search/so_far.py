@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from archloop.ranking.comparison import Place, compared
+from archloop.ranking.comparison import Place
 from archloop.ranking.objectives import readable
+from archloop.search import replication
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.telling import Finished
 from archloop.store.progress import Likely, Phase
@@ -19,16 +20,11 @@ def standings(
     trials: Sequence[Finished], reference_run: ReferenceRun, recipe: Recipe
 ) -> tuple[Likely, ...]:
     """Who may be on the front, the likeliest first; the reference run among them."""
-    originals = [
-        each for each in trials if each.result.reached and each.stored.candidate.replicates is None
-    ]
-    found = compared(
-        reference_run.objectives,
-        [each.result.reached for each in originals],
-        reference_run.noise,
-        reference_run.worst,
+    originals, found = replication.standing(
+        trials,
+        reference_run,
         readable(recipe.objectives, reference_run.scale),
-        num_draws=NUM_DRAWS,
+        NUM_DRAWS,
     )
     everyone = [_likely(-1, reference_run.candidate, found.reference)]
     everyone += [

@@ -17,6 +17,7 @@ from archloop.stack.spec import StackSpec
 from archloop.store.stages import Profiled
 from search.stand_in import StandIn, no_time, recipe
 
+SLOW = {"name": "slow", "direction": "minimize", "figure": "latency", "contexts": "worst"}
 FOUR = [
     "quality",
     "latency",
@@ -78,6 +79,8 @@ def test_a_category_of_scores(tmp_path: Path) -> None:
         ([*FOUR, "memory"], "two objectives are called 'memory'"),
         ([*FOUR[:3], {"name": "joy", "direction": "maximize"}], "figure 'joy'; known are quality"),
         (["quality", "latency", "speed"], "objectives"),
+        ([*FOUR, SLOW], "latency is not known by context"),
+        ([*FOUR, {**SLOW, "figure": "quality:text"}], "quality:text is not known by context"),
     ],
 )
 def test_lists_that_cannot_work(objectives: list[object], message: str) -> None:

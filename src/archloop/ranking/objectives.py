@@ -11,7 +11,7 @@ from archloop.evals.base import Score
 from archloop.profiling.record import Figures, Interval, Profile
 from archloop.ranking.anchors import Scale
 from archloop.ranking.budgets import Budget, log_readings
-from archloop.ranking.record import Objective, Objectives, Readings
+from archloop.ranking.record import QUALITY, Objective, Objectives, Readings
 
 DEFAULT_BOUND = 1.5
 """Reference point in latency and memory, as ratios to the reference preset."""
@@ -34,6 +34,15 @@ MEASURED = (
 def readable(wanted: Sequence[Objective], scale: Scale | None) -> tuple[Objective, ...]:
     """The objectives that a study can read: without a scale of quality, those of devices alone."""
     return tuple(each for each in wanted if scale is not None or each.category is None)
+
+
+def has_contexts(figure: str) -> bool:
+    """Whether a figure is known at each context, so that the worst of them can be asked for.
+
+    A profile has the latency of requests over all contexts, and a score has no context. Of what
+    nobody knows nothing is said here.
+    """
+    return figure != "latency" and figure.partition(":")[0] != QUALITY
 
 
 def objectives(

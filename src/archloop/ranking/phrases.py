@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from archloop.errors import UserError, reason, suggest
 from archloop.ranking.budgets import Budget, Metric
-from archloop.ranking.objectives import MEASURED, OBJECTIVES
+from archloop.ranking.objectives import MEASURED, OBJECTIVES, has_contexts
 from archloop.ranking.record import QUALITY, Objective
 
 _BUDGET = re.compile(
@@ -81,8 +81,7 @@ def objective(text: str) -> Objective:
     known = next((each for each in OBJECTIVES if each.name == figure), None)
     if known is not None and contexts in ("", "mean"):
         return known
-    if contexts == "worst" and (figure == "latency" or figure.startswith(f"{QUALITY}:")):
-        # A profile has the latency of requests over all contexts, and a score has no context.
+    if contexts == "worst" and not has_contexts(figure):
         raise UserError(
             f"objective {text!r}: {figure} is not known by context; leave out @worst, or give "
             "ttft_ms@worst and decode_p50_ms@worst"

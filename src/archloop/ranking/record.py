@@ -41,6 +41,7 @@ class Objective(_Record):
             ``quality:<category>`` are of scores; ``latency``, ``memory`` and the metrics of a
             measurement, such as ``ttft_ms``, are ratios to the reference preset.
         contexts: how a metric is aggregated over contexts; over targets the worst one counts.
+            Latency is always the mean over contexts, memory the worst, and scores have none.
     """
 
     name: str

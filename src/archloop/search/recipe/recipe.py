@@ -31,7 +31,7 @@ from archloop.profiling.config import ProfileConfig
 from archloop.profiling.target import MAX_THREADS, Target
 from archloop.proxy.config import ProxyConfig
 from archloop.ranking.budgets import Budget
-from archloop.ranking.objectives import MEASURED, OBJECTIVES
+from archloop.ranking.objectives import MEASURED, OBJECTIVES, has_contexts
 from archloop.ranking.record import Objective
 from archloop.search.recipe import plain_yaml
 from archloop.search.recipe.code import what_runs
@@ -322,6 +322,11 @@ class Recipe(_Section):
                 raise ValueError(
                     f"{objective.name!r} is of figure {objective.of!r}; known are quality, "
                     f"quality:<category>, {', '.join(MEASURED)}"
+                )
+            if objective.contexts == "worst" and not has_contexts(objective.of):
+                raise ValueError(
+                    f"{objective.name!r}: {objective.of} is not known by context; leave contexts "
+                    "out, or name ttft_ms and decode_p50_ms with contexts: worst"
                 )
         return wanted
 

@@ -11,7 +11,8 @@ from archloop.devices.base import DeviceError
 from archloop.devices.host import Host
 from archloop.devices.lease import LeaseCancelledError, lease, told_waiting
 from archloop.errors import UserError
-from archloop.profiling import protocol
+from archloop.profiling import profile_from_samples, protocol
+from archloop.profiling.record import Profile
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
@@ -318,3 +319,23 @@ def test_what_was_measured_is_told_again_while_the_device_is_in_use(
         assert found.num_processes == 2
         with pytest.raises(LeaseCancelledError):
             evaluator.profile(SPEC, SPEC, 2, tmp_path)
+
+
+def test_a_stack_that_breaks_a_budget_on_one_target_is_measured_on_none_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(targets={name: {"contexts": [64]} for name in ("first", "second", "third")})
+    measured: list[str] = []
+
+    def profiled(_: HardwareEvaluator, name: str, *__: object) -> Profile:
+        measured.append(name)
+        scale = 3.0 if name == "second" else 0.5
+        pairs = [pair(process(each * scale), process(1.0)) for each in (1.0, 1.01)]
+        return profile_from_samples(samples(*pairs))
+
+    monkeypatch.setattr(HardwareEvaluator, "_profile", profiled)
+    evaluator = HardwareEvaluator(asked, tmp_path)
+    found = evaluator.profile(SPEC, SPEC.replace(d_model=128), 1, tmp_path)
+    assert measured == list(found.profiles) == ["first", "second"]
+    # The reference preset is compared with on every target, whatever it breaks.
+    assert list(evaluator.profile(SPEC, SPEC, 1, tmp_path).profiles) == ["first", "second", "third"]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from archloop import registry
+from archloop.findings.rerank import reranked
 from archloop.ranking import objectives
 from archloop.ranking.budgets import Budget, limited
-from archloop.search import plan
+from archloop.search import gate, plan
 from archloop.search.evaluator import Unsupported
 from archloop.search.hardware import HardwareEvaluator
 from archloop.search.recipe.errors import RecipeError
@@ -20,7 +21,7 @@ from archloop.search.recipe.recipe import Recipe
 from archloop.search.study import Study
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.store.stages import Profiled
-from search.stand_in import StandIn, recipe
+from search.stand_in import StandIn, no_time, recipe
 
 PLUGINS = Path(__file__).parents[1] / "profiling" / "plugins"
 WITH_PLAIN = Path(__file__).parents[1] / "workers" / "plugins"
@@ -158,7 +159,9 @@ def test_a_target_that_cannot_run_a_spec(optional: bool, tmp_path: Path) -> None
             "optional": optional,
         },
     }
-    evaluator = HardwareEvaluator(recipe(targets=targets, profile=QUICK), tmp_path / "artifacts")
+    evaluator = HardwareEvaluator(
+        recipe(targets=targets, profile=QUICK, budgets=[]), tmp_path / "artifacts"
+    )
     odd = stack(vocab_size=255)
     if not optional:
         with pytest.raises(Unsupported, match=r"^odd: faulty: an odd vocabulary$"):
@@ -175,3 +178,47 @@ def test_a_target_that_cannot_run_the_reference_is_refused_before_anything_runs(
     space = {**recipe().space.model_dump(mode="json"), "ship": {"d_model": 128, "vocab_size": 511}}
     with pytest.raises(RecipeError, match=r"targets\.odd: faulty cannot run the reference preset"):
         plan.resolve(recipe(targets=targets, space=space))
+
+
+class UntilBroken(StandIn):
+    """Two equal targets, of which the second is measured where the first broke no budget."""
+
+    def profile(
+        self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
+    ) -> Profiled:
+        first = super().profile(spec, reference, look, directory).profiles
+        ends = spec != reference and gate.breaks(first, recipe().budgets, look, 1)
+        return Profiled(profiles=first if ends else {**first, "there": first["here"]})
+
+
+@pytest.mark.parametrize("strategy", ["nsga2", "model"])
+def test_what_was_measured_on_some_targets_tells_of_these_alone(
+    strategy: str, tmp_path: Path
+) -> None:
+    targets = {name: {"contexts": [64, 128]} for name in ("here", "there")}
+    settings = {"population": 4} if strategy == "nsga2" else {"start": 4}
+    asked = recipe(targets=targets, looks=1, strategy={"name": strategy, "settings": settings})
+    record = Study(asked, tmp_path, evaluator=UntilBroken(), clock=no_time).run()
+    rejected = [trial for trial in record.trials if trial.state == "rejected"]
+    assert rejected
+    for trial in rejected:
+        assert set(trial.profiles) == {"here"}
+        assert {budget.target for budget in trial.broken} == {"here"}
+        # Of the worst of both targets nothing is known.
+        assert set(trial.readings) == {
+            f"decode_p50_ms/reference at {context} on here" for context in (64, 128)
+        }
+    for trial in record.trials:
+        if trial.state == "complete":
+            assert set(trial.profiles) == {"here", "there"}
+            assert {"latency", "memory"} <= set(trial.readings)
+    same = reranked(record)
+    assert {t.number: t.readings for t in same.record.trials} == {
+        t.number: t.readings for t in record.trials
+    }
+    there = reranked(record, targets=["there"]).record
+    for trial in rejected:
+        anew = there.trials[trial.number]
+        assert anew.state == "failed"
+        assert anew.error is not None
+        assert anew.error.startswith("not measured there, as it broke decode_p50_ms at ")

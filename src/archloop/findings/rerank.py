@@ -149,7 +149,9 @@ class _Terms(NamedTuple):
         update = {
             "profiles": profiles,
             "by_rung": by_rung,
-            "readings": self._measured(profiles),
+            "readings": self._limited(profiles)
+            if self._ended_early(trial)
+            else self._measured(profiles),
         }
         return trial.model_copy(update=update)
 
@@ -182,6 +184,12 @@ class _Terms(NamedTuple):
                 f"within these budgets but never trained, as the study's own rejected them: "
                 f"{', '.join(untrained)}; a study of another name with these budgets trains them"
             )
+        partly = [str(trial.number) for trial in record.trials if self._ended_early(trial)]
+        if partly:
+            lines.append(
+                "measured on some of these targets alone, up to the one whose budget the study saw "
+                f"broken: {', '.join(partly)}"
+            )
         lost = [str(trial.number) for trial in record.trials if trial.damaged]
         if lost:
             lines.append(
@@ -197,10 +205,19 @@ class _Terms(NamedTuple):
 
     def _measured(self, profiles: Mapping[str, Profile]) -> dict[str, Readings]:
         """Readings of a device: the objectives', and of what the budgets limit."""
-        return {
-            **figures.device(profiles, self.objectives),
-            **{each.name: each.logs for each in limits.limited(profiles, self.budgets)},
-        }
+        return {**figures.device(profiles, self.objectives), **self._limited(profiles)}
+
+    def _limited(self, profiles: Mapping[str, Profile]) -> dict[str, Readings]:
+        """Readings of what the budgets limit."""
+        return {each.name: each.logs for each in limits.limited(profiles, self.budgets)}
+
+    def _ended_early(self, trial: TrialRecord) -> bool:
+        """Whether the study measured a trial on some targets, saw a budget broken, and ended.
+
+        Which of all targets is its worst is then not known.
+        """
+        missing = set(self.targets) - trial.profiles.keys() - trial.left_out.keys()
+        return trial.state == "rejected" and bool(trial.profiles and missing)
 
     def _scored(self, trial: TrialRecord, index: int, values: Objectives) -> dict[str, Readings]:
         """The objectives of scores at a rung: as they were read, and those that are asked for anew.
@@ -228,9 +245,10 @@ class _Terms(NamedTuple):
         if trial.state not in ("complete", "rejected"):
             return trial
         reasons = [trial.left_out[name] for name in self.targets if name in trial.left_out]
+        why = reasons or trial.damaged or [_ended_on(trial)]
         update: dict[str, Any] = {
             "state": "unsupported" if reasons else "failed",
-            "error": "; ".join(reasons or trial.damaged) or "its measurement is lost",
+            "error": "; ".join(why),
             "by_rung": (),
             "broken": (),
             "readings": {},
@@ -247,3 +265,11 @@ class _Terms(NamedTuple):
             "objectives": [each.model_dump(mode="json") for each in self.objectives],
             "targets": {name: targets[name] for name in self.targets if name in targets},
         }
+
+
+def _ended_on(trial: TrialRecord) -> str:
+    """Why a trial was measured on none of the targets that count, though nothing of it is lost."""
+    if not trial.broken or not trial.profiles:
+        return "its measurement is lost"
+    first = trial.broken[0]
+    return f"not measured there, as it broke {first.metric} at {first.context} on {first.target}"

@@ -44,7 +44,7 @@ class Told(NamedTuple):
             required target cannot run the genome's spec, which says nothing of its speed;
             diverged that its training did, so that its quality says nothing of the next one's.
         figures: objectives by name, those that were measured: a rejected trial has latency and
-            memory, and no quality.
+            memory, if it was measured on every target, and no quality.
         margins: by budget, what was measured of it as ``log(value / limit)``: above 0 it is broken.
         replicates: the trial of which this one is another measurement and training.
     """

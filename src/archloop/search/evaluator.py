@@ -50,7 +50,7 @@ class Evaluator(Protocol):
         directory: Path,
         processes: int | None = None,
     ) -> Profiled:
-        """Measure a spec against the reference on each target.
+        """Measure a spec against the reference on each target, until it breaks a budget on one.
 
         Args:
             spec: at ship width.

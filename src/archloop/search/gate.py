@@ -67,3 +67,23 @@ def judge(
             break
     excess = limits.excess(found.broken)
     return Verdict(profiles, own, found.broken, found.straddles, excess)
+
+
+def breaks(
+    profiles: Mapping[str, Profile], budgets: Sequence[Budget], look: int, num_looks: int
+) -> bool:
+    """Whether a budget is broken beyond the look's boundary by the noise of these profiles alone.
+
+    Whoever measures asks it after each target: nothing that other targets say makes up for a broken
+    budget. `judge`, which knows the noise of other stacks too, may still ask for another look; that
+    begins with the same targets.
+
+    Args:
+        profiles: by target, as far as was measured.
+        budgets: of the study.
+        look: 1 for the first.
+        num_looks: at most.
+    """
+    figures = limits.limited(profiles, budgets)
+    own = {figure.name: figure.logs for figure in figures}
+    return limits.judged(figures, pools([own]), look, num_looks).decision == "broken"

@@ -85,6 +85,7 @@ class Trial:
         self._stage = ""
         self._seconds = {"profile": 0.0, "train": 0.0, "evaluate": 0.0}
         self._verdict: gate.Verdict | None = None
+        self._left_out: set[str] = set()
         self._reached: list[Objectives] = []
         self._diverged = False
 
@@ -138,7 +139,7 @@ class Trial:
             stage = self._files.load(self._files.profile(look), Profiled)
             if stage is None:
                 raise _Needed(look)
-            seconds[look] = stage.seconds
+            seconds[look], self._left_out = stage.seconds, set(stage.value.left_out)
             _check_identity(self._context.reference_run, stage.value.profiles)
             return stage.value.profiles
 
@@ -251,8 +252,12 @@ class Trial:
     @property
     def _readings(self) -> dict[str, Readings]:
         assert self._verdict is not None
-        wanted = self._context.plan.recipe.objectives
-        return {**objectives.device(self._verdict.profiles, wanted), **self._verdict.readings}
+        recipe, profiles = self._context.plan.recipe, self._verdict.profiles
+        if self._verdict.broken and recipe.targets.keys() - profiles.keys() - self._left_out:
+            # It was measured up to the target whose budget it broke (`gate.breaks`), so its worst of
+            # all targets is not known.
+            return dict(self._verdict.readings)
+        return {**objectives.device(profiles, recipe.objectives), **self._verdict.readings}
 
     # --- jobs ---------------------------------------------------------------------------------
 

@@ -61,7 +61,8 @@ class Outcome(_Record):
             required target cannot run the spec.
         by_rung: objectives at each rung that was reached.
         readings: of latency, memory and each figure that a budget limits, by name: of rejected
-            trials too, since their processes show the same noise.
+            trials too, since their processes show the same noise. One that was measured up to the
+            target whose budget it broke has those of limited figures alone.
         diverged: the training of the last of these rungs did.
         straddles: budgets that the interval still contains after a second look.
         excess: by how much budgets are exceeded, relative to their limits.

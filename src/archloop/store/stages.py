@@ -26,7 +26,7 @@ class Profiled(_Plain):
     """What was measured of a spec.
 
     Attributes:
-        profiles: by target.
+        profiles: by target; of a stack that broke a budget on one, none of the targets after it.
         left_out: by optional target that cannot run the spec, the reason.
     """
 

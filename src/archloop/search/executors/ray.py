@@ -17,7 +17,7 @@ import hashlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,8 @@ from archloop import registry
 from archloop.errors import UserError
 from archloop.files import usable_cache_dir
 from archloop.proxy.record import Rung, TrainJob
+from archloop.ranking.budgets import Budget
+from archloop.search import gate
 from archloop.search.evaluator import CandidateFailed, Evaluator
 from archloop.search.executors import parcels
 from archloop.search.executors.parcels import Files, Parcel
@@ -62,6 +64,8 @@ class OnRay:
         training: what a training takes.
         make: makes the evaluator on a node.
         luggage: files that it is made from.
+        budgets: of the study: whoever breaks one on a target is measured on none after it.
+        num_looks: after which an estimate decides on a budget.
 
     Raises:
         UserError: Ray is not installed, or there is no cluster at the address.
@@ -75,6 +79,8 @@ class OnRay:
         training: Resources,
         make: Make,
         luggage: Files,
+        budgets: Sequence[Budget] = (),
+        num_looks: int = 1,
     ) -> None:
         if find_spec("ray") is None:
             raise UserError('executor ray needs Ray; pip install "archloop[ray]"')
@@ -82,6 +88,7 @@ class OnRay:
 
         self._targets, self._training = targets, training
         self._study, self._make = study, make
+        self._budgets, self._num_looks = budgets, num_looks
         self._corpus: str | None = None
         self._connected = not ray.is_initialized()
         if self._connected:
@@ -153,6 +160,9 @@ class OnRay:
             profiles.update(found.profiles)
             left_out.update(found.left_out)
             seconds += took
+            # As on one machine (`search.hardware`): the other targets would change nothing.
+            if spec != reference and gate.breaks(profiles, self._budgets, look, self._num_looks):
+                break
         counts_as(seconds)
         return Profiled(profiles=profiles, left_out=left_out)
 
@@ -240,6 +250,8 @@ def on_ray(recipe: Recipe) -> OnRay:
         section.train or _usual(recipe, None),
         on_node,
         luggage(recipe),
+        recipe.budgets,
+        recipe.looks,
     )
 
 

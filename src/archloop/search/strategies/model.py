@@ -106,7 +106,8 @@ class Model(Strategy):
         """The candidate that promises most, or a replicate."""
         config = self.config
         assert isinstance(config, Model.Config)
-        tried = [entry for entry in history.merged(told) if entry.figures]
+        # A trial that broke a budget on its first target has no figure over all targets.
+        tried = [entry for entry in history.merged(told) if entry.figures or entry.margins]
         beliefs = self._believe(self._kept(tried), [o.name for o in self.objectives])
         trained = beliefs.trained(tried)
         enough = len(trained) >= MIN_TRAINED and len(beliefs.objectives) == len(self.objectives)

@@ -222,3 +222,17 @@ def test_what_was_measured_on_some_targets_tells_of_these_alone(
         assert anew.state == "failed"
         assert anew.error is not None
         assert anew.error.startswith("not measured there, as it broke decode_p50_ms at ")
+
+
+@pytest.mark.usefixtures("plugins")
+def test_what_a_required_target_cannot_run_is_measured_on_none_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(HardwareEvaluator, "_profile", lambda _, name, *__: measured.append(name))
+    odd = {"runtime": "faulty", "quant": "fine", "contexts": [16]}
+    asked = recipe(targets={"here": {"contexts": [16]}, "odd": odd}, budgets=[])
+    evaluator = HardwareEvaluator(asked, tmp_path / "artifacts")
+    with pytest.raises(Unsupported, match=r"^odd: faulty: an odd vocabulary$"):
+        evaluator.profile(stack(vocab_size=255), stack(), 1, tmp_path / "samples")
+    assert measured == []

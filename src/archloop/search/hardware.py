@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from archloop import registry
 from archloop.devices.host import training_claims
 from archloop.devices.lease import LeaseCancelledError, Wait, exclude, held
 from archloop.errors import UserError
@@ -25,6 +26,7 @@ from archloop.proxy import mixture
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
+from archloop.runtimes.base import Runtime
 from archloop.search import gate
 from archloop.search.ahead import Ahead
 from archloop.search.errors import StudyError
@@ -169,6 +171,7 @@ class HardwareEvaluator:
         config = self._recipe.profile
         if processes is not None:
             config = config.model_copy(update={"processes": processes})
+        self._refuse(spec)
         profiles, left_out = {}, {}
         for name, target in self._recipe.targets.items():
             wanted = _Wanted(spec, reference, target, config)
@@ -251,6 +254,14 @@ class HardwareEvaluator:
         if self._mps is not None:
             self._mps.close()
         self._nursery.close()
+
+    def _refuse(self, spec: StackSpec) -> None:
+        """Raise Unsupported for what a required target cannot run, before any is measured on."""
+        for name, target in self._recipe.targets.items():
+            runtime: Runtime = registry.get("runtimes", target.runtime)()
+            reason = None if target.optional else runtime.unsupported(spec)
+            if reason is not None:
+                raise Unsupported(f"{name}: {target.runtime}: {reason}")
 
     def _profile(self, name: str, wanted: _Wanted, look: int, directory: Path) -> Profile:
         """Figures of as many looks as asked for; those that there are are not taken again."""

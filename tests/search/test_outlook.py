@@ -86,7 +86,8 @@ def test_time_adds_up_over_stages(resolved: plan.Plan) -> None:
     assert stages["profile"] == pytest.approx(14 * 10 * 1.1)
     # Half of the trials go on to twice the steps, a quarter to four times.
     assert stages["train"] == pytest.approx(14 * (4 + 8 * 0.5 + 16 * 0.25))
-    assert stages["reference"] == 10 + 3 * 3 * 4
+    # Three stacks three times, and the reference twice and four times as long.
+    assert stages["reference"] == 10 + 3 * 3 * 4 + 8 + 16
     assert stages["tune"] == 0
 
 

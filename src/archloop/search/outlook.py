@@ -131,14 +131,14 @@ def seconds(plan: Plan, found: Probe) -> dict[str, float]:
     """
     recipe = plan.recipe
     rungs, workers = recipe.proxy.rungs, len(places(recipe))
-    climbing = math.fsum(
-        found.train_s * steps / rungs[0] * recipe.promote_share ** (rung + 1)
-        for rung, steps in enumerate(rungs[1:])
-    )
+    longer = [found.train_s * steps / rungs[0] for steps in rungs[1:]]
+    climbing = math.fsum(s * recipe.promote_share ** (rung + 1) for rung, s in enumerate(longer))
     share_again = SECOND_LOOKS if recipe.looks > 1 else 0.0
     return {
         "reference": found.profile_s
-        + recipe.reference_seeds * found.train_s * len(probed(plan)) / workers,
+        + recipe.reference_seeds * found.train_s * len(probed(plan)) / workers
+        # The reference preset alone is trained at every rung, one after another.
+        + math.fsum(longer),
         "profile": recipe.num_trials * found.profile_s * (1 + share_again),
         "train": recipe.num_trials * (recipe.seeds * found.train_s + climbing) / workers,
         "tune": 0.0

@@ -1,9 +1,12 @@
 """Tables of measured blocks: what they rule out is drawn again, what is left is measured."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from archloop.profiling import piecework
@@ -52,8 +55,6 @@ def said(spec: StackSpec, home: Path) -> Profile:
 
 def table(folder: Path, of: Recipe) -> BlockTable:
     """Rows of all halves that some draws of the recipe's space have."""
-    import numpy as np
-
     resolved, rng = plan.resolve(of), np.random.default_rng(0)
     specs = [to_spec(resolved.space, sample(resolved.space, rng), "ship") for _ in range(40)]
     wanted = piecework.halves(resolved.reference, specs)
@@ -105,6 +106,18 @@ def test_no_proposal_is_estimated_to_break_a_budget_by_more_than_the_slack(folde
     assert resolved.screen.num_ruled_out > 0
     (share,) = screening.shares_kept(resolved.screen, resolved.space, 0).values()
     assert 0 < share < 1
+
+
+def test_what_was_ruled_out_takes_no_memory(folder: Path) -> None:
+    """Of a tight budget thousands of random genomes are ruled out for one that is proposed."""
+    strategy = plan.resolve(screened(folder)).strategy
+    assert strategy.allows is not None
+    genome = strategy.draw(np.random.default_rng(0))
+    seen = weakref.ref(genome)
+    strategy.allows(genome)
+    del genome
+    gc.collect()
+    assert seen() is None
 
 
 def test_what_is_to_be_tried_first_is_tried_whatever_is_estimated(folder: Path) -> None:

@@ -4,7 +4,7 @@ Whether a format can say a spec is the format's own matter, and lies above the s
 that it cannot say are drawn again, and a space in which it hardly can say any is refused at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from archloop.checkpoints import families
 from archloop.checkpoints.layouts.base import UnsayableError
 from archloop.errors import UserError
 from archloop.runtimes.gguf import file as gguf_file
-from archloop.search.base import Remembered, Strategy
+from archloop.search.base import Strategy
 from archloop.space.genome import Genome
 from archloop.space.space import Space
 from archloop.space.specs import to_spec
@@ -44,9 +44,10 @@ def hold(strategy: Strategy, space: Space) -> None:
     formats = space.config.exportable_to
     if not formats:
         return
-    told: Callable[[Genome], str | None] = Remembered(
-        lambda genome: obstacle(to_spec(space, genome, "ship"), formats)
-    )
+
+    def told(genome: Genome) -> str | None:
+        return obstacle(to_spec(space, genome, "ship"), formats)
+
     for index, genome in enumerate(strategy.initial):
         if (reason := told(genome)) is not None:
             raise UserError(f"initial[{index}] is not of space.exportable_to: {reason}")

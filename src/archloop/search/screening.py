@@ -20,7 +20,7 @@ from archloop.profiling.predictor import Prediction, Predictor
 from archloop.profiling.target import Target
 from archloop.ranking.budgets import Budget
 from archloop.runtimes import pieces
-from archloop.search.base import Remembered, Strategy
+from archloop.search.base import Strategy
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.recipe.tables import TableSection
 from archloop.space.genome import Genome
@@ -114,13 +114,15 @@ class Screen:
 
     def hold(self, strategy: Strategy, space: Space) -> None:
         """Have a strategy propose nothing that is ruled out; layouts to try first are tried."""
-        told = Remembered[str | None](lambda genome: self.obstacle(to_spec(space, genome, "ship")))
         before, first = strategy.allows, strategy.initial
 
         def allows(genome: Genome) -> bool:
             if before is not None and not before(genome):
                 return False
-            is_out = genome not in first and told(genome) is not None
+            if genome in first:
+                return True
+            # Not remembered: thousands may be drawn for a proposal, none of which comes again.
+            is_out = self.obstacle(to_spec(space, genome, "ship")) is not None
             self.num_ruled_out += is_out
             return not is_out
 

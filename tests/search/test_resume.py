@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from archloop.search.deadline import OutOfTimeError
-from archloop.search.errors import DiskFullError
+from archloop.search.errors import DiskFullError, StudyError
+from archloop.search.evaluator import CandidateFailed
 from archloop.search.recipe.recipe import Recipe, RecipeError
 from archloop.search.study import Study
 from archloop.store import connection, folder, identity, reading, stages
@@ -242,6 +243,23 @@ def test_worker_ended_by_a_full_disk_is_not_the_trials_fault(tmp_path, uninterru
     with pytest.raises(DiskFullError, match="quota exceeded on box; free some space there"):
         Study(SHORT, tmp_path, evaluator=Full(), clock=no_time).run()
     assert Study(SHORT, tmp_path, evaluator=StandIn(), clock=no_time).run() == uninterrupted
+
+
+def test_a_device_that_is_gone_for_good_ends_the_run_and_not_all_trials_that_are_left(tmp_path):
+    class Unplugged(StandIn):
+        def profile(self, *arguments):
+            # The reference and its anchors took twelve calls.
+            if len(self.calls) >= 14:
+                raise CandidateFailed("profiling: gone: the cable is out", "gone")
+            return super().profile(*arguments)
+
+    with pytest.raises(StudyError, match="the cable is out; 3 jobs in a row ended so: bring"):
+        Study(SHORT, tmp_path, evaluator=Unplugged(), clock=no_time).run()
+    told = [trial.state for trial in reading.read(tmp_path / "test").trials]
+    assert told.count("failed") == 2
+    record = Study(SHORT, tmp_path, evaluator=StandIn(), clock=no_time).run()
+    states = [trial.state for trial in record.trials]
+    assert (len(states), states.count("failed")) == (7, 2)
 
 
 def test_lock_ends_with_its_process(tmp_path):

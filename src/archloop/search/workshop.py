@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 from archloop.devices.lease import Listener, told_waiting
 from archloop.proxy.record import Rung, TrainJob
-from archloop.search.errors import DiskFullError
+from archloop.search.errors import DiskFullError, StudyError
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.executors.base import Ended, Executor, Job, Measure, Train
 from archloop.search.meter import Meter
 from archloop.stack.spec import StackSpec
 from archloop.store.folder import TrialFolder
 from archloop.store.stages import Profiled, Stage
+
+MOST_LOST = 3
+"""Jobs in a row that may be lost with their device; the last of them is no trial's fault."""
 
 
 class Training(NamedTuple):
@@ -40,6 +43,7 @@ class Workshop:
         self.executor = executor
         self.meter = meter
         self._listener = listener
+        self._num_lost = 0
 
     def submit(self, job: Job) -> int:
         """Have a job done; its ticket is in what `wait` answers."""
@@ -51,6 +55,7 @@ class Workshop:
 
         Raises:
             DiskFullError: a full disk ended it, here or on a device, which is no stack's fault.
+            StudyError: several in a row were lost with their device, which is none either.
         """
         with self.meter.phase():
             ended = self.executor.wait()
@@ -59,7 +64,24 @@ class Workshop:
                 f"{ended.error}; free some space there and run the same command: it goes on where "
                 "it stopped"
             ) from ended.error
+        self._count_lost(ended)
         return ended
+
+    def _count_lost(self, ended: Ended) -> None:
+        """End the run once a device is gone for good.
+
+        One lost job may be its stack's doing, and marks its trial. Of a phone that is unplugged all
+        others would be lost as well, within seconds each, and their stacks never tried again.
+        """
+        if ended.error is None:
+            self._num_lost = 0
+        elif isinstance(ended.error, CandidateFailed) and ended.error.cause == "gone":
+            self._num_lost += 1
+            if self._num_lost >= MOST_LOST:
+                raise StudyError(
+                    f"{ended.error}; {MOST_LOST} jobs in a row ended so: bring the device back and "
+                    "run the same command: it goes on where it stopped"
+                ) from ended.error
 
     def keep(self, files: TrialFolder, name: str, ended: Ended) -> Stage[Profiled] | Stage[Rung]:
         """Write what came of a job as a stage."""

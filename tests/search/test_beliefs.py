@@ -66,6 +66,22 @@ def test_a_figure_that_one_trial_has_is_not_believed() -> None:
     assert beliefs.keeps_budgets(np.zeros((3, 2))).tolist() == [1.0, 1.0, 1.0]
 
 
+def test_fits_of_trials_told_long_ago_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("archloop.search.beliefs.MOST_KEPT", 8)
+    space = twelve()
+    history, believe = told(space, 6, limit=9.0), believer(space)
+    for se in (0.01, 0.02, 0.03, 0.04, 0.05):
+        # With each trial that is told, the noise of those before is known anew.
+        known = [
+            entry._replace(
+                figures={n: e.model_copy(update={"se": se}) for n, e in entry.figures.items()}
+            )
+            for entry in history
+        ]
+        assert set(believe(merged(known), NAMES).objectives) == set(NAMES)
+    assert len(believe._kernels) <= 8
+
+
 def test_random_trials_keep_the_budgets_as_soon_as_they_are_known() -> None:
     space = twelve()
     history = told(space, 7, limit=0.55)

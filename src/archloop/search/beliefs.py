@@ -25,6 +25,9 @@ MIN_READ = 2
 """Trials without which nothing is believed of a figure."""
 REFIT = 1 / 4
 """Hyper-parameters are fitted again when there are so many more trials, as a share of them."""
+MOST_KEPT = 256
+"""Fits that are remembered, the latest: with each trial that is told the noise of all is known
+anew, and a fit to what was known before is not asked for again."""
 
 
 class Believed(NamedTuple):
@@ -110,6 +113,8 @@ class Believer:
         first = Data(*(part[:count] for part in data))
         key = (name, *(part.tobytes() for part in first))
         if key not in self._kernels:
+            if len(self._kernels) >= MOST_KEPT:
+                del self._kernels[next(iter(self._kernels))]
             self._kernels[key] = fitted(first)
         places = {entry.number: place for place, (entry, _) in enumerate(read)}
         return Believed(Surrogate(data, self._kernels[key]), places)

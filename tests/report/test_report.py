@@ -20,7 +20,7 @@ from archloop.report.outcome import print_outcome
 from archloop.report.renewed import Renewed
 from archloop.report.telling import telling
 from archloop.report.top import top
-from archloop.store.record import FamilyRate, StudyRecord
+from archloop.store.record import FamilyRate, StudyRecord, TrialRecord
 from report import studies
 
 
@@ -187,6 +187,34 @@ def test_terminal_outcome_names_front_rejections_and_report(tmp_path: Path) -> N
     assert "rejected 2 A A A A: decode_p50_ms at 1024 on host: 1.5 > 1.3 x reference" in text
     assert "failed 4" in text
     assert "report: runs/example/report.html" in text
+
+
+def test_ten_targets_can_be_read_at_80_columns(tmp_path: Path) -> None:
+    """As many as in recipes/many-targets.yaml, whose names stay whole."""
+    engines = ("onnx", "onnx-int8", "onnx-int4", "openvino", "openvino-int8", "openvino-int4")
+    others = ("executorch", "executorch-8da4w", "onnx-one-thread", "openvino-one-thread")
+
+    def measured(trial: TrialRecord) -> TrialRecord:
+        names = enumerate((*engines, *others))
+        profiles = {name: studies.profile(0.5 + index / 10) for index, name in names}
+        return trial.model_copy(update={"profiles": profiles})
+
+    study = studies.study()
+    assert study.reference is not None
+    update = {"trials": tuple(map(measured, study.trials)), "reference": measured(study.reference)}
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    print_outcome(study.model_copy(update=update), None, console)
+    lines = console.export_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("times the reference"))
+    end = next(i for i, line in enumerate(lines) if i > start and line.startswith("└"))
+    of_reference, of_stacks = "\n".join(lines[:start]), "\n".join(lines[start + 1 : end])
+    # Milliseconds and MiB of the reference on each target.
+    assert all(re.search(rf" {name} .* 1,024 ", of_reference) for name in (*engines, *others))
+    assert re.search(r" openvino-one-thread .* 143\.4 .* 5\.60 .* 401 ", of_reference)
+    # Of each of the four trained stacks both ends, and no column of one word a line.
+    for end_of_range in ("1.40 openvino-one-thread", "0.50 onnx ", "0.50 to 1.40"):
+        assert of_stacks.count(end_of_range) == 4
+    assert end - start < 25
 
 
 def test_what_left_the_aggregate_and_what_no_runtime_runs_is_told(tmp_path: Path) -> None:

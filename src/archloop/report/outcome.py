@@ -1,5 +1,6 @@
 """A study's outcome on the terminal: what is certain first, then what could be ranked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,9 @@ from archloop.report.palette import distinct, label
 from archloop.report.telling import telling
 from archloop.report.top import top
 from archloop.store.record import StudyRecord, TrialRecord
+
+_MOST = 20
+"""Characters of the name of a target in a table."""
 
 
 def print_outcome(
@@ -83,12 +87,79 @@ def _print_lost(study: StudyRecord, console: Console) -> None:
 
 
 def _print_certain(found: Verdict, console: Console) -> None:
-    """Milliseconds and MiB on the device, and where they differ from the reference beyond doubt."""
+    """What devices told, and where stacks differ from the reference beyond doubt.
+
+    Of one target that is milliseconds and MiB of each stack. Several targets have three such
+    figures each for every stack, too many to stand side by side in a terminal: the reference has
+    all of its own, and each stack its ratios to the reference where they are largest and smallest.
+    The page has the rest.
+    """
+    rows = [found.reference, *found.by_latency]
+    if max(len(row.trial.profiles) for row in rows) > 1:
+        _print_reference(found.reference.trial, console)
+        _print_ratios(rows, console)
+        return
     table = Table("trial", "layout", "TTFT ms", "decode ms", "peak MiB", "beyond doubt")
-    for row in [found.reference, *found.by_latency]:
-        name = "reference" if row.trial.number < 0 else str(row.trial.number)
-        table.add_row(name, _pattern(row.trial), *_figures(row.trial), _better(row))
+    for row in rows:
+        figures = [_figures_of(profile) for profile in row.trial.profiles.values()]
+        cells = figures[0] if figures else ("", "", "")
+        table.add_row(_name(row), _pattern(row.trial), *cells, _better(row))
     console.print(table)
+
+
+def _print_reference(trial: TrialRecord, console: Console) -> None:
+    """Figures of the reference preset at the largest context of each target, a line a target."""
+    table = Table("the reference on", "tokens", "TTFT ms", "decode ms", "peak MiB")
+    for target, profile in trial.profiles.items():
+        context = f"{profile.figures[-1].context:,}"
+        table.add_row(_shortened(target), context, *_figures_of(profile))
+    console.print(table)
+
+
+def _print_ratios(rows: Sequence[Row], console: Console) -> None:
+    """Of each stack the ratios to the reference at both ends of their range over targets."""
+    table = Table("trial", "layout", "latency", "memory", "beyond doubt")
+    for index in (0, 2, 3):
+        # The name of a target that is cut off at its end is that of another. A layout and words
+        # may take more lines instead.
+        table.columns[index].no_wrap = True
+    for row in rows:
+        cells = ["1.00", "1.00"]
+        if row.trial.number >= 0:
+            latency, memory = (_range(row, f"{name}_ratio") for name in ("latency", "memory"))
+            cells = [
+                "\n".join(f"{value:.2f} {_shortened(target)}" for target, value in latency),
+                " to ".join(f"{value:.2f}" for _, value in reversed(memory)),
+            ]
+        table.add_row(_name(row), _pattern(row.trial), *cells, _better(row))
+    console.print(
+        "times the reference: latency on the target where it is largest, and where it is smallest",
+        soft_wrap=True,
+    )
+    console.print(table)
+
+
+def _range(row: Row, ratio: str) -> list[tuple[str, float]]:
+    """The targets where a stack's ratio to the reference is largest and smallest, with the ratios.
+
+    One of them if they are the same; none if no target has the ratio.
+    """
+    known = [
+        (target, value.value)
+        for target, profile in row.trial.profiles.items()
+        if (value := getattr(profile, ratio)) is not None
+    ]
+    known.sort(key=lambda pair: -pair[1])
+    return list(dict.fromkeys([*known[:1], *known[-1:]]))
+
+
+def _shortened(target: str) -> str:
+    """A target's name, or as much of it as a line of 80 characters has room for."""
+    return target if len(target) <= _MOST else f"{target[: _MOST - 3]}..."
+
+
+def _name(row: Row) -> str:
+    return "reference" if row.trial.number < 0 else str(row.trial.number)
 
 
 def _print_places(found: Verdict, console: Console) -> None:
@@ -103,7 +174,7 @@ def _print_places(found: Verdict, console: Console) -> None:
         if found.ranks_quality:
             place = "the reference" if is_reference else found.place_in_words(row)
         table.add_row(
-            "reference" if is_reference else str(row.trial.number),
+            _name(row),
             *values,
             count(row.trial.costs.num_params),
             "; ".join(filter(None, (place, differs))) or "-",
@@ -127,15 +198,6 @@ def _print_others(study: StudyRecord, console: Console) -> None:
         for target, reason in trial.left_out.items():
             text = f"{trial.number} was not measured on {target}: {reason}"
             console.print(text, markup=False, soft_wrap=True)
-
-
-def _figures(trial: TrialRecord) -> list[str]:
-    """At the largest context of each target: TTFT, decode step and peak memory."""
-    columns: list[list[str]] = [[], [], []]
-    for target, profile in trial.profiles.items():
-        for column, words in zip(columns, _figures_of(profile), strict=True):
-            column.append(f"{target} {words}" if len(trial.profiles) > 1 else words)
-    return ["\n".join(column) for column in columns]
 
 
 def _figures_of(profile: Profile) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ from archloop.store.progress import Event, Likely
 POINT = (0.0, 1.5, 1.5)
 EVENTS = [
     Event("setup"),
+    Event("noted", detail="recall does not count: its rows are short"),
     Event("reference", -1, detail="measured beside itself"),
     Event("propose", 0, reference_point=POINT),
     Event("profile", 0, reference_point=POINT, detail="gqa gqa", why="crossover of 3 and 5"),
@@ -53,6 +54,7 @@ def test_plain_lines_where_nobody_sees_a_line_move() -> None:
     lines = [line.partition("] ")[2] for line in shown(is_terminal=False).splitlines()]
     assert lines == [
         "preparing text and tokenizer",
+        "recall does not count: its rows are short",
         "reference preset: measured beside itself",
         "trial 0: measuring gqa gqa (crossover of 3 and 5)",
         "trial 0: training (rung 1) gqa gqa",
@@ -65,7 +67,8 @@ def test_plain_lines_where_nobody_sees_a_line_move() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["reference preset: measured beside itself", "trial 0: training (rung 1)", "1/3", RESULT]
+    ["recall does not count: its rows are short", "reference preset: measured beside itself"]
+    + ["trial 0: training (rung 1)", "1/3", RESULT]
     + ["about 3 min 05 s left", "trial 0 complete: quality 0.500"]
     + ["(crossover of 3 and 5)", "75%", "reference", "decode_p50_ms at 2048 on here (4)"],
 )

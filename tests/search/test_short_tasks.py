@@ -1,13 +1,15 @@
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from archloop.cli import app
 from archloop.search.anchoring import too_short
 from archloop.search.plan import resolve
 from archloop.search.recipe.recipe import load
-from search.stand_in import recipe, settings
+from archloop.search.study import Study
+from search.stand_in import StandIn, recipe, settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -28,7 +30,8 @@ def test_a_task_that_a_window_sees_whole_leaves_quality_and_is_listed(tmp_path):
         "training": {"seq_len": 128},
     }
     windowed = {**mixers, "swa": {"head_dim": 32, "window": 32}}
-    found = too_short(resolve(recipe(space={**space, "mixers": windowed}, proxy=proxy)))
+    given = recipe(space={**space, "mixers": windowed}, proxy=proxy)
+    found = too_short(resolve(given))
     # At 4 times the trained length its rows are long enough.
     assert list(found) == ["in_context_recall"]
     assert "shorter than 4 x the 32 tokens" in found["in_context_recall"]
@@ -36,6 +39,20 @@ def test_a_task_that_a_window_sees_whole_leaves_quality_and_is_listed(tmp_path):
     path.write_text(json.dumps(settings(space={**space, "mixers": windowed}, proxy=proxy)))
     shown = CliRunner().invoke(app, ["plan", str(path), "--no-probe"]).output
     assert "in_context_recall does not count: its rows of 32 tokens are shorter" in shown
+    plain = CliRunner().invoke(app, ["plan", str(path), "--no-probe", "--json"]).stdout
+    assert json.loads(plain)["not_counted"] == found
+    # A study says so too, before anything is measured.
+    heard = []
+
+    def listen(event):
+        heard.append(event)
+        if event.phase == "reference":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Study(given, tmp_path, evaluator=StandIn()).run(listen)
+    assert [event.phase for event in heard] == ["setup", "noted", "reference"]
+    assert heard[1].detail == f"in_context_recall does not count: {found['in_context_recall']}"
     # Without windows, rows need only outlast a convolution's kernel.
     assert not too_short(resolve(recipe(space={**space, "mixers": mixers}, proxy=proxy)))
 

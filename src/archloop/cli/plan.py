@@ -97,6 +97,7 @@ def _plain(
     resolved: "Plan", space: "SpaceOutlook", found: "Probe | None", tested: "Kits | None"
 ) -> dict[str, Any]:
     from archloop.search import outlook
+    from archloop.search.anchoring import too_short
 
     return {
         "name": resolved.recipe.name,
@@ -107,6 +108,7 @@ def _plain(
         "kits": None if tested is None else tested._asdict(),
         "rungs": resolved.recipe.proxy.rungs,
         "num_trials": resolved.recipe.num_trials,
+        "not_counted": too_short(resolved),
         "space": {"log10_genomes": space.log10_genomes, "draws": space.draws._asdict()},
         "probe": None
         if found is None
@@ -144,14 +146,15 @@ def _lines(plan: "Plan", space: "SpaceOutlook", probe: "Probe | None") -> Iterat
     anchors = {**plan.anchors.pairs, "all other scores": plan.anchors.default}
     for what, (lacks, has) in anchors.items():
         yield f"quality: 0 is {lacks}, 1 is {has}, of {what}"
-    for task, reason in too_short(plan).items():
+    short = too_short(plan)
+    for task, reason in short.items():
         yield f"{task} does not count: {reason}"
     yield from _space(space)
     yield from _screened(plan)
     if probe is None:
         yield "not probed: no times, no noise"
         return
-    yield from _probe(plan, probe)
+    yield from _probe(plan, probe, short)
 
 
 def _screened(plan: "Plan") -> "Iterator[str]":
@@ -181,7 +184,7 @@ def _space(space: "SpaceOutlook") -> Iterator[str]:
     yield f"blocks of the prior: {shares}"
 
 
-def _probe(plan: "Plan", probe: "Probe") -> Iterator[str]:
+def _probe(plan: "Plan", probe: "Probe", short: dict[str, str]) -> Iterator[str]:
     from archloop.report.html import duration
     from archloop.search import outlook
 
@@ -195,7 +198,9 @@ def _probe(plan: "Plan", probe: "Probe") -> Iterator[str]:
     for name, estimate in probe.quality.items():
         yield f"quality of {name}: {estimate.mean:.3f} ± {estimate.half_width():.3f}"
     for score, reason in probe.dropped.items():
-        yield f"{score} would not count: {reason}"
+        # What the recipe alone rules out was said above.
+        if score not in short:
+            yield f"{score} would not count: {reason}"
     if not probe.quality:
         yield (
             "no score told the anchor stacks apart: a study of devices, which trains no candidate, "

@@ -1,7 +1,8 @@
 """A running study on the terminal: a panel that moves, or plain lines when nobody can see it move.
 
 The panel has what is being tried and why, with the time that is left of it, who may be on the front
-and how probably, and the budgets that bite. Each finished trial is printed above it.
+and how probably, and the budgets that bite. Each finished trial is printed above it, and what is to
+be known of the study before it begins.
 """
 
 import time
@@ -84,6 +85,8 @@ class _Plain:
             return
         if event.phase in ("told", "finished"):
             text = _outcome(event)
+        elif event.phase == "noted":
+            text = event.detail
         else:
             text = f"{describe(event)} {event.detail}".rstrip()
             text += f" ({event.why})" if event.why and event.phase == "profile" else ""
@@ -170,12 +173,15 @@ class _Panel:
 
 
 class _Live:
-    """The panel, with each finished trial printed above it."""
+    """The panel, with each finished trial and what is to be known printed above it."""
 
     def __init__(self, panel: _Panel, live: Live) -> None:
         self.panel, self.live = panel, live
 
     def __call__(self, event: Event, /) -> None:
+        if event.phase == "noted":
+            self.live.console.print(event.detail, markup=False, highlight=False)
+            return
         if event.phase == "told":
             # How it goes so far stands in the panel.
             self.live.console.print(_ended(event), markup=False, highlight=False)

@@ -16,6 +16,7 @@ from archloop.devices.lease import Listener
 from archloop.errors import UserError
 from archloop.search import feasible, so_far, trial
 from archloop.search.agenda import Agenda
+from archloop.search.anchoring import too_short
 from archloop.search.deadline import OutOfTimeError
 from archloop.search.establish import establish
 from archloop.search.executors.base import Executor
@@ -182,6 +183,9 @@ class Loop:
         def announce(phase: Literal["tune", "reference"], detail: str) -> None:
             self._say(phase, -1 if phase == "reference" else None, detail=detail)
 
+        for score, reason in too_short(self.plan).items():
+            # Known by the recipe alone, so it is said before hours are spent on it.
+            self._say("noted", detail=f"{score} does not count: {reason}")
         self.home.reference().write_spec(self.plan.reference.to_json())
         reference_run = establish(self.plan, self.workshop, self.home, self.key, announce)
         seconds = {**reference_run.seconds, "setup": setup_s, "search": self.meter.lap()}

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-Phase = Literal["setup", "tune", "reference", "propose", "profile", "train", "told", "finished"]
+Phase = Literal[
+    "setup", "noted", "tune", "reference", "propose", "profile", "train", "told", "finished"
+]
 """What a study is doing; wall time is given by phase."""
 
 
@@ -34,7 +36,8 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        phase: what begins now; told and finished report an end instead.
+        phase: what begins now; told and finished report an end instead, and of noted nothing
+            begins: `detail` is something to know before the study goes on.
         trial: number of the trial at hand; None outside trials, -1 for the reference preset.
         num_told: trials finished so far.
         num_trials: trials that the recipe asks for.

@@ -5,6 +5,7 @@ import pytest
 from archloop.findings.rerank import reranked
 from archloop.findings.targets import by_target, fastest
 from archloop.profiling.record import Interval, Profile
+from archloop.ranking.record import Readings
 from archloop.report import by_target as told
 from archloop.report.summary import summarize
 from archloop.store.record import StudyRecord, TrialRecord
@@ -95,3 +96,15 @@ def test_budgets_of_one_target_leave_the_others_to_be_seen_alone(study: StudyRec
     assert [each["metric"] for each in told.record.recipe["budgets"]] == ["peak_memory_bytes"]
     assert "decode_p50_ms <= 9 on phone" in told.unknown[-1]
     assert not reranked(limited).unknown
+
+
+def test_where_quality_is_not_ranked_no_target_has_a_front(study: StudyRecord) -> None:
+    loud = study.model_copy(update={"noise": ({"quality": Readings(mean=0.5, sd=0.15, n=9)},)})
+    found = by_target(loud)
+    assert found is not None
+    lines = [line for line in told.lines(found) if " alone: " in line]
+    assert [line.partition("; ")[0] for line in lines] == [
+        "on host alone: quality is not ranked",
+        "on phone alone: quality is not ranked",
+    ]
+    assert "fastest 1 (0.700" in lines[0]

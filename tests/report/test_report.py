@@ -96,6 +96,25 @@ def test_a_study_that_cannot_rank_quality_says_so_and_what_would(tmp_path: Path)
     assert "not ranked" in (tmp_path / "front.svg").read_text()
 
 
+def test_without_a_ranking_nobody_is_on_a_front_and_a_reference_proves_nothing() -> None:
+    facts = summary.summarize(noisy())
+    assert "quality" in facts["unranked"]
+    assert facts["front"] == []
+    assert {place["status"] for place in facts["places"]} == {"tied"}
+    # None of these is as good in quality as the reference; they would have to be replicated.
+    values = {1: (0.40, 0.7, 0.6), 3: (0.30, 0.8, 0.7), 6: (0.20, 0.85, 0.8), 7: (0.10, 0.9, 0.8)}
+    trials = tuple(
+        studies.trial(number, "CCCC", by_rung=(studies.objectives(*read),))
+        for number, read in values.items()
+    )
+    study = studies.study()
+    update = {"trials": trials, "recipe": {**study.recipe, "replicates": 2}}
+    found = verdict(study.model_copy(update=update))
+    assert found is not None
+    assert found.ranks_quality
+    assert (found.status(found.reference), found.front) == ("front", [])
+
+
 def test_layouts_that_look_alike_are_told_apart_by_their_settings() -> None:
     wide = studies.spec("CA").replace(
         blocks=tuple(

@@ -46,7 +46,7 @@ def preferred(
     if not chosen:
         raise UserError("every weight is 0; give one objective at least a weight above 0")
     factors = [weights[each.name] for each in chosen]
-    rows = [row for row in found.rows if found.status(row) != "dominated"]
+    rows = [row for row in found.rows if row.place.member.status != "dominated"]
     worths = [_worth(row, found.reference, chosen, factors) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -worths[i].mean)
     result = []

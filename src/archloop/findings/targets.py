@@ -62,7 +62,7 @@ def by_target(study: StudyRecord) -> ByTarget | None:
 
 def fastest(found: Verdict) -> Row:
     """The stack whose estimated latency is least among those that nothing dominates."""
-    free = [row for row in found.by_latency if found.status(row) != "dominated"]
+    free = [row for row in found.by_latency if row.place.member.status != "dominated"]
     return (free or found.by_latency)[0]
 
 

@@ -58,10 +58,17 @@ class Verdict(NamedTuple):
         return [row for row in self.by_latency if self.status(row) == "front"]
 
     def status(self, row: Row) -> Status:
-        """What is claimed of a trial: on the front only by its replicates, within its budgets."""
+        """What is claimed of a stack: on the front only by its replicates, within its budgets.
+
+        Where quality cannot be ranked nothing is claimed of any. The reference run has to prove
+        nothing: it is on the front until it is dominated.
+        """
         member = row.place.member
+        if not self.ranks_quality:
+            return "tied"
         unproven = row.may_break or (self.replicates and not row.replicates)
-        return "tied" if member.status == "front" and unproven else member.status
+        is_claimed = member.status == "front" and row.trial.number >= 0
+        return "tied" if is_claimed and unproven else member.status
 
     @property
     def by_latency(self) -> list[Row]:
@@ -78,8 +85,10 @@ class Verdict(NamedTuple):
         return next((row for row in self.rows if row.trial.number == number), None)
 
     def place_in_words(self, row: Row) -> str:
-        """Such as ``on the front (97%)``, ``tied (40%)`` or ``dominated by 3``."""
+        """Such as ``on the front (97%)``, ``tied (40%)``, ``dominated by 3`` or ``not ranked``."""
         member = row.place.member
+        if not self.ranks_quality:
+            return "not ranked"
         if member.status == "dominated":
             by = member.dominated_by
             assert by is not None

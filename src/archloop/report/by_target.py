@@ -19,6 +19,7 @@ def plain(found: ByTarget | None) -> dict[str, Any] | None:
             name: {
                 "front": [row.trial.number for row in one.front] if one else [],
                 "tied": _tied(one) if one else [],
+                "unranked": list(one.comparison.unranked) if one else [],
                 "fastest": fastest(one).trial.number if one else None,
                 "latency": {
                     str(row.trial.number): row.place.estimates["latency"].mean for row in one.rows
@@ -46,11 +47,9 @@ def lines(found: ByTarget) -> Iterator[str]:
             continue
         first = fastest(one)
         ratio = first.place.estimates["latency"]
-        front = ", ".join(str(row.trial.number) for row in one.front) or "nobody for certain"
-        tied = ", ".join(map(str, _tied(one)))
         left_out = len(found.left_out[name])
         yield (
-            f"on {name} alone: on the front {front}{f'; tied {tied}' if tied else ''}; fastest "
+            f"on {name} alone: {_places(one)}; fastest "
             f"{first.trial.number} ({ratio.mean:.3f} \u00b1 {ratio.half_width():.3f} x reference)"
             + (f"; {left_out} could not run there" if left_out else "")
         )
@@ -60,6 +59,14 @@ def lines(found: ByTarget) -> Iterator[str]:
         yield _in_words(each)
     if (more := len(found.disagreements) - MOST) > 0:
         yield f"and {more} more pairs on which targets disagree"
+
+
+def _places(found: Verdict) -> str:
+    if not found.ranks_quality:
+        return "quality is not ranked"
+    front = ", ".join(str(row.trial.number) for row in found.front) or "nobody for certain"
+    tied = ", ".join(map(str, _tied(found)))
+    return f"on the front {front}" + (f"; tied {tied}" if tied else "")
 
 
 def _tied(found: Verdict) -> list[int]:

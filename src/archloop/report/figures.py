@@ -33,7 +33,7 @@ def _plane(study: StudyRecord, found: Verdict, first: str, other: str) -> go.Fig
     figure = _figure(other, first)
     groups: dict[str, list[Row]] = {"dominated": [], "tied": [], "front": []}
     for row in found.by_latency:
-        groups[found.status(row) if found.ranks_quality else "tied"].append(row)
+        groups[found.status(row)].append(row)
     names = {"tied": "tied" if found.ranks_quality else "not ranked"}
     for status, (color, size, symbol) in _LOOKS.items():
         if groups[status]:

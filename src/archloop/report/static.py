@@ -70,7 +70,7 @@ def _panel(axes: Axes, study: StudyRecord, found: Verdict, first: str, other: st
             axes.plot(*at, "x", color=_REST)
             axes.annotate("diverged", at, **_BESIDE)
     for row in found.rows:
-        status = found.status(row) if found.ranks_quality else "tied"
+        status = found.status(row)
         at = _point(axes, row, first, other, _COLORS[status], "o")
         if status != "dominated":
             letters = "".join(label(name) for name in row.trial.spec.layout)

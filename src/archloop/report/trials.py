@@ -107,8 +107,6 @@ def _place(trial: TrialRecord, row: Row | None, found: Verdict | None) -> tuple[
     if trial.number < 0:
         return "reference", "the reference"
     if row is not None and found is not None:
-        if not found.ranks_quality:
-            return "tied", "not ranked"
         return found.status(row), found.place_in_words(row)
     if trial.state == "complete":
         if trial.replicates is not None:

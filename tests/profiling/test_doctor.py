@@ -56,3 +56,16 @@ def test_what_is_missing_comes_with_its_remedy(plugin: Plugin) -> None:
 def test_a_device_whose_client_is_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Ssh.missing() == "needs the ssh command; apt-get install openssh-client"
+
+
+def test_a_remedy_is_shown_letter_by_letter(plugin: Plugin) -> None:
+    """The name of an extra in brackets, which would be a tag in rich's mark-up."""
+    plugin(
+        "chip",
+        "from archloop.runtimes.torch_eager import TorchEager\n\n"
+        "class Chip(TorchEager):\n"
+        "    def missing_to_run(self):\n        return \"pip install 'chip[fast]'\"\n",
+    )
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    assert "'chip[fast]'" in result.stdout

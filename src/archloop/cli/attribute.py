@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.command import AsJson, command, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from archloop.findings.attribution import Attribution, Contribution
@@ -51,7 +51,7 @@ def attribute(
     if as_json:
         print_json(_plain(record, found, extra))
     else:
-        _show(found, Console(highlight=False))
+        _show(found, stdout())
 
 
 def _designed(folder: Path, run: bool) -> "list[StudyRecord]":

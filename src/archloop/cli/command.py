@@ -56,7 +56,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def stdout() -> Console:
+    """Standard output, where words stand as they are.
+
+    As mark-up they would lose what looks like a tag, so that `archloop[onnx]` is `archloop`.
+    """
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _version(asked: bool) -> None:

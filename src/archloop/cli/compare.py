@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.command import AsJson, command, print_json, stderr, stdout
 from archloop.cli.counts import count
 from archloop.cli.measuring import target_of, watched
 from archloop.cli.models import find
@@ -201,7 +200,7 @@ def _measured(
         found = comparing.measured(specs, target, config, progress)
     _say_lacking(found.lacking)
     if show:
-        found.show(Console(highlight=False))
+        found.show(stdout())
     return found
 
 
@@ -214,7 +213,7 @@ def _estimate(
     _draw(designs, title, plot)
     if not show:
         return designs
-    console = Console(highlight=False)
+    console = stdout()
     console.print(_sizes(designs))
     for measure in _MEASURES:
         console.print(_by_context(designs, measure))

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from archloop.cli.command import AsJson, Commands, app, command, print_json, stderr
+from archloop.cli.command import AsJson, Commands, app, command, print_json, stderr, stdout
 from archloop.errors import UserError
 
 group = typer.Typer(
@@ -65,7 +64,7 @@ def fetch(
         size = f"{entry.num_bytes / 1e6:.1f}"
         counts = (str(entry.num_documents), size, str(entry.num_excluded))
         table.add_row(name, *counts, entry.origin, entry.licence)
-    Console().print(table)
+    stdout().print(table)
 
 
 @command(group=group, takes_plugins=False)
@@ -100,4 +99,4 @@ def unpack(
     """Unpack, check and name the corpus's folder, for a recipe's corpus.paths."""
     from archloop.text.fetch.pack import unpack as read
 
-    Console().print(str(read(packed, output)), markup=False, highlight=False)
+    stdout().print(str(read(packed, output)), markup=False, highlight=False)

@@ -1,9 +1,8 @@
 """`archloop doctor`: what works here, and what mends the rest."""
 
-from rich.console import Console
 from rich.table import Table
 
-from archloop.cli.command import AsJson, command, print_json
+from archloop.cli.command import AsJson, command, print_json, stdout
 
 
 @command()
@@ -24,4 +23,4 @@ def doctor(as_json: AsJson = False) -> None:
     table = Table("", "name", "works", "what mends it", box=None)
     for each in findings:
         table.add_row(each.kind, each.name, "yes" if each.works else "no", each.remedy or "")
-    Console(highlight=False).print(table)
+    stdout().print(table)

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.command import AsJson, command, print_json, stderr, stdout
 from archloop.cli.models import MODEL_HELP, Named, Trial, find
 from archloop.cli.subject import open_subject
 from archloop.errors import UserError, suggest
@@ -109,7 +108,7 @@ def _list(suite: str, chosen: list[str], as_json: bool) -> None:
     for row in rows:
         numbers = [f"{row[key]:.4g}" for key in ("chance", "perfect")]
         table.add_row(row["name"], row["category"], row["verb"], *numbers, row["licence"])
-    Console().print(table)
+    stdout().print(table)
 
 
 def _limit(suite: str, limit: int | None, packed: Path | None = None) -> int | None:
@@ -200,7 +199,7 @@ def _score(
     for category, (value, error) in summary.categories.items():
         table.add_row("", category, "", f"{error:.3f}", "", f"{value:.3f}")
     table.add_row("mean", "", "", f"{summary.standard_error:.3f}", "", f"{summary.mean:.3f}")
-    Console().print(table)
+    stdout().print(table)
 
 
 def _mad(
@@ -225,4 +224,4 @@ def _mad(
     for name, score in found.tasks.items():
         table.add_row(name, f"{score.macro:.3f}", f"{score.micro:.3f}")
     table.add_row("mean", f"{found.macro:.3f}", f"{found.micro:.3f}")
-    Console().print(table)
+    stdout().print(table)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from archloop.cli.command import AsJson, command, print_json
+from archloop.cli.command import AsJson, command, print_json, stdout
 from archloop.cli.models import MOST_SEED, SOURCE_HELP, Named, Trial, find
 from archloop.errors import UserError
 
@@ -181,7 +180,7 @@ def _beside_transformers(decoder: "Decoder", folder: Path) -> float | None:
 
 
 def _show(told: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = stdout()
     if told.get("format") == "transformers":
         zeros = told["num_params_of_zeros"]
         filled = f", {zeros / told['num_params']:.1%} of them zeros to fill up" if zeros else ""

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from archloop import starters
-from archloop.cli.command import AsJson, command, print_json
+from archloop.cli.command import AsJson, command, print_json, stdout
 from archloop.errors import UserError, suggest
 
 
@@ -37,7 +36,7 @@ def init(
     if as_json:
         print_json({"files": [str(path) for path in paths], "next": following})
         return
-    console = Console(highlight=False)
+    console = stdout()
     for path in paths:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
     for line in following:

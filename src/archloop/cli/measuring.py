@@ -74,7 +74,7 @@ def _drawn(console: Console, clock: Callable[[], float]) -> Iterator[Say]:
     began = clock()
     if console.is_terminal:
         columns = (
-            *(TextColumn("{task.description}"), BarColumn()),
+            *(TextColumn("{task.description}", markup=False), BarColumn()),
             *(TimeElapsedColumn(), TextColumn("{task.fields[left]}")),
         )
         with Progress(*columns, console=console, transient=True) as bar:

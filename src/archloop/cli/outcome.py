@@ -4,9 +4,7 @@ import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from archloop.cli.command import print_json, stderr
+from archloop.cli.command import print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from archloop.store.record import StudyRecord
@@ -41,4 +39,4 @@ def show(record: "StudyRecord", folder: Path, as_json: bool, path: Path | None =
     if as_json:
         print_json(summarize(record))
     else:
-        print_outcome(record, page, Console(highlight=False), str(folder))
+        print_outcome(record, page, stdout(), str(folder))

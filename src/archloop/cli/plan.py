@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.command import AsJson, command, print_json, stderr, stdout
 from archloop.ranking.reliability import NEEDED
 from archloop.scratch import Scratch
 
@@ -53,7 +52,7 @@ def plan(
         print_json(_plain(resolved, space, found, tested))
         return
     for line in (*_of_kits(tested), *_lines(resolved, space, found)):
-        Console().print(line, markup=False, soft_wrap=True)
+        stdout().print(line, markup=False, soft_wrap=True)
 
 
 def _say(what: str) -> None:

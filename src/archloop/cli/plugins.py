@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
 from rich.table import Table
 
 from archloop import registry
-from archloop.cli.command import AsJson, command, print_json
+from archloop.cli.command import AsJson, command, print_json, stdout
 from archloop.errors import UserError
 
 
@@ -28,7 +27,7 @@ def plugins(
     if as_json:
         print_json({each: [_told(each, name) for name in registry.names(each)] for each in kinds})
         return
-    console = Console(highlight=False)
+    console = stdout()
     if kind is None:
         for each in kinds:
             console.print(f"{each}: {', '.join(registry.names(each))}", soft_wrap=True)

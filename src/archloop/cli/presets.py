@@ -3,10 +3,9 @@
 from collections import Counter
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 
-from archloop.cli.command import AsJson, command, print_json
+from archloop.cli.command import AsJson, command, print_json, stdout
 
 
 @command()
@@ -45,4 +44,4 @@ def presets(as_json: AsJson = False) -> None:
         counts = [f"{row[key] / 1e9:.2f}B" for key in ("num_params", "num_active_params")]
         mib = [f"{row['state_bytes'][n] / 2**20:,.0f} MiB" for n in ("4096", "32768")]
         table.add_row(row["name"], mixers, *counts, *mib)
-    Console().print(table)
+    stdout().print(table)

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
-from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.command import AsJson, command, print_json, stderr, stdout
 from archloop.cli.measuring import Say, target_of, watched, wrong_option
 from archloop.cli.models import MODEL_HELP, Trial, find
 from archloop.errors import UserError
@@ -67,9 +66,9 @@ def profile(
     if as_json:
         print_json(measured.model_dump(mode="json"))
         return
-    Console().print(table(measured))
+    stdout().print(table(measured))
     if beside_itself:
-        Console(highlight=False).print(
+        stdout().print(
             "one sample of the noise, without which every ratio would be 1: a difference as small "
             "as these says nothing, and a larger one is no proof"
         )

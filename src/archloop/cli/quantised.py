@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.command import AsJson, command, print_json, stderr, stdout
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def quantised(
     if as_json:
         print_json([_plain(each) for each in losses])
     else:
-        _show(losses, Console(highlight=False))
+        _show(losses, stdout())
 
 
 def _losses(folder: Path) -> "list[Loss]":

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from archloop.cli.command import AsJson, command, print_json
+from archloop.cli.command import AsJson, command, print_json, stdout
 from archloop.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def _show(
 ) -> None:
     from archloop.report.outcome import print_outcome
 
-    console = Console(highlight=False)
+    console = stdout()
     print_outcome(record, page, console)
     for line in unknown:
         console.print(line, markup=False, soft_wrap=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 
-from archloop.cli.command import AsJson, command, print_json, stderr
+from archloop.cli.command import AsJson, command, print_json, stderr, stdout
 from archloop.cli.counts import count
 from archloop.cli.models import MODEL_HELP, MOST_SEED, Named, Trial, find
 from archloop.errors import UserError
@@ -132,7 +131,7 @@ def _tell(shipped: "Shipped", bits: float, work: Path, folder: Path, as_json: bo
             }
         )
         return
-    Console(highlight=False).print(
+    stdout().print(
         f"{folder}: {training.num_steps:,} steps, {num_tokens:,} tokens; held-out text at "
         f"{bits:.4f} bits a byte; logs in {work / 'logs'}",
         soft_wrap=True,

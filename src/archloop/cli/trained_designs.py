@@ -4,9 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from archloop.cli.command import stderr
+from archloop.cli.command import stderr, stdout
 
 if TYPE_CHECKING:
     from archloop.stack.spec import StackSpec
@@ -52,7 +50,7 @@ def show(record: "StudyRecord", page: Path) -> None:
     """Which trial is which design, and the study's outcome."""
     from archloop.report.outcome import print_outcome
 
-    console = Console(highlight=False)
+    console = stdout()
     for trial in record.trials:
         console.print(f"trial {trial.number}: {trial.origin}", markup=False)
     print_outcome(record, page, console)

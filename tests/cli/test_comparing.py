@@ -178,6 +178,19 @@ def test_time_left_is_told_in_lines_where_there_is_no_terminal() -> None:
     assert len(lines) == 4
 
 
+def test_a_wait_for_the_device_is_no_time_of_the_measurement() -> None:
+    now = 0.0
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=False, width=200)
+    with measuring.watched(console, lambda: now) as say:
+        now = 1800.0
+        say(0.0, "process 1")
+        now = 1860.0
+        say(0.2, "process 2")
+    # A minute for a fifth, and half an hour of waiting before.
+    assert written.getvalue().splitlines()[-1] == " 20% process 2, about 4 min left"
+
+
 def test_a_step_that_takes_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "EVERY_S", 0.5)
     written = io.StringIO()

@@ -1,7 +1,8 @@
 """What the verbs that measure share: a target from options, and a measurement that is never silent.
 
 Time left is told from the first process on: by a bar on a terminal, elsewhere by plain lines, which
-come no more often than `EVERY_S` while work goes on, and no less often while a step takes long.
+come no more often than `EVERY_S` while work goes on, and no less often while a step takes long. It
+follows from the time since work began: how long the device was waited for says nothing of it.
 """
 
 import threading
@@ -81,6 +82,9 @@ def _drawn(console: Console, clock: Callable[[], float]) -> Iterator[Say]:
             task = bar.add_task("waiting until the device is free", total=1.0, left="")
 
             def draw(share: float, what: str) -> None:
+                nonlocal began
+                if not share:
+                    began = clock()
                 left = _left(share, clock() - began)
                 bar.update(task, completed=share, description=what, left=left)
 
@@ -109,6 +113,8 @@ class _Lines:
 
     def __call__(self, share: float, what: str) -> None:
         """Take note of how far it is; a line if one is due."""
+        if not share:
+            self._began = self._clock()
         self._latest = (share, what)
         self.write()
 

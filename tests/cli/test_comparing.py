@@ -225,7 +225,7 @@ def test_a_measurement_that_takes_too_long_is_ended_as_soon_as_that_is_known(
         say(0.01, "starting")
 
 
-def test_a_trial_is_named_in_one_word(tmp_path: Path) -> None:
+def test_a_trial_is_named_in_one_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = Study(recipe(num_trials=2), tmp_path, evaluator=StandIn(), clock=no_time).run()
     folder = tmp_path / "test"
     assert models.find(f"{folder}:1").spec == record.trials[1].spec
@@ -234,3 +234,5 @@ def test_a_trial_is_named_in_one_word(tmp_path: Path) -> None:
     assert models.find(str(file)).spec == record.trials[1].spec
     with pytest.raises(UserError, match="has no trial 9"):
         models.find(f"{folder}:9")
+    monkeypatch.chdir(folder)
+    assert models.find(".", "1").label == "test-trial-1"

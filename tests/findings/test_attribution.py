@@ -199,6 +199,9 @@ def test_the_command_runs_the_design_beside_a_study_that_was_renamed(
     call.remove("--design")
     assert json.loads(CliRunner().invoke(app, call).stdout) == told
     assert evaluator.calls[calls:] == ["close"]
+    # Also where the study is the working directory.
+    monkeypatch.chdir(tmp_path / "other")
+    assert json.loads(CliRunner().invoke(app, ["attribute", ".", "--json"]).stdout) == told
 
 
 def test_a_design_is_a_study_beside_that_counts_too(tmp_path: Path) -> None:

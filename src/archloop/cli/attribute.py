@@ -61,14 +61,16 @@ def _designed(folder: Path, run: bool) -> "list[StudyRecord]":
     from archloop.store.reading import read
 
     # The study may have been renamed since it began: what lies beside it is called as it is now.
-    beside = folder.parent / f"{StudyFolder(folder).path.name}{SUFFIX}"
+    # Where it is the working directory, only an absolute path has a name.
+    home = folder.absolute()
+    beside = home.with_name(f"{home.name}{SUFFIX}")
     if run:
         from archloop.report.live import display
         from archloop.search.design import by_design
         from archloop.search.errors import NoFeasibleTrial
         from archloop.search.study import Study
 
-        study = Study(by_design(Study.open(folder).recipe), folder.parent)
+        study = Study(by_design(Study.open(folder).recipe), home.parent)
         study.folder = beside
         try:
             with display(stderr) as progress:

@@ -226,11 +226,9 @@ def _trial(study: "StudyFolder", trial: str | None) -> Named:
         known = f"it has {numbers[0]} to {numbers[-1]}" if numbers else "it has none yet"
         raise UserError(f"{study.path} has no trial {trial}; {known}, and reference")
     add_plugins_of(study)
-    label = (
-        f"{study.path.name}-trial-{trial}"
-        if trial != "reference"
-        else (f"{study.path.name}-reference")
-    )
+    # Absolute: the folder that "." means has a name.
+    name = study.path.absolute().name
+    label = f"{name}-reference" if trial == "reference" else f"{name}-trial-{trial}"
     spec = load_spec(str(files.spec))
     return Named(label, "trial", spec, files.trained, files.weights, study.path)
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -274,6 +275,21 @@ def test_report_of_a_folder_that_cannot_be_written_is_shown(
     status, out, err = run("report", str(study.folder), "--output", str(elsewhere))
     assert (status, err) == (0, "")
     assert elsewhere.is_file()
+
+
+def test_memory_that_does_not_do_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, said in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "20.00 GiB"),
+        (MemoryError(), "archloop: out of memory"),
+    ):
+
+        def refuse(_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("archloop.evals.suites.parted", refuse)
+        status, out, err = run("eval", "lfm2-350m")
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert said in err
 
 
 def test_a_broken_spec_file_names_the_field(tmp_path: Path) -> None:

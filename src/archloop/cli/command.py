@@ -210,7 +210,7 @@ def _ends_in_one_line(resumes: bool) -> Iterator[None]:
 
 
 def _fail(error: Exception, status: int) -> None:
-    text = str(error)
+    text = str(error) or "out of memory"
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     _print_error(f"archloop: {' '.join(text.split())}")
@@ -226,7 +226,10 @@ def _expected_failures() -> tuple[type[Exception], ...]:
     from archloop.search.errors import StudyError
     from archloop.workers.deaths import WorkerError
 
-    return (StudyError, WorkerError, OSError)
+    found = (StudyError, WorkerError, OSError, MemoryError)
+    # A card that is full has an error of PyTorch's, which is there where a command computes.
+    torch = sys.modules.get("torch")
+    return found if torch is None else (*found, torch.OutOfMemoryError)
 
 
 def print_json(value: Any) -> None:

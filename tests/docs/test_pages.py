@@ -19,6 +19,7 @@ def test_the_page_of_commands_has_every_verb_and_option() -> None:
         assert f"\n## {command.callback.__name__}\n" in told
     for option in ("--time-limit", "--at-budget", "--design", "--pad", "--weight"):
         assert f"`{option}`" in told
+    assert "| `--seed` | Of random weights. | `0` |" in told
 
 
 @pytest.mark.ci

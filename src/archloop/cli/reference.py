@@ -66,7 +66,8 @@ def _default(parameter: Any) -> str:
     if parameter.required:
         return "must be given"
     value = parameter.default
-    if value in (None, False, (), []) or callable(value):
+    # By identity: 0 equals False, and is a default that a reader wants to know.
+    if value is None or value is False or value in ((), []) or callable(value):
         return ""
     return f"`{value}`"
 

@@ -74,8 +74,9 @@ def train(
     """Train a stack as it is to be shipped; stopped, the same command goes on.
 
     Of a study's trial the ship-width spec is trained, by the recipe's settings unless told
-    otherwise. The checkpoint has the tokenizer and a chat template; archloop generate, eval and
-    export then take the trial by it.
+    otherwise; only how long sequences are, and how many a step has, is always as said here. The
+    checkpoint has the tokenizer and a chat template; archloop generate, eval and export then take
+    the trial by it.
     """
     _check_duration(tokens, hours)
     places = _places(device)

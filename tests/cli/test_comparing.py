@@ -232,7 +232,9 @@ def test_a_trial_is_named_in_one_word(tmp_path: Path, monkeypatch: pytest.Monkey
     assert models.find(f"{folder}:reference").label == "test-reference"
     file = folder / "trials" / "000001" / "spec.json"
     assert models.find(str(file)).spec == record.trials[1].spec
-    with pytest.raises(UserError, match="has no trial 9"):
+    # A copy that somebody made has no number.
+    (folder / "trials" / "000001 before").mkdir()
+    with pytest.raises(UserError, match="has no trial 9; it has 0 to 1, and reference"):
         models.find(f"{folder}:9")
     monkeypatch.chdir(folder)
     assert models.find(".", "1").label == "test-trial-1"

@@ -122,8 +122,9 @@ class StudyFolder:
         return TrialFolder(self._trials / f"{number:06d}", key)
 
     def trial_numbers(self) -> list[int]:
-        """Numbers of the trials that have a folder, ascending."""
-        return sorted(int(path.name) for path in self._trials.glob("[0-9]*") if path.is_dir())
+        """Numbers of the trials that have a folder, ascending; of copies there are none."""
+        names = (path.name for path in self._trials.glob("[0-9]*") if path.is_dir())
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def reference(self, key: str = "") -> TrialFolder:
         """The reference preset's folder."""

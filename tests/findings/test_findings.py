@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import archloop
 from archloop.errors import UserError
 from archloop.findings.findings import Findings
 from archloop.profiling.record import Profile
+from archloop.report.outcome import print_outcome
 from archloop.report.summary import summarize
 from archloop.search.study import Study
 from report import studies
@@ -31,6 +33,36 @@ def test_the_front_is_what_the_report_calls_so() -> None:
     assert [trial.number for trial in found.front] == summarize(record)["front"] == [1, 5, 0]
     assert found.trials == record.trials
     assert found.verdict is not None
+
+
+def test_a_replicated_stacks_figures_are_those_of_its_replicates(tmp_path: Path) -> None:
+    record = studies.study()
+    values = studies.objectives(0.50, 0.71, 0.6)
+    again = [
+        studies.trial(
+            number, "CCCC", scale=1.2, by_rung=(values,), origin="replicate", replicates=1
+        )
+        for number in (6, 7)
+    ]
+    record = record.model_copy(update={"trials": (*record.trials, *again)})
+    found = Findings(record).verdict
+    assert found is not None
+    row, other = found.row(1), found.row(3)
+    assert row is not None
+    assert other is not None
+    own, profile = row.trial.profiles["host"], row.profiles["host"]
+    assert own.figures[-1].decode_p50_ms.value == pytest.approx(4.0)
+    assert profile.num_processes == 2 * own.num_processes
+    both, alone = (each.figures[-1].decode_p50_ms for each in (profile, again[0].profiles["host"]))
+    assert both.value == pytest.approx(4.8)
+    assert profile.latency_ratio is not None
+    assert profile.latency_ratio.value == pytest.approx(1.2)
+    # Six processes tell more than three.
+    assert 1 < both.high / both.low < alone.high / alone.low
+    assert other.profiles == other.trial.profiles
+    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
+    print_outcome(record, None, console)
+    assert re.search(r"│ 1 .* 4\.80 ", console.export_text())
 
 
 def test_a_trial_beside_its_replicate_shows_how_trainings_differ() -> None:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from archloop.findings.together import together
+from archloop.profiling.record import Profile
 from archloop.ranking import comparison, membership
 from archloop.ranking.budgets import Budget, limited
 from archloop.ranking.comparison import Comparison, Place
@@ -36,6 +38,12 @@ class Row(NamedTuple):
     place: Place
     replicates: tuple[TrialRecord, ...] = ()
     may_break: tuple[str, ...] = ()
+
+    @property
+    def profiles(self) -> dict[str, Profile]:
+        """By target, what was measured of the stack: by its replicates alone, if it has any."""
+        again = [each.profiles for each in self.replicates if each.profiles]
+        return together(again or [self.trial.profiles])
 
 
 class Verdict(NamedTuple):

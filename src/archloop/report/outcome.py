@@ -92,25 +92,25 @@ def _print_certain(found: Verdict, console: Console) -> None:
     Of one target that is milliseconds and MiB of each stack. Several targets have three such
     figures each for every stack, too many to stand side by side in a terminal: the reference has
     all of its own, and each stack its ratios to the reference where they are largest and smallest.
-    The page has the rest.
+    The page has the rest. Figures of a replicated stack are its replicates'.
     """
     rows = [found.reference, *found.by_latency]
-    if max(len(row.trial.profiles) for row in rows) > 1:
-        _print_reference(found.reference.trial, console)
+    if max(len(row.profiles) for row in rows) > 1:
+        _print_reference(found.reference, console)
         _print_ratios(rows, console)
         return
     table = Table("trial", "layout", "TTFT ms", "decode ms", "peak MiB", "beyond doubt")
     for row in rows:
-        figures = [_figures_of(profile) for profile in row.trial.profiles.values()]
+        figures = [_figures_of(profile) for profile in row.profiles.values()]
         cells = figures[0] if figures else ("", "", "")
         table.add_row(_name(row), _pattern(row.trial), *cells, _better(row))
     console.print(table)
 
 
-def _print_reference(trial: TrialRecord, console: Console) -> None:
+def _print_reference(row: Row, console: Console) -> None:
     """Figures of the reference preset at the largest context of each target, a line a target."""
     table = Table("the reference on", "tokens", "TTFT ms", "decode ms", "peak MiB")
-    for target, profile in trial.profiles.items():
+    for target, profile in row.profiles.items():
         context = f"{profile.figures[-1].context:,}"
         table.add_row(_shortened(target), context, *_figures_of(profile))
     console.print(table)
@@ -146,7 +146,7 @@ def _range(row: Row, ratio: str) -> list[tuple[str, float]]:
     """
     known = [
         (target, value.value)
-        for target, profile in row.trial.profiles.items()
+        for target, profile in row.profiles.items()
         if (value := getattr(profile, ratio)) is not None
     ]
     known.sort(key=lambda pair: -pair[1])

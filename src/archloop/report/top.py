@@ -1,8 +1,9 @@
 """The top of the page: which stack to take, what tells it from the reference, what to do next.
 
 The recommended stack is the worthiest of those on the front, each objective counting alike
-(`findings.preference`). A figure is said to differ where the 95% interval of its ratio to the
-reference excludes 1, an objective where the comparison of all stacks at once says so.
+(`findings.preference`); its figures are those of its replicates, if it has any. A figure is said to
+differ where the 95% interval of its ratio to the reference excludes 1, an objective where the
+comparison of all stacks at once says so.
 """
 
 import shlex
@@ -75,12 +76,15 @@ def top(study: StudyRecord, found: Verdict | None, folder: str) -> Top:
         words = "No stack is on the front beyond doubt: the reference preset stays."
         return Top(None, words, (), more)
     objectives = tuple(_objectives(found, row, study.objectives))
-    lines = (*objectives, *_measured(row.trial))
+    lines = (*objectives, *_measured(row))
     words = f"Trial {row.trial.number} is recommended: {found.place_in_words(row)}."
     if worse := [line.what for line in objectives if line.verdict == "worse"]:
         words += (
             f" It pays for that in {' and '.join(worse)}, where it is worse than the reference."
         )
+    if row.replicates:
+        numbers = ", ".join(str(each.number) for each in row.replicates)
+        words += f" Its figures are of its replicates: {numbers}."
     return Top(row.trial, words, lines, f"archloop train {where} --trial {row.trial.number}")
 
 
@@ -143,8 +147,8 @@ def _objectives(found: Verdict, row: Row, wanted: Sequence[Objective]) -> Iterat
         )
 
 
-def _measured(trial: TrialRecord) -> Iterator[Line]:
-    for target, profile in trial.profiles.items():
+def _measured(row: Row) -> Iterator[Line]:
+    for target, profile in row.profiles.items():
         for figures in profile.figures:
             for name, words, unit, scale in _FIGURES:
                 yield _figure(target, profile, figures, name, f"{words}, {unit}", scale)

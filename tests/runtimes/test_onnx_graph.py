@@ -249,6 +249,20 @@ def test_filling_and_emptying_a_state_takes_no_memory_beside_it(
     session.close()
 
 
+@pytest.mark.engines
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_nonlinear_cell_is_compared_with_its_own_matrices_rounded(
+    engine: str, quant: str, tmp_path: Path
+) -> None:
+    runtime = registry.get("runtimes", engine)()
+    if missing := runtime.missing_to_export():
+        pytest.skip(missing)
+    manifest = export(runtime, build_random(stack("cfc", 1), 0), tmp_path / "a", quant)
+    assert manifest.parity_error is not None
+
+
 def eager_rows(decoder: Decoder, ids: list[int]) -> np.ndarray:
     """Logits after the prompt and after each step."""
     state = decoder.init_state(1, len(ids))

@@ -94,6 +94,23 @@ def test_experts_are_reached_in_prompts_and_in_steps() -> None:
         assert (rows > 1e-3).all(), part
 
 
+@pytest.mark.parametrize("part", ["recurrent", "heads"])
+def test_the_matrices_of_a_nonlinear_cell_are_reached_in_prompts_and_in_steps(part: str) -> None:
+    """They are multiplied by as transposed views, which engines round as any other matrix."""
+    block = BlockSpec(mixers=(MixerSpec(name="cfc"),))
+    model = build_random(StackSpec(d_model=64, vocab_size=32, blocks=(block,)), 0)
+    name = f"blocks.0.mixers.0.{part}.weight"
+    doubled = {name: Product(2 * matrices(model)[name])}
+    exact = eager_logits(model, PROMPT, STEPS, "float32")
+    assert distance(quantised_logits(model, PARTS, STEPS, doubled), exact) > 1e-3
+    named = dict(model.named_parameters())
+    with rounded_products(model, doubled):
+        found = eager_logits(model, PROMPT, STEPS, "float32")
+    named[name].mul_(2)
+    expected = eager_logits(model, PROMPT, STEPS, "float32")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_decoder_is_as_it_was_afterwards() -> None:
     model = decoder()
     before = eager_logits(model, [1, 2, 3], [4], "float32")

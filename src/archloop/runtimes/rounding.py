@@ -84,6 +84,18 @@ def rounded_products(
             moe.form = None
 
 
+_FACTORS: Mapping[Any, tuple[int, int]] = {
+    F.linear: (0, 1),
+    F.embedding: (0, 1),
+    torch.addmm: (1, 2),
+    torch.Tensor.matmul: (0, 1),
+}
+"""By function, which arguments are what is multiplied or looked up, and the matrix.
+
+The last two are a nonlinear cell's, which multiplies by its matrices transposed (`ops.cell_scan`).
+"""
+
+
 class _Mode(TorchFunctionMode):
     def __init__(
         self, by_storage: dict[int, Product], inputs: bool, attention: Attending | None
@@ -94,17 +106,26 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in (F.linear, F.embedding):
-            x, weight, *rest = args
-            product = self.by_storage.get(weight.untyped_storage().data_ptr())
-            if product is not None and (func is F.linear or product.in_lookups):
-                if func is F.linear and self.inputs and product.inputs is not None:
-                    x = product.inputs(x)
-                args = (x, _same_part(weight, product.weight), *rest)
+        if func in _FACTORS:
+            args = self._rounded(func, args)
         if func is F.scaled_dot_product_attention and self.attention is not None:
             q_BNTH, k_BMSH, v_BMSH = args
             return self.attention(q_BNTH, k_BMSH, v_BMSH, kwargs["attn_mask"], kwargs["scale"])
         return func(*args, **(kwargs or {}))
+
+    def _rounded(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A function's arguments with the factors that the engine has; most are as they were."""
+        other, at = _FACTORS[func]
+        part, is_lookup = args[at], func is F.embedding
+        product = self.by_storage.get(part.untyped_storage().data_ptr())
+        # A parameter with more axes here is an operand of the mixer's own, not a layer's matrix.
+        if product is None or part.dim() != 2 or (is_lookup and not product.in_lookups):
+            return args
+        rounded = list(args)
+        rounded[at] = _same_part(part, product.weight)
+        if self.inputs and product.inputs is not None and not is_lookup:
+            rounded[other] = product.inputs(args[other])
+        return tuple(rounded)
 
 
 def _same_part(part: Tensor, of: Tensor) -> Tensor:

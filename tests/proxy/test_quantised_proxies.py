@@ -5,11 +5,13 @@ import torch
 
 from archloop import registry
 from archloop.checkpoints.loading import load
+from archloop.errors import UserError
 from archloop.proxy import mixture, quantised, scoring
 from archloop.proxy.config import ProxyConfig
 from archloop.proxy.mixture import ProxyData
 from archloop.proxy.proxy import TEXT, train_and_score
 from archloop.proxy.record import TrainJob
+from archloop.runtimes.torch_eager import TorchEager
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 
@@ -72,6 +74,17 @@ def test_fewer_bits_lose_more(trained: Decoder, data: ProxyData) -> None:
     assert abs(int8 - exact) < abs(int4 - exact)
     assert int4 > exact
     assert scoring.evaluate(trained, data, CONFIG)[TEXT].value == exact, "left as it was"
+
+
+def test_a_stack_that_an_engine_does_not_run_has_no_scores_there(
+    trained: Decoder, data: ProxyData
+) -> None:
+    class WithoutAttention(TorchEager):
+        def unsupported(self, spec: StackSpec) -> str | None:
+            return "block 1 has gqa" if "gqa" in spec.layout else None
+
+    with pytest.raises(UserError, match="cannot run this stack: block 1 has gqa"):
+        quantised.scores(trained, WithoutAttention(), "bf16", data, CONFIG)
 
 
 @pytest.mark.ci

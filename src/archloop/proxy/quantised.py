@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from archloop.errors import UserError
 from archloop.evals.base import Score
 from archloop.proxy import scoring
 from archloop.proxy.config import ProxyConfig
@@ -40,6 +41,8 @@ def scores(
         UserError: the runtime cannot export here, or not this stack.
     """
     runtime.check(quant)
+    if reason := runtime.unsupported(decoder.spec):
+        raise UserError(f"runtime {runtime.name} cannot run this stack: {reason}")
     dtype = getattr(torch, runtime.reference_dtype(quant))
     if dtype != torch.float32:
         return scoring.evaluate(copy.deepcopy(decoder).to(dtype), data, config)

@@ -234,7 +234,8 @@ def test_filling_and_emptying_a_state_takes_no_memory_beside_it(
     session = load(engine, decoder.spec, tmp_path, 4096)
     session.decode_step(3)
     first = session.logits().copy()
-    session.fill(8, seed=0)
+    for num_tokens in (0, 8):
+        session.fill(num_tokens, seed=0)
     tracemalloc.start()
     try:
         session.fill(4000, seed=0)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from archloop.errors import UserError
+from archloop.profiling.artifacts import writing
 from archloop.profiling.block_table import (
     BlockRow,
     BlockTable,
@@ -16,7 +17,6 @@ from archloop.profiling.block_table import (
     copies,
     read_table,
     rows_of,
-    writing,
 )
 from archloop.profiling.fitting import pooled, with_largest
 from archloop.profiling.predictor import Prediction, Predictor

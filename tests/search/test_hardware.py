@@ -1,6 +1,7 @@
 """The evaluator of real studies: what it asks of its workers."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from archloop.devices.host import Host
 from archloop.devices.lease import LeaseCancelledError, lease, told_waiting
 from archloop.errors import UserError
 from archloop.profiling import profile_from_samples, protocol
+from archloop.profiling.artifacts import writing
 from archloop.profiling.record import Profile
 from archloop.proxy.record import Rung, TrainJob
 from archloop.proxy.trainer import Trainer
 from archloop.proxy.worker import Train
+from archloop.runtimes.torch_eager import TorchEager
 from archloop.search.errors import StudyError
 from archloop.search.evaluator import CandidateFailed
 from archloop.search.hardware import HardwareEvaluator
@@ -188,6 +191,34 @@ def test_another_look_at_what_has_changed_ends_the_study(
     monkeypatch.setattr(protocol._Measurement, "measure", lambda *_, **__: changed)
     with pytest.raises(StudyError, match=r"here: threads was \d, is \d; go back to what it was"):
         HardwareEvaluator(asked, tmp_path).profile(SPEC, SPEC, 2, tmp_path)
+
+
+def test_another_look_at_graphs_of_other_code_takes_all_looks_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_LEASES", str(tmp_path / "leases"))
+    asked, runtime, calls = recipe(), TorchEager(), list[str]()
+    pairs = [pair(process(scale), process(1.0)) for scale in (1.0, 1.1)]
+    made = samples(*pairs)
+    identity = made.identity.model_copy(update={"runtime_version": runtime.version()})
+    settings = {"target": asked.targets["here"], "config": asked.profile, "identity": identity}
+
+    def measured(name: str) -> Callable[..., Profile]:
+        def call(*_: object, **__: object) -> Profile:
+            calls.append(name)
+            return profile_from_samples(made)
+
+        return call
+
+    for name in ("profile", "extend"):
+        monkeypatch.setattr(f"archloop.search.hardware.{name}", measured(name))
+    for written_by in (f"{runtime.written_by()} before", writing(runtime), None):
+        made.model_copy(update={**settings, "written_by": written_by}).write(tmp_path / "here")
+        HardwareEvaluator(asked, tmp_path).profile(SPEC, SPEC, 2, tmp_path)
+    assert calls == ["profile", "extend", "extend", "extend"]
+    made.model_copy(update={**settings, "written_by": "1 before"}).write(tmp_path / "here")
+    with pytest.raises(protocol.ChangedIdentityError, match=r"other code \(1 before\)"):
+        protocol.extend(tmp_path / "here")
 
 
 def _trained_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:

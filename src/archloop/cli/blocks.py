@@ -69,7 +69,7 @@ def _table(
     from archloop import registry
     from archloop.devices.lease import held, told_waiting
     from archloop.profiling import piecework, profile, remembered
-    from archloop.profiling.block_table import writing
+    from archloop.profiling.artifacts import writing
 
     target = plan.recipe.targets[name]
     # Every half of the reference preset comes first: ratios and budgets refer to it.

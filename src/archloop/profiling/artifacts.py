@@ -29,6 +29,14 @@ StartRunner = Callable[[Role, str], WorkerProcess]
 """A runner on the device that has said hello, for a role, with a name for its log."""
 
 
+def writing(runtime: Runtime) -> str:
+    """What exports a runtime's graphs now: versions of all that writes them, and the code's digest.
+
+    With other code the same stack may be another graph, which takes another time.
+    """
+    return f"{runtime.written_by()} {code_digest()}"
+
+
 class Wanted(NamedTuple):
     """What is exported, and how.
 

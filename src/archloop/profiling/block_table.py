@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from archloop.errors import UserError
 from archloop.files import write_atomic
 from archloop.profiling.record import Identity, Interval, Profile
-from archloop.runtimes.base import Runtime
 from archloop.runtimes.pieces import Piece, code_digest
 from archloop.stack.spec import StackSpec
 
@@ -30,8 +29,8 @@ class Where(BaseModel):
     The graphs that were measured are part of it.
 
     Attributes:
-        written_by: what exported the graphs (`writing`); None in tables of version 3, which did
-            not keep it.
+        written_by: what exported the graphs (`artifacts.writing`); None in tables of version 3,
+            which did not keep it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -130,21 +129,13 @@ def copies(piece: Piece, ends: StackSpec, count: int) -> StackSpec:
     return ends.replace(blocks=piece.spec.blocks * count)
 
 
-def writing(runtime: Runtime) -> str:
-    """What exports a runtime's graphs now: versions of all that writes them, and the code's digest.
-
-    With other code the same stack may be another graph, which takes another time.
-    """
-    return f"{runtime.written_by()} {code_digest()}"
-
-
 def rows_of(spec: StackSpec, profile: Profile, written_by: str | None = None) -> list[BlockRow]:
     """Rows of a stack that was measured, one a context.
 
     Args:
         spec: the stack.
         profile: of it.
-        written_by: what exported the graphs that were measured, as `writing` says it.
+        written_by: what exported the graphs that were measured, as `artifacts.writing` says it.
     """
     return [
         BlockRow(

@@ -77,7 +77,7 @@ def table(
         measure: called for what the folder does not have yet.
         folder: of profiles that were measured under the same circumstances (`remembered`).
         count: copies of a half in its stack.
-        written_by: what exports the graphs that are measured (`block_table.writing`).
+        written_by: what exports the graphs that are measured (`artifacts.writing`).
 
     Raises:
         UserError: there is nothing to measure, or the engine runs nothing of it.

@@ -17,7 +17,7 @@ from pathlib import Path
 from archloop import registry
 from archloop.devices.base import Device, DeviceError, DeviceInfo
 from archloop.devices.choice import DeviceChoice
-from archloop.profiling.artifacts import Exporting, Wanted, held_artifacts, plugin_folders
+from archloop.profiling.artifacts import Exporting, Wanted, held_artifacts, plugin_folders, writing
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
 from archloop.profiling.record import Identity, Profile
@@ -106,13 +106,18 @@ def extend(
 
     Raises:
         ValueError: there are no samples.
-        ChangedIdentityError: the device, the engine or the like is no longer the same.
+        ChangedIdentityError: the device, the engine or the like is no longer the same, or other
+            code exports the graphs, which may then be others.
         WorkerError: as `profile`.
     """
     old = read_samples(directory)
     measurement = _Measurement(
         old.spec, old.target, old.config, old.reference, directory, artifacts, made, progress
     )
+    if is_of_other_code(old):
+        raise ChangedIdentityError(
+            f"{directory}: its graphs were exported by other code ({old.written_by}); measure anew"
+        )
     count = processes or old.config.processes
     new = measurement.measure(first_pair=len(old.pairs), num_pairs=count, nursery=nursery)
     if new.identity != old.identity:
@@ -126,6 +131,16 @@ def extend(
     samples = old.model_copy(update=changes)
     samples.write(directory)
     return profile_from_samples(samples)
+
+
+def is_of_other_code(samples: Samples) -> bool:
+    """Whether the same engine would now be given other graphs than those that were measured.
+
+    Another version of the engine is another identity, and no matter of this.
+    """
+    runtime: Runtime = registry.get("runtimes", samples.target.runtime)()
+    version = samples.identity.runtime_version.partition(", run by ")[0]
+    return version == runtime.version() and samples.written_by not in (None, writing(runtime))
 
 
 def noise_floor(
@@ -254,6 +269,7 @@ class _Measurement:
             target=self.target,
             config=self.config,
             identity=self._identity(manifest, pairs[0].candidate.engine_empty),
+            written_by=writing(self.runtime),
             weight_bytes=manifest.weight_bytes,
             device=self.about,
             pairs=tuple(pairs),

@@ -121,6 +121,8 @@ class Samples(_Record):
     """A whole measurement.
 
     Attributes:
+        written_by: what exported the graphs (`artifacts.writing`); None in samples from before it
+            was kept.
         weight_bytes: of the candidate's artifact, by precision (`Manifest`).
         pairs: that count.
         disturbed: that do not, since an undisturbed process was measured in their place, or, of two
@@ -134,6 +136,7 @@ class Samples(_Record):
     target: Target
     config: ProfileConfig
     identity: Identity
+    written_by: str | None = None
     weight_bytes: dict[str, int] = {}
     device: DeviceInfo
     pairs: tuple[PairSamples, ...]

@@ -18,7 +18,7 @@ from archloop.files import usable_cache_dir
 from archloop.profiling import extend, profile, profile_from_samples, read_samples
 from archloop.profiling.config import ProfileConfig
 from archloop.profiling.nursery import Nursery
-from archloop.profiling.protocol import ChangedIdentityError
+from archloop.profiling.protocol import ChangedIdentityError, is_of_other_code
 from archloop.profiling.record import Profile
 from archloop.profiling.samples import Samples
 from archloop.profiling.target import Target
@@ -268,7 +268,9 @@ class HardwareEvaluator:
         samples = _samples(wanted, directory)
         if samples is not None and samples.looks >= look:
             return profile_from_samples(samples)
-        if samples is None:
+        if samples is None or is_of_other_code(samples):
+            # Of other graphs than a further look would be: all looks are taken anew.
+            samples = None
             shutil.rmtree(directory, ignore_errors=True)
         # The reference's own artifact is kept, and made where it is kept.
         ahead = (

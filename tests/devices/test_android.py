@@ -155,3 +155,22 @@ def test_a_push_that_fails_leaves_nothing(
     with pytest.raises(DeviceError, match="No space left"):
         device.push(tmp_path / "folder")
     assert not list((phone / "data").iterdir())
+
+
+def test_a_large_artifact_has_time_to_arrive(
+    phone: Path, choice: DeviceChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "folder" / "weights").open("wb") as file:
+        file.truncate(50_000_000)
+    device, limits = choice.open(), list[float]()
+    told = type(device).told
+
+    def timed(self: Android, argv: list[str], given: None = None, limit_s: float = 60.0) -> str:
+        if "push" in argv:
+            limits.append(limit_s)
+        return told(self, argv, given, limit_s)
+
+    monkeypatch.setattr(type(device), "told", timed)
+    device.remove(device.push(tmp_path / "folder"))
+    assert limits == [600 + 50]

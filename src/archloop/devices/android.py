@@ -16,9 +16,8 @@ from pydantic import Field
 
 from archloop.devices import linux
 from archloop.devices.base import DeviceInfo, Readings
-from archloop.devices.remote import READINGS, RemoteDevice, digest_of, parsed
+from archloop.devices.remote import READINGS, RemoteDevice, digest_of, parsed, sending_s
 
-_PUSH_S = 600.0
 _GONE = ("device offline", "no devices", "not found", "unauthorized", "device still", "closed")
 """What adb says when it cannot reach the phone; its exit status is 1 for anything."""
 
@@ -92,7 +91,7 @@ class Android(RemoteDevice):
         # adb copies a folder into one that is there, and under its new name into one that is not.
         self.ask(f"rm -rf -- {shlex.quote(there)}; mkdir -p {shlex.quote(self.config.folder)}")
         try:
-            self.told([*self._adb(), "push", str(local), there], limit_s=_PUSH_S)
+            self.told([*self._adb(), "push", str(local), there], limit_s=sending_s(local))
             self.ask(f"touch {shlex.quote(marked)}")
         except BaseException:
             # Also when the user stops it: nobody else knows of what is there by now.

@@ -38,6 +38,8 @@ from archloop.devices.base import (
 
 ANSWER_S = 60.0
 """Within which a device must have answered."""
+_SEND_S = 600.0
+"""Within which a folder must have arrived that weighs next to nothing."""
 _SAMPLE_S = 0.5
 READINGS = linux.script(
     files=(linux.STAT, linux.MEMINFO, linux.VMSTAT, linux.LOADAVG),
@@ -204,6 +206,12 @@ def digest_of(folder: Path) -> str:
         with path.open("rb") as file:
             hasher.update(hashlib.file_digest(file, "sha256").digest())
     return hasher.hexdigest()[:24]
+
+
+def sending_s(folder: Path) -> float:
+    """Seconds within which a folder must have arrived, if a line brings a megabyte in each."""
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return _SEND_S + num_bytes / 1e6
 
 
 def _machine() -> str:

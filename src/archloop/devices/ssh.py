@@ -20,7 +20,7 @@ from pydantic import Field
 
 from archloop.devices import linux
 from archloop.devices.base import DeviceInfo
-from archloop.devices.remote import ANSWER_S, RemoteDevice, digest_of
+from archloop.devices.remote import RemoteDevice, digest_of, sending_s
 
 _BROKEN = 255
 """Exit status of the client when there is no connection, or none any more."""
@@ -98,10 +98,9 @@ class Ssh(RemoteDevice):
             f"mkdir -p {shlex.quote(part)} && tar -xf - -C {shlex.quote(part)} && "
             f"mv {shlex.quote(part)} {shlex.quote(there)}; fi"
         )
-        num_bytes = sum(path.stat().st_size for path in local.rglob("*") if path.is_file())
         try:
             with _packed(local) as stream:
-                self.ask(commands, stream, ANSWER_S + num_bytes / 1e6)
+                self.ask(commands, stream, sending_s(local))
         except BaseException:
             # Also when the user stops it: nobody else knows of what is there by now.
             self.forget(part)

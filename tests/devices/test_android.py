@@ -10,6 +10,7 @@ from archloop import registry
 from archloop.devices.android import Android
 from archloop.devices.base import DeviceError
 from archloop.devices.choice import DeviceChoice
+from archloop.devices.lease import exclude
 from archloop.errors import UserError
 from archloop.profiling import ProfileConfig, Target, profile, read_samples
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
@@ -174,3 +175,13 @@ def test_a_large_artifact_has_time_to_arrive(
     monkeypatch.setattr(type(device), "told", timed)
     device.remove(device.push(tmp_path / "folder"))
     assert limits == [600 + 50]
+
+
+def test_a_phone_without_a_name_may_be_any_that_is_measured() -> None:
+    one, other, unnamed = (
+        Android(Android.Config(serial=serial)).claims(on_card=False) for serial in ("a", "b", None)
+    )
+    assert exclude(unnamed, one)
+    assert exclude(unnamed, unnamed)
+    assert exclude(one, one)
+    assert not exclude(one, other)

@@ -16,8 +16,11 @@ from pydantic import Field
 
 from archloop.devices import linux
 from archloop.devices.base import DeviceInfo, Readings
+from archloop.devices.lease import Claim
 from archloop.devices.remote import READINGS, RemoteDevice, digest_of, parsed, sending_s
 
+_UNNAMED = "android the only one"
+"""Address of the one phone that is connected, by whatever serial number."""
 _GONE = ("device offline", "no devices", "not found", "unauthorized", "device still", "closed")
 """What adb says when it cannot reach the phone; its exit status is 1 for anything."""
 
@@ -59,7 +62,15 @@ class Android(RemoteDevice):
 
     @property
     def address(self) -> str:
-        return f"android {self.config.serial or 'the only one'}"
+        return _UNNAMED if self.config.serial is None else f"android {self.config.serial}"
+
+    def claims(self, on_card: bool) -> tuple[Claim, ...]:
+        claims = super().claims(on_card)
+        if self.config.serial is None:
+            return claims
+        # A phone that others do not name may be this one, so that nobody measures on such a phone
+        # meanwhile; phones that all name are measured at once.
+        return (*claims, Claim(_UNNAMED, alone=False))
 
     @classmethod
     def missing(cls) -> str | None:

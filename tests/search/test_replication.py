@@ -9,6 +9,7 @@ from archloop.ranking.anchors import Scale
 from archloop.ranking.record import Objectives, Readings
 from archloop.report import summary
 from archloop.search import plan, so_far
+from archloop.search.ending import reason
 from archloop.search.replication import due
 from archloop.search.study import Study
 from archloop.search.telling import Finished
@@ -256,6 +257,20 @@ def test_the_likely_front_of_a_running_study_is_that_of_replicates_too(
     after = {each.number: each for each in so_far.standings(again, begun, recipe())}
     assert after[0].values["quality"] == pytest.approx(0.5)
     assert after[0].probability < 0.1 < after[1].probability
+
+
+def test_a_front_that_stands_still_by_luck_alone_ends_no_study(
+    spec: StackSpec, reference_run: ReferenceRun
+) -> None:
+    asked = recipe(until_still=2)
+    said = "none of the last 2 trials is on the front"
+    first, again = told(spec, 0, read(0.9)), told(spec, 1, read(0.3), replicates=0)
+    others = [told(spec, 2, read(0.6)), told(spec, 3, read(0.7))]
+    assert reason(asked, [first, *others], reference_run, 0.0) == said
+    assert reason(asked, [first, again, *others], reference_run, 0.0) is None
+    # What is replicated once a study has ended does not make it go on.
+    later = told(spec, 4, read(0.3), replicates=0)
+    assert reason(asked, [first, *others, later], reference_run, 0.0) == said
 
 
 @pytest.mark.parametrize("name", ["quiet", "lucky"])

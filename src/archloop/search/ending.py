@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from archloop.ranking.comparison import compared
 from archloop.search.recipe.recipe import Recipe
+from archloop.search.replication import standing
 from archloop.search.telling import Finished
 from archloop.store.reference_run import ReferenceRun
 
@@ -28,24 +28,18 @@ def reason(
         originals = [trial for trial in trials if trial.stored.candidate.replicates is None]
         latest = {trial.stored.number for trial in originals[-recipe.until_still :]}
         if len(originals) > recipe.until_still and not latest & _front(
-            originals, reference_run, recipe
+            trials, reference_run, recipe
         ):
             return f"none of the last {recipe.until_still} trials is on the front"
     return None
 
 
 def _front(trials: Sequence[Finished], reference_run: ReferenceRun, recipe: Recipe) -> set[int]:
-    """Numbers of the trials on the front of the shrunk means."""
-    reached = [trial for trial in trials if trial.result.reached]
-    if not reached:
-        return set()
-    stacks = [trial.result.reached for trial in reached]
-    found = compared(
-        reference_run.objectives,
-        stacks,
-        reference_run.noise,
-        reference_run.worst,
-        recipe.objectives,
-        num_draws=NUM_DRAWS,
-    )
-    return {reached[index].stored.number for index in found.reported if index >= 0}
+    """Trials on the front of the shrunk means, what the strategy repeated of them counted in."""
+    originals = [trial for trial in trials if trial.stored.candidate.replicates is None]
+    last = max(trial.stored.number for trial in originals)
+    # Later replicates are those that a study makes once it has ended. By them it must not go on
+    # when it is stopped meanwhile and run again.
+    known = [trial for trial in trials if trial.stored.number <= last]
+    compared, found = standing(known, reference_run, recipe.objectives, NUM_DRAWS)
+    return {compared[index].stored.number for index in found.reported if index >= 0}

@@ -181,9 +181,9 @@ class HardwareEvaluator:
                 if not target.optional:
                     raise Unsupported(f"{name}: {reason}") from reason
                 left_out[name] = str(reason)
-            # What the targets after it say of a stack that breaks a budget would change nothing, and
-            # takes most of the time. The reference preset is measured on all, as others are compared
-            # with it there.
+            # What the targets after it say of a stack that breaks a budget would change nothing and
+            # take most of the time. The reference preset is measured on all: others are compared to
+            # it there.
             if spec != reference and gate.breaks(
                 profiles, self._recipe.budgets, look, self._recipe.looks
             ):

@@ -254,8 +254,8 @@ class Trial:
         assert self._verdict is not None
         recipe, profiles = self._context.plan.recipe, self._verdict.profiles
         if self._verdict.broken and recipe.targets.keys() - profiles.keys() - self._left_out:
-            # It was measured up to the target whose budget it broke (`gate.breaks`), so its worst of
-            # all targets is not known.
+            # It was measured up to the target whose budget it broke (`gate.breaks`), so its worst
+            # of all targets is not known.
             return dict(self._verdict.readings)
         return {**objectives.device(profiles, recipe.objectives), **self._verdict.readings}
 

@@ -72,6 +72,14 @@ def test_what_cannot_be_compared_is_said_in_one_line() -> None:
         ((*SMALL, "lfm9"), "lfm9: unknown preset 'lfm9'"),
         ((*SMALL, "lfm3", "--train", "1"), "--train needs --recipe"),
         (("lfm3", "--train", "1"), "belong to --at-budget"),
+        (("lfm3-1.7b", "--vocab-size", "512"), "belong to --at-budget"),
+        ((*SMALL, "lfm3", "--runtime", "openvino"), "give --profile too, or leave them out"),
+        ((*SMALL, "lfm3", "--recipe", "a.yaml"), "--recipe belongs to --train"),
+        # Before anything is measured.
+        (
+            (*SMALL, "lfm3", "llama", "--profile", "--train", "1", "--recipe", "nowhere.yaml"),
+            "nowhere.yaml",
+        ),
         (("lfm2.5",), "'lfm2.5' is a family of presets; name one: lfm2.5-2.6b, lfm2.5-230m"),
         ((*SMALL, "lfm3", "--contexts", "0"), "--contexts '0' is no number of tokens"),
     ):

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from archloop.cli.comparing import Comparison
     from archloop.profiling import Target
     from archloop.report.designs import Measured
+    from archloop.search.study import Study
     from archloop.stack.footprint import Footprint
     from archloop.stack.spec import StackSpec
 
 MEASURED = "1024,4096"
 CONTEXTS = "1024,2048,4096,8192,16384,32768,65536,131072"
+VOCABULARY = 65536
+_UNLESS_SAID = ("host", "torch_eager", "fp32", None, 5)
+"""Device, runtime, quantisation, threads and processes of a measurement by default."""
 _MEASURES = {
     "state_bytes": ("state, MB (estimated)", 1e6),
     "prefill_flops": ("prefill, TFLOP (estimated)", 1e12),
@@ -30,6 +34,10 @@ _MEASURES = {
 """By estimate: the title of its table, and its unit."""
 
 
+Vocabulary = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"Of every design, with a budget; default {VOCABULARY}."),
+]
 Plot = Annotated[
     Path | None, typer.Option(help="Draw what is found: a file ending in svg, png or pdf.")
 ]
@@ -57,7 +65,7 @@ def compare(
     at_budget: Annotated[
         str | None, typer.Option(help="Build every design with so many parameters, as 350M.")
     ] = None,
-    vocab_size: Annotated[int, typer.Option(min=1, help="Of every design, with a budget.")] = 65536,
+    vocab_size: Vocabulary = None,
     contexts: Annotated[
         str | None, typer.Option(help=f"Tokens, by commas; default {MEASURED}, or many estimates.")
     ] = None,
@@ -82,15 +90,18 @@ def compare(
     become at most 32. A family's name means the smallest preset of it. With --train the designs
     are measured and trained in a study, which says whether their quality can be told apart.
     """
-    _check(at_budget, [plot, specs, profile or None, train], train, recipe, models)
+    _check(at_budget, [vocab_size, plot, specs, profile or None, train], train, recipe, models)
+    _check_used(at_budget, profile, (device, runtime, quant, threads, processes))
     if at_budget is None:
         lengths = _lengths(contexts or MEASURED)
         _measure(models, target_of(device, runtime, quant, threads, lengths), processes, as_json)
         return
     budget = count("--at-budget", at_budget, "parameters")
+    vocab_size = vocab_size or VOCABULARY
     built = {name: _scaled(name, budget, vocab_size) for name in dict.fromkeys(models)}
     if specs is not None:
         _write(built, specs)
+    study = None if train is None else _study(recipe, runs, budget, built, train)
     title = f"Designs at {at_budget} parameters, vocabulary of {vocab_size:,}"
     designs = _estimate(built, title, _lengths(contexts or CONTEXTS), plot, show=not as_json)
     found: Comparison | None = None
@@ -100,9 +111,8 @@ def compare(
         _draw(designs, f"{title}; {runtime}, {quant}", plot, found.curves())
     stopped = None if found is None else found.stopped
     trained: dict[str, Any] = {}
-    if train is not None and stopped is None:
-        assert recipe is not None
-        trained = _trained(recipe, runs, budget, built, train, show=not as_json)
+    if study is not None and stopped is None:
+        trained = _trained(study, show=not as_json)
     if as_json:
         print_json(_rows(designs, found, trained))
     if stopped is not None:
@@ -126,27 +136,43 @@ def _check(
     """Refuse options without those that they belong to."""
     if at_budget is None and any(each is not None for each in of_budget):
         raise UserError(
-            "--plot, --specs, --profile and --train belong to --at-budget, such as --at-budget 350M"
+            "--vocab-size, --plot, --specs, --profile and --train belong to --at-budget, such as "
+            "--at-budget 350M"
         )
+    if train is None and recipe is not None:
+        raise UserError("--recipe belongs to --train: it says what designs are trained on")
     if train is not None and (recipe is None or len(set(models)) < 2):
         raise UserError("--train needs --recipe, such as recipes/quickstart.yaml, and two designs")
 
 
-def _trained(
-    recipe: Path,
-    runs: Path,
-    budget: int,
-    built: "dict[str, StackSpec]",
-    trainings: int,
-    show: bool,
-) -> dict[str, Any]:
-    """By design, what a study of them tells; `show` prints its outcome too."""
+def _check_used(at_budget: str | None, profile: bool, measuring: tuple[Any, ...]) -> None:
+    """Refuse options of a measurement where nothing is measured."""
+    if at_budget is not None and not profile and measuring != _UNLESS_SAID:
+        raise UserError(
+            "--device, --runtime, --quant, --threads and --processes are of a measurement: give "
+            "--profile too, or leave them out"
+        )
+
+
+def _study(
+    recipe: Path | None, runs: Path, budget: int, built: "dict[str, StackSpec]", trainings: int
+) -> "Study":
+    """The study of designs, not begun: what it refuses is refused before they are measured."""
     from archloop.cli import trained_designs
+
+    assert recipe is not None
 
     def proxy(name: str, vocabulary: int) -> "StackSpec":
         return _scaled(name, budget, vocabulary)
 
-    record, page = trained_designs.run(recipe, runs, budget, built, proxy, trainings)
+    return trained_designs.study_of(recipe, runs, budget, built, proxy, trainings)
+
+
+def _trained(study: "Study", show: bool) -> dict[str, Any]:
+    """By design, what a study of them tells; `show` prints its outcome too."""
+    from archloop.cli import trained_designs
+
+    record, page = trained_designs.run(study)
     if show:
         trained_designs.show(record, page)
     return trained_designs.plain(record)

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 from archloop.cli.command import stderr, stdout
 
 if TYPE_CHECKING:
+    from archloop.search.study import Study
     from archloop.stack.spec import StackSpec
     from archloop.store.record import StudyRecord
 
 
-def run(
+def study_of(
     recipe: Path,
     runs: Path,
     budget: int,
     designs: "Mapping[str, StackSpec]",
     proxied: "Callable[[str, int], StackSpec]",
     trainings: int,
-) -> "tuple[StudyRecord, Path]":
-    """Create or resume the study; what it has, and its page.
+) -> "Study":
+    """The study, made of a recipe that can be run; nothing of it is begun.
 
     Args:
         recipe: its file.
@@ -32,15 +33,24 @@ def run(
     Raises:
         UserError: the recipe cannot be run so.
     """
-    from archloop.report import html
-    from archloop.report.live import display
     from archloop.search.designs import of_designs
     from archloop.search.recipe.recipe import load
     from archloop.search.study import Study
 
     base = load(recipe)
     name = f"{base.name}-designs-{budget}"
-    study = Study(of_designs(base, name, designs, proxied, trainings), runs)
+    return Study(of_designs(base, name, designs, proxied, trainings), runs)
+
+
+def run(study: "Study") -> "tuple[StudyRecord, Path]":
+    """Create or resume the study; what it has, and its page.
+
+    Raises:
+        UserError: the study's folder has another one.
+    """
+    from archloop.report import html
+    from archloop.report.live import display
+
     with display(stderr) as progress:
         record = study.run(progress)
     return record, html.write(record, study.folder / "report.html", str(study.folder))

@@ -234,7 +234,7 @@ class TestArtifact:
         asked = [Prompt(row, (), 4)]
         there = ArtifactModel(session, 256, Bytes())
         assert there.generate_until(asked) == DecoderModel(decoder, Bytes()).generate_until(asked)
-        with pytest.raises(ValueError, match="301 tokens.*room for 300"):
+        with pytest.raises(ValueError, match=r"301 tokens.*room for 300"):
             there.generate_until([Prompt(row, (), 5)])
 
 

@@ -116,7 +116,9 @@ def test_a_worker_that_takes_nothing_in_is_given_up_in_time(tmp_path: Path) -> N
     )
     try:
         worker.hello()
-        with pytest.raises(WorkerError, match="no answer within the time limit of 1.5 s") as caught:
+        with pytest.raises(
+            WorkerError, match=r"no answer within the time limit of 1\.5 s"
+        ) as caught:
             # More than a pipe holds.
             worker.ask(wire.Prefill(ids=(1,) * 200_000, fresh=True))
     finally:

@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from archloop import registry
+from archloop.devices import remote
 from archloop.devices.base import DeviceError
 from archloop.devices.ssh import Ssh, _packed
 
@@ -124,6 +125,16 @@ def test_two_studies_that_push_the_same_files_keep_their_own(
     assert [path.name for path in (tmp_path / "far").iterdir()] == [Path(second).name]
 
 
+def left_beside(pushed: str) -> Path:
+    """What another process of this machine pushed before it was killed."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    digest, machine, _, token = Path(pushed).name.split("-")
+    left = Path(pushed).with_name(f"{digest}-{machine}-{ended.pid}-{token}")
+    left.mkdir()
+    return left
+
+
 def test_what_a_killed_process_left_there_is_removed_by_the_next(
     client: Script, tmp_path: Path
 ) -> None:
@@ -131,16 +142,32 @@ def test_what_a_killed_process_left_there_is_removed_by_the_next(
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("some")
     far = tmp_path / "far"
-    kept = Path(Ssh(Ssh.Config(host="box", folder=str(far))).push(tmp_path / "folder")).name
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    digest, machine, _, token = kept.split("-")
-    left = f"{digest}-{machine}-{ended.pid}-{token}"
-    others = [f"{digest}-of-its-own-{ended.pid}-{token}", "not archloop's"]
-    for name in (left, f"{left}.part", *others):
+    kept = Ssh(Ssh.Config(host="box", folder=str(far))).push(tmp_path / "folder")
+    left = left_beside(kept).name
+    digest, _, process, token = left.split("-")
+    others = [f"{digest}-of-its-own-{process}-{token}", "not archloop's"]
+    for name in (f"{left}.part", *others):
         (far / name).mkdir()
     new = Path(Ssh(Ssh.Config(host="box", folder=str(far))).push(tmp_path / "folder")).name
-    assert {path.name for path in far.iterdir()} == {kept, new, *others}
+    assert {path.name for path in far.iterdir()} == {Path(kept).name, new, *others}
+
+
+def test_what_a_machine_left_that_is_like_this_one_stays(
+    client: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers on two machines may have one name, one address and processes numbered alike."""
+    client(LOCAL)
+    (tmp_path / "folder").mkdir()
+
+    def pushed() -> str:
+        there = Ssh(Ssh.Config(host="box", folder=str(tmp_path / "far")))
+        return there.push(tmp_path / "folder")
+
+    left = left_beside(pushed())
+    (tmp_path / "boot").write_text("another\n")
+    monkeypatch.setattr(remote, "_BOOT", tmp_path / "boot")
+    pushed()
+    assert left.is_dir()
 
 
 def test_a_tilde_is_the_home_folder_there(client: Script, tmp_path: Path) -> None:

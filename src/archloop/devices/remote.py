@@ -4,8 +4,9 @@ Everything there is done by lines of a POSIX shell, whose words are quoted. What
 apart by the program's exit status and last words: the device is gone, its disk is full, or the
 line failed there. Readings are the text of ``/proc`` and ``/sys``.
 
-What is pushed goes with the measurement. A process that is killed leaves it there, so its name says
-which process of which machine it is from, and the next one of that machine removes it.
+What is pushed goes with the measurement. A process that is killed leaves it there, so its name
+says which process of which machine it is from, and the next one of that machine removes it, until
+the machine is started anew.
 """
 
 import hashlib
@@ -41,6 +42,8 @@ ANSWER_S = 60.0
 _SEND_S = 600.0
 """Within which a folder must have arrived that weighs next to nothing."""
 _SAMPLE_S = 0.5
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""A number that Linux draws when it starts; containers see it too."""
 READINGS = linux.script(
     files=(linux.STAT, linux.MEMINFO, linux.VMSTAT, linux.LOADAVG),
     patterns={
@@ -215,17 +218,18 @@ def sending_s(folder: Path) -> float:
 
 
 def _machine() -> str:
-    """What tells this machine from others that use a device.
+    """What tells this machine, since it was started, from others that use a device.
 
-    Many machines have one and the same name, and containers number their processes apart. Where one
-    is taken for another, the files of a process that runs there would be removed.
+    Names and network addresses do not: containers and copies of one image on several machines may
+    have the same, and containers number their processes apart. Where one machine is taken for
+    another, the files of a process that runs there would be removed.
     """
     try:
-        numbering = Path("/proc/self/ns/pid").stat().st_ino
+        told = f"{_BOOT.read_text()} {Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
-        numbering = 0
-    told = f"{platform.node()} {uuid.getnode()} {numbering}"
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+        # No Linux, and so no container.
+        told = str(uuid.getnode())
+    return hashlib.sha256(f"{platform.node()} {told}".encode()).hexdigest()[:8]
 
 
 def _is_running(process: int) -> bool:

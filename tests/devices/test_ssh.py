@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import tarfile
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -260,3 +261,24 @@ def test_a_push_that_is_stopped_leaves_nothing_there(
     with pytest.raises(KeyboardInterrupt):
         Ssh(Ssh.Config(host="box", folder=str(far))).push(tmp_path / "folder")
     assert not list(far.iterdir())
+
+
+def test_a_file_that_cannot_be_read_ends_the_push(
+    client: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tar there, a stream that ends between two files is a whole folder."""
+    client(LOCAL)
+    (tmp_path / "folder").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / "folder" / name).write_text("some")
+    described = tarfile.TarFile.gettarinfo
+
+    def failing(self: tarfile.TarFile, name: Path, arcname: str) -> tarfile.TarInfo:
+        if name.name == "second":
+            raise OSError("the second is gone")
+        return described(self, name, arcname)
+
+    monkeypatch.setattr(tarfile.TarFile, "gettarinfo", failing)
+    with pytest.raises(OSError, match="the second is gone"):
+        Ssh(Ssh.Config(host="box", folder=str(tmp_path / "far"))).push(tmp_path / "folder")
+    assert not list((tmp_path / "far").iterdir())

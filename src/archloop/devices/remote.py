@@ -193,10 +193,10 @@ class RemoteDevice(Device):
             raise DeviceError("disk", f"{self.label}: {full}; free some there")
         raise DeviceError("crash", f"{self.label}: {lines[-1]} (status {done.returncode})")
 
-    def forget(self, path: str) -> None:
-        """Remove what is left of a push that failed, if the device still answers."""
+    def forget(self, *paths: str) -> None:
+        """Remove what is left of pushes that failed, if the device still answers and lets us."""
         try:
-            self.ask(f"rm -rf -- {shlex.quote(path)}")
+            self.ask(f"rm -rf -- {shlex.join(paths)}")
         except DeviceError:
             return
 

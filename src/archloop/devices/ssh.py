@@ -9,8 +9,8 @@ import os
 import shlex
 import shutil
 import tarfile
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -103,7 +103,7 @@ class Ssh(RemoteDevice):
                 self.ask(commands, stream, sending_s(local))
         except BaseException:
             # Also when the user stops it: nobody else knows of what is there by now.
-            self.forget(part)
+            self.forget(part, there)
             raise
         return there
 
@@ -157,16 +157,21 @@ class Ssh(RemoteDevice):
 
 @contextmanager
 def _packed(folder: Path) -> Iterator[IO[bytes]]:
-    """A folder as a tar stream, written as it is read: memory need not hold an artifact."""
+    """A folder as a tar stream, written as it is read: memory need not hold an artifact.
+
+    Raises:
+        OSError: at the end, where a file could not be read. To the reader, a stream that ends
+            between two files looks whole.
+    """
     reading, writing = os.pipe()
-    thread = threading.Thread(target=_pack, args=(folder, writing))
-    thread.start()
-    try:
-        with os.fdopen(reading, "rb") as stream:
-            yield stream
-    finally:
-        # Nobody reads any more, so the thread ends if it has not yet.
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        packing = pool.submit(_pack, folder, writing)
+        try:
+            with os.fdopen(reading, "rb") as stream:
+                yield stream
+        finally:
+            # Nobody reads any more, so it ends if it has not yet.
+            packing.result()
 
 
 def _pack(folder: Path, into: int) -> None:

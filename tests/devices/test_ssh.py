@@ -153,6 +153,26 @@ def test_what_a_killed_process_left_there_is_removed_by_the_next(
     assert {path.name for path in far.iterdir()} == {Path(kept).name, new, *others}
 
 
+def test_what_cannot_be_removed_there_ends_no_push(
+    client: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client(LOCAL)
+    (tmp_path / "folder").mkdir()
+    config, ask = Ssh.Config(host="box", folder=str(tmp_path / "far")), Ssh.ask
+    left = left_beside(Ssh(config).push(tmp_path / "folder"))
+
+    def slow(
+        self: Ssh, commands: str, given: IO[bytes] | None = None, limit_s: float = 60.0
+    ) -> str:
+        if commands.startswith("rm -rf"):
+            raise DeviceError("gone", "box did not answer in 60 s")
+        return ask(self, commands, given, limit_s)
+
+    monkeypatch.setattr(Ssh, "ask", slow)
+    assert Path(Ssh(config).push(tmp_path / "folder")).is_dir()
+    assert left.is_dir()
+
+
 def test_what_a_machine_left_that_is_like_this_one_stays(
     client: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,16 @@ def test_a_tilde_is_the_home_folder_there(client: Script, tmp_path: Path) -> Non
     assert (plain.pushed_to, plain.python_argv()) == (f"{tmp_path}/near", ("python3", "-P"))
 
 
+def test_the_home_folder_there_is_asked_for_once(client: Script, tmp_path: Path) -> None:
+    """Each question is a connection, and each process that measures needs the interpreter."""
+    asked = client(f"open({str(tmp_path / 'said')!r}, 'a').write('x'); print('/home/me')")
+    found = Ssh(Ssh.Config(host="box", python="~/venv/bin/python"))
+    for _ in range(3):
+        assert found.python_argv() == ("/home/me/venv/bin/python", "-P")
+    assert found.pushed_to == "/home/me/.cache/archloop"
+    assert asked.read_text() == "x"
+
+
 def test_garbage_is_no_reading(client: Script) -> None:
     client(
         r"print('== /proc/stat\ncpu many few\n== /proc/meminfo\nMemAvailable: lots\n== ticks\nx')"

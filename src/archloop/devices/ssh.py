@@ -129,7 +129,11 @@ class Ssh(RemoteDevice):
 
         All words are quoted, so that no shell there writes the folder for ``~``.
         """
-        return f"{self.ask('pwd').strip()}/{path.removeprefix('~/')}"
+        return f"{self._home}/{path.removeprefix('~/')}"
+
+    @cached_property
+    def _home(self) -> str:
+        return self.ask("pwd").strip()
 
     def client(self, line: str) -> list[str]:
         config = self.config

@@ -7,7 +7,14 @@ import pytest
 
 import campaign
 import cost_proxies
+import proxies_table
 from archloop.stack import cost
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of a published table take seconds each."""
+    monkeypatch.setattr(proxies_table, "NUM_RESAMPLES", 200)
 
 
 def test_every_second_stack_is_of_one_budget_and_the_others_are_not() -> None:

@@ -7,6 +7,13 @@ from typing import Any
 import pytest
 
 import cost_proxies
+import proxies_table
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of a published table take seconds each."""
+    monkeypatch.setattr(proxies_table, "NUM_RESAMPLES", 200)
 
 
 def record(number: int, slow: float) -> dict[str, Any]:

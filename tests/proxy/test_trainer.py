@@ -88,6 +88,7 @@ def alone(asked, directory):
         return plain(trainer.train(asked, directory))
 
 
+@pytest.mark.ci
 def test_bit_equal_to_new_processes_from_one_process(root, tmp_path, pids):  # noqa: F811
     with Trainer(60) as trainer:
         found = [

@@ -120,7 +120,9 @@ def test_true_values_lie_where_the_posterior_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["quiet machine, quiet seeds", "measured seeds, busy machine"])
-@pytest.mark.parametrize("count, studies", [(8, 400), (30, 40), (100, 20)])
+@pytest.mark.parametrize(
+    "count, studies", [pytest.param(8, 400, marks=pytest.mark.ci), (30, 40), (100, 20)]
+)
 def test_equal_stacks_give_no_front(name: str, count: int, studies: int) -> None:
     found = fronts.equal(count, fronts.NOISES[name], studies, seed=count)
     assert found["either"] <= 0.05

@@ -73,7 +73,7 @@ class StrategyContract(Contract):
         new = [entry for entry in history if entry.replicates is None]
         digests = {strategy.identity(entry.genome) for entry in new}
         assert len(digests) == len(new)
-        for number in range(LONGEST, LONGEST + 10):
+        for number in range(LONGEST, LONGEST + 5):
             proposal = strategy.ask(number, SEED, history)
             assert_valid(strategy.space, proposal.genome)
             assert (proposal.replicates is None) == (

@@ -11,7 +11,7 @@ from torch._inductor.runtime.triton_compat import triton_key
 from archloop import registry
 
 for kind in ("mixers", "channel_mixers"):
-    for name in registry.names(kind):
+    for name in registry.shipped(kind):
         registry.get(kind, name)
 
 torch_key()

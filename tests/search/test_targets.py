@@ -11,6 +11,7 @@ import pytest
 
 from archloop import registry
 from archloop.findings.rerank import reranked
+from archloop.profiling.record import Interval
 from archloop.ranking import objectives
 from archloop.ranking.budgets import Budget, limited
 from archloop.search import gate, plan
@@ -222,6 +223,40 @@ def test_what_was_measured_on_some_targets_tells_of_these_alone(
         assert anew.state == "failed"
         assert anew.error is not None
         assert anew.error.startswith("not measured there, as it broke decode_p50_ms at ")
+
+
+class Throttled(StandIn):
+    """Measures every stack as twice as slow, up to the first target, whose budget that breaks."""
+
+    def profile(
+        self, spec: StackSpec, reference: StackSpec, look: int, directory: Path
+    ) -> Profiled:
+        profile = super().profile(spec, reference, look, directory).profiles["here"]
+        ratios = {
+            context: {
+                name: Interval(value=2 * each.value, low=2 * each.low, high=2 * each.high)
+                for name, each in by_name.items()
+            }
+            for context, by_name in profile.ratios.items()
+        }
+        return Profiled(profiles={"here": profile.model_copy(update={"ratios": ratios})})
+
+
+def test_a_trained_stack_whose_lost_measurement_ends_early_once_more_is_not_ranked(
+    tmp_path: Path,
+) -> None:
+    """It would be ranked by the targets that there are, as if it were as fast on the others."""
+    targets = {name: {"contexts": [64, 128]} for name in ("here", "there")}
+    asked = recipe(targets=targets, looks=1)
+    study = Study(asked, tmp_path, evaluator=UntilBroken(), clock=no_time)
+    assert study.run().trials[0].state == "complete"
+    (study.folder / "trials/000000/profile.json").unlink()
+    again = Study(asked, tmp_path, evaluator=Throttled(), clock=no_time).run(redo=True)
+    trial = again.trials[0]
+    assert (trial.state, trial.by_rung) == ("rejected", ())
+    assert set(trial.profiles) == {"here"}
+    assert {budget.target for budget in trial.broken} == {"here"}
+    assert "latency" not in trial.readings
 
 
 @pytest.mark.usefixtures("plugins")

@@ -166,7 +166,10 @@ class Trial:
             # in the ranking, and no other is the worse for it.
             self._end(Outcome(state="failed", error=f"profiling: {reason}"))
             return None
-        if verdict.broken and not trained:
+        if verdict.broken and (self._is_partial or not trained):
+            # One that has trained is rejected only where its measurement was lost and the new one
+            # ended at a broken budget: the worst of all targets, by which it would be ranked, is
+            # then not known any more.
             self._end(
                 Outcome(
                     state="rejected",
@@ -250,14 +253,23 @@ class Trial:
         self.state = "ended"
 
     @property
+    def _is_partial(self) -> bool:
+        """Whether it was measured up to a target whose budget it broke, and not on the others.
+
+        Its worst of all targets is then not known (`gate.breaks`).
+        """
+        assert self._verdict is not None
+        told = self._verdict.profiles.keys() | self._left_out
+        return bool(self._verdict.broken and self._context.plan.recipe.targets.keys() - told)
+
+    @property
     def _readings(self) -> dict[str, Readings]:
         assert self._verdict is not None
-        recipe, profiles = self._context.plan.recipe, self._verdict.profiles
-        if self._verdict.broken and recipe.targets.keys() - profiles.keys() - self._left_out:
-            # It was measured up to the target whose budget it broke (`gate.breaks`), so its worst
-            # of all targets is not known.
-            return dict(self._verdict.readings)
-        return {**objectives.device(profiles, recipe.objectives), **self._verdict.readings}
+        limited = self._verdict.readings
+        if self._is_partial:
+            return dict(limited)
+        wanted = self._context.plan.recipe.objectives
+        return {**objectives.device(self._verdict.profiles, wanted), **limited}
 
     # --- jobs ---------------------------------------------------------------------------------
 

@@ -176,7 +176,10 @@ class _Terms(NamedTuple):
         untrained = [
             str(trial.number)
             for trial in record.trials
-            if trial.state == "rejected" and not trial.broken and trial.profiles
+            if trial.state == "rejected"
+            and not trial.broken
+            and trial.profiles
+            and not self._ended_early(trial)
         ]
         lines = []
         if untrained:

@@ -10,7 +10,9 @@ from rich.console import Console
 import archloop
 from archloop.errors import UserError
 from archloop.findings.findings import Findings
+from archloop.findings.together import together
 from archloop.profiling.record import Profile
+from archloop.profiling.statistics import interval
 from archloop.report.outcome import print_outcome
 from archloop.report.summary import summarize
 from archloop.search.study import Study
@@ -63,6 +65,28 @@ def test_a_replicated_stacks_figures_are_those_of_its_replicates(tmp_path: Path)
     console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
     print_outcome(record, None, console)
     assert re.search(r"│ 1 .* 4\.80 ", console.export_text())
+
+
+def test_energy_of_replicates_is_of_the_processes_that_counted_it() -> None:
+    """Two of three processes did in each replicate."""
+    counted = ((1.0, 1.2), (1.1, 1.5))
+    runs = []
+    for values in counted:
+        profile = studies.profile(1.0)
+        figures = [
+            at.model_copy(update={"joules_per_token": interval(values)}) for at in profile.figures
+        ]
+        ratios = {"256": {"joules_per_token": interval(values)}}
+        update = {"figures": tuple(figures), "ratios": ratios, "num_energy_processes": 2}
+        runs.append({"host": profile.model_copy(update=update)})
+    found = together(runs)["host"]
+    assert (found.num_processes, found.processes_behind("joules_per_token")) == (6, 4)
+    wanted = interval([value for values in counted for value in values])
+    for own in (found.figures[0].joules_per_token, found.ratios["256"]["joules_per_token"]):
+        assert own is not None
+        assert own.value == pytest.approx(wanted.value)
+        assert (own.low, own.high) == pytest.approx((wanted.low, wanted.high))
+    assert together([{"host": studies.profile(1.0)}] * 2)["host"].num_energy_processes is None
 
 
 def test_a_trial_beside_its_replicate_shows_how_trainings_differ() -> None:

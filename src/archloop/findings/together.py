@@ -32,20 +32,25 @@ def together(runs: Sequence[Mapping[str, Profile]]) -> dict[str, Profile]:
 def _merged(profiles: Sequence[Profile]) -> Profile:
     """One profile over all processes."""
     first, *others = profiles
-    counts = [profile.num_processes for profile in profiles]
 
-    def one(intervals: Sequence[Interval | None]) -> Interval | None:
+    def behind(name: str) -> list[int]:
+        return [profile.processes_behind(name) for profile in profiles]
+
+    def one(name: str, intervals: Sequence[Interval | None]) -> Interval | None:
         known = [each for each in intervals if each is not None]
-        return _interval(known, counts) if len(known) == len(counts) else None
+        return _interval(known, behind(name)) if len(known) == len(profiles) else None
 
     names = [name for name in Figures.model_fields if name != "context"]
     figures = tuple(
-        at[0].model_copy(update={name: one([getattr(each, name) for each in at]) for name in names})
+        at[0].model_copy(
+            update={name: one(name, [getattr(each, name) for each in at]) for name in names}
+        )
         for at in zip(*(profile.figures for profile in profiles), strict=True)
     )
+    has_energy = any(at.joules_per_token is not None for at in figures)
     ratios = {
         context: {
-            name: _interval([profile.ratios[context][name] for profile in profiles], counts)
+            name: _interval([profile.ratios[context][name] for profile in profiles], behind(name))
             for name in own
             if all(name in other.ratios.get(context, {}) for other in others)
         }
@@ -54,11 +59,12 @@ def _merged(profiles: Sequence[Profile]) -> Profile:
     update = {
         "figures": figures,
         "ratios": ratios,
-        "latency_ratio": one([profile.latency_ratio for profile in profiles]),
-        "memory_ratio": one([profile.memory_ratio for profile in profiles]),
+        "latency_ratio": one("latency", [profile.latency_ratio for profile in profiles]),
+        "memory_ratio": one("memory", [profile.memory_ratio for profile in profiles]),
         "flags": tuple(dict.fromkeys(flag for profile in profiles for flag in profile.flags)),
-        "num_processes": sum(counts),
+        "num_processes": sum(profile.num_processes for profile in profiles),
         "num_repeated": sum(profile.num_repeated for profile in profiles),
+        "num_energy_processes": sum(behind("joules_per_token")) if has_energy else None,
         "seconds": math.fsum(profile.seconds for profile in profiles),
     }
     return first.model_copy(update=update)

@@ -245,6 +245,16 @@ def test_a_trial_gets_all_its_replicates_whatever_the_first_one_is(
     assert due([*first, told(spec, 4, read(0.6), replicates=0)], reference_run, asked) != 0
 
 
+def test_a_study_of_devices_replicates_nothing_whatever_its_strategy_repeated(
+    spec: StackSpec, reference_run: ReferenceRun
+) -> None:
+    """Its time was spent just after its strategy had repeated trial 0."""
+    asked = recipe(replicates=2)
+    trials = [told(spec, 0, read(0.9)), told(spec, 1, read(0.5), replicates=0)]
+    assert due(trials, reference_run, asked) == 0
+    assert due(trials, reference_run, plan.resolve(asked).of_devices().recipe) is None
+
+
 def test_the_likely_front_of_a_running_study_is_that_of_replicates_too(
     spec: StackSpec, reference_run: ReferenceRun
 ) -> None:

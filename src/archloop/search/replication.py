@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from archloop.ranking import membership
 from archloop.ranking.comparison import Comparison, compared, with_replicates
-from archloop.ranking.record import Objective
+from archloop.ranking.record import QUALITY, Objective
 from archloop.search.recipe.recipe import Recipe
 from archloop.search.telling import Finished
 from archloop.store.reference_run import ReferenceRun
@@ -29,7 +29,9 @@ def due(trials: Sequence[Finished], reference_run: ReferenceRun, recipe: Recipe)
         recipe: which says how many replicates each trial has that would be claimed.
     """
     count = recipe.replicates
-    if not count or not any(_is_compared(trial) for trial in trials):
+    # A study of devices claims no places, so nothing needs to be replicated.
+    has_quality = any(each.name == QUALITY for each in recipe.objectives)
+    if not count or not has_quality or not any(_is_compared(trial) for trial in trials):
         return None
     begun = Counter(trial.stored.candidate.replicates for trial in trials)
     latest = max(trials, key=lambda trial: trial.stored.number).stored.candidate.replicates
@@ -38,9 +40,8 @@ def due(trials: Sequence[Finished], reference_run: ReferenceRun, recipe: Recipe)
         # those that were begun well would be left, which is luck once more.
         return latest
     originals, found = standing(trials, reference_run, recipe.objectives)
-    if "quality" in found.unranked:
-        # A study that cannot tell stacks' quality apart claims no places, so nothing needs to be
-        # replicated.
+    if QUALITY in found.unranked:
+        # Nor does a study claim any that cannot tell stacks' quality apart.
         return None
     for trial, place in zip(originals, found.places, strict=True):
         number = trial.stored.number

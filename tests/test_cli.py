@@ -277,10 +277,13 @@ def test_report_of_a_folder_that_cannot_be_written_is_shown(
     assert elsewhere.is_file()
 
 
-def test_memory_that_does_not_do_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_or_time_that_does_not_do_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for error, said in (
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "20.00 GiB"),
         (MemoryError(), "archloop: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "you tried"),
+        # It has no words, and says nothing of memory.
+        (TimeoutError(), "archloop: TimeoutError"),
     ):
 
         def refuse(_: object, error: Exception = error) -> None:

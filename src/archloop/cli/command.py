@@ -204,13 +204,14 @@ def _ends_in_one_line(resumes: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except Exception as error:
-        if not isinstance(error, _expected_failures()):
+        if not _is_expected(error):
             raise
         _fail(error, 1)
 
 
 def _fail(error: Exception, status: int) -> None:
-    text = str(error) or "out of memory"
+    without_words = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+    text = str(error) or without_words
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     _print_error(f"archloop: {' '.join(text.split())}")
@@ -221,15 +222,15 @@ def _print_error(text: str) -> None:
     stderr.print(text, markup=False, soft_wrap=True)
 
 
-def _expected_failures() -> tuple[type[Exception], ...]:
-    """Errors that are results, not bugs: a message is enough. Loaded only once one happened."""
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is a result and no bug, so that a message is enough."""
+    # Loaded only once there is an error.
     from archloop.search.errors import StudyError
-    from archloop.workers.deaths import WorkerError
+    from archloop.workers.deaths import WorkerError, cause_of
 
-    found = (StudyError, WorkerError, OSError, MemoryError)
-    # A card that is full has an error of PyTorch's, which is there where a command computes.
-    torch = sys.modules.get("torch")
-    return found if torch is None else (*found, torch.OutOfMemoryError)
+    # Memory that ran out has many types: of a card it is PyTorch's own, and of the machine PyTorch
+    # raises a RuntimeError that only its words tell from a bug.
+    return isinstance(error, (StudyError, WorkerError, OSError)) or cause_of(error) == "memory"
 
 
 def print_json(value: Any) -> None:

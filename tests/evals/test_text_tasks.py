@@ -29,7 +29,11 @@ class TestMultiHop:
             assert choices[right] == f" {name}."
             assert len(set(choices)) == 4
             # That a mother is not told does not give the answer away: two of the four have none.
-            assert sum(choice.strip(" .") not in mothers for choice in choices) == 2
+            told = {choice.strip(" .") for choice in choices}
+            ends = told - mothers.keys()
+            assert len(ends) == 2
+            # Nor does a daughter among the choices: both of these have theirs there.
+            assert {mothers[name] for name in told - ends} == ends
 
     def test_boxes(self):
         for context, choices, right in questions("multi_hop", variant="boxes", num_hops=3):

@@ -26,7 +26,7 @@ NUM_CHAINS = 4
 class MultiHop(ChoiceTask):
     """Chains of statements."""
 
-    version = 2
+    version = 3
     category = "reasoning"
 
     class Config(BaseModel):
@@ -68,7 +68,8 @@ class MultiHop(ChoiceTask):
     def _kin(self, rng: np.random.Generator) -> Choice:
         hops = self.config.num_hops
         # With one chain the answer would be the only name whose mother is not told. With two there
-        # are two such names, the ends of the chains, and both are among the choices.
+        # are two such names, the ends of the chains. Both are among the choices, and so are their
+        # daughters: which of them is right is told by the name that is asked about alone.
         names = [str(name) for name in rng.permutation(NAMES)[: 2 * (hops + 1)]]
         chains = (names[: hops + 1], names[hops + 1 :])
         said = [
@@ -76,9 +77,8 @@ class MultiHop(ChoiceTask):
         ]
         context = " ".join(said[i] for i in rng.permutation(len(said)))
         asked = "the mother of " * hops + chains[0][0]
-        (*_, right), (*_, end) = chains
-        others = [end, *(name for name in names if name not in (right, end))]
-        return _choice(rng, f"{context} So {asked} is", right, others)
+        (*_, before, right), (*_, before_end, end) = chains
+        return _choice(rng, f"{context} So {asked} is", right, [end, before, before_end])
 
     def _boxes(self, rng: np.random.Generator) -> Choice:
         held = [str(thing) for thing in rng.permutation(THINGS)[:4]]

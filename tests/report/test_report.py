@@ -208,21 +208,25 @@ def test_terminal_outcome_names_front_rejections_and_report(tmp_path: Path) -> N
     assert "report: runs/example/report.html" in text
 
 
-def test_ten_targets_can_be_read_at_80_columns(tmp_path: Path) -> None:
-    """As many as in recipes/many-targets.yaml, whose names stay whole."""
-    engines = ("onnx", "onnx-int8", "onnx-int4", "openvino", "openvino-int8", "openvino-int4")
-    others = ("executorch", "executorch-8da4w", "onnx-one-thread", "openvino-one-thread")
+def on_targets(*names: str) -> StudyRecord:
+    """The study on other targets, each of them slower than the one before it."""
 
     def measured(trial: TrialRecord) -> TrialRecord:
-        names = enumerate((*engines, *others))
-        profiles = {name: studies.profile(0.5 + index / 10) for index, name in names}
+        profiles = {name: studies.profile(0.5 + at / 10) for at, name in enumerate(names)}
         return trial.model_copy(update={"profiles": profiles})
 
     study = studies.study()
     assert study.reference is not None
     update = {"trials": tuple(map(measured, study.trials)), "reference": measured(study.reference)}
+    return study.model_copy(update=update)
+
+
+def test_ten_targets_can_be_read_at_80_columns(tmp_path: Path) -> None:
+    """As many as in recipes/many-targets.yaml, whose names stay whole."""
+    engines = ("onnx", "onnx-int8", "onnx-int4", "openvino", "openvino-int8", "openvino-int4")
+    others = ("executorch", "executorch-8da4w", "onnx-one-thread", "openvino-one-thread")
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    print_outcome(study.model_copy(update=update), None, console)
+    print_outcome(on_targets(*engines, *others), None, console)
     lines = console.export_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("times the reference"))
     end = next(i for i, line in enumerate(lines) if i > start and line.startswith("└"))
@@ -234,6 +238,16 @@ def test_ten_targets_can_be_read_at_80_columns(tmp_path: Path) -> None:
     for end_of_range in ("1.40 openvino-one-thread", "0.50 onnx ", "0.50 to 1.40"):
         assert of_stacks.count(end_of_range) == 4
     assert end - start < 25
+
+
+def test_long_names_of_targets_are_told_apart(tmp_path: Path) -> None:
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    print_outcome(on_targets("living-room-phone-q4_0", "living-room-phone-q8_0"), None, console)
+    text = console.export_text()
+    # In the reference's table, and in that of ratios.
+    for short in ("living-r...hone-q4_0", "living-r...hone-q8_0"):
+        assert f"│ {short} " in text
+        assert re.search(rf"│ \d\.\d\d {re.escape(short)} ", text)
 
 
 def test_what_left_the_aggregate_and_what_no_runtime_runs_is_told(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def _print_ratios(rows: Sequence[Row], console: Console) -> None:
     """Of each stack the ratios to the reference at both ends of their range over targets."""
     table = Table("trial", "layout", "latency", "memory", "beyond doubt")
     for index in (0, 2, 3):
-        # The name of a target that is cut off at its end is that of another. A layout and words
+        # The name of a target that is cut off at its end may be that of another. A layout and words
         # may take more lines instead.
         table.columns[index].no_wrap = True
     for row in rows:
@@ -154,8 +154,12 @@ def _range(row: Row, ratio: str) -> list[tuple[str, float]]:
 
 
 def _shortened(target: str) -> str:
-    """A target's name, or as much of it as a line of 80 characters has room for."""
-    return target if len(target) <= _MOST else f"{target[: _MOST - 3]}..."
+    """A target's name, or its two ends where a line of 80 characters has no room for more.
+
+    Targets of one device differ at the end of their names, those of one engine at the beginning.
+    """
+    half = (_MOST - len("...")) // 2
+    return target if len(target) <= _MOST else f"{target[:half]}...{target[-half - 1 :]}"
 
 
 def _name(row: Row) -> str:

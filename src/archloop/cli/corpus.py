@@ -99,4 +99,4 @@ def unpack(
     """Unpack, check and name the corpus's folder, for a recipe's corpus.paths."""
     from archloop.text.fetch.pack import unpack as read
 
-    stdout().print(str(read(packed, output)), markup=False, highlight=False)
+    stdout().print(str(read(packed, output)), soft_wrap=True)

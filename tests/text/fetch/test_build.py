@@ -171,6 +171,15 @@ def test_pack_and_unpack(downloads, tmp_path):
         pack(tmp_path / "c", tmp_path / "q.tar")
 
 
+def test_the_folder_of_an_unpacked_corpus_is_one_line(downloads, tmp_path):
+    build.build(["library"], tmp_path / "c", downloads)
+    pack(tmp_path / "c", tmp_path / "p.tar")
+    there = tmp_path / " ".join(["long"] * 20)
+    found = CliRunner().invoke(app, ["corpus", "unpack", str(tmp_path / "p.tar"), str(there)])
+    assert found.stdout.startswith(str(there))
+    assert found.stdout.count("\n") == 1
+
+
 def test_a_pack_that_breaks_off_is_said(downloads, tmp_path):
     build.build(["library"], tmp_path / "c", downloads)
     pack(tmp_path / "c", tmp_path / "p.tar")

@@ -177,9 +177,8 @@ class _Terms(NamedTuple):
             str(trial.number)
             for trial in record.trials
             if trial.state == "rejected"
-            and not trial.broken
             and trial.profiles
-            and not self._ended_early(trial)
+            and not (trial.broken or self._is_open(trial))
         ]
         lines = []
         if untrained:
@@ -219,8 +218,18 @@ class _Terms(NamedTuple):
 
         Which of all targets is its worst is then not known.
         """
-        missing = set(self.targets) - trial.profiles.keys() - trial.left_out.keys()
-        return trial.state == "rejected" and bool(trial.profiles and missing)
+        return trial.state == "rejected" and bool(trial.profiles and self._missing(trial))
+
+    def _is_open(self, trial: TrialRecord) -> bool:
+        """Whether the budgets limit figures of a target on which a trial was not measured."""
+        assert self.study.reference is not None
+        known = self.study.reference.profiles
+        contexts = {name: known[name].identity.contexts for name in self._missing(trial)}
+        return any(limits.limits_any(each, contexts) for each in self.budgets)
+
+    def _missing(self, trial: TrialRecord) -> set[str]:
+        """Targets that could run a trial and did not measure it."""
+        return set(self.targets) - trial.profiles.keys() - trial.left_out.keys()
 
     def _scored(self, trial: TrialRecord, index: int, values: Objectives) -> dict[str, Readings]:
         """The objectives of scores at a rung: as they were read, and those that are asked for anew.

@@ -108,6 +108,8 @@ def test_keys_of_the_hub_change_nothing(name: str) -> None:
         ("qwen3_5_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers.*only \[\] is supported"),
         ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
         ("mamba2", {"rms_norm": False}, "rms_norm"),
+        ("mamba2", {"time_step_limit": 3}, "time_step_limit=3 is not supported"),
+        ("zamba2", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(

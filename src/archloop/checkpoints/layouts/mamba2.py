@@ -138,5 +138,5 @@ def mixer_pieces(sizes: dict[str, Any], width: int, theirs: str, ours: str) -> I
 def check_time_step_limit(limits: Any) -> None:
     """Time steps are not clamped here; transformers clamps them in one of its two forms only."""
     wanted = ([0.0, math.inf], [0.0, "Infinity"], [0.0, {"__float__": "Infinity"}])
-    if list(limits) not in wanted:
+    if not isinstance(limits, list | tuple) or list(limits) not in wanted:
         raise UserError(f"time_step_limit={limits!r} is not supported; only [0, Infinity] is")

@@ -5,13 +5,14 @@ its layer reads (arXiv 2411.15242). Here that layer is two blocks: a side block 
 Transformers repeat: all uses of one have its weights, and adapters of their own.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from archloop.checkpoints.keys import MOST_LAYERS, Keys
 from archloop.checkpoints.layouts import parts
 from archloop.checkpoints.layouts.base import Layout, UnsayableError, first_mixer, sizes_of
-from archloop.checkpoints.layouts.mamba2 import UNCLAMPED, mixer_pieces
+from archloop.checkpoints.layouts.mamba2 import UNCLAMPED, check_time_step_limit, mixer_pieces
 from archloop.checkpoints.pieces import Piece
 from archloop.errors import UserError
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, Scalar, StackSpec
@@ -138,8 +139,9 @@ def _check_fixed(keys: Keys) -> None:
     for key in ("use_conv_bias", "use_shared_mlp_adapter"):
         keys.fixed(key, True)
     keys.fixed("hidden_act", "gelu")
+    check_time_step_limit(keys.get("time_step_limit", [0.0, math.inf]))
     # The first time steps, how sums are cut, which kernels run, and what only a call asks for.
-    keys.ignore("time_step_min time_step_max time_step_floor time_step_limit chunk_size")
+    keys.ignore("time_step_min time_step_max time_step_floor chunk_size")
     keys.ignore("use_mem_eff_path num_logits_to_keep")
     # What these once said, other keys do.
     keys.ignore("kv_channels num_query_groups ffn_hidden_size")

@@ -35,3 +35,14 @@ def test_mixer_trains_and_repeats(name):
         model.state_dict().items(), again.state_dict().values(), strict=True
     ):
         assert torch.equal(one, two), key
+
+
+@pytest.mark.parametrize("mode", ["default", "no_gate", "pure"])
+def test_every_parameter_of_a_new_cfc_has_a_gradient(mode):
+    """A rate of 0 under an absolute value would stay 0 for good."""
+    torch.manual_seed(0)
+    mixer = registry.get("mixers", "cfc").Config(mode=mode).build(32)
+    y_BTD, _ = mixer(torch.randn(2, 7, 32))
+    y_BTD.square().mean().backward()
+    for name, parameter in mixer.named_parameters():
+        assert (parameter.grad != 0).any(), name

@@ -87,7 +87,10 @@ class CfC(SequenceMixer):
         for head in self.heads.weight.chunk(config.num_heads):
             nn.init.xavier_uniform_(head)
         if config.mode == "pure":
-            self.rate = nn.Parameter(torch.zeros(d_model))
+            # As the authors' code draws it. At 0 the gradient of |w| is 0, so that a rate that
+            # begins there never learns.
+            bound = (6 / (1 + d_model)) ** 0.5
+            self.rate = nn.Parameter(torch.empty(d_model).uniform_(-bound, bound))
             self.amplitude = nn.Parameter(torch.ones(d_model))
 
     def mix(self, x_BTD: Tensor, state: State | None, span: Span) -> Tensor:

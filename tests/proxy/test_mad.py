@@ -91,6 +91,15 @@ def test_nothing_is_trained_where_nothing_can_be_kept(tmp_path, monkeypatch):
         run_mad(mad_spec(["gqa"]), MadConfig.quick(), tmp_path / "file")
 
 
+def test_a_card_that_is_named_is_the_one_that_kernels_go_to(tmp_path, monkeypatch):
+    """Triton launches on the current card, wherever the tensors are."""
+    asked, original = [], mad.use_device
+    monkeypatch.setattr(mad, "use_device", lambda name: asked.append(name) or original(name))
+    settings = TINY | {"learning_rates": (1e-3,), "num_epochs": 1}
+    run_mad(small_spec(), MadConfig(tasks=("memorization",), **settings), tmp_path, device="cpu")
+    assert asked == ["cpu"]
+
+
 def test_another_stack_is_another_result(tmp_path):
     config = MadConfig(tasks=("memorization",), **TINY)
     run_mad(small_spec(), config, tmp_path)

@@ -33,7 +33,7 @@ from archloop.proxy.mixture import make_task
 from archloop.stack.decoder import Decoder
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.training.batch import Batch, next_token_loss
-from archloop.training.loop import TrainingConfig, random_state_kept, train
+from archloop.training.loop import TrainingConfig, random_state_kept, train, use_device
 from archloop.training.steps import PrecisionName
 
 D_MODEL = 128
@@ -242,11 +242,11 @@ def run_mad(
             task's and its embeddings are untied, as in MAD.
         config: the protocol, or `MadConfig.quick()`.
         directory: of the result files.
-        device: PyTorch's name.
+        device: PyTorch's name; this process works on it from then on.
         on_run: called with the number done, the number in all and the result of each training.
 
     Raises:
-        UserError: a task is not of the suite, or the spec cannot be built.
+        UserError: a task is not of the suite, the spec cannot be built, or the device is not here.
     """
     runs = plan(config)
     # Where nothing can be kept, no training is begun.
@@ -295,7 +295,7 @@ def run_one(spec: StackSpec, config: MadConfig, run: Training, device: str) -> T
     num_train = config.num_train or int(task.config.num_train)
     train_set = task.examples("train", config.seed, num_train)
     test_set = task.examples("test", config.seed, config.num_test)
-    model = _model(spec, task, config.seed).to(device)
+    model = _model(spec, task, config.seed).to(use_device(device))
     steps = math.ceil(num_train / config.batch_size)
     training = TrainingConfig(
         learning_rate=run.learning_rate,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from archloop.errors import UserError
 from archloop.evals.base import Score
 from archloop.files import write_checked
 from archloop.proxy import mixture, proxy, scoring
@@ -263,3 +264,9 @@ class TestLengthsAndParts:
     def test_the_trained_length_must_be_there(self):
         with pytest.raises(ValueError, match="must contain 1"):
             config(lengths=(4,))
+
+    def test_examples_of_the_longest_rows_must_fit_into_memory(self):
+        tasks = {"in_context_recall": {**RECALL, "num_eval": 2**20}}
+        mixture.vocab_size(config(tasks=tasks))
+        with pytest.raises(UserError, match="of 64 tokens fill the memory; allowed: 1 to 524288"):
+            mixture.vocab_size(config(tasks=tasks, lengths=(1, 4)))

@@ -23,7 +23,7 @@ from archloop.training.batch import Batch, random_windows
 from archloop.training.loop import MAX_STEP_TOKENS
 
 MAX_EVAL_TOKENS = 2**25
-"""Tokens of a task's test examples, all drawn before the first is scored."""
+"""Tokens of a task's test examples of one length, all drawn before the first is scored."""
 
 
 class ProxyData(NamedTuple):
@@ -86,11 +86,16 @@ def _mixable(name: str, share: TaskShare, lengths: tuple[int, ...]) -> Task:
             "remove it, or run it by archloop eval --suite mad"
         )
     length = task.config.seq_len
-    for key, most in (("batch_size", MAX_STEP_TOKENS), ("num_eval", MAX_EVAL_TOKENS)):
-        if getattr(share, key) * length > most:
+    # As many examples are drawn at each of the lengths, so the longest decide.
+    limits = {
+        "batch_size": (length, MAX_STEP_TOKENS),
+        "num_eval": (length * max(lengths), MAX_EVAL_TOKENS),
+    }
+    for key, (row, most) in limits.items():
+        if getattr(share, key) * row > most:
             raise UserError(
-                f"tasks.{name}.{key}={getattr(share, key)}: its examples of {length} "
-                f"tokens fill the memory; allowed: 1 to {most // length}"
+                f"tasks.{name}.{key}={getattr(share, key)}: its examples of {row} "
+                f"tokens fill the memory; allowed: 1 to {most // row}"
             )
     splits: tuple[Split, ...] = ("train", "test")
     try:

@@ -140,6 +140,18 @@ class TestDivergence:
         parameters = dict(model.named_parameters())
         assert all(torch.equal(before[name], after[name]) for name in parameters)
 
+    def test_a_loss_that_is_not_finite_makes_no_update_whatever_its_gradients(self):
+        model = build()
+        before = weights(model)
+
+        def overflowing(decoder, batch):
+            return next_token_loss(decoder, batch) + float("inf")
+
+        result = train(model, batches, config(), 0, loss=overflowing)
+        assert result.diverged
+        assert len(result.losses) == 1
+        assert_equal(before, weights(model))
+
     def test_an_absurd_rate_is_flagged_or_finite(self):
         result = train(build(), batches, config(learning_rate=1e30, grad_clip=None), 0)
         assert result.diverged

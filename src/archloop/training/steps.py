@@ -3,6 +3,7 @@
 `HostSteps` takes each to its end. `card.CardSteps` sends them to a GPU and hears of them later.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple, Protocol
@@ -74,7 +75,7 @@ class HostSteps:
         total = self._backward(batches)
         num_tokens = count_tokens(batches) * self._ranks.count
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._grad_clip or float("inf"))
-        if not torch.isfinite(norm):
+        if not (torch.isfinite(norm) and math.isfinite(total)):
             self._done.append(Done(step, float("nan"), num_tokens))
             return
         for optimiser in self._optimisers:

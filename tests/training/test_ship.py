@@ -1,6 +1,7 @@
 """Training to ship: killed and gone on with, the same weights; what it leaves is a checkpoint."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def run_of(**changes: Any) -> ShipRun:
 def go(folder: Path, run: ShipRun, **options: Any) -> Shipped:
     device = torch.device("cpu")
     return train_to_ship(run, TEXT, folder / "work", folder / "model", device=device, **options)
+
+
+def both(folder: Path, run: ShipRun) -> Shipped:
+    cpus = [torch.device("cpu")] * 2
+    return train_on_several(run, TEXT, folder / "work", folder / "model", cpus, lambda *_: None)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -135,6 +141,24 @@ def test_killed_while_it_left_its_checkpoint_it_is_left_again(
     assert not (tmp_path / "model" / ship.RECORD).exists()
     go(tmp_path, run_of())
     assert (tmp_path / "model" / ship.RECORD).exists()
+
+
+@pytest.mark.parametrize("go_on", [go, both])
+def test_killed_while_its_state_went_it_goes_with_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go_on: Callable[[Path, ShipRun], Shipped]
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ship, "_clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, run_of(), save_every_s=0)
+    assert (tmp_path / "model" / ship.RECORD).exists()
+    kept = tmp_path / "work" / "state.safetensors", tmp_path / "work" / ship.RUN
+    assert all(file.exists() for file in kept)
+    go_on(tmp_path, run_of())
+    assert not any(file.exists() for file in kept)
 
 
 def test_a_damaged_state_says_what_to_remove(tmp_path: Path) -> None:

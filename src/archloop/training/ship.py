@@ -128,6 +128,7 @@ def train_to_ship(
         )
     _check_shares(run, ranks.count)
     if ranks.agreed(lambda: _is_finished(run, work, output)):
+        ranks.agreed(lambda: _clear(work))
         return _finished(run, output, device)
     run = _begun(run, text, work, device, ranks)
     state = work / "state.safetensors"
@@ -154,7 +155,9 @@ def train_on_several(
         UserError: as there, or a process died.
     """
     _check_shares(run, len(devices))
-    if not _is_finished(run, work, output):
+    if _is_finished(run, work, output):
+        _clear(work)
+    else:
         # The processes read one copy of the text.
         shared_T = torch.from_numpy(text.train_T).share_memory_()
         together(_Part(run, shared_T, work, output, on_step), devices)
@@ -215,6 +218,11 @@ def _leave(decoder: Decoder, run: ShipRun, work: Path, output: Path) -> None:
     save(decoder, output, "archloop", tokens=ends)
     _write_text_files(run, output)
     write_atomic(output / RECORD, run.model_dump_json(indent=1).encode())
+    _clear(work)
+
+
+def _clear(work: Path) -> None:
+    """Let go of the state of a finished run; one that was killed right before this has it yet."""
     for name in ("state.safetensors", RUN):
         (work / name).unlink(missing_ok=True)
 

@@ -114,6 +114,20 @@ def test_a_step_is_one_step_on_the_weighted_sum():
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4, msg=name)
 
 
+def test_gradients_from_before_a_training_are_no_part_of_it_and_none_are_left():
+    fresh, used = build(), build()
+    next_token_loss(used.eval(), batches(7)[0]).backward()
+    for model in (fresh, used):
+        train(model, batches, config(num_steps=3), 0)
+    assert_equal(weights(fresh), weights(used))
+
+    def broken(decoder, batch):
+        return next_token_loss(decoder, batch) * float("nan")
+
+    assert train(used, batches, config(num_steps=3), 0, loss=broken).diverged
+    assert all(parameter.grad is None for parameter in used.parameters())
+
+
 class TestDivergence:
     def test_a_loss_that_is_not_finite_ends_the_training(self):
         model = build()

@@ -306,14 +306,18 @@ def _steps(
     is_together = ranks.count > 1
     if is_together or not next(model.parameters()).is_cuda or first >= config.num_steps:
         # A card's captured steps know of no other process.
-        yield HostSteps(model, batches, optimisers, config.grad_clip, loss, config.precision, ranks)
-        return
-    with random_state_kept():
-        compile_ahead(lambda: _pass(copy.deepcopy(model), batches(first), loss, config.precision))
-    steps = CardSteps(
-        model, batches, optimisers, config.grad_clip, loss, config.precision,
-        first=first, end=config.num_steps, wait_every=wait_every,
-    )  # fmt: skip
+        steps: Steps = HostSteps(
+            model, batches, optimisers, config.grad_clip, loss, config.precision, ranks
+        )
+    else:
+        with random_state_kept():
+            compile_ahead(
+                lambda: _pass(copy.deepcopy(model), batches(first), loss, config.precision)
+            )
+        steps = CardSteps(
+            model, batches, optimisers, config.grad_clip, loss, config.precision,
+            first=first, end=config.num_steps, wait_every=wait_every,
+        )  # fmt: skip
     try:
         yield steps
     finally:

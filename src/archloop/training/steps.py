@@ -71,6 +71,8 @@ class HostSteps:
 
     def take(self, step: int) -> None:
         """Take a step."""
+        # What somebody left there before the training is no part of a step.
+        self._model.zero_grad()
         batches = self._batches(step)
         total = self._backward(batches)
         num_tokens = count_tokens(batches) * self._ranks.count
@@ -95,10 +97,11 @@ class HostSteps:
         return done
 
     def close(self) -> None:
-        """Nothing runs beside."""
+        """Keep no gradients."""
+        self._model.zero_grad()
 
     def _backward(self, batches: Sequence[Batch]) -> float:
-        """Gradients of a step's loss, added to those there; the loss."""
+        """Gradients of a step's loss; the loss."""
         device, total = next(self._model.parameters()).device, 0.0
         for batch in batches:
             on_device = Batch(batch.ids_BT.to(device), batch.targets_BT.to(device), batch.weight)

@@ -284,9 +284,21 @@ def test_bigbench_is_asked_as_its_file_says() -> None:
     assert len(asked) == NUM
     member = "bigbench/benchmark_tasks/navigate/task.json"
     (third,) = (q for q in asked if f"{member} 3?" in q.context)
-    assert third.context == f"Say. \nQ: {member} 3?\n  choice: yes\n  choice: no\nA:"
-    assert third.choices == (" yes", " no")
-    assert third.right == 0
+    assert third.context == f"Say. \nQ: {member} 3?\n  choice: no\n  choice: yes\nA:"
+    assert third.choices == (" no", " yes")
+    assert third.right == 1
+
+
+def test_of_listed_choices_the_first_in_the_file_is_not_always_the_first_that_is_read() -> None:
+    scores = {"right": 1, "wrong": 0, "neither": 0}
+    found = [bigbench._item({}, {"input": f"{n}?", "target_scores": scores}) for n in range(600)]
+    places = [item.right for item in found if item is not None]
+    assert len(places) == 600
+    assert all(150 < places.count(place) < 250 for place in range(3))
+    item = found[0]
+    assert item is not None
+    assert item.options[item.right] == "right"
+    assert item.asked.split("\n  choice: ")[1:] == [*item.options[:-1], f"{item.options[-1]}\nA:"]
 
 
 def test_a_source_archive_is_read_in_place_and_copied_once(tmp_path: Path) -> None:

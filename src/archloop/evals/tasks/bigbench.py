@@ -1,10 +1,12 @@
 """Chosen multiple-choice tasks of BIG-bench, without solved examples, as its JSON files ask them.
 
 BIG-bench (arXiv 2206.04615): a question stands behind its task's own opening words, and the answer
-is the likeliest of the choices; listed before it where the task says so. Questions with more or
-fewer than one right choice are left out. They are for evaluation alone.
+is the likeliest of the choices; listed before it where the task says so, in an order that a hash of
+the question decides: a file may name the right choice first, and BIG-bench shuffles them too.
+Questions with more or fewer than one right choice are left out. They are for evaluation alone.
 """
 
+import hashlib
 from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -74,6 +76,7 @@ class _Item(NamedTuple):
 class BigBench(ChoiceTask):
     """Multiple choice of one task."""
 
+    version = 2
     licence = ARCHIVE.licence
     is_given = True
 
@@ -124,7 +127,9 @@ class BigBench(ChoiceTask):
 
 def _item(task: dict[str, Any], example: dict[str, Any]) -> _Item | None:
     """An example by BIG-bench's own defaults; None where not just one choice is right."""
-    scores: dict[str, float] = example.get("target_scores") or {}
+    given: dict[str, float] = example.get("target_scores") or {}
+    order = sorted(given, key=lambda option: _place(example["input"], option))
+    scores = {option: given[option] for option in order}
     options = tuple(option.strip() for option in scores)
     right = [place for place, score in enumerate(scores.values()) if score == 1]
     if len(options) < 2 or len(right) != 1 or len(set(options)) < len(options) or "" in options:
@@ -136,3 +141,8 @@ def _item(task: dict[str, Any], example: dict[str, Any]) -> _Item | None:
     asked += task.get("example_output_prefix", "\nA: ")
     # A space at the end belongs to the choice, as tokenizers cut it.
     return _Item((task.get("task_prefix", "") + asked).strip(), options, right[0])
+
+
+def _place(asked: str, option: str) -> bytes:
+    """Where an option stands among those of its question: by a hash, so in no order that tells."""
+    return hashlib.sha256(f"{asked}\n{option}".encode("utf-8", "replace")).digest()

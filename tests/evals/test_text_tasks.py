@@ -114,6 +114,17 @@ class TestArithmetic:
         assert sum(first) / len(first) == pytest.approx(chance, abs=0.05)
         assert suites.make("arithmetic", {"variant": "product"}).chance == 0.0
 
+    @pytest.mark.parametrize("digits", [1, 2, 4])
+    def test_of_remainders_chance_is_what_writing_the_commonest_scores(self, digits):
+        settings = {"variant": "remainder", "num_digits": digits, "num_solved": 0}
+        task = suites.make("arithmetic", settings)
+        assert task.guesses("7 mod 3 =") == ("1",)
+        # Of one digit few questions are for testing, so those for training are asked.
+        asked = task.questions("train", 3, 4000)
+        ones = sum("1" in question.answers for question in asked) / len(asked)
+        assert ones == pytest.approx(task.chance, abs=0.04)
+        assert task.chance > 0.18
+
 
 class TestNeedles:
     @pytest.mark.parametrize(

@@ -16,11 +16,14 @@ from archloop.evals.text_tasks import Question, ReplyTask
 
 Variant = Literal["difference", "product", "remainder", "comparison", "sequence", "chain"]
 
+_NUM_DIVISORS = 11
+"""Remainders are asked by as many numbers, from 2 on."""
+
 
 class Arithmetic(ReplyTask):
     """Whole numbers, one operation a question, or two in a chain."""
 
-    version = 2
+    version = 3
     category = "mathematics"
     max_new_tokens = 12
 
@@ -37,12 +40,29 @@ class Arithmetic(ReplyTask):
 
     @property
     def chance(self) -> float:
-        """Of a comparison, both answers stand in the question; other results are not guessed."""
+        """Of a comparison, both answers stand in the question; of remainders by numbers from 2
+        to 12 one in five is 1; other results are not guessed.
+        """
+        if self.config.variant == "remainder":
+            return self._share_of_ones()
         return 0.5 if self.config.variant == "comparison" else 0.0
 
     def guesses(self, prompt: str) -> tuple[str, ...]:
         """See `ReplyTask.guesses`."""
+        if self.config.variant == "remainder":
+            return ("1",)
         return tuple(re.findall(r"\d+", prompt)[-2:]) if self.config.variant == "comparison" else ()
+
+    def _share_of_ones(self) -> float:
+        """Share of remainders that are 1, the commonest, over all that `_draw` may draw."""
+        most: int = 10**self.config.num_digits - 1
+        found = 0
+        for rest in range(_NUM_DIVISORS):
+            # Of the numbers from 1 to `most`, those whose remainder chooses this divisor, and those
+            # that leave 1 when they are divided by it.
+            chosen = most // _NUM_DIVISORS if rest == 0 else (most - rest) // _NUM_DIVISORS + 1
+            found += chosen * ((most - 1) // (rest + 2) + 1)
+        return found / most**2
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
@@ -55,7 +75,7 @@ class Arithmetic(ReplyTask):
         if self.config.variant == "product":
             return Question(f"{a} * {b} =", (str(a * b),))
         if self.config.variant == "remainder":
-            small = c % 11 + 2
+            small = c % _NUM_DIVISORS + 2
             return Question(f"{a} mod {small} =", (str(a % small),))
         if self.config.variant == "comparison":
             # Equal numbers have no larger one.

@@ -237,6 +237,17 @@ def test_instructions_are_verified(variant, reply, data, holds):
     assert task.credit(f" {reply}", Question("", (), data)) == float(holds)
 
 
+def test_chance_of_so_many_words_is_what_replies_of_one_length_score():
+    task = suites.make("instruction", {"variant": "num_words"})
+    asked = task.questions("test", 3, 2000)
+    for length, reply in zip(range(3, 12), task.guesses("any"), strict=True):
+        assert reply.split() == ["word"] * length
+        share = sum(task.credit(reply, question) for question in asked) / len(asked)
+        assert share == pytest.approx(task.chance, abs=0.03)
+    other = suites.make("instruction", {"variant": "repeat"})
+    assert (other.chance, other.guesses("any")) == (0.0, ())
+
+
 class TestCalls:
     @pytest.mark.parametrize("variant", ["single", "choose", "optional", "nested", "several"])
     def test_calls_fit_their_schema(self, variant):

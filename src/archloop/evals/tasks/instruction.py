@@ -17,10 +17,14 @@ from archloop.evals.words import COLOURS, NAMES, PLACES, THINGS
 
 Variant = Literal["num_words", "upper_case", "starts_with", "contains", "json", "repeat", "bullets"]
 
+_LENGTHS = range(3, 12)
+"""Numbers of words that a reply may be asked to have, each as likely."""
+
 
 class Instruction(ReplyTask):
     """Forms that a reply must have."""
 
+    version = 2
     category = "instructions"
     stops = ("\n\n",)
     max_new_tokens = 48
@@ -34,6 +38,18 @@ class Instruction(ReplyTask):
         num_solved: int = Field(default=1, ge=0, le=8)
 
     config: Config
+
+    @property
+    def chance(self) -> float:
+        """Of so many words, what replies of always one length score; nothing of other forms."""
+        return 1 / len(_LENGTHS) if self.config.variant == "num_words" else 0.0
+
+    def guesses(self, prompt: str) -> tuple[str, ...]:
+        """See `ReplyTask.guesses`."""
+        del prompt
+        if self.config.variant != "num_words":
+            return ()
+        return tuple(" ".join(["word"] * length) for length in _LENGTHS)
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         return solved(self._draw, split, seed, num_examples, self.config.num_solved)
@@ -53,7 +69,7 @@ class Instruction(ReplyTask):
         about = f"about {name}, a {colour} {thing} and the {place}"
         if self.config.variant == "num_words":
             words = [*sentence.split(), "and", "came", "back", "with", "the", other]
-            num = int(rng.integers(3, 12))
+            num = int(rng.integers(_LENGTHS.start, _LENGTHS.stop))
             return _ask(f"exactly {num} words {about}", " ".join(words[:num]), num)
         if self.config.variant == "upper_case":
             return _ask(f"one line in capital letters {about}", sentence.upper(), None)

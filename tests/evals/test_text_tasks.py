@@ -205,9 +205,38 @@ class TestNeedles:
 
     def test_credit_is_the_share_that_was_written(self):
         task = suites.make("needle", {"variant": "multi_value"})
-        asked = Question("", (), ("11", "22", "33", "44"))
-        assert task.credit("22, 44 and 55", asked) == 0.5
+        asked = Question("", (), ("1100", "2200", "3300", "4400"))
+        assert task.credit("2200, 4400 and 5500", asked) == 0.5
+        assert task.credit("2200, 2200, 2200, 2200", asked) == 0.25
         assert task.credit("nothing", asked) == 0.0
+        assert task.credit("1. 1100\n2. 2200\n3. 3300\n4. 4400.", asked) == 1.0
+
+    @pytest.mark.parametrize("variant", ["common_words", "frequent_words"])
+    def test_who_goes_on_with_a_list_earns_nothing(self, variant):
+        task = suites.make("needle", {"variant": variant})
+        for asked in task.questions("test", 3, 10):
+            words = asked.prompt.split("\n")[0].split()
+            assert task.credit(" ".join(words[:80]), asked) == 0.0
+            assert task.credit(f" {asked.answers[0]}", asked) == 1.0
+            first, second, third = asked.data
+            assert task.credit(f" {third}, {second} and {first}.", asked) == 1.0
+            others = [word for word in words if word not in asked.data]
+            assert task.credit(", ".join([*others[:2], *asked.data]), asked) == pytest.approx(1 / 3)
+
+    @pytest.mark.parametrize(
+        "variant, right, wrong",
+        [
+            ("multi_key", "It is 1234.", "5678, 1234"),
+            ("all_codes", "0" * 24, f"{'f' * 24} {'0' * 24}"),
+            ("question", "the garden. Anna took", "the hall. Anna took the key to the garden"),
+        ],
+    )
+    def test_the_first_answer_counts(self, variant, right, wrong):
+        task = suites.make("needle", {"variant": variant})
+        wanted = {"multi_key": "1234", "all_codes": "0" * 24, "question": "garden"}[variant]
+        asked = Question("", (wanted,), (wanted,))
+        assert task.credit(right, asked) == 1.0
+        assert task.credit(wrong, asked) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,12 @@ filler or among other needles, several values of one word, several words asked a
 aggregation tasks, the words that a long list holds most often; and those of `evals.haystacks`. A
 haystack has a length in characters, so that tokenizers compare, or one in tokens of the model that
 is asked, as contexts are counted.
+
+Of a reply so many answers count as are asked for, the first ones. If all counted, a reply that only
+goes on with the text would name the frequent words, and one that lists every number the right one.
 """
 
+import re
 from typing import Literal, Self
 
 import numpy as np
@@ -34,14 +38,25 @@ Variant = Literal[
     "tracking",
     "question",
 ]
+_NUMBER = r"(?<!\d)\d{4}(?!\d)"
+_CODE = r"(?<![0-9a-f])[0-9a-f]{24}(?![0-9a-f])"
+_FORMS: dict[Variant, str] = {
+    "single_code": _CODE,
+    "all_codes": _CODE,
+    "tracking": r"\b[A-Z]{5}\b",
+    "question": rf"\b(?:{'|'.join(PLACES)})\b",
+}
+"""What an answer looks like in a reply; of all others but the words of a list, a number."""
+_LISTS: tuple[Variant, ...] = ("common_words", "frequent_words")
 _NEAR = 0.9
 """Share of a length in tokens that the longest prompt must fill."""
 _TRIES = 8
 
 
 class Needle(ReplyTask):
-    """Retrieval from a long text; the credit is the share of the needles that were written."""
+    """Retrieval from a long text; the credit is the share of the needles that the reply gives."""
 
+    version = 2
     category = "long context"
     max_new_tokens = 48
     num_test = 128
@@ -61,12 +76,13 @@ class Needle(ReplyTask):
 
     def credit(self, reply: str, question: Question) -> float:
         wanted = question.data
-        return sum(needle in reply for needle in wanted) / len(wanted)
+        given = _answers(self.config.variant, reply)[: len(wanted)]
+        return len(set(given).intersection(wanted)) / len(wanted)
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Question]:
         if (draw := HAYSTACKS.get(self.config.variant)) is not None:
             return drawn(lambda rng: draw(rng, self._num_chars), split, seed, num_examples)
-        words = self.config.variant in ("common_words", "frequent_words")
+        words = self.config.variant in _LISTS
         return drawn(self._words if words else self._needles, split, seed, num_examples)
 
     @property
@@ -143,6 +159,13 @@ class Needle(ReplyTask):
             wanted = pool[:3]
             listed = [w for w, count in zip(pool, counts, strict=True) for _ in range(int(count))]
         text = " ".join(listed[i] for i in rng.permutation(len(listed)))
-        return Question(
-            f"{text}\nThe three most frequent words:", (", ".join(wanted),), tuple(wanted)
-        )
+        asked = "The three most frequent words, with commas between:"
+        return Question(f"{text}\n{asked}", (", ".join(wanted),), tuple(wanted))
+
+
+def _answers(variant: Variant, reply: str) -> list[str]:
+    """What a reply gives as answers, in its order."""
+    if variant in _LISTS:
+        # The text itself is words with spaces between, so going on with it is no answer.
+        return [each.strip(" .\n") for each in re.split(r",|\band\b", reply)]
+    return re.findall(_FORMS.get(variant, _NUMBER), reply)

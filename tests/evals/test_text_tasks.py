@@ -2,13 +2,14 @@
 
 import json
 import re
+from itertools import combinations
 from typing import get_args
 
 import pytest
 
 from archloop.errors import UserError
 from archloop.evals import suites
-from archloop.evals.tasks import multi_hop, needle
+from archloop.evals.tasks import agreement, multi_hop, needle
 from archloop.evals.tasks.facts import _FACTS, facts
 from archloop.evals.text_tasks import Question
 from archloop.testing.answering import Answering
@@ -83,6 +84,22 @@ class TestMultiHop:
                 questions("multi_hop", **settings)
         else:
             assert len(questions("multi_hop", 10, **settings)) == 10
+
+
+class TestAgreement:
+    def test_sentences_of_languages_are_drawn_apart(self):
+        plural = {
+            language: tuple(q.right for q in questions("agreement", 64, language=language))
+            for language in get_args(agreement.Language)
+        }
+        assert len(set(plural.values())) == 7
+        for one, other in combinations(plural.values(), 2):
+            assert 12 < sum(a == b for a, b in zip(one, other, strict=True)) < 52
+
+    @pytest.mark.parametrize("language, only_plural", [("fr", "ensemble"), ("it", "insieme")])
+    def test_endings_fit_one_as_well_as_many(self, language, only_plural):
+        for _, choices, _ in questions("agreement", 200, language=language):
+            assert not any(only_plural in choice for choice in choices)
 
 
 class TestArithmetic:

@@ -57,7 +57,7 @@ _WORDS: dict[Language, _Words] = {
         "près de la maison/près des maisons, derrière la table/derrière les tables, "
         "devant la voiture/devant les voitures, à côté du jardin/à côté des jardins",
         "est/sont, était/étaient",
-        "ici, là, dehors, ensemble",
+        "ici, là, dehors, loin",
     ),
     "es": _Words(
         "El perro/Los perros, La carta/Las cartas, La mujer/Las mujeres, El niño/Los niños, "
@@ -75,7 +75,7 @@ _WORDS: dict[Language, _Words] = {
         "vicino alla casa/vicino alle case, dietro il tavolo/dietro i tavoli, "
         "davanti alla macchina/davanti alle macchine, accanto al giardino/accanto ai giardini",
         "è/sono, era/erano",
-        "qui, là, fuori, insieme",
+        "qui, là, fuori, lì",
     ),
     "pt": _Words(
         "O cão/Os cães, A carta/As cartas, A mulher/As mulheres, O menino/Os meninos, "
@@ -101,6 +101,7 @@ _WORDS: dict[Language, _Words] = {
 class Agreement(ChoiceTask):
     """Agreement of subject and verb over a distracting noun."""
 
+    version = 2
     category = "languages"
 
     class Config(BaseModel):
@@ -118,8 +119,12 @@ class Agreement(ChoiceTask):
         return 0.5
 
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
-        rng = generator(split, seed)
-        words = _WORDS[self.config.language]
+        # Each language draws by numbers of its own. By the same ones the i-th sentence of all would
+        # have its subject in the same number, and a model that likes plurals would be right at the
+        # same places of all: seven scores that count as independent would be one.
+        language = self.config.language
+        rng = generator(split, seed).spawn(len(_WORDS))[list(_WORDS).index(language)]
+        words = _WORDS[language]
         subjects = [
             pair
             for number, pair in enumerate(_pairs(words.subjects))

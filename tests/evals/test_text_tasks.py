@@ -337,6 +337,22 @@ def test_facts_have_one_answer_each_and_enough_choices():
         assert len({value for _, value in pairs}) >= 4
 
 
+@pytest.mark.parametrize("variant", _FACTS)
+def test_answers_of_training_are_no_worse_than_others(variant):
+    """Continents of training were Africa and America alone, and those of the test the other two."""
+    task = suites.make("facts", {"variant": variant})
+    asked = {split: task.questions(split, 3, 600) for split in ("train", "test")}
+    right = {s: {q.choices[q.right] for q in found} for s, found in asked.items()}
+    for split, found in asked.items():
+        assert {choice for question in found for choice in question.choices} == right[split]
+    assert not {q.context for q in asked["train"]} & {q.context for q in asked["test"]}
+    if variant in ("continent", "group"):
+        assert right["train"] == right["test"]
+        assert len(right["test"]) == 4
+    else:
+        assert not right["train"] & right["test"]
+
+
 @pytest.mark.parametrize("ask", ["find", "reverse", "last"])
 def test_key_values_are_what_the_text_says(ask):
     for context, choices, right in questions("key_value", ask=ask):

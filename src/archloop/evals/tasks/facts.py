@@ -1,8 +1,8 @@
 """Facts that many texts state: of four candidates, the one that belongs to the word in question.
 
 What a model knows, as far as a few dozen facts of each variant can tell. The candidates are answers
-to other questions of the same variant, so that their form gives nothing away. A fact's word decides
-to which split it belongs.
+to other questions of the same variant and split, so that their form gives nothing away. A fact
+belongs to one split, by its place in the list.
 """
 
 from typing import Literal
@@ -63,6 +63,7 @@ _TEST_SHARE = 2
 class Facts(ChoiceTask):
     """Common knowledge, a variant at a time."""
 
+    version = 2
     category = "knowledge"
     num_test = 128
 
@@ -83,12 +84,18 @@ class Facts(ChoiceTask):
     def questions(self, split: Split, seed: int, num_examples: int) -> list[Choice]:
         rng = generator(split, seed)
         pairs = facts(self.config.variant)
+        values = list(dict.fromkeys(value for _, value in pairs))
+        # Facts of one answer are parted among themselves, so that every answer which several facts
+        # share is right in both splits. A model that trains on answers which are never right in the
+        # test would score less than one that guesses.
+        together = sorted(pairs, key=lambda pair: values.index(pair[1]))
         mine = [
             pair
-            for number, pair in enumerate(pairs)
+            for number, pair in enumerate(together)
             if (number % _TEST_SHARE == 0) == (split == "test")
         ]
-        values = list(dict.fromkeys(value for _, value in pairs))
+        # For the same reason the wrong choices are answers of other facts of the split.
+        values = list(dict.fromkeys(value for _, value in mine))
         return [self._question(rng, mine, values) for _ in range(num_examples)]
 
     def _question(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from archloop.evals import accuracy, bits_per_byte
-from archloop.evals.base import IGNORE, Grades, Score
+from archloop.evals.base import IGNORE, Grades, Score, mean
 from archloop.evals.decoder_model import DecoderModel
 from archloop.evals.tasks.memorization import Memorization
 from archloop.evals.verbs import Shifted
@@ -139,6 +139,14 @@ class TestAccuracy:
         assert np.array_equal(asked[0], examples.ids_NT + 7)
         expected = (examples.targets_NT[:, 1::2] == value).mean()
         assert score.value == pytest.approx(expected)
+
+    def test_examples_about_the_same_are_no_surer_than_one_of_them(self):
+        values_C = np.random.default_rng(0).integers(2, size=20).astype(float)
+        once = Grades(values_C)
+        again = Grades(np.repeat(values_C, 10), clusters_N=np.repeat(np.arange(20), 10))
+        assert mean(again) == pytest.approx(mean(once))
+        assert mean(once)[1] == pytest.approx(values_C.std(ddof=1) / math.sqrt(20))
+        assert mean(Grades(np.ones(40), clusters_N=np.arange(40) % 4)) == (1.0, 1 / 8)
 
     def test_equal_scores_leave_some_error(self):
         score = Memorization().score_of(Grades(np.ones(100)))

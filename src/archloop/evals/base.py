@@ -70,10 +70,13 @@ class Grades(NamedTuple):
     Attributes:
         values_N: of each example.
         weights_N: what a value is divided by, such as bytes of text; None: each counts one.
+        clusters_N: numbers from 0 on of what examples ask about, where several ask about the same
+            and so are right or wrong together; None: each asks about something of its own.
     """
 
     values_N: NDArray[np.float64]
     weights_N: NDArray[np.float64] | None = None
+    clusters_N: NDArray[np.int64] | None = None
 
 
 class Evaluation(ABC):
@@ -177,17 +180,25 @@ class Evaluation(ABC):
 
 
 def mean(grades: Grades) -> tuple[float, float]:
-    """Mean grade of at least two examples and its standard error."""
-    num = len(grades.values_N)
-    error = float(grades.values_N.std(ddof=1) / math.sqrt(num))
+    """Mean grade of at least two examples and its standard error.
+
+    Examples of one cluster vary together, so that what varies freely is the sum over a cluster: a
+    dozen facts, each asked ten times, tell as much as a dozen examples at least, and not as 120.
+    """
+    num, value = len(grades.values_N), float(grades.values_N.mean())
+    clusters_N = np.arange(num) if grades.clusters_N is None else grades.clusters_N
+    moved_C = np.bincount(clusters_N, grades.values_N - value)
+    num_clusters = len(moved_C)
+    spread = num_clusters / max(1, num_clusters - 1)
+    error = float(np.sqrt((moved_C**2).sum() * spread)) / num
     # Where all examples score alike the estimated error is 0, which a few examples cannot prove. It
-    # counts as at least half of what one example can change.
-    return float(grades.values_N.mean()), max(error, 1 / (2 * num))
+    # counts as at least half of what one cluster can change.
+    return value, max(error, 1 / (2 * num_clusters))
 
 
 def ratio(grades: Grades) -> tuple[float, float]:
     """Sum of values over sum of weights and its standard error (delta method)."""
-    values_N, weights_N = grades
+    values_N, weights_N = grades.values_N, grades.weights_N
     assert weights_N is not None
     num, value = len(values_N), float(values_N.sum() / weights_N.sum())
     residual_N = values_N - value * weights_N

@@ -34,7 +34,10 @@ class Choice(NamedTuple):
 
 
 class ChoiceTask(Evaluation):
-    """The likeliest continuation is the model's answer; several equally likely share the credit."""
+    """The likeliest continuation is the model's answer; several equally likely share the credit.
+
+    Questions of one context are one cluster of the standard error.
+    """
 
     verb = "loglikelihood"
 
@@ -60,7 +63,10 @@ class ChoiceTask(Evaluation):
                 continue
             best = nats == nats.max()
             values.append(float(best[question.right]) / int(best.sum()))
-        return Grades(np.array(values))
+        # Questions that are drawn may ask about the same several times, with other choices.
+        numbers: dict[str, int] = {}
+        clusters = [numbers.setdefault(question.context, len(numbers)) for question in questions]
+        return Grades(np.array(values), clusters_N=np.array(clusters))
 
 
 class Question(NamedTuple):

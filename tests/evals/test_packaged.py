@@ -287,6 +287,8 @@ def test_bigbench_is_asked_as_its_file_says() -> None:
     assert third.context == f"Say. \nQ: {member} 3?\n  choice: no\n  choice: yes\nA:"
     assert third.choices == (" no", " yes")
     assert third.right == 1
+    # The package's own licence is of its code: its tasks gather texts of other people.
+    assert task.licence == "Apache-2.0, texts of some tasks by their sources"
 
 
 def test_of_listed_choices_the_first_in_the_file_is_not_always_the_first_that_is_read() -> None:

@@ -61,7 +61,10 @@ def _member(subset: Subset) -> str:
 
 
 ARCHIVE = SourceArchive(
-    "bigbench-1.0.0", "Apache-2.0", "358 MB", tuple(_member(subset) for subset in get_args(Subset))
+    "bigbench-1.0.0",
+    "Apache-2.0, texts of some tasks by their sources",
+    "358 MB",
+    tuple(_member(subset) for subset in get_args(Subset)),
 )
 
 

@@ -327,6 +327,12 @@ class TestCalls:
         task = suites.make("function_call", {})
         asked = Question("", ('{"name": "f", "arguments": {"a": 1}}',))
         assert task.credit(' {"arguments":{"a":1},"name":"f"} ', asked) == 1.0
+        assert task.credit('{"name": "f", "arguments": {"a": 1.0}}', asked) == 1.0
+        assert task.credit('{"name": "f", "arguments": {"a": true}}', asked) == 0.0
+        flag = Question("", ('{"name": "f", "arguments": {"a": [false]}}',))
+        assert task.credit('{"name": "f", "arguments": {"a": [false]}}', flag) == 1.0
+        assert task.credit('{"name": "f", "arguments": {"a": [0]}}', flag) == 0.0
+        assert task.credit('{"name": "f", "arguments": {"a": [false, 1]}}', flag) == 0.0
         assert task.credit('{"name": "f", "arguments": {"a": "1"}}', asked) == 0.0
         assert task.credit("f(a=1)", asked) == 0.0
 

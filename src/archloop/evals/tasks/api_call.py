@@ -56,6 +56,7 @@ class Operation(NamedTuple):
 class ApiCall(ReplyTask):
     """One call of one of three operations."""
 
+    version = 2
     category = "tools"
     licence = PACKAGE.licence
     num_test = 200

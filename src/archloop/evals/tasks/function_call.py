@@ -98,7 +98,18 @@ def same_json(reply: str, answer: str) -> float:
         found = json.loads(reply.strip())
     except (ValueError, RecursionError):
         return 0.0
-    return float(found == json.loads(answer))
+    return float(_is_same(found, json.loads(answer)))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values of JSON are the same; Python itself takes true for 1, and false for 0."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    return bool(one == other)
 
 
 def is_other_json(begun: str, answer: str) -> bool:

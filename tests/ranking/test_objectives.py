@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from archloop.evals.base import Score
 from archloop.profiling.record import Interval, Profile
+from archloop.profiling.statistics import t_quantile
 from archloop.ranking import anchors, objectives
 from archloop.ranking.budgets import Budget
 from archloop.ranking.record import Objective, Objectives
@@ -39,6 +41,41 @@ def test_readings_say_how_far_processes_lie_apart() -> None:
     # One training shows no noise of its own, and that over examples is common to all trials.
     quality = objectives.objectives({"here": profile()}, QUALITY).values["quality"]
     assert (quality.n, quality.sd) == (1, None)
+
+
+def test_a_stack_that_is_equal_on_many_targets_is_seldom_called_slower() -> None:
+    """The largest of ten readings is too large: its own interval would miss in 22% of studies."""
+    rng = np.random.default_rng(0)
+    se, half = 0.01, t_quantile(0.975, 4) * 0.01
+    wanted = [Objective(name="latency", direction="minimize")]
+    missed = {1: 0, 10: 0}
+    for count in missed:
+        for logs in rng.normal(0.0, se, (400, count)):
+            ends = (logs, logs - half, logs + half)
+            profiles = {
+                str(i): profile(latency_ratio=Interval(value=value, low=low, high=high))
+                for i, (value, low, high) in enumerate(zip(*map(np.exp, ends), strict=True))
+            }
+            found = objectives.device(profiles, wanted)["latency"]
+            assert found.mean == pytest.approx(math.exp(logs.max()))
+            assert found.sd is not None
+            # The pool of a study makes the noise as good as known.
+            missed[count] += found.mean - 1.96 * found.sd / math.sqrt(found.n) > 1
+    assert missed[1] < 22
+    assert missed[10] < 25
+
+
+def test_the_noise_of_a_target_that_may_be_the_worst_counts() -> None:
+    """What was read best is the worst by a hair, and nobody knows of the other."""
+    quiet, loud = (Interval(value=v, low=v / s, high=v * s) for v, s in ((1.0, 1.01), (0.99, 1.5)))
+    wanted = [Objective(name="latency", direction="minimize")]
+    alone = objectives.device({"a": profile(latency_ratio=quiet)}, wanted)["latency"]
+    both = {"a": profile(latency_ratio=quiet), "b": profile(latency_ratio=loud)}
+    found = objectives.device(both, wanted)["latency"]
+    assert found.mean == alone.mean == 1.0
+    assert found.sd is not None
+    assert alone.sd is not None
+    assert found.sd > 20 * alone.sd
 
 
 def test_the_reference_is_one_by_definition_and_known_as_well_as_its_seeds() -> None:

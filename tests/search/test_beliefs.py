@@ -1,6 +1,7 @@
 """What the model strategy believes, and what it does with it."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -112,3 +113,14 @@ def test_replicates_alone_would_never_end_a_study() -> None:
         Model.Config(replicate_every=1)
     assert Model.Config(replicate_every=0).replicate_every == 0
     assert Model.Config(replicate_every=2).replicate_every == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_may_not_be_tried_is_no_candidate(seed: int) -> None:
+    """Else the most promising one, of which three in four may not be, ends as a random mutant."""
+    space = twelve()
+    history, strategy = told(space, 14), Model(space, Model.Config(replicate_every=0))
+    strategy.allows = lambda genome: zlib.crc32(genome.to_json().encode()) % 4 == 0
+    proposal = strategy.ask(14, seed, history)
+    assert strategy.allows(proposal.genome)
+    assert proposal.origin in ("model", "model+random")

@@ -186,7 +186,7 @@ class Model(Strategy):
         seen: set[Hashable],
         rng: np.random.Generator,
     ) -> list[Candidate]:
-        """New candidates, of specs that are not among those seen and are added to them."""
+        """New candidates that may be tried, of specs not among those seen, which grow by them."""
         found: list[Candidate] = []
         for _ in range(3 * count):
             each = (
@@ -195,8 +195,11 @@ class Model(Strategy):
                 else self._child(parents, rng)
             )
             identity = self.identity(each.genome)
-            if identity not in seen:
-                seen.add(identity)
+            if identity in seen:
+                continue
+            seen.add(identity)
+            # What may not be tried would win by its promise, and chance would then take its place.
+            if self.allows is None or self.allows(each.genome):
                 found.append(each)
             if len(found) == count:
                 break

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from archloop.search.base import Pending, Told
 from archloop.search.beliefs import Believer
 from archloop.search.history import merged
 from archloop.search.strategies.model import Model
+from archloop.search.surrogate import Data, fitted
 from archloop.space.features import features
 from archloop.space.space import Space
 from archloop.space.variation import sample
@@ -81,6 +83,28 @@ def test_fits_of_trials_told_long_ago_take_no_memory(monkeypatch: pytest.MonkeyP
         ]
         assert set(believe(merged(known), NAMES).objectives) == set(NAMES)
     assert len(believe._kernels) <= 8
+
+
+def test_a_fit_serves_while_noise_is_known_a_little_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a study's pool says of noise moves by a percent with each trial that is told."""
+    fits: list[int] = []
+
+    def counted(data: Data) -> Any:
+        fits.append(len(data.y_N))
+        return fitted(data)
+
+    monkeypatch.setattr("archloop.search.beliefs.fitted", counted)
+    space = twelve()
+    history, believe, rng = told(space, 6, limit=9.0), believer(space), np.random.default_rng(0)
+    for usual in (0.0105, 0.0106, 0.0108):
+        known = []
+        for entry in history:
+            se = {"se": usual * rng.uniform(0.99, 1.01)}
+            figures = {n: e.model_copy(update=se) for n, e in entry.figures.items()}
+            known.append(entry._replace(figures=figures))
+        believe(merged(known), NAMES)
+    # Of three objectives and a budget.
+    assert len(fits) == 4
 
 
 def test_random_trials_keep_the_budgets_as_soon_as_they_are_known() -> None:

@@ -221,6 +221,12 @@ def test_missing_global_mixers_are_added_and_no_more(need: int) -> None:
     assert kept.layout == ["gqa"] * 6
 
 
+def test_missing_global_mixers_are_spread_over_the_depth() -> None:
+    space = open_space(changed(budget=None, interleaving={"min_global": 3}, num_blocks=12))
+    layout = from_layout(space, ["short_conv"] * 12).layout
+    assert [i for i, name in enumerate(layout) if name == "gqa"] == [2, 6, 10]
+
+
 def test_a_periodic_genome_repeats_its_first_blocks() -> None:
     space = named("periodic")
     genome = from_layout(space, ["gqa", "short_conv"] * 3)

@@ -56,15 +56,19 @@ def periodic(space: Space, genome: Genome) -> Genome:
 
 def enough_global(space: Space, genome: Genome) -> Genome:
     """At least `min_global` blocks with a global mixer, added evenly over the depth if need be."""
-    need = space.config.interleaving.min_global
-    while sum(map(space.has_global, genome.blocks)) < need:
-        blocks, num_cells = genome.blocks, genome.num_cells
-        local = [i for i in range(num_cells) if not space.has_global(blocks[i])]
-        # A block without mixers gets one only where no other is left.
-        local = [i for i in local if blocks[i].mixers] or local
-        index = local[len(local) // 2]
-        for i in range(index, len(blocks), num_cells):
-            genome = genome.with_block(i, _made_global(space, blocks[i]))
+    num_cells = min(genome.num_cells, len(genome.blocks))
+    copies = [range(cell, len(genome.blocks), num_cells) for cell in range(num_cells)]
+    local = [i for i in range(num_cells) if not space.has_global(genome.blocks[i])]
+    need = space.config.interleaving.min_global - sum(map(space.has_global, genome.blocks))
+    # A block without mixers gets one only where no other is left.
+    mixed = [i for i in local if genome.blocks[i].mixers]
+    bare = [i for i in local if not genome.blocks[i].mixers]
+    for count in range(len(local) + 1):
+        chosen = _evenly(mixed, min(count, len(mixed))) + _evenly(bare, count - len(mixed))
+        if sum(len(copies[i]) for i in chosen) >= need:
+            break
+    for index in (copy for i in chosen for copy in copies[i]):
+        genome = genome.with_block(index, _made_global(space, genome.blocks[index]))
     return genome
 
 
@@ -94,6 +98,11 @@ def sources(space: Space, earlier: list[BlockGenes], slot: Slot, part: Part) -> 
         if other is not None and other.source is None and space.same(other, part):
             found.append(index)
     return found
+
+
+def _evenly(values: list[int], count: int) -> list[int]:
+    """So many of the values, the middle of each of as many equal parts; none if less than one."""
+    return [values[(2 * part + 1) * len(values) // (2 * count)] for part in range(count)]
 
 
 def _mended(space: Space, earlier: list[BlockGenes], slot: Slot, part: Part) -> Part:

@@ -38,6 +38,28 @@ def test_a_periodic_space_counts_its_periods() -> None:
     assert size.log10_size(open_space(SpaceConfig(**periodic))) == pytest.approx(math.log10(3 + 9))
 
 
+def test_the_gene_that_the_budget_sets_multiplies_nothing() -> None:
+    changes = {
+        "channel_mixers": {"swiglu": {"expansion": [1, 2, 3]}},
+        "budget": {"num_params": 700_000, "tolerance": 0.9},
+    }
+    space = open_space(SpaceConfig(**SMALL | changes))
+    assert space.free is not None
+    assert size.log10_size(space) == pytest.approx(math.log10(3 + 9))
+
+
+def test_parallel_mixers_have_no_order() -> None:
+    space = open_space(SpaceConfig(**SMALL | {"num_blocks": 1, "structure": {"num_mixers": 2}}))
+    # Of three choices, two with repetition.
+    assert size.log10_size(space) == pytest.approx(math.log10(6))
+
+
+def test_a_space_of_a_thousand_blocks_is_described() -> None:
+    space = open_space(SpaceConfig(**SMALL | {"num_blocks": 1024}))
+    assert size.log10_size(space) == pytest.approx(1024 * math.log10(3))
+    assert "about 10^488.6 layouts" in space.describe()
+
+
 def test_draws_of_the_prior_add_up() -> None:
     found = size.draws(open_space(SpaceConfig(**SMALL)), seed=0, count=100)
     assert sum(found.families.values()) == found.num_genomes == 100

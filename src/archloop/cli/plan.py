@@ -173,7 +173,8 @@ def _screened(plan: "Plan") -> "Iterator[str]":
 
 def _space(space: "SpaceOutlook") -> Iterator[str]:
     draws = space.draws
-    yield f"space: at most 10^{space.log10_genomes:.1f} genomes, before rules and budget"
+    size = f"10^{space.log10_genomes:.1f}"
+    yield f"space: at most {size} genomes, before rules and budget, sharing aside"
     families = ", ".join(f"{count} with {number}" for number, count in draws.families.items())
     yield (
         f"its prior, {draws.num_genomes} draws: {draws.distinct} different specs; by number of "

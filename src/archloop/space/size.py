@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from archloop.space.config import BLOCK, Scope
 from archloop.space.genome import Genome
 from archloop.space.space import Space
 from archloop.space.specs import to_spec
@@ -33,28 +32,11 @@ class Draws(NamedTuple):
 
 
 def log10_size(space: Space) -> float:
-    """Common logarithm of the number of genomes, at most: not all keep the rules or the budget."""
-    config = space.config
-    block = {name: _values(space, name, "block") for name in (*space.mixers, *space.channel_mixers)}
-    mixer = sum(block[name] for name in space.mixers)
-    mixers = sum(mixer**number for number in config.structure.num_mixers)
-    channel = sum(block[name] for name in space.channel_mixers)
-    by_half = {"both": mixers * channel, "mixers": mixers, "channel_mixer": channel}
-    choices = sum(by_half[half] for half in config.structure.halves) * _values(
-        space, BLOCK, "block"
-    )
-    # A global gene has one value for all families that know it.
-    once = math.prod(len(values) for values in space.global_genes.values())
-    once *= math.prod(_values(space, name, "family") for name in space.families)
-    first, last = config.interleaving.period
-    is_periodic = config.interleaving.rule == "periodic"
-    stacks = sum(
-        sum(choices**period for period in range(first, min(last, depth) + 1))
-        if is_periodic
-        else choices**depth
-        for depth in config.num_blocks
-    )
-    return math.log10(stacks) + math.log10(once)
+    """Common logarithm of the number of genomes, at most: not all keep the rules or the budget.
+
+    What blocks share is left aside, and so is the gene that repair sets by the budget.
+    """
+    return math.log10(space.size)
 
 
 def draws(space: Space, seed: int, count: int = 200) -> Draws:
@@ -72,12 +54,6 @@ def draws(space: Space, seed: int, count: int = 200) -> Draws:
         {number: numbers.count(number) for number in sorted(set(numbers))},
         sum(not set(own) & set(space.global_mixers) for own in names) / count,
     )
-
-
-def _values(space: Space, name: str, scope: Scope) -> int:
-    """Combinations of a family's genes of one scope."""
-    family = space.families[name]
-    return math.prod(len(family.genes[gene]) for gene in family.scoped(scope))
 
 
 def _digest(space: Space, genome: Genome) -> str:

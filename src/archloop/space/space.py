@@ -185,7 +185,8 @@ class Space:
                 for gene, values in family.genes.items()
             )
             lines.append(f"{family.name}: {genes or 'no searched genes'}")
-        lines.append(f"about {self.size:.2g} layouts")
+        # Not the number itself: of a thousand blocks it is larger than any float.
+        lines.append(f"about 10^{math.log10(self.size):.1f} layouts")
         return "\n".join(lines)
 
     def _choices(self, name: str) -> int:

@@ -1,9 +1,13 @@
 """A study of two targets seen one by one: a front on each, and where they disagree."""
 
+import math
+
 import pytest
 
 from archloop.findings.rerank import reranked
 from archloop.findings.targets import by_target, fastest
+from archloop.findings.together import worst_of_all
+from archloop.findings.verdict import verdict
 from archloop.profiling.record import Interval, Profile
 from archloop.ranking.record import Readings
 from archloop.report import by_target as told
@@ -68,6 +72,30 @@ def test_pairs_that_targets_order_differently_beyond_doubt_are_named(study: Stud
     # Of trial 3 the phone knows nothing.
     assert all(3 not in pair for pair in pairs)
     assert found.left_out == {"host": {}, "phone": {3: "the phone cannot run block 2"}}
+
+
+def test_the_worst_target_of_replicates_is_read_over_all_of_them(study: StudyRecord) -> None:
+    """Each target is 1.1 in the mean; the mean of what was worst in each replicate is 1.2."""
+    runs = [{"host": on(1.0), "phone": on(1.2)}, {"host": on(1.2), "phone": on(1.0)}]
+    values, wanted = studies.objectives(0.5, 1.2, 1.0), study.objectives
+    (found,) = worst_of_all([values], runs, wanted)
+    assert found.mean("latency") == pytest.approx(math.sqrt(1.2))
+    assert (found.mean("quality"), found.values["latency"].n) == (0.5, 6)
+    on_one = [{"host": run["host"]} for run in runs]
+    assert list(worst_of_all([values], on_one, wanted)) == [values]
+    lost = [runs[0], {"host": on(1.2)}]
+    assert list(worst_of_all([values], lost, wanted)) == [values]
+    again = [
+        studies.trial(
+            number, "CCCC", by_rung=(values,), origin="replicate", replicates=0, profiles=run
+        )
+        for number, run in zip((6, 7), runs, strict=True)
+    ]
+    told_all = verdict(study.model_copy(update={"trials": (*study.trials, *again)}))
+    assert told_all is not None
+    row = told_all.row(0)
+    assert row is not None
+    assert row.place.estimates["latency"].mean < 1.15
 
 
 def test_reports_say_it_and_studies_of_one_target_do_not(study: StudyRecord) -> None:

@@ -11,6 +11,8 @@ from archloop.profiling.record import Figures, Interval, Profile
 from archloop.profiling.statistics import CONFIDENCE, t_quantile
 from archloop.ranking.budgets import log_readings
 from archloop.ranking.estimates import merged
+from archloop.ranking.objectives import device
+from archloop.ranking.record import Objective, Objectives
 
 
 def together(runs: Sequence[Mapping[str, Profile]]) -> dict[str, Profile]:
@@ -27,6 +29,30 @@ def together(runs: Sequence[Mapping[str, Profile]]) -> dict[str, Profile]:
         for target in first
         if all(target in run for run in others)
     }
+
+
+def worst_of_all(
+    stack: Sequence[Objectives],
+    runs: Sequence[Mapping[str, Profile]],
+    wanted: Sequence[Objective],
+) -> Sequence[Objectives]:
+    """A replicated stack with devices' figures that are the worst target's over all its replicates.
+
+    Each replicate's own worst target was unlucky in that replicate, so that their mean is as much
+    too large as one of them and only seems to be known better. So each target is read over all
+    replicates first.
+
+    Args:
+        stack: what was read of it by rung, each replicate's worst target averaged.
+        runs: profiles by target of each replicate.
+        wanted: the study's objectives.
+    """
+    targets = {frozenset(run) for run in runs}
+    if len(runs) < 2 or len(targets) > 1 or any(len(run) < 2 for run in runs):
+        # Nothing to average, a lost measurement, or one target, which is the worst in each.
+        return stack
+    figures = device(together(runs), wanted)
+    return [Objectives(values={**at.values, **figures}) for at in stack]
 
 
 def _merged(profiles: Sequence[Profile]) -> Profile:

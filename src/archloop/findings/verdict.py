@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from archloop.findings.together import together
+from archloop.findings.together import together, worst_of_all
 from archloop.profiling.record import Profile
 from archloop.ranking import comparison, membership
 from archloop.ranking.budgets import Budget, limited
@@ -142,6 +142,10 @@ def _compare(study: StudyRecord, num_trials: int, num_draws: int) -> Verdict | N
             for trial, others in zip(trials, again, strict=True)
         ]
     )
+    stacks = [
+        worst_of_all(stack, [each.profiles for each in others], study.objectives)
+        for stack, others in zip(stacks, again, strict=True)
+    ]
     found = comparison.compared(
         study.reference.by_rung,
         stacks,

@@ -227,6 +227,25 @@ def test_a_prediction_is_no_measurement() -> None:
     assert not set(prediction._fields) & set(Figures.model_fields)
 
 
+def test_a_stack_that_needs_no_more_than_the_empty_engine_says_nothing_of_memory() -> None:
+    """Its peak is measured anew, and may lie below that of the engine's start."""
+    spec = stack(128, [("gqa", 2.0), ("short_conv", 2.0)])
+    widths = [stack(width, [("gqa", 2.0), ("short_conv", 2.0)]) for width in (128, 256)]
+    known = table(widths, whole=True)
+
+    def below(row: BlockRow) -> BlockRow:
+        nothing = Interval(value=-1e5, low=-2e5, high=1e5)
+        return row.model_copy(update={"memory_bytes": nothing})
+
+    rows = [row if row.spec.blocks or row.spec.d_model > 128 else below(row) for row in known.rows]
+    assert rows != list(known.rows)
+    predicted = Predictor(BlockTable(rows=tuple(rows)), WHERE, 1024).predict(spec)
+    net = measured(spec).figures[0].peak_memory_bytes.value - EMPTY_BYTES
+    assert predicted.memory_bytes_estimate == pytest.approx(net, rel=0.1)
+    none = BlockTable(rows=tuple(below(row) for row in known.rows))
+    assert Predictor(none, WHERE, 1024).predict(spec).memory_bytes_estimate == 0
+
+
 def test_memory_above_the_empty_engine_has_the_intervals_of_both() -> None:
     spec = stack(128, [("gqa", 2.0)])
     (row,) = rows_of(spec, measured(spec))

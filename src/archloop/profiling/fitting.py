@@ -53,13 +53,16 @@ def pooled(x_RKJ: Array, y_R: Array, groups: NDArray[np.int64]) -> tuple[Array, 
 def with_largest(x_RA: Array, own_RKJ: Array, y_R: Array) -> tuple[Array, Array]:
     """Shares of features that add up, and of those of which only the largest kind's count.
 
-    Fits while each row counts the kind that was its largest before, until that stays.
+    Fits while each row counts the kind that was its largest before, until that stays. Without any
+    row nothing is known to need anything.
 
     Returns:
         Shares (A,) and (K, J).
     """
     num_rows, num_kinds, _ = own_RKJ.shape
     num_added = x_RA.shape[1]
+    if not num_rows:
+        return np.zeros(num_added), np.zeros(own_RKJ.shape[1:])
     counted, best = own_RKJ, (np.inf, np.zeros(0), np.zeros(0))
     for _ in range(_ROUNDS):
         design = np.concatenate([x_RA, counted.reshape(num_rows, -1)], 1)

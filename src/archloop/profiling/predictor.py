@@ -176,11 +176,12 @@ class _Shares:
         # An end's parameters may be held twice, as embedding and as head.
         of_ends = kept[:, groups == 0].sum(1)[:, :1]
         of_halves = kept[:, groups != 0].sum(1)
-        memory, self._workspace = with_largest(
-            np.concatenate([constant, of_ends, of_halves], 1),
-            self._summed([Counter(set(count)) for count in counts], _workspace, largest=True),
-            _values(rows, "memory_bytes"),
-        )
+        added = np.concatenate([constant, of_ends, of_halves], 1)
+        needs = self._summed([Counter(set(count)) for count in counts], _workspace, largest=True)
+        net_R = _values(rows, "memory_bytes")
+        # A small stack may find room in what the engine's start left free. Nothing is no ratio.
+        above_R = net_R > 0
+        memory, self._workspace = with_largest(added[above_R], needs[above_R], net_R[above_R])
         self.constant = np.array([0.0, 0.0, memory[0]])
         self._kept_ends, self._kept_halves = np.array([memory[1], 0.0]), memory[2:]
 

@@ -41,7 +41,8 @@ class Candidate(_Record):
         origin: how it came about: preset, random, mutation, crossover, ...
         parents: trial numbers.
         replicates: number of the trial of which this is another measurement and training.
-        num_ruled_out: proposals in its place that tables of measured blocks ruled out.
+        num_ruled_out: proposals in its place that tables of measured blocks ruled out; with the
+            strategy `model`, candidates that it would have compared.
     """
 
     spec: StackSpec

@@ -9,7 +9,7 @@ import pytest
 
 from archloop.ranking.estimate import Estimate
 from archloop.search.base import Pending, Told
-from archloop.search.beliefs import Believer
+from archloop.search.beliefs import MOST_TOGETHER, Beliefs, Believed, Believer
 from archloop.search.history import merged
 from archloop.search.strategies.model import Model
 from archloop.search.surrogate import Data, fitted
@@ -148,3 +148,46 @@ def test_what_may_not_be_tried_is_no_candidate(seed: int) -> None:
     proposal = strategy.ask(14, seed, history)
     assert strategy.allows(proposal.genome)
     assert proposal.origin in ("model", "model+random")
+
+
+class Alike:
+    """A surrogate that says the same of every genome."""
+
+    def __init__(self, mean: float, sd: float) -> None:
+        self.mean, self.sd = mean, sd
+
+    def marginals(self, x_CF: Any) -> tuple[Any, Any]:
+        return np.full(len(x_CF), self.mean), np.full(len(x_CF), self.sd)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.5, 0.9])
+def test_budgets_that_move_together_are_one_risk_rather_than_many(together: float) -> None:
+    """Ten targets' steps, 2% within their limits, known to 3%."""
+    rng = np.random.default_rng(0)
+    surrogate: Any = Alike(0.98, 0.03)
+    margins = {f"target {i}": Believed(surrogate, {}) for i in range(10)}
+    found = Beliefs({}, margins, together).keeps_budgets(np.zeros((1, 2)))
+    common, own = rng.standard_normal((20_000, 1)), rng.standard_normal((20_000, 10))
+    errors = math.sqrt(together) * common + math.sqrt(1 - together) * own
+    truth = (0.98 + 0.03 * errors < 1).all(1).mean()
+    assert found[0] == pytest.approx(truth, abs=0.02)
+
+
+def test_how_far_budgets_move_together_is_read_off_the_trials() -> None:
+    space = twelve()
+    history, rng = told(space, 12, limit=9.0), np.random.default_rng(0)
+
+    def limited(noise: float) -> float:
+        changed = []
+        for entry in history:
+            memory, around = entry.margins["memory"], noise * rng.standard_normal(6)
+            own = {
+                str(i): memory.model_copy(update={"mean": memory.mean + a})
+                for i, a in enumerate(around)
+            }
+            changed.append(entry._replace(margins=own))
+        return believer(space)(merged(changed), NAMES).together
+
+    assert limited(0.0) == MOST_TOGETHER
+    assert limited(2.0) < 0.3
+    assert believer(space)(merged(history), NAMES).together == 0.0

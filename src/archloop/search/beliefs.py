@@ -4,7 +4,7 @@ Costs of blocks add up, so ratios to the reference and to a limit are modelled a
 as logarithms, in which a sum is no sum. A rejected trial was measured too and says what breaks a
 budget; a figure that fewer than two trials have is not believed yet.
 
-Shape suffixes: N trials, C genomes, F features, K draws.
+Shape suffixes: N trials, C genomes, F features, K draws, M budgets' figures, Q common parts.
 """
 
 import math
@@ -27,6 +27,10 @@ REFIT = 1 / 4
 """Hyper-parameters are fitted again when there are so many more trials, as a share of them."""
 _LEAST_NOISE = 2.0**-20
 """Of a trial whose figures are exact, over the usual noise."""
+MOST_TOGETHER = 0.9
+"""Correlation of budgets' figures that is believed at most: targets are never quite one."""
+_COMMON_Q = special.ndtri((np.arange(128) + 0.5) / 128)
+"""Equally likely values of what budgets' figures have in common, in standard deviations."""
 MOST_KEPT = 256
 """Fits that are remembered, the latest: with each trial that is told the noise of all is known
 anew, and a fit to what was known before is not asked for again."""
@@ -55,10 +59,15 @@ class Believed(NamedTuple):
 
 
 class Beliefs(NamedTuple):
-    """Surrogates by name: of objectives, and of what is measured of each budget over its limit."""
+    """Surrogates by name: of objectives, and of what is measured of each budget over its limit.
+
+    Attributes:
+        together: mean correlation of budgets' figures over the trials, 0 to `MOST_TOGETHER`.
+    """
 
     objectives: dict[str, Believed]
     margins: dict[str, Believed]
+    together: float = 0.0
 
     def trained(self, tried: Sequence[Tried]) -> list[Tried]:
         """Trials that may be parents and of which every objective was read."""
@@ -69,12 +78,22 @@ class Beliefs(NamedTuple):
         ]
 
     def keeps_budgets(self, x_CF: Floats) -> Floats:
-        """Probability that each genome keeps every budget, (C,)."""
-        found_C = np.ones(len(x_CF))
+        """Probability that each genome keeps every budget, (C,).
+
+        Budgets' figures go up and down together: the steps of ten targets are not ten risks of
+        their own, whose product would say that hardly any stack keeps all. So what is not known
+        of them has a common part of the size that their correlation over trials says, as if one
+        process were believed of all of them (Bonilla et al. 2008, multi-task Gaussian processes).
+        """
+        if not self.margins:
+            return np.ones(len(x_CF))
+        common_Q, own = math.sqrt(self.together) * _COMMON_Q, math.sqrt(1 - self.together)
+        found_QC = np.ones((len(common_Q), len(x_CF)))
         for believed in self.margins.values():
             mean_C, sd_C = believed.surrogate.marginals(x_CF)
-            found_C *= special.ndtr((1.0 - mean_C) / np.maximum(sd_C, 1e-12))
-        return found_C
+            room_C = (1.0 - mean_C) / np.maximum(sd_C, 1e-12)
+            found_QC *= special.ndtr((room_C - common_Q[:, None]) / own)
+        return np.asarray(found_QC.mean(0))
 
 
 class Believer:
@@ -93,7 +112,7 @@ class Believer:
         figures = {name: [(t, t.figures.get(name)) for t in tried] for name in objectives}
         limits = sorted({name for entry in tried for name in entry.margins})
         margins = {name: [(t, _ratio(t.margins, name)) for t in tried] for name in limits}
-        return Beliefs(self._fitted(figures), self._fitted(margins))
+        return Beliefs(self._fitted(figures), self._fitted(margins), _together(tried, limits))
 
     def _fitted(
         self, read: Mapping[str, Sequence[tuple[Tried, Estimate | None]]]
@@ -120,6 +139,24 @@ class Believer:
             self._kernels[key] = fitted(first)
         places = {entry.number: place for place, (entry, _) in enumerate(read)}
         return Believed(Surrogate(data, self._kernels[key]), places)
+
+
+def _together(tried: Sequence[Tried], limits: Sequence[str]) -> float:
+    """Mean correlation of budgets' figures, over the trials that have all of them."""
+    whole = [entry.margins for entry in tried if entry.margins.keys() >= set(limits)]
+    read = [[margins[name].mean for name in limits] for margins in whole]
+    values_NM = np.array([row for row in read if all(map(math.isfinite, row))])
+    if len(values_NM) <= MIN_READ:
+        return 0.0
+    apart_NM = values_NM - values_NM.mean(0)
+    sd_M = apart_NM.std(0)
+    unit_NM = apart_NM[:, sd_M > 0] / sd_M[sd_M > 0]
+    count = unit_NM.shape[1]
+    if count < 2:
+        return 0.0
+    # The variance of a sum of so many figures of variance 1 is their number and all correlations.
+    mean = (float(np.square(unit_NM.sum(1)).mean()) - count) / (count * (count - 1))
+    return min(max(mean, 0.0), MOST_TOGETHER)
 
 
 def _ratio(margins: Mapping[str, Estimate], name: str) -> Estimate | None:

@@ -365,7 +365,7 @@ def test_a_fact_that_is_asked_ten_times_tells_as_much_as_once():
 
     class Constant(Answering):
         def nats(self, request):
-            return 0.0 if b" Europe." == bytes(request.continuation) else -1.0
+            return 0.0 if bytes(request.continuation) == b" Europe." else -1.0
 
     score = suites.make("facts", {"variant": "continent"}).run(Constant(), limit=500)
     assert score.value == pytest.approx(4 / 14, abs=0.1)

@@ -68,6 +68,7 @@ def test_a_card_trains_nothing_while_it_is_measured(capsys: pytest.CaptureFixtur
     assert lines[3] == "2x6 100M against 1x6 100M: 1.00 as run, 2.00 reckoned"
 
 
+@pytest.mark.ci
 def test_stacks_are_equal_in_size_and_each_another(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("words")
     recipe = trials_per_hour.pilot_shaped(tmp_path, "cpu", 12, 256)

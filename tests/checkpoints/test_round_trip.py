@@ -329,6 +329,7 @@ print(peak - base, sum(sizes), max(sizes))
 """
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "dtype, shard_bytes", [("none", 20 << 20), ("bfloat16", 1 << 30)], ids=["shards", "cast"]

@@ -79,6 +79,7 @@ def test_what_goes_wrong_is_told_apart(
     assert caught.value.cause == cause
 
 
+@pytest.mark.ci
 def test_a_runner_of_its_own_is_measured_there(
     phone: Path, choice: DeviceChoice, plain: str, tmp_path: Path
 ) -> None:

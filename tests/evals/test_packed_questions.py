@@ -1,6 +1,7 @@
 """Examples drawn ahead: the same scores without what the questions were drawn from."""
 
 import json
+import re
 
 import pytest
 
@@ -126,8 +127,8 @@ def test_another_seed_number_version_or_form_is_said(file, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         packing.unpack(tmp_path / "none", 0, None)
     lines = file.read_text().splitlines()
-    file.write_text(lines[0].replace('"version":1', '"version":99'))
-    with pytest.raises(UserError, match="was packed at version 99 and is at 1"):
+    file.write_text(re.sub(r'"version":\d+', '"version":99', lines[0], count=1))
+    with pytest.raises(UserError, match=r"was packed at version 99 and is at \d"):
         packing.unpack(file, SEED, LIMIT)
     examples = lines[0].index('"examples":[') + len('"examples":[')
     file.write_text(lines[0][:examples] + "1," + lines[0][examples:])

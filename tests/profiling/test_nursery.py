@@ -128,6 +128,7 @@ def test_an_artifact_runs_the_prompts_that_it_will_be_measured_with(
     assert ("not run ahead: out of memory" in caplog.text) == full
 
 
+@pytest.mark.ci
 def test_an_export_is_run_on_the_part_of_the_machine_that_is_measured(tmp_path, monkeypatch):
     asked = []
 

@@ -184,8 +184,8 @@ def test_times_every_step(launch: Start, artifact: Path) -> None:
     "fault, cause, words",
     [
         ("crash", "crash", "SIGSEGV"),
-        ("hang", "timeout", "time limit of 4 s"),
-        ("eat", "memory", "decode"),
+        pytest.param("hang", "timeout", "time limit of 4 s", marks=pytest.mark.ci),
+        pytest.param("eat", "memory", "decode", marks=pytest.mark.ci),
         ("raise", "unsupported", "this engine has no second token"),
         ("bug", "crash", "shapes do not match"),
     ],
@@ -234,6 +234,7 @@ def test_a_kill_counts_as_memory_if_the_device_says_so(
     assert caught.value.cause == cause
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("fault", ["hang", "deaf"])
 def test_a_hanging_worker_ends_without_its_parent(
     fault: str, launch: Start, faulty: Callable[[str], Path]

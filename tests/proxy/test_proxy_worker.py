@@ -72,6 +72,7 @@ def test_equals_the_same_training_in_this_process_and_is_kept(root, tmp_path, mo
         run_isolated(job(root, seed=2), tmp_path)
 
 
+@pytest.mark.ci
 def test_a_worker_knows_the_plugins_and_no_stray_modules(root, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_folders", {})
     (tmp_path / "mixers").mkdir()
@@ -163,6 +164,7 @@ def test_a_spec_that_cannot_be_built_is_a_crash_with_its_reason(root, tmp_path):
     assert "260" in error.detail
 
 
+@pytest.mark.ci
 def test_memory_limit(root, tmp_path):
     asked = job(root, num_steps=100_000)
     wide = asked.config.training.model_copy(update={"batch_size": 4096, "seq_len": 1024})
@@ -182,6 +184,7 @@ def test_a_full_disk_is_not_the_trials_fault(root, tmp_path, monkeypatch):
         run_isolated(job(root), tmp_path / "job")
 
 
+@pytest.mark.ci
 def test_a_worker_ends_when_its_parent_is_killed(root, tmp_path):
     code = (
         "import sys; from pathlib import Path\n"

@@ -64,6 +64,7 @@ def test_plugins_of_every_kind_are_tested(tmp_path: Path) -> None:
     assert found["failures"] == []
 
 
+@pytest.mark.ci
 def test_a_plugin_that_breaks_its_contract_is_refused(tmp_path: Path) -> None:
     recipe = write(tmp_path, FORGETFUL)
     shown = CliRunner().invoke(app, ["plan", str(recipe), "--no-probe"])

@@ -127,7 +127,7 @@ def test_a_pattern_is_never_longer_than_its_stack() -> None:
     space, rng = open_space(config), generator(0)
     genome = sample(space, rng)
     lengths = set()
-    for _ in range(500):
+    for _ in range(1000):
         genome = mutate(space, genome, rng)
         assert genome.period is not None
         assert genome.period <= len(genome.blocks)

@@ -67,6 +67,7 @@ def measured(device: DeviceChoice, folder: Path) -> None:
     assert samples.pairs[0].candidate.engine_empty.peak_bytes < 64 << 20
 
 
+@pytest.mark.ci
 def test_on_the_host(tmp_path: Path) -> None:
     measured(DeviceChoice(), tmp_path)
 

@@ -156,7 +156,7 @@ def _together(tried: Sequence[Tried], limits: Sequence[str]) -> float:
         return 0.0
     # The variance of a sum of so many figures of variance 1 is their number and all correlations.
     mean = (float(np.square(unit_NM.sum(1)).mean()) - count) / (count * (count - 1))
-    return min(max(mean, 0.0), MOST_TOGETHER)
+    return float(min(max(mean, 0.0), MOST_TOGETHER))
 
 
 def _ratio(margins: Mapping[str, Estimate], name: str) -> Estimate | None:

@@ -17,7 +17,7 @@ from archloop.testing.spaces import RICH, assert_valid
 
 SEED = 11
 
-LONGEST = 40
+LONGEST = 30
 """Trials of the longest study that a test looks at."""
 
 

@@ -102,15 +102,19 @@ class Needle(ReplyTask):
             return self
         codec = codec_of(model)
         room = self.config.num_tokens - self.max_new_tokens - len(model.start)
-        chars = self._num_chars
+        chars, short, long = self._num_chars, 0, 2**20 + 1
         for _ in range(_TRIES):
-            settings = {"num_chars": min(chars, 2**20), "num_tokens": None}
+            settings = {"num_chars": chars, "num_tokens": None}
             fitted = type(self)(self.config.model_copy(update=settings))
             asked = fitted.questions(split, seed, num_examples)
             longest = max(len(codec.encode(question.prompt)) for question in asked)
             if _NEAR * room <= longest <= room:
                 return fitted
-            chars = int(min(chars, 2**20) * (1 + _NEAR) / 2 * room / longest)
+            short, long = (short, chars) if longest > room else (chars, long)
+            chars = int(chars * (1 + _NEAR) / 2 * room / longest)
+            if not short < chars < long:
+                # Lists of words grow in jumps, over which a step by proportion goes to and fro.
+                chars = (short + long) // 2
         raise UserError(
             f"needles of {self.config.num_tokens} tokens: the longest prompt had {longest} where "
             f"{room} are room; ask for another length"

@@ -13,6 +13,7 @@ from archloop.profiling.artifacts import Exporting
 from archloop.profiling.nursery import Nursery
 from archloop.profiling.protocol import prepare
 from archloop.profiling.samples import Samples, read_samples
+from archloop.runtimes.torch_cuda import TorchCuda
 from archloop.runtimes.torch_eager import TorchEager, TorchSession
 from archloop.stack.spec import BlockSpec, ChannelMixerSpec, MixerSpec, StackSpec
 from archloop.workers.deaths import WorkerError
@@ -67,6 +68,17 @@ def test_imports_that_cannot_be_forked_are_left_to_each_process(tmp_path, monkey
             asked = [str(word) for word in server._process.args]
             assert "xml.dom" in asked
             assert not {"restless", "archloop.no_such_module"} & set(asked)
+
+
+@pytest.mark.gpu
+def test_nothing_that_stacks_on_a_card_need_is_left_to_each_process():
+    """What starts a thread or reaches for the card, and so cannot be forked, would be left out."""
+    device, runtime = Host(), TorchCuda()
+    with Nursery() as nursery:
+        server = nursery._server(device, runtime, runtime.runner(device).argv, {})
+        assert server is not None, nursery.reasons
+        asked = {str(word) for word in server._process.args}
+    assert {name for group in runtime.likely_imports for name in group} <= asked
 
 
 @pytest.mark.ci

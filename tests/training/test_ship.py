@@ -50,6 +50,10 @@ def both(folder: Path, run: ShipRun) -> Shipped:
     return train_on_several(run, TEXT, folder / "work", folder / "model", cpus, lambda *_: None)
 
 
+def killed_at_once(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_killed_and_gone_on_with_it_gives_the_same_weights(tmp_path: Path, optimizer: str) -> None:
     run = run_of(training={"optimizer": optimizer})
@@ -90,11 +94,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
-    def killed(*_: float) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, run_of(), on_step=killed)
+        go(tmp_path, run_of(), on_step=killed_at_once)
     with pytest.raises(UserError, match="another training"):
         go(tmp_path, run_of(training={"learning_rate": 1e-4}))
 
@@ -131,11 +132,8 @@ def test_a_place_that_takes_no_checkpoint_is_refused_before_the_training(
 def test_killed_while_it_left_its_checkpoint_it_is_left_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(ship, "_write_text_files", killed)
+        patch.setattr(ship, "_write_text_files", killed_at_once)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, run_of())
     assert not (tmp_path / "model" / ship.RECORD).exists()
@@ -147,11 +145,8 @@ def test_killed_while_it_left_its_checkpoint_it_is_left_again(
 def test_killed_while_its_state_went_it_goes_with_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go_on: Callable[[Path, ShipRun], Shipped]
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(ship, "_clear", killed)
+        patch.setattr(ship, "_clear", killed_at_once)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, run_of(), save_every_s=0)
     assert (tmp_path / "model" / ship.RECORD).exists()

@@ -32,8 +32,8 @@ MOST_TOGETHER = 0.9
 _COMMON_Q = special.ndtri((np.arange(128) + 0.5) / 128)
 """Equally likely values of what budgets' figures have in common, in standard deviations."""
 MOST_KEPT = 256
-"""Fits that are remembered, the latest: with each trial that is told the noise of all is known
-anew, and a fit to what was known before is not asked for again."""
+"""Fits that are remembered, the latest: one to fewer trials, or to noise that was known otherwise,
+is hardly asked for again."""
 
 
 class Believed(NamedTuple):
